@@ -1,0 +1,65 @@
+"""The three parts of a loaded checkpoint, as they travel on SVD_MODEL, SVD_CLIP_VISION and SVD_VAE wires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionModelWithProjection
+
+
+@dataclass(frozen=True)
+class VideoDefaults:
+    """What a checkpoint was trained for: the values to use when the user gives none."""
+
+    num_frames: int = 25
+    width: int = 1024
+    height: int = 576
+    min_guidance: float = 1.0
+    max_guidance: float = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class SVDModel:
+    """The denoising network, and what sampling has to know beside it.
+
+    unet           UNetSpatioTemporalConditionModel: (B, F, 8, h, w) -> (B, F, 4, h, w)
+    scaling_factor scaled latents = unscaled latents * scaling_factor  (vae/config.json; 0.18215)
+    sigma_min, sigma_max  the noise range it was trained for  (scheduler/scheduler_config.json; 0.002 and 700)
+    """
+
+    unet: UNetSpatioTemporalConditionModel
+    scaling_factor: float
+    sigma_min: float
+    sigma_max: float
+    defaults: VideoDefaults
+
+
+@dataclass(frozen=True, eq=False)
+class SVDVae:
+    """The temporal VAE: `encoder` and `quant_conv` on one image, `decoder` on a clip; unscaled latents on both sides.
+
+    `vae.config.force_upcast` says that the encoder must compute in float32.
+    """
+
+    vae: AutoencoderKLTemporalDecoder
+
+
+@dataclass(frozen=True, eq=False)
+class SVDClipVision:
+    """The CLIP image tower with its projection, and the mean and deviation its input is normalised by (per channel)."""
+
+    encoder: CLIPVisionModelWithProjection
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """All of one checkpoint."""
+
+    model: SVDModel
+    clip_vision: SVDClipVision
+    vae: SVDVae

@@ -1,0 +1,104 @@
+"""The errors a user can meet. Each says what is needed, what was given and the way out, and knows its exit status.
+
+Exit statuses of the command line: 2 bad usage or bad graph, 3 a model or input file is missing or not what it should
+be, 4 a node failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class SVDStagesError(Exception):
+    """Root of all errors that are the user's to read. `code` is stable, for programs: `<room>.<reason>`."""
+
+    code = "error"
+    exit_status = 4
+
+    def __init__(self, message: str, *, code: str | None = None):
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class SettingError(SVDStagesError, ValueError):
+    """A value is out of its range, or values do not fit together."""
+
+    code = "setting"
+    exit_status = 2
+
+
+class CheckpointError(SVDStagesError):
+    """A model file or folder is missing, damaged, of another family, or not complete."""
+
+    code = "checkpoint"
+    exit_status = 3
+
+
+class ImageError(SVDStagesError):
+    """An input picture is missing, unreadable or not usable."""
+
+    code = "image"
+    exit_status = 3
+
+
+class GraphError(SVDStagesError):
+    """A graph cannot be read, converted or run. `node_errors` has ComfyUI's shape: node id -> {errors, ...}."""
+
+    code = "graph"
+    exit_status = 2
+
+    def __init__(self, message: str, *, code: str | None = None, node_errors: dict[str, Any] | None = None):
+        super().__init__(message, code=code)
+        self.node_errors = node_errors or {}
+
+
+class NodeError(SVDStagesError):
+    """A node raised while it ran. `__cause__` is what it raised; its exit status is the cause's when that is ours."""
+
+    code = "node"
+
+    def __init__(self, message: str, *, node_id: str, class_type: str, cause: BaseException):
+        super().__init__(message, code=getattr(cause, "code", None) if isinstance(cause, SVDStagesError) else None)
+        self.node_id = node_id
+        self.class_type = class_type
+        self.exit_status = cause.exit_status if isinstance(cause, SVDStagesError) else 4
+
+
+class OutputError(SVDStagesError):
+    """A result could not be written where it was asked for."""
+
+    code = "output"
+    exit_status = 4
+
+
+class MemoryBudgetError(SVDStagesError):
+    """A stage needs more memory than is free, and what it was told to do leaves it no other way."""
+
+    code = "memory"
+    exit_status = 4
+
+
+class MissingExtraError(SVDStagesError):
+    """An optional package is needed. The message names the extra that brings it."""
+
+    code = "extra"
+    exit_status = 2
+
+
+class Interrupted(SVDStagesError):
+    """The user stopped the run."""
+
+    code = "interrupted"
+    exit_status = 130
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Up to `count` names of `known` that look most like `name`, for the end of a message: "a", "b" or "c"."""
+    found = get_close_matches(name, list(known), n=count, cutoff=0.0)
+    quoted = [f'"{each}"' for each in found]
+    if len(quoted) < 2:
+        return "".join(quoted)
+    return ", ".join(quoted[:-1]) + " or " + quoted[-1]

@@ -1,0 +1,163 @@
+"""What a stage needs from the program it runs in: a device, memory, progress, folders, the list of models.
+
+A door (`__init__.py` inside ComfyUI, `headless.py` elsewhere) sets the process's default once; a run or a test may put
+another over it with `using`. ComfyUI runs nodes on another thread, which inherits no context: the default is a plain
+global, and only the override is a ContextVar.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from .checkpoint.library import ModelLibrary
+from .errors import SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+Folder = Literal["input", "output", "temp"]
+Advance = Callable[[int], None]
+"""Called with the number of units done so far. Raises `Interrupted` (or the program's own error) when asked to stop."""
+
+
+class Host(Protocol):
+    """The program around the stages. `HeadlessHost` is ours; `nodes/comfy/host.py` has ComfyUI's."""
+
+    @property
+    def library(self) -> ModelLibrary:
+        """The checkpoints that the user has."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """What precision `auto` means when the user said so for the whole run: auto, fp16, bf16 or fp32."""
+        ...
+
+    def device(self) -> torch.device:
+        """Where stages compute."""
+        ...
+
+    def on_device(self, module: torch.nn.Module) -> contextlib.AbstractContextManager[torch.device]:
+        """Have `module` on the compute device inside the `with`; where it lives after is the host's affair."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the compute device now."""
+        ...
+
+    def progress(self, stage: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
+        """Show `total` units of `stage` going by. Inside the `with`, call what it gives with the units done."""
+        ...
+
+    def folder(self, kind: Folder) -> Path:
+        """The folder for input files, results, or previews. It may not exist yet."""
+        ...
+
+
+Reporter = Callable[[str, int, int, str], None]
+"""Called with (stage, units done, units in all, name of the unit); first with 0 done."""
+
+
+def ignore_progress(stage: str, done: int, total: int, unit: str) -> None:
+    """A reporter that shows nothing."""
+
+
+@dataclass(frozen=True)
+class HeadlessHost:
+    """No ComfyUI: torch's devices, plain folders, a reporter for progress."""
+
+    library: ModelLibrary = field(default_factory=ModelLibrary)
+    device_name: str = "auto"
+    precision: str = "auto"
+    input_folder: Path = Path("input")
+    output_folder: Path = Path("output")
+    temp_folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "svd-stages")
+    reporter: Reporter = ignore_progress
+
+    def device(self) -> torch.device:
+        """`device_name`, or for `auto` the first of CUDA, MPS and CPU that is there.
+
+        Raises SettingError for a name that torch does not know or a device that is not there.
+        """
+        import torch
+
+        if self.device_name == "auto":
+            if torch.cuda.is_available():
+                return torch.device("cuda")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        try:
+            device = torch.device(self.device_name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            first_line = str(error).split("\n")[0]
+            raise SettingError(
+                f'device "{self.device_name}" cannot be used: {first_line}. Use auto, cpu, cuda, cuda:1 or mps.'
+            ) from error
+        if device.type == "meta":
+            raise SettingError('device "meta" holds no numbers; use auto, cpu, cuda, cuda:1 or mps.')
+        return device
+
+    @contextlib.contextmanager
+    def on_device(self, module: torch.nn.Module) -> Iterator[torch.device]:
+        """Move `module` to the device, and back to the CPU afterwards: one part is resident at a time."""
+        device = self.device()
+        module.to(device)
+        try:
+            yield device
+        finally:
+            module.to("cpu")
+
+    def free_memory(self) -> int:
+        """Free bytes on the card, or what the operating system calls available for the CPU."""
+        import psutil
+        import torch
+
+        device = self.device()
+        if device.type == "cuda":
+            return torch.cuda.mem_get_info(device)[0]
+        return psutil.virtual_memory().available
+
+    @contextlib.contextmanager
+    def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:
+        """Tell the reporter. Stopping is Python's KeyboardInterrupt here."""
+        self.reporter(stage, 0, total, unit)
+        yield lambda done: self.reporter(stage, done, total, unit)
+
+    def folder(self, kind: Folder) -> Path:
+        """The folder given at construction."""
+        return {"input": self.input_folder, "output": self.output_folder, "temp": self.temp_folder}[kind]
+
+
+class _Process:
+    """The one piece of process state: the host that a door chose."""
+
+    default: Host = HeadlessHost()
+
+
+_override: ContextVar[Any] = ContextVar("svd_stages_host", default=None)
+
+
+def set_default(host: Host) -> None:
+    """Choose the process's host. Called once, by a door."""
+    _Process.default = host
+
+
+def current() -> Host:
+    """The host of this run."""
+    return _override.get() or _Process.default
+
+
+@contextlib.contextmanager
+def using(host: Host) -> Iterator[Host]:
+    """Put `host` over the default inside the `with`, for this thread and task."""
+    token = _override.set(host)
+    try:
+        yield host
+    finally:
+        _override.reset(token)
