@@ -1,0 +1,106 @@
+"""ComfyUI as the host: its devices and memory, its model and result folders, its progress bar and Cancel button.
+
+ComfyUI's modules are looked up at each call: the program rebinds some of their names while it starts, and this file
+must be importable by tests that only read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...svd_core.checkpoint.library import ModelLibrary
+from ...svd_core.host import Advance, Folder
+
+if TYPE_CHECKING:
+    import torch
+
+EVERYTHING = 1e30
+"""More bytes than any card has: asks ComfyUI to take every model of its own off the card."""
+
+
+@dataclass(frozen=True)
+class ComfyHost:
+    """What a stage needs, from the running ComfyUI. Has no state: every answer is ComfyUI's answer of that moment."""
+
+    @property
+    def library(self) -> ModelLibrary:
+        """ComfyUI's `checkpoints` and `diffusers` folders, those of extra_model_paths.yaml included."""
+        import folder_paths
+
+        return ModelLibrary(
+            checkpoint_folders=tuple(Path(folder) for folder in folder_paths.get_folder_paths("checkpoints")),
+            diffusers_folders=tuple(Path(folder) for folder in folder_paths.get_folder_paths("diffusers")),
+        )
+
+    @property
+    def precision(self) -> str:
+        """fp32 or fp16 when ComfyUI was started with --force-fp32 or --force-fp16, else auto."""
+        from comfy.cli_args import args
+
+        if args.force_fp32:
+            return "fp32"
+        return "fp16" if args.force_fp16 else "auto"
+
+    def device(self) -> torch.device:
+        """The device ComfyUI computes on."""
+        return _management().get_torch_device()
+
+    @contextlib.contextmanager
+    def on_device(self, module: torch.nn.Module) -> Iterator[torch.device]:
+        """Have `module` on ComfyUI's device inside the `with`, and where ComfyUI keeps idle models afterwards.
+
+        ComfyUI's own models leave the card first, all of them: what a stage needs beside the weights is several times
+        the weights, ComfyUI cannot know how much, and whether a clip fits is decided by what is free inside the `with`.
+        """
+        management = _management()
+        device = management.get_torch_device()
+        if device.type != "cpu":
+            management.free_memory(EVERYTHING, device)
+        module.to(device)
+        try:
+            yield device
+        finally:
+            module.to(management.unet_offload_device())
+            management.soft_empty_cache()
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the device, torch's own unused cache included."""
+        management = _management()
+        return int(management.get_free_memory(management.get_torch_device()))
+
+    @contextlib.contextmanager
+    def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:
+        """ComfyUI's green bar on the running node. Each call raises ComfyUI's own exception after Cancel.
+
+        The bar has no place for the names of stage and unit: the page shows the node.
+        """
+        import comfy.utils
+
+        bar = comfy.utils.ProgressBar(total)
+
+        def advance(done: int) -> None:
+            _management().throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        yield advance
+
+    def folder(self, kind: Folder) -> Path:
+        """ComfyUI's input, output or temp folder."""
+        import folder_paths
+
+        folders = {
+            "input": folder_paths.get_input_directory,
+            "output": folder_paths.get_output_directory,
+            "temp": folder_paths.get_temp_directory,
+        }
+        return Path(folders[kind]())
+
+
+def _management() -> Any:
+    import comfy.model_management
+
+    return comfy.model_management

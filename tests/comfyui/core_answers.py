@@ -1,0 +1,122 @@
+"""What ComfyUI's core computes on one checkpoint: `python core_answers.py CHECKPOINT QUESTIONS ANSWERS [flags]`.
+
+Runs in ComfyUI's Python with its checkout on PYTHONPATH, and knows nothing of the package. QUESTIONS is an .npz of
+inputs, ANSWERS the .npz to write; flags are ComfyUI's own. Everything is on the CPU in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+
+import numpy as np
+
+CONDITIONING_ENCODER = "conditioner.embedders.3.encoder."
+UNREAD = ("missing", "unexpected", "leftover", "left over")
+
+
+class Complaints(logging.Handler):
+    """Keeps what core logs about tensors that it missed or did not use."""
+
+    def __init__(self):
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if any(word in line.lower() for word in UNREAD):
+            self.lines.append(line)
+
+
+def load(path: str):
+    """(MODEL, CLIP_VISION, VAE, a second VAE of the file's conditioning encoder), and the complaints."""
+    import comfy.sd
+    import comfy.utils
+
+    complaints = Complaints()
+    logging.getLogger().addHandler(complaints)
+    logging.getLogger().setLevel(logging.DEBUG)
+    model, _, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(path, output_clip=False, output_clipvision=True)
+    tensors = comfy.utils.load_torch_file(path)
+    second = comfy.utils.state_dict_prefix_replace(tensors, {CONDITIONING_ENCODER: ""}, filter_keys=True)
+    return (model, clip_vision, vae, comfy.sd.VAE(sd=second)), complaints.lines
+
+
+def unet_step(model, asked) -> np.ndarray:
+    """v of one call of the network, (F, 4, h, w)."""
+    import torch
+
+    network = model.model.diffusion_model
+    x = torch.from_numpy(asked["unet_x"])
+    frames = x.shape[0]
+    fps, motion_bucket_id, augmentation = asked["micro"].tolist()
+    y = model.model.encode_adm(
+        device="cpu", fps=fps, motion_bucket_id=motion_bucket_id, augmentation_level=augmentation
+    )
+    answer = network(
+        x,
+        torch.full((frames,), float(asked["c_noise"])),
+        context=torch.from_numpy(asked["tokens"]).expand(frames, -1, -1),
+        y=y.expand(frames, -1),
+        num_video_frames=frames,
+    )
+    return answer.numpy()
+
+
+def sampled(model, asked, settings) -> np.ndarray:
+    """The LATENT of core's KSampler(euler, karras) behind VideoLinearCFGGuidance, (F, 4, h, w) unscaled."""
+    import torch
+    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
+
+    core_nodes = import_module("nodes")  # ComfyUI's nodes.py; an import statement would read as our folder
+    seed, steps, fps, bucket, augmentation, low, high = settings.tolist()
+    micro = {"fps": int(fps), "motion_bucket_id": int(bucket), "augmentation_level": augmentation}
+    embeds, image_latent = torch.from_numpy(asked["embeds"]), torch.from_numpy(asked["image_latent"])
+    positive = [[embeds, {**micro, "concat_latent_image": image_latent}]]
+    negative = [[torch.zeros_like(embeds), {**micro, "concat_latent_image": torch.zeros_like(image_latent)}]]
+    (guided,) = VideoLinearCFGGuidance().patch(model, low)
+    latent = {"samples": torch.from_numpy(asked["start"])}
+    (answer,) = core_nodes.KSampler().sample(
+        guided, int(seed), int(steps), high, "euler", "karras", positive, negative, latent, 1.0
+    )
+    return answer["samples"].numpy()
+
+
+def answer(model, clip_vision, vae, conditioning_vae, asked) -> dict[str, np.ndarray]:
+    """An array for each question."""
+    import torch
+
+    image = torch.from_numpy(asked["image"])
+    latents = torch.from_numpy(asked["latents"])
+    clip_pixels = torch.from_numpy(asked["clip_pixels"])
+    answers = {
+        "unet": unet_step(model, asked),
+        "encoded": vae.encode(image).numpy(),
+        "conditioning_encoded": conditioning_vae.encode(image).numpy(),
+        "decoded": vae.first_stage_model.decode(latents).numpy(),
+        "images": vae.decode(latents).numpy(),
+        "embedding": clip_vision.model(pixel_values=clip_pixels, intermediate_output=-2)[2].numpy(),
+        "center_crop_embedding": clip_vision.encode_image(image, crop=True).image_embeds.numpy(),
+    }
+    for index, settings in enumerate(asked["samplings"]):
+        answers[f"sampled_{index}"] = sampled(model, asked, settings)
+    return answers
+
+
+def main() -> None:
+    checkpoint, questions, answers, *flags = sys.argv[1:]
+    sys.argv[1:] = flags
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import torch
+
+    with torch.inference_mode():
+        parts, complaints = load(checkpoint)
+        results = answer(*parts, asked=np.load(questions))
+    np.savez(answers, complaints=np.array(complaints), **results)
+
+
+if __name__ == "__main__":
+    main()
