@@ -1,0 +1,41 @@
+"""The nodes, by the ids that saved graphs hold. One literal table: nothing registers itself."""
+
+from .conditioning import (
+    SVDCLIPVisionEncode,
+    SVDImageConditioning,
+    SVDMicroConditioning,
+    SVDNoiseAugmentation,
+    SVDResizeImage,
+    SVDVAEEncode,
+)
+from .decoding import SVDTemporalVAEDecode
+from .loading import SVDCheckpointLoader
+from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
+
+NODE_CLASS_MAPPINGS = {
+    "SVDCheckpointLoader": SVDCheckpointLoader,
+    "SVDResizeImage": SVDResizeImage,
+    "SVDCLIPVisionEncode": SVDCLIPVisionEncode,
+    "SVDNoiseAugmentation": SVDNoiseAugmentation,
+    "SVDVAEEncode": SVDVAEEncode,
+    "SVDImageConditioning": SVDImageConditioning,
+    "SVDMicroConditioning": SVDMicroConditioning,
+    "SVDSigmas": SVDSigmas,
+    "SVDGuidance": SVDGuidance,
+    "SVDEulerSampler": SVDEulerSampler,
+    "SVDTemporalVAEDecode": SVDTemporalVAEDecode,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "SVDCheckpointLoader": "SVD Checkpoint Loader",
+    "SVDResizeImage": "SVD Resize Image",
+    "SVDCLIPVisionEncode": "SVD CLIP Vision Encode",
+    "SVDNoiseAugmentation": "SVD Noise Augmentation",
+    "SVDVAEEncode": "SVD VAE Encode",
+    "SVDImageConditioning": "SVD Image Conditioning",
+    "SVDMicroConditioning": "SVD Micro-Conditioning",
+    "SVDSigmas": "SVD Sigmas",
+    "SVDGuidance": "SVD Guidance",
+    "SVDEulerSampler": "SVD Euler Sampler",
+    "SVDTemporalVAEDecode": "SVD Temporal VAE Decode",
+}

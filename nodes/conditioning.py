@@ -1,0 +1,192 @@
+"""From a picture to conditioning: resize, CLIP, noise augmentation, VAE, micro-conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..svd_core import host
+from . import sockets, wires
+from .base import StageNode
+
+
+class SVDResizeImage(StageNode):
+    """IMAGE -> IMAGE of the video's size."""
+
+    DESCRIPTION = (
+        "Brings the image to the video's size with the Lanczos filter. Equal to diffusers' resize for 8-bit pictures."
+    )
+    RETURN_TYPES = (sockets.IMAGE, sockets.INT, sockets.INT)
+    RETURN_NAMES = ("image", "width", "height")
+    OUTPUT_TOOLTIPS = ("The resized image.", "Its width.", "Its height.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": sockets.socket(sockets.IMAGE, "The picture to animate."),
+                "width": sockets.pixels(1024, "Width"),
+                "height": sockets.pixels(576, "Height"),
+                "fit": sockets.choice(
+                    ["stretch", "crop", "pad"],
+                    "stretch",
+                    "stretch: the whole picture, shape not kept (as diffusers). crop: shape kept, edges cut. "
+                    "pad: shape kept, edge colours repeated.",
+                ),
+            }
+        }
+
+    def run(self, image, width: int, height: int, fit: str) -> tuple:
+        from ..svd_core.images import resize_images
+
+        return (resize_images(image, width, height, fit), width, height)
+
+
+class SVDCLIPVisionEncode(StageNode):
+    """IMAGE -> CLIP_VISION_OUTPUT."""
+
+    DESCRIPTION = (
+        "Embeds the picture with CLIP. Give it the picture as loaded, before resize and noise. reference looks at the "
+        "whole frame as Stability and diffusers do; center_crop at the middle square only, as ComfyUI's core does."
+    )
+    RETURN_TYPES = (sockets.CLIP_VISION_OUTPUT,)
+    RETURN_NAMES = ("clip_vision_output",)
+    OUTPUT_TOOLTIPS = ("The CLIP embedding, usable by core's nodes too.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip_vision": sockets.socket(sockets.SVD_CLIP_VISION, "The CLIP image encoder of the checkpoint."),
+                "image": sockets.socket(sockets.IMAGE, "The picture as loaded."),
+                "preprocess": sockets.choice(
+                    ["reference", "center_crop"], "reference", "How the picture becomes CLIP's square."
+                ),
+            }
+        }
+
+    def run(self, clip_vision, image, preprocess: str) -> tuple:
+        from ..svd_core import stages
+        from ..svd_core.checkpoint.parts import SVDClipVision
+
+        clip = wires.part(clip_vision, SVDClipVision, "clip_vision")
+        embedding = stages.embed(host.current(), clip, image, preprocess)
+        return (wires.ClipVisionOutput(embedding, clip.encoder.config.image_size),)
+
+
+class SVDNoiseAugmentation(StageNode):
+    """IMAGE -> IMAGE with seeded noise, not clamped."""
+
+    DESCRIPTION = (
+        "Adds seeded noise to the resized image, measured in [-1, 1] as in the reference. The result leaves [0, 1] on "
+        "purpose: wire it straight to SVDVAEEncode."
+    )
+    RETURN_TYPES = (sockets.IMAGE, sockets.FLOAT, sockets.INT)
+    RETURN_NAMES = ("image", "noise_aug_strength", "seed")
+    OUTPUT_TOOLTIPS = (
+        "The noisy image.",
+        "The strength, for SVDMicroConditioning: the model must be told what was done.",
+        "The seed, for SVDEulerSampler: with noise = diffusers one seed gives the diffusers pipeline's video.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": sockets.socket(sockets.IMAGE, "The image at the video's size."),
+                "noise_aug_strength": sockets.noise_aug_strength(),
+                "seed": sockets.seed("Seed of the noise. Image i of many uses seed + i."),
+            }
+        }
+
+    def run(self, image, noise_aug_strength: float, seed: int) -> tuple:
+        from ..svd_core.augment import augment_images
+
+        return (augment_images(image, noise_aug_strength, seed), noise_aug_strength, seed)
+
+
+class SVDVAEEncode(StageNode):
+    """IMAGE -> LATENT."""
+
+    DESCRIPTION = "Encodes the image with the temporal VAE: the posterior's mode, unscaled, in float32 where asked for."
+    RETURN_TYPES = (sockets.LATENT,)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The image latent, one sample per image, for SVDImageConditioning.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "vae": sockets.socket(sockets.SVD_VAE, "The temporal VAE of the checkpoint."),
+                "image": sockets.socket(sockets.IMAGE, "The image at the video's size, with its noise."),
+            }
+        }
+
+    def run(self, vae, image) -> tuple:
+        from ..svd_core import stages
+        from ..svd_core.checkpoint.parts import SVDVae
+
+        latents = stages.encode(host.current(), wires.part(vae, SVDVae, "vae"), image)
+        return (wires.write_latent(latents[:, None]),)
+
+
+class SVDImageConditioning(StageNode):
+    """CLIP_VISION_OUTPUT and image latent -> positive, negative, empty latent."""
+
+    DESCRIPTION = (
+        "Joins embedding and image latent to conditioning, and makes the empty latent of the video. N images make N "
+        "videos. Motion, fps and strength have their usual values until SVDMicroConditioning sets others."
+    )
+    RETURN_TYPES = (sockets.CONDITIONING, sockets.CONDITIONING, sockets.LATENT)
+    RETURN_NAMES = ("positive", "negative", "latent")
+    OUTPUT_TOOLTIPS = ("With the image.", "Without: zeros.", "The empty video, for the sampler.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip_vision_output": sockets.socket(sockets.CLIP_VISION_OUTPUT, "The picture's CLIP embedding."),
+                "image_latent": sockets.socket(sockets.LATENT, "The encoded image, from SVDVAEEncode or VAEEncode."),
+                "video_frames": sockets.frames(),
+            }
+        }
+
+    def run(self, clip_vision_output, image_latent: dict, video_frames: int) -> tuple:
+        from ..svd_core.conditioning import MicroConditioning, empty_videos, join_image
+
+        image_latents = wires.read_latent(image_latent).clips.flatten(0, 1)
+        embeds, image_latents = join_image(clip_vision_output.image_embeds, image_latents)
+        micro = MicroConditioning()
+        return (
+            wires.write_conditioning(embeds, image_latents, micro),
+            wires.write_conditioning(
+                embeds.new_zeros(embeds.shape), image_latents.new_zeros(image_latents.shape), micro
+            ),
+            wires.write_latent(empty_videos(image_latents, video_frames)),
+        )
+
+
+class SVDMicroConditioning(StageNode):
+    """Conditioning -> conditioning with fps, motion_bucket_id and noise_aug_strength."""
+
+    DESCRIPTION = "Tells the model frames per second, how much motion, and how much noise the input image got."
+    RETURN_TYPES = (sockets.CONDITIONING, sockets.CONDITIONING, sockets.FLOAT)
+    RETURN_NAMES = ("positive", "negative", "fps")
+    OUTPUT_TOOLTIPS = ("With the image.", "Without.", "The fps again, for CreateVideo.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "positive": sockets.socket(sockets.CONDITIONING, "From SVDImageConditioning."),
+                "negative": sockets.socket(sockets.CONDITIONING, "From SVDImageConditioning."),
+                "fps": sockets.fps(),
+                "motion_bucket_id": sockets.motion_bucket_id(),
+                "noise_aug_strength": sockets.noise_aug_strength(),
+            }
+        }
+
+    def run(self, positive, negative, fps: int, motion_bucket_id: int, noise_aug_strength: float) -> tuple:
+        from ..svd_core.conditioning import MicroConditioning
+
+        micro = MicroConditioning(fps, motion_bucket_id, noise_aug_strength)
+        return (wires.with_micro(positive, micro), wires.with_micro(negative, micro), float(fps))

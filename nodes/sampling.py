@@ -1,0 +1,128 @@
+"""Noise levels, guidance, and the Euler sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..svd_core import host
+from . import sockets, wires
+from .base import StageNode
+
+
+class SVDSigmas(StageNode):
+    """A schedule of noise levels."""
+
+    DESCRIPTION = "The row of noise levels the sampler walks down. Fits core's SamplerCustom and SplitSigmas too."
+    RETURN_TYPES = (sockets.SIGMAS,)
+    RETURN_NAMES = ("sigmas",)
+    OUTPUT_TOOLTIPS = ("steps + 1 falling noise levels, the last one 0.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": sockets.steps(),
+                "schedule": sockets.choice(
+                    ["karras", "align_your_steps", "exponential"],
+                    "karras",
+                    "karras: the reference. align_your_steps: made for SVD and few steps. exponential: even in log.",
+                ),
+                "sigma_min": sockets.number(0.002, 0.0001, 10.0, 0.001, "Last noise level above 0. SVD's is 0.002."),
+                "sigma_max": sockets.number(700.0, 0.1, 10000.0, 1.0, "First noise level. SVD's is 700."),
+                "rho": sockets.number(
+                    7.0, 0.1, 100.0, 0.1, "Bend of the karras row: higher spends more steps on small noise."
+                ),
+            }
+        }
+
+    def run(self, steps: int, schedule: str, sigma_min: float, sigma_max: float, rho: float) -> tuple:
+        from ..svd_core.schedule import make_sigmas
+
+        return (make_sigmas(schedule, steps, sigma_min, sigma_max, rho),)
+
+
+class SVDGuidance(StageNode):
+    """A guidance curve over the frames."""
+
+    DESCRIPTION = "How strongly each frame follows the image. Overrides the sampler's own two widgets."
+    RETURN_TYPES = (sockets.SVD_GUIDANCE,)
+    RETURN_NAMES = ("guidance",)
+    OUTPUT_TOOLTIPS = ("The curve, for SVDEulerSampler.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "shape": sockets.choice(
+                    ["linear", "triangle", "constant"],
+                    "linear",
+                    "linear: min on the first frame, max on the last. triangle: max in the middle. constant: max.",
+                ),
+                "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
+                "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame, or in the middle"),
+            }
+        }
+
+    def run(self, shape: str, min_guidance: float, max_guidance: float) -> tuple:
+        from ..svd_core.guidance import GuidanceCurve
+
+        return (GuidanceCurve(shape, min_guidance, max_guidance),)
+
+
+class SVDEulerSampler(StageNode):
+    """Model, conditioning and a latent -> the video's latent."""
+
+    DESCRIPTION = (
+        "The Euler sampling loop with guidance that rises over the frames. Several videos are sampled one after the "
+        "other; video i uses seed + i."
+    )
+    RETURN_TYPES = (sockets.LATENT,)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The video's latent, for SVDTemporalVAEDecode or VAEDecode.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": sockets.socket(sockets.SVD_MODEL, "The denoising network of the checkpoint."),
+                "positive": sockets.socket(sockets.CONDITIONING, "Conditioning with the image."),
+                "negative": sockets.socket(sockets.CONDITIONING, "Conditioning without it."),
+                "latent": sockets.socket(sockets.LATENT, "The empty video, or a latent to go on from."),
+                "seed": sockets.seed("Seed of the starting noise. Video i of many uses seed + i."),
+                "steps": sockets.steps(),
+                "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
+                "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame"),
+                "noise": sockets.choice(
+                    ["comfyui", "diffusers", "none"],
+                    "comfyui",
+                    "Whose starting noise a seed means: core's KSampler's, the diffusers pipeline's, or none at all "
+                    "for a latent that still carries noise.",
+                ),
+            },
+            "optional": {
+                "sigmas": sockets.socket(sockets.SIGMAS, "Noise levels; overrides steps."),
+                "guidance": sockets.socket(sockets.SVD_GUIDANCE, "Guidance curve; overrides the two weights."),
+            },
+        }
+
+    def run(
+        self, model, positive, negative, latent: dict, seed: int, steps: int,
+        min_guidance: float, max_guidance: float, noise: str, sigmas=None, guidance=None,
+    ) -> tuple:  # fmt: skip
+        from ..svd_core import stages
+        from ..svd_core.checkpoint.parts import SVDModel
+        from ..svd_core.guidance import GuidanceCurve
+
+        opened = wires.part(model, SVDModel, "model")
+        clips = wires.read_latent_to_sample(latent)
+        count = clips.clips.shape[0]
+        sides = zip(
+            wires.read_conditioning(positive, count, "positive"),
+            wires.read_conditioning(negative, count, "negative"),
+            strict=True,
+        )
+        start = stages.Start(clips.clips, noise, seed, clips.batch_index)
+        curve = guidance or GuidanceCurve("linear", min_guidance, max_guidance)
+        row = stages.model_sigmas(opened, steps) if sigmas is None else sigmas
+        sampled = stages.sample(host.current(), opened, list(sides), start, curve, row)
+        return (wires.write_latent(sampled, like=latent),)

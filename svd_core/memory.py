@@ -1,0 +1,36 @@
+"""How much memory a stage needs at its peak, from shapes alone. Weights are counted by whoever holds them.
+
+The factors are counts of live tensors in the published architecture (peak of a tracker over storages).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
+UNET_LIVE_TENSORS = 28  # first-width tensors alive in the last up block's temporal feed-forward (GEGLU), per frame
+
+
+def decode_bytes(vae: torch.nn.Module, frames: int, height: int, width: int) -> int:
+    """Peak activation bytes of one decoder call on `frames` frames of height x width pixels."""
+    first = vae.config.block_out_channels[0]
+    return DECODER_LIVE_TENSORS * first * height * width * frames * itemsize_of(vae.decoder)
+
+
+def denoise_bytes(unet: torch.nn.Module, videos: int, frames: int, latent_height: int, latent_width: int) -> int:
+    """Peak activation bytes of one UNet call on `videos` videos of `frames` frames."""
+    first = unet.config.block_out_channels[0]
+    return UNET_LIVE_TENSORS * first * latent_height * latent_width * frames * videos * itemsize_of(unet)
+
+
+def itemsize_of(module: torch.nn.Module) -> int:
+    """Bytes of one number in the module's own precision."""
+    return next(module.parameters()).element_size()
+
+
+def in_words(size: int) -> str:
+    """A size in bytes as a person says it: 28.1 GiB, 640 MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

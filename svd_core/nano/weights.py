@@ -1,0 +1,86 @@
+"""Builds svd-nano. It is not trained yet: its weights come from a fixed seed, so its videos are moving noise."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+
+from ..checkpoint.load import resolve_dtypes
+from ..checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae, VideoDefaults
+
+logger = logging.getLogger(__name__)
+
+SEED = 20231121  # the day Stable Video Diffusion came out
+DEFAULTS = VideoDefaults(num_frames=14, width=128, height=128, min_guidance=1.0, max_guidance=2.5)
+
+UNET = {
+    "sample_size": 16,
+    "block_out_channels": (64, 128, 128, 128),
+    "num_attention_heads": (1, 2, 2, 2),
+    "cross_attention_dim": 128,
+    "num_frames": DEFAULTS.num_frames,
+}
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "block_out_channels": (64, 64, 64, 64),
+    "layers_per_block": 1,
+    "sample_size": 128,
+}
+CLIP_VISION = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "patch_size": 32,
+    "image_size": 224,
+    "projection_dim": 128,
+    "hidden_act": "gelu",
+}
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, openai/CLIP clip.py
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def build_nano(precision: str, device: torch.device) -> Checkpoint:
+    """svd-nano on the CPU in the precision (auto, fp16, bf16, fp32) that `device` is to compute in.
+
+    The same weights each time, whatever the global random state is.
+    """
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    logger.warning(
+        "svd-nano is a demonstration model and is not trained yet: built from a fixed seed, it makes moving noise. "
+        "Name a real SVD checkpoint to animate a picture."
+    )
+    with torch.random.fork_rng(devices=[]):
+        unet = UNetSpatioTemporalConditionModel(**UNET)
+        vae = AutoencoderKLTemporalDecoder(**VAE)
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_VISION))
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    dtypes = resolve_dtypes(precision, device, stored=torch.float32, force_upcast=vae.config.force_upcast)
+    for module in (unet, vae, clip):
+        _draw(module, generator)
+        module.eval().requires_grad_(False)
+    unet.to(dtypes.compute)
+    clip.to(dtypes.compute)
+    vae.decoder.to(dtypes.compute)
+    vae.encoder.to(dtypes.encoder)
+    vae.quant_conv.to(dtypes.encoder)
+    return Checkpoint(
+        model=SVDModel(unet, vae.config.scaling_factor, sigma_min=0.002, sigma_max=700.0, defaults=DEFAULTS),
+        clip_vision=SVDClipVision(clip, IMAGE_MEAN, IMAGE_STD),
+        vae=SVDVae(vae),
+    )
+
+
+def _draw(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Weights that keep the scale of what passes through; norms at 1, biases and mix factors at 0."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(drawn / math.sqrt(parameter[0].numel()))
+        else:
+            is_norm = name.endswith("weight")
+            parameter.data.fill_(1.0 if is_norm else 0.0)

@@ -1,0 +1,179 @@
+"""The stages with the host around them: where the module lives meanwhile, progress, being stopped.
+
+The mathematics is in the modules these call; here is only who owns memory and who is told how far it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .augment import seed_of
+from .checkpoint.library import EMBEDDED
+from .checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+from .conditioning import Conditioning
+from .decode import MODES, decode_windows, plan_windows, whole_clip
+from .denoise import make_denoiser
+from .encode import ImageEmbedding, embed_images, encode_images
+from .errors import SettingError
+from .guidance import GuidanceCurve
+from .host import Host
+from .memory import denoise_bytes, in_words
+from .sample import sample_euler, starting_noise, starting_point
+from .schedule import check_sigmas, make_sigmas
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the videos of one run start from.
+
+    latents      (N, F, 4, h, w) float32 unscaled latents under the noise; zeros for a new video
+    noise        comfyui, diffusers or none
+    seed         of video 0; video i uses seed + i
+    batch_index  core's frame numbers of a cut latent, for a single video
+    """
+
+    latents: torch.Tensor
+    noise: str
+    seed: int
+    batch_index: Sequence[int] | None = None
+
+
+def load(host: Host, name: str, precision: str) -> Checkpoint:
+    """Load the checkpoint called `name`, or build the embedded one. Weights are on the CPU.
+
+    precision is auto, fp16, bf16 or fp32; `auto` gives way to what the user said for the whole run.
+    Raises CheckpointError for an unknown name or a file that is not what it should be.
+    """
+    wanted = host.precision if precision == "auto" else precision
+    with host.progress("loading", 1, "checkpoint") as advance:
+        if name == EMBEDDED:
+            from .nano.weights import build_nano
+
+            checkpoint = build_nano(wanted, host.device())
+        else:
+            from .checkpoint.load import load_checkpoint
+
+            checkpoint = load_checkpoint(host.library.find(name), wanted, host.device())
+        advance(1)
+    return checkpoint
+
+
+def embed(host: Host, clip_vision: SVDClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
+    """`embed_images` of images (N, H, W, 3) in [0, 1], on the host's device."""
+    with host.progress("embedding", 1, "image") as advance, host.on_device(clip_vision.encoder) as device:
+        embedding = embed_images(clip_vision, images, preprocess, device)
+        advance(1)
+    return embedding
+
+
+def encode(host: Host, vae: SVDVae, images: torch.Tensor) -> torch.Tensor:
+    """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
+    with host.progress("encoding", 1, "image") as advance, host.on_device(vae.vae) as device:
+        latents = encode_images(vae, images, device)
+        advance(1)
+    return latents
+
+
+def sample(
+    host: Host,
+    model: SVDModel,
+    sides: Sequence[tuple[Conditioning, Conditioning]],
+    start: Start,
+    curve: GuidanceCurve,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
+    """Sample N videos one after the other, each as in its single run: (N, F, 4, h, w) float32 CPU unscaled latents.
+
+    sides   (positive, negative) conditioning of each video
+    sigmas  (steps + 1,) falling noise levels
+
+    Raises SettingError for values that do not fit together, and what the host raises when it is stopped.
+    """
+    levels = check_sigmas(sigmas)
+    if start.batch_index is not None and len(sides) > 1:
+        raise SettingError("a latent with batch_index must hold one video; sample the videos of the batch on their own")
+    for positive, negative in sides:
+        _check_latent_size(start.latents, positive.image_latent, "positive")
+        _check_latent_size(start.latents, negative.image_latent, "negative")
+    per_video = len(levels) - 1
+    with (
+        host.progress("sampling", per_video * len(sides), "step") as advance,
+        host.on_device(model.unet) as device,
+    ):
+        weights = curve.weights(start.latents.shape[1])
+        together = _fits_together(host, model, start.latents)
+        videos = []
+        for index, (positive, negative) in enumerate(sides):
+            x = _starting_video(model, start, index, levels[0].item()).to(device)
+            denoise = make_denoiser(model.unet, positive, negative, weights, device, together=together)
+            before = index * per_video
+            x = sample_euler(denoise, x, levels, lambda step, before=before: advance(before + step.done))
+            videos.append(x.cpu() / model.scaling_factor)
+    return torch.cat(videos)
+
+
+def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
+    """The Karras schedule over the model's own noise range, (steps + 1,) float32."""
+    return make_sigmas("karras", steps, model.sigma_min, model.sigma_max)
+
+
+def decode(
+    host: Host, vae: SVDVae, latents: torch.Tensor, mode: str, chunk_size: int, context: int
+) -> list[torch.Tensor]:
+    """Decode N clips (N, F, 4, h, w) of unscaled latents: N times images (F, 8h, 8w, 3) float32 CPU in [0, 1].
+
+    mode is exact (whole clip at once) or windowed (chunk_size frames kept, `context` more seen on each side). A window
+    never spans two videos. Raises MemoryBudgetError when exact does not fit, SettingError for an unknown mode.
+    """
+    if mode not in MODES:
+        raise SettingError(f'mode must be one of {", ".join(MODES)}, got "{mode}"')
+    frames = latents.shape[1]
+    videos = []
+    with (
+        host.progress("decoding", frames * len(latents), "frame") as advance,
+        host.on_device(vae.vae) as device,
+    ):
+        for index, clip in enumerate(latents):
+            if mode == "exact":
+                windows = whole_clip(vae, clip, host.free_memory())
+            else:
+                windows = plan_windows(frames, chunk_size, context)
+            before = index * frames
+            videos.append(
+                decode_windows(vae, clip, windows, device, lambda window, before=before: advance(before + window.stop))
+            )
+    return videos
+
+
+def _starting_video(model: SVDModel, start: Start, index: int, sigma: float) -> torch.Tensor:
+    """Video `index` of the run at noise level sigma: (1, F, 4, h, w) float32 scaled latents."""
+    latents = start.latents[index]
+    frames, _, height, width = latents.shape
+    noise = starting_noise(start.noise, seed_of(start.seed, index), frames, height, width, start.batch_index)
+    return starting_point(latents * model.scaling_factor, noise, sigma, model.sigma_max)[None]
+
+
+def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: str) -> None:
+    if latents.shape[-2:] != image_latent.shape[-2:]:
+        (height, width), (image_height, image_width) = latents.shape[-2:], image_latent.shape[-2:]
+        raise SettingError(
+            f"the latent is {width * 8}x{height * 8} pixels and the {side} conditioning's image "
+            f"{image_width * 8}x{image_height * 8}; resize and encode the image at the video's size"
+        )
+
+
+def _fits_together(host: Host, model: SVDModel, latents: torch.Tensor) -> bool:
+    """Whether both sides of guidance fit into one UNet call."""
+    _, frames, _, height, width = latents.shape
+    need, free = denoise_bytes(model.unet, 2, frames, height, width), host.free_memory()
+    if need > free:
+        logger.info(
+            "guidance in two UNet calls a step: one call needs about %s and %s are free", in_words(need), in_words(free)
+        )
+    return need <= free
