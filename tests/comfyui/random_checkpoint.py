@@ -1,4 +1,4 @@
-"""Writes random checkpoints in Stability's one-file layout, every UNet level 320 wide: `python random_checkpoint.py DIR`.
+"""Writes random checkpoints in Stability's one-file layout, every UNet level 320 wide: `random_checkpoint.py FOLDER`.
 
 It reads the list of names and shapes of the published files and nothing of the package, so a mistake in the package's
 key table cannot be repeated here. The VAE, the CLIP tower and the conditioning encoder keep their published shapes: a

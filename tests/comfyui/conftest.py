@@ -1,0 +1,129 @@
+"""A real ComfyUI, when the environment names one: COMFYUI_PATH is its checkout, COMFYUI_PYTHON the Python that runs it.
+
+The tests here touch neither: ComfyUI is started on a base directory of their own, on a loopback port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 120
+PROMPT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Server:
+    """A started ComfyUI."""
+
+    url: str
+    log: Path
+
+    def get(self, route: str) -> Any:
+        """What a GET of `route` answers, read as JSON."""
+        with urllib.request.urlopen(self.url + route, timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, route: str, body: dict) -> Any:
+        """What a POST answers, read as JSON when there is something; a refusal is an AssertionError with its text."""
+        request = urllib.request.Request(self.url + route, json.dumps(body).encode(), method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{route} answered {error.code}: {error.read().decode()[:4000]}") from error
+
+    def queue(self, graph: dict) -> str:
+        """Queue an API-format graph; its prompt id."""
+        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> dict:
+        """The history entry of a prompt, when it is done."""
+        for _ in range(PROMPT_SECONDS * 5):
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]
+            time.sleep(0.2)
+        raise AssertionError(f"the prompt did not end in {PROMPT_SECONDS} s:\n{self.said()}")
+
+    def said(self) -> str:
+        """All that ComfyUI has logged so far."""
+        return self.log.read_text(errors="replace")
+
+
+@dataclass(frozen=True)
+class ComfyUI:
+    """A ComfyUI that can be started."""
+
+    folder: Path
+    python: str
+
+    def run(self, script: Path, *arguments: str | os.PathLike) -> str:
+        """Run a script in ComfyUI's Python with ComfyUI's modules importable; what it wrote to stdout."""
+        done = subprocess.run(
+            [self.python, script, *arguments],
+            env={**os.environ, "PYTHONPATH": str(self.folder)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    @contextlib.contextmanager
+    def serve(self, base: Path, *flags: str) -> Iterator[Server]:
+        """Start it on `base`, which needs a custom_nodes folder, and stop it after the `with`."""
+        (base / "user").mkdir(exist_ok=True)
+        port = _free_port()
+        command = [self.python, self.folder / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+        command += ["--base-directory", base, "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *flags]
+        server = Server(f"http://127.0.0.1:{port}", base / "comfyui.log")
+        with server.log.open("wb") as log:
+            process = subprocess.Popen(command, cwd=base, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_up(server, process)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
+    for _ in range(START_SECONDS * 5):
+        assert process.poll() is None, f"ComfyUI ended while it started:\n{server.said()}"
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            server.get("/system_stats")
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"ComfyUI did not answer in {START_SECONDS} s:\n{server.said()}")
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    """The ComfyUI that the environment names."""
+    folder, python = os.environ.get("COMFYUI_PATH"), os.environ.get("COMFYUI_PYTHON")
+    if not folder or not python:
+        pytest.skip("needs COMFYUI_PATH, a ComfyUI checkout, and COMFYUI_PYTHON, the Python that runs it")
+    return ComfyUI(Path(folder), python)

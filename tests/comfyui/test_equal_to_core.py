@@ -1,0 +1,217 @@
+"""The checkpoint reader against ComfyUI's core, on one random file that neither of them wrote.
+
+A key table that swaps two tensors of one shape survives every round trip of its own; here the other side is another
+program's table and another program's modules. Differences are in units of the answer's standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from svd_stages.svd_core.checkpoint.load import load_checkpoint
+from svd_stages.svd_core.checkpoint.parts import Checkpoint
+from svd_stages.svd_core.conditioning import Conditioning, MicroConditioning, without_image
+from svd_stages.svd_core.decode import decode_windows, plan_windows
+from svd_stages.svd_core.encode import embed_images, encode_images
+from svd_stages.svd_core.guidance import GuidanceCurve
+from svd_stages.svd_core.host import HeadlessHost
+from svd_stages.svd_core.stages import Start, model_sigmas, sample
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
+TOLERANCE = 1e-4
+FRAMES = 4
+CONDITIONING_ENCODER = "conditioner.embedders.3.encoder."
+MICRO = MicroConditioning(fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
+
+KEY_BIASES = ("to_k.bias", "k_proj.bias")
+"""Attention's answer does not depend on these: they add one number to all scores of a query."""
+
+SAMPLINGS = np.array([[1, 3, 7, 127, 0.02, 1.0, 3.0], [5, 4, 12, 180, 0.1, 2.5, 1.5]])
+"""Rows of seed, steps, fps, motion_bucket_id, noise_aug_strength, min_guidance, max_guidance."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the random files (4 GB), removed afterwards."""
+    path = tmp_path_factory.mktemp("random_checkpoint")
+    subprocess.run([sys.executable, HERE / "random_checkpoint.py", path], check=True)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def asked() -> dict[str, np.ndarray]:
+    """The questions. Three image tokens: with one, attention over them has no choice, and two of its tensors no say."""
+    source = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return source.standard_normal(shape).astype(np.float32)
+
+    return {
+        "unet_x": normal(FRAMES, 8, 16, 16),
+        "c_noise": np.float32(0.7),
+        "tokens": normal(1, 3, 1024),
+        "micro": MICRO.time_ids().numpy()[0] + np.array([1, 0, 0]),
+        "image": source.random((1, 64, 128, 3)).astype(np.float32),
+        "latents": normal(FRAMES, 4, 8, 8),
+        "clip_pixels": normal(1, 3, 224, 224),
+        "embeds": normal(1, 1, 1024),
+        "image_latent": normal(1, 4, 8, 16),
+        "start": np.zeros((FRAMES, 4, 8, 16), np.float32),
+        "samplings": SAMPLINGS,
+    }
+
+
+@pytest.fixture(scope="module")
+def core(comfyui, folder, asked) -> dict[str, np.ndarray]:
+    """Core's answers, by question."""
+    np.savez(folder / "questions.npz", **asked)
+    answers = folder / "answers.npz"
+    checkpoint = folder / "with_conditioning_encoder.safetensors"
+    comfyui.run(HERE / "core_answers.py", checkpoint, folder / "questions.npz", answers, *FLOAT32)
+    return dict(np.load(answers))
+
+
+@pytest.fixture(scope="module")
+def ours(core, folder) -> Checkpoint:
+    """The same file by our reader. After core, which needs the memory."""
+    return load_checkpoint(folder / "with_conditioning_encoder.safetensors", "fp32", CPU)
+
+
+def difference(ours: torch.Tensor, core: np.ndarray) -> float:
+    """Largest difference, in units of core's standard deviation."""
+    assert tuple(ours.shape) == core.shape
+    return float(np.abs(ours.detach().numpy() - core).max() / core.std())
+
+
+def unet_v(checkpoint: Checkpoint, asked: dict[str, np.ndarray]) -> torch.Tensor:
+    """Our UNet's answer, (F, 4, h, w)."""
+    return checkpoint.model.unet(
+        torch.from_numpy(asked["unet_x"])[None],
+        torch.tensor(asked["c_noise"]),
+        encoder_hidden_states=torch.from_numpy(asked["tokens"]),
+        added_time_ids=MICRO.time_ids(),
+        return_dict=False,
+    )[0][0]
+
+
+def decoded(checkpoint: Checkpoint, asked: dict[str, np.ndarray]) -> torch.Tensor:
+    """Our decoder's pixels, (F, 3, H, W), not clamped."""
+    vae = checkpoint.vae.vae
+    image_only = torch.zeros(1, FRAMES)
+    return vae.decoder(torch.from_numpy(asked["latents"]), num_frames=FRAMES, image_only_indicator=image_only)
+
+
+def test_core_takes_the_random_file_whole(core):
+    lines = core["complaints"].tolist()
+    assert all(line.startswith("left over keys") for line in lines), lines
+    left_over = [name for line in lines for name in line.split("'")[1::2]]
+    assert all(name.startswith(CONDITIONING_ENCODER) for name in left_over)
+
+
+@torch.inference_mode()
+def test_unet_step_equals_core(ours, core, asked):
+    assert difference(unet_v(ours, asked), core["unet"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_image_latent_equals_core_over_the_conditioning_encoder(ours, core, asked):
+    latents = encode_images(ours.vae, torch.from_numpy(asked["image"]), CPU)
+    assert difference(latents, core["conditioning_encoded"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_image_latent_equals_core_in_a_file_without_the_conditioning_encoder(core, asked, folder):
+    vae = load_checkpoint(folder / "without.safetensors", "fp32", CPU).vae
+    latents = encode_images(vae, torch.from_numpy(asked["image"]), CPU)
+    assert difference(latents, core["encoded"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_decoder_equals_core(ours, core, asked):
+    assert difference(decoded(ours, asked), core["decoded"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_frames_equal_core(ours, core, asked):
+    frames = decode_windows(ours.vae, torch.from_numpy(asked["latents"]), plan_windows(FRAMES, FRAMES, 0), CPU)
+    assert difference(frames, core["images"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_clip_embedding_equals_core(ours, core, asked):
+    embeds = ours.clip_vision.encoder(torch.from_numpy(asked["clip_pixels"])).image_embeds
+    assert difference(embeds, core["embedding"]) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_center_crop_embedding_equals_core(ours, core, asked):
+    embedding = embed_images(ours.clip_vision, torch.from_numpy(asked["image"]), "center_crop", CPU)
+    assert difference(embedding.image_embeds, core["center_crop_embedding"]) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("index", range(len(SAMPLINGS)))
+def test_sampler_with_core_conditioning_equals_core_sampler(ours, core, asked, index):
+    seed, steps, fps, bucket, strength, low, high = SAMPLINGS[index].tolist()
+    micro = MicroConditioning(fps, bucket, strength)
+    positive = Conditioning(torch.from_numpy(asked["embeds"]), torch.from_numpy(asked["image_latent"]), micro)
+    latents = sample(
+        HeadlessHost(device_name="cpu"),
+        ours.model,
+        [(positive, without_image(positive))],
+        Start(torch.from_numpy(asked["start"])[None], "comfyui", int(seed)),
+        GuidanceCurve("linear", low, high),
+        model_sigmas(ours.model, int(steps)),
+    )
+    assert difference(latents[0], core[f"sampled_{index}"]) < TOLERANCE
+
+
+def test_every_tensor_has_a_say_in_the_answers(ours, asked):
+    """Else the comparisons could not see it in a wrong place."""
+    image, pixels = torch.from_numpy(asked["image"]), torch.from_numpy(asked["clip_pixels"])
+    encoder, quant = ours.vae.vae.encoder, ours.vae.vae.quant_conv
+    says = {
+        **says_of(ours.model.unet, lambda: unet_v(ours, asked)),
+        **says_of(ours.vae.vae.decoder, lambda: decoded(ours, asked)),
+        **says_of(torch.nn.ModuleList([encoder, quant]), lambda: quant(encoder(image.movedim(-1, 1)))[:, :4]),
+        **says_of(ours.clip_vision.encoder, lambda: ours.clip_vision.encoder(pixels).image_embeds),
+    }
+    silent = {name: say for name, say in says.items() if say < 10 * TOLERANCE and not name.endswith(KEY_BIASES)}
+    assert silent == {}
+
+
+def says_of(module: torch.nn.Module, answer: Callable[[], torch.Tensor]) -> dict[str, float]:
+    """How far another draw of each parameter would move the answer, to first order, in the answer's deviations."""
+    gradients = {}
+    handles = [
+        parameter.requires_grad_(True).register_post_accumulate_grad_hook(partial(_note_gradient, gradients, name))
+        for name, parameter in module.named_parameters()
+    ]
+    told = answer()
+    direction = torch.randn(told.shape, generator=torch.Generator("cpu").manual_seed(0)) / math.sqrt(told.numel())
+    (told * direction).sum().backward()
+    for handle in handles:
+        handle.remove()
+    module.requires_grad_(False)
+    spreads = {name: each.std().item() if each.numel() > 1 else 1.0 for name, each in module.named_parameters()}
+    return {name: gradients[name] * spread / told.std().item() for name, spread in spreads.items()}
+
+
+def _note_gradient(gradients: dict[str, float], name: str, parameter: torch.Tensor) -> None:
+    """Keep the gradient's length only: the gradients of all parts together are as large as the weights."""
+    gradients[name] = parameter.grad.norm().item()
+    parameter.grad = None
