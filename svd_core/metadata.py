@@ -1,0 +1,137 @@
+"""The graph inside a result: as the texts that ComfyUI puts into its files, and read back.
+
+metadata: names -> what can be JSON. ComfyUI's names are "prompt" (the API graph) and "workflow" (the UI graph).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import GraphError, ImageError, OutputError
+from .pictures import pillow_damage
+
+Metadata = Mapping[str, Any]
+
+GRAPH_NAMES = ("prompt", "workflow")
+
+_EXIF_PROMPT = 0x0110  # ComfyUI SaveAnimatedWEBP: the prompt in Model, the others in Make and the tags below it
+_EXIF_OTHERS = 0x010F
+
+
+def json_texts(metadata: Metadata | None) -> dict[str, str]:
+    """Each value as JSON text in ASCII. Raises OutputError for what JSON cannot hold."""
+    try:
+        return {name: json.dumps(value, allow_nan=False) for name, value in (metadata or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise OutputError(
+            f"the graph cannot be put into the file as JSON: {error}. Graphs hold text, finite numbers, lists and "
+            f"objects only.",
+            code="output.metadata",
+        ) from error
+
+
+def exif_texts(metadata: Metadata | None) -> dict[int, str]:
+    """ComfyUI's EXIF tags: "prompt:{json}" in 0x0110, the others "name:{json}" from 0x010f downwards."""
+    texts = json_texts(metadata)
+    others = [name for name in texts if name != "prompt"]
+    tags = {_EXIF_OTHERS - below: f"{name}:{texts[name]}" for below, name in enumerate(others)}
+    if "prompt" in texts:
+        tags[_EXIF_PROMPT] = f"prompt:{texts['prompt']}"
+    return tags
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The graphs inside an mp4, png or webp: those of "prompt" and "workflow" that are there, parsed.
+
+    What kind of file it is shows in its first bytes, not in its name. Raises ImageError when the file is missing,
+    unreadable or of another kind, and GraphError when what it holds is not JSON by the letter.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(12)
+        texts = _read_texts(path, head)
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no file {path}; check the path.", code="image.missing") from error
+    except OSError as error:
+        raise ImageError(
+            f"{path} cannot be read: {error.strerror or error}. Check that it is a file that you may read.",
+            code="image.unreadable",
+        ) from error
+    return {name: _parse_json(texts[name], name, path) for name in GRAPH_NAMES if name in texts}
+
+
+def _read_texts(path: Path, head: bytes) -> dict[str, str]:
+    """The texts in a file that begins with `head`, by name."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _read_png_texts(path)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _read_webp_texts(path)
+    if head[4:8] == b"ftyp":
+        return _read_mp4_texts(path)
+    raise ImageError(
+        f"{path} is neither an mp4 nor a png nor a webp, so it has no graph inside; give a file that SaveVideo, "
+        f"SaveImage or SaveAnimatedWEBP wrote.",
+        code="image.unsupported",
+    )
+
+
+def _read_png_texts(path: Path) -> dict[str, str]:
+    from PIL import Image
+
+    with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["PNG"]) as image:
+        return {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+
+
+def _read_webp_texts(path: Path) -> dict[str, str]:
+    from PIL import Image
+
+    with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["WEBP"]) as image:
+        values = [value for value in image.getexif().values() if isinstance(value, str)]
+    named = (value.rstrip("\0").partition(":") for value in values)
+    return {name: text for name, _, text in named}
+
+
+def _read_mp4_texts(path: Path) -> dict[str, str]:
+    import av
+    from av.error import FFmpegError
+
+    with _damage_explained(path, FFmpegError), av.open(str(path), format="mp4") as container:
+        return dict(container.metadata)
+
+
+@contextlib.contextmanager
+def _damage_explained(path: Path, *damage: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except damage as error:
+        raise ImageError(
+            f"{path} is damaged or not what it says it is; make it again, or fetch another copy.",
+            code="image.unreadable",
+        ) from error
+
+
+def _parse_json(text: str, name: str, path: Path) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise GraphError(
+            f'the "{name}" inside {path} is not JSON: {error}. Save the graph to a file of its own and give that.',
+            code="graph.not_json",
+        ) from error
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a number in JSON")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
