@@ -30,6 +30,7 @@ class Server:
 
     url: str
     log: Path
+    python: str
 
     def get(self, route: str) -> Any:
         """What a GET of `route` answers, read as JSON."""
@@ -45,9 +46,9 @@ class Server:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{route} answered {error.code}: {error.read().decode()[:4000]}") from error
 
-    def queue(self, graph: dict) -> str:
-        """Queue an API-format graph; its prompt id."""
-        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+    def queue(self, graph: dict, client_id: str = "nobody") -> str:
+        """Queue an API-format graph; its prompt id. Progress is told to the page called `client_id`."""
+        return self.post("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
 
     def wait(self, prompt_id: str) -> dict:
         """The history entry of a prompt, when it is done."""
@@ -57,6 +58,19 @@ class Server:
                 return history[prompt_id]
             time.sleep(0.2)
         raise AssertionError(f"the prompt did not end in {PROMPT_SECONDS} s:\n{self.said()}")
+
+    @contextlib.contextmanager
+    def page(self, client_id: str) -> Iterator[Iterator[dict]]:
+        """What the server tells a page, as it comes: messages {"type", "data"}."""
+        command = [self.python, Path(__file__).parent / "watch.py", self.url, client_id]
+        watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            messages = (json.loads(line) for line in watcher.stdout or ())
+            assert next(messages)["type"] == "status"  # the greeting: from here on nothing is missed
+            yield messages
+        finally:
+            watcher.kill()
+            watcher.wait()
 
     def said(self) -> str:
         """All that ComfyUI has logged so far."""
@@ -89,7 +103,7 @@ class ComfyUI:
         port = _free_port()
         command = [self.python, self.folder / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--base-directory", base, "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *flags]
-        server = Server(f"http://127.0.0.1:{port}", base / "comfyui.log")
+        server = Server(f"http://127.0.0.1:{port}", base / "comfyui.log", self.python)
         with server.log.open("wb") as log:
             process = subprocess.Popen(command, cwd=base, stdout=log, stderr=subprocess.STDOUT)
         try:

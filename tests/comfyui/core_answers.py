@@ -115,7 +115,8 @@ def main() -> None:
     with torch.inference_mode():
         parts, complaints = load(checkpoint)
         results = answer(*parts, asked=np.load(questions))
-    np.savez(answers, complaints=np.array(complaints), **results)
+    results["complaints"] = np.array(complaints)
+    np.savez(answers, **results)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

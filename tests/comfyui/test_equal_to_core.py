@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked() -> dict[str, np.ndarray]:
+def asked() -> dict[str, Any]:
     """The questions. Three image tokens: with one, attention over them has no choice, and two of its tensors no say."""
     source = np.random.default_rng(0)
 
@@ -97,7 +98,7 @@ def difference(ours: torch.Tensor, core: np.ndarray) -> float:
     return float(np.abs(ours.detach().numpy() - core).max() / core.std())
 
 
-def unet_v(checkpoint: Checkpoint, asked: dict[str, np.ndarray]) -> torch.Tensor:
+def unet_v(checkpoint: Checkpoint, asked: dict[str, Any]) -> torch.Tensor:
     """Our UNet's answer, (F, 4, h, w)."""
     return checkpoint.model.unet(
         torch.from_numpy(asked["unet_x"])[None],
@@ -108,7 +109,7 @@ def unet_v(checkpoint: Checkpoint, asked: dict[str, np.ndarray]) -> torch.Tensor
     )[0][0]
 
 
-def decoded(checkpoint: Checkpoint, asked: dict[str, np.ndarray]) -> torch.Tensor:
+def decoded(checkpoint: Checkpoint, asked: dict[str, Any]) -> torch.Tensor:
     """Our decoder's pixels, (F, 3, H, W), not clamped."""
     vae = checkpoint.vae.vae
     image_only = torch.zeros(1, FRAMES)

@@ -1,0 +1,21 @@
+"""Prints what ComfyUI tells a page, one JSON message a line: `watch.py URL CLIENT_ID`. Runs in ComfyUI's Python."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import aiohttp
+
+
+async def watch(url: str, client_id: str) -> None:
+    """Until the server goes away or this process is ended."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/ws?clientId={client_id}") as socket:
+        async for message in socket:
+            if message.type == aiohttp.WSMsgType.TEXT:
+                sys.stdout.write(message.data + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(watch(*sys.argv[1:]))
