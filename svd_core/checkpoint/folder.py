@@ -1,0 +1,258 @@
+"""The diffusers folder layout: opened part by part, and written so that diffusers' own pipeline loads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .facts import INDEX_KEY, Facts, facts_from_table
+from .opened import Component, OpenCheckpoint
+from .tensors import open_tensors
+from .writing import write_safetensors
+
+INDEX = "model_index.json"
+PIPELINE = "StableVideoDiffusionPipeline"
+MAX_CONFIG_BYTES = 1_000_000
+WEIGHTS = re.compile(r"(?P<stem>diffusion_pytorch_model|model)(?P<rest>[-.\w]*)\.safetensors")
+SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
+PREFERRED = {
+    "fp16": ("fp16", "", "fp32", "bf16"),
+    "bf16": ("bf16", "", "fp32", "fp16"),
+    "fp32": ("fp32", "", "bf16", "fp16"),
+}
+"""Precision wanted -> variants of a part's weights, the best first; "" is the one without a name."""
+
+SCHEDULER_CONFIG = {  # SVD scheduler/scheduler_config.json
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "timestep_type": "continuous",
+    "use_karras_sigmas": True,
+}
+IMAGE_PROCESSOR_CONFIG = {  # SVD feature_extractor/preprocessor_config.json
+    "image_processor_type": "CLIPImageProcessor",
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of the folder: its title in messages, its subfolder, its class, and the stem of its weights file."""
+
+    title: str
+    folder: str
+    library: str
+    class_name: str
+    stem: str
+
+
+UNET = Part("UNet", "unet", "diffusers", "UNetSpatioTemporalConditionModel", "diffusion_pytorch_model")
+VAE = Part("VAE", "vae", "diffusers", "AutoencoderKLTemporalDecoder", "diffusion_pytorch_model")
+CLIP = Part("CLIP tower", "image_encoder", "transformers", "CLIPVisionModelWithProjection", "model")
+PARTS = (UNET, VAE, CLIP)
+
+
+@contextmanager
+def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
+    """The diffusers folder at `path`, to be read inside the `with`.
+
+    `precision` (fp16, bf16 or fp32) decides which variant of the weights is taken where there are several. Raises
+    CheckpointError when the folder is another pipeline's, or lacks a part.
+    """
+    index = read_index(path)
+    configs = {part: read_config(path / part.folder / "config.json") for part in PARTS}
+    facts = read_facts(path, index, unet=configs[UNET], vae=configs[VAE])
+    with ExitStack() as opened:
+        components = []
+        for part in PARTS:
+            files = choose_weights(path / part.folder, part, precision)
+            tensors = opened.enter_context(open_tensors(files))
+            components.append(Component(part.title, configs[part], tensors, _shown(part)))
+        yield OpenCheckpoint(path.name, facts, *components)
+
+
+def _shown(part: Part):
+    return lambda name: f"{part.folder}/{name}"
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The folder's model_index.json. Raises CheckpointError unless it is that of a StableVideoDiffusionPipeline."""
+    index = read_config(path / INDEX)
+    pipeline = index.get("_class_name")
+    if pipeline != PIPELINE:
+        raise CheckpointError(
+            f'an SVD checkpoint is needed, and the folder "{path.name}" is for {ascii(pipeline)[:100]}. Choose a '
+            f"folder whose {INDEX} names {PIPELINE}.",
+            code="checkpoint.family",
+        )
+    for part in PARTS:
+        named = index.get(part.folder)
+        if not isinstance(named, list) or len(named) != 2 or named[1] != part.class_name:
+            raise CheckpointError(
+                f'the {part.title} of the folder "{path.name}" must be a {part.class_name}, and its {INDEX} says '
+                f"{ascii(named)[:100]}. Choose the folder of a published SVD.",
+                code="checkpoint.family",
+            )
+    return index
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON table at `path`. Raises CheckpointError when it is missing, too large or damaged."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON table")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f'the folder "{path.parent}" needs a file {path.name}, and there is none. Download the folder again.',
+            code="checkpoint.missing_parts",
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f'"{path}" cannot be used: {error}. Download the folder again.', code="checkpoint.damaged"
+        ) from error
+    return config
+
+
+def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> Facts:
+    """The facts of a folder from its config files, with those under `_svd_stages` in its index over them."""
+    scheduler = read_config(path / "scheduler" / "scheduler_config.json")
+    processor = read_config(path / "feature_extractor" / "preprocessor_config.json")
+    table = {
+        "num_frames": unet.get("num_frames"),
+        "scaling_factor": vae.get("scaling_factor"),
+        "force_upcast": vae.get("force_upcast"),
+        "sigma_min": scheduler.get("sigma_min"),
+        "sigma_max": scheduler.get("sigma_max"),
+        "image_mean": processor.get("image_mean"),
+        "image_std": processor.get("image_std"),
+    }
+    own = index.get(INDEX_KEY, {})
+    if not isinstance(own, dict):
+        own = {}
+    return facts_from_table(f'the folder "{path.name}"', {**table, **own})
+
+
+def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
+    """The sets of safetensors weights in `folder`: variant name ("" for none) -> its files in order.
+
+    A set is one file, or the shards of one; an index file is not needed. Raises CheckpointError when there are shards
+    but no complete set.
+    """
+    sets: dict[str, dict[int, Path]] = {}
+    counts: dict[str, int] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        match = WEIGHTS.fullmatch(file.name)
+        if match is None or match["stem"] != part.stem:
+            continue
+        shard = SHARD.search(match["rest"])
+        variant = SHARD.sub("", match["rest"]).strip(".")
+        number, count = (int(shard["number"]), int(shard["count"])) if shard else (1, 1)
+        if count == 1 or counts.setdefault(variant, count) != count:
+            sets[variant] = {}
+        sets.setdefault(variant, {})[number] = file
+        counts[variant] = count
+    complete = {variant: files for variant, files in sets.items() if len(files) == counts[variant]}
+    if sets and not complete:
+        variant, files = next(iter(sets.items()))
+        lacking = next(number for number in range(1, counts[variant] + 1) if number not in files)
+        raise CheckpointError(
+            f'the {part.title} in "{folder}" is not complete: of {counts[variant]} files, number {lacking} is '
+            "missing. Download the folder again.",
+            code="checkpoint.missing_parts",
+        )
+    return {variant: [files[number] for number in sorted(files)] for variant, files in complete.items()}
+
+
+def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
+    """The weights of `part` that fit `precision` best. Raises CheckpointError when there are none in safetensors."""
+    found = variants(folder, part)
+    for variant in (*PREFERRED[precision], *sorted(found)):
+        if variant in found:
+            return found[variant]
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.ckpt") for file in folder.glob(pattern))
+    has = f"only {pickles[0]}, a pickle, which can run any program hidden in it" if pickles else "no weights"
+    raise CheckpointError(
+        f'the {part.title} needs a file {part.stem}.safetensors in "{folder}", and there is {has}. Download the '
+        ".safetensors of the same folder.",
+        code="checkpoint.pickle" if pickles else "checkpoint.missing_parts",
+    )
+
+
+def write_folder(opened: OpenCheckpoint, path: Path) -> None:
+    """Write `opened` as a diffusers folder into the empty folder `path`, one tensor at a time.
+
+    diffusers' StableVideoDiffusionPipeline.from_pretrained loads it; facts it has no place for go into
+    model_index.json under `_svd_stages`.
+    """
+    facts = opened.facts
+    for part, component in zip(PARTS, opened.components(), strict=True):
+        folder = path / part.folder
+        folder.mkdir()
+        head = {"architectures": [part.class_name]} if part is CLIP else {"_class_name": part.class_name}
+        kind = {"model_type": "clip_vision_model"} if part is CLIP else {}
+        write_config(folder / "config.json", {**head, **kind, **_plain(component.config)})
+        write_safetensors(folder / f"{part.stem}.safetensors", component.tensors, {"format": "pt"})
+    sigmas = {"sigma_max": facts.sigma_max, "sigma_min": facts.sigma_min}
+    _write_in(path / "scheduler", "scheduler_config.json", {**SCHEDULER_CONFIG, **sigmas})
+    size = opened.clip.config["image_size"]
+    numbers = {
+        "image_mean": facts.image_mean,
+        "image_std": facts.image_std,
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+    }
+    _write_in(path / "feature_extractor", "preprocessor_config.json", {**IMAGE_PROCESSOR_CONFIG, **numbers})
+    named = {part.folder: [part.library, part.class_name] for part in PARTS}
+    defaults = facts.defaults()
+    own = {
+        "width": defaults.width,
+        "height": defaults.height,
+        "min_guidance": defaults.min_guidance,
+        "max_guidance": defaults.max_guidance,
+    }
+    index = {
+        "_class_name": PIPELINE,
+        **named,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        INDEX_KEY: own,
+    }
+    write_config(path / INDEX, index)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what the library that made it writes down about itself."""
+    drop = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type")
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in drop}
+
+
+def _write_in(folder: Path, name: str, config: dict[str, Any]) -> None:
+    folder.mkdir()
+    write_config(folder / name, config)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write `config` as JSON."""
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
