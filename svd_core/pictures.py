@@ -26,6 +26,8 @@ LARGEST_PICTURE = 50_000_000
 LARGEST_ANIMATION = 200_000_000
 """Pixels of all frames together."""
 
+_DEEP_WHITE = 65535  # of 16-bit grey, and what ComfyUI takes it to be in 32-bit grey
+
 _EMPTY_MASK_SIDE = 64  # ComfyUI LoadImage, for pictures without transparency
 
 
@@ -34,8 +36,8 @@ def load_picture(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor]:
 
     B is 1, or the number of frames of an animation that have the first one's size. Without transparency the mask is
     zeros (B, 64, 64), as ComfyUI's LoadImage has it. Turned as EXIF says; transparency is not blended away. 16-bit and
-    32-bit grey are taken as 0 to 65535. Raises ImageError when the file is missing, truncated, damaged, of another
-    format than `FORMATS`, or larger than 50 megapixels.
+    32-bit grey are taken as 0 to 65535, with all their digits. Raises ImageError when the file is missing, truncated,
+    damaged, of another format than `FORMATS`, or larger than 50 megapixels.
     """
     import numpy as np
     import torch
@@ -143,8 +145,9 @@ def _colours(frame: Image.Image) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]."""
     import numpy as np
 
-    if frame.mode.startswith("I"):
-        frame = frame.convert("I").point(lambda grey: grey * (1 / 255))
+    if frame.mode.startswith("I"):  # Pillow's own way to RGB clips at 255 and leaves white
+        grey = np.asarray(frame.convert("I"), np.float32) / _DEEP_WHITE
+        return np.repeat(grey.clip(0, 1)[..., None], 3, axis=2)
     return np.asarray(frame.convert("RGB"), np.float32) / 255
 
 

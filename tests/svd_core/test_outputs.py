@@ -1,0 +1,223 @@
+"""Numbered names as ComfyUI gives them, none lost between processes, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from svd_stages.svd_core import outputs
+from svd_stages.svd_core.errors import OutputError, SettingError
+
+NOON = time.struct_time((2026, 3, 4, 12, 5, 9, 2, 63, 0))
+
+
+def put(text: str):
+    return lambda file: file.write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "subfolder", "name"),
+    [
+        ("ComfyUI", "", "ComfyUI"),
+        ("video/ComfyUI", "video", "ComfyUI"),
+        ("a/./b//c", "a/b", "c"),
+        ("a/../b", "", "b"),
+        ("%width%x%height%", "", "64x32"),
+        ("%year%-%month%-%day%/%hour%.%minute%.%second%", "2026-03-04", "12.05.09"),
+        ("%date%", "", "%date%"),
+    ],
+)
+def test_a_prefix_means_a_place_below_the_output_folder(tmp_path, prefix, subfolder, name):
+    place = outputs.place_for(tmp_path, prefix, 64, 32, NOON)
+    assert place == outputs.Place(tmp_path / subfolder, subfolder, name)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("prefix", ["../x", "a/../../x", "/etc/x", "..//..//x", "a\0b"])
+def test_a_prefix_that_leads_outside_is_refused(tmp_path, prefix):
+    with pytest.raises(SettingError, match="inside the output folder"):
+        outputs.place_for(tmp_path, prefix)
+
+
+@pytest.mark.parametrize(
+    ("files", "counter"),
+    [
+        ([], 1),
+        (["a_00007_.png"], 8),
+        (["a_00007_.png", "a_00012_.mp4", "a_00009_.webp"], 13),
+        (["a_b_00007_.png", "ab_00007_.png", "b_00007_.png"], 1),
+        (["a_00007.png", "a_x_.png", "a__.png", "a_.png"], 1),
+        (["a_123456_.png"], 123457),
+        (["a_00002_extra.png"], 3),
+    ],
+)
+def test_the_counter_is_one_more_than_the_highest_number_of_the_name(tmp_path, files, counter):
+    for file in files:
+        (tmp_path / file).touch()
+    assert outputs.next_counter(outputs.place_for(tmp_path, "a")) == counter
+
+
+def test_files_of_one_prefix_are_numbered_in_turn(tmp_path):
+    place = outputs.place_for(tmp_path, "deep/er/a")
+    saved = [outputs.save_numbered(place, "txt", put(str(index))) for index in range(3)]
+    assert [each.filename for each in saved] == ["a_00001_.txt", "a_00002_.txt", "a_00003_.txt"]
+    assert [(tmp_path / "deep/er" / each.filename).read_text() for each in saved] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+
+        def refuse(*_):
+            raise PermissionError(errno.EPERM, "no hard links on this file system")
+
+        monkeypatch.setattr(os, "link", refuse)
+    place = outputs.place_for(tmp_path, "a")
+
+    def write(file: Path) -> None:
+        file.write_text("ours")
+        (tmp_path / "a_00001_.txt").write_text("theirs")
+
+    saved = outputs.save_numbered(place, "txt", write, counter=1)
+    assert saved == outputs.Saved("a_00002_.txt", 2)
+    assert (tmp_path / "a_00001_.txt").read_text() == "theirs"
+    assert (tmp_path / "a_00002_.txt").read_text() == "ours"
+    assert len(names(tmp_path)) == 2
+
+
+SAVE_FIFTY = """
+import sys
+from pathlib import Path
+from svd_stages.svd_core import outputs
+
+place = outputs.place_for(Path(sys.argv[1]), "shared/a")
+for index in range(50):
+    outputs.save_numbered(place, "txt", lambda file: file.write_text(f"{sys.argv[2]} {index}"))
+"""
+
+
+def test_two_processes_under_one_prefix_keep_all_their_files(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", SAVE_FIFTY, tmp_path, who]) for who in ("one", "two")]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    files = list((tmp_path / "shared").iterdir())
+    assert len(files) == 100
+    assert {file.read_text() for file in files} == {f"{who} {index}" for who in ("one", "two") for index in range(50)}
+
+
+@pytest.mark.parametrize("trouble", [ValueError("no"), KeyboardInterrupt()])
+def test_trouble_while_writing_leaves_nothing_and_goes_through(tmp_path, trouble):
+    def write(file: Path) -> None:
+        file.write_text("half")
+        raise trouble
+
+    with pytest.raises(type(trouble)):
+        outputs.save_numbered(outputs.place_for(tmp_path, "a"), "txt", write)
+    with pytest.raises(type(trouble)), outputs.replacing(tmp_path / "b.txt") as file:
+        write(file)
+    assert names(tmp_path) == []
+
+
+def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "new folder" / "a.txt"
+    for text in ("old", "new"):
+        with outputs.replacing(path) as file:
+            file.write_text(text)
+            assert path.exists() == (text == "new")
+            assert file.parent == path.parent
+        assert path.read_text() == text
+    with pytest.raises(ValueError), outputs.replacing(path) as file:
+        file.write_text("half")
+        raise ValueError
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["new folder/a.txt"]
+
+
+def test_what_is_not_a_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("", "a folder"), ("pipe", "not a plain file")):
+        with pytest.raises(OutputError, match=kind), outputs.replacing(tmp_path / name):
+            raise AssertionError("nothing should be rendered for it")
+
+
+def test_files_have_the_rights_that_any_new_file_gets(tmp_path):
+    (tmp_path / "plain").touch()
+    saved = outputs.save_numbered(outputs.place_for(tmp_path, "a"), "txt", put(""))
+    assert (tmp_path / saved.filename).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
+    old, recent, other = (tmp_path / name for name in (".svd-stages-1.part", ".svd-stages-2.part", "mine.part"))
+    for file in (old, recent, other):
+        file.touch()
+    for file in (old, other):
+        os.utime(file, (time.time() - 90000, time.time() - 90000))
+    outputs.save_numbered(outputs.place_for(tmp_path, "a"), "txt", put(""))
+    assert names(tmp_path) == [".svd-stages-2.part", "a_00001_.txt", "mine.part"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, "output.no_space"),
+        (errno.EROFS, "output.not_writable"),
+        (errno.EIO, "output.failed"),
+    ],
+)
+def test_trouble_of_the_disk_is_an_output_error_with_the_way_out(tmp_path, number, code):
+    def write(file: Path) -> None:
+        file.write_text("half")
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OutputError, match=os.strerror(number)) as caught:
+        outputs.save_numbered(outputs.place_for(tmp_path, "a"), "txt", write)
+    assert caught.value.code == code
+    assert "output folder" in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_is_too_long_says_so(tmp_path):
+    with pytest.raises(OutputError, match="shorter") as caught:
+        outputs.save_numbered(outputs.place_for(tmp_path, "a" * 300), "txt", put(""))
+    assert caught.value.code == "output.name_too_long"
+    assert names(tmp_path) == []
+
+
+def test_a_file_where_a_folder_is_needed_says_so(tmp_path):
+    (tmp_path / "video").write_text("in the way")
+    with pytest.raises(OutputError, match="must be a folder"):
+        outputs.save_numbered(outputs.place_for(tmp_path, "video/a"), "txt", put(""))
+    assert names(tmp_path) == ["video"]
+
+
+WRITE_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from svd_stages.svd_core import errors, outputs
+
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    outputs.save_numbered(outputs.place_for(Path(sys.argv[1]), "a"), "txt", lambda file: file.write_text("x"))
+except errors.OutputError as error:
+    print(error.code)
+"""
+
+
+def test_a_folder_that_may_not_be_written_says_so():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", WRITE_AS_NOBODY, folder], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.strip() == "output.not_writable", done.stderr
+        assert names(Path(folder)) == []
