@@ -95,7 +95,7 @@ def encode_mp4(file: Path, frames: torch.Tensor, fps: float | Fraction, metadata
     from av.codec.codec import UnknownCodecError
     from av.error import FFmpegError
 
-    _check_frames(frames, channels=(3,))
+    check_frames(frames, channels=(3,))
     rate = exact_fps(fps)
     texts = json_texts(metadata)
     try:
@@ -169,7 +169,7 @@ def encode_webp(
     """
     from PIL import Image
 
-    _check_frames(frames, channels=(3, 4))
+    check_frames(frames)
     rate = exact_fps(fps)
     first, *others = [Image.fromarray(pixels) for pixels in _as_bytes(frames)]
     exif = first.getexif()
@@ -206,7 +206,7 @@ def encode_png(file: Path, frame: torch.Tensor, metadata: Metadata | None = None
     from PIL.PngImagePlugin import PngInfo
 
     frames = frame[None]
-    _check_frames(frames, channels=(3, 4))
+    check_frames(frames)
     texts = PngInfo()
     for name, text in json_texts(metadata).items():
         texts.add_text(name, text)
@@ -214,7 +214,14 @@ def encode_png(file: Path, frame: torch.Tensor, metadata: Metadata | None = None
     Image.fromarray(pixels).save(file, format="PNG", pnginfo=texts, compress_level=compress_level)
 
 
-def _check_frames(frames: torch.Tensor, channels: tuple[int, ...]) -> None:
+def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> None:
+    """Refuse what cannot be saved before anything is written.
+
+    Raises SettingError for another shape than (F, H, W, one of `channels`) or numbers without a fraction, OutputError
+    naming the first frame with NaN or infinity: saved, it would be black.
+    """
+    import torch
+
     shape = tuple(frames.shape)
     if len(shape) != 4 or shape[3] not in channels or 0 in shape or not frames.is_floating_point():
         raise SettingError(
@@ -222,22 +229,21 @@ def _check_frames(frames: torch.Tensor, channels: tuple[int, ...]) -> None:
             f"point, at least one and none empty, got {shape} of {frames.dtype}; connect an IMAGE.",
             code="video.frames",
         )
-
-
-def _as_bytes(frames: torch.Tensor) -> Iterator[np.ndarray]:
-    """Each frame (H, W, C) uint8, rounded to nearest. Raises OutputError naming the first that is not finite."""
-    import torch
-
     for index, frame in enumerate(frames):
-        frame = frame.detach().float()
-        low, high = torch.aminmax(frame)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not torch.stack(torch.aminmax(frame.detach().float())).isfinite().all():
             raise OutputError(
-                f"frame {index} of {len(frames)} holds NaN or infinity, which would be saved as black; nothing was "
+                f"frame {index} of {shape[0]} holds NaN or infinity, which would be saved as black; nothing was "
                 f"written. The stage before made numbers that its precision cannot hold: try precision fp32 or bf16.",
                 code="output.not_finite",
             )
-        yield (frame.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+
+
+def _as_bytes(frames: torch.Tensor) -> Iterator[np.ndarray]:
+    """Each frame (H, W, C) uint8, clipped and rounded to nearest."""
+    import torch
+
+    for frame in frames:
+        yield (frame.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
 def _pad_to_even(pixels: np.ndarray) -> np.ndarray:

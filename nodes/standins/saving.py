@@ -40,8 +40,9 @@ def _save_pngs(
     images: torch.Tensor, kind: host.Folder, prefix: str, metadata: Metadata, compress_level: int
 ) -> dict[str, Any]:
     """Each image (H, W, C) of the batch in a file of its own, with numbers that follow each other."""
-    from ...svd_core.video import encode_png
+    from ...svd_core.video import check_frames, encode_png
 
+    check_frames(images)
     place = place_in(kind, prefix, images)
     counter = next_counter(place)
     entries = []

@@ -37,7 +37,7 @@ def as_bytes(frames: torch.Tensor) -> np.ndarray:
     return np.floor(frames.double().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
 
 
-def planes(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def planes(frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
     """Y (H, W), Cb and Cr (H/2, W/2) of a yuv420p frame."""
     height, width = frame.height, frame.width
     flat = frame.to_ndarray().reshape(-1)
