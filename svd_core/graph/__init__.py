@@ -1,1 +1,32 @@
-"""."""
+"""Graphs without ComfyUI: read a file, convert it from UI format, set values, validate, execute, list the nodes.
+
+Every function takes the node classes as an argument; nothing here knows a node, ComfyUI or torch.
+"""
+
+from .convert import to_api
+from .describe import object_info
+from .edit import apply_settings, set_value
+from .execute import Emit, RunResult, execute
+from .explain import explain
+from .prompt import Prompt
+from .read import is_ui_format, parse_graph, read_graph, unwrap
+from .validate import Validation, raise_if_invalid, validate
+
+__all__ = [
+    "Emit",
+    "Prompt",
+    "RunResult",
+    "Validation",
+    "apply_settings",
+    "execute",
+    "explain",
+    "is_ui_format",
+    "object_info",
+    "parse_graph",
+    "raise_if_invalid",
+    "read_graph",
+    "set_value",
+    "to_api",
+    "unwrap",
+    "validate",
+]

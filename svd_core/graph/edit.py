@@ -1,0 +1,96 @@
+"""Setting values in a graph from the command line: NODE.INPUT=VALUE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import GraphError, nearest
+from .check_node import check_finite
+from .declared import DeclaredInput, read_declaration
+from .prompt import WRAPPED, Prompt, name_node, title_of
+
+
+def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, type]) -> Prompt:
+    """A copy of `prompt` with each `NODE.INPUT=VALUE` of `settings` set, in order. See `set_value`."""
+    for setting in settings:
+        prompt = set_value(prompt, setting, nodes)
+    return prompt
+
+
+def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt:
+    """A copy of `prompt` with one value set.
+
+    setting  `NODE.INPUT=VALUE`. NODE is a node's id, or its class type or title when one node alone has that. VALUE
+             is read by the input's declared type: text as it stands for STRING, true or false for BOOLEAN, one of the
+             options for a combo, a number for INT and FLOAT. A link that was there is replaced
+
+    Raises GraphError (`graph.setting`) that names the nearest nodes or inputs. Ranges and options are left to
+    `validate`, which knows the exceptions.
+    """
+    target, equals, text = setting.partition("=")
+    node_name, dot, input_name = target.strip().rpartition(".")
+    if not (equals and dot and node_name and input_name):
+        raise _wrong(f"a setting is NODE.INPUT=VALUE, as in KSampler.seed=7; got {setting!r}.")
+    node_id = _find_node(prompt, node_name)
+    class_type = prompt[node_id]["class_type"]
+    if class_type not in nodes:
+        known = nearest(class_type, nodes)
+        raise _wrong(f"{name_node(prompt, node_id)} is of a type that is not known here; nearest are {known}.")
+    inputs = read_declaration(class_type, nodes[class_type]).inputs
+    where = name_node(prompt, node_id)
+    if input_name not in inputs:
+        raise _wrong(f'{where} has no input "{input_name}"; nearest are {nearest(input_name, inputs) or "none"}.')
+    value = _read_value(inputs[input_name], text, where)
+    node = prompt[node_id]
+    return {**prompt, node_id: {**node, "inputs": {**node["inputs"], input_name: value}}}
+
+
+def _find_node(prompt: Prompt, name: str) -> str:
+    if name in prompt:
+        return name
+    for label in (lambda node: node.get("class_type"), title_of):
+        found = [node_id for node_id, node in prompt.items() if label(node) == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise _wrong(f'{len(found)} nodes are called "{name}"; say which by its id: {", ".join(found)}.')
+    labels = {text for node in prompt.values() for text in (node.get("class_type"), title_of(node)) if text}
+    raise _wrong(
+        f'no node has the id, type or title "{name}"; nearest are {nearest(name, [*prompt, *sorted(labels)])}.'
+    )
+
+
+def _read_value(declared: DeclaredInput, text: str, where: str) -> Any:
+    kind, choices = declared.kind, declared.choices
+    if choices is not None:
+        return next((each for each in choices if str(each) == text), text)
+    try:
+        if kind in ("STRING", "COMBO"):
+            return text
+        if kind == "INT":
+            return int(text)
+        if kind == "FLOAT":
+            value = float(text)
+            check_finite(value)
+            return value
+        if kind == "BOOLEAN":
+            return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
+        if declared.is_widget or _takes_numbers(kind):
+            value = json.loads(text)
+            check_finite(value)
+            return {WRAPPED: value} if isinstance(value, list) else value
+    except (ValueError, KeyError, RecursionError) as error:
+        wanted = {"INT": "a whole number", "FLOAT": "a finite number", "BOOLEAN": "true or false"}.get(kind, "JSON")
+        raise _wrong(f'input "{declared.name}" of {where} takes {wanted}, got {text!r}.') from error
+    raise _wrong(f'input "{declared.name}" of {where} takes {kind} through a link; it has no value to set.')
+
+
+def _takes_numbers(kind: Any) -> bool:
+    """A union such as "INT,FLOAT", or anything at all."""
+    return kind == "*" or bool({part.strip() for part in str(kind).split(",")} & {"INT", "FLOAT", "STRING", "BOOLEAN"})
+
+
+def _wrong(message: str) -> GraphError:
+    return GraphError(message, code="graph.setting")

@@ -1,0 +1,167 @@
+"""Graph files: strict JSON with limits checked before parsing, and the wrappers that graphs are saved in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import GraphError
+
+MAX_BYTES = 32 * 1024 * 1024
+MAX_NESTING = 64
+
+
+def read_graph(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file, with nothing in it that JSON does not have.
+
+    Raises GraphError: the file is not there (`graph.file`), larger than 32 MB or nested deeper than 64
+    (`graph.too_large`), not UTF-8 (`graph.encoding`), not JSON (`graph.json`), holds NaN, Infinity or a number that
+    overflows (`graph.non_finite`), a key twice (`graph.duplicate_key`), half of a surrogate pair (`graph.encoding`),
+    or is not an object (`graph.shape`). A byte order mark is dropped.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise GraphError(
+                f"{path.name} has {size} bytes; a graph may have {MAX_BYTES}. Is it a graph?", code="graph.too_large"
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise GraphError(f"cannot read the graph {path}: {reason}. Give a .json file.", code="graph.file") from error
+    return parse_graph(content, path.name)
+
+
+def parse_graph(content: bytes | str, name: str = "the graph") -> dict[str, Any]:
+    """As `read_graph`, from text. `name` is what messages call it."""
+    if len(content) > MAX_BYTES:
+        raise GraphError(f"{name} has {len(content)} bytes; a graph may have {MAX_BYTES}.", code="graph.too_large")
+    text = _decode(content, name)
+    _check_nesting(text, name)
+    graph = _parse(text, name)
+    _check_surrogates(graph, text, name)
+    if not isinstance(graph, dict):
+        raise GraphError(
+            f"{name} holds a JSON {type(graph).__name__} at the top; a graph is an object. Save it again with "
+            "ComfyUI's Save or Export (API).",
+            code="graph.shape",
+        )
+    return graph
+
+
+def is_ui_format(graph: dict[str, Any]) -> bool:
+    """Whether this is what ComfyUI's page saves (nodes with positions), and not the API format that runs."""
+    return isinstance(graph.get("nodes"), list)
+
+
+def unwrap(graph: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The graph itself, and the UI-format workflow saved with it if there is one.
+
+    Understood are a bare graph in either format, the body that is posted to ComfyUI (`prompt`, `extra_data`), and
+    what its page makes (`output`, `workflow`). For a bare UI-format graph both results are the graph.
+    """
+    if is_ui_format(graph):
+        return graph, graph
+    inner = graph.get("prompt")
+    if isinstance(inner, dict) and "class_type" not in inner:
+        return inner, _workflow_in(graph.get("extra_data"), "extra_pnginfo") or _workflow_in(graph)
+    inner = graph.get("output")
+    if isinstance(inner, dict) and "class_type" not in inner:
+        return inner, _workflow_in(graph)
+    workflow = _workflow_in(graph)
+    if workflow is not None:
+        return workflow, workflow
+    return graph, None
+
+
+def _workflow_in(holder: Any, *path: str) -> dict[str, Any] | None:
+    for key in (*path, "workflow"):
+        holder = holder.get(key) if isinstance(holder, dict) else None
+    return holder if isinstance(holder, dict) and is_ui_format(holder) else None
+
+
+def _decode(content: bytes | str, name: str) -> str:
+    if isinstance(content, str):
+        return content.removeprefix("\ufeff")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GraphError(
+            f"{name} is not UTF-8 text (byte {error.start}); a graph is JSON in UTF-8. Save it again as UTF-8.",
+            code="graph.encoding",
+        ) from error
+
+
+def _check_nesting(text: str, name: str) -> None:
+    """Count brackets outside of strings, before a parser may recurse over them."""
+    outside = "".join(re.sub(r"\\.", "", text, flags=re.DOTALL).split('"')[::2])
+    depths = accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", outside))
+    if max(depths, default=0) > MAX_NESTING:
+        raise GraphError(f"{name} is nested deeper than {MAX_NESTING}; no graph is.", code="graph.too_large")
+
+
+def _parse(text: str, name: str) -> Any:
+    def refuse_constant(word: str) -> NoReturn:
+        raise GraphError(
+            f"{name} holds {word}, which is not JSON and no value for a node; put a finite number there.",
+            code="graph.non_finite",
+        )
+
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            refuse_constant(digits)
+        return number
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise GraphError(
+                f'{name} has the key "{twice}" twice in one object, so one of the two would be lost; remove one.',
+                code="graph.duplicate_key",
+            )
+        return made
+
+    try:
+        return json.loads(
+            text, parse_constant=refuse_constant, parse_float=finite, object_pairs_hook=without_duplicates
+        )
+    except ValueError as error:
+        raise GraphError(
+            f"{name} is not JSON: {error}. Save it again with ComfyUI's Save or Export (API).", code="graph.json"
+        ) from error
+
+
+def _check_surrogates(graph: Any, text: str, name: str) -> None:
+    """Half of a surrogate pair cannot be written out again. It can only come from a \\u escape, or a Python string."""
+    if re.search(r"\\u[dD][89a-fA-F]", text) is None and text.isascii():
+        return
+    for part in _strings(graph):
+        try:
+            part.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise GraphError(
+                f"{name} holds half of a surrogate pair in {part[:60]!a}, which is no text; type it again.",
+                code="graph.encoding",
+            ) from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, list):
+            waiting.extend(part)
+        elif isinstance(part, dict):
+            waiting.extend(part)
+            waiting.extend(part.values())
