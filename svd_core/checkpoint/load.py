@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SettingError
 from .folder import INDEX, open_folder
-from .modules import check, empty_clip, empty_unet, empty_vae, fill, left_over
+from .modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, left_over
 from .opened import Component, OpenCheckpoint
 from .parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
 from .single_file import open_single_file
@@ -20,26 +22,56 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+EXPECTED_LEFTOVERS = ("conditioner.", "first_stage_model.encoder.", "denoiser.", "model_ema.", "position_ids")
+"""In the names of what published files hold beside the model: the text tower, a second VAE, buffers."""
 ENCODER = ("encoder.", "quant_conv.")
-"""The VAE's tensors that stay in float32 where the checkpoint asks for it (force_upcast)."""
+"""The VAE's tensors on the encoder's side."""
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """What the modules compute in, and what the VAE's encoder and quant_conv do."""
+
+    compute: torch.dtype
+    encoder: torch.dtype
 
 
 def load_checkpoint(path: str | Path, precision: str = "auto", device: torch.device | str | None = None) -> Checkpoint:
     """The checkpoint at `path`, a one-file .safetensors in Stability's layout or a diffusers folder, told by content.
 
-    precision  auto, fp16, bf16 or fp32. auto is fp16 when the stages compute on CUDA, or bf16 there when the checkpoint
-               is stored in bf16 (its numbers may be too large for fp16), and fp32 on every other device
+    precision  auto, fp16, bf16 or fp32; see `resolve_dtypes`
     device     where the stages will compute; None asks the host. Only `auto` looks at it
 
-    The modules are on the CPU, frozen, in evaluation mode, in memory of their own. Where the checkpoint asks for it
-    (force_upcast), the VAE's encoder and quant_conv are float32 whatever the precision. Raises CheckpointError when the
+    The modules are on the CPU, frozen, in evaluation mode, in memory of their own. Raises CheckpointError when the
     checkpoint is missing, damaged, of another family or not complete, and SettingError for an unknown precision.
     """
-    if precision not in PRECISIONS:
+    import torch
+
+    where = _device(device)
+    variant = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+    wanted = variant.get(resolve_dtypes(precision, where, torch.float32, force_upcast=True).compute, "fp32")
+    with open_checkpoint(path, wanted) as opened, torch.inference_mode(False), torch.no_grad():
+        stored = torch.bfloat16 if "BF16" in opened.stored_dtypes() else torch.float32
+        return _load(opened, resolve_dtypes(precision, where, stored, opened.facts.force_upcast))
+
+
+def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, force_upcast: bool) -> Dtypes:
+    """What `precision` means on `device` for a checkpoint whose weights are `stored` in some type.
+
+    auto is fp16 on CUDA, or bf16 there when the weights are stored in bf16 (their numbers may be too large for fp16),
+    and fp32 on every other device. With `force_upcast` the VAE's encoder is float32 whatever the precision.
+    Raises SettingError for a precision that is not auto, fp16, bf16 or fp32.
+    """
+    import torch
+
+    compute = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}.get(precision)
+    if precision == "auto":
+        compute = torch.float32
+        if device.type == "cuda":
+            compute = torch.bfloat16 if stored is torch.bfloat16 else torch.float16
+    if compute is None:
         raise SettingError(f'precision must be one of {", ".join(PRECISIONS)}, and is "{precision}".')
-    kind = _device_type(device) if precision == "auto" else ""
-    with open_checkpoint(path, "fp16" if kind == "cuda" else "fp32" if precision == "auto" else precision) as opened:
-        return _load(opened, _dtype(precision, kind, opened.stored_dtypes()))
+    return Dtypes(compute, encoder=torch.float32 if force_upcast else compute)
 
 
 def open_checkpoint(path: str | Path, precision: str) -> AbstractContextManager[OpenCheckpoint]:
@@ -59,27 +91,17 @@ def open_checkpoint(path: str | Path, precision: str) -> AbstractContextManager[
     return open_folder(path, precision)
 
 
-def _device_type(device: torch.device | str | None) -> str:
+def _device(device: torch.device | str | None) -> torch.device:
     import torch
 
     if device is None:
         from ..host import current
 
-        device = current().device()
-    return torch.device(device).type
+        return current().device()
+    return torch.device(device)
 
 
-def _dtype(precision: str, device_type: str, stored: set[str]) -> torch.dtype:
-    import torch
-
-    if precision == "auto":
-        if device_type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if "BF16" in stored else torch.float16
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-
-
-def _load(opened: OpenCheckpoint, dtype: torch.dtype) -> Checkpoint:
+def _load(opened: OpenCheckpoint, dtypes: Dtypes) -> Checkpoint:
     facts = opened.facts
     parts: list[tuple[Component, Any]] = [
         (opened.unet, empty_unet(opened)),
@@ -92,9 +114,9 @@ def _load(opened: OpenCheckpoint, dtype: torch.dtype) -> Checkpoint:
         ignored += left_over(opened, component, module)
     _report_ignored(opened.name, ignored)
     unet, vae, clip = (module for _, module in parts)
-    fill(opened.unet, unet, dtype)
-    fill(opened.vae, vae, dtype, float32=ENCODER if facts.force_upcast else ())
-    fill(opened.clip, clip, dtype)
+    fill(opened.unet, unet, lambda name: dtypes.compute)
+    fill(opened.vae, vae, lambda name: dtypes.encoder if name.startswith(ENCODER) else dtypes.compute)
+    fill(opened.clip, clip, lambda name: dtypes.compute)
     return Checkpoint(
         model=SVDModel(unet, facts.scaling_factor, facts.sigma_min, facts.sigma_max, facts.defaults()),
         clip_vision=SVDClipVision(clip, _three(facts.image_mean), _three(facts.image_std)),
@@ -108,5 +130,18 @@ def _three(row: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def _report_ignored(name: str, ignored: list[str]) -> None:
-    if ignored:
-        logger.info("%s: %d tensors belong to no part that is used: %s", name, len(ignored), ", ".join(sorted(ignored)))
+    """Say once what is not used: by kind what every published file has, by name what nobody expects."""
+    expected = Counter(kind for each in ignored for kind in EXPECTED_LEFTOVERS if kind in each)
+    if expected:
+        counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(expected.items()))
+        logger.info("%s holds tensors that are not needed: %s", name, counts)
+    unknown = sorted(each for each in ignored if not any(kind in each for kind in EXPECTED_LEFTOVERS))
+    if unknown:
+        shown = ", ".join(unknown[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
+        logger.warning(
+            "%s holds %d tensors that no part of an SVD has, and they are ignored: %s. If its videos look wrong, it "
+            "was made for another program.",
+            name,
+            len(unknown),
+            shown,
+        )

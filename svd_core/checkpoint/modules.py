@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
@@ -99,18 +100,13 @@ def left_over(opened: OpenCheckpoint, component: Component, module: nn.Module) -
     return [component.shown(name) for name in component.tensors if name not in needed]
 
 
-def fill(component: Component, module: nn.Module, dtype: torch.dtype, float32: tuple[str, ...] = ()) -> None:
-    """Give `module` the tensors of `component` in `dtype`, one by one, each in memory of its own.
+def fill(component: Component, module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None:
+    """Give `module` the tensors of `component` one by one, each cast to `dtype_of` its name, in memory of its own.
 
-    Tensors whose names begin with one of `float32` are kept in float32. The module comes out on the CPU, frozen and
-    in evaluation mode. Raises CheckpointError when a number is too large for `dtype`.
+    The module comes out on the CPU, frozen and in evaluation mode. Raises CheckpointError when a number is too large
+    for fp16.
     """
-    import torch
-
-    state = {}
-    for name in module.state_dict():
-        wanted = torch.float32 if name.startswith(float32) else dtype
-        state[name] = _cast(component, name, wanted)
+    state = {name: _cast(component, name, dtype_of(name)) for name in module.state_dict()}
     module.load_state_dict(state, strict=True, assign=True)
     _rebuild_buffers(module)
     module.eval().requires_grad_(False)

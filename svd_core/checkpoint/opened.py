@@ -66,7 +66,7 @@ def open_in_memory(checkpoint: Checkpoint) -> OpenCheckpoint:
         scaling_factor=checkpoint.model.scaling_factor,
         sigma_min=checkpoint.model.sigma_min,
         sigma_max=checkpoint.model.sigma_max,
-        force_upcast=bool(vae.config.force_upcast),
+        force_upcast=bool(vae.config["force_upcast"]),
         image_mean=checkpoint.clip_vision.image_mean,
         image_std=checkpoint.clip_vision.image_std,
     )

@@ -73,6 +73,7 @@ def unet_config(file: str, shapes: Shapes, facts: Facts) -> tuple[dict[str, Any]
     keys = [f"{block}.transformer_blocks.0.attn2.to_{each}.weight" for block in cross_blocks for each in "kv"]
     vector = reader.size(1, "label_emb.0.0.weight")
     config = {
+        "sample_size": 96,  # SVD unet/config.json; what a pipeline takes for a size when it is told none
         "in_channels": reader.size(1, "input_blocks.0.0.weight"),
         "out_channels": reader.size(0, "out.2.weight", "out.2.bias"),
         "down_block_types": tuple(_block_type("Down", has) for has in layout.attention),

@@ -58,7 +58,7 @@ def _write_tensor(file, tensor: LazyTensor) -> None:
 
     value = tensor.read().to(torch_dtypes()[tensor.dtype]).contiguous()
     assert tuple(value.shape) == tensor.shape, (value.shape, tensor.shape)
-    file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 @contextmanager
