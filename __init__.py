@@ -1,12 +1,15 @@
 """SVD Stages: Stable Video Diffusion as separate ComfyUI nodes, and the same graphs with no ComfyUI.
 
-ComfyUI's door (node tables, WEB_DIRECTORY) and the two Python calls. Importing this package loads neither torch's
-models nor diffusers, touches no file and asks no device.
+ComfyUI's door (node tables, WEB_DIRECTORY), and the two Python calls `animate` and `run_graph`. Importing this package
+loads neither torch nor diffusers, touches no file and asks no device.
 """
 
 import sys
+from typing import Any
 
-if __package__:
+__version__ = "0.1.0"
+
+if __package__:  # pytest also meets this file as a lone module, where relative imports have no meaning
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
     if "comfy.model_management" in sys.modules:
@@ -14,9 +17,13 @@ if __package__:
 
         use_comfyui()
 
-    from .headless import animate, run_graph
-
     WEB_DIRECTORY = "./web"
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "animate", "run_graph"]
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
-__version__ = "0.1.0"
+    def __getattr__(name: str) -> Any:
+        """`animate` and `run_graph`, loaded when asked for: inside ComfyUI nobody does."""
+        if name in ("animate", "run_graph"):
+            from . import headless
+
+            return getattr(headless, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,27 +32,31 @@ def sample_euler(
     """Follow the probability-flow ODE from sigmas[0] to sigmas[-1] with Euler steps.
 
     Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without its second-order correction.
-    x (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0]; sigmas (N + 1,) falling. What `on_step` raises
-    stops the loop.
+    x (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0]; sigmas (N + 1,) float32 on the CPU, falling. What
+    `on_step` raises stops the loop.
+
+    Noise levels and x are float32, and the step is written as diffusers and ComfyUI's core write it: a long step down
+    from 700 cancels most of x, so its rounding (up to 1e-4) is seen in the latents when there are only one or two steps.
     """
-    levels = sigmas.tolist()
-    for index, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+    steps = sigmas.numel() - 1
+    for index, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.unbind())):
         clean = denoise(x, sigma)
         slope = (x - clean) / sigma
-        x = x + (sigma_next - sigma) * slope
+        x = x + slope * (sigma_next - sigma)
         if on_step is not None:
-            on_step(Step(index + 1, len(levels) - 1, sigma, x, clean))
+            on_step(Step(index + 1, steps, sigma.item(), x, clean))
     return x
 
 
-def starting_point(latents: torch.Tensor, noise: torch.Tensor, sigma: float, sigma_max: float) -> torch.Tensor:
-    """Scaled latents at noise level sigma: latents + noise * (sqrt(1 + sigma^2) at the model's largest, else sigma).
+def starting_point(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, sigma_max: float) -> torch.Tensor:
+    """Scaled latents at noise level sigma () float32: latents + noise * scale.
 
+    scale is sqrt(1 + sigma^2) when sigma is the model's largest, else sigma.
     At sigma_max the latents under the noise are taken as unit-variance data, as in diffusers' init_noise_sigma,
     Stability's BaseDiffusionSampler and ComfyUI's rule (relative tolerance 1e-5).
     """
-    scale = math.sqrt(1.0 + sigma**2) if math.isclose(sigma, sigma_max, rel_tol=1e-5) or sigma > sigma_max else sigma
-    return latents + noise * scale
+    at_largest = sigma.item() >= sigma_max * (1 - 1e-5)
+    return latents + noise * ((sigma**2 + 1) ** 0.5 if at_largest else sigma)
 
 
 def starting_noise(

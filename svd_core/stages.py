@@ -110,7 +110,7 @@ def sample(
         together = _fits_together(host, model, start.latents)
         videos = []
         for index, (positive, negative) in enumerate(sides):
-            x = _starting_video(model, start, index, levels[0].item()).to(device)
+            x = _starting_video(model, start, index, levels[0]).to(device)
             denoise = make_denoiser(model.unet, positive, negative, weights, device, together=together)
             before = index * per_video
             x = sample_euler(denoise, x, levels, lambda step, before=before: advance(before + step.done))
@@ -151,7 +151,7 @@ def decode(
     return videos
 
 
-def _starting_video(model: SVDModel, start: Start, index: int, sigma: float) -> torch.Tensor:
+def _starting_video(model: SVDModel, start: Start, index: int, sigma: torch.Tensor) -> torch.Tensor:
     """Video `index` of the run at noise level sigma: (1, F, 4, h, w) float32 scaled latents."""
     latents = start.latents[index]
     frames, _, height, width = latents.shape

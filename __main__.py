@@ -1,0 +1,294 @@
+"""The headless door: `svd-stages`, or `python -m svd_stages`. Reads arguments, calls, and turns errors into words.
+
+Exit status: 0 done, 2 bad usage or bad graph, 3 a model or input file is missing or not what it should be, 4 a node
+failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__, headless
+from .console import Console, JsonConsole, TerminalConsole
+from .svd_core.checkpoint.library import EMBEDDED
+from .svd_core.errors import Interrupted, NodeError, SVDStagesError
+
+Command = Callable[[argparse.Namespace, Console], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = make_parser().parse_args(argv)
+    console: Console = JsonConsole() if arguments.json else TerminalConsole()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    _quiet_libraries()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        arguments.command(arguments, console)
+        return 0
+    except (KeyboardInterrupt, Interrupted):
+        return _fail(arguments, console, "interrupted; nothing half-written was left", "interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        return 0
+    except SVDStagesError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return _fail(arguments, console, str(error), error.code, error.exit_status, **_where(error))
+    finally:
+        console.close()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="svd-stages",
+        description="Stable Video Diffusion in stages: animate a picture, or run a saved graph without ComfyUI.",
+    )
+    parser.add_argument("--version", action="version", version=f"svd-stages {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (
+        _add_animate, _add_run, _add_validate, _add_convert, _add_nodes, _add_inspect, _add_convert_checkpoint,
+        _add_download,
+    ):  # fmt: skip
+        add(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(command=command)
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
+        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI this package lies in, else ./models)",
+    )  # fmt: skip
+    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    common.add_argument(
+        "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
+    )
+    common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_animate(commands: Any) -> None:
+    parser = _add_command(commands, "animate", animate, "animate a picture to an mp4")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="the picture: PNG, JPEG, WebP, ...")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.mp4", help="default: the picture's name, in this folder"
+    )
+    parser.add_argument("--model", default=EMBEDDED, metavar="NAME", help=f"a checkpoint's name (default: {EMBEDDED})")
+    of_model = "default: what the checkpoint is for"
+    parser.add_argument("--width", type=int, help=f"multiple of 64; {of_model}")
+    parser.add_argument("--height", type=int, help=f"multiple of 64; {of_model}")
+    parser.add_argument(
+        "--fit", default="stretch", choices=("stretch", "crop", "pad"), help="how the picture fits the size"
+    )
+    parser.add_argument("--frames", type=int, metavar="N", help=of_model)
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default: 25)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another video (default: 0)")
+    parser.add_argument("--fps", type=int, default=7, metavar="N", help="of the motion and of the file (default: 7)")
+    parser.add_argument("--motion-bucket-id", type=int, default=127, metavar="N", help="how much motion (default: 127)")
+    parser.add_argument(
+        "--noise-aug-strength", type=float, default=0.02, metavar="X",
+        help="noise on the picture: more motion, less likeness (default: 0.02)",
+    )  # fmt: skip
+    parser.add_argument("--min-guidance", type=float, metavar="X", help=f"on the first frame; {of_model}")
+    parser.add_argument("--max-guidance", type=float, metavar="X", help=f"on the last frame; {of_model}")
+    parser.add_argument(
+        "--decode-mode", choices=("exact", "windowed"),
+        help="whole clip at once, or in windows (default: exact for small videos, windowed else)",
+    )  # fmt: skip
+    parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames a window keeps (default: 8)")
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add_command(commands, "run", run, "run a saved graph, API or UI format")
+    _add_graph(parser)
+    parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="default: output")
+
+
+def _add_validate(commands: Any) -> None:
+    _add_graph(_add_command(commands, "validate", validate, "check a graph without running it"))
+
+
+def _add_graph(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graph", type=Path, metavar="GRAPH.json", help="saved by ComfyUI, either format")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
+        help="set a value; NODE is an id, a class or a title; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--input-dir", type=Path, default=Path("input"), metavar="DIR", help="default: input")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add_command(commands, "convert", convert, "convert a UI-format graph to API format")
+    parser.add_argument("graph", type=Path, metavar="UI.json")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="API.json")
+
+
+def _add_nodes(commands: Any) -> None:
+    _add_command(commands, "nodes", nodes, "list the nodes; with --json in the shape of ComfyUI's /object_info")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
+    parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER")
+
+
+def _add_convert_checkpoint(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "convert-checkpoint",
+        convert_checkpoint,
+        "convert a one-file checkpoint to a diffusers folder, or back",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("destination", type=Path, metavar="DST")
+
+
+def _add_download(commands: Any) -> None:
+    parser = _add_command(commands, "download", download, "fetch a known checkpoint from the hub, checked by sha256")
+    parser.add_argument("name", metavar="NAME", help="svd, svd-xt, svd-xt-1-1, ...; an unknown name lists all")
+
+
+def animate(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages animate`."""
+    began = time.monotonic()
+    animation = headless.Animation(
+        model=arguments.model,
+        width=arguments.width,
+        height=arguments.height,
+        fit=arguments.fit,
+        num_frames=arguments.frames,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        fps=arguments.fps,
+        motion_bucket_id=arguments.motion_bucket_id,
+        noise_aug_strength=arguments.noise_aug_strength,
+        min_guidance=arguments.min_guidance,
+        max_guidance=arguments.max_guidance,
+        decode_mode=arguments.decode_mode,
+        decode_chunk=arguments.decode_chunk,
+    )
+    output = arguments.output or Path(arguments.image.stem + ".mp4")
+    report = headless.animate_file(arguments.image, output, animation, _surroundings(arguments, console))
+    _say_files(report.files, time.monotonic() - began, console)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages run`."""
+    began = time.monotonic()
+    surroundings = _surroundings(
+        arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
+    )
+    report = headless.run(headless.open_graph(arguments.graph, arguments.settings), surroundings)
+    _say_files(report.files, time.monotonic() - began, console)
+
+
+def validate(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages validate`."""
+    graph = headless.open_graph(arguments.graph, arguments.settings)
+    checked = headless.check_graph(graph, _surroundings(arguments, console, input_folder=arguments.input_dir))
+    for note in checked.notes:
+        sys.stderr.write(f"note: {note}\n")
+    text = f"{arguments.graph}: {len(graph.prompt)} nodes, nothing wrong; it ends in {', '.join(checked.outputs)}"
+    console.result(text, graph=arguments.graph, nodes=len(graph.prompt), outputs=checked.outputs, notes=checked.notes)
+
+
+def convert(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages convert`."""
+    graph = headless.open_graph(arguments.graph)
+    headless.write_text(arguments.output, json.dumps(graph.prompt, indent=2) + "\n")
+    console.result(f"wrote {arguments.output}: {len(graph.prompt)} nodes", output=arguments.output)
+
+
+def nodes(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages nodes`."""
+    info = headless.object_info(_surroundings(arguments, console))
+    if arguments.json:
+        sys.stdout.write(json.dumps(info, indent=2) + "\n")
+        return
+    for name, node in info.items():
+        summary = textwrap.shorten(node["description"], 100, placeholder=" ...")
+        sys.stdout.write(f"{name:<24} {summary}\n")
+
+
+def inspect(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages inspect`."""
+    from .svd_core.checkpoint.inspect import inspect as inspect_checkpoint
+
+    found = inspect_checkpoint(arguments.checkpoint)
+    console.result(found.describe(), **found.as_dict())
+
+
+def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages convert-checkpoint`."""
+    from .svd_core.checkpoint.convert import convert_checkpoint as convert_it
+
+    convert_it(arguments.source, arguments.destination, _surroundings(arguments, console).host().progress)
+    console.result(f"wrote {arguments.destination}", output=arguments.destination)
+
+
+def download(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages download`."""
+    from .svd_core.checkpoint.download import download as download_it
+
+    root = Path(arguments.models[0]) if arguments.models else headless.default_models_roots()[0]
+    path = download_it(arguments.name, root, _surroundings(arguments, console).host().progress)
+    console.result(f"{path} is complete", output=path)
+
+
+def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.Surroundings:
+    return headless.Surroundings(
+        models=arguments.models,
+        device=arguments.device,
+        precision=arguments.precision,
+        reporter=console.report,
+        **folders,
+    )
+
+
+def _say_files(files: list[Path], seconds: float, console: Console) -> None:
+    described = [headless.describe_file(path) for path in files]
+    lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
+    lines.append(f"{seconds:.1f} s in all")
+    console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
+
+
+def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:
+    console.close()
+    if arguments.json:
+        line = {"event": "error", "code": code, "message": text, "exit_status": status, **where}
+        sys.stdout.write(json.dumps(line, default=str) + "\n")
+    sys.stderr.write(textwrap.fill(f"svd-stages: {text}", 100, break_long_words=False, break_on_hyphens=False) + "\n")
+    return status
+
+
+def _where(error: SVDStagesError) -> dict[str, Any]:
+    if isinstance(error, NodeError):
+        return {"node_id": error.node_id, "class_type": error.class_type}
+    node_errors = getattr(error, "node_errors", None)
+    return {"node_errors": node_errors} if node_errors else {}
+
+
+def _quiet_libraries() -> None:
+    """Keep what diffusers and transformers say to developers off a user's terminal."""
+    for name in ("diffusers", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

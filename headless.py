@@ -1,0 +1,420 @@
+"""Runs graphs with no ComfyUI: builds a runner from the nodes and svd_core, above both.
+
+The command line, the Python calls and anything else that renders outside ComfyUI come through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from .nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from .svd_core import host
+from .svd_core.checkpoint.library import EMBEDDED, ModelLibrary
+from .svd_core.errors import GraphError, ImageError, SettingError
+from .svd_core.graph.convert import to_api
+from .svd_core.graph.edit import apply_settings
+from .svd_core.graph.execute import Emit, RunResult, execute
+from .svd_core.graph.read import is_ui_format, read_graph, unwrap
+from .svd_core.graph.validate import Validation, raise_if_invalid, validate
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from .svd_core.checkpoint.parts import VideoDefaults
+
+PACKAGE = Path(__file__).resolve().parent
+TEMPLATE = PACKAGE / "example_workflows" / "image_to_video.json"
+NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
+DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY_NAME_MAPPINGS}
+
+Prompt = dict[str, dict[str, Any]]
+OutputType = Literal["pt", "np", "pil"]
+
+EXACT_UP_TO = 2**20
+"""Pixels of all frames together up to which `animate` decodes exactly when not told otherwise: about 4 GiB in fp32."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that was read: the prompt (API format), and the workflow (UI format) it came from, if any."""
+
+    prompt: Prompt
+    workflow: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run made: files in the order they were written, and each output node's answer in ComfyUI's shape."""
+
+    files: list[Path]
+    ui: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Animation:
+    """What `animate` is to do. None means: what the checkpoint is for."""
+
+    model: str = EMBEDDED
+    width: int | None = None
+    height: int | None = None
+    fit: str = "stretch"
+    num_frames: int | None = None
+    steps: int = 25
+    seed: int = 0
+    fps: int = 7
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    min_guidance: float | None = None
+    max_guidance: float | None = None
+    decode_mode: str | None = None
+    decode_chunk: int = 8
+    decode_context: int = 2
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where and on what to run; what the command line's common options say."""
+
+    models: Sequence[str | os.PathLike] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    input_folder: str | os.PathLike = "input"
+    output_folder: str | os.PathLike = "output"
+    reporter: host.Reporter = field(default=host.ignore_progress)
+
+    def host(self) -> host.HeadlessHost:
+        """The host of such a run. Touches no disk and asks no device."""
+        return host.HeadlessHost(
+            library=ModelLibrary.from_roots(self.models or default_models_roots()),
+            device_name=self.device,
+            precision=self.precision,
+            input_folder=Path(self.input_folder),
+            output_folder=Path(self.output_folder),
+            reporter=self.reporter,
+        )
+
+
+def default_models_roots() -> list[Path]:
+    """`$SVD_STAGES_MODELS` (several with the system's path separator), else the models folder of the ComfyUI that the
+    package lies in, else ./models."""
+    if named := os.environ.get("SVD_STAGES_MODELS"):
+        return [Path(each) for each in named.split(os.pathsep) if each]
+    if PACKAGE.parent.name == "custom_nodes":
+        return [PACKAGE.parent.parent / "models"]
+    return [Path("models")]
+
+
+def open_graph(source: str | os.PathLike | Mapping[str, Any], settings: Sequence[str] = ()) -> Graph:
+    """Read a graph file, or take a graph that is a dict, in API or UI format, and set values in it.
+
+    settings are "NODE.INPUT=VALUE" with a node's id, its class if it is the only one of it, or its title. A workflow
+    with changed values is not handed on as metadata, because it would no longer be what ran.
+    Raises GraphError.
+    """
+    given = dict(source) if isinstance(source, Mapping) else read_graph(Path(source))
+    inner, workflow = unwrap(given)
+    if is_ui_format(inner):
+        inner, workflow = to_api(inner, NODES, DISPLAY_NAMES), inner
+    if settings:
+        return Graph(apply_settings(inner, settings, NODES))
+    return Graph(inner, workflow)
+
+
+def check_graph(graph: Graph, surroundings: Surroundings) -> Validation:
+    """Validate a graph against our nodes and stand-ins, with the models and input files of `surroundings`."""
+    with host.using(surroundings.host()):
+        return validate(graph.prompt, NODES)
+
+
+def object_info(surroundings: Surroundings) -> dict[str, dict[str, Any]]:
+    """Every node that a headless run knows, in the shape of ComfyUI's /object_info."""
+    from .svd_core.graph.describe import object_info as describe
+
+    with host.using(surroundings.host()):
+        return describe(NODES, DISPLAY_NAMES)
+
+
+def run(graph: Graph, surroundings: Surroundings, emit: Emit | None = None) -> Report:
+    """Validate and run a graph. Results are written below the output folder.
+
+    Raises GraphError (exit status 3 when only model or input files are missing), NodeError, Interrupted.
+    """
+    here = surroundings.host()
+    with host.using(here):
+        result = _validate_and_execute(graph, emit=emit)
+    return Report(list(_written(here, result.ui)), result.ui)
+
+
+def run_graph(
+    graph: str | os.PathLike | Mapping[str, Any],
+    settings: Sequence[str] = (),
+    *,
+    input_dir: str | os.PathLike = "input",
+    output_dir: str | os.PathLike = "output",
+    models: Sequence[str | os.PathLike] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    on_progress: host.Reporter = host.ignore_progress,
+) -> Report:
+    """Run a saved graph (a file or a dict, API or UI format) without ComfyUI; what `svd-stages run` does.
+
+    settings     "NODE.INPUT=VALUE" each
+    on_progress  called with (stage, done, total, unit)
+
+    Raises svd_core.errors: GraphError, CheckpointError, ImageError, NodeError and their kin.
+    """
+    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress)
+    return run(open_graph(graph, settings), surroundings)
+
+
+def animate(
+    image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor,
+    model: str = EMBEDDED,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    fit: str = "stretch",
+    num_frames: int | None = None,
+    steps: int = 25,
+    seed: int = 0,
+    fps: int = 7,
+    motion_bucket_id: int = 127,
+    noise_aug_strength: float = 0.02,
+    min_guidance: float | None = None,
+    max_guidance: float | None = None,
+    decode_mode: str | None = None,
+    decode_chunk: int = 8,
+    decode_context: int = 2,
+    models: Sequence[str | os.PathLike] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    output_type: OutputType = "pt",
+    on_progress: host.Reporter = host.ignore_progress,
+) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
+    """Animate a picture: frames (B, F, H, W, 3) in [0, 1], one video per image.
+
+    image        a file, a PIL image, or an array or tensor (H, W, 3) or (B, H, W, 3): float in [0, 1], or uint8
+    model        a checkpoint's name; svd-nano is built in
+    width, height, num_frames, min_guidance, max_guidance   None: what the checkpoint is for
+    decode_mode  exact or windowed; None: exact for small videos
+    output_type  pt: float32 tensor, np: float32 array, pil: a list of frames for each video
+
+    Raises SettingError, ImageError, CheckpointError, NodeError.
+    """
+    if output_type not in ("pt", "np", "pil"):
+        raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
+    animation = Animation(
+        model, width, height, fit, num_frames, steps, seed, fps, motion_bucket_id, noise_aug_strength,
+        min_guidance, max_guidance, decode_mode, decode_chunk, decode_context,
+    )  # fmt: skip
+    here = Surroundings(models, device, precision, reporter=on_progress).host()
+    with host.using(here):
+        graph = animation_graph(animation, here, "input.png")
+        loader, decoder = _only(graph.prompt, "LoadImage"), _only(graph.prompt, "SVDTemporalVAEDecode")
+        prompt = {
+            key: node for key, node in graph.prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")
+        }
+        prompt.pop(loader)
+        given = {loader: [_as_images(image), None]}
+        result = execute(prompt, NODES, [decoder], given=given, keep=(decoder,), node_context=_inference)
+    return _as_output(result.values[decoder][0], output_type)
+
+
+def animate_file(
+    image: Path, output: Path, animation: Animation, surroundings: Surroundings, emit: Emit | None = None
+) -> Report:
+    """Animate a picture file to an mp4 at `output`: the shipped graph with values set.
+
+    A file that holds several pictures makes several videos: output, then output_00002 and so on. Nothing is left
+    behind when it fails. Raises SettingError when `output` cannot be written, and what `run` raises.
+    """
+    if not image.is_file():
+        raise ImageError(f'there is no image file "{image}"; give the path of a PNG, JPEG or WebP picture')
+    with _folder_beside(output) as folder:
+        placed = replace(surroundings, input_folder=image.resolve().parent, output_folder=folder)
+        here = placed.host()
+        with host.using(here):
+            graph = animation_graph(animation, here, image.name)
+            result = _validate_and_execute(graph, emit=emit)
+        made = list(_written(here, result.ui))
+        names = [output, *(output.with_stem(f"{output.stem}_{number:05}") for number in range(2, len(made) + 1))]
+        for temporary, final in zip(made, names, strict=True):
+            os.replace(temporary, final)
+    return Report(names, result.ui)
+
+
+def animation_graph(animation: Animation, here: host.Host, image_name: str) -> Graph:
+    """The shipped image_to_video graph with the animation's values in it.
+
+    Raises CheckpointError when the model is not there.
+    """
+    defaults = checkpoint_defaults(here, animation.model)
+    values = _with_defaults(animation, defaults)
+    prompt = open_graph(TEMPLATE).prompt
+    for class_type, inputs in _widgets(values, image_name).items():
+        node = prompt[_only(prompt, class_type)]
+        node["inputs"] = {**node["inputs"], **inputs}
+    return Graph(prompt)
+
+
+def checkpoint_defaults(here: host.Host, model: str) -> VideoDefaults:
+    """What the checkpoint called `model` was trained for, from its headers. Raises CheckpointError."""
+    if model == EMBEDDED:
+        from .svd_core.nano import DEFAULTS
+
+        return DEFAULTS
+    from .svd_core.checkpoint.inspect import read_defaults
+
+    return read_defaults(here.library.find(model))
+
+
+def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
+    """The animation with nothing left open."""
+
+    def chosen(value: Any, default: Any) -> Any:
+        return default if value is None else value
+
+    width, height = chosen(animation.width, defaults.width), chosen(animation.height, defaults.height)
+    frames = chosen(animation.num_frames, defaults.num_frames)
+    return replace(
+        animation,
+        width=width,
+        height=height,
+        num_frames=frames,
+        min_guidance=chosen(animation.min_guidance, defaults.min_guidance),
+        max_guidance=chosen(animation.max_guidance, defaults.max_guidance),
+        decode_mode=chosen(animation.decode_mode, "exact" if width * height * frames <= EXACT_UP_TO else "windowed"),
+    )
+
+
+def _widgets(values: Animation, image_name: str) -> dict[str, dict[str, Any]]:
+    """The widget values of each node of the shipped graph. Strength, seed and fps are set once and travel by wire."""
+    return {
+        "LoadImage": {"image": image_name},
+        "SVDCheckpointLoader": {"checkpoint": values.model, "precision": "auto"},
+        "SVDResizeImage": {"width": values.width, "height": values.height, "fit": values.fit},
+        "SVDNoiseAugmentation": {"noise_aug_strength": values.noise_aug_strength, "seed": values.seed},
+        "SVDImageConditioning": {"video_frames": values.num_frames},
+        "SVDMicroConditioning": {"fps": values.fps, "motion_bucket_id": values.motion_bucket_id},
+        "SVDEulerSampler": {
+            "steps": values.steps,
+            "min_guidance": values.min_guidance,
+            "max_guidance": values.max_guidance,
+        },
+        "SVDTemporalVAEDecode": {
+            "mode": values.decode_mode,
+            "chunk_size": values.decode_chunk,
+            "context": values.decode_context,
+        },
+        "SaveVideo": {"filename_prefix": "video"},
+    }
+
+
+def _validate_and_execute(graph: Graph, emit: Emit | None) -> RunResult:
+    validation = validate(graph.prompt, NODES)
+    raise_if_invalid(validation, NODES)
+    extra_data = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
+    return execute(
+        validation.prompt, NODES, validation.outputs, extra_data=extra_data, emit=emit, node_context=_inference
+    )
+
+
+def _inference() -> contextlib.AbstractContextManager:
+    """Nodes run as in ComfyUI: no gradients are kept."""
+    import torch
+
+    return torch.inference_mode()
+
+
+def _only(prompt: Prompt, class_type: str) -> str:
+    found = [key for key, node in prompt.items() if node["class_type"] == class_type]
+    if len(found) != 1:
+        raise GraphError(f"the graph must hold one {class_type}, it holds {len(found)}")
+    return found[0]
+
+
+def _written(here: host.HeadlessHost, ui: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
+    """The files that output nodes say they wrote."""
+    for answer in ui.values():
+        for entries in answer.values():
+            for entry in entries:
+                if isinstance(entry, dict) and "filename" in entry:
+                    yield here.folder(entry["type"]) / entry.get("subfolder", "") / entry["filename"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; the name is put in place when it is complete. Raises OutputError when it cannot be written."""
+    from .svd_core.outputs import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def describe_file(path: Path) -> str:
+    """What a finished file is, for people: ": 14 frames, 128x128, 7 fps" for a video, nothing for others."""
+    if path.suffix.lower() != ".mp4":
+        return ""
+    from .svd_core.video import describe_mp4
+
+    return f": {describe_mp4(path)}"
+
+
+@contextlib.contextmanager
+def _folder_beside(output: Path) -> Iterator[Path]:
+    """A folder on the disk of `output`, gone afterwards. Raises SettingError when nothing can be written there."""
+    if output.suffix.lower() != ".mp4":
+        raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
+    if output.is_dir():
+        raise SettingError(f'"{output}" is a folder; give the name of the .mp4 file to write')
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=output.parent, prefix=".svd-stages-")
+    except OSError as error:
+        raise SettingError(
+            f'nothing can be written into "{output.parent}" ({error.strerror}); choose another place with -o',
+            code="output.not_writable",
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _as_images(image: Any) -> torch.Tensor:
+    """A file, a PIL image, an array or a tensor as images (B, H, W, 3) float32 in [0, 1]."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    if isinstance(image, (str, os.PathLike)):
+        from .svd_core.pictures import load_picture
+
+        return load_picture(Path(image))[0]
+    if isinstance(image, Image.Image):
+        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    tensor = torch.as_tensor(image)
+    if not tensor.is_floating_point():
+        tensor = tensor.float() / 255.0
+    return tensor[None] if tensor.ndim == 3 else tensor
+
+
+def _as_output(videos: list[torch.Tensor], output_type: OutputType) -> Any:
+    import torch
+
+    if output_type == "pt":
+        return torch.stack(videos)
+    arrays = [video.numpy() for video in videos]
+    if output_type == "np":
+        import numpy as np
+
+        return np.stack(arrays)
+    from PIL import Image
+
+    return [[Image.fromarray((frame * 255.0).round().astype("uint8")) for frame in frames] for frames in arrays]
