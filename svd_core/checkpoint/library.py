@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +11,33 @@ from ..errors import CheckpointError, nearest
 
 EMBEDDED = "svd-nano"
 """The built-in demonstration model: a name, not a file."""
+CHECKPOINTS = (".safetensors",)
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Not listed, but found when named, so that the loader can say why they are not read."""
 
 
 @dataclass(frozen=True)
 class ModelLibrary:
-    """Folders with one-file checkpoints, and folders with diffusers folders in them."""
+    """Where checkpoints are.
+
+    checkpoint_folders  searched for one-file checkpoints, with all that is below them
+    diffusers_folders   searched for diffusers folders directly in them
+    flat_folders        searched for one-file checkpoints directly in them, and not below: a models root also holds
+                        LoRAs, VAEs and other models that are no checkpoints
+    """
 
     checkpoint_folders: tuple[Path, ...] = ()
     diffusers_folders: tuple[Path, ...] = ()
+    flat_folders: tuple[Path, ...] = ()
 
     @classmethod
     def from_roots(cls, roots: Iterable[str | os.PathLike]) -> ModelLibrary:
         """A library over models folders in ComfyUI's layout; files and folders directly under a root count too."""
-        paths = [Path(root) for root in roots]
+        paths = tuple(Path(root) for root in roots)
         return cls(
-            checkpoint_folders=tuple(path for root in paths for path in (root / "checkpoints", root)),
+            checkpoint_folders=tuple(root / "checkpoints" for root in paths),
             diffusers_folders=tuple(path for root in paths for path in (root / "diffusers", root)),
+            flat_folders=paths,
         )
 
     def names(self) -> list[str]:
@@ -35,18 +46,20 @@ class ModelLibrary:
         A one-file checkpoint is named by its path below its folder, with forward slashes; a diffusers folder by the
         folder's own name.
         """
-        return [*sorted(self._found()), EMBEDDED]
+        return [*sorted(self._found(CHECKPOINTS)), EMBEDDED]
 
     def find(self, name: str) -> Path:
         """The file or folder called `name`; either path separator is understood.
 
-        Raises CheckpointError with the three nearest names when there is none.
+        Only what was met in the folders is found, so no name leads out of them. Raises CheckpointError with the three
+        nearest names when there is none.
         """
-        found = self._found()
+        found = self._found(CHECKPOINTS + PICKLES)
         wanted = name.replace("\\", "/")
         if wanted in found:
             return found[wanted]
-        searched = ", ".join(str(folder) for folder in self.checkpoint_folders if folder.is_dir()) or "no folder"
+        folders = (*self.checkpoint_folders, *self.flat_folders)
+        searched = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "no folder"
         raise CheckpointError(
             f'there is no checkpoint called "{name}". The nearest names are {nearest(wanted, self.names())}. '
             f"Put a .safetensors file into a models folder's checkpoints/, or a diffusers folder into its diffusers/ "
@@ -55,23 +68,37 @@ class ModelLibrary:
             code="checkpoint.not_found",
         )
 
-    def _found(self) -> dict[str, Path]:
+    def _found(self, suffixes: tuple[str, ...]) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for folder in self.diffusers_folders:
             for index in sorted(folder.glob("*/model_index.json")) if folder.is_dir() else ():
-                found.setdefault(index.parent.name, index.parent)
+                if not index.parent.name.startswith("."):
+                    found.setdefault(index.parent.name, index.parent)
         for folder in self.checkpoint_folders:
-            for file in _safetensors_below(folder):
+            for file in sorted(_files_below(folder, suffixes)):
                 found.setdefault(file.relative_to(folder).as_posix(), file)
+        for folder in self.flat_folders:
+            for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if _is_model(file, suffixes):
+                    found.setdefault(file.name, file)
         return found
 
 
-def _safetensors_below(folder: Path) -> list[Path]:
-    """The .safetensors files below `folder`, without those that belong to a diffusers folder."""
-    found = []
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The model files below `folder`, without the parts of diffusers folders and what is still written.
+
+    Links to folders are followed, as ComfyUI does, each folder once: a link to a folder above must not go round.
+    """
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if "model_index.json" in files:
+        real = os.path.realpath(parent)
+        if real in seen or "model_index.json" in files:
             folders.clear()
             continue
-        found += [Path(parent, file) for file in files if file.lower().endswith(".safetensors")]
-    return sorted(found)
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (path for path in (Path(parent, name) for name in files) if _is_model(path, suffixes))
+
+
+def _is_model(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
