@@ -1,0 +1,95 @@
+"""What ComfyUI's own nodes are and do: `python core_standins.py FOLDER` with FOLDER/input and FOLDER/questions.json.
+
+Runs in ComfyUI's Python with its checkout on PYTHONPATH, and knows nothing of the package. Writes FOLDER/answers.json,
+FOLDER/answers.npz and, by the saving nodes, FOLDER/output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def core_nodes() -> tuple[dict, dict]:
+    """Node id -> class, and node id -> display name, without starting a server."""
+    import utils.extra_config  # noqa: F401  as main.py does: `import nodes` puts a module in this package's way
+    import nodes  # isort: skip
+    from comfy_extras import nodes_images, nodes_video
+
+    classes = {**nodes.NODE_CLASS_MAPPINGS, **nodes_images.NODE_CLASS_MAPPINGS}
+    names = dict(nodes.NODE_DISPLAY_NAME_MAPPINGS)
+    extension = asyncio.run(nodes_video.comfy_entrypoint())
+    for node in asyncio.run(extension.get_node_list()):
+        schema = node.GET_SCHEMA()
+        classes[schema.node_id] = node
+        names[schema.node_id] = schema.display_name
+    return classes, names
+
+
+def definition(node: type, display_name: str | None) -> dict:
+    """What a page learns of a node."""
+    return {
+        "inputs": node.INPUT_TYPES(),
+        "outputs": list(node.RETURN_TYPES),
+        "output_node": bool(getattr(node, "OUTPUT_NODE", False)),
+        "category": node.CATEGORY,
+        "display_name": display_name,
+    }
+
+
+def run(node: type, inputs: dict):
+    """The node's result, with the graph of the questions where it takes one."""
+    instance = node()
+    return getattr(instance, node.FUNCTION)(**inputs)
+
+
+def save_video(classes: dict, asked: dict, frames) -> dict:
+    """CreateVideo and SaveVideo in a row; a V3 node finds hidden inputs on a clone of its class."""
+    video = classes["CreateVideo"].execute(images=frames, fps=asked["fps"]).args[0]
+    hidden = {"PROMPT": asked["prompt"], "EXTRA_PNGINFO": asked["extra_pnginfo"]}
+    saver = classes["SaveVideo"].PREPARE_CLASS_CLONE(hidden)
+    return saver.execute(video, asked["prefix"], "auto", "auto").ui.as_dict()
+
+
+def main(folder: Path) -> None:
+    import folder_paths
+    import torch
+
+    folder_paths.set_input_directory(str(folder / "input"))
+    folder_paths.set_output_directory(str(folder / "output"))
+    folder_paths.set_temp_directory(str(folder / "temp"))
+    classes, names = core_nodes()
+    asked = json.loads((folder / "questions.json").read_text())
+    frames = torch.from_numpy(np.load(folder / "questions.npz")["frames"])
+    arrays = {}
+    for name in asked["pictures"]:
+        images, mask = classes["LoadImage"]().load_image(name)
+        arrays[f"image {name}"], arrays[f"mask {name}"] = images.numpy(), mask.numpy()
+    for index, inputs in enumerate(asked["scalings"]):
+        arrays[f"scaled {index}"] = run(classes["ImageScale"], {"image": frames, **inputs})[0].numpy()
+    graph = {"prompt": asked["prompt"], "extra_pnginfo": asked["extra_pnginfo"]}
+    webp = {"fps": asked["fps"], "lossless": True, "quality": 80, "method": "default"}
+    prefix = {"filename_prefix": asked["prefix"]}
+    told = {
+        "SaveImage": run(classes["SaveImage"], {"images": frames, **prefix, **graph}),
+        "SaveAnimatedWEBP": run(classes["SaveAnimatedWEBP"], {"images": frames, **webp, **prefix, **graph}),
+        "SaveVideo": {"ui": save_video(classes, asked, frames)},
+    }
+    definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in asked["nodes"]}
+    changed = {name: classes["LoadImage"].IS_CHANGED(name) for name in asked["pictures"]}
+    answers = {"definitions": definitions, "told": told, "changed": changed}
+    (folder / "answers.json").write_text(json.dumps(answers))
+    np.savez(folder / "answers.npz", **arrays)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    sys.argv = [sys.argv[0], "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    main(folder)
