@@ -101,7 +101,7 @@ def _read_mp4_texts(path: Path) -> dict[str, str]:
     import av
     from av.error import FFmpegError
 
-    with _damage_explained(path, FFmpegError), av.open(str(path), format="mp4") as container:
+    with _damage_explained(path, FFmpegError, UnicodeDecodeError), av.open(str(path), format="mp4") as container:
         return dict(container.metadata)
 
 

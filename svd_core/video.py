@@ -107,8 +107,9 @@ def encode_mp4(file: Path, frames: torch.Tensor, fps: float | Fraction, metadata
         if isinstance(error, OSError):
             raise
         _, height, width, _ = frames.shape
+        reason = getattr(error, "strerror", None) or error  # the whole of it names the temporary file
         raise OutputError(
-            f"{len(frames)} frames of {width}x{height} could not be encoded as h264: {error}. h264 needs PyAV with "
+            f"{len(frames)} frames of {width}x{height} could not be encoded as h264: {reason}. h264 needs PyAV with "
             f"libx264 (pip install av) and sides of at most 16384 pixels; SaveAnimatedWEBP is another way to save.",
             code="output.encoder",
         ) from error

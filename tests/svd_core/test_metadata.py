@@ -1,0 +1,80 @@
+"""The graph is read back from a result by the letter of JSON, or refused with the way out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from svd_stages.svd_core import metadata, video
+from svd_stages.svd_core.errors import GraphError, ImageError
+
+FRAMES = torch.zeros(2, 16, 16, 3)
+
+
+def png_with(path, **texts: str):
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+    return path
+
+
+def test_only_graphs_are_read(tmp_path):
+    path = png_with(tmp_path / "a.png", prompt='{"1": {}}', parameters="steps: 20", other="{")
+    assert metadata.read_metadata(path) == {"prompt": {"1": {}}}
+
+
+def test_what_a_file_is_shows_in_its_content(tmp_path):
+    video.write_mp4(tmp_path / "a.png", FRAMES, 7, {"prompt": {"1": 2}})
+    assert metadata.read_metadata(tmp_path / "a.png") == {"prompt": {"1": 2}}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{'a': 1}", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1, "a": 2}', "[" * 100_000], ids=range(7)
+)
+def test_what_is_not_json_by_the_letter_is_refused(tmp_path, text):
+    with pytest.raises(GraphError, match=r'"workflow" inside .* is not JSON'):
+        metadata.read_metadata(png_with(tmp_path / "a.png", prompt="{}", workflow=text))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0 jpeg", b"GIF89a"])
+def test_a_file_that_can_hold_no_graph_is_refused(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ImageError, match="neither an mp4 nor a png nor a webp"):
+        metadata.read_metadata(tmp_path / "a.png")
+
+
+def test_a_missing_file_and_a_folder_say_so(tmp_path):
+    with pytest.raises(ImageError, match="there is no file"):
+        metadata.read_metadata(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="cannot be read"):
+        metadata.read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webp", "png"])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_damaged_file_gives_graphs_or_an_error_of_ours(tmp_path, ending):
+    graphs = {"prompt": {"1": {"class_type": "LoadImage"}}, "workflow": {"nodes": []}}
+    path = tmp_path / f"a.{ending}"
+    if ending == "mp4":
+        video.write_mp4(path, FRAMES, 7, graphs)
+    elif ending == "webp":
+        video.write_webp(path, FRAMES, 7, metadata=graphs)
+    else:
+        video.write_png(path, FRAMES[0], graphs)
+    whole = path.read_bytes()
+    chance = random.Random(1)
+    refused = 0
+    for attempt in range(150):
+        damaged = bytearray(whole[: chance.randrange(13, len(whole))] if attempt % 2 else whole)
+        for _ in range(4):
+            damaged[chance.randrange(12, len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            metadata.read_metadata(path)
+        except (ImageError, GraphError):
+            refused += 1
+    assert refused > 20
