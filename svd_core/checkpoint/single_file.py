@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,8 +28,6 @@ from .opened import Component, OpenCheckpoint
 from .shapes import VAE_LAYERS, clip_config, unet_config, vae_config
 from .tensors import LazyTensor, Tensors, open_tensors, torch_dtypes
 from .writing import write_safetensors
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -117,9 +114,18 @@ def identity_quant_conv(channels: int, dtype: str) -> Tensors:
 def write_single_file(opened: OpenCheckpoint, path: Path) -> None:
     """Write `opened` in Stability's layout to `path`, one tensor at a time, with its facts in the metadata.
 
+    Raises CheckpointError for a shape of model that the layout has no names for.
+    """
+    heads = opened.clip.config["num_attention_heads"]
+    facts = replace(opened.facts, clip_heads=heads, unet_head_width=_head_width(opened))
+    write_safetensors(path, single_file_tensors(opened), {"format": "pt", METADATA_KEY: facts.as_text()})
+
+
+def single_file_tensors(opened: OpenCheckpoint) -> Tensors:
+    """The tensors of `opened` by their names in Stability's layout, still to be read.
+
     The encoder and quant_conv go below the second VAE's prefix as they are, and with quant_conv folded into the
-    encoder below the first VAE's, as ComfyUI's core reads it. Raises CheckpointError for a shape of model that the
-    layout has no names for.
+    encoder below the first VAE's, as ComfyUI's core reads it.
     """
     unet = Keymap(unet_pairs(_unet_layout(opened)))
     encoder, decoder = _vae_maps(opened)
@@ -127,16 +133,13 @@ def write_single_file(opened: OpenCheckpoint, path: Path) -> None:
     conditioning = {
         name: tensor for name, tensor in opened.vae.tensors.items() if name.startswith(("encoder.", "quant_conv."))
     }
-    tensors = {
+    return {
         **unet.to_file(opened.unet.tensors, UNET_PREFIX),
         **decoder.to_file(opened.vae.tensors, VAE_PREFIX),
         **encoder.to_file(fold_quant_conv(conditioning), VAE_PREFIX),
         **encoder.to_file(conditioning, CONDITIONING_VAE_PREFIX),
         **clip.to_file(opened.clip.tensors, CLIP_PREFIX),
     }
-    heads = opened.clip.config["num_attention_heads"]
-    facts = replace(opened.facts, clip_heads=heads, unet_head_width=_head_width(opened))
-    write_safetensors(path, tensors, {"format": "pt", METADATA_KEY: facts.as_text()})
 
 
 def fold_quant_conv(encoder: Tensors) -> Tensors:

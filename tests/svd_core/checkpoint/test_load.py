@@ -1,0 +1,262 @@
+"""Loading either form: equal modules, the right types, memory of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from svd_stages.svd_core.checkpoint.load import load_checkpoint, resolve_dtypes
+from svd_stages.svd_core.checkpoint.parts import VideoDefaults
+from svd_stages.svd_core.errors import CheckpointError, SettingError
+from tiny import save_tiny_folder, tiny_checkpoint
+
+SECOND_VAE = "conditioner.embedders.3.encoder."
+FIRST_ENCODER = "first_stage_model.encoder."
+
+
+def modules(checkpoint) -> tuple[torch.nn.Module, ...]:
+    return checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder
+
+
+def rewrite(source: Path, target: Path, change, metadata: dict[str, str] | None = None) -> Path:
+    """`source` with its tensors as `change` makes them, and its metadata or another."""
+    from safetensors import safe_open
+
+    with safe_open(str(source), framework="pt") as file:
+        kept = file.metadata()
+    save_file(change(load_file(source)), target, metadata=kept if metadata is None else metadata)
+    return target
+
+
+def test_one_file_and_folder_load_to_the_same_modules_as_were_saved(tiny, one_file, folder, same_modules):
+    from_file, from_folder = load_checkpoint(one_file), load_checkpoint(folder)
+    same_modules(from_file, tiny)
+    same_modules(from_folder, tiny)
+
+
+def test_the_facts_beside_the_tensors_survive_both_forms(tiny, one_file, folder):
+    for loaded in (load_checkpoint(one_file), load_checkpoint(folder)):
+        assert replace(loaded.model, unet=None) == replace(tiny.model, unet=None) or (
+            loaded.model.defaults == tiny.model.defaults
+            and loaded.model.scaling_factor == tiny.model.scaling_factor
+            and (loaded.model.sigma_min, loaded.model.sigma_max) == (0.002, 700.0)
+        )
+        assert loaded.clip_vision.image_mean == tiny.clip_vision.image_mean
+        assert loaded.clip_vision.image_std == tiny.clip_vision.image_std
+        assert loaded.vae.vae.config.force_upcast is True
+
+
+def test_both_forms_compute_what_the_saved_modules_compute(tiny, one_file):
+    loaded = load_checkpoint(one_file)
+    generator = torch.Generator("cpu").manual_seed(1)
+    sample = torch.randn(1, 3, 8, 8, 8, generator=generator)
+    tokens, ids = torch.randn(1, 1, 32, generator=generator), torch.tensor([[6.0, 127.0, 0.02]])
+    pixels = torch.randn(1, 3, 224, 224, generator=generator)
+    for one in (loaded, tiny):
+        one.model.unet(sample, torch.tensor(0.5), tokens, ids)
+    answers = [
+        (
+            each.model.unet(sample, torch.tensor(0.5), tokens, ids).sample,
+            each.clip_vision.encoder(pixels).image_embeds,
+            each.vae.vae.decode(sample[0, :, :4], num_frames=3).sample,
+        )
+        for each in (loaded, tiny)
+    ]
+    for ours, theirs in zip(*answers, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_loaded_modules_are_frozen_whole_and_ordinary_tensors(one_file):
+    with torch.inference_mode():
+        loaded = load_checkpoint(one_file)
+    for module in modules(loaded):
+        assert not module.training
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            assert tensor.device.type == "cpu", name
+            assert not tensor.requires_grad, name
+            assert not tensor.is_inference(), name
+
+
+def test_loading_leaves_the_global_random_state_alone(one_file):
+    before = torch.get_rng_state()
+    load_checkpoint(one_file)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("form", ["one file", "folder"])
+def test_writing_over_the_files_does_not_change_the_loaded_model(form, one_file, folder, tiny, tmp_path, same_modules):
+    path = tmp_path / "copy"
+    if form == "folder":
+        shutil.copytree(folder, path)
+    else:
+        shutil.copyfile(one_file, path)
+    loaded = load_checkpoint(path, "fp32")
+    for file in [path] if path.is_file() else list(path.rglob("*.safetensors")):
+        with file.open("r+b") as opened:
+            size = file.stat().st_size
+            opened.seek(size // 8)
+            opened.write(b"\x3f" * (size - size // 8))
+    same_modules(loaded, tiny)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "stored", "upcast", "compute", "encoder"),
+    [
+        ("auto", "cpu", torch.float16, True, torch.float32, torch.float32),
+        ("auto", "mps", torch.bfloat16, True, torch.float32, torch.float32),
+        ("auto", "cuda", torch.float32, True, torch.float16, torch.float32),
+        ("auto", "cuda", torch.float16, False, torch.float16, torch.float16),
+        ("auto", "cuda", torch.bfloat16, True, torch.bfloat16, torch.float32),
+        ("fp16", "cpu", torch.float32, True, torch.float16, torch.float32),
+        ("bf16", "cuda", torch.float32, False, torch.bfloat16, torch.bfloat16),
+        ("fp32", "cuda", torch.float16, True, torch.float32, torch.float32),
+    ],
+)
+def test_precision_means_a_type_for_the_device(precision, device, stored, upcast, compute, encoder):
+    dtypes = resolve_dtypes(precision, torch.device(device), stored, upcast)
+    assert (dtypes.compute, dtypes.encoder) == (compute, encoder)
+
+
+def test_an_unknown_precision_is_refused_with_the_known_ones(one_file):
+    with pytest.raises(SettingError, match="auto, fp16, bf16, fp32"):
+        load_checkpoint(one_file, "int8")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_encoder_stays_float32_in_half_precision(one_file, tiny, precision):
+    loaded = load_checkpoint(one_file, precision)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    vae = loaded.vae.vae
+    assert {each.dtype for each in (*vae.encoder.parameters(), *vae.quant_conv.parameters())} == {torch.float32}
+    rest = (loaded.model.unet, loaded.clip_vision.encoder, vae.decoder)
+    assert {each.dtype for part in rest for each in part.parameters()} == {half}
+    assert torch.equal(vae.decoder.conv_in.weight, tiny.vae.vae.decoder.conv_in.weight.to(half))
+
+
+def test_the_encoder_follows_the_rest_where_the_checkpoint_does_not_ask_for_float32(one_file, tmp_path):
+    path = rewrite(one_file, tmp_path / "x.safetensors", lambda tensors: tensors, _facts(force_upcast=False))
+    loaded = load_checkpoint(path, "fp16")
+    assert {each.dtype for each in loaded.vae.vae.parameters()} == {torch.float16}
+
+
+def _facts(**facts) -> dict[str, str]:
+    return {"svd_stages": json.dumps({"clip_heads": 4, **facts})}
+
+
+def test_numbers_that_fp16_cannot_hold_are_refused_with_the_way_out(one_file, tmp_path):
+    def enlarge(tensors):
+        name = "model.diffusion_model.out.2.bias"
+        return {**tensors, name: tensors[name] + 1e6}
+
+    path = rewrite(one_file, tmp_path / "x.safetensors", enlarge)
+    with pytest.raises(CheckpointError, match="bf16"):
+        load_checkpoint(path, "fp16")
+    assert load_checkpoint(path, "bf16").model.unet.dtype == torch.bfloat16
+
+
+def test_a_file_without_the_second_vae_encodes_with_the_first_one(tiny, one_file, tmp_path):
+    def drop(tensors):
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(SECOND_VAE)}
+
+    loaded = load_checkpoint(rewrite(one_file, tmp_path / "x.safetensors", drop))
+    quant = loaded.vae.vae.quant_conv
+    assert torch.equal(quant.weight[:, :, 0, 0], torch.eye(8))
+    assert not quant.bias.any()
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator("cpu").manual_seed(2)) * 2 - 1
+    ours, theirs = (vae.encode(pixels).latent_dist.mode() for vae in (loaded.vae.vae, tiny.vae.vae))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_second_vae_is_the_one_that_encodes_when_both_are_there(tiny, one_file, tmp_path):
+    def spoil(tensors):
+        return {name: tensor * 0 if name.startswith(FIRST_ENCODER) else tensor for name, tensor in tensors.items()}
+
+    loaded = load_checkpoint(rewrite(one_file, tmp_path / "x.safetensors", spoil))
+    assert torch.equal(loaded.vae.vae.encoder.conv_in.weight, tiny.vae.vae.encoder.conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("facts", "defaults"),
+    [
+        ({}, VideoDefaults(25, 1024, 576, 1.5, 3.0)),
+        ({"num_frames": 14}, VideoDefaults(14, 1024, 576, 1.0, 2.5)),
+        ({"num_frames": 8}, VideoDefaults(8, 1024, 576, 1.0, 3.0)),
+        ({"num_frames": 14, "width": 128, "height": 64, "max_guidance": 4}, VideoDefaults(14, 128, 64, 1.0, 4)),
+    ],
+)
+def test_what_the_metadata_says_goes_before_what_is_published(one_file, tmp_path, facts, defaults):
+    path = rewrite(one_file, tmp_path / "x.safetensors", lambda tensors: tensors, _facts(**facts))
+    loaded = load_checkpoint(path)
+    assert loaded.model.defaults == defaults
+    assert loaded.model.unet.config.num_frames == defaults.num_frames
+
+
+def test_a_clip_tower_whose_heads_nobody_tells_is_refused(one_file, tmp_path):
+    path = rewrite(one_file, tmp_path / "x.safetensors", lambda tensors: tensors, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="clip_heads"):
+        load_checkpoint(path)
+
+
+def test_leftovers_are_ignored_and_said_once(one_file, tmp_path, tiny, same_modules, caplog):
+    extra = {
+        "denoiser.sigmas": torch.ones(1000),
+        "model_ema.decay": torch.ones(()),
+        "conditioner.embedders.0.open_clip.model.logit_scale": torch.ones(()),
+        "model.diffusion_model.controlnet.weight": torch.ones(2, 2),
+    }
+    path = rewrite(one_file, tmp_path / "x.safetensors", lambda tensors: {**tensors, **extra})
+    with caplog.at_level(logging.INFO, logger="svd_stages"):
+        same_modules(load_checkpoint(path), tiny)
+    said = [record for record in caplog.records if "checkpoint.load" in record.name]
+    assert [record.levelname for record in said] == ["INFO", "WARNING"]
+    assert "model.diffusion_model.controlnet.weight" in said[1].getMessage()
+    assert "denoiser" not in said[1].getMessage()
+
+
+def test_a_half_precision_folder_variant_is_taken_when_half_precision_is_wanted(tiny, tmp_path):
+    path = save_tiny_folder(tmp_path / "both", tiny)
+    half = tiny_checkpoint(seed=1)
+    for module in modules(half):
+        module.half()
+    save_tiny_folder(tmp_path / "half", half, variant="fp16")
+    for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model"):
+        shutil.copyfile(tmp_path / "half" / f"{name}.fp16.safetensors", path / f"{name}.fp16.safetensors")
+    weight = {seed: tiny_checkpoint(seed=seed).model.unet.conv_in.weight for seed in (0, 1)}
+    assert torch.equal(load_checkpoint(path, "fp16").model.unet.conv_in.weight, weight[1].half())
+    assert torch.equal(load_checkpoint(path, "fp32").model.unet.conv_in.weight, weight[0])
+    assert torch.equal(load_checkpoint(path, "bf16").model.unet.conv_in.weight, weight[0].bfloat16())
+    only_half = load_checkpoint(tmp_path / "half", "fp32").model.unet.conv_in.weight
+    assert torch.equal(only_half, weight[1].half().float())
+
+
+@pytest.mark.parametrize("index", ["with its index", "without its index"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_sharded_folders_load(tiny, tmp_path, same_modules, index, variant):
+    path = save_tiny_folder(tmp_path / "sharded", tiny, variant=variant, max_shard_size="20MB")
+    shards = sorted(file.name for file in (path / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    if index == "without its index":
+        for file in path.rglob("*.index*.json"):
+            file.unlink()
+    same_modules(load_checkpoint(path), tiny)
+
+
+def test_a_missing_shard_is_an_error_that_names_it(tiny, tmp_path):
+    path = save_tiny_folder(tmp_path / "sharded", tiny, max_shard_size="20MB")
+    next((path / "unet").glob("*-00002-of-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="number 2 is missing"):
+        load_checkpoint(path)
+
+
+def test_a_folder_with_old_transformers_position_numbers_loads(folder, tmp_path, tiny, same_modules):
+    shutil.copytree(folder, tmp_path / "old")
+    weights = tmp_path / "old" / "image_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "vision_model.embeddings.position_ids": torch.arange(50)[None]}, weights)
+    same_modules(load_checkpoint(tmp_path / "old"), tiny)
