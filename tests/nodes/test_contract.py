@@ -1,0 +1,358 @@
+"""What every node promises to saved graphs and to the people who use it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from svd_stages.nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from svd_stages.svd_core.checkpoint.library import ModelLibrary
+from svd_stages.svd_core.graph.describe import object_info
+from svd_stages.svd_core.host import HeadlessHost, using
+
+ROOT = Path(__file__).parents[2]
+SNAPSHOT = ROOT / "tests" / "data" / "nodes.json"
+NODES: dict[str, Any] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
+DISPLAY_NAMES = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY_NAME_MAPPINGS}
+
+OURS = pytest.mark.parametrize("class_type", list(NODE_CLASS_MAPPINGS))
+ALL = pytest.mark.parametrize("class_type", list(NODES))
+
+SEED = 2**64 - 1
+
+# id -> inputs and outputs in their order, fixed for good: saved graphs hold widget values by position and links by
+# slot. A new widget may only be added at the end of the optional inputs.
+TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "SVDCheckpointLoader": (
+        {"checkpoint": ["svd-nano"], "precision": ["auto", "fp16", "bf16", "fp32"]},
+        {"model": "SVD_MODEL", "clip_vision": "SVD_CLIP_VISION", "vae": "SVD_VAE"},
+    ),
+    "SVDResizeImage": (
+        {"image": "IMAGE", "width": "INT", "height": "INT", "fit": ["stretch", "crop", "pad"]},
+        {"image": "IMAGE", "width": "INT", "height": "INT"},
+    ),
+    "SVDCLIPVisionEncode": (
+        {"clip_vision": "SVD_CLIP_VISION", "image": "IMAGE", "preprocess": ["reference", "center_crop"]},
+        {"clip_vision_output": "CLIP_VISION_OUTPUT"},
+    ),
+    "SVDNoiseAugmentation": (
+        {"image": "IMAGE", "noise_aug_strength": "FLOAT", "seed": "INT"},
+        {"image": "IMAGE", "noise_aug_strength": "FLOAT", "seed": "INT"},
+    ),
+    "SVDVAEEncode": ({"vae": "SVD_VAE", "image": "IMAGE"}, {"latent": "LATENT"}),
+    "SVDImageConditioning": (
+        {"clip_vision_output": "CLIP_VISION_OUTPUT", "image_latent": "LATENT", "video_frames": "INT"},
+        {"positive": "CONDITIONING", "negative": "CONDITIONING", "latent": "LATENT"},
+    ),
+    "SVDMicroConditioning": (
+        {
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "fps": "INT",
+            "motion_bucket_id": "INT",
+            "noise_aug_strength": "FLOAT",
+        },
+        {"positive": "CONDITIONING", "negative": "CONDITIONING", "fps": "FLOAT"},
+    ),
+    "SVDSigmas": (
+        {
+            "steps": "INT",
+            "schedule": ["karras", "align_your_steps", "exponential"],
+            "sigma_min": "FLOAT",
+            "sigma_max": "FLOAT",
+            "rho": "FLOAT",
+        },
+        {"sigmas": "SIGMAS"},
+    ),
+    "SVDGuidance": (
+        {"shape": ["linear", "triangle", "constant"], "min_guidance": "FLOAT", "max_guidance": "FLOAT"},
+        {"guidance": "SVD_GUIDANCE"},
+    ),
+    "SVDEulerSampler": (
+        {
+            "model": "SVD_MODEL",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "latent": "LATENT",
+            "seed": "INT",
+            "steps": "INT",
+            "min_guidance": "FLOAT",
+            "max_guidance": "FLOAT",
+            "noise": ["comfyui", "diffusers", "none"],
+            "sigmas": "SIGMAS",
+            "guidance": "SVD_GUIDANCE",
+        },
+        {"latent": "LATENT"},
+    ),
+    "SVDTemporalVAEDecode": (
+        {"vae": "SVD_VAE", "latent": "LATENT", "mode": ["exact", "windowed"], "chunk_size": "INT", "context": "INT"},
+        {"images": "IMAGE"},
+    ),
+}
+DEFAULTS = {
+    ("SVDCheckpointLoader", "precision"): "auto",
+    ("SVDResizeImage", "width"): 1024,
+    ("SVDResizeImage", "height"): 576,
+    ("SVDResizeImage", "fit"): "stretch",
+    ("SVDCLIPVisionEncode", "preprocess"): "reference",
+    ("SVDNoiseAugmentation", "noise_aug_strength"): 0.02,
+    ("SVDImageConditioning", "video_frames"): 25,
+    ("SVDMicroConditioning", "fps"): 7,
+    ("SVDMicroConditioning", "motion_bucket_id"): 127,
+    ("SVDMicroConditioning", "noise_aug_strength"): 0.02,
+    ("SVDSigmas", "steps"): 25,
+    ("SVDSigmas", "schedule"): "karras",
+    ("SVDSigmas", "sigma_min"): 0.002,
+    ("SVDSigmas", "sigma_max"): 700.0,
+    ("SVDSigmas", "rho"): 7.0,
+    ("SVDGuidance", "shape"): "linear",
+    ("SVDGuidance", "min_guidance"): 1.0,
+    ("SVDGuidance", "max_guidance"): 3.0,
+    ("SVDEulerSampler", "steps"): 25,
+    ("SVDEulerSampler", "min_guidance"): 1.0,
+    ("SVDEulerSampler", "max_guidance"): 3.0,
+    ("SVDEulerSampler", "noise"): "comfyui",
+    ("SVDTemporalVAEDecode", "mode"): "exact",
+    ("SVDTemporalVAEDecode", "chunk_size"): 8,
+    ("SVDTemporalVAEDecode", "context"): 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_models_and_no_pictures(tmp_path: Path):
+    """The same combos on every machine."""
+    with using(HeadlessHost(library=ModelLibrary(), input_folder=tmp_path)):
+        yield
+
+
+def declared(class_type: str, *groups: str) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """name -> (type, options) of the groups' inputs, in order; of required and optional ones if no group is named."""
+    groups_of_class = NODES[class_type].INPUT_TYPES()
+    return {
+        name: (spec[0], spec[1] if len(spec) > 1 else {})
+        for group in groups or ("required", "optional")
+        for name, spec in groups_of_class.get(group, {}).items()
+    }
+
+
+def parameters(class_type: str) -> dict[str, inspect.Parameter]:
+    """The arguments of the node's function, without self."""
+    found = inspect.signature(getattr(NODES[class_type], NODES[class_type].FUNCTION)).parameters
+    return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+@OURS
+def test_inputs_and_outputs_are_those_of_the_design_in_their_order(class_type):
+    inputs, outputs = TABLE[class_type]
+    node = NODES[class_type]
+    assert [(name, kind) for name, (kind, _) in declared(class_type).items()] == list(inputs.items())
+    assert list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)) == list(outputs.items())
+
+
+def test_the_design_table_and_the_node_table_have_the_same_ids():
+    assert list(TABLE) == list(NODE_CLASS_MAPPINGS)
+
+
+@pytest.mark.parametrize(("class_type", "name"), list(DEFAULTS))
+def test_defaults_are_those_of_the_design(class_type, name):
+    assert declared(class_type)[name][1]["default"] == DEFAULTS[class_type, name]
+
+
+def test_only_the_overrides_of_the_sampler_are_optional():
+    optional = {class_type: list(declared(class_type, "optional")) for class_type in NODE_CLASS_MAPPINGS}
+    assert {key: names for key, names in optional.items() if names} == {"SVDEulerSampler": ["sigmas", "guidance"]}
+
+
+@OURS
+def test_inputs_are_the_functions_arguments_in_the_same_order(class_type):
+    inputs = declared(class_type, "required", "optional")
+    hidden = NODES[class_type].INPUT_TYPES().get("hidden", {})
+    assert [*inputs, *hidden] == list(parameters(class_type))
+
+
+@ALL
+def test_the_function_takes_exactly_the_declared_inputs(class_type):
+    hidden = NODES[class_type].INPUT_TYPES().get("hidden", {})
+    assert sorted([*declared(class_type), *hidden]) == sorted(parameters(class_type))
+
+
+@ALL
+def test_what_a_graph_may_leave_out_has_a_default_in_the_function(class_type):
+    may_be_missing = [*declared(class_type, "optional"), *NODES[class_type].INPUT_TYPES().get("hidden", {})]
+    given = parameters(class_type)
+    assert [name for name in may_be_missing if given[name].default is inspect.Parameter.empty] == []
+
+
+@ALL
+def test_every_input_has_a_tooltip(class_type):
+    tooltips = {name: options.get("tooltip", "") for name, (_, options) in declared(class_type).items()}
+    assert [name for name, tooltip in tooltips.items() if len(tooltip.strip()) < 5] == []
+
+
+@ALL
+def test_every_number_has_a_default_inside_its_range(class_type):
+    for name, (kind, options) in declared(class_type).items():
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= options["default"] <= options["max"], name
+            assert all(type(options[key]) in ((int,) if kind == "INT" else (int, float)) for key in ("min", "max")), (
+                name
+            )
+
+
+@OURS
+def test_every_number_has_a_step_that_reaches_its_default(class_type):
+    for name, (kind, options) in declared(class_type).items():
+        if kind == "INT" and name != "seed":
+            assert (options["default"] - options["min"]) % options["step"] == 0, name
+        if kind == "FLOAT":
+            assert 0 < options["step"] < options["max"] - options["min"], name
+
+
+@OURS
+def test_no_float_is_rounded_by_the_page(class_type):
+    rounding = {name: options.get("round") for name, (kind, options) in declared(class_type).items() if kind == "FLOAT"}
+    assert all(value is False for value in rounding.values()), rounding
+
+
+@ALL
+def test_a_combo_offers_its_default(class_type):
+    for name, (kind, options) in declared(class_type).items():
+        if isinstance(kind, list) and "default" in options:
+            assert options["default"] in kind, name
+
+
+@OURS
+def test_seeds_have_the_pages_control_and_all_of_64_bits(class_type):
+    for name, (kind, options) in declared(class_type).items():
+        assert ("seed" in name) == bool(options.get("control_after_generate")), name
+        if "seed" in name:
+            assert (kind, options["min"], options["max"]) == ("INT", 0, SEED)
+
+
+@ALL
+def test_every_node_says_what_it_is_and_where_it_is_found(class_type):
+    node = NODES[class_type]
+    assert len(node.DESCRIPTION.strip()) > 15
+    assert node.CATEGORY
+    assert callable(getattr(node, node.FUNCTION))
+
+
+@OURS
+def test_our_nodes_stand_together_in_the_menu(class_type):
+    assert NODES[class_type].CATEGORY.split("/")[0] == "SVD Stages"
+
+
+@ALL
+def test_every_output_has_a_name_and_a_tooltip(class_type):
+    node = NODES[class_type]
+    count = len(node.RETURN_TYPES)
+    assert len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)) == count
+    assert len(getattr(node, "OUTPUT_IS_LIST", [False] * count)) == count
+    tooltips = getattr(node, "OUTPUT_TOOLTIPS", ())
+    assert len(tooltips) == count
+    assert all(len(tooltip.strip()) > 4 for tooltip in tooltips)
+
+
+def test_only_decoding_gives_a_list():
+    lists = {class_type: getattr(node, "OUTPUT_IS_LIST", ()) for class_type, node in NODES.items()}
+    assert {key: value for key, value in lists.items() if any(value)} == {"SVDTemporalVAEDecode": (True,)}
+
+
+@ALL
+def test_validation_names_only_inputs_of_the_node(class_type):
+    check = getattr(NODES[class_type], "VALIDATE_INPUTS", None)
+    names = list(inspect.signature(check).parameters) if check else []
+    assert set(names) <= set(declared(class_type))
+
+
+@ALL
+def test_a_node_keeps_nothing(class_type):
+    assert vars(NODES[class_type]()) == {}
+
+
+def test_every_node_has_a_display_name_of_its_own():
+    assert list(NODE_DISPLAY_NAME_MAPPINGS) == list(NODE_CLASS_MAPPINGS)
+    assert list(STANDIN_DISPLAY_NAME_MAPPINGS) == list(STANDIN_CLASS_MAPPINGS)
+    assert len(set(DISPLAY_NAMES.values())) == len(NODES)
+
+
+def test_stand_ins_are_not_registered_in_comfyui():
+    assert set(NODE_CLASS_MAPPINGS).isdisjoint(STANDIN_CLASS_MAPPINGS)
+
+
+def test_the_ids_begin_with_ours():
+    assert all(class_type.startswith("SVD") for class_type in NODE_CLASS_MAPPINGS)
+
+
+def test_the_node_list_is_the_recorded_one():
+    info = object_info(NODES, DISPLAY_NAMES)
+    now = json.dumps(info, indent=1, ensure_ascii=False) + "\n"
+    if not SNAPSHOT.exists():
+        SNAPSHOT.write_text(now, encoding="utf-8")
+        pytest.fail(f"{SNAPSHOT.name} was not there and has been written; read its diff, commit it, run again")
+    recorded = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    changed = [key for key in {**recorded, **info} if recorded.get(key) != info.get(key)]
+    assert changed == [], (
+        f"the declarations of {', '.join(changed)} are not those in tests/data/nodes.json, and saved graphs depend on "
+        f"them. If the change is meant (a new node, a tooltip, a widget at the end of optional), delete the file and "
+        f"run this test twice: the first run writes it"
+    )
+    assert list(recorded) == list(info)
+
+
+def page_rows(class_type: str) -> dict[str, dict[str, list[str]]]:
+    """The tables of the node's page: name -> the other cells. Rows of inputs have five cells, of outputs three."""
+    lines = help_page(class_type).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return {
+        "inputs": {row[0].strip("`"): row[1:] for row in rows if len(row) == 5},
+        "outputs": {row[0].strip("`"): row[1:] for row in rows if len(row) == 3},
+    }
+
+
+def help_page(class_type: str) -> Path:
+    return ROOT / "web" / "docs" / f"{class_type}.md"
+
+
+def test_help_pages_are_those_of_our_nodes():
+    assert {page.stem for page in (ROOT / "web" / "docs").iterdir()} == set(NODE_CLASS_MAPPINGS)
+
+
+@OURS
+def test_a_help_page_is_headed_by_the_display_name(class_type):
+    assert help_page(class_type).read_text(encoding="utf-8").startswith(f"# {DISPLAY_NAMES[class_type]}\n")
+
+
+@OURS
+def test_a_help_page_lists_the_inputs_with_their_types_defaults_and_ranges(class_type):
+    rows = page_rows(class_type)["inputs"]
+    assert list(rows) == list(declared(class_type))
+    for name, (kind, options) in declared(class_type).items():
+        told_kind, told_default, told_range, meaning = rows[name]
+        assert told_kind == ("choice" if isinstance(kind, list) else f"`{kind}`"), name
+        assert len(meaning) > 10, name
+        if kind in ("INT", "FLOAT"):
+            assert told_default == str(options["default"]), name
+            assert told_range.split(",")[0] == f"{options['min']} to {options['max']}", name
+        if isinstance(kind, list) and name != "checkpoint":
+            assert told_default == f"`{options['default']}`", name
+            assert told_range == ", ".join(f"`{choice}`" for choice in kind), name
+
+
+@OURS
+def test_a_help_page_lists_the_outputs_with_their_types(class_type):
+    node = NODES[class_type]
+    rows = page_rows(class_type)["outputs"]
+    told = [(name, kind.strip("`")) for name, (kind, _) in rows.items()]
+    assert told == list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True))
+
+
+@OURS
+def test_a_help_page_has_a_tip_and_names_what_the_node_equals(class_type):
+    text = help_page(class_type).read_text(encoding="utf-8")
+    assert text.count("\n**Tip.** ") == 1
+    assert text.count("\n**Equals** ") == 1
