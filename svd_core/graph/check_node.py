@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import nearest
 from .call import call_mapped, constant_lists
 from .declared import (
     CONVERTED,
@@ -20,6 +19,7 @@ from .declared import (
     types_match,
     unsupported_feature,
 )
+from .hints import Hints
 from .prompt import WRAPPED, is_wrapped, looks_like_link, unwrap_value
 from .read import MAX_NESTING
 
@@ -39,6 +39,7 @@ class Around:
     prompt: Mapping[str, Any]
     declarations: Declarations
     given: Mapping[str, int | None]
+    hints: Hints
 
 
 @dataclass
@@ -111,7 +112,9 @@ def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, e
                 )
             )
         return
-    found = _convert(declared, check) or (None if exempt else _check_value(declared, unwrap_value(check.inputs[name])))
+    found = _convert(declared, check) or (
+        None if exempt else _check_value(declared, unwrap_value(check.inputs[name]), around.hints)
+    )
     if found is not None:
         check.problems.append(found)
 
@@ -157,7 +160,7 @@ def _check_link(name: str, link: list[Any], around: Around, config: Any) -> Prob
             )
         elif source not in around.prompt and source not in around.given:
             details = f'{name}, linked node "{_clip(source)}" is not in the graph'
-            hint = nearest(source[:MAX_SHOWN], around.prompt)
+            hint = around.hints.near(source, around.prompt)
         elif not isinstance(slot, int) or isinstance(slot, bool):
             details = f"{name}, slot {_shown(slot)} is not an integer"
         else:
@@ -172,7 +175,7 @@ def _check_link(name: str, link: list[Any], around: Around, config: Any) -> Prob
         details,
         input_name=name,
         input_config=config,
-        received_value=link if len(link) <= 2 else _shown(link),
+        received_value=_short(link),
     )
     return _with_hint(found, hint)
 
@@ -239,7 +242,7 @@ def check_finite(value: Any) -> None:
             waiting.extend((each, depth + 1) for each in (part.values() if isinstance(part, dict) else part))
 
 
-def _check_value(declared: DeclaredInput, value: Any) -> Problem | None:
+def _check_value(declared: DeclaredInput, value: Any, hints: Hints) -> Problem | None:
     """Minimum, maximum and the options of a combo."""
     options = declared.options
     try:
@@ -248,7 +251,7 @@ def _check_value(declared: DeclaredInput, value: Any) -> Problem | None:
         elif "max" in options and value > options["max"]:
             kind, message = "value_bigger_than_max", f"Value {_clip(str(value))} bigger than max of {options['max']}"
         else:
-            return _check_choice(declared, value)
+            return _check_choice(declared, value, hints)
     except TypeError as error:
         return _not_converted(declared, value, error)
     return problem(
@@ -261,7 +264,7 @@ def _check_value(declared: DeclaredInput, value: Any) -> Problem | None:
     )
 
 
-def _check_choice(declared: DeclaredInput, value: Any) -> Problem | None:
+def _check_choice(declared: DeclaredInput, value: Any, hints: Hints) -> Problem | None:
     choices = declared.choices
     if choices is None:
         return None
@@ -279,7 +282,7 @@ def _check_choice(declared: DeclaredInput, value: Any) -> Problem | None:
         input_config=declared.config if few else None,
         received_value=_short(value),
     )
-    return _with_hint(found, nearest(str(strange[0])[:MAX_SHOWN], map(str, choices)))
+    return _with_hint(found, hints.near(str(strange[0]), map(str, choices)))
 
 
 def _asked_of_class(declaration: Declaration) -> tuple[list[str], bool]:

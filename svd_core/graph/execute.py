@@ -208,7 +208,7 @@ class _Run:
         needed = self.plan.slots_needed.get(node_id, 0)
         if len(outcome.slots) < needed:
             raise SVDStagesError(
-                f"the node's function gave {len(outcome.slots)} outputs, but slot {needed - 1} is read from it; "
+                f"the node's function gave {len(outcome.slots)} values, but slot {needed - 1} is read from it; "
                 "it must return a value for each of its RETURN_TYPES.",
                 code="node.result",
             )

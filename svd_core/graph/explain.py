@@ -21,10 +21,10 @@ def explain(error: Mapping[str, Any] | None, node_errors: Mapping[str, Any], pro
     for node_id, entry in node_errors.items():
         for each in entry["errors"]:
             if each["type"] == "dependency_cycle":
-                members = frozenset(each["extra_info"]["cycle_nodes"])
-                if members in cycles:
+                first = each["extra_info"]["cycle_nodes"][0]
+                if first in cycles:
                     continue
-                cycles.add(members)
+                cycles.add(first)
             faults.append(f"{name_node(prompt, node_id)}, {fault_sentence(each)}")
     if not faults and error is not None:
         details = f" ({error['details']})" if error["details"] else ""

@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import GraphError, nearest
+from ..errors import GraphError
 from .check_node import Around, NodeCheck, Problem, check_node, problem
 from .declared import Declarations, is_output
 from .explain import explain
+from .hints import Hints
 from .prompt import Prompt, dependents_of, name_node, run_order, sources_of, title_of, with_ancestors
 
 
@@ -54,21 +55,23 @@ def validate(
     outputs, as in `execute`; they are not checked and need not exist.
     """
     given = given or {}
-    fault = _shape_fault(prompt) or _class_fault(prompt, nodes, given)
+    hints = Hints()
+    fault = _shape_fault(prompt) or _class_fault(prompt, nodes, given, hints)
     if fault is not None:
         return _refused(prompt, *fault)
     outputs = _find_outputs(prompt, nodes, targets, given, keep)
     if not outputs:
         return _refused(prompt, problem("prompt_no_outputs", "Prompt has no outputs", ""))
     counts = {node_id: None if values is None else len(values) for node_id, values in given.items()}
-    around = Around(prompt, Declarations(nodes), counts)
+    around = Around(prompt, Declarations(nodes), counts, hints)
     sources = {node_id: [] if node_id in given else sources_of(node) for node_id, node in prompt.items()}
     needed = with_ancestors(outputs, sources)
     ids = [node_id for node_id in prompt if node_id in needed and node_id not in given]
     checks = {node_id: check_node(node_id, around) for node_id in ids}
     for cycle in run_order(ids, sources)[1]:
-        for node_id in cycle[:-1]:
-            checks[node_id].problems.insert(0, _cycle_problem(node_id, cycle))
+        members = cycle[:-1]
+        for node_id in members:
+            checks[node_id].problems.insert(0, _cycle_problem(node_id, cycle, members))
     return _conclude(prompt, outputs, sources, checks)
 
 
@@ -108,33 +111,34 @@ def _shape_fault(prompt: Any) -> tuple[Problem] | None:
             return fault("A node is an object with class_type and inputs", f"{where} is {type(node).__name__}")
         if not isinstance(node.get("class_type", ""), str):
             return fault("The class_type of a node is a string", f"{where} has {type(node['class_type']).__name__}")
-        if "class_type" in node and not isinstance(node.get("inputs"), Mapping):
-            return fault("The inputs of a node are an object", f"{where} has {type(node.get('inputs')).__name__}")
-        if any(not isinstance(name, str) for name in node.get("inputs", ())):
+        inputs = node.get("inputs", None if "class_type" in node else {})
+        if not isinstance(inputs, Mapping):
+            return fault("The inputs of a node are an object", f"{where} has {type(inputs).__name__}")
+        if any(not isinstance(name, str) for name in inputs):
             return fault("Input names are strings", where)
     return None
 
 
 def _class_fault(
-    prompt: Mapping[str, Any], nodes: Mapping[str, type], given: Collection[str]
+    prompt: Mapping[str, Any], nodes: Mapping[str, type], given: Collection[str], hints: Hints
 ) -> tuple[Problem, dict[str, dict[str, Any]]] | None:
     """The nodes whose class is missing or not known; the first is ComfyUI's error, all are node errors."""
     found = {}
-    hints: dict[str, str] = {}
+    near: dict[str, str | None] = {}
     for node_id, node in prompt.items():
         class_type = node.get("class_type")
         if node_id in given or class_type in nodes:
             continue
-        if class_type is not None and class_type not in hints:
-            hints[class_type] = nearest(class_type[:200], nodes) if len(hints) < 20 else ""
-        fault = _missing_class(node_id, node, hints.get(str(class_type), ""))
+        if class_type is not None and class_type not in near:
+            near[class_type] = hints.near(class_type, nodes)
+        fault = _missing_class(node_id, node, near.get(str(class_type)))
         found[node_id] = {"errors": [fault], "dependent_outputs": [], "class_type": class_type}
     if not found:
         return None
     return next(iter(found.values()))["errors"][0], found
 
 
-def _missing_class(node_id: str, node: Mapping[str, Any], hint: str) -> Problem:
+def _missing_class(node_id: str, node: Mapping[str, Any], hint: str | None) -> Problem:
     """ComfyUI's error since early 2026 (its pull request 12194)."""
     class_type, title = node.get("class_type"), title_of(node)
     if class_type is None:
@@ -168,14 +172,14 @@ def _find_outputs(
     return [node_id for node_id in prompt if node_id not in given and wanted(node_id)]
 
 
-def _cycle_problem(node_id: str, cycle: list[str]) -> Problem:
+def _cycle_problem(node_id: str, cycle: list[str], members: list[str]) -> Problem:
     path = " -> ".join(cycle) if len(cycle) <= 20 else " -> ".join([*cycle[:10], "...", *cycle[-9:]])
     return problem(
         "dependency_cycle",
         "Dependency cycle detected",
         f"each needs the next: {path}",
         node_id=node_id,
-        cycle_nodes=cycle[:-1] if len(cycle) <= 1000 else cycle[:1000],
+        cycle_nodes=members,
     )
 
 
@@ -192,14 +196,18 @@ def _conclude(
     faulty = [node_id for node_id, check in checks.items() if check.problems]
     failing = with_ancestors(faulty, dependents)
     good = [node_id for node_id in outputs if node_id not in failing]
-    node_errors = {}
-    for node_id in faulty:
-        reached = with_ancestors([node_id], dependents)
-        node_errors[node_id] = {
+    node_errors = {
+        node_id: {
             "errors": checks[node_id].problems,
-            "dependent_outputs": [output for output in outputs if output in reached],
+            "dependent_outputs": [],
             "class_type": prompt[node_id]["class_type"],
         }
+        for node_id in faulty
+    }
+    for output in outputs:
+        if output in failing:
+            for node_id in with_ancestors([output], sources) & node_errors.keys():
+                node_errors[node_id]["dependent_outputs"].append(output)
     if good:
         return Validation(True, None, good, node_errors, copy, notes)
     lines = [f"{each['message']}: {each['details']}" for output in outputs for each in checks[output].problems]
@@ -208,5 +216,6 @@ def _conclude(
 
 
 def _refused(prompt: Any, error: Problem, node_errors: dict[str, dict[str, Any]] | None = None) -> Validation:
-    copy = {key: dict(node) for key, node in prompt.items() if isinstance(node, Mapping)}
+    entries = prompt.items() if isinstance(prompt, Mapping) else ()
+    copy = {key: dict(node) for key, node in entries if isinstance(node, Mapping)}
     return Validation(False, error, [], node_errors or {}, copy)
