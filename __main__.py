@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, headless
-from .console import Console, JsonConsole, TerminalConsole
+from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .svd_core.checkpoint.library import EMBEDDED
 from .svd_core.errors import Interrupted, NodeError, SVDStagesError
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = make_parser().parse_args(argv)
     console: Console = JsonConsole() if arguments.json else TerminalConsole()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     _quiet_libraries()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -238,7 +238,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages convert-checkpoint`."""
     from .svd_core.checkpoint.convert import convert_checkpoint as convert_it
 
-    convert_it(arguments.source, arguments.destination, _surroundings(arguments, console).host().progress)
+    convert_it(arguments.source, arguments.destination)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
 
@@ -285,9 +285,9 @@ def _where(error: SVDStagesError) -> dict[str, Any]:
 
 
 def _quiet_libraries() -> None:
-    """Keep what diffusers and transformers say to developers off a user's terminal."""
-    for name in ("diffusers", "transformers", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keep what diffusers and transformers say to developers off a user's terminal. They read this when imported."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Any, Protocol
 
@@ -51,6 +52,14 @@ class TerminalConsole:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class LogAboveBar(logging.Handler):
+    """Log lines on stderr, above a progress bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line and draw the bar again below it."""
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class JsonConsole:

@@ -6,6 +6,7 @@ The command line, the Python calls and anything else that renders outside ComfyU
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,22 @@ from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from .nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from .svd_core import host
 from .svd_core.checkpoint.library import EMBEDDED, ModelLibrary
-from .svd_core.errors import GraphError, ImageError, SettingError
-from .svd_core.graph.convert import to_api
-from .svd_core.graph.edit import apply_settings
-from .svd_core.graph.execute import Emit, RunResult, execute
-from .svd_core.graph.read import is_ui_format, read_graph, unwrap
-from .svd_core.graph.validate import Validation, raise_if_invalid, validate
+from .svd_core.errors import CheckpointError, GraphError, ImageError, SettingError
+from .svd_core.graph import (
+    Emit,
+    Prompt,
+    RunResult,
+    Validation,
+    apply_settings,
+    execute,
+    explain,
+    is_ui_format,
+    raise_if_invalid,
+    read_graph,
+    to_api,
+    unwrap,
+    validate,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +42,13 @@ if TYPE_CHECKING:
 
     from .svd_core.checkpoint.parts import VideoDefaults
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATE = PACKAGE / "example_workflows" / "image_to_video.json"
 NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
 DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY_NAME_MAPPINGS}
 
-Prompt = dict[str, dict[str, Any]]
 OutputType = Literal["pt", "np", "pil"]
 
 EXACT_UP_TO = 2**20
@@ -130,14 +142,22 @@ def open_graph(source: str | os.PathLike | Mapping[str, Any], settings: Sequence
 
 
 def check_graph(graph: Graph, surroundings: Surroundings) -> Validation:
-    """Validate a graph against our nodes and stand-ins, with the models and input files of `surroundings`."""
+    """Validate a graph against our nodes and stand-ins, with the models and input files of `surroundings`.
+
+    Raises GraphError when any of its outputs could not run (exit status 3 when only files are missing).
+    """
     with host.using(surroundings.host()):
-        return validate(graph.prompt, NODES)
+        validation = validate(graph.prompt, NODES)
+    _raise_faults(validation)
+    if validation.node_errors:
+        words = explain(None, validation.node_errors, validation.prompt)
+        raise _marked(GraphError(words, code="graph.some_outputs", node_errors=validation.node_errors))
+    return validation
 
 
 def object_info(surroundings: Surroundings) -> dict[str, dict[str, Any]]:
     """Every node that a headless run knows, in the shape of ComfyUI's /object_info."""
-    from .svd_core.graph.describe import object_info as describe
+    from .svd_core.graph import object_info as describe
 
     with host.using(surroundings.host()):
         return describe(NODES, DISPLAY_NAMES)
@@ -223,9 +243,8 @@ def animate(
         prompt = {
             key: node for key, node in graph.prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")
         }
-        prompt.pop(loader)
         given = {loader: [_as_images(image), None]}
-        result = execute(prompt, NODES, [decoder], given=given, keep=(decoder,), node_context=_inference)
+        result = _validate_and_execute(Graph(prompt), given=given, keep=(decoder,))
     return _as_output(result.values[decoder][0], output_type)
 
 
@@ -319,12 +338,49 @@ def _widgets(values: Animation, image_name: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _validate_and_execute(graph: Graph, emit: Emit | None) -> RunResult:
-    validation = validate(graph.prompt, NODES)
-    raise_if_invalid(validation, NODES)
-    extra_data = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
+def _validate_and_execute(
+    graph: Graph,
+    emit: Emit | None = None,
+    given: Mapping[str, Sequence[Any]] | None = None,
+    keep: Sequence[str] = (),
+) -> RunResult:
+    validation = validate(graph.prompt, NODES, given=given, keep=keep)
+    _raise_faults(validation)
+    if validation.node_errors:
+        logger.warning("%s", explain(None, validation.node_errors, validation.prompt))
     return execute(
-        validation.prompt, NODES, validation.outputs, extra_data=extra_data, emit=emit, node_context=_inference
+        validation.prompt,
+        NODES,
+        [output for output in validation.outputs if output not in keep],
+        extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
+        emit=emit,
+        given=given,
+        keep=keep,
+        node_context=_inference,
+    )
+
+
+def _raise_faults(validation: Validation) -> None:
+    """Raise GraphError when nothing can run, with the exit status of a missing file when nothing else is wrong."""
+    try:
+        raise_if_invalid(validation)
+    except GraphError as error:
+        raise _marked(error) from None
+
+
+def _marked(error: GraphError) -> GraphError:
+    if _only_files_are_missing(error.node_errors):
+        error.exit_status = CheckpointError.exit_status
+    return error
+
+
+def _only_files_are_missing(node_errors: Mapping[str, Any]) -> bool:
+    """Whether every fault is about an input that names a model or a picture (the class's FILE_INPUTS)."""
+    faults = [(entry["class_type"], fault) for entry in node_errors.values() for fault in entry["errors"]]
+    return bool(faults) and all(
+        fault["extra_info"].get("input_name") in getattr(NODES.get(class_type), "FILE_INPUTS", ())
+        and fault["type"] in ("custom_validation_failed", "value_not_in_list")
+        for class_type, fault in faults
     )
 
 

@@ -84,6 +84,16 @@ def write_png(path: str | os.PathLike, frame: torch.Tensor, metadata: Metadata |
         encode_png(temporary, frame, metadata)
 
 
+def describe_mp4(path: str | os.PathLike) -> str:
+    """What the file says it is, for people: "14 frames, 128x128, 7 fps"."""
+    import av
+
+    with av.open(str(path), format="mp4") as container:
+        stream = container.streams.video[0]
+        rate = f"{float(stream.average_rate or 0):g}"
+        return f"{stream.frames} frames, {stream.width}x{stream.height}, {rate} fps"
+
+
 def encode_mp4(file: Path, frames: torch.Tensor, fps: float | Fraction, metadata: Metadata | None = None) -> None:
     """h264 in yuv420p: BT.709, limited range, tagged as such; every frame once, at exactly `fps`.
 

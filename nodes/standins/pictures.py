@@ -20,6 +20,7 @@ class LoadImage:
     RETURN_TYPES = ("IMAGE", "MASK")
     OUTPUT_TOOLTIPS = ("The picture, without its transparency.", "1 where the picture is transparent.")
     FUNCTION = "load_image"
+    FILE_INPUTS = ("image",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import math
 import torch
 
 from ..checkpoint.load import resolve_dtypes
-from ..checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae, VideoDefaults
+from ..checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+from . import DEFAULTS
 
 logger = logging.getLogger(__name__)
 
 SEED = 20231121  # the day Stable Video Diffusion came out
-DEFAULTS = VideoDefaults(num_frames=14, width=128, height=128, min_guidance=1.0, max_guidance=2.5)
 
 UNET = {
     "sample_size": 16,
@@ -63,11 +63,10 @@ def build_nano(precision: str, device: torch.device) -> Checkpoint:
     for module in (unet, vae, clip):
         _draw(module, generator)
         module.eval().requires_grad_(False)
-    unet.to(dtypes.compute)
-    clip.to(dtypes.compute)
-    vae.decoder.to(dtypes.compute)
-    vae.encoder.to(dtypes.encoder)
-    vae.quant_conv.to(dtypes.encoder)
+    parts = ((unet, dtypes.compute), (clip, dtypes.compute), (vae.decoder, dtypes.compute))
+    for part, dtype in (*parts, (vae.encoder, dtypes.encoder), (vae.quant_conv, dtypes.encoder)):
+        if dtype is not torch.float32:
+            part.to(dtype)
     return Checkpoint(
         model=SVDModel(unet, vae.config.scaling_factor, sigma_min=0.002, sigma_max=700.0, defaults=DEFAULTS),
         clip_vision=SVDClipVision(clip, IMAGE_MEAN, IMAGE_STD),
