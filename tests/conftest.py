@@ -10,6 +10,9 @@ from svd_stages.svd_core.checkpoint.parts import Checkpoint
 from tiny import tiny_checkpoint
 
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def _no_gradients():
     with torch.inference_mode():

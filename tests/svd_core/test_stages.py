@@ -1,0 +1,151 @@
+"""The stages with a host around them: many videos, memory, being stopped, precision given back."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from chain import Settings, call, conditioned, decoded, sampled
+from svd_stages.svd_core.checkpoint.parts import SVDVae
+from svd_stages.svd_core.encode import encode_images
+from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
+from svd_stages.svd_core.host import HeadlessHost, using
+
+CPU = torch.device("cpu")
+
+
+class StoppingHost(HeadlessHost):
+    """Stops after a number of progress calls, as a user does."""
+
+    @contextmanager
+    def progress(self, stage, total, unit):
+        def advance(done):
+            if done >= 2:
+                raise Interrupted("stopped")
+
+        yield advance
+
+
+class SmallHost(HeadlessHost):
+    """A machine with next to no memory."""
+
+    def free_memory(self) -> int:
+        return 2**20
+
+
+@pytest.fixture(scope="module")
+def two_images() -> torch.Tensor:
+    return torch.rand((2, 80, 96, 3), generator=torch.Generator("cpu").manual_seed(5))
+
+
+def test_many_images_make_videos_that_equal_their_single_runs(tiny, two_images):
+    settings = Settings(frames=3, seed=2**64 - 1)
+    together = sampled(tiny, two_images, settings)
+    assert together["samples"].shape == (6, 4, 8, 8) and together["svd"] == {"frames": 3}
+    videos = decoded(tiny, together, "windowed", chunk_size=2, context=1)
+    assert [tuple(video.shape) for video in videos] == [(3, 64, 64, 3)] * 2
+    for index, seed in enumerate([2**64 - 1, 0]):
+        alone = sampled(tiny, two_images[index : index + 1], Settings(frames=3, seed=seed))
+        assert torch.equal(together["samples"][3 * index : 3 * index + 3], alone["samples"])
+        assert torch.equal(videos[index], decoded(tiny, alone, "windowed", chunk_size=2, context=1)[0])
+
+
+def test_a_widget_run_equals_a_run_with_wired_sigmas_and_guidance(tiny, images):
+    settings = Settings(frames=2, steps=3)
+    (sigmas,) = call("SVDSigmas", steps=3, schedule="karras", sigma_min=0.002, sigma_max=700.0, rho=7.0)
+    (curve,) = call("SVDGuidance", shape="linear", min_guidance=1.0, max_guidance=3.0)
+    plain = sampled(tiny, images, settings)["samples"]
+    wired = sampled(tiny, images, Settings(frames=2, steps=9, min_guidance=9.0), sigmas=sigmas, guidance=curve)
+    assert torch.equal(plain, wired["samples"])
+
+
+def test_two_halves_of_a_schedule_equal_the_whole(tiny, images):
+    settings = Settings(frames=2)
+    (sigmas,) = call("SVDSigmas", steps=6, schedule="karras", sigma_min=0.002, sigma_max=700.0, rho=7.0)
+    positive, negative, empty = conditioned(tiny, images, settings)
+    wires = {"model": tiny.model, "positive": positive, "negative": negative, "seed": 1, "steps": 1}
+    wires |= {"min_guidance": 1.0, "max_guidance": 3.0}
+    (whole,) = call("SVDEulerSampler", latent=empty, noise="comfyui", sigmas=sigmas, **wires)
+    (first,) = call("SVDEulerSampler", latent=empty, noise="comfyui", sigmas=sigmas[:4], **wires)
+    (second,) = call("SVDEulerSampler", latent=first, noise="none", sigmas=sigmas[3:], **wires)
+    assert torch.allclose(second["samples"], whole["samples"], rtol=1e-4, atol=1e-4)
+
+
+def test_little_memory_changes_the_calls_and_not_the_video(tiny, images):
+    settings = Settings(frames=3)
+    plain = sampled(tiny, images, settings)["samples"]
+    with using(SmallHost()):
+        small = sampled(tiny, images, settings)["samples"]
+    assert (small - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
+def test_exact_decoding_refuses_where_windowed_works(tiny, images):
+    latent = sampled(tiny, images, Settings(frames=3, steps=1))
+    with using(SmallHost()):
+        with pytest.raises(MemoryBudgetError, match="windowed"):
+            decoded(tiny, latent, "exact")
+        assert decoded(tiny, latent, "windowed", chunk_size=2)[0].shape == (3, 64, 64, 3)
+
+
+def test_a_stop_takes_effect_within_a_step_and_a_window(tiny, images):
+    positive, negative, empty = conditioned(tiny, images, Settings(frames=4))
+    latent = sampled(tiny, images, Settings(frames=4, steps=1))
+    with using(StoppingHost()):
+        with pytest.raises(Interrupted):
+            call(
+                "SVDEulerSampler", model=tiny.model, positive=positive, negative=negative, latent=empty, seed=0,
+                steps=1000, min_guidance=1.0, max_guidance=3.0, noise="comfyui",
+            )  # fmt: skip
+        with pytest.raises(Interrupted):
+            decoded(tiny, latent, "windowed", chunk_size=1)
+
+
+def test_a_latent_of_another_size_than_the_image_is_refused(tiny, images):
+    positive, negative, _ = conditioned(tiny, images, Settings(frames=2))
+    with pytest.raises(SettingError, match=r"128x64 pixels.*64x64"):
+        call(
+            "SVDEulerSampler", model=tiny.model, positive=positive, negative=negative,
+            latent={"samples": torch.zeros((2, 4, 8, 16))}, seed=0, steps=1, min_guidance=1.0, max_guidance=3.0,
+            noise="comfyui",
+        )  # fmt: skip
+
+
+def test_what_arrives_on_a_wire_is_not_changed(tiny, images):
+    positive, negative, empty = conditioned(tiny, images, Settings(frames=2))
+    before = copy.deepcopy((positive, negative, empty))
+    call(
+        "SVDEulerSampler", model=tiny.model, positive=positive, negative=negative, latent=empty, seed=0, steps=1,
+        min_guidance=1.0, max_guidance=3.0, noise="comfyui",
+    )  # fmt: skip
+    call(
+        "SVDMicroConditioning", positive=positive, negative=negative, fps=9, motion_bucket_id=1, noise_aug_strength=1.0
+    )
+    for now, then in zip((positive, negative), before[:2], strict=True):
+        assert torch.equal(now[0][0], then[0][0])
+        assert {key: value for key, value in now[0][1].items() if key != "concat_latent_image"} == {
+            key: value for key, value in then[0][1].items() if key != "concat_latent_image"
+        }
+    assert torch.equal(empty["samples"], before[2]["samples"])
+
+
+def test_the_encoder_computes_in_float32_and_gets_its_precision_back(tiny, images):
+    half = SVDVae(copy.deepcopy(tiny.vae.vae).to(torch.float16))
+    resized, _, _ = call("SVDResizeImage", image=images, width=64, height=64, fit="stretch")
+    latents = encode_images(half, resized, CPU)
+    assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float16}
+    wanted = encode_images(tiny.vae, resized, CPU)
+    assert (latents - wanted).abs().max() <= 2e-3 * wanted.abs().max()  # fp16 weights, float32 arithmetic
+
+
+def test_the_encoder_gets_its_precision_back_after_a_failure(tiny, images, monkeypatch):
+    half = SVDVae(copy.deepcopy(tiny.vae.vae).to(torch.float16))
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(half.vae.quant_conv, "forward", fail)
+    with pytest.raises(RuntimeError):
+        encode_images(half, images[:, :64, :64], CPU)
+    assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float16}
