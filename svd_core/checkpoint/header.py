@@ -61,7 +61,8 @@ def read_header(path: str | Path) -> Header:
         with path.open("rb") as file:
             file_size = path.stat().st_size
             start = file.read(1024)
-            _refuse_other_formats(path, start)
+            if start[8:9] != b"{":  # the eight bytes before it are a number, and may look like another format's
+                _refuse_other_formats(path, start)
             length = int.from_bytes(start[:8], "little")
             _check_length(path, length, file_size, start)
             file.seek(8)
@@ -83,6 +84,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
+    """Raise CheckpointError when these first bytes of a file are those of something people have in a model's place."""
     if start[:2] == b"PK" or start[:1] == b"\x80":
         raise CheckpointError(
             f'"{path.name}" is a pickle (a .ckpt, .pt or .bin inside, whatever its name), and loading a pickle can run '

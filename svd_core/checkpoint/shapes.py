@@ -75,7 +75,7 @@ def unet_config(file: str, shapes: Shapes, facts: Facts) -> tuple[dict[str, Any]
     config = {
         "sample_size": 96,  # SVD unet/config.json; what a pipeline takes for a size when it is told none
         "in_channels": reader.size(1, "input_blocks.0.0.weight"),
-        "out_channels": reader.size(0, "out.2.weight", "out.2.bias"),
+        "out_channels": reader.size(0, "out.2.bias", "out.2.weight"),
         "down_block_types": tuple(_block_type("Down", has) for has in layout.attention),
         "up_block_types": tuple(_block_type("Up", has) for has in reversed(layout.attention)),
         "block_out_channels": widths,
@@ -130,7 +130,7 @@ def vae_config(file: str, shapes: Shapes, facts: Facts, encoder_prefix: str) -> 
         )
     return {
         "in_channels": encoder.size(1, "encoder.conv_in.weight"),
-        "out_channels": decoder.size(0, "decoder.conv_out.weight", "decoder.conv_out.bias"),
+        "out_channels": decoder.size(0, "decoder.conv_out.bias", "decoder.conv_out.weight"),
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "block_out_channels": widths,
         "layers_per_block": layers,

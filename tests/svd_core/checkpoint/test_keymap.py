@@ -77,7 +77,9 @@ def test_the_joint_projection_splits_as_torch_multi_head_attention_does():
     joint.in_proj_bias = torch.nn.Parameter(torch.randn(24, generator=generator))
     x = torch.randn(1, 5, 8, generator=generator)
     query, key, value = (
-        torch.nn.functional.linear(x, change_tensor(joint.in_proj_weight, third), change_tensor(joint.in_proj_bias, third))
+        torch.nn.functional.linear(
+            x, change_tensor(joint.in_proj_weight, third), change_tensor(joint.in_proj_bias, third)
+        )
         .view(1, 5, 2, 4)
         .transpose(1, 2)
         for third in THIRDS
