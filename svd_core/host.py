@@ -70,14 +70,17 @@ def ignore_progress(stage: str, done: int, total: int, unit: str) -> None:
 
 @dataclass(frozen=True)
 class HeadlessHost:
-    """No ComfyUI: torch's devices, plain folders, a reporter for progress."""
+    """No ComfyUI: torch's devices, plain folders, a reporter for progress.
+
+    temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
+    """
 
     library: ModelLibrary = field(default_factory=ModelLibrary)
     device_name: str = "auto"
     precision: str = "auto"
     input_folder: Path = Path("input")
     output_folder: Path = Path("output")
-    temp_folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "svd-stages")
+    temp_folder: Path | None = None
     reporter: Reporter = ignore_progress
 
     def device(self) -> torch.device:
@@ -131,7 +134,9 @@ class HeadlessHost:
 
     def folder(self, kind: Folder) -> Path:
         """The folder given at construction."""
-        return {"input": self.input_folder, "output": self.output_folder, "temp": self.temp_folder}[kind]
+        if kind == "temp":
+            return self.temp_folder or Path(tempfile.gettempdir()) / "svd-stages"
+        return {"input": self.input_folder, "output": self.output_folder}[kind]
 
 
 class _Process:
