@@ -20,7 +20,7 @@ import pytest
 import torch
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 from svd_stages.svd_core.checkpoint.parts import Checkpoint
-from svd_stages.svd_core.conditioning import Conditioning, MicroConditioning, without_image
+from svd_stages.svd_core.conditioning import Conditioning, MicroConditioning
 from svd_stages.svd_core.decode import decode_windows, plan_windows
 from svd_stages.svd_core.encode import embed_images, encode_images
 from svd_stages.svd_core.guidance import GuidanceCurve
@@ -33,6 +33,8 @@ HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
 TOLERANCE = 1e-4
+"""A third of it is used up by diffusers' own group norms: 1e-6 in ResNets where Stability and core have 1e-5 (measured:
+3e-5 with, 1e-5 without, on the UNet)."""
 FRAMES = 4
 CONDITIONING_ENCODER = "conditioner.embedders.3.encoder."
 MICRO = MicroConditioning(fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
@@ -123,57 +125,51 @@ def test_core_takes_the_random_file_whole(core):
     assert all(name.startswith(CONDITIONING_ENCODER) for name in left_over)
 
 
-@torch.inference_mode()
 def test_unet_step_equals_core(ours, core, asked):
     assert difference(unet_v(ours, asked), core["unet"]) < TOLERANCE
 
 
-@torch.inference_mode()
 def test_image_latent_equals_core_over_the_conditioning_encoder(ours, core, asked):
     latents = encode_images(ours.vae, torch.from_numpy(asked["image"]), CPU)
     assert difference(latents, core["conditioning_encoded"]) < TOLERANCE
 
 
-@torch.inference_mode()
 def test_image_latent_equals_core_in_a_file_without_the_conditioning_encoder(core, asked, folder):
     vae = load_checkpoint(folder / "without.safetensors", "fp32", CPU).vae
     latents = encode_images(vae, torch.from_numpy(asked["image"]), CPU)
     assert difference(latents, core["encoded"]) < TOLERANCE
 
 
-@torch.inference_mode()
 def test_decoder_equals_core(ours, core, asked):
     assert difference(decoded(ours, asked), core["decoded"]) < TOLERANCE
 
 
-@torch.inference_mode()
 def test_frames_equal_core(ours, core, asked):
     frames = decode_windows(ours.vae, torch.from_numpy(asked["latents"]), plan_windows(FRAMES, FRAMES, 0), CPU)
     assert difference(frames, core["images"]) < TOLERANCE
 
 
-@torch.inference_mode()
 def test_clip_embedding_equals_core(ours, core, asked):
     embeds = ours.clip_vision.encoder(torch.from_numpy(asked["clip_pixels"])).image_embeds
     assert difference(embeds, core["embedding"]) < TOLERANCE
 
 
-@torch.inference_mode()
 def test_center_crop_embedding_equals_core(ours, core, asked):
     embedding = embed_images(ours.clip_vision, torch.from_numpy(asked["image"]), "center_crop", CPU)
     assert difference(embedding.image_embeds, core["center_crop_embedding"]) < TOLERANCE
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("index", range(len(SAMPLINGS)))
 def test_sampler_with_core_conditioning_equals_core_sampler(ours, core, asked, index):
     seed, steps, fps, bucket, strength, low, high = SAMPLINGS[index].tolist()
     micro = MicroConditioning(fps, bucket, strength)
-    positive = Conditioning(torch.from_numpy(asked["embeds"]), torch.from_numpy(asked["image_latent"]), micro)
+    embeds, image_latent = torch.from_numpy(asked["embeds"]), torch.from_numpy(asked["image_latent"])
+    positive = Conditioning(embeds, image_latent, micro)
+    negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latent), micro)
     latents = sample(
         HeadlessHost(device_name="cpu"),
         ours.model,
-        [(positive, without_image(positive))],
+        [(positive, negative)],
         Start(torch.from_numpy(asked["start"])[None], "comfyui", int(seed)),
         GuidanceCurve("linear", low, high),
         model_sigmas(ours.model, int(steps)),
@@ -181,8 +177,9 @@ def test_sampler_with_core_conditioning_equals_core_sampler(ours, core, asked, i
     assert difference(latents[0], core[f"sampled_{index}"]) < TOLERANCE
 
 
+@torch.inference_mode(False)
 def test_every_tensor_has_a_say_in_the_answers(ours, asked):
-    """Else the comparisons could not see it in a wrong place."""
+    """Else the comparisons could not see it in a wrong place. A root mean square here, the largest difference there."""
     image, pixels = torch.from_numpy(asked["image"]), torch.from_numpy(asked["clip_pixels"])
     encoder, quant = ours.vae.vae.encoder, ours.vae.vae.quant_conv
     says = {
@@ -191,28 +188,33 @@ def test_every_tensor_has_a_say_in_the_answers(ours, asked):
         **says_of(torch.nn.ModuleList([encoder, quant]), lambda: quant(encoder(image.movedim(-1, 1)))[:, :4]),
         **says_of(ours.clip_vision.encoder, lambda: ours.clip_vision.encoder(pixels).image_embeds),
     }
-    silent = {name: say for name, say in says.items() if say < 10 * TOLERANCE and not name.endswith(KEY_BIASES)}
+    silent = {name: say for name, say in says.items() if say < TOLERANCE and not name.endswith(KEY_BIASES)}
     assert silent == {}
 
 
 def says_of(module: torch.nn.Module, answer: Callable[[], torch.Tensor]) -> dict[str, float]:
-    """How far another draw of each parameter would move the answer, to first order, in the answer's deviations."""
-    gradients = {}
+    """How far another draw of each parameter would move the answer: root mean square, to first order, in the answer's
+    deviations. The largest along two random directions, since a single number may lie across one of them."""
+    lengths: dict[str, float] = {}
     handles = [
-        parameter.requires_grad_(True).register_post_accumulate_grad_hook(partial(_note_gradient, gradients, name))
+        parameter.requires_grad_(True).register_post_accumulate_grad_hook(partial(_note_gradient, lengths, name))
         for name, parameter in module.named_parameters()
     ]
     told = answer()
-    direction = torch.randn(told.shape, generator=torch.Generator("cpu").manual_seed(0)) / math.sqrt(told.numel())
-    (told * direction).sum().backward()
+    directions = torch.randn((2, *told.shape), generator=torch.Generator("cpu").manual_seed(0)) / math.sqrt(
+        told.numel()
+    )
+    for direction in directions:
+        (told * direction).sum().backward(retain_graph=True)
     for handle in handles:
         handle.remove()
     module.requires_grad_(False)
     spreads = {name: each.std().item() if each.numel() > 1 else 1.0 for name, each in module.named_parameters()}
-    return {name: gradients[name] * spread / told.std().item() for name, spread in spreads.items()}
+    return {name: lengths[name] * spread / told.std().item() for name, spread in spreads.items()}
 
 
-def _note_gradient(gradients: dict[str, float], name: str, parameter: torch.Tensor) -> None:
+def _note_gradient(lengths: dict[str, float], name: str, parameter: torch.Tensor) -> None:
     """Keep the gradient's length only: the gradients of all parts together are as large as the weights."""
-    gradients[name] = parameter.grad.norm().item()
+    assert parameter.grad is not None
+    lengths[name] = max(lengths.get(name, 0.0), parameter.grad.norm().item())
     parameter.grad = None
