@@ -6,6 +6,7 @@ Two schemas are in use: links as arrays `[id, source, source slot, target, targe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +58,12 @@ class UIGraph:
 
 def read_ui_graph(workflow: Mapping[str, Any]) -> UIGraph:
     """Read a UI-format graph. Raises GraphError (`graph.shape`) that says what is not as ComfyUI saves it."""
-    nodes = [_read_node(each, place) for place, each in enumerate(_list(workflow.get("nodes"), "nodes"))]
+    if "nodes" not in workflow:
+        raise _wrong("it has no list of nodes")
+    nodes = [_read_node(each, place) for place, each in enumerate(_list(workflow["nodes"], "nodes"))]
     by_id = {node.id: node for node in nodes}
     if len(by_id) < len(nodes):
-        ids = [node.id for node in nodes]
-        twice = next(node_id for place, node_id in enumerate(ids) if node_id in ids[:place])
+        twice = Counter(node.id for node in nodes).most_common(1)[0][0]
         raise _wrong(f"two nodes have the id {twice}")
     links = dict(_read_link(each) for each in _list(workflow.get("links"), "links") if each is not None)
     definitions = workflow.get("definitions")

@@ -50,10 +50,14 @@ def _by_position(widgets: list[DeclaredInput], saved: list[Any]) -> dict[str, An
 
 
 def _is_after_generate(declared: DeclaredInput, value: Any, following: DeclaredInput | None) -> bool:
-    """Whether `value` is the page's own, after the value of `declared`: the class says so, or it is a seed by name."""
-    if not isinstance(value, str) or value not in AFTER_GENERATE:
+    """Whether `value` is the page's own, after the value of `declared`: the class says so, or it is a seed by name.
+
+    Graphs of 2023 have true or false there, for randomize or fixed.
+    """
+    explicit = bool(declared.options.get("control_after_generate"))
+    if not explicit and not (declared.kind == "INT" and "seed" in declared.name):
         return False
-    if declared.options.get("control_after_generate"):
-        return True
+    if isinstance(value, bool):
+        return following is None or following.kind != "BOOLEAN"
     offered = following.choices if following is not None else None
-    return declared.kind == "INT" and "seed" in declared.name and not (offered and value in offered)
+    return value in AFTER_GENERATE and (explicit or not (offered and value in offered))

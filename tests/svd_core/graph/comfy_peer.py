@@ -33,6 +33,7 @@ def start_comfyui():
 def load_toys(path: str) -> dict:
     """The toy classes, from their file."""
     spec = importlib.util.spec_from_file_location("toys", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["toys"] = module
     spec.loader.exec_module(module)

@@ -153,12 +153,13 @@ def test_a_fault_names_exactly_the_outputs_that_need_it():
 
 
 def test_nearest_names_are_offered_for_classes_choices_and_links():
-    message = {
+    prompts = {
         "class": shown(A, a=node("Numbr", "First", value=1)),
         "choice": shown(A, a=node("ManyChoices", choice="option 40")),
         "link": shown(["numbr", 0], number=node("Number", value=1)),
     }
-    for kind, prompt in message.items():
+    message = {}
+    for kind, prompt in prompts.items():
         with pytest.raises(GraphError) as caught:
             raise_if_invalid(validate(prompt, TOYS))
         message[kind] = str(caught.value)

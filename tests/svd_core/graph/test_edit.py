@@ -1,0 +1,102 @@
+"""NODE.INPUT=VALUE."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from svd_stages.svd_core.errors import GraphError
+from svd_stages.svd_core.graph import apply_settings, set_value
+
+from .cases import A, B, C, D
+from .toys import TOYS, graph, node
+
+GRAPH = graph(
+    a=node("Number", "The number", value=1),
+    b=node("Choice", choice="p"),
+    c=node("Text", "v1.5", text="x"),
+    d=node("Flag", flag=False),
+    e=node("Decimal", "Twin", value=0.5),
+    f=node("Union", "Twin", value=1),
+    g=node("Add", a=A, b=1),
+    h=node("Add", a=A, b=1),
+    i=node("Show", value=B),
+    j=node("NewChoice", choice="p"),
+    k=node("ShowHidden", value=C),
+    l=node("Silent", value=D),
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "node_id", "name", "value"),
+    [
+        ("a.value=7", "a", "value", 7),
+        ("Number.value=-7", "a", "value", -7),
+        ("The number.value=+7", "a", "value", 7),
+        ("a.value= 7 ", "a", "value", 7),
+        ("Choice.choice=q", "b", "choice", "q"),
+        ("Choice.choice=not there", "b", "choice", "not there"),
+        ("j.choice=q", "j", "choice", "q"),
+        ("v1.5.text=a=b.c ", "c", "text", "a=b.c "),
+        ("c.text=", "c", "text", ""),
+        ("Flag.flag=TRUE", "d", "flag", True),
+        ("Flag.flag=0", "d", "flag", False),
+        ("e.value=1e-3", "e", "value", 0.001),
+        ("Union.value=2.5", "f", "value", 2.5),
+        ("g.a=3", "g", "a", 3),
+        ("i.value=[1, 2]", "i", "value", {"__value__": [1, 2]}),
+    ],
+)
+def test_a_value_is_set_by_id_type_or_title_and_read_by_its_type(setting, node_id, name, value):
+    before = copy.deepcopy(GRAPH)
+    changed = set_value(GRAPH, setting, TOYS)
+    found = changed[node_id]["inputs"][name]
+    assert found == value and type(found) is type(value)
+    assert before == GRAPH
+    assert {key: each for key, each in changed.items() if key != node_id} == {
+        key: each for key, each in GRAPH.items() if key != node_id
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("a.value", "NODE.INPUT=VALUE"),
+        ("value=3", "NODE.INPUT=VALUE"),
+        (".value=3", "NODE.INPUT=VALUE"),
+        ("a.=3", "NODE.INPUT=VALUE"),
+        ("Numbr.value=3", 'no node has the id, type or title "Numbr"; nearest are "Number"'),
+        ("a.vale=3", 'has no input "vale"; nearest are "value"'),
+        ("Add.a=3", '2 nodes are called "Add"; say which by its id: g, h'),
+        ("Twin.value=3", '2 nodes are called "Twin"; say which by its id: e, f'),
+        ("a.value=many", 'input "value" of node a (Number "The number") takes a whole number, got \'many\''),
+        ("a.value=1.5", "takes a whole number"),
+        ("e.value=nan", "takes a finite number"),
+        ("e.value=1e999", "takes a finite number"),
+        ("d.flag=maybe", "takes true or false"),
+        ("i.value=NaN", "takes JSON"),
+        ("f.value=x", "takes JSON"),
+    ],
+)
+def test_a_wrong_setting_says_what_is_near(setting, words):
+    with pytest.raises(GraphError) as caught:
+        set_value(GRAPH, setting, TOYS)
+    assert words in str(caught.value)
+    assert caught.value.code == "graph.setting" and caught.value.exit_status == 2
+
+
+def test_an_input_that_only_takes_a_link_says_so():
+    nodes = {**TOYS, "Needs": type("Needs", (), {"INPUT_TYPES": lambda: {"required": {"model": ("MODEL",)}}})}
+    with pytest.raises(GraphError, match="takes MODEL through a link"):
+        set_value(graph(a=node("Needs", model=["b", 0])), "a.model=x", nodes)
+
+
+def test_a_node_of_an_unknown_type_cannot_be_set():
+    with pytest.raises(GraphError, match='not known here; nearest are "Number"'):
+        set_value(graph(a=node("Numbr", value=1)), "a.value=2", TOYS)
+
+
+def test_settings_are_applied_in_order():
+    changed = apply_settings(GRAPH, ["a.value=2", "c.text=y", "a.value=3"], TOYS)
+    assert changed["a"]["inputs"]["value"] == 3 and changed["c"]["inputs"]["text"] == "y"
+    assert apply_settings(GRAPH, [], TOYS) == GRAPH
