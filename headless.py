@@ -256,8 +256,7 @@ def animate_file(
     A file that holds several pictures makes several videos: output, then output_00002 and so on. Nothing is left
     behind when it fails. Raises SettingError when `output` cannot be written, and what `run` raises.
     """
-    if not image.is_file():
-        raise ImageError(f'there is no image file "{image}"; give the path of a PNG, JPEG or WebP picture')
+    _check_picture(image)
     with _folder_beside(output) as folder:
         placed = replace(surroundings, input_folder=image.resolve().parent, output_folder=folder)
         here = placed.host()
@@ -274,10 +273,10 @@ def animate_file(
 def animation_graph(animation: Animation, here: host.Host, image_name: str) -> Graph:
     """The shipped image_to_video graph with the animation's values in it.
 
-    Raises CheckpointError when the model is not there.
+    Raises CheckpointError when the model is not there, SettingError for a size that is no multiple of 64.
     """
-    defaults = checkpoint_defaults(here, animation.model)
-    values = _with_defaults(animation, defaults)
+    values = _with_defaults(animation, checkpoint_defaults(here, animation.model))
+    _check_sizes(values)
     prompt = open_graph(TEMPLATE).prompt
     for class_type, inputs in _widgets(values, image_name).items():
         node = prompt[_only(prompt, class_type)]
@@ -313,6 +312,24 @@ def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
         max_guidance=chosen(animation.max_guidance, defaults.max_guidance),
         decode_mode=chosen(animation.decode_mode, "exact" if width * height * frames <= EXACT_UP_TO else "windowed"),
     )
+
+
+def _check_picture(image: Path) -> None:
+    """Raise ImageError now rather than after a checkpoint has been loaded."""
+    from .svd_core.images import check_images
+    from .svd_core.pictures import load_picture
+
+    if not image.is_file():
+        raise ImageError(f'there is no image file "{image}"; give the path of a PNG, JPEG or WebP picture')
+    check_images(load_picture(image)[0])
+
+
+def _check_sizes(values: Animation) -> None:
+    """Raise SettingError now rather than after a checkpoint has been loaded."""
+    from .svd_core.images import check_multiple
+
+    for name in ("width", "height"):
+        check_multiple(name, getattr(values, name), 64)
 
 
 def _widgets(values: Animation, image_name: str) -> dict[str, dict[str, Any]]:

@@ -47,7 +47,7 @@ class SVDCheckpointLoader(StageNode):
         try:
             host.current().library.find(checkpoint)
         except CheckpointError as error:
-            return str(error)
+            return str(error).rstrip(".")
         return True
 
     def run(self, checkpoint: str, precision: str) -> tuple:

@@ -98,9 +98,10 @@ class HeadlessHost:
             device = torch.device(self.device_name)
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            first_line = str(error).split("\n")[0]
+            first_line = str(error).split("\n")[0].rstrip(".")
+            reason = "torch knows no such device" if "Expected one of" in first_line else first_line
             raise SettingError(
-                f'device "{self.device_name}" cannot be used: {first_line}. Use auto, cpu, cuda, cuda:1 or mps.'
+                f'device "{self.device_name}" cannot be used: {reason}. Use auto, cpu, cuda, cuda:1 or mps.'
             ) from error
         if device.type == "meta":
             raise SettingError('device "meta" holds no numbers; use auto, cpu, cuda, cuda:1 or mps.')

@@ -35,7 +35,7 @@ class LoadImage:
         try:
             folders.annotated_file(image)
         except ImageError as error:
-            return f"Invalid image file: {error}"
+            return f"Invalid image file: {error}".rstrip(".")
         return True
 
     @classmethod

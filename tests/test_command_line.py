@@ -1,0 +1,285 @@
+"""The commands as a user types them: results on disk, words on stderr, exit statuses, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+from svd_stages.__main__ import main
+from svd_stages.svd_core.metadata import read_metadata
+from tiny import save_tiny_folder, tiny_checkpoint
+
+ROOT = Path(__file__).parent.parent
+ROCKET = ROOT / "example_workflows" / "rocket.png"
+QUICK = ["--width", "64", "--height", "64", "--frames", "2", "--steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working folder with the picture in it, and no models but the built-in one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    shutil.copy(ROCKET, tmp_path / "rocket.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A models folder in ComfyUI's layout with the tiny checkpoint in both forms, and files that are none."""
+    from safetensors.torch import save_file
+    from svd_stages.svd_core.checkpoint.convert import save_single_file
+
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints" / "video").mkdir(parents=True)
+    checkpoint = tiny_checkpoint()
+    save_tiny_folder(root / "diffusers" / "tiny-folder", checkpoint)
+    save_single_file(checkpoint, root / "checkpoints" / "video" / "tiny.safetensors")
+    whole = (root / "checkpoints" / "video" / "tiny.safetensors").read_bytes()
+    (root / "checkpoints" / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (root / "checkpoints" / "pickled.safetensors").write_bytes(pickle.dumps({"weight": 1}))
+    import torch
+
+    sd15 = {
+        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 77),
+    }
+    save_file(sd15, root / "checkpoints" / "sd15.safetensors")
+    return root
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def opened(path: Path) -> tuple[int, int, int, float]:
+    """Frames, width, height and fps, counted by decoding."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(stream))
+        return frames, stream.width, stream.height, float(stream.average_rate)
+
+
+def test_animate_writes_an_mp4_of_what_was_asked(here, capsys):
+    assert main(["animate", "rocket.png", "-o", "made/clip.mp4", "--fps", "12", *QUICK]) == 0
+    assert opened(here / "made" / "clip.mp4") == (2, 64, 64, 12.0)
+    assert files_in(here / "made") == ["clip.mp4"]
+    assert "clip.mp4: 2 frames, 64x64, 12 fps" in capsys.readouterr().out
+
+
+def test_animate_uses_what_the_checkpoint_is_for(here, models):
+    assert main(["animate", "rocket.png", "--model", "tiny-folder", "--models", str(models), "--steps", "1"]) == 0
+    assert opened(here / "rocket.mp4") == (14, 64, 64, 7.0)
+
+
+@pytest.mark.parametrize("name", ["video/tiny.safetensors", "video\\tiny.safetensors"])
+def test_a_one_file_checkpoint_is_found_by_either_separator(here, models, name):
+    assert main(["animate", "rocket.png", "--model", name, "--models", str(models), *QUICK]) == 0
+    assert opened(here / "rocket.mp4")[0] == 2
+
+
+def test_both_forms_and_the_environment_variable_give_the_same_video(here, models, monkeypatch):
+    monkeypatch.setenv("SVD_STAGES_MODELS", str(models))
+    clips = []
+    for index, model in enumerate(["tiny-folder", "video/tiny.safetensors"]):
+        assert main(["animate", "rocket.png", "--model", model, "-o", f"{index}.mp4", *QUICK]) == 0
+        with av.open(f"{index}.mp4") as container:
+            clips.append([frame.to_ndarray().tobytes() for frame in container.decode(video=0)])
+    assert clips[0] == clips[1]
+
+
+def test_the_mp4_carries_the_graph_that_makes_it_again(here):
+    assert main(["animate", "rocket.png", "--seed", "5", *QUICK]) == 0
+    prompt = read_metadata(here / "rocket.mp4")["prompt"]
+    (here / "again.json").write_text(json.dumps(prompt))
+    assert str(here) not in json.dumps(prompt)
+    assert main(["run", "again.json", "--input-dir", "."]) == 0
+    (again,) = (here / "output").glob("*.mp4")
+    assert again.read_bytes() == (here / "rocket.mp4").read_bytes()
+
+
+def test_animate_reports_progress_and_result_as_json_lines(here, capsys):
+    assert main(["animate", "rocket.png", "--json", *QUICK]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    stages = [line["stage"] for line in lines if line["event"] == "progress" and line["done"] == 0]
+    assert stages == ["loading", "embedding", "encoding", "sampling", "decoding"]
+    assert lines[-1]["event"] == "result" and lines[-1]["files"] == ["rocket.mp4"]
+
+
+def test_run_takes_both_formats_and_settings(here):
+    (here / "input").mkdir()
+    shutil.move(here / "rocket.png", here / "input")
+    template = str(ROOT / "example_workflows" / "quickstart_nano.json")
+    settings = ["--set", "SVDResizeImage.width=64", "--set", "SVDResizeImage.height=64"]
+    settings += ["--set", "SVDImageConditioning.video_frames=2", "--set", "SVDEulerSampler.steps=1"]
+    assert main(["convert", template, "-o", "api.json"]) == 0
+    assert main(["validate", "api.json"]) == 0
+    assert main(["run", template, *settings]) == 0
+    assert main(["run", "api.json", *settings, "--output-dir", "second"]) == 0
+    assert files_in(here / "output") == files_in(here / "second")
+    clip = here / "second" / "video" / "svd-nano_00001_.mp4"
+    assert opened(clip)[:3] == (2, 64, 64)
+
+
+def test_nodes_lists_every_node_in_comfyuis_shape(capsys):
+    assert main(["nodes", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert {"SVDEulerSampler", "LoadImage", "SaveVideo"} <= set(info)
+    assert info["SVDGuidance"]["output"] == ["SVD_GUIDANCE"]
+    assert main(["nodes"]) == 0
+    assert "SVDEulerSampler" in capsys.readouterr().out
+
+
+def test_inspect_and_convert_checkpoint_go_both_ways(here, models, capsys):
+    single, folder = models / "checkpoints" / "video" / "tiny.safetensors", models / "diffusers" / "tiny-folder"
+    for path in (single, folder):
+        assert main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["family"].lower().startswith("svd")
+    assert main(["convert-checkpoint", str(single), "folder"]) == 0
+    assert main(["convert-checkpoint", "folder", "again.safetensors"]) == 0
+    assert main(["animate", "rocket.png", "--models", ".", "--model", "again.safetensors", *QUICK]) == 0
+
+
+BAD = {
+    "image missing": (["animate", "nope.png"], 3, "nope.png"),
+    "image unreadable": (["animate", "text.png"], 3, "text.png"),
+    "image truncated": (["animate", "half.png"], 3, "half.png"),
+    "image of one pixel": (["animate", "one.png"], 3, "16 pixels.*1x1"),
+    "width": (["animate", "rocket.png", "--width", "1000"], 2, "1000.*960 or 1024"),
+    "height": (["animate", "rocket.png", "--height", "10"], 2, "height.*64"),
+    "no frames": (["animate", "rocket.png", "--frames", "0"], 2, "video_frames.*at least 1"),
+    "no steps": (["animate", "rocket.png", "--steps", "0"], 2, "steps.*at least 1"),
+    "strength nan": (["animate", "rocket.png", "--noise-aug-strength", "nan"], 2, "noise_aug_strength.*finite"),
+    "guidance inf": (["animate", "rocket.png", "--max-guidance", "inf"], 2, "max_guidance.*finite"),
+    "bucket": (["animate", "rocket.png", "--motion-bucket-id", "5000"], 2, "motion_bucket_id.*1023"),
+    "fps": (["animate", "rocket.png", "--fps", "0"], 2, "fps.*at least 1"),
+    "seed below": (["animate", "rocket.png", "--seed", "-1"], 2, "seed.*at least 0"),
+    "seed above": (["animate", "rocket.png", "--seed", str(2**64)], 2, "seed.*18446744073709551615"),
+    "model": (["animate", "rocket.png", "--model", "video/tinny.safetensors"], 3, "video/tiny.safetensors.*svd-nano"),
+    "cut model": (["animate", "rocket.png", "--model", "cut.safetensors"], 3, "cut.safetensors"),
+    "sd15 model": (["animate", "rocket.png", "--model", "sd15.safetensors"], 3, "(?i)stable diffusion|SD 1"),
+    "pickle": (["animate", "rocket.png", "--model", "pickled.safetensors"], 3, "pickle.*safetensors"),
+    "inspect a ckpt": (["inspect", "model.ckpt"], 3, "pickle.*safetensors"),
+    "inspect nothing": (["inspect", "gone.safetensors"], 3, "gone.safetensors"),
+    "device": (["animate", "rocket.png", "--device", "abacus"], 2, "abacus.*cpu"),
+    "output folder": (["animate", "rocket.png", "-o", "rocket.png/out.mp4"], 2, "-o"),
+    "output format": (["animate", "rocket.png", "-o", "out.gif"], 2, "mp4"),
+    "graph missing": (["run", "gone.json"], 2, "gone.json"),
+    "graph no json": (["run", "text.png"], 2, "text.png"),
+    "unknown node": (["run", "unknown.json"], 2, "SVDEulerSamplr.*SVDEulerSampler"),
+    "missing link": (["run", "dangling.json"], 2, "99"),
+    "wrong type": (["run", "mismatch.json"], 2, "SIGMAS"),
+    "unknown setting": (["run", "fine.json", "--set", "SVDSigmas.stops=3"], 2, "stops.*steps"),
+    "download": (["download", "svd-xxl"], 3, "svd-xt"),
+}
+
+SIGMAS = {"class_type": "SVDSigmas", "inputs": {"steps": 3, "schedule": "karras", "sigma_min": 0.002,
+                                               "sigma_max": 700.0, "rho": 7.0}}  # fmt: skip
+GRAPHS = {
+    "unknown.json": {"1": {"class_type": "SVDEulerSamplr", "inputs": {}}},
+    "dangling.json": {"1": {"class_type": "PreviewImage", "inputs": {"images": ["99", 0]}}},
+    "mismatch.json": {"1": SIGMAS, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}},
+    "fine.json": {
+        "1": SIGMAS,
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}},
+    },
+}
+
+
+@pytest.fixture
+def bad_files(here) -> None:
+    (here / "text.png").write_text("this is no picture")
+    (here / "half.png").write_bytes(ROCKET.read_bytes()[:20000])
+    (here / "model.ckpt").write_bytes(pickle.dumps({"weight": 1}))
+    Image.new("RGB", (1, 1)).save(here / "one.png")
+    for name, graph in GRAPHS.items():
+        (here / name).write_text(json.dumps(graph))
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_input_is_one_paragraph_with_the_way_out(case, here, models, capsys):
+    arguments, status, words = BAD[case]
+    before = files_in(here)
+    assert main([*arguments, "--models", str(models)]) == status
+    said = capsys.readouterr()
+    paragraph = " ".join(said.err.split("svd-stages: ")[-1].split())
+    import re
+
+    assert re.search(words, paragraph), paragraph
+    assert "Traceback" not in said.err and said.out == ""
+    assert len(paragraph) < 1200
+    assert files_in(here) == before
+
+
+def test_an_error_is_a_json_line_too(here, capsys):
+    assert main(["animate", "nope.png", "--json"]) == 3
+    line = json.loads(capsys.readouterr().out)
+    assert line["event"] == "error" and line["exit_status"] == 3 and "nope.png" in line["message"]
+
+
+def test_bad_usage_is_status_2():
+    for arguments in ([], ["animate"], ["animate", "rocket.png", "--steps", "many"], ["frobnicate"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+
+
+def test_an_interrupt_is_status_130_and_leaves_nothing(here):
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "svd_stages", "animate", "rocket.png", "--steps", "5000", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if json.loads(line).get("stage") == "sampling" and json.loads(line)["done"] >= 1:
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert files_in(here) == ["rocket.png"]
+
+
+def test_commands_that_do_not_compute_load_no_torch(here, models):
+    """torch costs 1.6 s, diffusers' classes 3.5 s more: inspect, validate, convert and nodes need neither."""
+    (here / "fine.json").write_text(json.dumps(GRAPHS["fine.json"]))
+    template = str(ROOT / "example_workflows" / "quickstart_nano.json")
+    file = str(models / "checkpoints" / "video" / "tiny.safetensors")
+    script = (
+        "import sys; from svd_stages.__main__ import main; assert main({arguments!r}) == 0; "
+        "heavy = {{'torch', 'diffusers', 'transformers'}} & set(sys.modules); assert not heavy, heavy"
+    )
+    for arguments in (
+        ["inspect", file],
+        ["validate", "fine.json", "--input-dir", "."],
+        ["convert", template, "-o", "api.json"],
+        ["nodes", "--json"],
+    ):
+        subprocess.run(
+            [sys.executable, "-c", script.format(arguments=arguments)], check=True, stdout=subprocess.DEVNULL
+        )
+
+
+def test_inspect_of_a_huge_file_reads_its_header_only(here, capsys):
+    header = {"model.diffusion_model.input_blocks.0.0.weight": {
+        "dtype": "F32", "shape": [2_500_000_000], "data_offsets": [0, 10_000_000_000]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    with open(here / "huge.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + 10_000_000_000)
+    import time
+
+    began = time.monotonic()
+    main(["inspect", "huge.safetensors"])
+    assert time.monotonic() - began < 1.0
