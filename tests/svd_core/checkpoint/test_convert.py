@@ -1,0 +1,180 @@
+"""Conversion both ways: exact, readable by diffusers itself, all or nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from svd_stages.svd_core.checkpoint import convert, single_file
+from svd_stages.svd_core.checkpoint.convert import convert_checkpoint, save_folder, save_single_file
+from svd_stages.svd_core.checkpoint.load import load_checkpoint
+from svd_stages.svd_core.checkpoint.parts import SVDVae
+from svd_stages.svd_core.checkpoint.single_file import fold_quant_conv
+from svd_stages.svd_core.checkpoint.tensors import module_tensors
+from svd_stages.svd_core.errors import CheckpointError, OutputError
+from tiny import SCHEDULER_CONFIG, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def converted(one_file, tmp_path_factory) -> Path:
+    """The tiny one-file checkpoint as a folder. Nothing may change it."""
+    return convert_checkpoint(one_file, tmp_path_factory.mktemp("converted") / "tiny")
+
+
+def test_one_file_to_folder_and_back_is_the_same_file(one_file, converted, tmp_path):
+    back = convert_checkpoint(converted, tmp_path / "back.safetensors")
+    assert back.read_bytes() == one_file.read_bytes()
+
+
+def test_a_folder_of_diffusers_to_one_file_loads_the_same(folder, tiny, tmp_path, same_modules):
+    loaded = load_checkpoint(convert_checkpoint(folder, tmp_path / "one.safetensors"))
+    same_modules(loaded, tiny)
+    assert loaded.model.defaults == tiny.model.defaults
+
+
+def test_diffusers_own_pipeline_loads_the_converted_folder(converted, tiny):
+    from diffusers import StableVideoDiffusionPipeline
+
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(converted)
+    pairs = (
+        (pipeline.unet, tiny.model.unet),
+        (pipeline.vae, tiny.vae.vae),
+        (pipeline.image_encoder, tiny.clip_vision.encoder),
+    )
+    for theirs, ours in pairs:
+        assert theirs.state_dict().keys() == ours.state_dict().keys()
+        assert all(torch.equal(theirs.state_dict()[name], ours.state_dict()[name]) for name in ours.state_dict())
+    assert {key: pipeline.scheduler.config[key] for key in SCHEDULER_CONFIG} == SCHEDULER_CONFIG
+    assert pipeline.unet.config.num_frames == 14
+    assert pipeline.vae.config.scaling_factor == 0.18215
+    assert pipeline.vae.config.force_upcast is True
+    assert pipeline.image_encoder.config.hidden_act == "gelu"
+    assert tuple(pipeline.feature_extractor.image_mean) == tiny.clip_vision.image_mean
+    assert pipeline.feature_extractor.crop_size["height"] == 224
+
+
+def test_the_pipeline_of_the_converted_folder_makes_the_same_video(converted, tiny, picture):
+    from diffusers import StableVideoDiffusionPipeline
+    from tiny import tiny_pipeline
+
+    latents = []
+    for pipeline in (StableVideoDiffusionPipeline.from_pretrained(converted), tiny_pipeline(tiny)):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator("cpu").manual_seed(3)
+        settings = {"height": 64, "width": 64, "num_frames": 3, "num_inference_steps": 2, "output_type": "latent"}
+        latents.append(pipeline(picture, generator=generator, **settings).frames)
+    one, other = latents
+    assert (one - other).abs().max() < 1e-4 * other.abs().max()  # not equal: mapped weights are aligned otherwise
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_types_are_kept(dtype, tmp_path, same_modules):
+    half = tiny_checkpoint()
+    for module in (half.model.unet, half.vae.vae, half.clip_vision.encoder):
+        module.to(dtype)
+    path = save_single_file(half, tmp_path / "half.safetensors")
+    assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
+    folder = convert_checkpoint(path, tmp_path / "half")
+    assert {tensor.dtype for tensor in load_file(folder / "vae" / "diffusion_pytorch_model.safetensors").values()} == {
+        dtype
+    }
+    back = convert_checkpoint(folder, tmp_path / "back.safetensors")
+    assert back.read_bytes() == path.read_bytes()
+
+
+def test_the_folded_encoder_is_the_encoder_followed_by_quant_conv():
+    vae, other = tiny_checkpoint().vae.vae, tiny_checkpoint(seed=1).vae.vae
+    encoder = {name: each for name, each in module_tensors(vae).items() if name.startswith(("encoder.", "quant_conv."))}
+    folded = {name.removeprefix("encoder."): each.read() for name, each in fold_quant_conv(encoder).items()}
+    other.encoder.load_state_dict(folded)
+    pixels = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(4)) * 2 - 1
+    wanted = vae.double().quant_conv(vae.encoder(pixels))
+    assert (other.double().encoder(pixels) - wanted).abs().max() < 1e-6 * wanted.abs().max()
+
+
+def test_the_file_says_its_facts_in_the_metadata(one_file):
+    with safe_open(str(one_file), framework="pt") as file:
+        facts = json.loads(file.metadata()["svd_stages"])
+    assert {key: facts[key] for key in ("num_frames", "width", "height", "clip_heads", "unet_head_width")} == {
+        "num_frames": 14,
+        "width": 64,
+        "height": 64,
+        "clip_heads": 4,
+        "unet_head_width": 64,
+    }
+
+
+def test_a_folder_saved_from_memory_loads_with_its_facts(tiny, tmp_path, same_modules):
+    loaded = load_checkpoint(save_folder(tiny, tmp_path / "saved"))
+    same_modules(loaded, tiny)
+    assert loaded.model.defaults == tiny.model.defaults
+
+
+def test_a_vae_that_the_layout_has_no_names_for_stays_a_folder(tiny, tmp_path):
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1
+    )
+    with pytest.raises(CheckpointError, match="diffusers folder"):
+        save_single_file(replace(tiny, vae=SVDVae(vae)), tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_what_is_there_is_not_written_over(one_file, folder, tmp_path, kind):
+    target = tmp_path / "there"
+    if kind == "file":
+        target.write_text("mine")
+    elif kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to(tmp_path / "nowhere")
+    for source in (one_file, folder):
+        with pytest.raises(OutputError, match="there already"):
+            convert_checkpoint(source, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert kind != "file" or target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("source", ["one file", "folder"])
+def test_a_failure_in_the_middle_leaves_nothing_behind(source, one_file, converted, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    if source == "folder":
+        monkeypatch.setattr(single_file, "write_safetensors", _after_writing(single_file.write_safetensors, fail))
+    else:
+        monkeypatch.setattr(convert, "write_folder", _after_writing(convert.write_folder, fail))
+    with pytest.raises(OutputError, match="No space left"):
+        convert_checkpoint(one_file if source == "one file" else converted, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _after_writing(write, fail):
+    def both(*arguments):
+        write(*arguments)
+        fail()
+
+    return both
+
+
+def test_an_incomplete_source_is_refused_before_anything_is_written(one_file, tmp_path):
+    tensors = load_file(one_file)
+    del tensors["model.diffusion_model.out.2.weight"]
+    with safe_open(str(one_file), framework="pt") as file:
+        save_file(tensors, tmp_path / "source.safetensors", metadata=file.metadata())
+    with pytest.raises(CheckpointError, match=r"out\.2\.weight"):
+        convert_checkpoint(tmp_path / "source.safetensors", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.safetensors"]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_ours(one_file, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        convert_checkpoint(one_file, tmp_path / "file" / "target")
