@@ -112,10 +112,10 @@ def tiny_pipeline(checkpoint: Checkpoint):
     return pipeline
 
 
-def save_tiny_folder(path: Path, checkpoint: Checkpoint, variant: str | None = None, **options) -> Path:
-    """Write `checkpoint` as a diffusers folder, by diffusers itself. `options` go to save_pretrained."""
+def save_tiny_folder(path: Path, checkpoint: Checkpoint, variant: str | None = None) -> Path:
+    """Write `checkpoint` as a diffusers folder, by diffusers itself."""
     defaults = checkpoint.model.defaults
-    tiny_pipeline(checkpoint).save_pretrained(path, variant=variant, **options)
+    tiny_pipeline(checkpoint).save_pretrained(path, variant=variant)
     index = path / "model_index.json"
     facts = {"width": defaults.width, "height": defaults.height}
     index.write_text(json.dumps({**json.loads(index.read_text()), "_svd_stages": facts}, indent=2))

@@ -107,7 +107,7 @@ def test_a_folder_is_told_with_its_variants(tmp_path):
     half = tiny_checkpoint(num_frames=25)
     for module in (half.model.unet, half.vae.vae, half.clip_vision.encoder):
         module.half()
-    found = inspect(save_tiny_folder(tmp_path / "half", half, variant="fp16", max_shard_size="20MB"))
+    found = inspect(save_tiny_folder(tmp_path / "half", half, variant="fp16"))
     assert (found.kind, found.family, found.usable, found.num_frames) == ("diffusers folder", "SVD", True, 25)
     told = {part.name: (part.variant, part.tensors, part.dtypes) for part in found.parts}
     assert told == {

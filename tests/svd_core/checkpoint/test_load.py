@@ -224,23 +224,32 @@ def test_a_half_precision_folder_variant_is_taken_when_half_precision_is_wanted(
     assert torch.equal(load_checkpoint(tmp_path / "half", "fp32").model.unet.conv_in.weight, halved.float())
 
 
+def sharded(folder: Path, path: Path, tiny, variant: str | None) -> list[Path]:
+    """`folder` copied to `path` with its UNet and CLIP tower in shards, written by their own libraries; the UNet's."""
+    shutil.copytree(folder, path)
+    for module, size in ((tiny.model.unet, "20MB"), (tiny.clip_vision.encoder, "500KB")):
+        part = path / ("unet" if module is tiny.model.unet else "image_encoder")
+        for weights in part.glob("*.safetensors"):
+            weights.unlink()
+        module.save_pretrained(part, max_shard_size=size, variant=variant)
+        assert len(list(part.glob("*-of-*.safetensors"))) > 1
+    return sorted((path / "unet").glob("*-of-*.safetensors"))
+
+
 @pytest.mark.parametrize("index", ["with its index", "without its index"])
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_sharded_folders_load(tiny, tmp_path, same_modules, index, variant):
-    path = save_tiny_folder(tmp_path / "sharded", tiny, variant=variant, max_shard_size="20MB")
-    shards = sorted(file.name for file in (path / "unet").glob("*-of-*.safetensors"))
-    assert len(shards) > 1
+def test_sharded_folders_load(folder, tiny, tmp_path, same_modules, index, variant):
+    sharded(folder, tmp_path / "sharded", tiny, variant)
     if index == "without its index":
-        for file in path.rglob("*.index*.json"):
+        for file in (tmp_path / "sharded").rglob("*.index*.json"):
             file.unlink()
-    same_modules(load_checkpoint(path), tiny)
+    same_modules(load_checkpoint(tmp_path / "sharded"), tiny)
 
 
-def test_a_missing_shard_is_an_error_that_names_it(tiny, tmp_path):
-    path = save_tiny_folder(tmp_path / "sharded", tiny, max_shard_size="20MB")
-    next((path / "unet").glob("*-00002-of-*.safetensors")).unlink()
+def test_a_missing_shard_is_an_error_that_names_it(folder, tiny, tmp_path):
+    sharded(folder, tmp_path / "sharded", tiny, None)[1].unlink()
     with pytest.raises(CheckpointError, match="number 2 is missing"):
-        load_checkpoint(path)
+        load_checkpoint(tmp_path / "sharded")
 
 
 def test_a_folder_with_old_transformers_position_numbers_loads(folder, tmp_path, tiny, same_modules):
