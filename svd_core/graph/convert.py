@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import GraphError, nearest
+from ..errors import GraphError
 from .declared import Declarations
-from .prompt import WRAPPED, Prompt
+from .hints import Hints
+from .prompt import WRAPPED, Prompt, one_line
 from .ui_graph import BYPASSED, MUTED, UIGraph, UIInput, UINode, read_ui_graph
 from .widgets import widget_values
 
 NOTES = ("Note", "MarkdownNote")
 VIRTUAL = (*NOTES, "PrimitiveNode", "Reroute", "GetNode", "SetNode")
 """Boxes that exist on the page alone; unless a class has the name."""
+
+MAX_LISTED = 20
+"""Unknown types, and nodes of one type, that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,8 @@ def _refuse_unknown(graph: UIGraph, emitted: list[UINode], nodes: Mapping[str, t
         if node.type not in nodes:
             unknown.setdefault(node.type, []).append(node.id)
     if unknown:
-        listed = []
-        for node_type, ids in list(unknown.items())[:20]:
-            word = "node" if len(ids) == 1 else "nodes"
-            near = nearest(node_type[:200], nodes)
-            listed.append(f'"{node_type}" ({word} {", ".join(ids)}{"; nearest are " + near if near else ""})')
+        hints = Hints()
+        listed = [_unknown_type(*each, hints.near(each[0], nodes)) for each in list(unknown.items())[:MAX_LISTED]]
         raise GraphError(
             f"node types that are not known here: {', '.join(listed)}. Take these nodes out, or run the graph in a "
             "ComfyUI that has them.",
@@ -87,12 +88,22 @@ def _refuse_unknown(graph: UIGraph, emitted: list[UINode], nodes: Mapping[str, t
         )
 
 
+def _unknown_type(node_type: str, ids: list[str], near: str | None) -> str:
+    places = f"{'node' if len(ids) == 1 else 'nodes'} {', '.join(ids[:MAX_LISTED])}"
+    return one_line(f'"{_short(node_type)}" ({places}{"; nearest are " + near if near else ""})')
+
+
 def _no_grouping(node: UINode, what: str) -> GraphError:
+    label = f'node {_short(node.id)} ("{_short(node.title or node.type)}")'
     return GraphError(
-        f'node {node.id} ("{node.title or node.type}") is {what}, which cannot be converted yet. Unpack it in ComfyUI, '
-        "or export the graph there with Export (API).",
+        f"{label} is {what}, which cannot be converted yet. Unpack it in ComfyUI, or export the graph there with "
+        "Export (API).",
         code="graph.unsupported",
     )
+
+
+def _short(text: str) -> str:
+    return one_line(text, 100)
 
 
 def _node_inputs(node: UINode, declarations: Declarations, resolver: _Resolver) -> dict[str, Any]:
@@ -156,7 +167,8 @@ class _Resolver:
         found = [node for node in self.graph.nodes.values() if node.type == "SetNode" and _first(node) == name]
         if len(found) != 1:
             raise GraphError(
-                f'node {getter.id} (GetNode) asks for "{name}", which {len(found)} Set nodes set; one must.',
+                f'node {_short(getter.id)} (GetNode) asks for "{_short(str(name))}", which {len(found)} Set nodes set; '
+                "one must.",
                 code="graph.shape",
             )
         return found[0]

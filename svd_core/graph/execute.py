@@ -20,7 +20,7 @@ from ..errors import Interrupted, NodeError, SVDStagesError
 from .call import Outcome, UnsupportedFeature, call_mapped, input_lists, merge_results
 from .declared import Declarations
 from .plan import Plan, Slot, make_plan
-from .prompt import Prompt, name_node
+from .prompt import Prompt, name_node, one_line
 
 Emit = Callable[[str, dict[str, Any]], None]
 """Called with ComfyUI's event names and data. What it raises stops the run."""
@@ -226,7 +226,7 @@ class _Run:
 
     def failed(self, node_id: str, cause: Exception) -> NodeError:
         """The error for a node that raised."""
-        text = " ".join(str(cause).split())
+        text = one_line(str(cause))
         if not isinstance(cause, SVDStagesError):
             text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
         return NodeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .prompt import name_node
+from .prompt import name_node, one_line
 
 MAX_NAMED = 20
 """Faults that the paragraph names before it counts the rest."""
@@ -32,7 +32,7 @@ def explain(error: Mapping[str, Any] | None, node_errors: Mapping[str, Any], pro
     if len(faults) > MAX_NAMED:
         faults[MAX_NAMED:] = [f"and {len(faults) - MAX_NAMED} more"]
     start = "The graph cannot run" if error is not None else "Some outputs of the graph cannot run"
-    return f"{start}: {'; '.join(faults)}."
+    return one_line(f"{start}: {'; '.join(faults)}.")
 
 
 _WAYS_OUT = {

@@ -53,15 +53,22 @@ def title_of(node: Any) -> str | None:
     return title if isinstance(title, str) and title else None
 
 
+def one_line(text: str, longest: int | None = None) -> str:
+    """Text from a graph or a node, fit for a message: no line breaks, nothing that a terminal would obey."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if longest is None or len(line) <= longest else line[:longest] + "..."
+
+
 def name_node(prompt: Mapping[str, Any], node_id: str) -> str:
     """A node for an error message: `node 3 (KSampler "My sampler")`."""
     node = prompt.get(node_id)
     class_type = node.get("class_type") if isinstance(node, Mapping) else None
     title = title_of(node)
-    words = [str(class_type)] if class_type else []
+    words = [one_line(str(class_type), 100)] if class_type else []
     if title and title != class_type:
-        words.append(f'"{title}"')
-    return f"node {node_id} ({' '.join(words)})" if words else f"node {node_id}"
+        words.append(f'"{one_line(title, 100)}"')
+    label = one_line(str(node_id), 100)
+    return f"node {label} ({' '.join(words)})" if words else f"node {label}"
 
 
 def with_ancestors(starts: Iterable[str], sources: Sources) -> set[str]:

@@ -126,6 +126,15 @@ def test_equal_nodes_run_once_unless_their_class_objects(prompt, ran):
     assert order_of(prompt) == ran
 
 
+def test_a_node_that_knows_its_id_runs_for_each():
+    prompt = graph(a=node("OwnId", value=3), b=node("OwnId", value=3), x=node("Show", value=A), y=node("Show", value=B))
+    assert run(prompt).ui == {"x": {"value": ["'3 in a'"]}, "y": {"value": ["'3 in b'"]}}
+
+
+def test_a_wrapped_list_reaches_the_node_as_one_value():
+    assert run(shown({"__value__": [1, 2]})).ui["show"] == {"value": ["[1, 2]"]}
+
+
 def test_equal_nodes_are_equal_by_what_they_read_however_deep():
     prompt = graph(a=node("Number", value=3), b=node("Number", value=3))
     for level in range(5):

@@ -123,8 +123,9 @@ def test_a_cycle_is_named_with_its_path():
     checked = validate(prompt, TOYS)
     error = checked.node_errors["b"]["errors"][0]
     assert error["type"] == "dependency_cycle" and "b -> a -> b" in error["details"]
-    with pytest.raises(GraphError, match=r"go round in a circle.*b -> a -> b"):
+    with pytest.raises(GraphError, match=r"go round in a circle.*b -> a -> b") as caught:
         raise_if_invalid(checked)
+    assert str(caught.value).count("go round in a circle") == 1
 
 
 def test_a_cycle_spoils_only_the_outputs_that_need_it():
@@ -176,6 +177,14 @@ def test_all_unknown_classes_are_listed_and_the_first_has_comfyuis_shape():
     assert checked.error["details"] == "Node ID '#a'"
     info = checked.error["extra_info"]
     assert (info["node_id"], info["class_type"], info["node_title"]) == ("a", "One", "Mine")
+
+
+def test_titles_and_ids_cannot_break_the_paragraph_or_talk_to_the_terminal():
+    prompt = shown(["a\n\x1b[2J", 0], **{"a\n\x1b[2J": node("Number", "My\nnode \x07\ud800" + "x" * 1000, value=-1)})
+    with pytest.raises(GraphError) as caught:
+        raise_if_invalid(validate(prompt, TOYS))
+    message = str(caught.value)
+    assert message.isprintable() and 'node a [2J (Number "My node xxx' in message and len(message) < 500
 
 
 def test_long_values_are_not_repeated_whole():
@@ -254,6 +263,15 @@ def test_a_long_cycle_and_many_faults_are_told_in_two_seconds():
     assert len(checked.node_errors) == 999
     assert "and 979 more" in explain(checked.error, checked.node_errors, checked.prompt)
     assert time.perf_counter() - start < 2
+
+
+def test_thousands_of_misspelt_links_do_not_buy_hours_of_comparing():
+    start = time.perf_counter()
+    prompt = {f"node {number}": node("Add", a=[f"node_{number}", 0], b=1) for number in range(5000)}
+    prompt["show"] = node("Kwargs", **{name: [name, 0] for name in prompt})
+    checked = validate(prompt, TOYS, keep=["show"])
+    assert "nearest" in checked.node_errors["node 0"]["errors"][0]["extra_info"]
+    assert time.perf_counter() - start < 5
 
 
 def test_the_same_graph_gives_the_same_answer_word_for_word():
