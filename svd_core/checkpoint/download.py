@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import inspect
 import logging
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MissingExtraError, SVDStagesError
 from .catalog import CatalogEntry, CatalogFile, entry
 from .header import read_header
+from .progress import Advance, Progress, no_progress
 from .writing import in_place
 
 logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 8 * 2**20
-Advance = Callable[[int], None]
-Progress = Callable[[str, int, str], contextlib.AbstractContextManager[Advance]]
-"""`Host.progress`: (stage, total, unit) -> a `with` that gives what to call with the units done."""
-
-
-@contextlib.contextmanager
-def no_progress(stage: str, total: int, unit: str) -> Iterator[Advance]:
-    """Progress that is shown to nobody."""
-    yield lambda done: None
 
 
 def download(name: str, models_root: str | Path, progress: Progress = no_progress, endpoint: str | None = None) -> Path:

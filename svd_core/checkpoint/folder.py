@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +200,11 @@ def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
     )
 
 
-def write_folder(opened: OpenCheckpoint, path: Path) -> None:
+def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], None]) -> None:
     """Write `opened` as a diffusers folder into the empty folder `path`, one tensor at a time.
 
-    diffusers' StableVideoDiffusionPipeline.from_pretrained loads it; facts it has no place for go into
-    model_index.json under `_svd_stages`.
+    `on_tensor` is called after each tensor. diffusers' StableVideoDiffusionPipeline.from_pretrained loads the folder;
+    facts it has no place for go into model_index.json under `_svd_stages`.
     """
     facts = opened.facts
     for part, component in zip(PARTS, opened.components(), strict=True):
@@ -213,7 +213,7 @@ def write_folder(opened: OpenCheckpoint, path: Path) -> None:
         head = {"architectures": [part.class_name]} if part is CLIP else {"_class_name": part.class_name}
         kind = {"model_type": "clip_vision_model"} if part is CLIP else {}
         write_config(folder / "config.json", {**head, **kind, **_plain(component.config)})
-        write_safetensors(folder / f"{part.stem}.safetensors", component.tensors, {"format": "pt"})
+        write_safetensors(folder / f"{part.stem}.safetensors", component.tensors, {"format": "pt"}, on_tensor)
     sigmas = {"sigma_max": facts.sigma_max, "sigma_min": facts.sigma_min}
     _write_in(path / "scheduler", "scheduler_config.json", {**SCHEDULER_CONFIG, **sigmas})
     size = opened.clip.config["image_size"]

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """How many names an error lists."""
+CLIP_SETTINGS = (
+    "hidden_size",
+    "intermediate_size",
+    "projection_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""What is taken from a CLIP tower's config.json: what shapes the numbers. Others could name code to fetch and run."""
 
 
 def empty_unet(opened: OpenCheckpoint) -> nn.Module:
@@ -35,7 +48,11 @@ def empty_clip(opened: OpenCheckpoint) -> nn.Module:
     """The CLIP image tower on the meta device."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    return _empty(opened, opened.clip, lambda config: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)))
+    def build(config: dict[str, Any]) -> nn.Module:
+        settings = {key: config[key] for key in CLIP_SETTINGS if key in config}
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
+
+    return _empty(opened, opened.clip, build)
 
 
 def _empty(opened: OpenCheckpoint, component: Component, build: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -111,14 +111,15 @@ def identity_quant_conv(channels: int, dtype: str) -> Tensors:
     }
 
 
-def write_single_file(opened: OpenCheckpoint, path: Path) -> None:
+def write_single_file(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], None]) -> None:
     """Write `opened` in Stability's layout to `path`, one tensor at a time, with its facts in the metadata.
 
-    Raises CheckpointError for a shape of model that the layout has no names for.
+    `on_tensor` is called after each tensor. Raises CheckpointError for a shape of model that the layout has no names
+    for.
     """
     heads = opened.clip.config["num_attention_heads"]
     facts = replace(opened.facts, clip_heads=heads, unet_head_width=_head_width(opened))
-    write_safetensors(path, single_file_tensors(opened), {"format": "pt", METADATA_KEY: facts.as_text()})
+    write_safetensors(path, single_file_tensors(opened), {"format": "pt", METADATA_KEY: facts.as_text()}, on_tensor)
 
 
 def single_file_tensors(opened: OpenCheckpoint) -> Tensors:

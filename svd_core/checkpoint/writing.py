@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,13 @@ ALIGNMENT = 8
 """The header is padded to it with spaces, as the reference writer does."""
 
 
-def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str], on_tensor: Callable[[], None] = lambda: None
+) -> None:
     """Write `tensors` to `path` in safetensors' format, with one of them in memory at a time.
 
-    Wider types come first, so that every tensor is aligned. Raises OutputError when the disk does not take it.
+    Wider types come first, so that every tensor is aligned. `on_tensor` is called after each. Raises OutputError when
+    the disk does not take it.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-DTYPE_BYTES[item[1].dtype], item[0]))
     header = _header(ordered, metadata)
@@ -30,6 +33,7 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str])
             file.write(len(header).to_bytes(8, "little") + header)
             for _, tensor in ordered:
                 _write_tensor(file, tensor)
+                on_tensor()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,20 @@ def test_a_folder_of_diffusers_to_one_file_loads_the_same(folder, tiny, tmp_path
     loaded = load_checkpoint(convert_checkpoint(folder, tmp_path / "one.safetensors"))
     same_modules(loaded, tiny)
     assert loaded.model.defaults == tiny.model.defaults
+
+
+def test_progress_counts_every_tensor(one_file, tmp_path):
+    stages: list[tuple[str, int, str]] = []
+    counts: list[int] = []
+
+    @contextmanager
+    def progress(stage: str, total: int, unit: str):
+        stages.append((stage, total, unit))
+        yield counts.append
+
+    convert_checkpoint(one_file, tmp_path / "out", progress)
+    assert stages == [("writing", 1426 + 374 + 40, "tensor")]
+    assert counts == list(range(1, 1841))
 
 
 def test_diffusers_own_pipeline_loads_the_converted_folder(converted, tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +12,19 @@ import pytest
 import torch
 from svd_stages.svd_core.checkpoint.opened import open_in_memory
 from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDModel
-from svd_stages.svd_core.checkpoint.single_file import single_file_tensors
+from svd_stages.svd_core.checkpoint.single_file import open_single_file, single_file_tensors
 from tiny import UNET_CONFIG
 
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs /proc to measure anonymous memory"
+)
+
 WIDE = {**UNET_CONFIG, "block_out_channels": (64, 128, 256, 256), "num_attention_heads": (1, 2, 4, 4)}
-PROGRAM = """
+WATCH = """
 import sys, threading, time
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
+from svd_stages.svd_core.checkpoint.convert import convert_checkpoint
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 
 def anonymous():
@@ -34,13 +40,17 @@ done, before = threading.Event(), anonymous()
 peaks = [before]
 watcher = threading.Thread(target=watch)
 watcher.start()
-checkpoint = load_checkpoint(sys.argv[1], sys.argv[2])
+kept = {job}
 done.set()
 watcher.join()
-modules = checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder
-sizes = [each.numel() * each.element_size() for module in modules for each in module.parameters()]
-print(max(peaks[0], anonymous()) - before, sum(sizes), max(sizes))
+print(max(peaks[0], anonymous()) - before)
 """
+
+
+def memory_taken(job: str, *arguments: object) -> int:
+    """The most anonymous memory that a process took for `job`, a Python expression, in bytes."""
+    command = [sys.executable, "-c", WATCH.replace("{job}", job), *map(str, arguments)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +67,31 @@ def wide_file(tiny: Checkpoint, header_only, tmp_path_factory) -> Path:
     return header_only(path, described, {"svd_stages": '{"clip_heads": 4}'})
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure anonymous memory")
+def model_size(path: Path, precision: str) -> tuple[int, int]:
+    """Bytes of the model in `path` in that precision (its encoder in fp32), and of its largest tensor."""
+    width = {"fp32": 4, "fp16": 2}[precision]
+    with open_single_file(path) as opened:
+        counts = {
+            (component.title, name): math.prod(tensor.shape)
+            for component in opened.components()
+            for name, tensor in component.tensors.items()
+        }
+    sizes = [
+        count * (4 if title == "VAE" and name.startswith(("encoder.", "quant_conv.")) else width)
+        for (title, name), count in counts.items()
+    ]
+    return sum(sizes), max(sizes)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_loading_takes_little_more_memory_than_the_model(wide_file, precision):
-    command = [sys.executable, "-c", PROGRAM, str(wide_file), precision]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    taken, size, largest = (int(number) for number in printed.split())
+    size, largest = model_size(wide_file, precision)
     assert size > 100e6
+    taken = memory_taken("load_checkpoint(sys.argv[1], sys.argv[2])", wide_file, precision)
     assert taken <= 1.15 * size + largest, (taken, size, largest)
+
+
+def test_converting_takes_a_small_part_of_the_models_memory(wide_file, tmp_path):
+    size, largest = model_size(wide_file, "fp32")
+    taken = memory_taken("convert_checkpoint(sys.argv[1], sys.argv[2])", wide_file, tmp_path / "out")
+    assert taken <= 0.15 * size + largest, (taken, size, largest)
