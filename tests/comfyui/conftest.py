@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pytest
 
 START_SECONDS = 120
 PROMPT_SECONDS = 300
+LEFT_BY_BROWSERS = "/()!*'~?&="
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,14 @@ class Server:
     log: Path
     python: str
 
+    def read(self, route: str) -> bytes:
+        """What a GET of `route` answers; the route is quoted here as a browser does it."""
+        with urllib.request.urlopen(self.url + urllib.parse.quote(route, safe=LEFT_BY_BROWSERS), timeout=30) as answer:
+            return answer.read()
+
     def get(self, route: str) -> Any:
         """What a GET of `route` answers, read as JSON."""
-        with urllib.request.urlopen(self.url + route, timeout=30) as answer:
-            return json.load(answer)
+        return json.loads(self.read(route))
 
     def post(self, route: str, body: dict) -> Any:
         """What a POST answers, read as JSON when there is something; a refusal is an AssertionError with its text."""

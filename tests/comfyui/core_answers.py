@@ -64,23 +64,56 @@ def unet_step(model, asked) -> np.ndarray:
     return answer.numpy()
 
 
-def sampled(model, asked, settings) -> np.ndarray:
+def sampled(model, positive, negative, latent, settings) -> np.ndarray:
     """The LATENT of core's KSampler(euler, karras) behind VideoLinearCFGGuidance, (F, 4, h, w) unscaled."""
-    import torch
     from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 
     core_nodes = import_module("nodes")  # ComfyUI's nodes.py; an import statement would read as our folder
-    seed, steps, fps, bucket, augmentation, low, high = settings.tolist()
-    micro = {"fps": int(fps), "motion_bucket_id": int(bucket), "augmentation_level": augmentation}
-    embeds, image_latent = torch.from_numpy(asked["embeds"]), torch.from_numpy(asked["image_latent"])
-    positive = [[embeds, {**micro, "concat_latent_image": image_latent}]]
-    negative = [[torch.zeros_like(embeds), {**micro, "concat_latent_image": torch.zeros_like(image_latent)}]]
+    seed, steps, low, high = settings.tolist()
     (guided,) = VideoLinearCFGGuidance().patch(model, low)
-    latent = {"samples": torch.from_numpy(asked["start"])}
     (answer,) = core_nodes.KSampler().sample(
         guided, int(seed), int(steps), high, "euler", "karras", positive, negative, latent, 1.0
     )
     return answer["samples"].numpy()
+
+
+def conditioning_arrays(conditioning, name: str) -> dict[str, np.ndarray]:
+    """A CONDITIONING of one entry as arrays, to go from one program to the other."""
+    [[embeds, keys]] = conditioning
+    micro = [keys["fps"], keys["motion_bucket_id"], keys["augmentation_level"]]
+    image_latent = keys["concat_latent_image"]
+    return {f"{name}_embeds": embeds.numpy(), f"{name}_image": image_latent.numpy(), f"{name}_micro": np.array(micro)}
+
+
+def conditioning_from(arrays, name: str) -> list:
+    """The CONDITIONING that `conditioning_arrays` took apart."""
+    import torch
+
+    fps, bucket, strength = arrays[f"{name}_micro"].tolist()
+    keys = {"fps": fps, "motion_bucket_id": bucket, "augmentation_level": strength}
+    keys["concat_latent_image"] = torch.from_numpy(arrays[f"{name}_image"])
+    return [[torch.from_numpy(arrays[f"{name}_embeds"]), keys]]
+
+
+def borders(model, clip_vision, vae, asked) -> dict[str, np.ndarray]:
+    """Core's sampler on our conditioning; core's conditioning, and core's sampler on it."""
+    import torch
+    from comfy_extras.nodes_video_model import SVD_img2vid_Conditioning
+
+    ours = conditioning_from(asked, "ours_positive"), conditioning_from(asked, "ours_negative")
+    _, height, width, _ = asked["image"].shape
+    frames, fps, bucket, strength = asked["core_settings"].tolist()
+    positive, negative, latent = SVD_img2vid_Conditioning().encode(
+        clip_vision, torch.from_numpy(asked["image"]), vae, width, height, int(frames), int(bucket), int(fps), strength
+    )
+    empty = {"samples": torch.from_numpy(asked["ours_latent"])}
+    return {
+        **conditioning_arrays(positive, "core_positive"),
+        **conditioning_arrays(negative, "core_negative"),
+        "core_latent": latent["samples"].numpy(),
+        "sampled_ours": sampled(model, *ours, empty, asked["ours_sampling"]),
+        "sampled_core": sampled(model, positive, negative, latent, asked["core_sampling"]),
+    }
 
 
 def answer(model, clip_vision, vae, conditioning_vae, asked) -> dict[str, np.ndarray]:
@@ -90,7 +123,7 @@ def answer(model, clip_vision, vae, conditioning_vae, asked) -> dict[str, np.nda
     image = torch.from_numpy(asked["image"])
     latents = torch.from_numpy(asked["latents"])
     clip_pixels = torch.from_numpy(asked["clip_pixels"])
-    answers = {
+    return {
         "unet": unet_step(model, asked),
         "encoded": vae.encode(image).numpy(),
         "conditioning_encoded": conditioning_vae.encode(image).numpy(),
@@ -98,10 +131,8 @@ def answer(model, clip_vision, vae, conditioning_vae, asked) -> dict[str, np.nda
         "images": vae.decode(latents).numpy(),
         "embedding": clip_vision.model(pixel_values=clip_pixels, intermediate_output=-2)[2].numpy(),
         "center_crop_embedding": clip_vision.encode_image(image, crop=True).image_embeds.numpy(),
+        **borders(model, clip_vision, vae, asked),
     }
-    for index, settings in enumerate(asked["samplings"]):
-        answers[f"sampled_{index}"] = sampled(model, asked, settings)
-    return answers
 
 
 def main() -> None:

@@ -13,19 +13,21 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from comfyui.core_answers import CONDITIONING_ENCODER, conditioning_arrays, conditioning_from
+from svd_stages.nodes.conditioning import SVDImageConditioning, SVDMicroConditioning
+from svd_stages.nodes.sampling import SVDEulerSampler
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 from svd_stages.svd_core.checkpoint.parts import Checkpoint
-from svd_stages.svd_core.conditioning import Conditioning, MicroConditioning
+from svd_stages.svd_core.conditioning import MicroConditioning
 from svd_stages.svd_core.decode import decode_windows, plan_windows
 from svd_stages.svd_core.encode import embed_images, encode_images
-from svd_stages.svd_core.guidance import GuidanceCurve
-from svd_stages.svd_core.host import HeadlessHost
-from svd_stages.svd_core.stages import Start, model_sigmas, sample
+from svd_stages.svd_core.host import HeadlessHost, using
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
@@ -36,14 +38,13 @@ TOLERANCE = 1e-4
 """A third of it is used up by diffusers' own group norms: 1e-6 in ResNets where Stability and core have 1e-5 (measured:
 3e-5 with, 1e-5 without, on the UNet)."""
 FRAMES = 4
-CONDITIONING_ENCODER = "conditioner.embedders.3.encoder."
 MICRO = MicroConditioning(fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
 
 KEY_BIASES = ("to_k.bias", "k_proj.bias")
 """Attention's answer does not depend on these: they add one number to all scores of a query."""
 
-SAMPLINGS = np.array([[1, 3, 7, 127, 0.02, 1.0, 3.0], [5, 4, 12, 180, 0.1, 2.5, 1.5]])
-"""Rows of seed, steps, fps, motion_bucket_id, noise_aug_strength, min_guidance, max_guidance."""
+SAMPLINGS = {"ours": (1, 3, 1.0, 3.0), "core": (5, 4, 2.5, 1.5)}
+"""Whose conditioning: seed, steps, min_guidance, max_guidance."""
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,19 @@ def asked() -> dict[str, Any]:
         "image": source.random((1, 64, 128, 3)).astype(np.float32),
         "latents": normal(FRAMES, 4, 8, 8),
         "clip_pixels": normal(1, 3, 224, 224),
-        "embeds": normal(1, 1, 1024),
-        "image_latent": normal(1, 4, 8, 16),
-        "start": np.zeros((FRAMES, 4, 8, 16), np.float32),
-        "samplings": SAMPLINGS,
+        "core_settings": np.array([FRAMES, 12, 180, 0.1]),  # frames, fps, motion_bucket_id, augmentation_level
+        **our_conditioning(normal(1, 1024), normal(1, 4, 8, 16)),
+        **{f"{whose}_sampling": np.array(settings) for whose, settings in SAMPLINGS.items()},
     }
+
+
+def our_conditioning(embeds: np.ndarray, image_latent: np.ndarray) -> dict[str, np.ndarray]:
+    """What our nodes put on the wires for core's KSampler."""
+    seen, encoded = SimpleNamespace(image_embeds=torch.from_numpy(embeds)), {"samples": torch.from_numpy(image_latent)}
+    positive, negative, latent = SVDImageConditioning().run(seen, encoded, FRAMES)
+    positive, negative, _ = SVDMicroConditioning().run(positive, negative, 7, 127, 0.02)
+    sides = {**conditioning_arrays(positive, "ours_positive"), **conditioning_arrays(negative, "ours_negative")}
+    return {**sides, "ours_latent": latent["samples"].numpy()}
 
 
 @pytest.fixture(scope="module")
@@ -159,22 +168,16 @@ def test_center_crop_embedding_equals_core(ours, core, asked):
     assert difference(embedding.image_embeds, core["center_crop_embedding"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("index", range(len(SAMPLINGS)))
-def test_sampler_with_core_conditioning_equals_core_sampler(ours, core, asked, index):
-    seed, steps, fps, bucket, strength, low, high = SAMPLINGS[index].tolist()
-    micro = MicroConditioning(fps, bucket, strength)
-    embeds, image_latent = torch.from_numpy(asked["embeds"]), torch.from_numpy(asked["image_latent"])
-    positive = Conditioning(embeds, image_latent, micro)
-    negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latent), micro)
-    latents = sample(
-        HeadlessHost(device_name="cpu"),
-        ours.model,
-        [(positive, negative)],
-        Start(torch.from_numpy(asked["start"])[None], "comfyui", int(seed)),
-        GuidanceCurve("linear", low, high),
-        model_sigmas(ours.model, int(steps)),
-    )
-    assert difference(latents[0], core[f"sampled_{index}"]) < TOLERANCE
+@pytest.mark.parametrize("whose", ["ours", "core"])
+def test_our_sampler_equals_core_sampler_on_the_conditioning_of_either(ours, core, asked, whose):
+    """Through the nodes: the very CONDITIONING and LATENT that core's KSampler got."""
+    wires = {**asked, **core}
+    seed, steps, low, high = SAMPLINGS[whose]
+    positive, negative = (conditioning_from(wires, f"{whose}_{side}") for side in ("positive", "negative"))
+    empty = {"samples": torch.from_numpy(wires[f"{whose}_latent"])}
+    with using(HeadlessHost(device_name="cpu")):
+        (latent,) = SVDEulerSampler().run(ours.model, positive, negative, empty, seed, steps, low, high, "comfyui")
+    assert difference(latent["samples"], core[f"sampled_{whose}"]) < TOLERANCE
 
 
 @torch.inference_mode(False)

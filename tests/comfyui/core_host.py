@@ -1,0 +1,75 @@
+"""What the package's host answers inside ComfyUI: `python core_host.py PACKAGE BASE [flags]` prints JSON.
+
+Runs in ComfyUI's Python with its checkout on PYTHONPATH. PACKAGE is the folder, imported as ComfyUI imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from typing import Any
+
+
+def import_folder(folder: str):
+    """Import a folder under its path, as ComfyUI does with custom nodes."""
+    spec = importlib.util.spec_from_file_location(folder, os.path.join(folder, "__init__.py"))
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[folder] = package
+    spec.loader.exec_module(package)
+    return package
+
+
+def stopped_at(host) -> list[int]:
+    """The units told before the exception that Cancel raises."""
+    import comfy.model_management as management
+
+    told = []
+    try:
+        with host.progress("sampling", 3, "step") as advance:
+            for done in (1, 2, 3):
+                if done == 2:
+                    management.interrupt_current_processing()
+                advance(done)
+                told.append(done)
+    except management.InterruptProcessingException:
+        return told
+    return [*told, -1]
+
+
+def answers(host) -> dict[str, Any]:
+    """Every method of the host once."""
+    import torch
+
+    module = torch.nn.Linear(2, 2)
+    with host.on_device(module) as device:
+        inside = str(device)
+    return {
+        "class": type(host).__name__,
+        "precision": host.precision,
+        "device": str(host.device()),
+        "inside": inside,
+        "names": host.library.names(),
+        "free": host.free_memory(),
+        "folders": {kind: str(host.folder(kind)) for kind in ("input", "output", "temp")},
+        "stopped_at": stopped_at(host),
+    }
+
+
+def main() -> None:
+    folder, base, *flags = sys.argv[1:]
+    sys.argv[1:] = ["--cpu", "--base-directory", base, *flags]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.model_management  # its presence tells the package where it is
+
+    import_folder(folder)
+    host = sys.modules[f"{folder}.svd_core.host"].current()
+    sys.stdout.write(json.dumps(answers(host)))
+
+
+if __name__ == "__main__":
+    main()
