@@ -70,7 +70,7 @@ class SVDCLIPVisionEncode(StageNode):
 
         clip = wires.part(clip_vision, SVDClipVision, "clip_vision")
         embedding = stages.embed(host.current(), clip, image, preprocess)
-        return (wires.ClipVisionOutput(embedding, clip.encoder.config.image_size),)
+        return (wires.ClipVisionOutput(embedding, clip.image_size),)
 
 
 class SVDNoiseAugmentation(StageNode):

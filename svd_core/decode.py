@@ -74,7 +74,7 @@ def whole_clip(vae: SVDVae, latents: torch.Tensor, free_memory: int) -> list[Win
     `free_memory` bytes.
     """
     frames, _, height, width = latents.shape
-    need = decode_bytes(vae.vae, frames, SCALE * height, SCALE * width)
+    need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
     if need > free_memory:
         per_frame = need // frames
         chunk = max(1, free_memory // per_frame - 4)

@@ -39,7 +39,7 @@ def embed_images(
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
     look = clip_input_reference if preprocess == "reference" else clip_input_center_crop
     encoder = clip_vision.encoder
-    pixels = look(images, encoder.config.image_size, clip_vision.image_mean, clip_vision.image_std)
+    pixels = look(images, clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
     dtype = next(encoder.parameters()).dtype
     # One image at a time: each then equals its single run to the last bit.
     answers = [encoder(pixel_values=each[None].to(device, dtype), output_hidden_states=True) for each in pixels]
@@ -78,7 +78,7 @@ def _encoding_precision(vae: SVDVae) -> Iterator[torch.dtype]:
     """The dtype to encode in. Casts encoder and quant_conv to float32 and back when the VAE needs it."""
     parts = (vae.vae.encoder, vae.vae.quant_conv)
     own = [next(part.parameters()).dtype for part in parts]
-    if not vae.vae.config.force_upcast and own[0] == own[1]:
+    if not vae.force_upcast and own[0] == own[1]:
         yield own[0]
         return
     try:

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from .checkpoint.parts import SVDModel, SVDVae
+
 DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
 UNET_LIVE_TENSORS = 28  # first-width tensors alive in the last up block's temporal feed-forward (GEGLU), per frame
 
 
-def decode_bytes(vae: torch.nn.Module, frames: int, height: int, width: int) -> int:
+def decode_bytes(vae: SVDVae, frames: int, height: int, width: int) -> int:
     """Peak activation bytes of one decoder call on `frames` frames of height x width pixels."""
-    first = vae.config.block_out_channels[0]
-    return DECODER_LIVE_TENSORS * first * height * width * frames * itemsize_of(vae.decoder)
+    return DECODER_LIVE_TENSORS * vae.first_width * height * width * frames * itemsize_of(vae.vae.decoder)
 
 
-def denoise_bytes(unet: torch.nn.Module, videos: int, frames: int, latent_height: int, latent_width: int) -> int:
+def denoise_bytes(model: SVDModel, videos: int, frames: int, latent_height: int, latent_width: int) -> int:
     """Peak activation bytes of one UNet call on `videos` videos of `frames` frames."""
-    first = unet.config.block_out_channels[0]
-    return UNET_LIVE_TENSORS * first * latent_height * latent_width * frames * videos * itemsize_of(unet)
+    latent_pixels = latent_height * latent_width * frames * videos
+    return UNET_LIVE_TENSORS * model.first_width * latent_pixels * itemsize_of(model.unet)
 
 
 def itemsize_of(module: torch.nn.Module) -> int:

@@ -36,7 +36,7 @@ def sample_euler(
     `on_step` raises stops the loop.
 
     Noise levels and x are float32, and the step is written as diffusers and ComfyUI's core write it: a long step down
-    from 700 cancels most of x, so its rounding (up to 1e-4) is seen in the latents when there are only one or two steps.
+    from 700 cancels most of x, so with only one or two steps its rounding (up to 1e-4) is seen in the latents.
     """
     steps = sigmas.numel() - 1
     for index, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.unbind())):

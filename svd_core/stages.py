@@ -171,7 +171,7 @@ def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: 
 def _fits_together(host: Host, model: SVDModel, latents: torch.Tensor) -> bool:
     """Whether both sides of guidance fit into one UNet call."""
     _, frames, _, height, width = latents.shape
-    need, free = denoise_bytes(model.unet, 2, frames, height, width), host.free_memory()
+    need, free = denoise_bytes(model, 2, frames, height, width), host.free_memory()
     if need > free:
         logger.info(
             "guidance in two UNet calls a step: one call needs about %s and %s are free", in_words(need), in_words(free)

@@ -9,7 +9,6 @@ from PIL import Image
 from svd_stages.svd_core.checkpoint.parts import Checkpoint
 from tiny import tiny_checkpoint
 
-
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

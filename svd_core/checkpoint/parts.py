@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -36,15 +36,30 @@ class SVDModel:
     sigma_max: float
     defaults: VideoDefaults
 
+    @property
+    def first_width(self) -> int:
+        """Channels of the UNet's first level; 320 in the published models."""
+        config: Any = self.unet.config
+        return config.block_out_channels[0]
+
 
 @dataclass(frozen=True, eq=False)
 class SVDVae:
-    """The temporal VAE: `encoder` and `quant_conv` on one image, `decoder` on a clip; unscaled latents on both sides.
-
-    `vae.config.force_upcast` says that the encoder must compute in float32.
-    """
+    """The temporal VAE: `encoder` and `quant_conv` on one image, `decoder` on a clip. Latents are unscaled."""
 
     vae: AutoencoderKLTemporalDecoder
+
+    @property
+    def force_upcast(self) -> bool:
+        """Whether the encoder must compute in float32."""
+        config: Any = self.vae.config
+        return config.force_upcast
+
+    @property
+    def first_width(self) -> int:
+        """Channels of the first level; 128 in the published models."""
+        config: Any = self.vae.config
+        return config.block_out_channels[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +69,12 @@ class SVDClipVision:
     encoder: CLIPVisionModelWithProjection
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of its input in pixels; 224 in the published models."""
+        config: Any = self.encoder.config
+        return config.image_size
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,16 +59,17 @@ def build_nano(precision: str, device: torch.device) -> Checkpoint:
         vae = AutoencoderKLTemporalDecoder(**VAE)
         clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_VISION))
     generator = torch.Generator("cpu").manual_seed(SEED)
-    dtypes = resolve_dtypes(precision, device, stored=torch.float32, force_upcast=vae.config.force_upcast)
+    dtypes = resolve_dtypes(precision, device, stored=torch.float32, force_upcast=True)
     for module in (unet, vae, clip):
         _draw(module, generator)
         module.eval().requires_grad_(False)
-    parts = ((unet, dtypes.compute), (clip, dtypes.compute), (vae.decoder, dtypes.compute))
-    for part, dtype in (*parts, (vae.encoder, dtypes.encoder), (vae.quant_conv, dtypes.encoder)):
+    parts: list[tuple[torch.nn.Module, torch.dtype]] = [(part, dtypes.compute) for part in (unet, clip, vae.decoder)]
+    parts += [(part, dtypes.encoder) for part in (vae.encoder, vae.quant_conv)]
+    for part, dtype in parts:
         if dtype is not torch.float32:
             part.to(dtype)
     return Checkpoint(
-        model=SVDModel(unet, vae.config.scaling_factor, sigma_min=0.002, sigma_max=700.0, defaults=DEFAULTS),
+        model=SVDModel(unet, scaling_factor=0.18215, sigma_min=0.002, sigma_max=700.0, defaults=DEFAULTS),
         clip_vision=SVDClipVision(clip, IMAGE_MEAN, IMAGE_STD),
         vae=SVDVae(vae),
     )

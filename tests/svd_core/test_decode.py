@@ -78,10 +78,13 @@ def test_the_published_decoder_is_counted_as_measured():
     """1.125 GiB a frame at 1024x576 in fp16: a tracker over storages, on the published architecture."""
     from types import SimpleNamespace
 
+    from svd_stages.svd_core.checkpoint.parts import SVDVae
     from svd_stages.svd_core.memory import decode_bytes
 
-    vae = SimpleNamespace(
-        config=SimpleNamespace(block_out_channels=(128, 256, 512, 512)),
-        decoder=torch.nn.Linear(1, 1, dtype=torch.float16),
+    vae = SVDVae(
+        SimpleNamespace(
+            config=SimpleNamespace(block_out_channels=(128, 256, 512, 512)),
+            decoder=torch.nn.Linear(1, 1, dtype=torch.float16),
+        )
     )
     assert decode_bytes(vae, 25, 576, 1024) == pytest.approx(28.1 * 2**30, rel=0.01)
