@@ -61,7 +61,7 @@ def test_a_missing_tensor_is_named(name, described, refused):
     assert name in refused({key: value for key, value in described.items() if key != name})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::4])
 def test_a_tensor_under_another_name_is_missing(name, described, refused):
     assert name in refused({(key + "_ema" if key == name else key): value for key, value in described.items()})
 
@@ -73,9 +73,11 @@ def test_a_tensor_of_another_shape_is_named(name, described, refused):
     assert name in message
 
 
-@pytest.mark.parametrize("dtype", ["F64", "I8", "I64", "F8_E4M3", "F8_E5M2"])
-@pytest.mark.parametrize("name", [NAMES[0], NAMES[8], NAMES[14]])
-def test_a_tensor_of_a_type_that_is_no_weight_is_named(name, dtype, described, refused):
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("F64", NAMES[0]), ("I8", NAMES[8]), ("I64", NAMES[14]), ("F8_E4M3", NAMES[3]), ("F8_E5M2", NAMES[13])],
+)
+def test_a_tensor_of_a_type_that_is_no_weight_is_named(dtype, name, described, refused):
     message = refused({**described, name: (dtype, described[name][1])})
     assert name in message
     assert dtype in message
