@@ -238,7 +238,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages convert-checkpoint`."""
     from .svd_core.checkpoint.convert import convert_checkpoint as convert_it
 
-    convert_it(arguments.source, arguments.destination)
+    convert_it(arguments.source, arguments.destination, _surroundings(arguments, console).host().progress)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
 

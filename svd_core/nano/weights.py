@@ -25,7 +25,7 @@ UNET = {
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "block_out_channels": (64, 64, 64, 64),
-    "layers_per_block": 1,
+    "layers_per_block": 2,  # as published: the one-file layout has two blocks in the decoder's middle, no other number
     "sample_size": 128,
 }
 CLIP_VISION = {
