@@ -134,6 +134,13 @@ class Canvas:
 
 def paint_sky(canvas: Canvas, sky: Sky) -> None:
     """Gradient, clouds and stars over the whole canvas."""
+    paint_clouds(canvas, sky)
+    for layer, (cells, empty, radius) in enumerate(STARS):
+        paint_stars(canvas, cells, empty, radius, sky.seed + 2 + layer)
+
+
+def paint_clouds(canvas: Canvas, sky: Sky) -> None:
+    """Gradient and clouds of a sky, over the whole canvas."""
     down = np.clip(canvas.y + 0.5 + 0.25 * canvas.x, 0, 1)
     canvas.cover(blend(sky.high, sky.low, down), np.ones_like(down))
     band = np.exp(-(((canvas.y - 0.5 * canvas.x + 0.08) / 0.36) ** 2))
@@ -141,8 +148,6 @@ def paint_sky(canvas: Canvas, sky: Sky) -> None:
     dust = cloud(canvas.x * 5.0, canvas.y * 5.0, sky.seed + 1)
     canvas.shine(sky.nebula, 1.3 * band * smooth(0.35, 0.85, wisps) * (0.4 + 0.6 * dust))
     canvas.shine(sky.nebula, 0.10 * dust)
-    for layer, (cells, empty, radius) in enumerate(STARS):
-        paint_stars(canvas, cells, empty, radius, sky.seed + 2 + layer)
 
 
 def paint_stars(canvas: Canvas, cells: float, empty: float, radius: float, seed: int) -> None:

@@ -1,0 +1,228 @@
+"""Prints what svd-nano can do, measured on scenes it never saw: python -m svd_stages.svd_core.nano.evaluate FILE."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..augment import augment_images
+from ..checkpoint.parts import Checkpoint
+from ..conditioning import Conditioning, MicroConditioning, join_image
+from ..decode import decode_windows, plan_windows
+from ..denoise import make_denoiser
+from ..encode import embed_images, encode_images
+from ..guidance import GuidanceCurve
+from ..sample import sample_euler, starting_noise, starting_point
+from ..schedule import make_sigmas
+from .clips import KINDS, MovingScene, draw_backdrop, make_scene, positions, render_clip
+from .tracking import along, cosine, moved, psnr, sharpness, stays_inside, track
+
+CPU = torch.device("cpu")
+FRAMES, STEPS = 14, 25
+BUCKET, FPS = 127.0, 7.0
+BUCKETS = (32.0, 80.0, 127.0, 190.0, 255.0)
+STRENGTHS = (0.0, 0.1, 0.5, 1.0)
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    measure: str
+    must_be: str
+    is_: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How clips are made while measuring: `quick` settings take fewer frames and steps."""
+
+    frames: int = FRAMES
+    steps: int = STEPS
+    micro: MicroConditioning = field(default_factory=lambda: MicroConditioning(FPS, BUCKET, 0.02))
+    curve: GuidanceCurve = field(default_factory=lambda: GuidanceCurve("linear", 1.0, 2.5))
+
+    def told(self, **changed: float) -> Settings:
+        """These settings with another fps, motion_bucket_id or noise_aug_strength."""
+        return replace(self, micro=replace(self.micro, **changed))
+
+
+def held_out_scenes(count: int, size: int = 128, kinds: tuple[str, ...] = KINDS, first: int = 0) -> list[MovingScene]:
+    """`count` scenes in which bucket 255 at fps 7 leads out of the picture nowhere; seeds that training never sees."""
+    found: list[MovingScene] = []
+    for seed in range(first, 1000):
+        scene = make_scene(seed, size, size, kinds)
+        if len(found) < count and stays_inside(scene, FRAMES, 230, FPS):
+            found.append(scene)
+    return found
+
+
+def generate(checkpoint: Checkpoint, image: torch.Tensor, settings: Settings, seed: int = 0) -> torch.Tensor:
+    """The video of an image (H, W, 3): images (F, H, W, 3), by the same functions as the nodes."""
+    latents = sample_clip(checkpoint, image[None], settings, seed)
+    windows = plan_windows(settings.frames, settings.frames, 0)
+    return decode_windows(checkpoint.vae, latents, windows, CPU)
+
+
+def sample_clip(checkpoint: Checkpoint, images: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
+    """Unscaled latents (F, 4, h, w) of the video of images (1, H, W, 3)."""
+    model = checkpoint.model
+    embedding = embed_images(checkpoint.clip_vision, images, "reference", CPU).image_embeds
+    augmented = augment_images(images, settings.micro.noise_aug_strength, seed)
+    embeds, image_latent = join_image(embedding, encode_images(checkpoint.vae, augmented, CPU))
+    positive = Conditioning(embeds, image_latent, settings.micro)
+    negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latent), settings.micro)
+    denoise = make_denoiser(model.unet, positive, negative, settings.curve.weights(settings.frames), CPU)
+    sigmas = make_sigmas("karras", settings.steps, model.sigma_min, model.sigma_max)
+    noise = starting_noise("comfyui", seed, settings.frames, *image_latent.shape[-2:])
+    x = starting_point(torch.zeros_like(noise), noise, sigmas[0], model.sigma_max)[None]
+    return sample_euler(denoise, x, sigmas)[0] / model.scaling_factor
+
+
+def true_clip(scene: MovingScene, settings: Settings) -> torch.Tensor:
+    """What the scene does at these settings: images (F, H, W, 3)."""
+    return render_clip(scene, settings.frames, settings.micro.motion_bucket_id, settings.micro.fps)
+
+
+def followed(scene: MovingScene, images: torch.Tensor) -> torch.Tensor:
+    """The places (F, 2) of the scene's thing in a clip of it."""
+    return track(images, draw_backdrop(scene.backdrop, scene.width, scene.height))
+
+
+def tracker_rows(scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+    """The measuring itself, on true clips and on clips of another scene."""
+
+    def off(scene: MovingScene, other: MovingScene) -> float:
+        micro = settings.micro
+        way = moved(positions(scene.mover, settings.frames, micro.motion_bucket_id, micro.fps))
+        return float((moved(followed(other, true_clip(other, settings))) - way).norm()) * scene.height / scene.width
+
+    pairs = zip(scenes, [*scenes[1:], scenes[0]], strict=True)
+    yield Row("object tracker, true clips: largest error", "<= 1 % of width", _percent(max(off(s, s) for s in scenes)))
+    shuffled = statistics.median(off(scene, other) for scene, other in pairs)
+    yield Row("object tracker, shuffled pairs: median error", "> 8 % of width", _percent(shuffled))
+
+
+def reconstruct(checkpoint: Checkpoint, images: torch.Tensor) -> torch.Tensor:
+    """Images (F, H, W, 3) of a clip through the VAE and back."""
+    latents = encode_images(checkpoint.vae, images, CPU)
+    return decode_windows(checkpoint.vae, latents, plan_windows(len(images), len(images), 0), CPU)
+
+
+def vae_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+    """How well clips come back, and the deviation of scaled latents."""
+    clips = [true_clip(scene, settings) for scene in scenes]
+    quality = statistics.mean(psnr(clip, reconstruct(checkpoint, clip)) for clip in clips)
+    latents = torch.cat([encode_images(checkpoint.vae, clip[:1], CPU) for clip in clips])
+    yield Row("VAE reconstruction, PSNR", ">= 28 dB", f"{quality:.1f} dB")
+    deviation = float(latents.std() * checkpoint.model.scaling_factor)
+    yield Row("deviation of scaled latents", "about 1", f"{deviation:.2f}")
+
+
+def motion_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+    """First frame, direction and place of the last frame at one setting, and the time a clip takes."""
+    began = time.monotonic()
+    clips = [generate(checkpoint, true_clip(scene, settings)[0], settings) for scene in scenes]
+    seconds = (time.monotonic() - began) / len(scenes)
+    truths = [true_clip(scene, settings) for scene in scenes]
+    ways = [moved(followed(scene, clip)) for scene, clip in zip(scenes, clips, strict=True)]
+    cosines = [cosine(way, scene) for way, scene in zip(ways, scenes, strict=True)]
+    off = [
+        float((followed(scene, clip)[-1] - followed(scene, truth)[-1]).norm()) * scene.height / scene.width
+        for scene, clip, truth in zip(scenes, clips, truths, strict=True)
+    ]
+    first = statistics.mean(psnr(clip[0], truth[0]) for clip, truth in zip(clips, truths, strict=True))
+    yield Row("first frame against the image, PSNR", ">= 24 dB", f"{first:.1f} dB")
+    yield Row("direction, mean cosine", ">= 0.9", f"{statistics.mean(cosines):.3f}")
+    yield Row("place at the last frame, median error", "<= 8 % of width", _percent(statistics.median(off)))
+    yield Row(f"{settings.frames} frames, {settings.steps} steps, decoded", "<= 25 s", f"{seconds:.1f} s")
+
+
+def distance_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+    """Distance moved over the buckets, over fps and over noise_aug_strength."""
+
+    def distances(**changed: float) -> list[float]:
+        told = settings.told(**changed)
+        clips = [generate(checkpoint, true_clip(scene, told)[0], told) for scene in scenes]
+        return [along(moved(followed(scene, clip)), scene) for scene, clip in zip(scenes, clips, strict=True)]
+
+    over_buckets = [distances(motion_bucket_id=bucket) for bucket in BUCKETS]
+    ratio = statistics.median(over_buckets[-1]) / max(statistics.median(over_buckets[0]), 1e-9)
+    rising = statistics.mean(all(a < b for a, b in itertools.pairwise(row)) for row in zip(*over_buckets, strict=True))
+    by_fps = statistics.median(distances(fps=7.0)) / max(statistics.median(distances(fps=15.0)), 1e-9)
+    noisy = statistics.median(distances(noise_aug_strength=0.5)) / max(statistics.median(distances()), 1e-9)
+    yield Row("distance, bucket 255 / 32", ">= 2.5", f"{ratio:.2f}")
+    yield Row("distance rises over 5 buckets", ">= 90 % of scenes", _percent(rising))
+    yield Row("distance per frame, fps 7 / 15", "1.5 ... 2.8", f"{by_fps:.2f}")
+    yield Row("distance, noise_aug_strength 0.5 / 0.02", "reported", f"{noisy:.2f}")
+
+
+def noise_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+    """Resemblance of the whole video to the image over noise_aug_strength."""
+
+    def resemblance(strength: float) -> float:
+        told = settings.told(noise_aug_strength=strength)
+        images = [true_clip(scene, told)[0] for scene in scenes]
+        return statistics.mean(psnr(generate(checkpoint, image, told)[0], image) for image in images)
+
+    found = " / ".join(f"{resemblance(strength):.1f}" for strength in STRENGTHS)
+    yield Row("first frame, PSNR at noise_aug_strength 0 / 0.1 / 0.5 / 1", "falling", f"{found} dB")
+
+
+def guidance_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+    """The last frame with guidance 1 -> 3 and without guidance."""
+    curves = {"1->1": GuidanceCurve("linear", 1.0, 1.0), "1->3": GuidanceCurve("linear", 1.0, 3.0)}
+    for name, curve in curves.items():
+        told = replace(settings, curve=curve)
+        truths = [true_clip(scene, told) for scene in scenes]
+        last = [generate(checkpoint, truth[0], told)[-1] for truth in truths]
+        error = statistics.mean(psnr(frame, truth[-1]) for frame, truth in zip(last, truths, strict=True))
+        energy = statistics.mean(sharpness(frame) for frame in last)
+        yield Row(f"last frame, guidance {name}: PSNR, gradient energy", "compare", f"{error:.1f} dB, {energy:.5f}")
+
+
+def measure(checkpoint: Checkpoint, count: int, settings: Settings, write: Callable[[str], object]) -> None:
+    """Write the table, a line at a time, over `count` held-out scenes."""
+    scenes = held_out_scenes(count)
+    few = scenes[: max(2, count // 4)]
+    groups = (
+        tracker_rows(scenes, settings),
+        vae_rows(checkpoint, scenes, settings),
+        motion_rows(checkpoint, scenes, settings),
+        distance_rows(checkpoint, few, settings),
+        noise_rows(checkpoint, few, settings),
+        guidance_rows(checkpoint, few, settings),
+    )
+    write("| measure | must be | is |\n|---|---|---|\n")
+    for group in groups:
+        for row in group:
+            write(f"| {row.measure} | {row.must_be} | {row.is_} |\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    from ..checkpoint.load import load_checkpoint
+
+    parser = argparse.ArgumentParser(prog="svd_stages.svd_core.nano.evaluate", description=__doc__)
+    parser.add_argument("file", type=Path, help="the trained model, as train writes it")
+    parser.add_argument("--scenes", type=int, default=32, help="how many scenes to measure (%(default)s)")
+    given = parser.parse_args(arguments)
+    with torch.inference_mode():
+        measure(load_checkpoint(given.file, "fp32", CPU), given.scenes, Settings(), sys.stdout.write)
+    return 0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

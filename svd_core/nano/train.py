@@ -1,0 +1,126 @@
+"""Trains svd-nano from nothing: python -m svd_stages.svd_core.nano.train --out FOLDER. Goes on where it was stopped.
+
+VAE, CLIP tower and UNet in turn, on clips that are drawn, not fetched. FOLDER then holds svd_nano.safetensors, the
+states to go on from, and a CSV of losses for each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import SettingError
+from .architecture import FACTS, NanoModules, new_modules
+from .train_clip import train_clip
+from .train_unet import FULL, SMALL, WIDE, Latents, encode_clips, train_unet
+from .train_vae import draw_pool, train_vae
+from .training import Plan
+
+if TYPE_CHECKING:
+    from ..checkpoint.parts import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+SEED = 20231121  # the day Stable Video Diffusion came out
+POOL = range(1_000, 1_600)
+CLIP_SEEDS = 10_000  # of the clips the UNet sees, from here on; tests and figures use seeds below 1000
+NAME = "svd_nano.safetensors"
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """How long each part is trained."""
+
+    vae: float
+    clip: float
+    unet: float
+
+    @classmethod
+    def shares_of(cls, minutes: float) -> Minutes:
+        """Split `minutes`: 30 % for the VAE, 5 % for the CLIP tower, 65 % for the UNet. Encoding comes on top."""
+        return cls(vae=0.3 * minutes, clip=0.05 * minutes, unet=0.65 * minutes)
+
+
+def train_nano(out: Path, minutes: Minutes, device: torch.device, batch: int = 1) -> NanoModules:
+    """Train all three parts, going on from the states in `out`. The modules come out on the CPU.
+
+    `batch` multiplies what a step sees and how many clips are encoded; 1 suits two cores.
+    """
+    modules = new_modules(SEED)
+    for module in (modules.vae, modules.clip, modules.unet):
+        module.to(device)
+    pool = draw_pool(POOL, device)
+    train_vae(modules.vae, Plan("vae", minutes.vae, rate=4e-4, seed=1), out, pool, batch)
+    train_clip(modules.clip, Plan("clip", minutes.clip, rate=1e-3, seed=2), out, pool, batch)
+    sets = latents_of(modules, out, device, batch)
+    train_unet(modules.unet, Plan("unet", minutes.unet, rate=4e-4, seed=3), out, sets, device)
+    for module in (modules.vae, modules.clip, modules.unet):
+        module.to("cpu")
+    return modules
+
+
+def latents_of(modules: NanoModules, out: Path, device: torch.device, batch: int) -> list[Latents]:
+    """The encoded clips of all sizes; kept in `out`, and read from there when they are there already."""
+    from safetensors.torch import load_file, save_file
+
+    sets = []
+    for index, size in enumerate((SMALL, FULL, WIDE)):
+        size = replace(size, count=batch * size.count, batch=batch * size.batch)
+        path = out / f"latents-{size.width}x{size.height}.safetensors"
+        if not path.is_file():
+            made = encode_clips(modules, size, CLIP_SEEDS << 4 * index, FACTS.num_frames, device)
+            tensors = {name: tensor for name, tensor in vars(made).items() if isinstance(tensor, torch.Tensor)}
+            save_file(tensors, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        sets.append(Latents(**load_file(path), batch=size.batch))
+    return sets
+
+
+def as_checkpoint(modules: NanoModules) -> Checkpoint:
+    """The modules as the stages take them."""
+    from ..checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+
+    mean, std = ((row[0], row[1], row[2]) for row in (FACTS.image_mean, FACTS.image_std))
+    return Checkpoint(
+        model=SVDModel(modules.unet, FACTS.scaling_factor, FACTS.sigma_min, FACTS.sigma_max, FACTS.defaults()),
+        clip_vision=SVDClipVision(modules.clip, mean, std),
+        vae=SVDVae(modules.vae),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="svd_stages.svd_core.nano.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for states, logs and the model")
+    parser.add_argument("--minutes", type=float, default=85.0, help="time to spend on training (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the states in the folder")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda (%(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="multiply the batches, for a GPU (%(default)s)")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if not given.resume and any(given.out.glob("*.safetensors")):
+        raise SettingError(f"{given.out} holds a training already; add --resume to go on, or name another folder")
+    minutes, device = Minutes.shares_of(given.minutes), torch.device(given.device)
+    write_nano(train_nano(given.out, minutes, device, given.batch), given.out / NAME)
+    return 0
+
+
+def write_nano(modules: NanoModules, path: Path) -> Path:
+    """The modules as one fp16 file in Stability's layout, in place of one that is there."""
+    from ..checkpoint.convert import save_single_file
+
+    for module in (modules.vae, modules.clip, modules.unet):
+        module.to(torch.float16)
+    fresh = path.with_name(f"new-{path.name}")
+    save_single_file(as_checkpoint(modules), fresh)
+    fresh.replace(path)
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

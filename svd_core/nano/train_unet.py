@@ -1,0 +1,170 @@
+"""Trains svd-nano's UNet with SVD's own objective on clips that are encoded once.
+
+Blattmann et al. 2023 (arXiv:2311.15127), appendix D: EDM preconditioning with v-prediction, sigma log-normal, the image
+latent joined to every frame with noise augmentation, its strength, fps and motion_bucket_id told as numbers, and the
+image dropped now and then for guidance.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..conditioning import MicroConditioning
+from ..denoise import precondition
+from .architecture import FACTS, NanoModules
+from .clips import REACH, frame_distance, make_scene, render_clip
+from .train_clip import embed
+from .training import Plan, train
+
+if TYPE_CHECKING:
+    from diffusers import UNetSpatioTemporalConditionModel
+
+logger = logging.getLogger(__name__)
+
+SIGMA_MEAN, SIGMA_DEVIATION = 0.7, 1.6  # of ln sigma; arXiv:2311.15127, appendix D.3
+DROPPED = 0.12
+VARIANTS = 4  # noise augmentations of each clip's image, of which one is nothing
+FPS = (4, 30)
+FINISH = 0.55  # share of the time after which clips are of full size
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Clips of one size: `count` of them, and how many make a batch."""
+
+    width: int
+    height: int
+    count: int
+    batch: int
+
+
+SMALL, FULL, WIDE = ClipSize(64, 64, 1500, 8), ClipSize(128, 128, 450, 4), ClipSize(192, 128, 40, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Encoded clips of one size.
+
+    clean      (N, F, 4, h, w) scaled latents
+    images     (N, VARIANTS, 4, h, w) unscaled latents of the first frame under noise augmentation
+    strengths  (N, VARIANTS) deviations of that noise
+    embeds     (N, 1, D) CLIP embeddings of the first frame
+    motion     (N, 2) fps and motion_bucket_id
+    """
+
+    clean: torch.Tensor
+    images: torch.Tensor
+    strengths: torch.Tensor
+    embeds: torch.Tensor
+    motion: torch.Tensor
+    batch: int
+
+
+def train_unet(
+    unet: UNetSpatioTemporalConditionModel,
+    plan: Plan,
+    out: Path,
+    sets: Sequence[Latents],
+    device: torch.device,
+) -> None:
+    """Train the UNet in place, on `device`, on `sets`: small clips first, then every size with most at full size."""
+
+    def loss_of(spent: float, generator: torch.Generator) -> torch.Tensor:
+        return unet_loss(unet, _choose_set(sets, spent, generator), generator, device)
+
+    train(unet, plan, loss_of, out)
+
+
+def _choose_set(sets: Sequence[Latents], spent: float, generator: torch.Generator) -> Latents:
+    small = sets[0]
+    rest = sets[1:] or sets
+    at_random = torch.rand((), generator=generator).item()
+    if at_random < (0.85 if spent < FINISH else 0.15):
+        return small
+    return rest[0] if at_random < 0.95 else rest[-1]
+
+
+def unet_loss(
+    unet: UNetSpatioTemporalConditionModel, latents: Latents, generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """The error of v for a batch of `latents`."""
+    chosen = torch.randint(0, len(latents.clean), (latents.batch,), generator=generator)
+    variants = torch.randint(0, latents.images.shape[1], (latents.batch,), generator=generator)
+    kept = (torch.rand(latents.batch, generator=generator) >= DROPPED).float()
+    clean = latents.clean[chosen].to(device)
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    drawn = torch.randn(latents.batch, generator=generator)
+    sigma = (SIGMA_MEAN + SIGMA_DEVIATION * drawn).exp().to(device).view(-1, 1, 1, 1, 1)
+    noisy = clean + sigma * noise
+    scaled, c_noise = precondition(noisy, sigma)
+    image = (latents.images[chosen, variants] * kept[:, None, None, None]).to(device)
+    joined = torch.cat([scaled, image[:, None].expand_as(clean)], dim=2)
+    embeds = (latents.embeds[chosen] * kept[:, None, None]).to(device)
+    ids = time_ids(latents.motion[chosen], latents.strengths[chosen, variants]).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        v = unet(joined, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
+    return (v.float() - v_target(clean, noisy, sigma)).square().mean()
+
+
+def v_target(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The v that `clean_from_v` turns into `clean`; its squared error is the clean one's times (s^2 + 1) / s^2."""
+    return (noisy / (sigma**2 + 1) - clean) * (sigma**2 + 1) ** 0.5 / sigma
+
+
+def time_ids(motion: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+    """(B, 3) of fps and motion_bucket_id (B, 2) and noise_aug_strength (B,), as the stages tell them."""
+    rows = zip(motion.tolist(), strengths.tolist(), strict=True)
+    return torch.cat([MicroConditioning(fps, bucket, strength).time_ids() for (fps, bucket), strength in rows])
+
+
+def choose_motion(generator: torch.Generator, frames: int) -> tuple[float, float]:
+    """fps and motion_bucket_id at random, such that a thing goes no farther than REACH in a clip of 14 frames."""
+    while True:
+        low, high = (math.log(each) for each in FPS)
+        fps = round(math.exp(low + (high - low) * torch.rand((), generator=generator).item()))
+        bucket = int(torch.randint(8, 256, (), generator=generator))
+        if frame_distance(bucket, fps) * max(frames - 1, 13) <= REACH * 1.05:
+            return float(fps), float(bucket)
+
+
+@torch.no_grad()
+def encode_clips(modules: NanoModules, size: ClipSize, first_seed: int, frames: int, device: torch.device) -> Latents:
+    """Draw and encode `size.count` clips of `frames` frames, with seeds from `first_seed` on."""
+    rows = []
+    for seed in range(first_seed, first_seed + size.count):
+        rows.append(_encode_clip(modules, size, seed, frames, device))
+        if len(rows) % 100 == 0:
+            logger.info("encoded %d of %d clips of %dx%d", len(rows), size.count, size.width, size.height)
+    clean, images, strengths, embeds, motion = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Latents(clean, images, strengths, embeds, motion, size.batch)
+
+
+def _encode_clip(
+    modules: NanoModules, size: ClipSize, seed: int, frames: int, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    fps, bucket = choose_motion(generator, frames)
+    clip = render_clip(make_scene(seed, size.width, size.height), frames, bucket, fps).to(device)
+    pixels = clip.movedim(-1, 1) * 2 - 1
+    drawn = torch.rand(VARIANTS, generator=generator)
+    strengths = (math.log(0.01) + drawn * -math.log(0.01)).exp()  # 0.01 ... 1, evenly in the logarithm
+    strengths[0] = 0.0
+    noise = torch.randn((VARIANTS, *pixels.shape[1:]), generator=generator)
+    noised = pixels[:1] + (strengths[:, None, None, None] * noise).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        latents = modules.vae.encode(torch.cat([pixels, noised])).latent_dist.mean.float().cpu()
+    embeds = embed(modules.clip, clip[:1]).float().cpu()
+    return (
+        latents[:frames] * FACTS.scaling_factor,
+        latents[frames:],
+        strengths,
+        embeds,
+        torch.tensor([fps, bucket]),
+    )
