@@ -22,7 +22,7 @@ from typing import Any
 from . import __version__, headless
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .svd_core.checkpoint.library import EMBEDDED
-from .svd_core.errors import Interrupted, NodeError, SVDStagesError
+from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
 
 Command = Callable[[argparse.Namespace, Console], None]
 
@@ -196,6 +196,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     )
     report = headless.run(headless.open_graph(arguments.graph, arguments.settings), surroundings)
     _say_files(report.files, time.monotonic() - began, console)
+    if report.faults:
+        raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 
 
 def validate(arguments: argparse.Namespace, console: Console) -> None:

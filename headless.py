@@ -6,7 +6,6 @@ The command line, the Python calls and anything else that renders outside ComfyU
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
     from .svd_core.checkpoint.parts import VideoDefaults
 
-logger = logging.getLogger(__name__)
-
 PACKAGE = Path(__file__).resolve().parent
 TEMPLATE = PACKAGE / "example_workflows" / "image_to_video.json"
 NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
@@ -65,10 +62,18 @@ class Graph:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run made: files in the order they were written, and each output node's answer in ComfyUI's shape."""
+    """What a run made.
+
+    files        in the order they were written
+    ui           each output node's answer in ComfyUI's shape
+    faults       as a sentence, why some outputs of the graph could not run; empty when all did
+    node_errors  the same in ComfyUI's shape
+    """
 
     files: list[Path]
     ui: dict[str, dict[str, Any]]
+    faults: str = ""
+    node_errors: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,12 +171,15 @@ def object_info(surroundings: Surroundings) -> dict[str, dict[str, Any]]:
 def run(graph: Graph, surroundings: Surroundings, emit: Emit | None = None) -> Report:
     """Validate and run a graph. Results are written below the output folder.
 
+    As in ComfyUI, outputs that can run do so when others cannot; the report then says which and why.
+
     Raises GraphError (exit status 3 when only model or input files are missing), NodeError, Interrupted.
     """
     here = surroundings.host()
     with host.using(here):
-        result = _validate_and_execute(graph, emit=emit)
-    return Report(list(_written(here, result.ui)), result.ui)
+        validation, result = _validate_and_execute(graph, emit=emit)
+    faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
+    return Report(list(_written(here, result.ui)), result.ui, faults, validation.node_errors)
 
 
 def run_graph(
@@ -244,7 +252,7 @@ def animate(
             key: node for key, node in graph.prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")
         }
         given = {loader: [_as_images(image), None]}
-        result = _validate_and_execute(Graph(prompt), given=given, keep=(decoder,))
+        _, result = _validate_and_execute(Graph(prompt), given=given, keep=(decoder,))
     return _as_output(result.values[decoder][0], output_type)
 
 
@@ -262,7 +270,7 @@ def animate_file(
         here = placed.host()
         with host.using(here):
             graph = animation_graph(animation, here, image.name)
-            result = _validate_and_execute(graph, emit=emit)
+            _, result = _validate_and_execute(graph, emit=emit)
         made = list(_written(here, result.ui))
         names = [output, *(output.with_stem(f"{output.stem}_{number:05}") for number in range(2, len(made) + 1))]
         for temporary, final in zip(made, names, strict=True):
@@ -360,12 +368,10 @@ def _validate_and_execute(
     emit: Emit | None = None,
     given: Mapping[str, Sequence[Any]] | None = None,
     keep: Sequence[str] = (),
-) -> RunResult:
+) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
     _raise_faults(validation)
-    if validation.node_errors:
-        logger.warning("%s", explain(None, validation.node_errors, validation.prompt))
-    return execute(
+    result = execute(
         validation.prompt,
         NODES,
         [output for output in validation.outputs if output not in keep],
@@ -375,6 +381,7 @@ def _validate_and_execute(
         keep=keep,
         node_context=_inference,
     )
+    return validation, result
 
 
 def _raise_faults(validation: Validation) -> None:

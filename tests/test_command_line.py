@@ -221,6 +221,18 @@ def test_bad_input_is_one_paragraph_with_the_way_out(case, here, models, capsys)
     assert files_in(here) == before
 
 
+def test_half_a_graph_writes_its_half_and_says_what_is_missing(here, capsys):
+    load = {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}}
+    good = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "good"}}
+    bad = {"class_type": "SaveImage", "inputs": {"images": ["99", 0], "filename_prefix": "bad"}}
+    (here / "half.json").write_text(json.dumps({"1": load, "2": good, "3": bad}))
+    assert main(["run", "half.json", "--input-dir", ".", "--json"]) == 2
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in said] == ["result", "error"]
+    assert said[0]["files"] == ["output/good_00001_.png"] and list(said[1]["node_errors"]) == ["3"]
+    assert files_in(here / "output") == ["good_00001_.png"]
+
+
 def test_an_error_is_a_json_line_too(here, capsys):
     assert main(["animate", "nope.png", "--json"]) == 3
     line = json.loads(capsys.readouterr().out)

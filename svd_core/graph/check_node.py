@@ -136,11 +136,13 @@ def _fill_or_miss(declared: DeclaredInput, check: NodeCheck) -> None:
 def _check_undeclared(declaration: Declaration, check: NodeCheck, around: Around) -> None:
     """Links that the class does not declare still reach its function; constants do not."""
     for name, value in check.inputs.items():
-        if name in declaration.inputs or name in declaration.hidden:
+        if name in declaration.inputs:
             continue
         if looks_like_link(value):
             found = _check_link(name, value, around, None)
             check.problems.extend([found] if found else [])
+            continue
+        if name in declaration.hidden:
             continue
         check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
         try:

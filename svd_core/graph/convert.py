@@ -66,7 +66,7 @@ def _is_virtual(node: UINode, nodes: Mapping[str, type]) -> bool:
 
 
 def _id_order(node_id: str) -> tuple[int, str]:
-    return (int(node_id), "") if node_id.isdecimal() else (2**63, node_id)
+    return (int(node_id), "") if node_id.isdecimal() and len(node_id) < 19 else (2**63, node_id)
 
 
 def _refuse_unknown(graph: UIGraph, emitted: list[UINode], nodes: Mapping[str, type]) -> None:

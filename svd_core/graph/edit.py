@@ -9,11 +9,18 @@ from typing import Any
 from ..errors import GraphError, nearest
 from .check_node import check_finite
 from .declared import DeclaredInput, read_declaration
+from .explain import explain
 from .prompt import WRAPPED, Prompt, name_node, title_of
+from .validate import shape_fault
 
 
 def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, type]) -> Prompt:
-    """A copy of `prompt` with each `NODE.INPUT=VALUE` of `settings` set, in order. See `set_value`."""
+    """A copy of `prompt` with each `NODE.INPUT=VALUE` of `settings` set, in order. See `set_value`.
+
+    Raises GraphError also for what is no graph (`graph.invalid_prompt`).
+    """
+    if fault := shape_fault(prompt):
+        raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
     for setting in settings:
         prompt = set_value(prompt, setting, nodes)
     return prompt
@@ -24,7 +31,8 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
 
     setting  `NODE.INPUT=VALUE`. NODE is a node's id, or its class type or title when one node alone has that. VALUE
              is read by the input's declared type: text as it stands for STRING, true or false for BOOLEAN, one of the
-             options for a combo, a number for INT and FLOAT. A link that was there is replaced
+             options for a combo, a number for INT and FLOAT. A link that was there is replaced. A title with "=" in it
+             cannot be said here; use the id
 
     Raises GraphError (`graph.setting`) that names the nearest nodes or inputs. Ranges and options are left to
     `validate`, which knows the exceptions.
@@ -34,7 +42,7 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
     if not (equals and dot and node_name and input_name):
         raise _wrong(f"a setting is NODE.INPUT=VALUE, as in KSampler.seed=7; got {setting!r}.")
     node_id = _find_node(prompt, node_name)
-    class_type = prompt[node_id]["class_type"]
+    class_type = str(prompt[node_id].get("class_type"))
     if class_type not in nodes:
         known = nearest(class_type, nodes)
         raise _wrong(f"{name_node(prompt, node_id)} is of a type that is not known here; nearest are {known}.")
@@ -44,7 +52,7 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
         raise _wrong(f'{where} has no input "{input_name}"; nearest are {nearest(input_name, inputs) or "none"}.')
     value = _read_value(inputs[input_name], text, where)
     node = prompt[node_id]
-    return {**prompt, node_id: {**node, "inputs": {**node["inputs"], input_name: value}}}
+    return {**prompt, node_id: {**node, "inputs": {**node.get("inputs", {}), input_name: value}}}
 
 
 def _find_node(prompt: Prompt, name: str) -> str:
@@ -57,9 +65,8 @@ def _find_node(prompt: Prompt, name: str) -> str:
         if found:
             raise _wrong(f'{len(found)} nodes are called "{name}"; say which by its id: {", ".join(found)}.')
     labels = {text for node in prompt.values() for text in (node.get("class_type"), title_of(node)) if text}
-    raise _wrong(
-        f'no node has the id, type or title "{name}"; nearest are {nearest(name, [*prompt, *sorted(labels)])}.'
-    )
+    known = nearest(name, [*prompt, *sorted(labels)]) or "none, for the graph is empty"
+    raise _wrong(f'no node has the id, type or title "{name}"; nearest are {known}.')
 
 
 def _read_value(declared: DeclaredInput, text: str, where: str) -> Any:
@@ -69,6 +76,8 @@ def _read_value(declared: DeclaredInput, text: str, where: str) -> Any:
     try:
         if kind in ("STRING", "COMBO"):
             return text
+        if kind in ("INT", "FLOAT") and ("_" in text or not text.isascii()):  # Python reads 1_0 and other digits
+            raise ValueError(text)
         if kind == "INT":
             return int(text)
         if kind == "FLOAT":

@@ -56,7 +56,7 @@ def validate(
     """
     given = given or {}
     hints = Hints()
-    fault = _shape_fault(prompt) or _class_fault(prompt, nodes, given, hints)
+    fault = shape_fault(prompt) or _class_fault(prompt, nodes, given, hints)
     if fault is not None:
         return _refused(prompt, *fault)
     outputs = _find_outputs(prompt, nodes, targets, given, keep)
@@ -93,8 +93,8 @@ def raise_if_invalid(validation: Validation) -> None:
     )
 
 
-def _shape_fault(prompt: Any) -> tuple[Problem] | None:
-    """The first thing that is not a graph at all."""
+def shape_fault(prompt: Any) -> tuple[Problem] | None:
+    """The first thing that makes `prompt` no graph at all, as ComfyUI's error object; None when it is one."""
 
     def fault(message: str, details: str) -> tuple[Problem]:
         return (problem("invalid_prompt", message, details),)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from svd_stages.svd_core.errors import GraphError
 from svd_stages.svd_core.graph import to_api, validate
-from svd_stages.svd_core.graph.widgets import widget_values
 
 from .toys import TOYS, Text, toy
 
@@ -164,10 +163,16 @@ def test_a_list_value_is_wrapped():
     assert inputs_of(page(box(1, "OddWidget", [[1, 2], 3])), "1")["points"] == {"__value__": [1, 2]}
 
 
-def test_widget_values_leave_what_they_are_given():
-    saved = [1, "fixed"]
-    widget_values([], saved)
-    assert saved == [1, "fixed"]
+def test_conversion_leaves_the_workflow_as_it_is():
+    workflow = page(box(1, "OddWidget", [[1, 2], 3]), box(2, "SeedThenMode", [7, "randomize", "fixed"]))
+    before = copy.deepcopy(workflow)
+    to_api(workflow, NODES)
+    assert workflow == before
+
+
+def test_a_node_id_of_any_length_has_a_place():
+    workflow = page(box("9" * 5000, "OddWidget", ["[]", 3]), box(1, "OddWidget", ["[]", 3]))
+    assert list(to_api(workflow, NODES)) == ["1", "9" * 5000]
 
 
 def sampler_with(link: int | None, *boxes: dict[str, Any], links: Any) -> dict[str, Any]:

@@ -71,6 +71,9 @@ def test_a_value_is_set_by_id_type_or_title_and_read_by_its_type(setting, node_i
         ("Twin.value=3", '2 nodes are called "Twin"; say which by its id: e, f'),
         ("a.value=many", 'input "value" of node a (Number "The number") takes a whole number, got \'many\''),
         ("a.value=1.5", "takes a whole number"),
+        ("a.value=1_0", "takes a whole number"),
+        ("a.value=\u0663", "takes a whole number"),
+        ("e.value=1_0.5", "takes a finite number"),
         ("e.value=nan", "takes a finite number"),
         ("e.value=1e999", "takes a finite number"),
         ("d.flag=maybe", "takes true or false"),
@@ -100,3 +103,24 @@ def test_settings_are_applied_in_order():
     changed = apply_settings(GRAPH, ["a.value=2", "c.text=y", "a.value=3"], TOYS)
     assert changed["a"]["inputs"]["value"] == 3 and changed["c"]["inputs"]["text"] == "y"
     assert apply_settings(GRAPH, [], TOYS) == GRAPH
+
+
+@pytest.mark.parametrize(
+    "no_graph",
+    [
+        {},
+        {"1": 5},
+        {"error": "x"},
+        {"1": {}},
+        {"1": {"inputs": {}}},
+        {"1": {"class_type": "Number"}},
+        {"1": {"class_type": ["Number"], "inputs": {}}},
+        {"1": {"class_type": "Number", "inputs": []}},
+        {"1": {"class_type": None, "inputs": None}},
+    ],
+    ids=str,
+)
+def test_what_is_no_graph_is_refused_as_a_graph(no_graph):
+    with pytest.raises(GraphError) as caught:
+        apply_settings(no_graph, ["2.value=3", "1.value=3"], TOYS)
+    assert caught.value.exit_status == 2 and "nearest are ." not in str(caught.value)

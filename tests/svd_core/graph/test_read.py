@@ -61,11 +61,19 @@ def test_what_is_not_a_graph_is_refused_with_a_code(text, code):
         ('{"a": "caf\u00e9 \\\\ud800"}', {"a": "caf\u00e9 \\ud800"}),
         ('{"a": "' + "[" * 1000 + '"}', {"a": "[" * 1000}),
         ('{"a": "\\"' + "{" * 1000 + '"}', {"a": '"' + "{" * 1000}),
-        ('{"a":' * 64 + "1" + "}" * 64, None),
     ],
 )
 def test_what_json_allows_is_read(text, graph):
-    assert graph is None or parse_graph(text) == graph
+    assert parse_graph(text) == graph
+
+
+def test_nesting_is_read_down_to_the_limit_and_no_further():
+    graph = parse_graph('{"a":' * 64 + "1" + "}" * 64)
+    for _ in range(64):
+        graph = graph["a"]
+    assert graph == 1
+    with pytest.raises(GraphError):
+        parse_graph('{"a":' * 65 + "1" + "}" * 65)
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path):

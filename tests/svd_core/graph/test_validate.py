@@ -374,3 +374,8 @@ def test_strange_graphs_bring_out_nothing_but_our_errors(seed):
             assert isinstance(execute(checked.prompt, TOYS, checked.outputs), RunResult)
         except (GraphError, NodeError) as error:
             assert str(error) and "\n" not in str(error)
+
+
+def test_a_link_under_a_hidden_inputs_name_is_checked():
+    checked = validate(graph(a=node("Text", text="x"), b=node("ShowHidden", value=["a", 0], prompt=["zz", 0])), TOYS)
+    assert not checked.ok
