@@ -7,6 +7,7 @@ failed, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command(arguments, console)
         return 0
     except (KeyboardInterrupt, Interrupted):
-        return _fail(arguments, console, "interrupted; nothing half-written was left", "interrupted", 130)
+        return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         return 0
@@ -87,7 +88,11 @@ def _add_animate(commands: Any) -> None:
     parser = _add_command(commands, "animate", animate, "animate a picture to an mp4")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="the picture: PNG, JPEG, WebP, ...")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT.mp4", help="default: the picture's name, in this folder"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT.mp4",
+        help="default: the picture's name, in this folder, numbered when it is taken",
     )
     parser.add_argument("--model", default=EMBEDDED, metavar="NAME", help=f"a checkpoint's name (default: {EMBEDDED})")
     of_model = "default: what the checkpoint is for"
@@ -156,7 +161,13 @@ def _add_convert_checkpoint(commands: Any) -> None:
         "convert a one-file checkpoint to a diffusers folder, or back",
     )
     parser.add_argument("source", type=Path, metavar="SRC")
-    parser.add_argument("destination", type=Path, metavar="DST")
+    parser.add_argument("destination", type=Path, metavar="DST", help="NAME.safetensors, or a new folder")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="what the model was trained for, where SRC does not say: svd 14, svd_xt 25",
+    )
 
 
 def _add_download(commands: Any) -> None:
@@ -183,7 +194,7 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
         decode_mode=arguments.decode_mode,
         decode_chunk=arguments.decode_chunk,
     )
-    output = arguments.output or Path(arguments.image.stem + ".mp4")
+    output = arguments.output or _free_name(arguments.image.stem)
     report = headless.animate_file(arguments.image, output, animation, _surroundings(arguments, console))
     _say_files(report.files, time.monotonic() - began, console)
 
@@ -240,7 +251,8 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages convert-checkpoint`."""
     from .svd_core.checkpoint.convert import convert_checkpoint as convert_it
 
-    convert_it(arguments.source, arguments.destination, _surroundings(arguments, console).host().progress)
+    progress = _surroundings(arguments, console).host().progress
+    convert_it(arguments.source, arguments.destination, progress, arguments.frames)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
 
@@ -251,6 +263,12 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     root = Path(arguments.models[0]) if arguments.models else headless.default_models_roots()[0]
     path = download_it(arguments.name, root, _surroundings(arguments, console).host().progress)
     console.result(f"{path} is complete", output=path)
+
+
+def _free_name(stem: str) -> Path:
+    """`stem`.mp4 in this folder, or with the first number from 2 that is free: an earlier video is not written over."""
+    names = itertools.chain([f"{stem}.mp4"], (f"{stem}_{number:05}.mp4" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.Surroundings:

@@ -75,6 +75,14 @@ def test_animate_writes_an_mp4_of_what_was_asked(here, capsys):
     assert "clip.mp4: 2 frames, 64x64, 12 fps" in capsys.readouterr().out
 
 
+def test_a_second_run_keeps_the_first_video_unless_told_where_to_write(here):
+    (here / "rocket.mp4").write_bytes(b"mine")
+    assert main(["animate", "rocket.png", *QUICK]) == 0
+    assert (here / "rocket.mp4").read_bytes() == b"mine" and opened(here / "rocket_00002.mp4")[0] == 2
+    assert main(["animate", "rocket.png", "-o", "rocket.mp4", *QUICK]) == 0
+    assert opened(here / "rocket.mp4")[0] == 2
+
+
 def test_animate_uses_what_the_checkpoint_is_for(here, models):
     assert main(["animate", "rocket.png", "--model", "tiny-folder", "--models", str(models), "--steps", "1"]) == 0
     assert opened(here / "rocket.mp4") == (14, 64, 64, 7.0)
