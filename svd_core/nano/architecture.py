@@ -91,7 +91,8 @@ def _draw(module: torch.nn.Module, generator: torch.Generator) -> None:
             continue
         if parameter.ndim > 1:
             drawn = torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter[0].numel())
-            parameter.data.copy_(0 * drawn if name.endswith(BRANCH_ENDS) else drawn)
+            ends = name.endswith(BRANCH_ENDS) and ".transformer_blocks." not in name  # proj_out ends a transformer
+            parameter.data.copy_(0 * drawn if ends else drawn)
         else:
             parameter.data.fill_(1.0 if name.endswith("weight") else 0.0)
 
