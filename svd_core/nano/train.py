@@ -17,7 +17,7 @@ import torch
 from ..errors import SettingError
 from .architecture import FACTS, NanoModules, new_modules
 from .train_clip import train_clip
-from .train_unet import FULL, SMALL, WIDE, Latents, encode_clips, train_unet
+from .train_unet import FULL, SMALL, WIDE, ClipSize, Latents, encode_clips, train_unet
 from .train_vae import draw_pool, train_vae
 from .training import Plan
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SEED = 20231121  # the day Stable Video Diffusion came out
 POOL = range(1_000, 1_600)
 CLIP_SEEDS = 10_000  # of the clips the UNet sees, from here on; tests and figures use seeds below 1000
+SIZES = (SMALL, FULL, WIDE)
 NAME = "svd_nano.safetensors"
 
 
@@ -46,7 +47,13 @@ class Minutes:
         return cls(vae=0.3 * minutes, clip=0.05 * minutes, unet=0.65 * minutes)
 
 
-def train_nano(out: Path, minutes: Minutes, device: torch.device, batch: int = 1) -> NanoModules:
+def train_nano(
+    out: Path,
+    minutes: Minutes,
+    device: torch.device,
+    batch: int = 1,
+    sizes: tuple[ClipSize, ...] = SIZES,
+) -> NanoModules:
     """Train all three parts, going on from the states in `out`. The modules come out on the CPU.
 
     `batch` multiplies what a step sees and how many clips are encoded; 1 suits two cores.
@@ -57,24 +64,27 @@ def train_nano(out: Path, minutes: Minutes, device: torch.device, batch: int = 1
     pool = draw_pool(POOL, device)
     train_vae(modules.vae, Plan("vae", minutes.vae, rate=4e-4, seed=1), out, pool, batch)
     train_clip(modules.clip, Plan("clip", minutes.clip, rate=1e-3, seed=2), out, pool, batch)
-    sets = latents_of(modules, out, device, batch)
+    sets = latents_of(
+        modules, out, device, [replace(size, count=batch * size.count, batch=batch * size.batch) for size in sizes]
+    )
     train_unet(modules.unet, Plan("unet", minutes.unet, rate=4e-4, seed=3), out, sets, device)
     for module in (modules.vae, modules.clip, modules.unet):
         module.to("cpu")
     return modules
 
 
-def latents_of(modules: NanoModules, out: Path, device: torch.device, batch: int) -> list[Latents]:
-    """The encoded clips of all sizes; kept in `out`, and read from there when they are there already."""
+def latents_of(modules: NanoModules, out: Path, device: torch.device, sizes: list[ClipSize]) -> list[Latents]:
+    """The encoded clips of all sizes, no clip twice; kept in `out`, and read from there when they are there already."""
     from safetensors.torch import load_file, save_file
 
     sets = []
-    for index, size in enumerate((SMALL, FULL, WIDE)):
-        size = replace(size, count=batch * size.count, batch=batch * size.batch)
+    for index, size in enumerate(sizes):
         path = out / f"latents-{size.width}x{size.height}.safetensors"
         if not path.is_file():
-            made = encode_clips(modules, size, CLIP_SEEDS << 4 * index, FACTS.num_frames, device)
-            tensors = {name: tensor for name, tensor in vars(made).items() if isinstance(tensor, torch.Tensor)}
+            made = encode_clips(modules, size, CLIP_SEEDS << 4 * index, FACTS.defaults().num_frames, device)
+            tensors = {
+                name: tensor.contiguous() for name, tensor in vars(made).items() if isinstance(tensor, torch.Tensor)
+            }
             save_file(tensors, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
         sets.append(Latents(**load_file(path), batch=size.batch))

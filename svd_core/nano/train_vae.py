@@ -22,6 +22,7 @@ STILL_SHARE = 0.72  # of the time: then the decoder's temporal blocks join
 WHOLE_SHARE = 0.12  # of the steps see whole pictures, the others crops
 KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
+MEASURED = 64  # pictures that tell how large latents are
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,7 @@ def scale_latents(vae: AutoencoderKLTemporalDecoder, pool: Pool) -> None:
     quant_conv's means are multiplied, and the decoder's first convolution divided, by the same numbers.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    pixels = torch.cat([draw_crop(pool, 1, True, generator) for _ in range(64)])
+    pixels = torch.cat([draw_crop(pool, 1, True, generator) for _ in range(MEASURED)])
     latents = torch.cat([vae.encode(each[None]).latent_dist.mean for each in pixels])
     factor = 1 / (FACTS.scaling_factor * latents.std(dim=(0, 2, 3)).clamp_min(1e-4))
     vae.quant_conv.weight[:4] *= factor[:, None, None, None]

@@ -7,11 +7,12 @@ import torch
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 from svd_stages.svd_core.denoise import clean_from_v
 from svd_stages.svd_core.errors import SettingError
-from svd_stages.svd_core.nano import training
+from svd_stages.svd_core.nano import train as whole_training
+from svd_stages.svd_core.nano import train_vae, training
 from svd_stages.svd_core.nano.architecture import FACTS, new_modules
 from svd_stages.svd_core.nano.clips import REACH, frame_distance
 from svd_stages.svd_core.nano.evaluate import Settings, generate, psnr, reconstruct
-from svd_stages.svd_core.nano.train import as_checkpoint, write_nano
+from svd_stages.svd_core.nano.train import Minutes, as_checkpoint, train_nano, write_nano
 from svd_stages.svd_core.nano.train_clip import draw_labelled, embed
 from svd_stages.svd_core.nano.train_unet import ClipSize, choose_motion, encode_clips, time_ids, unet_loss, v_target
 from svd_stages.svd_core.nano.train_vae import draw_crop, draw_pool, only_space, scale_latents, vae_loss
@@ -167,6 +168,28 @@ def test_motion_at_random_stays_within_reach():
     assert min(bucket for _, bucket in drawn) < 40
     assert max(bucket for _, bucket in drawn) > 220
     assert all(4 <= fps <= 30 for fps, _ in drawn)
+
+
+def test_all_parts_are_trained_in_turn_and_a_second_run_has_nothing_left_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(whole_training, "POOL", range(1000, 1004))
+    monkeypatch.setattr(train_vae, "MEASURED", 2)
+    a_step = Minutes(vae=1e-5, clip=1e-5, unet=1e-5)
+    sizes = (ClipSize(64, 64, count=2, batch=1), ClipSize(128, 64, count=1, batch=1))
+    first = train_nano(tmp_path, a_step, CPU, sizes=sizes)
+    names = {"latents-64x64.safetensors", "latents-128x64.safetensors"}
+    for part in ("vae", "clip", "unet"):
+        names |= {f"{part}.safetensors", f"{part}.csv"}
+        assert len((tmp_path / f"{part}.csv").read_text().splitlines()) == 2, part
+    assert {each.name for each in tmp_path.iterdir()} == names
+    again = train_nano(tmp_path, a_step, CPU, sizes=sizes)
+    for name, tensor in again.unet.state_dict().items():
+        assert torch.equal(tensor, first.unet.state_dict()[name]), name
+
+
+def test_the_command_line_overwrites_no_training_unasked(tmp_path):
+    (tmp_path / "vae.safetensors").touch()
+    with pytest.raises(SettingError, match="--resume"):
+        whole_training.main(["--out", str(tmp_path)])
 
 
 def test_what_is_written_loads_with_its_facts_and_begins_with_the_image(pool, tmp_path):
