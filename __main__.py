@@ -166,7 +166,7 @@ def _add_convert_checkpoint(commands: Any) -> None:
         "--frames",
         type=int,
         metavar="N",
-        help="what the model was trained for, where SRC does not say: svd 14, svd_xt 25",
+        help="it was trained for, where SRC does not say so: svd 14, svd_xt 25",
     )
 
 

@@ -156,6 +156,13 @@ def test_inspect_and_convert_checkpoint_go_both_ways(here, models, capsys):
     assert main(["animate", "rocket.png", "--models", ".", "--model", "again.safetensors", *QUICK]) == 0
 
 
+def test_convert_checkpoint_writes_the_frames_down_that_it_is_told(here, models, capsys):
+    single = str(models / "checkpoints" / "video" / "tiny.safetensors")
+    assert main(["convert-checkpoint", single, "folder", "--frames", "6"]) == 0
+    assert main(["inspect", "folder"]) == 0
+    assert "trained for 6 frames" in capsys.readouterr().out
+
+
 BAD = {
     "image missing": (["animate", "nope.png"], 3, "nope.png"),
     "image unreadable": (["animate", "text.png"], 3, "text.png"),
@@ -186,6 +193,8 @@ BAD = {
     "missing link": (["run", "dangling.json"], 2, "99"),
     "wrong type": (["run", "mismatch.json"], 2, "SIGMAS"),
     "unknown setting": (["run", "fine.json", "--set", "SVDSigmas.stops=3"], 2, "stops.*steps"),
+    "folder to a folder": (["convert-checkpoint", ".", "other"], 2, "safetensors.*convert-checkpoint"),
+    "frames of a checkpoint": (["convert-checkpoint", ".", "a.safetensors", "--frames", "0"], 2, "from 1 to 4096"),
     "download": (["download", "svd-xxl"], 3, "svd-xt"),
 }
 

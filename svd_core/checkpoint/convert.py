@@ -1,12 +1,17 @@
-"""Conversion between the two forms on disk, and saving a checkpoint that is in memory in either."""
+"""Conversion between the two forms on disk, and saving a checkpoint that is in memory as one file."""
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from ..errors import SettingError
 from ..host import Advance
+from .facts import MAX_FRAMES
 from .folder import write_folder
 from .load import open_checkpoint
 from .modules import check, empty_clip, empty_unet, empty_vae
@@ -16,18 +21,35 @@ from .progress import Progress, no_progress
 from .single_file import single_file_tensors, write_single_file
 from .writing import in_place, refuse_existing
 
+logger = logging.getLogger(__name__)
 
-def convert_checkpoint(source: str | Path, destination: str | Path, progress: Progress = no_progress) -> Path:
+FILE_SUFFIX = ".safetensors"
+
+
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    progress: Progress = no_progress,
+    num_frames: int | None = None,
+) -> Path:
     """Write the one-file checkpoint `source` as a diffusers folder, or the diffusers folder `source` as one file.
+
+    num_frames  for how many frames the model was trained, 1 to 4096; None: what `source` says. When neither is known
+                the result does not say it either, and a warning tells how to
 
     Types are kept (of several variants in a folder the one with the most digits is taken), one tensor is in memory at
     a time, and `destination` appears when it is complete. What the one file holds beside the model (the text tower, a
-    second decoder) is left out. Raises CheckpointError when `source` is not a whole SVD, and OutputError when there
-    is something at `destination` already or it cannot be written.
+    second decoder) is left out. Raises CheckpointError when `source` is not a whole SVD or holds what the other form
+    cannot, SettingError when `destination` is named as the other form or `num_frames` is out of its range, and
+    OutputError when there is something at `destination` already or it cannot be written.
     """
     source, destination = Path(source), Path(destination)
+    _check_arguments(source, destination, num_frames)
     refuse_existing(destination)
-    with open_checkpoint(source, "fp32") as opened:
+    with open_checkpoint(source, "fp32") as read:
+        opened = read if num_frames is None else replace(read, facts=replace(read.facts, num_frames=num_frames))
+        if opened.facts.num_frames is None:
+            _warn_of_frames(source, destination)
         for component, empty in zip(opened.components(), (empty_unet, empty_vae, empty_clip), strict=True):
             check(opened, component, empty(opened))
         if source.is_dir():
@@ -37,6 +59,31 @@ def convert_checkpoint(source: str | Path, destination: str | Path, progress: Pr
     return destination
 
 
+def _check_arguments(source: Path, destination: Path, num_frames: int | None) -> None:
+    if num_frames is not None and not 1 <= num_frames <= MAX_FRAMES:
+        raise SettingError(f"frames must be from 1 to {MAX_FRAMES}, and is {num_frames}.")
+    to_file, named_file = source.is_dir(), destination.suffix.lower() == FILE_SUFFIX
+    if to_file and not named_file:
+        kinds, named = f"one file, whose name must end in {FILE_SUFFIX}", f"{destination}{FILE_SUFFIX}"
+    elif named_file and source.is_file():
+        kinds, named = f"a folder, whose name must not end in {FILE_SUFFIX}", str(destination.with_suffix(""))
+    else:
+        return
+    raise SettingError(
+        f'"{source.name}" is a {"folder" if to_file else "file"} and is converted to {kinds}; the name given is '
+        f'"{destination.name}". Run svd-stages convert-checkpoint {shlex.quote(str(source))} {shlex.quote(named)}'
+    )
+
+
+def _warn_of_frames(source: Path, destination: Path) -> None:
+    logger.warning(
+        '"%s" does not say for how many frames it was trained (svd: 14, svd_xt: 25), and neither will "%s"; 25 will be '
+        "taken. To write it down, convert again with --frames N.",
+        source.name,
+        destination.name,
+    )
+
+
 def save_single_file(checkpoint: Checkpoint, path: str | Path) -> Path:
     """Write a checkpoint that is in memory as one file in Stability's layout. Types are kept.
 
@@ -44,14 +91,6 @@ def save_single_file(checkpoint: Checkpoint, path: str | Path) -> Path:
     shape of model that the layout has no names for.
     """
     return _write_file(open_in_memory(checkpoint), Path(path), no_progress)
-
-
-def save_folder(checkpoint: Checkpoint, path: str | Path) -> Path:
-    """Write a checkpoint that is in memory as a diffusers folder. Types are kept.
-
-    Raises OutputError when there is something at `path` already or it cannot be written.
-    """
-    return _write_folder(open_in_memory(checkpoint), Path(path), no_progress)
 
 
 def _write_file(opened: OpenCheckpoint, path: Path, progress: Progress) -> Path:

@@ -28,6 +28,8 @@ PREFERRED = {
 }
 """Precision wanted -> variants of a part's weights, the best first; "" is the one without a name."""
 
+OWN_FACTS = ("width", "height", "min_guidance", "max_guidance")
+"""The facts that diffusers' own config files have no place for."""
 SCHEDULER_CONFIG = {  # SVD scheduler/scheduler_config.json
     "_class_name": "EulerDiscreteScheduler",
     "beta_end": 0.012,
@@ -136,7 +138,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> Facts:
-    """The facts of a folder from its config files, with those under `_svd_stages` in its index over them."""
+    """The facts of a folder from its config files, with those under `_svd_stages` in its index over them.
+
+    A unet/config.json without `num_frames` does not say for how many frames the model was trained; diffusers then
+    takes 25.
+    """
     scheduler = read_config(path / "scheduler" / "scheduler_config.json")
     processor = read_config(path / "feature_extractor" / "preprocessor_config.json")
     table = {
@@ -157,11 +163,41 @@ def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dic
 def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
     """The sets of safetensors weights in `folder`: variant name ("" for none) -> its files in order.
 
-    A set is one file, or the shards of one; an index file is not needed. Raises CheckpointError when there are shards
-    but no complete set.
+    A set is one file, or the shards of one. Of several complete sets of a variant, the one that an index file lists is
+    taken, as diffusers does, and without an index the one with the fewest files. Raises CheckpointError when there are
+    shards but no complete set.
     """
-    sets: dict[str, dict[int, Path]] = {}
-    counts: dict[str, int] = {}
+    listed = _listed_files(folder)
+    complete: dict[str, list[Path]] = {}
+    sets = _sets(folder, part)
+    for (variant, count), files in sorted(sets.items()):
+        row = [files[number] for number in sorted(files)]
+        if len(row) == count and (variant not in complete or listed.issuperset(file.name for file in row)):
+            complete[variant] = row
+    if sets and not complete:
+        (_, count), files = next(iter(sorted(sets.items())))
+        lacking = next(number for number in range(1, count + 1) if number not in files)
+        raise CheckpointError(
+            f'the {part.title} in "{folder}" is not complete: of {count} files, number {lacking} is missing. Download '
+            "the folder again.",
+            code="checkpoint.missing_parts",
+        )
+    return complete
+
+
+def _listed_files(folder: Path) -> set[str]:
+    """The names of the files that the index files of `folder` list."""
+    names: set[str] = set()
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        weights = read_config(index).get("weight_map")
+        if isinstance(weights, dict):
+            names |= {name for name in weights.values() if isinstance(name, str)}
+    return names
+
+
+def _sets(folder: Path, part: Part) -> dict[tuple[str, int], dict[int, Path]]:
+    """The files of `part`'s weights by variant and by the number of files that the set must have: number -> file."""
+    sets: dict[tuple[str, int], dict[int, Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         match = WEIGHTS.fullmatch(file.name)
         if match is None or match["stem"] != part.stem:
@@ -169,20 +205,8 @@ def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
         shard = SHARD.search(match["rest"])
         variant = SHARD.sub("", match["rest"]).strip(".")
         number, count = (int(shard["number"]), int(shard["count"])) if shard else (1, 1)
-        if count == 1 or counts.setdefault(variant, count) != count:
-            sets[variant] = {}
-        sets.setdefault(variant, {})[number] = file
-        counts[variant] = count
-    complete = {variant: files for variant, files in sets.items() if len(files) == counts[variant]}
-    if sets and not complete:
-        variant, files = next(iter(sets.items()))
-        lacking = next(number for number in range(1, counts[variant] + 1) if number not in files)
-        raise CheckpointError(
-            f'the {part.title} in "{folder}" is not complete: of {counts[variant]} files, number {lacking} is '
-            "missing. Download the folder again.",
-            code="checkpoint.missing_parts",
-        )
-    return {variant: [files[number] for number in sorted(files)] for variant, files in complete.items()}
+        sets.setdefault((variant, count), {})[number] = file
+    return sets
 
 
 def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
@@ -204,7 +228,8 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
     """Write `opened` as a diffusers folder into the empty folder `path`, one tensor at a time.
 
     `on_tensor` is called after each tensor. diffusers' StableVideoDiffusionPipeline.from_pretrained loads the folder;
-    facts it has no place for go into model_index.json under `_svd_stages`.
+    facts it has no place for go into model_index.json under `_svd_stages`. What is not known is left out: without
+    `num_frames` in unet/config.json, diffusers takes 25 itself.
     """
     facts = opened.facts
     for part, component in zip(PARTS, opened.components(), strict=True):
@@ -212,7 +237,7 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
         folder.mkdir()
         head = {"architectures": [part.class_name]} if part is CLIP else {"_class_name": part.class_name}
         kind = {"model_type": "clip_vision_model"} if part is CLIP else {}
-        write_config(folder / "config.json", {**head, **kind, **_plain(component.config)})
+        write_config(folder / "config.json", {**head, **kind, **_settings(part, component, facts)})
         write_safetensors(folder / f"{part.stem}.safetensors", component.tensors, {"format": "pt"}, on_tensor)
     sigmas = {"sigma_max": facts.sigma_max, "sigma_min": facts.sigma_min}
     _write_in(path / "scheduler", "scheduler_config.json", {**SCHEDULER_CONFIG, **sigmas})
@@ -225,13 +250,7 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
     }
     _write_in(path / "feature_extractor", "preprocessor_config.json", {**IMAGE_PROCESSOR_CONFIG, **numbers})
     named = {part.folder: [part.library, part.class_name] for part in PARTS}
-    defaults = facts.defaults()
-    own = {
-        "width": defaults.width,
-        "height": defaults.height,
-        "min_guidance": defaults.min_guidance,
-        "max_guidance": defaults.max_guidance,
-    }
+    own = {key: value for key, value in facts.as_dict().items() if key in OWN_FACTS}
     index = {
         "_class_name": PIPELINE,
         **named,
@@ -242,10 +261,12 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
     write_config(path / INDEX, index)
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what the library that made it writes down about itself."""
-    drop = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type")
-    return {key: value for key, value in config.items() if not key.startswith("_") and key not in drop}
+def _settings(part: Part, component: Component, facts: Facts) -> dict[str, Any]:
+    """A part's configuration without what the library that made it writes down about itself; the frames if known."""
+    drop = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type", "num_frames")
+    plain = {key: value for key, value in component.config.items() if not key.startswith("_") and key not in drop}
+    frames = {} if part is not UNET or facts.num_frames is None else {"num_frames": facts.num_frames}
+    return {**plain, **frames}
 
 
 def _write_in(folder: Path, name: str, config: dict[str, Any]) -> None:

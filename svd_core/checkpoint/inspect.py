@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError
-from .facts import METADATA_KEY, facts_from_metadata
+from .facts import Facts
 from .family import WAY_OUT, Family, family_of, parts_of, require_svd
 from .folder import INDEX, PARTS, PIPELINE, Part, read_config, read_facts, read_index, variants
 from .header import Header, read_header
 from .parts import VideoDefaults
+from .provenance import file_facts, read_provenance
 
 PRECISION_NAMES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
@@ -99,20 +100,23 @@ def read_defaults(path: str | Path) -> VideoDefaults:
     Raises CheckpointError when it is no SVD checkpoint.
     """
     path = Path(path)
-    if not path.is_dir():
-        header = read_header(path)
-        require_svd(path.name, header.tensors)
-        return facts_from_metadata(path.name, header.metadata).defaults()
+    if path.is_dir():
+        return _folder_facts(path).defaults()
+    header = read_header(path)
+    require_svd(path.name, header.tensors)
+    return file_facts(path, header).defaults()
+
+
+def _folder_facts(path: Path) -> Facts:
     index = read_index(path)
     unet, vae = (read_config(path / name / "config.json") for name in ("unet", "vae"))
-    return read_facts(path, index, unet, vae).defaults()
+    return read_facts(path, index, unet, vae)
 
 
 def _inspect_file(path: Path) -> Inspection:
     header = read_header(path)
     family = family_of(header.tensors)
-    says_frames = METADATA_KEY in header.metadata
-    facts = facts_from_metadata(path.name, header.metadata)
+    facts = file_facts(path, header)
     notes: list[str] = []
     usable = False
     try:
@@ -120,11 +124,11 @@ def _inspect_file(path: Path) -> Inspection:
         usable = True
     except CheckpointError as error:
         notes.append(str(error))
-    if usable and not says_frames:
-        notes.append(
-            "It does not say for how many frames it was trained (svd: 14, svd_xt: 25, the same shapes); "
-            f"{facts.num_frames} are taken unless you say otherwise."
-        )
+    if usable:
+        notes += _notes_on_frames(facts)
+        known = read_provenance(path, header.file_size)
+        if known is not None:
+            notes.append(f'svd-stages download fetched it as "{known.name}", and wrote so in a small file beside it.')
     return Inspection(
         path=path,
         kind="one file",
@@ -132,9 +136,18 @@ def _inspect_file(path: Path) -> Inspection:
         usable=usable,
         parts=tuple(_part(name, "", header, names) for name, names in parts_of(header.tensors).items()),
         bytes=header.file_size,
-        num_frames=facts.num_frames if says_frames else None,
+        num_frames=facts.num_frames,
         notes=tuple(notes),
     )
+
+
+def _notes_on_frames(facts: Facts) -> list[str]:
+    if facts.num_frames is not None:
+        return []
+    return [
+        "It does not say for how many frames it was trained (svd: 14, svd_xt: 25, the same shapes); "
+        f"{facts.defaults().num_frames} are taken unless you say otherwise."
+    ]
 
 
 def _part(name: str, variant: str, header: Header, names: Iterable[str]) -> PartFound:
@@ -158,9 +171,10 @@ def _inspect_folder(path: Path) -> Inspection:
             notes=(f"It is another pipeline's folder: {WAY_OUT[Family.UNKNOWN]}.",),
         )
     notes: list[str] = []
-    num_frames = None
+    facts = None
     try:
-        num_frames = read_defaults(path).num_frames
+        facts = _folder_facts(path)
+        notes += _notes_on_frames(facts)
     except CheckpointError as error:
         notes.append(str(error))
     parts: list[PartFound] = []
@@ -171,10 +185,10 @@ def _inspect_folder(path: Path) -> Inspection:
         path=path,
         kind="diffusers folder",
         family=Family.SVD.value,
-        usable=whole and num_frames is not None,
+        usable=whole and facts is not None,
         parts=tuple(parts),
         bytes=sum(part.bytes for part in parts),
-        num_frames=num_frames,
+        num_frames=None if facts is None else facts.num_frames,
         notes=tuple(notes),
     )
 

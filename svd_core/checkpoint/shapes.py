@@ -85,7 +85,7 @@ def unet_config(file: str, shapes: Shapes, facts: Facts) -> tuple[dict[str, Any]
         "cross_attention_dim": reader.size(1, *keys),
         "transformer_layers_per_block": max(reader.count(f"{cross_blocks[0]}.transformer_blocks"), 1),
         "num_attention_heads": tuple(_heads(file, "UNet", width, facts.unet_head_width) for width in widths),
-        "num_frames": facts.num_frames,
+        "num_frames": facts.defaults().num_frames,
     }
     return config, layout
 

@@ -23,21 +23,18 @@ def write_safetensors(
 ) -> None:
     """Write `tensors` to `path` in safetensors' format, with one of them in memory at a time.
 
-    Wider types come first, so that every tensor is aligned. `on_tensor` is called after each. Raises OutputError when
-    the disk does not take it.
+    Wider types come first, so that every tensor is aligned. `on_tensor` is called after each. Raises OSError when the
+    disk does not take it; `in_place` makes it an error of ours, with the name that the user gave.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-DTYPE_BYTES[item[1].dtype], item[0]))
     header = _header(ordered, metadata)
-    try:
-        with path.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for _, tensor in ordered:
-                _write_tensor(file, tensor)
-                on_tensor()
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, tensor in ordered:
+            _write_tensor(file, tensor)
+            on_tensor()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _header(ordered: list[tuple[str, LazyTensor]], metadata: Mapping[str, str]) -> bytes:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from svd_stages.svd_core.checkpoint.convert import save_single_file
 from svd_stages.svd_core.checkpoint.header import DTYPE_BYTES
 from svd_stages.svd_core.checkpoint.parts import Checkpoint
@@ -23,6 +25,20 @@ LAYOUT = Path(__file__).parents[2] / "data" / "svd_single_file_layout.json.gz"
 def one_file(tiny: Checkpoint, tmp_path_factory) -> Path:
     """The tiny SVD in Stability's layout. Nothing may change it."""
     return save_single_file(tiny, tmp_path_factory.mktemp("one_file") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def silent(one_file: Path, tmp_path_factory) -> Path:
+    """The tiny SVD as one file that does not say its frames and guidance, as the published ones. Nothing may change it.
+
+    What it does say is what a tower and a UNet so narrow need.
+    """
+    with safe_open(str(one_file), framework="pt") as file:
+        facts = json.loads(file.metadata()["svd_stages"])
+    told = {key: value for key, value in facts.items() if key not in ("num_frames", "min_guidance", "max_guidance")}
+    path = tmp_path_factory.mktemp("silent") / "silent.safetensors"
+    save_file(load_file(one_file), path, metadata={"svd_stages": json.dumps(told)})
+    return path
 
 
 @pytest.fixture(scope="session")

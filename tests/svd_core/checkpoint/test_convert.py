@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from svd_stages.svd_core.checkpoint import convert, single_file
-from svd_stages.svd_core.checkpoint.convert import convert_checkpoint, save_folder, save_single_file
+from svd_stages.svd_core.checkpoint.convert import convert_checkpoint, save_single_file
+from svd_stages.svd_core.checkpoint.inspect import inspect, read_defaults
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
-from svd_stages.svd_core.checkpoint.parts import SVDVae
+from svd_stages.svd_core.checkpoint.parts import SVDVae, VideoDefaults
 from svd_stages.svd_core.checkpoint.single_file import fold_quant_conv
 from svd_stages.svd_core.checkpoint.tensors import module_tensors
-from svd_stages.svd_core.errors import CheckpointError, OutputError
+from svd_stages.svd_core.errors import CheckpointError, OutputError, SettingError
 from tiny import SCHEDULER_CONFIG, tiny_checkpoint
 
 
@@ -124,12 +126,6 @@ def test_the_file_says_its_facts_in_the_metadata(one_file):
     }
 
 
-def test_a_folder_saved_from_memory_loads_with_its_facts(tiny, tmp_path, same_modules):
-    loaded = load_checkpoint(save_folder(tiny, tmp_path / "saved"))
-    same_modules(loaded, tiny)
-    assert loaded.model.defaults == tiny.model.defaults
-
-
 def test_a_vae_that_the_layout_has_no_names_for_stays_a_folder(tiny, tmp_path):
     from diffusers import AutoencoderKLTemporalDecoder
 
@@ -142,41 +138,50 @@ def test_a_vae_that_the_layout_has_no_names_for_stays_a_folder(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_what_is_there_is_not_written_over(one_file, folder, tmp_path, kind):
-    target = tmp_path / "there"
+@pytest.mark.parametrize("to", ["there", "there.safetensors"])
+def test_what_is_there_is_not_written_over(one_file, folder, tmp_path, kind, to):
+    target = tmp_path / to
     if kind == "file":
         target.write_text("mine")
     elif kind == "folder":
         target.mkdir()
     else:
         target.symlink_to(tmp_path / "nowhere")
-    for source in (one_file, folder):
-        with pytest.raises(OutputError, match="there already"):
-            convert_checkpoint(source, target)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with pytest.raises(OutputError, match="there already"):
+        convert_checkpoint(folder if target.suffix else one_file, target)
+    assert [path.name for path in tmp_path.iterdir()] == [to]
     assert kind != "file" or target.read_text() == "mine"
 
 
+@contextmanager
+def full_disk(at: int):
+    """Inside the `with`, no file may grow beyond `at` bytes, and the system itself refuses."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("source", ["one file", "folder"])
-def test_a_failure_in_the_middle_leaves_nothing_behind(source, one_file, converted, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing_and_names_the_destination(
+    source, one_file, converted, tmp_path
+):
+    written: list[int] = []
 
-    if source == "folder":
-        monkeypatch.setattr(single_file, "write_safetensors", _after_writing(single_file.write_safetensors, fail))
-    else:
-        monkeypatch.setattr(convert, "write_folder", _after_writing(convert.write_folder, fail))
-    with pytest.raises(OutputError, match="No space left"):
-        convert_checkpoint(one_file if source == "one file" else converted, tmp_path / "out")
+    @contextmanager
+    def progress(stage: str, total: int, unit: str):
+        yield written.append
+
+    target = tmp_path / ("out" if source == "one file" else "out.safetensors")
+    with full_disk(at=20_000_000), pytest.raises(OutputError) as raised:
+        convert_checkpoint(one_file if source == "one file" else converted, target, progress)
+    assert str(raised.value).startswith(f'"{target}" cannot be written: File too large')
+    assert ".part" not in str(raised.value)
+    assert 0 < len(written) < 1000
     assert list(tmp_path.iterdir()) == []
-
-
-def _after_writing(write, fail):
-    def both(*arguments):
-        write(*arguments)
-        fail()
-
-    return both
 
 
 def test_an_incomplete_source_is_refused_before_anything_is_written(one_file, tmp_path):
@@ -193,3 +198,63 @@ def test_a_place_that_cannot_be_written_is_an_error_of_ours(one_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
         convert_checkpoint(one_file, tmp_path / "file" / "target")
+
+
+def test_frames_that_are_not_known_are_not_written_down_and_the_user_is_told(silent, tmp_path, caplog):
+    folder = convert_checkpoint(silent, tmp_path / "folder")
+    assert "--frames" in caplog.text
+    assert "num_frames" not in json.loads((folder / "unet" / "config.json").read_text())
+    assert json.loads((folder / "model_index.json").read_text())["_svd_stages"] == {"width": 64, "height": 64}
+    assert inspect(folder).num_frames is None
+    back = convert_checkpoint(folder, tmp_path / "back.safetensors")
+    with safe_open(str(back), framework="pt") as file:
+        facts = json.loads(file.metadata()["svd_stages"])
+    assert not facts.keys() & {"num_frames", "min_guidance", "max_guidance"}
+    assert inspect(back).num_frames is None
+    assert load_checkpoint(back).model.defaults == VideoDefaults(25, 64, 64, 1.5, 3.0)
+
+
+def test_diffusers_takes_its_own_default_where_the_frames_are_not_known(silent, tmp_path):
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    folder = convert_checkpoint(silent, tmp_path / "folder")
+    config = UNetSpatioTemporalConditionModel.load_config(folder / "unet")
+    with torch.device("meta"):
+        assert UNetSpatioTemporalConditionModel.from_config(config).config.num_frames == 25
+
+
+def test_the_frames_that_the_user_says_are_written_down_both_ways(silent, tmp_path, caplog):
+    wanted = VideoDefaults(14, 64, 64, 1.0, 2.5)
+    folder = convert_checkpoint(silent, tmp_path / "folder", num_frames=14)
+    assert json.loads((folder / "unet" / "config.json").read_text())["num_frames"] == 14
+    assert read_defaults(folder) == wanted
+    assert read_defaults(convert_checkpoint(folder, tmp_path / "back.safetensors")) == wanted
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("frames", [0, -1, 5000])
+def test_frames_out_of_range_are_refused(one_file, tmp_path, frames):
+    with pytest.raises(SettingError, match=f"from 1 to 4096, and is {frames}"):
+        convert_checkpoint(one_file, tmp_path / "folder", num_frames=frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_destination_that_is_named_as_the_other_form_is_refused_with_the_right_command(one_file, folder, tmp_path):
+    with pytest.raises(SettingError, match=rf"convert-checkpoint {folder} {tmp_path}/out\.safetensors$"):
+        convert_checkpoint(folder, tmp_path / "out")
+    with pytest.raises(SettingError, match=rf"convert-checkpoint {one_file} {tmp_path}/out$"):
+        convert_checkpoint(one_file, tmp_path / "out.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-3)])
+def test_a_clip_tower_that_the_layout_cannot_describe_stays_a_folder(folder, tmp_path, key, value):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, copy_function=os.link)
+    config = other / "image_encoder" / "config.json"
+    text = json.dumps({**json.loads(config.read_text()), key: value})
+    config.unlink()
+    config.write_text(text)
+    with pytest.raises(CheckpointError, match=f"{key} {value}.*Keep it as a diffusers folder"):
+        convert_checkpoint(other, tmp_path / "one.safetensors")
+    assert not (tmp_path / "one.safetensors").exists()

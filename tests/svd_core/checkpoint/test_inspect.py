@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from svd_stages.svd_core.checkpoint.catalog import entry
+from svd_stages.svd_core.checkpoint.folder import UNET as UNET_PART
+from svd_stages.svd_core.checkpoint.folder import variants
 from svd_stages.svd_core.checkpoint.inspect import inspect, read_defaults
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 from svd_stages.svd_core.checkpoint.parts import VideoDefaults
+from svd_stages.svd_core.checkpoint.provenance import provenance_path, write_provenance
 from svd_stages.svd_core.errors import CheckpointError
 from tiny import save_tiny_folder, tiny_checkpoint
 
@@ -155,6 +162,84 @@ def test_what_the_metadata_says_goes_before_what_is_published(facts, defaults, l
     tensors = {name: ("F16", shape) for name, shape in layout.items()}
     path = header_only(tmp_path / "x.safetensors", tensors, {"svd_stages": json.dumps(facts)})
     assert read_defaults(path) == defaults
+
+
+def test_metadata_without_frames_do_not_say_the_frames(layout, header_only, tmp_path):
+    tensors = {name: ("F16", shape) for name, shape in layout.items()}
+    found = inspect(header_only(tmp_path / "x.safetensors", tensors, {"svd_stages": '{"width": 512}'}))
+    assert (found.usable, found.num_frames) == (True, None)
+    assert "does not say" in found.describe()
+
+
+def test_a_folder_without_frames_in_its_config_does_not_say_them(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, copy_function=os.link)
+    config = other / "unet" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["num_frames"]
+    config.unlink()
+    config.write_text(json.dumps(settings))
+    found = inspect(other)
+    assert (found.usable, found.num_frames) == (True, None)
+    assert "does not say" in found.describe()
+    assert read_defaults(other).num_frames == 25
+
+
+@pytest.fixture
+def published(layout, header_only, tmp_path) -> Path:
+    """A file as published, which does not say its frames, with what `svd-stages download svd` writes beside it."""
+    path = header_only(tmp_path / "any name.safetensors", {name: ("F16", shape) for name, shape in layout.items()})
+    write_provenance(path, "svd", None, entry("svd").defaults)
+    return path
+
+
+def test_a_file_that_was_downloaded_by_name_has_the_frames_of_that_name(published):
+    assert read_defaults(published) == VideoDefaults(14, 1024, 576, 1.0, 2.5)
+    found = inspect(published)
+    assert (found.usable, found.num_frames) == (True, 14)
+    assert 'fetched it as "svd"' in found.describe() and "does not say" not in found.describe()
+
+
+def test_what_was_downloaded_is_not_believed_of_a_file_of_another_size(published, header_only, layout):
+    tensors = {name: ("F16", shape) for name, shape in layout.items()}
+    header_only(published, tensors, {"other": "file"})
+    assert read_defaults(published).num_frames == 25
+    assert inspect(published).num_frames is None
+
+
+def test_what_the_file_says_goes_before_what_was_downloaded(published, header_only, layout):
+    tensors = {name: ("F16", shape) for name, shape in layout.items()}
+    header_only(published, tensors, {"svd_stages": '{"num_frames": 8}'})
+    write_provenance(published, "svd", None, entry("svd").defaults)
+    assert read_defaults(published) == VideoDefaults(8, 1024, 576, 1.0, 3.0)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff", '{"num_frames": "many"}'])
+def test_a_damaged_note_of_a_download_is_named(published, text):
+    beside = provenance_path(published)
+    if "num_frames" in text:
+        text = json.dumps({**json.loads(beside.read_text()), "facts": json.loads(text)})
+    beside.write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"any name\.safetensors\.svd-stages\.json"):
+        read_defaults(published)
+
+
+def test_of_two_complete_sets_of_shards_the_listed_one_is_taken_or_the_one_with_fewest_files(tmp_path):
+    unet = tmp_path / "unet"
+    unet.mkdir()
+    for count in (2, 3):
+        for number in range(1, count + 1):
+            (unet / f"diffusion_pytorch_model-{number:05}-of-{count:05}.safetensors").touch()
+    assert [path.name[24:38] for path in variants(unet, UNET_PART)[""]] == ["00001-of-00002", "00002-of-00002"]
+    listed = {f"weight{number}": f"diffusion_pytorch_model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)}
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": listed}))
+    assert [path.name for path in variants(unet, UNET_PART)[""]] == list(listed.values())
+    (unet / listed["weight3"]).unlink()
+    assert len(variants(unet, UNET_PART)[""]) == 2
+    (unet / "diffusion_pytorch_model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="of 2 files, number 1 is missing"):
+        variants(unet, UNET_PART)
 
 
 def test_looking_at_checkpoints_loads_no_heavy_library(one_file):
