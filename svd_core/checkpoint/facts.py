@@ -20,33 +20,44 @@ METADATA_KEY = "svd_stages"
 INDEX_KEY = "_svd_stages"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/clip-vit, preprocessor_config.json
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_FRAMES = 4096
 GUIDANCE = {14: (1.0, 2.5), 25: (1.5, 3.0)}
 """Frames -> (min, max) guidance: generative-models scripts/sampling/configs/svd.yaml and svd_xt.yaml."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What shapes cannot tell. The defaults are what all published models have in common.
+    """What shapes cannot tell. The defaults are the published 25-frame model's (SVD-XT).
 
-    num_frames                   how many frames it was trained for; None: not known
-    width, height                what it was trained for, in pixels
+    num_frames, width, height    what it was trained for; width and height in pixels
     min_guidance, max_guidance   None: by the frame count, as published
     clip_heads                   attention heads of the CLIP tower; None: heads are 80 wide, as in ViT-H
     unet_head_width              width of one attention head of the UNet
+    unet_attention               for each level of the UNet, from the picture down, whether it has attention
+    unet_layers                  ResNet layers of each of its levels
+    unet_transformers            transformer layers of each of its attentions
+    vae_levels                   levels of the VAE
+    clip_layers                  layers of the CLIP tower
     scaling_factor               scaled latents = unscaled latents * scaling_factor
     sigma_min, sigma_max         the noise range it was trained for
     force_upcast                 whether the VAE's encoder must compute in float32
     image_mean, image_std        what the CLIP tower's input is normalised by, per channel
+
+    The depths (unet_attention to clip_layers) are a one-file checkpoint's: without them, a file that lost its last
+    layers would be a smaller model. A folder's config files say its own.
     """
 
-    num_frames: int | None = None
+    num_frames: int = 25
     width: int = 1024
     height: int = 576
     min_guidance: float | None = None
     max_guidance: float | None = None
     clip_heads: int | None = None
     unet_head_width: int = 64
+    unet_attention: tuple[bool, ...] = (True, True, True, False)  # SVD unet/config.json
+    unet_layers: int = 2
+    unet_transformers: int = 1
+    vae_levels: int = 4  # SVD vae/config.json
+    clip_layers: int = 32  # SVD image_encoder/config.json
     scaling_factor: float = 0.18215  # SVD vae/config.json
     sigma_min: float = 0.002  # SVD scheduler/scheduler_config.json
     sigma_max: float = 700.0
@@ -55,11 +66,10 @@ class Facts:
     image_std: tuple[float, ...] = CLIP_STD
 
     def defaults(self) -> VideoDefaults:
-        """The values to use when the user gives none; SVD-XT's 25 frames when the number is not known."""
-        frames = VideoDefaults.num_frames if self.num_frames is None else self.num_frames
-        low, high = GUIDANCE.get(frames, (VideoDefaults.min_guidance, VideoDefaults.max_guidance))
+        """The values to use when the user gives none."""
+        low, high = GUIDANCE.get(self.num_frames, (VideoDefaults.min_guidance, VideoDefaults.max_guidance))
         return VideoDefaults(
-            num_frames=frames,
+            num_frames=self.num_frames,
             width=self.width,
             height=self.height,
             min_guidance=low if self.min_guidance is None else self.min_guidance,
@@ -110,6 +120,8 @@ def facts_from_table(name: str, given: Any) -> Facts:
     for key in ("image_mean", "image_std"):
         if key in values:
             values[key] = tuple(float(number) for number in values[key])
+    if "unet_attention" in values:
+        values["unet_attention"] = tuple(values["unet_attention"])
     facts = Facts(**values)
     if facts.sigma_min >= facts.sigma_max:
         raise _wrong(name, "sigma_min", f"must be below sigma_max, {facts.sigma_max}", facts.sigma_min)
@@ -149,6 +161,15 @@ def _flag(value: Any) -> tuple[bool, str]:
     return isinstance(value, bool), "must be true or false"
 
 
+def _flags(most: int):
+    def rule(value: Any) -> tuple[bool, str]:
+        row = isinstance(value, (list, tuple)) and 1 <= len(value) <= most
+        inside = row and all(isinstance(each, bool) for each in value)
+        return inside, f"must be a row of true or false, 1 to {most} of them"
+
+    return rule
+
+
 def _three(low: float, high: float):
     def rule(value: Any) -> tuple[bool, str]:
         row = isinstance(value, (list, tuple)) and len(value) == 3
@@ -159,13 +180,18 @@ def _three(low: float, high: float):
 
 
 _RULES = {
-    "num_frames": _whole(1, MAX_FRAMES),
+    "num_frames": _whole(1, 4096),
     "width": _whole(8, 16384, step=8),
     "height": _whole(8, 16384, step=8),
     "min_guidance": _number(0, 100),
     "max_guidance": _number(0, 100),
     "clip_heads": _whole(1, 1024),
     "unet_head_width": _whole(1, 1024),
+    "unet_attention": _flags(8),
+    "unet_layers": _whole(1, 8),
+    "unet_transformers": _whole(1, 16),
+    "vae_levels": _whole(1, 8),
+    "clip_layers": _whole(1, 64),
     "scaling_factor": _number(1e-6, 1e6),
     "sigma_min": _number(1e-9, 1e6),
     "sigma_max": _number(1e-9, 1e6),

@@ -64,10 +64,10 @@ WAY_OUT = {
 
 def family_of(tensors: Infos) -> Family:
     """The family of a file with these tensors."""
-    if CONV_IN in tensors or any(name.startswith(UNET_PREFIX) for name in tensors):
+    if CONV_IN not in tensors and any(mark in name for name in tensors for mark in LORA_MARKS):
+        return Family.LORA  # first: some carry the full model's prefixes
+    if any(name.startswith(UNET_PREFIX) for name in tensors):
         return _family_of_unet(tensors)
-    if any(mark in name for name in tensors for mark in LORA_MARKS):
-        return Family.LORA
     if "conv_in.weight" in tensors and any(name.startswith("down_blocks.0.") for name in tensors):
         temporal = any(".temporal_transformer_blocks." in name for name in tensors)
         return Family.DIFFUSERS_SVD_UNET if temporal else Family.DIFFUSERS_UNET

@@ -24,6 +24,21 @@ CLIP_PREFIX = "conditioner.embedders.0.open_clip.model.visual."
 CONDITIONING_VAE_PREFIX = "conditioner.embedders.3.encoder."
 """The second VAE of a one-file checkpoint: the reference encodes the conditioning image with its encoder."""
 
+FIRST_ENCODER = VAE_PREFIX + "encoder."
+SECOND_DECODER = (CONDITIONING_VAE_PREFIX + "decoder.", CONDITIONING_VAE_PREFIX + "post_quant_conv.")
+TEXT_TOWER = "conditioner.embedders.0.open_clip.model."
+LEFTOVERS = {
+    **{
+        TEXT_TOWER + end: "the text tower"
+        for end in ("positional_embedding", "text_projection", "logit_scale", "token_embedding.", "ln_final.")
+    },
+    **{each: "the second VAE's decoder" for each in SECOND_DECODER},
+    FIRST_ENCODER: "the first VAE's encoder",
+    "denoiser.": "training",
+    "model_ema.": "training",
+}
+"""How the names begin of what files hold beside the model -> what it is of."""
+
 
 class Change(Enum):
     """How a tensor of the one file becomes the module's tensor."""

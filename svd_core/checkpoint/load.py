@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SettingError
 from .folder import INDEX, open_folder
-from .modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, left_over
-from .opened import Component, OpenCheckpoint
+from .keymap import LEFTOVERS
+from .modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, readable
+from .opened import OpenCheckpoint
 from .parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
 from .single_file import open_single_file
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-EXPECTED_LEFTOVERS = ("conditioner.", "first_stage_model.encoder.", "denoiser.", "model_ema.", "position_ids")
-"""In the names of what published files hold beside the model: the text tower, a second VAE, buffers."""
 ENCODER = ("encoder.", "quant_conv.")
 """The VAE's tensors on the encoder's side."""
 
@@ -43,7 +43,8 @@ def load_checkpoint(path: str | Path, precision: str = "auto", device: torch.dev
     device     where the stages will compute; None asks the host. Only `auto` looks at it
 
     The modules are on the CPU, frozen, in evaluation mode, in memory of their own. Raises CheckpointError when the
-    checkpoint is missing, damaged, of another family or not complete, and SettingError for an unknown precision.
+    checkpoint is missing, damaged, of another family, not complete or not finite, and SettingError for an unknown
+    precision.
     """
     import torch
 
@@ -52,14 +53,16 @@ def load_checkpoint(path: str | Path, precision: str = "auto", device: torch.dev
     wanted = variant.get(resolve_dtypes(precision, where, torch.float32, force_upcast=True).compute, "fp32")
     with open_checkpoint(path, wanted) as opened, torch.inference_mode(False), torch.no_grad():
         stored = torch.bfloat16 if "BF16" in opened.stored_dtypes() else torch.float32
-        return _load(opened, resolve_dtypes(precision, where, stored, opened.facts.force_upcast))
+        dtypes = resolve_dtypes(precision, where, stored, opened.facts.force_upcast)
+        return _load(opened, dtypes, bf16_instead=precision == "auto")
 
 
 def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, force_upcast: bool) -> Dtypes:
     """What `precision` means on `device` for a checkpoint whose weights are `stored` in some type.
 
     auto is fp16 on CUDA, or bf16 there when the weights are stored in bf16 (their numbers may be too large for fp16),
-    and fp32 on every other device. With `force_upcast` the VAE's encoder is float32 whatever the precision.
+    and fp32 on every other device. When loading meets a number too large for auto's fp16, it takes bf16 after all. With
+    `force_upcast` the VAE's encoder is float32 whatever the precision.
     Raises SettingError for a precision that is not auto, fp16, bf16 or fp32.
     """
     import torch
@@ -101,22 +104,16 @@ def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def _load(opened: OpenCheckpoint, dtypes: Dtypes) -> Checkpoint:
+def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool) -> Checkpoint:
+    """The checkpoint in `dtypes`, or with `bf16_instead` in bf16 where fp16 cannot hold its numbers."""
     facts = opened.facts
-    parts: list[tuple[Component, Any]] = [
-        (opened.unet, empty_unet(opened)),
-        (opened.vae, empty_vae(opened)),
-        (opened.clip, empty_clip(opened)),
-    ]
-    ignored = list(opened.ignored)
-    for component, module in parts:
+    unet, vae, clip = empty_unet(opened), empty_vae(opened), empty_clip(opened)
+    for component, module in zip(opened.components(), (unet, vae, clip), strict=True):
         check(opened, component, module)
-        ignored += left_over(opened, component, module)
-    _report_ignored(opened.name, ignored)
-    unet, vae, clip = (module for _, module in parts)
-    fill(opened.unet, unet, lambda name: dtypes.compute)
-    fill(opened.vae, vae, lambda name: dtypes.encoder if name.startswith(ENCODER) else dtypes.compute)
-    fill(opened.clip, clip, lambda name: dtypes.compute)
+    _report_ignored(opened.name, opened.ignored)
+    modules = unet, vae, clip
+    if not _fill_all(opened, modules, dtypes, may_fail=bf16_instead):
+        _fill_all(opened, modules, _in_bf16(dtypes), may_fail=False)
     return Checkpoint(
         model=SVDModel(unet, facts.scaling_factor, facts.sigma_min, facts.sigma_max, facts.defaults()),
         clip_vision=SVDClipVision(clip, _three(facts.image_mean), _three(facts.image_std)),
@@ -124,23 +121,51 @@ def _load(opened: OpenCheckpoint, dtypes: Dtypes) -> Checkpoint:
     )
 
 
+def _fill_all(opened: OpenCheckpoint, modules: tuple[Any, Any, Any], dtypes: Dtypes, may_fail: bool) -> bool:
+    """Fill the modules; with `may_fail` False is returned, and a warning given, when a number is too large."""
+    unet, vae, clip = modules
+    try:
+        fill(opened.unet, unet, lambda name: dtypes.compute)
+        fill(opened.vae, vae, lambda name: dtypes.encoder if name.startswith(ENCODER) else dtypes.compute)
+        fill(opened.clip, clip, lambda name: dtypes.compute)
+    except CheckpointError as error:
+        if not may_fail or error.code != "checkpoint.range":
+            raise
+        logger.warning("%s is loaded in bf16, since fp16 is too small for it: %s", opened.name, error)
+        return False
+    return True
+
+
+def _in_bf16(dtypes: Dtypes) -> Dtypes:
+    """The same with bf16 in the place of fp16."""
+    import torch
+
+    return Dtypes(torch.bfloat16, torch.bfloat16 if dtypes.encoder is torch.float16 else dtypes.encoder)
+
+
 def _three(row: tuple[float, ...]) -> tuple[float, float, float]:
     first, second, third = row
     return first, second, third
 
 
-def _report_ignored(name: str, ignored: list[str]) -> None:
-    """Say once what is not used: by kind what every published file has, by name what nobody expects."""
-    expected = Counter(kind for each in ignored for kind in EXPECTED_LEFTOVERS if kind in each)
-    if expected:
-        counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(expected.items()))
+def _report_ignored(name: str, ignored: Iterable[str]) -> None:
+    """Say once what is not used: by kind what published files hold beside the model, by name what nobody expects."""
+    kinds: Counter[str] = Counter()
+    unknown: list[str] = []
+    for each in ignored:
+        kind = next((kind for start, kind in LEFTOVERS.items() if each.startswith(start)), None)
+        if kind is None:
+            unknown.append(each)
+        else:
+            kinds[kind] += 1
+    if kinds:
+        counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
         logger.info("%s holds tensors that are not needed: %s", name, counts)
-    unknown = sorted(each for each in ignored if not any(kind in each for kind in EXPECTED_LEFTOVERS))
     if unknown:
-        shown = ", ".join(unknown[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
+        shown = ", ".join(map(readable, sorted(unknown)[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
         logger.warning(
-            "%s holds %d tensors that no part of an SVD has, and they are ignored: %s. If its videos look wrong, it "
-            "was made for another program.",
+            "%s holds %d tensors beside the model that nobody here knows, and they are ignored: %s. If its videos look "
+            "wrong, it was made for another program.",
             name,
             len(unknown),
             shown,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CheckpointError
 from .opened import Component, OpenCheckpoint
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """How many names an error lists."""
+LONGEST = 200
+"""How many characters of a name it shows."""
 CLIP_SETTINGS = (
     "hidden_size",
     "intermediate_size",
@@ -28,6 +31,8 @@ CLIP_SETTINGS = (
     "layer_norm_eps",
 )
 """What is taken from a CLIP tower's config.json: what shapes the numbers. Others could name code to fetch and run."""
+POSITIONS = "position_ids"
+"""A buffer that old versions of transformers wrote: a row of numbers that the CLIP tower makes itself."""
 
 
 def empty_unet(opened: OpenCheckpoint) -> nn.Module:
@@ -57,11 +62,13 @@ def empty_clip(opened: OpenCheckpoint) -> nn.Module:
 
 def _empty(opened: OpenCheckpoint, component: Component, build: Any) -> nn.Module:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
+    wrong_values = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
     try:
         with torch.device("meta"):
             return build(component.config)
-    except Exception as error:  # what a configuration can upset differs with the library and its version
+    except (*wrong_values, StrictDataclassError) as error:
         reason = str(error).split("\n")[0][:300]
         raise CheckpointError(
             f"the {component.title} of {opened.name} cannot be built from its configuration: {reason}. Download the "
@@ -71,12 +78,16 @@ def _empty(opened: OpenCheckpoint, component: Component, build: Any) -> nn.Modul
 
 
 def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> None:
-    """Raise CheckpointError unless `component` has every tensor of `module`, in its shape and a type of weights."""
+    """Raise CheckpointError unless `component` has the tensors of `module`, each in its shape and a type of weights.
+
+    Every one of them and no other: a tensor without a place is a sign of another model, or of one that is deeper.
+    """
     needed = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing = [component.shown(name) for name in needed if name not in component.tensors]
-    if missing:
+    lacking = [name for name in needed if name not in component.tensors]
+    if lacking:
+        missing = list(dict.fromkeys(component.shown(name) for name in lacking))  # one of the file may be three here
         raise CheckpointError(
-            f"the {component.title} of {opened.name} lacks {len(missing)} of its {len(needed)} tensors: "
+            f"the {component.title} of {opened.name} lacks {len(lacking)} of its {len(needed)} tensors: "
             f"{_listed(missing)}. The checkpoint is not complete; download it again, or the published one.",
             code="checkpoint.missing_tensors",
         )
@@ -93,6 +104,13 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
             code="checkpoint.shape",
         )
     _check_dtypes(opened, component, present)
+    homeless = [name for name in left_over(component, module) if not name.endswith(POSITIONS)]
+    if homeless:
+        raise CheckpointError(
+            f"{len(homeless)} tensors of the {component.title} of {opened.name} have no place in the model: "
+            f"{_listed(homeless)}. The checkpoint is of another model, or was changed; download the published one.",
+            code="checkpoint.unused_tensors",
+        )
 
 
 def _check_dtypes(opened: OpenCheckpoint, component: Component, present: dict[str, LazyTensor]) -> None:
@@ -108,20 +126,25 @@ def _check_dtypes(opened: OpenCheckpoint, component: Component, present: dict[st
 
 def _listed(names: list[str], separator: str = ", ") -> str:
     rest = len(names) - SHOWN
-    return separator.join(names[:SHOWN]) + (f"{separator}and {rest} more" if rest > 0 else "")
+    return separator.join(map(readable, names[:SHOWN])) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
-def left_over(opened: OpenCheckpoint, component: Component, module: nn.Module) -> list[str]:
+def readable(name: str) -> str:
+    """`name` fit for one line of text, whatever a file calls its tensors."""
+    return ascii(name)[1:-1] if len(name) <= LONGEST else f"{ascii(name[:LONGEST])[1:-1]}..."
+
+
+def left_over(component: Component, module: nn.Module) -> list[str]:
     """The tensors of `component`, by their names in the file, that `module` has no place for."""
     needed = module.state_dict().keys()
-    return [component.shown(name) for name in component.tensors if name not in needed]
+    return [*component.homeless, *(component.shown(name) for name in component.tensors if name not in needed)]
 
 
 def fill(component: Component, module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None:
     """Give `module` the tensors of `component` one by one, each cast to `dtype_of` its name, in memory of its own.
 
-    The module comes out on the CPU, frozen and in evaluation mode. Raises CheckpointError when a number is too large
-    for fp16.
+    The module comes out on the CPU, frozen and in evaluation mode. Raises CheckpointError when a number is not finite,
+    and with code "checkpoint.range" when one is too large for its new type.
     """
     state = {name: _cast(component, name, dtype_of(name)) for name in module.state_dict()}
     module.load_state_dict(state, strict=True, assign=True)
@@ -135,15 +158,33 @@ def _cast(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor:
 
     tensor = component.tensors[name].read()
     copied = tensor.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-    if dtype is torch.float16 and tensor.dtype is not dtype and copied.numel():
-        low, high = torch.aminmax(copied)
-        if torch.isinf(low) or torch.isinf(high):
-            raise CheckpointError(
-                f'"{component.shown(name)}" holds numbers that fp16 cannot (its largest is 65504). Choose precision '
-                "bf16 or fp32 for this checkpoint.",
-                code="checkpoint.range",
-            )
+    if not _finite(copied):
+        _refuse_numbers(component.shown(name), tensor, dtype)
     return copied
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are; a twelfth of the time that copying them takes."""
+    import torch
+
+    return not tensor.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(tensor))
+
+
+def _refuse_numbers(name: str, stored: torch.Tensor, dtype: torch.dtype) -> NoReturn:
+    """Raise CheckpointError for a tensor that is not finite in `dtype`: because it never was, or is too large."""
+    import torch
+
+    if not _finite(stored):
+        raise CheckpointError(
+            f'"{name}" holds numbers that are not finite (NaN or infinity). The checkpoint is damaged, or its training '
+            "failed; download it again, or the published one.",
+            code="checkpoint.not_finite",
+        )
+    raise CheckpointError(
+        f'"{name}" holds numbers that are too large for {str(dtype).removeprefix("torch.")} (its largest is '
+        f"{torch.finfo(dtype).max:g}). Choose precision bf16 or fp32 for this checkpoint.",
+        code="checkpoint.range",
+    )
 
 
 def _rebuild_buffers(module: nn.Module) -> None:
@@ -151,8 +192,8 @@ def _rebuild_buffers(module: nn.Module) -> None:
     import torch
 
     for part in module.modules():
-        positions = getattr(part, "position_ids", None)
-        if isinstance(positions, torch.Tensor) and positions.is_meta:
-            part.register_buffer("position_ids", torch.arange(positions.shape[-1])[None], persistent=False)
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if name == POSITIONS and buffer.is_meta:
+                part.register_buffer(POSITIONS, torch.arange(buffer.shape[-1])[None], persistent=False)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         assert not tensor.is_meta, name

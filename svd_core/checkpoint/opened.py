@@ -23,13 +23,15 @@ def same_name(name: str) -> str:
 class Component:
     """One of the three modules: what errors call it, its configuration, and its tensors under the module's names.
 
-    `shown` gives the name that a tensor has in the file, for messages.
+    `shown` gives the name that a tensor has in the file, for messages. `homeless` are the names in the file that belong
+    to this module, by their prefix, and that no table has a place for.
     """
 
     title: str
     config: dict[str, Any]
     tensors: Tensors
     shown: Callable[[str], str] = same_name
+    homeless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

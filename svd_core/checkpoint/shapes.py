@@ -1,7 +1,8 @@
-"""The configurations of the three modules, read from the shapes in a one-file checkpoint.
+"""The configurations of the three modules of a one-file checkpoint: depths from its facts, widths from its shapes.
 
-Where several tensors say the same width, the most of them decide: then one damaged tensor is named as the wrong one,
-and not all the others. Needs no torch.
+Depths are never counted from the tensors: a part that is missing must be missing, and not make a smaller model. Where
+several tensors say the same width, the most of them decide: then one damaged tensor is named as the wrong one, and not
+all the others. Needs no torch.
 """
 
 from __future__ import annotations
@@ -31,17 +32,6 @@ class Reader:
     prefix: str
     shapes: Shapes
 
-    def has(self, part: str) -> bool:
-        """Whether there is a tensor `part`, or one below it."""
-        name = self.prefix + part
-        return name in self.shapes or any(each.startswith(name + ".") for each in self.shapes)
-
-    def count(self, part: str) -> int:
-        """How many numbered members `part` has: one more than the highest number behind it."""
-        start = f"{self.prefix}{part}."
-        behind = {name[len(start) :].split(".")[0] for name in self.shapes if name.startswith(start)}
-        return max((int(number) + 1 for number in behind if number.isdecimal()), default=0)
-
     def size(self, axis: int, *parts: str) -> int:
         """The size along `axis` that most of the tensors `parts` have."""
         found = [self.shapes[self.prefix + part] for part in parts if self.prefix + part in self.shapes]
@@ -61,12 +51,8 @@ def unet_config(file: str, shapes: Shapes, facts: Facts) -> tuple[dict[str, Any]
     Raises CheckpointError when a tensor that decides is missing, or when the widths are no multiple of a head.
     """
     reader = Reader(file, UNET_PREFIX, shapes)
-    blocks = reader.count("input_blocks")
-    downsamplers = [number for number in range(blocks) if reader.has(f"input_blocks.{number}.0.op")]
-    per_level = downsamplers[0] if downsamplers else blocks
-    layers, levels = max(per_level - 1, 1), max(blocks // max(per_level, 1), 1)
-    firsts = [1 + level * per_level for level in range(levels)]
-    layout = UNetLayout(layers, tuple(reader.has(f"input_blocks.{first}.1") for first in firsts))
+    layout = UNetLayout(facts.unet_layers, facts.unet_attention)
+    firsts = [1 + level * (layout.layers + 1) for level in range(len(layout.attention))]  # one more: the downsampler
     widths = tuple(_resnet_width(reader, f"input_blocks.{first}.0") for first in firsts)
     cross_blocks = [f"input_blocks.{first}.1" for first, has in zip(firsts, layout.attention, strict=True) if has]
     cross_blocks.append("middle_block.1")
@@ -81,9 +67,9 @@ def unet_config(file: str, shapes: Shapes, facts: Facts) -> tuple[dict[str, Any]
         "block_out_channels": widths,
         "addition_time_embed_dim": vector // 3,  # fps, motion bucket, noise augmentation
         "projection_class_embeddings_input_dim": vector,
-        "layers_per_block": layers,
+        "layers_per_block": layout.layers,
         "cross_attention_dim": reader.size(1, *keys),
-        "transformer_layers_per_block": max(reader.count(f"{cross_blocks[0]}.transformer_blocks"), 1),
+        "transformer_layers_per_block": facts.unet_transformers,
         "num_attention_heads": tuple(_heads(file, "UNet", width, facts.unet_head_width) for width in widths),
         "num_frames": facts.defaults().num_frames,
     }
@@ -113,27 +99,20 @@ def _heads(file: str, part: str, width: int, head_width: int) -> int:
 def vae_config(file: str, shapes: Shapes, facts: Facts, encoder_prefix: str) -> dict[str, Any]:
     """Arguments for AutoencoderKLTemporalDecoder; the encoder is the one below `encoder_prefix`.
 
-    Raises CheckpointError when a tensor that decides is missing, or when the levels do not have two layers.
+    Raises CheckpointError when a tensor that decides is missing.
     """
     decoder, encoder = Reader(file, VAE_PREFIX, shapes), Reader(file, encoder_prefix, shapes)
-    levels = decoder.count("decoder.up")
     says = ("conv2.weight", "conv2.bias", "norm2.weight", "conv1.bias")
     widths = tuple(
-        decoder.size(0, *(f"decoder.up.{level}.block.0.{tensor}" for tensor in says)) for level in range(max(levels, 1))
+        decoder.size(0, *(f"decoder.up.{level}.block.0.{tensor}" for tensor in says))
+        for level in range(facts.vae_levels)
     )
-    layers = decoder.count("decoder.up.0.block") - 1
-    if layers != VAE_LAYERS:
-        raise CheckpointError(
-            f"the VAE of {file} has {layers} layers a level, and Stability's layout has {VAE_LAYERS}. Use a diffusers "
-            "folder of this model.",
-            code="checkpoint.layout",
-        )
     return {
         "in_channels": encoder.size(1, "encoder.conv_in.weight"),
         "out_channels": decoder.size(0, "decoder.conv_out.bias", "decoder.conv_out.weight"),
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * facts.vae_levels,
         "block_out_channels": widths,
-        "layers_per_block": layers,
+        "layers_per_block": VAE_LAYERS,
         "latent_channels": decoder.size(1, "decoder.conv_in.weight"),
         "sample_size": 768,  # SVD vae/config.json; tells only how tiles are cut, which we do not use
         "scaling_factor": facts.scaling_factor,
@@ -160,7 +139,7 @@ def clip_config(file: str, shapes: Shapes, facts: Facts) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": reader.size(0, f"{layer}.mlp.c_fc.weight", f"{layer}.mlp.c_fc.bias"),
-        "num_hidden_layers": reader.count("transformer.resblocks"),
+        "num_hidden_layers": facts.clip_layers,
         "num_attention_heads": heads,
         "num_channels": reader.size(1, "conv1.weight"),
         "patch_size": patch,

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .facts import METADATA_KEY
+from .facts import METADATA_KEY, facts_from_metadata
 from .family import require_svd
 from .header import read_header
 from .keymap import (
     CLIP_PREFIX,
     CONDITIONING_VAE_PREFIX,
+    FIRST_ENCODER,
+    SECOND_DECODER,
     UNET_PREFIX,
     VAE_PREFIX,
     Keymap,
@@ -24,15 +26,10 @@ from .keymap import (
     vae_decoder_pairs,
     vae_encoder_pairs,
 )
-from .modules import empty_clip
 from .opened import Component, OpenCheckpoint
-from .provenance import file_facts
 from .shapes import VAE_LAYERS, clip_config, unet_config, vae_config
 from .tensors import LazyTensor, Tensors, open_tensors, torch_dtypes
 from .writing import write_safetensors
-
-CLIP_COMPUTES = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
-"""What the layout cannot say of a CLIP tower, and its readers take for granted: open_clip's ViT-H-14."""
 
 
 @contextmanager
@@ -43,7 +40,7 @@ def open_single_file(path: Path) -> Iterator[OpenCheckpoint]:
     """
     header = read_header(path)
     require_svd(path.name, header.tensors)
-    facts = file_facts(path, header)
+    facts = facts_from_metadata(path.name, header.metadata)
     shapes = {name: info.shape for name, info in header.tensors.items()}
     config, layout = unet_config(path.name, shapes, facts)
     with open_tensors([path]) as tensors:
@@ -52,7 +49,8 @@ def open_single_file(path: Path) -> Iterator[OpenCheckpoint]:
         clip_settings = clip_config(path.name, shapes, facts)
         clip_map = Keymap(clip_pairs(clip_settings["num_hidden_layers"]))
         clip, clip_used = _component("CLIP tower", clip_settings, tensors, [(CLIP_PREFIX, clip_map)])
-        ignored = tuple(sorted(tensors.keys() - unet_used - vae_used - clip_used))
+        homeless = {name for component in (unet, vae, clip) for name in component.homeless}
+        ignored = tuple(sorted(tensors.keys() - unet_used - vae_used - clip_used - homeless))
         yield OpenCheckpoint(path.name, facts, unet, vae, clip, ignored)
 
 
@@ -67,9 +65,16 @@ def encoder_prefix(names: Any) -> str:
 
 
 def _component(
-    title: str, config: dict[str, Any], tensors: Tensors, places: list[tuple[str, Keymap]]
+    title: str,
+    config: dict[str, Any],
+    tensors: Tensors,
+    places: list[tuple[str, Keymap]],
+    expected: tuple[str, ...] = (),
 ) -> tuple[Component, set[str]]:
-    """A component from the tensors below each prefix, renamed by its table; and the file's names it uses."""
+    """A component from the tensors below each prefix, renamed by its table; and the file's names it uses.
+
+    Names that begin as one of `expected` may lie below the prefixes and not be used.
+    """
     renamed: Tensors = {}
     used: set[str] = set()
     for prefix, keymap in places:
@@ -84,14 +89,17 @@ def _component(
                 return prefix + place[0]
         return name
 
-    return Component(title, config, renamed, shown), used
+    below = tuple(prefix for prefix, _ in places)
+    unused = (name for name in tensors.keys() - used if name.startswith(below) and not name.startswith(expected))
+    return Component(title, config, renamed, shown, tuple(sorted(unused))), used
 
 
 def _vae(file: str, tensors: Tensors, config: dict[str, Any]) -> tuple[Component, set[str]]:
     levels, prefix = len(config["block_out_channels"]), encoder_prefix(tensors)
     encoder = (prefix, Keymap(vae_encoder_pairs(levels, VAE_LAYERS)))
     decoder = (VAE_PREFIX, Keymap(vae_decoder_pairs(levels, VAE_LAYERS)))
-    component, used = _component("VAE", config, tensors, [encoder, decoder])
+    expected = SECOND_DECODER if prefix == VAE_PREFIX else (*SECOND_DECODER, FIRST_ENCODER)
+    component, used = _component("VAE", config, tensors, [encoder, decoder], expected)
     if prefix == VAE_PREFIX and not any(name.startswith("quant_conv.") for name in component.tensors):
         identity = identity_quant_conv(2 * config["latent_channels"], _encoder_dtype(component))
         component = replace(component, tensors={**component.tensors, **identity})
@@ -120,11 +128,19 @@ def write_single_file(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[]
     """Write `opened` in Stability's layout to `path`, one tensor at a time, with its facts in the metadata.
 
     `on_tensor` is called after each tensor. Raises CheckpointError for a shape of model that the layout has no names
-    for, and for a setting that it has no place for.
+    for.
     """
-    _refuse_what_is_lost(opened)
-    heads = opened.clip.config["num_attention_heads"]
-    facts = replace(opened.facts, clip_heads=heads, unet_head_width=_head_width(opened))
+    layout = _unet_layout(opened)
+    facts = replace(
+        opened.facts,
+        clip_heads=opened.clip.config["num_attention_heads"],
+        unet_head_width=_head_width(opened),
+        unet_attention=layout.attention,
+        unet_layers=layout.layers,
+        unet_transformers=_transformer_layers(opened),
+        vae_levels=len(opened.vae.config["block_out_channels"]),
+        clip_layers=opened.clip.config["num_hidden_layers"],
+    )
     write_safetensors(path, single_file_tensors(opened), {"format": "pt", METADATA_KEY: facts.as_text()}, on_tensor)
 
 
@@ -183,14 +199,12 @@ def _unet_layout(opened: OpenCheckpoint) -> UNetLayout:
     return UNetLayout(layers, tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"]))
 
 
-def _refuse_what_is_lost(opened: OpenCheckpoint) -> None:
-    """Raise CheckpointError when the CLIP tower computes otherwise than who reads the one file will think."""
-    config: Any = empty_clip(opened).config
-    for key, held in CLIP_COMPUTES.items():
-        if getattr(config, key) != held:
-            raise _no_names(
-                opened, f"its CLIP tower has {key} {getattr(config, key)}, and every tower in the layout has {held}"
-            )
+def _transformer_layers(opened: OpenCheckpoint) -> int:
+    layers = opened.unet.config.get("transformer_layers_per_block", 1)
+    numbers = {layers} if isinstance(layers, int) else set(layers)
+    if len(numbers) != 1 or not isinstance(number := numbers.pop(), int):
+        raise _no_names(opened, "its UNet's attentions have different numbers of transformer layers")
+    return number
 
 
 def _head_width(opened: OpenCheckpoint) -> int:

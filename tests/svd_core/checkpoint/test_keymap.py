@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 import torch
-from svd_stages.svd_core.checkpoint.keymap import THIRDS, Change, change_tensor, clip_pairs
+from svd_stages.svd_core.checkpoint.keymap import (
+    CLIP_PREFIX,
+    CONDITIONING_VAE_PREFIX,
+    THIRDS,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    Change,
+    Keymap,
+    UNetLayout,
+    change_tensor,
+    clip_pairs,
+    unet_pairs,
+    vae_decoder_pairs,
+    vae_encoder_pairs,
+)
 from svd_stages.svd_core.checkpoint.modules import check, empty_clip, empty_unet, empty_vae, left_over
 from svd_stages.svd_core.checkpoint.single_file import open_single_file, single_file_tensors
 
@@ -19,6 +35,15 @@ LEFTOVERS = (
     "conditioner.embedders.3.encoder.post_quant_conv.",
 )
 """What a published file holds beside the model: the text tower's ends and the second VAE's decoder."""
+TABLES = {
+    UNET_PREFIX: unet_pairs(UNetLayout(2, (True, True, True, False))),
+    VAE_PREFIX: vae_decoder_pairs(4, 2),
+    CONDITIONING_VAE_PREFIX: vae_encoder_pairs(4, 2),
+    CLIP_PREFIX: clip_pairs(32),
+}
+"""The published model's pairs, below each prefix of the file."""
+DIGEST = "b79c6f4bc66fea74909a0a58cffd7385c182ddace4cc7b46de7a223841c0b5c6"
+"""Of the whole table; recorded when tests/comfyui/test_equal_to_core.py passed."""
 
 
 @pytest.fixture
@@ -36,7 +61,7 @@ def test_every_tensor_of_the_full_size_classes_comes_from_the_published_layout(o
     assert tuple(len(module.state_dict()) for module in modules) == COUNTS
     for component, module in zip(opened.components(), modules, strict=True):
         check(opened, component, module)
-        assert left_over(opened, component, module) == []
+        assert left_over(component, module) == []
 
 
 def test_every_tensor_of_the_published_layout_is_used_or_known_to_be_left_over(opened):
@@ -96,6 +121,22 @@ def test_a_1x1_convolution_as_a_matrix_gives_the_same_numbers():
     torch.testing.assert_close(as_matrix, torch.nn.functional.conv2d(x, weight))
 
 
-def test_no_module_name_is_in_the_table_twice():
-    modules = [pair.module for pair in clip_pairs(3)]
+@pytest.mark.parametrize("prefix", TABLES)
+def test_no_module_name_is_in_the_table_twice(prefix):
+    modules = [pair.module for pair in TABLES[prefix]]
     assert len(modules) == len(set(modules))
+
+
+def test_the_table_is_the_one_that_gave_the_numbers_of_comfyui(layout):
+    """Two names of one shape in each other's place pass every other test of this file."""
+    rows = []
+    for prefix, pairs in TABLES.items():
+        keymap = Keymap(pairs)
+        for name in (each for each in layout if each.startswith(prefix)):
+            places = keymap.module_names(name[len(prefix) :])
+            rows += [f"{module} <- {name}, {change.name}" for module, change in places]
+    assert len(rows) == sum(COUNTS)
+    assert sha256("\n".join(sorted(rows)).encode()).hexdigest() == DIGEST, (
+        "the table of names changed: run tests/comfyui/test_equal_to_core.py with ComfyUI, and when it passes write "
+        "the new digest here"
+    )

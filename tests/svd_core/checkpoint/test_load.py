@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from svd_stages.svd_core.checkpoint.convert import save_single_file
 from svd_stages.svd_core.checkpoint.load import load_checkpoint, resolve_dtypes
 from svd_stages.svd_core.checkpoint.parts import VideoDefaults
 from svd_stages.svd_core.errors import CheckpointError, SettingError
-from tiny import save_tiny_folder, tiny_checkpoint
+from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, save_tiny_folder, tiny_checkpoint
 
 SECOND_VAE = "conditioner.embedders.3.encoder."
 FIRST_ENCODER = "first_stage_model.encoder."
+VISUAL = "conditioner.embedders.0.open_clip.model.visual."
+OUT_BIAS = "model.diffusion_model.out.2.bias"
 
 
 def modules(checkpoint) -> tuple[torch.nn.Module, ...]:
@@ -145,18 +150,59 @@ def test_the_encoder_follows_the_rest_where_the_checkpoint_does_not_ask_for_floa
 
 
 def _facts(**facts) -> dict[str, str]:
-    return {"svd_stages": json.dumps({"clip_heads": 4, **facts})}
+    return {"svd_stages": json.dumps({"clip_heads": 4, "clip_layers": 2, **facts})}
+
+
+def with_a_number(source: Path, target: Path, number: float, name: str = OUT_BIAS) -> Path:
+    """`source` with `number` as the last one of its tensor `name`."""
+
+    def put(tensors):
+        changed = tensors[name].clone()
+        changed[-1] = number
+        return {**tensors, name: changed}
+
+    return rewrite(source, target, put)
 
 
 def test_numbers_that_fp16_cannot_hold_are_refused_with_the_way_out(one_file, tmp_path):
-    def enlarge(tensors):
-        name = "model.diffusion_model.out.2.bias"
-        return {**tensors, name: tensors[name] + 1e6}
-
-    path = rewrite(one_file, tmp_path / "x.safetensors", enlarge)
-    with pytest.raises(CheckpointError, match="bf16"):
+    path = with_a_number(one_file, tmp_path / "x.safetensors", 1e6)
+    with pytest.raises(CheckpointError, match="bf16") as raised:
         load_checkpoint(path, "fp16")
+    assert raised.value.code == "checkpoint.range"
+    assert OUT_BIAS in str(raised.value)
     assert load_checkpoint(path, "bf16").model.unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", [OUT_BIAS, "first_stage_model.decoder.conv_out.bias", VISUAL + "ln_post.bias"])
+def test_auto_on_cuda_goes_to_bf16_where_fp16_is_too_small(name, one_file, tiny, tmp_path, caplog):
+    path = with_a_number(one_file, tmp_path / "x.safetensors", 1e6, name)
+    loaded = load_checkpoint(path, "auto", device="cuda")
+    vae = loaded.vae.vae
+    rest = (loaded.model.unet, loaded.clip_vision.encoder, vae.decoder)
+    assert {each.dtype for part in rest for each in part.parameters()} == {torch.bfloat16}
+    assert {each.dtype for each in vae.encoder.parameters()} == {torch.float32}
+    assert torch.equal(loaded.model.unet.conv_in.weight, tiny.model.unet.conv_in.weight.bfloat16())
+    assert not any(tensor.requires_grad or tensor.is_meta for part in rest for tensor in part.parameters())
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert name in said[0] and "bf16" in said[0]
+
+
+def test_auto_on_cuda_is_fp16_where_that_is_enough(one_file, tmp_path, caplog):
+    path = with_a_number(one_file, tmp_path / "x.safetensors", 65504.0)
+    assert load_checkpoint(path, "auto", device="cuda").model.unet.dtype == torch.float16
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("number", "precision"),
+    [(math.nan, "fp16"), (math.inf, "fp16"), (-math.inf, "auto"), (math.nan, "bf16"), (math.inf, "fp32")],
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(number, precision, one_file, tmp_path):
+    path = with_a_number(one_file, tmp_path / "x.safetensors", number)
+    with pytest.raises(CheckpointError, match=re.escape(OUT_BIAS)) as raised:
+        load_checkpoint(path, precision, device="cuda")
+    assert raised.value.code == "checkpoint.not_finite"
 
 
 def test_a_file_without_the_second_vae_encodes_with_the_first_one(tiny, one_file, tmp_path):
@@ -187,6 +233,47 @@ def test_what_the_metadata_says_goes_before_what_is_published(one_file, tmp_path
     assert loaded.model.unet.config.num_frames == 8
 
 
+def shaped(tiny, unet: dict, vae: dict, clip: dict):
+    """The tiny SVD with other settings of its modules, random."""
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        made = (
+            UNetSpatioTemporalConditionModel(**{**UNET_CONFIG, "num_frames": 14, **unet}),
+            AutoencoderKLTemporalDecoder(**{**VAE_CONFIG, **vae}),
+            CLIPVisionModelWithProjection(CLIPVisionConfig(**{**CLIP_CONFIG, **clip})),
+        )
+    return replace(
+        tiny,
+        model=replace(tiny.model, unet=made[0].eval()),
+        vae=replace(tiny.vae, vae=made[1].eval()),
+        clip_vision=replace(tiny.clip_vision, encoder=made[2].eval()),
+    )
+
+
+def test_a_model_of_another_depth_says_so_in_its_file(tiny, tmp_path, same_modules):
+    kinds = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
+    unet = {
+        "block_out_channels": (64, 64, 128),
+        "num_attention_heads": (1, 1, 2),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 2,
+        "down_block_types": kinds,
+        "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
+    }
+    vae = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    other = shaped(tiny, unet, vae, {"num_hidden_layers": 3})
+    same_modules(load_checkpoint(save_single_file(other, tmp_path / "other.safetensors")), other)
+
+
+def test_a_narrow_model_of_the_published_depth_needs_no_metadata(tiny, tmp_path, same_modules):
+    widths = {"block_out_channels": (64,) * 4, "num_attention_heads": (1,) * 4}
+    other = shaped(tiny, widths, {}, {"hidden_size": 80, "num_attention_heads": 1, "num_hidden_layers": 32})
+    path = save_single_file(other, tmp_path / "other.safetensors")
+    same_modules(load_checkpoint(rewrite(path, tmp_path / "bare.safetensors", lambda tensors: tensors, {})), other)
+
+
 def test_a_clip_tower_whose_heads_nobody_tells_is_refused(one_file, tmp_path):
     path = rewrite(one_file, tmp_path / "x.safetensors", lambda tensors: tensors, {"format": "pt"})
     with pytest.raises(CheckpointError, match="clip_heads"):
@@ -198,15 +285,16 @@ def test_leftovers_are_ignored_and_said_once(one_file, tmp_path, tiny, same_modu
         "denoiser.sigmas": torch.ones(1000),
         "model_ema.decay": torch.ones(()),
         "conditioner.embedders.0.open_clip.model.logit_scale": torch.ones(()),
-        "model.diffusion_model.controlnet.weight": torch.ones(2, 2),
+        "control_model.weight": torch.ones(2, 2),
     }
     path = rewrite(one_file, tmp_path / "x.safetensors", lambda tensors: {**tensors, **extra})
     with caplog.at_level(logging.INFO, logger="svd_stages"):
         same_modules(load_checkpoint(path), tiny)
     said = [record for record in caplog.records if "checkpoint.load" in record.name]
     assert [record.levelname for record in said] == ["INFO", "WARNING"]
-    assert "model.diffusion_model.controlnet.weight" in said[1].getMessage()
+    assert "control_model.weight" in said[1].getMessage()
     assert "denoiser" not in said[1].getMessage()
+    assert "1 of the text tower" in said[0].getMessage() and "2 of training" in said[0].getMessage()
 
 
 def test_a_half_precision_folder_variant_is_taken_when_half_precision_is_wanted(tiny, folder, tmp_path):

@@ -64,7 +64,7 @@ def wide_file(tiny: Checkpoint, header_only, tmp_path_factory) -> Path:
     tensors = single_file_tensors(open_in_memory(replace(tiny, model=model)))
     described = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
-    return header_only(path, described, {"svd_stages": '{"clip_heads": 4}'})
+    return header_only(path, described, {"svd_stages": '{"clip_heads": 4, "clip_layers": 2}'})
 
 
 def model_size(path: Path, precision: str) -> tuple[int, int]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from svd_stages.svd_core.checkpoint.header import read_header
+from svd_stages.svd_core.checkpoint.family import Family, family_of
+from svd_stages.svd_core.checkpoint.header import TensorInfo, read_header
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
+from svd_stages.svd_core.checkpoint.modules import check, empty_clip, empty_unet, empty_vae
+from svd_stages.svd_core.checkpoint.single_file import open_single_file
 from svd_stages.svd_core.errors import CheckpointError
 
 UNET = "model.diffusion_model."
+VISUAL = "conditioner.embedders.0.open_clip.model.visual."
 NAMES = (
     UNET + "input_blocks.1.0.in_layers.2.weight",
     UNET + "input_blocks.1.0.out_layers.3.weight",
@@ -83,6 +89,117 @@ def test_a_tensor_of_a_type_that_is_no_weight_is_named(dtype, name, described, r
     assert dtype in message
 
 
+def kinds(names) -> dict[str, list[str]]:
+    """Of each kind of module (the part and the end of its name tell) the names of the first one's tensors.
+
+    Of what lies between levels, every module.
+    """
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(name.rsplit(".", 1)[0], []).append(name)
+    chosen: dict[str, list[str]] = {}
+    for module, tensors in modules.items():
+        end = re.sub(r"\d+", "#", ".".join(module.split(".")[-2:]))
+        kind = module if module.endswith((".0.op", ".conv")) else module.split(".")[0] + end
+        chosen.setdefault(kind, tensors)
+    return chosen
+
+
+def test_a_missing_module_of_any_kind_is_named_and_nothing_else(one_file, described, header_only, tmp_path):
+    metadata = read_header(one_file).metadata
+    with open_single_file(one_file) as intact:
+        configs = [component.config for component in intact.components()]
+        modules = [empty(intact) for empty in (empty_unet, empty_vae, empty_clip)]
+    used = [name for name in described if not name.startswith("first_stage_model.encoder.")]
+    chosen = list(kinds(used).values())
+    assert {UNET + "input_blocks.3.0.op." + each for each in ("weight", "bias")} in map(set, chosen)
+    assert 50 < len(chosen) < 90
+    for gone in chosen:
+        kept = {name: each for name, each in described.items() if name not in gone}
+        path = header_only(tmp_path / "x.safetensors", kept, metadata)
+        with pytest.raises(CheckpointError) as raised, open_single_file(path) as opened:
+            assert [component.config for component in opened.components()] == configs, gone
+            for component, module in zip(opened.components(), modules, strict=True):
+                check(opened, component, module)
+        named = set(re.findall(r"(?:model|first_stage_model|conditioner)\.[\w.]+\w", str(raised.value)))
+        assert named and named <= set(gone), (gone, named)
+
+
+PARTS = {
+    "the VAE's last level": "first_stage_model.decoder.up.3.",
+    "the CLIP tower's last layer": VISUAL + "transformer.resblocks.31.",
+    "the first level's first attention": UNET + "input_blocks.1.1.",
+    "the UNet's last level": UNET + "input_blocks.10.",
+    "the UNet's last blocks": UNET + "output_blocks.11.",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_published_file_without_a_whole_part_is_no_smaller_model(part, layout, header_only, tmp_path):
+    kept = {name: ("F32", shape) for name, shape in layout.items() if not name.startswith(PARTS[part])}
+    assert len(kept) < len(layout)
+    with pytest.raises(CheckpointError, match=re.escape(PARTS[part])) as raised:
+        load_checkpoint(header_only(tmp_path / "svd.safetensors", kept))
+    assert raised.value.code == "checkpoint.missing_tensors"
+
+
+@pytest.mark.parametrize("part", ["first_stage_model.decoder.up.3.", VISUAL + "transformer.resblocks.1."])
+def test_a_file_that_says_its_depth_is_no_smaller_model_without_a_part(part, described, refused):
+    assert part in refused({name: each for name, each in described.items() if not name.startswith(part)})
+
+
+STRAYS = (
+    VISUAL + "transformer.resblocks.2.ln_1.weight",
+    VISUAL + "transformer.resblocks.300000.x",
+    VISUAL + "transformer.resblocks." + "9" * 5000 + ".x",
+    VISUAL + "transformer.resblocks.\u0662.x",
+    VISUAL + "ln_pre.weight.more",
+    VISUAL + "a\nb",
+    UNET + "input_blocks.12.0.x",
+    UNET + "input_blocks.1.0.op.weight",
+    UNET + "middle_block.1.transformer_blocks.1.norm1.weight",
+    "first_stage_model.decoder.up.4.block.0.conv1.weight",
+    "first_stage_model.decoder.up.0.upsample.conv.weight",
+    "first_stage_model.quant_conv.weight",
+)
+
+
+@pytest.mark.parametrize("name", STRAYS, ids=lambda name: name[-40:])
+def test_a_tensor_without_a_place_is_named_and_costs_no_time(name, described, refused):
+    started = time.perf_counter()
+    message = refused({**described, name: ("F32", (1,))})
+    assert time.perf_counter() - started < 10  # a tower of 300000 layers takes minutes
+    assert "1 tensors of the" in message
+    assert ascii(name[:200])[1:-1] in message
+    assert len(message) < 1000
+
+
+def test_a_stray_tensor_of_a_folder_is_named_with_its_part(copied):
+    weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "post_quant_conv.bias": tensors["quant_conv.bias"].clone()}, weights)
+    with pytest.raises(CheckpointError, match=r"vae/post_quant_conv\.bias"):
+        load_checkpoint(copied)
+
+
+@pytest.mark.parametrize("mark", ["lora_A.weight", "lora_down.weight"])
+def test_a_lora_under_the_full_models_prefixes_is_a_lora(mark):
+    name = f"{UNET}input_blocks.1.1.time_stack.0.attn1.to_q.{mark}"
+    assert family_of({name: TensorInfo("F16", (4, 8), 64)}) is Family.LORA
+
+
+@pytest.mark.parametrize("error", [MemoryError, TimeoutError])
+def test_what_no_configuration_causes_is_not_blamed_on_it(error, one_file, monkeypatch):
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(UNetSpatioTemporalConditionModel, "from_config", fail)
+    with pytest.raises(error):
+        load_checkpoint(one_file)
+
+
 def test_many_missing_tensors_are_counted_and_ten_are_named(described, refused):
     gone = [name for name in described if ".time_stack.0.attn1." in name]
     message = refused({name: value for name, value in described.items() if name not in gone})
@@ -96,12 +213,19 @@ def test_a_part_that_is_not_there_is_named(described, refused):
     assert "VAE" in refused({name: value for name, value in described.items() if "first_stage" not in name})
 
 
-def test_a_truncated_file_is_refused_with_both_sizes(one_file, tmp_path):
+@pytest.mark.parametrize(
+    "kept", [0.001, 0.5, 0.99, 1.0], ids=["in the header", "in the middle", "near the end", "a byte"]
+)
+def test_a_truncated_file_is_refused_with_both_sizes(kept, one_file, tmp_path):
     path = tmp_path / "cut.safetensors"
-    path.write_bytes(one_file.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match=f"{one_file.stat().st_size:,}") as raised:
+    content = one_file.read_bytes()
+    path.write_bytes(content[: min(int(kept * len(content)), len(content) - 1)])
+    with pytest.raises(CheckpointError) as raised:
         load_checkpoint(path)
     assert raised.value.code == "checkpoint.truncated"
+    assert f"{path.stat().st_size:,}" in str(raised.value)
+    if kept > 0.01:  # the header, which tells the other size, is whole
+        assert f"{len(content):,}" in str(raised.value)
 
 
 @pytest.fixture
@@ -200,6 +324,12 @@ def test_a_folder_with_pickled_weights_only_is_refused_with_the_way_out(copied):
         '{"clip_heads": "16"}',
         '{"clip_heads": 7}',
         '{"unet_head_width": 48}',
+        '{"unet_attention": [1, 1, 1, 0]}',
+        '{"unet_attention": []}',
+        '{"unet_layers": 9}',
+        '{"unet_transformers": 0}',
+        '{"vae_levels": "4"}',
+        '{"clip_layers": 300000}',
         '{"scaling_factor": 0}',
         '{"sigma_min": 800}',
         '{"force_upcast": 1}',
