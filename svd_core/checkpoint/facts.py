@@ -20,15 +20,17 @@ METADATA_KEY = "svd_stages"
 INDEX_KEY = "_svd_stages"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/clip-vit, preprocessor_config.json
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_FRAMES = 4096
 GUIDANCE = {14: (1.0, 2.5), 25: (1.5, 3.0)}
 """Frames -> (min, max) guidance: generative-models scripts/sampling/configs/svd.yaml and svd_xt.yaml."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What shapes cannot tell. The defaults are the published 25-frame model's (SVD-XT).
+    """What shapes cannot tell. The defaults are what all published models have in common.
 
-    num_frames, width, height    what it was trained for; width and height in pixels
+    num_frames                   how many frames it was trained for; None: not known
+    width, height                what it was trained for, in pixels
     min_guidance, max_guidance   None: by the frame count, as published
     clip_heads                   attention heads of the CLIP tower; None: heads are 80 wide, as in ViT-H
     unet_head_width              width of one attention head of the UNet
@@ -46,7 +48,7 @@ class Facts:
     layers would be a smaller model. A folder's config files say its own.
     """
 
-    num_frames: int = 25
+    num_frames: int | None = None
     width: int = 1024
     height: int = 576
     min_guidance: float | None = None
@@ -66,10 +68,11 @@ class Facts:
     image_std: tuple[float, ...] = CLIP_STD
 
     def defaults(self) -> VideoDefaults:
-        """The values to use when the user gives none."""
-        low, high = GUIDANCE.get(self.num_frames, (VideoDefaults.min_guidance, VideoDefaults.max_guidance))
+        """The values to use when the user gives none; SVD-XT's 25 frames when the number is not known."""
+        frames = VideoDefaults.num_frames if self.num_frames is None else self.num_frames
+        low, high = GUIDANCE.get(frames, (VideoDefaults.min_guidance, VideoDefaults.max_guidance))
         return VideoDefaults(
-            num_frames=self.num_frames,
+            num_frames=frames,
             width=self.width,
             height=self.height,
             min_guidance=low if self.min_guidance is None else self.min_guidance,
@@ -180,7 +183,7 @@ def _three(low: float, high: float):
 
 
 _RULES = {
-    "num_frames": _whole(1, 4096),
+    "num_frames": _whole(1, MAX_FRAMES),
     "width": _whole(8, 16384, step=8),
     "height": _whole(8, 16384, step=8),
     "min_guidance": _number(0, 100),

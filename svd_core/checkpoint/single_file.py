@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .facts import METADATA_KEY, facts_from_metadata
+from .facts import METADATA_KEY
 from .family import require_svd
 from .header import read_header
 from .keymap import (
@@ -26,10 +26,15 @@ from .keymap import (
     vae_decoder_pairs,
     vae_encoder_pairs,
 )
+from .modules import empty_clip
 from .opened import Component, OpenCheckpoint
+from .provenance import file_facts
 from .shapes import VAE_LAYERS, clip_config, unet_config, vae_config
 from .tensors import LazyTensor, Tensors, open_tensors, torch_dtypes
 from .writing import write_safetensors
+
+CLIP_COMPUTES = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
+"""What the layout cannot say of a CLIP tower, and its readers take for granted: open_clip's ViT-H-14."""
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def open_single_file(path: Path) -> Iterator[OpenCheckpoint]:
     """
     header = read_header(path)
     require_svd(path.name, header.tensors)
-    facts = facts_from_metadata(path.name, header.metadata)
+    facts = file_facts(path, header)
     shapes = {name: info.shape for name, info in header.tensors.items()}
     config, layout = unet_config(path.name, shapes, facts)
     with open_tensors([path]) as tensors:
@@ -128,8 +133,9 @@ def write_single_file(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[]
     """Write `opened` in Stability's layout to `path`, one tensor at a time, with its facts in the metadata.
 
     `on_tensor` is called after each tensor. Raises CheckpointError for a shape of model that the layout has no names
-    for.
+    for, and for a setting that it has no place for.
     """
+    _refuse_what_is_lost(opened)
     layout = _unet_layout(opened)
     facts = replace(
         opened.facts,
@@ -197,6 +203,16 @@ def _unet_layout(opened: OpenCheckpoint) -> UNetLayout:
     if layers is None:
         raise _no_names(opened, "its UNet's levels have different numbers of layers")
     return UNetLayout(layers, tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"]))
+
+
+def _refuse_what_is_lost(opened: OpenCheckpoint) -> None:
+    """Raise CheckpointError when the CLIP tower computes otherwise than who reads the one file will think."""
+    config: Any = empty_clip(opened).config
+    for key, held in CLIP_COMPUTES.items():
+        if getattr(config, key) != held:
+            raise _no_names(
+                opened, f"its CLIP tower has {key} {getattr(config, key)}, and every tower in the layout has {held}"
+            )
 
 
 def _transformer_layers(opened: OpenCheckpoint) -> int:
