@@ -7,7 +7,8 @@ failed, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
+import io
 import json
 import logging
 import os
@@ -34,15 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     console: Console = JsonConsole() if arguments.json else TerminalConsole()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     _quiet_libraries()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
     try:
         arguments.command(arguments, console)
+        sys.stdout.flush()
         return 0
     except (KeyboardInterrupt, Interrupted):
         return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        _stop_printing()  # whoever read our output has gone
         return 0
+    except OSError as error:
+        _stop_printing()
+        return _fail(arguments, console, f"the output could not be printed: {error.strerror}", "output.stdout", 4)
     except SVDStagesError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -86,7 +96,12 @@ def _add_command(commands: Any, name: str, command: Command, help_text: str) -> 
 
 def _add_animate(commands: Any) -> None:
     parser = _add_command(commands, "animate", animate, "animate a picture to an mp4")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="the picture: PNG, JPEG, WebP, ...")
+    parser.add_argument(
+        "image",
+        type=Path,
+        metavar="IMAGE",
+        help="PNG, JPEG, WebP, ...; an animated file makes a video of each of its pictures",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -267,8 +282,10 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
 
 def _free_name(stem: str) -> Path:
     """`stem`.mp4 in this folder, or with the first number from 2 that is free: an earlier video is not written over."""
-    names = itertools.chain([f"{stem}.mp4"], (f"{stem}_{number:05}.mp4" for number in itertools.count(2)))
-    return next(path for path in map(Path, names) if not path.exists())
+    from .svd_core.outputs import free_names
+
+    first = Path(f"{stem}.mp4")
+    return next(free_names(first, 2)) if first.exists() else first
 
 
 def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.Surroundings:
@@ -290,11 +307,18 @@ def _say_files(files: list[Path], seconds: float, console: Console) -> None:
 
 def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:
     console.close()
+    text = "".join(character if character.isprintable() else "?" for character in text)
     if arguments.json:
         line = {"event": "error", "code": code, "message": text, "exit_status": status, **where}
         sys.stdout.write(json.dumps(line, default=str) + "\n")
     sys.stderr.write(textwrap.fill(f"svd-stages: {text}", 100, break_long_words=False, break_on_hyphens=False) + "\n")
     return status
+
+
+def _stop_printing() -> None:
+    """Let what is still printed go nowhere: Python itself would fail on it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _where(error: SVDStagesError) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -63,11 +64,15 @@ class LogAboveBar(logging.Handler):
 
 
 class JsonConsole:
-    """One JSON object a line on stdout: {"event": "progress", ...} and {"event": "result", ...}."""
+    """One JSON object a line on stdout: {"event": "progress", ...} and {"event": "result", ...}.
+
+    When the reader has gone, progress is told to nobody and the run goes on; the result raises BrokenPipeError.
+    """
 
     def report(self, stage: str, done: int, total: int, unit: str) -> None:
         """{"event": "progress", "stage", "done", "total", "unit"}."""
-        self._line({"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit})
+        with contextlib.suppress(BrokenPipeError):
+            self._line({"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit})
 
     def result(self, text: str, **values: Any) -> None:
         """{"event": "result", ...values}."""

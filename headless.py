@@ -6,8 +6,8 @@ The command line, the Python calls and anything else that renders outside ComfyU
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from .svd_core.graph import (
     unwrap,
     validate,
 )
+from .svd_core.pictures import as_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,13 +112,18 @@ class Surroundings:
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
         return host.HeadlessHost(
-            library=ModelLibrary.from_roots(self.models or default_models_roots()),
+            library=ModelLibrary.from_roots(_listed(self.models) or default_models_roots()),
             device_name=self.device,
             precision=self.precision,
             input_folder=Path(self.input_folder),
             output_folder=Path(self.output_folder),
             reporter=self.reporter,
         )
+
+
+def _listed(one_or_more: Any) -> list[Any]:
+    """A lone text or path as a list of one."""
+    return [one_or_more] if isinstance(one_or_more, (str, os.PathLike)) else list(one_or_more)
 
 
 def default_models_roots() -> list[Path]:
@@ -137,6 +143,9 @@ def open_graph(source: str | os.PathLike | Mapping[str, Any], settings: Sequence
     with changed values is not handed on as metadata, because it would no longer be what ran.
     Raises GraphError.
     """
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise GraphError(f"a graph is a file or a dict, got {type(source).__name__}", code="graph.shape")
+    settings = _listed(settings)
     given = dict(source) if isinstance(source, Mapping) else read_graph(Path(source))
     inner, workflow = unwrap(given)
     if is_ui_format(inner):
@@ -179,7 +188,7 @@ def run(graph: Graph, surroundings: Surroundings, emit: Emit | None = None) -> R
     with host.using(here):
         validation, result = _validate_and_execute(graph, emit=emit)
     faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
-    return Report(list(_written(here, result.ui)), result.ui, faults, validation.node_errors)
+    return Report(_written(here, result.ui), result.ui, faults, validation.node_errors)
 
 
 def run_graph(
@@ -228,12 +237,9 @@ def animate(
     output_type: OutputType = "pt",
     on_progress: host.Reporter = host.ignore_progress,
 ) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
-    """Animate a picture: frames (B, F, H, W, 3) in [0, 1], one video per image.
+    """Animate a picture: frames (B, F, H, W, 3) in [0, 1], one video per image. None: what the model is for.
 
     image        a file, a PIL image, or an array or tensor (H, W, 3) or (B, H, W, 3): float in [0, 1], or uint8
-    model        a checkpoint's name; svd-nano is built in
-    width, height, num_frames, min_guidance, max_guidance   None: what the checkpoint is for
-    decode_mode  exact or windowed; None: exact for small videos
     output_type  pt: float32 tensor, np: float32 array, pil: a list of frames for each video
 
     Raises SettingError, ImageError, CheckpointError, NodeError.
@@ -241,19 +247,35 @@ def animate(
     if output_type not in ("pt", "np", "pil"):
         raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
     animation = Animation(
-        model, width, height, fit, num_frames, steps, seed, fps, motion_bucket_id, noise_aug_strength,
-        min_guidance, max_guidance, decode_mode, decode_chunk, decode_context,
-    )  # fmt: skip
+        model=str(model),
+        width=width,
+        height=height,
+        fit=fit,
+        num_frames=num_frames,
+        steps=steps,
+        seed=seed,
+        fps=fps,
+        motion_bucket_id=motion_bucket_id,
+        noise_aug_strength=noise_aug_strength,
+        min_guidance=min_guidance,
+        max_guidance=max_guidance,
+        decode_mode=decode_mode,
+        decode_chunk=decode_chunk,
+        decode_context=decode_context,
+    )
     here = Surroundings(models, device, precision, reporter=on_progress).host()
+    return _as_output(_animate_images(as_images(image), animation, here), output_type)
+
+
+def _animate_images(images: torch.Tensor, animation: Animation, here: host.HeadlessHost) -> list[torch.Tensor]:
+    """The shipped graph without its file nodes: images in, the frames of each video out."""
     with host.using(here):
         graph = animation_graph(animation, here, "input.png")
         loader, decoder = _only(graph.prompt, "LoadImage"), _only(graph.prompt, "SVDTemporalVAEDecode")
-        prompt = {
-            key: node for key, node in graph.prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")
-        }
-        given = {loader: [_as_images(image), None]}
-        _, result = _validate_and_execute(Graph(prompt), given=given, keep=(decoder,))
-    return _as_output(result.values[decoder][0], output_type)
+        files = ("CreateVideo", "SaveVideo")
+        prompt = {key: node for key, node in graph.prompt.items() if node["class_type"] not in files}
+        _, result = _validate_and_execute(Graph(prompt), given={loader: [images, None]}, keep=(decoder,))
+    return result.values[decoder][0]
 
 
 def animate_file(
@@ -261,18 +283,25 @@ def animate_file(
 ) -> Report:
     """Animate a picture file to an mp4 at `output`: the shipped graph with values set.
 
-    A file that holds several pictures makes several videos: output, then output_00002 and so on. Nothing is left
-    behind when it fails. Raises SettingError when `output` cannot be written, and what `run` raises.
+    A file at `output` is replaced. A picture file that holds several pictures makes several videos: `output`, then the
+    free ones of output_00002 and so on. Nothing is left behind when it fails. Raises SettingError when `output` cannot
+    be written, ImageError for what is no picture, and what `run` raises.
     """
-    _check_picture(image)
-    with _folder_beside(output) as folder:
-        placed = replace(surroundings, input_folder=image.resolve().parent, output_folder=folder)
-        here = placed.host()
+    from .svd_core.outputs import free_names, scratch_folder_beside
+
+    if not image.is_file():
+        raise ImageError(f'there is no image file "{image}"; give the path of a PNG, JPEG or WebP picture')
+    if output.suffix.lower() != ".mp4":
+        raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
+    images = as_images(image)
+    with scratch_folder_beside(output) as folder:
+        here = replace(surroundings, input_folder=image.parent, output_folder=folder).host()
         with host.using(here):
             graph = animation_graph(animation, here, image.name)
-            _, result = _validate_and_execute(graph, emit=emit)
-        made = list(_written(here, result.ui))
-        names = [output, *(output.with_stem(f"{output.stem}_{number:05}") for number in range(2, len(made) + 1))]
+            given = {_only(graph.prompt, "LoadImage"): [images, None]}
+            _, result = _validate_and_execute(graph, emit=emit, given=given)
+        made = _written(here, result.ui)
+        names = [output, *itertools.islice(free_names(output, 2), len(made) - 1)]
         for temporary, final in zip(made, names, strict=True):
             os.replace(temporary, final)
     return Report(names, result.ui)
@@ -284,7 +313,7 @@ def animation_graph(animation: Animation, here: host.Host, image_name: str) -> G
     Raises CheckpointError when the model is not there, SettingError for a size that is no multiple of 64.
     """
     values = _with_defaults(animation, checkpoint_defaults(here, animation.model))
-    _check_sizes(values)
+    _check_values(values)
     prompt = open_graph(TEMPLATE).prompt
     for class_type, inputs in _widgets(values, image_name).items():
         node = prompt[_only(prompt, class_type)]
@@ -322,18 +351,10 @@ def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
     )
 
 
-def _check_picture(image: Path) -> None:
-    """Raise ImageError now rather than after a checkpoint has been loaded."""
-    from .svd_core.images import check_images
-    from .svd_core.pictures import load_picture
-
-    if not image.is_file():
-        raise ImageError(f'there is no image file "{image}"; give the path of a PNG, JPEG or WebP picture')
-    check_images(load_picture(image)[0])
-
-
-def _check_sizes(values: Animation) -> None:
+def _check_values(values: Animation) -> None:
     """Raise SettingError now rather than after a checkpoint has been loaded."""
+    if values.fps != int(values.fps):
+        raise SettingError(f"fps must be a whole number, got {values.fps}; the model knows no others")
     from .svd_core.images import check_multiple
 
     for name in ("width", "height"):
@@ -422,8 +443,12 @@ def _only(prompt: Prompt, class_type: str) -> str:
     return found[0]
 
 
-def _written(here: host.HeadlessHost, ui: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
-    """The files that output nodes say they wrote."""
+def _written(here: host.HeadlessHost, ui: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """The files that output nodes say they wrote, each once: equal nodes run once and answer alike."""
+    return list(dict.fromkeys(_named(here, ui)))
+
+
+def _named(here: host.HeadlessHost, ui: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
     for answer in ui.values():
         for entries in answer.values():
             for entry in entries:
@@ -446,43 +471,6 @@ def describe_file(path: Path) -> str:
     from .svd_core.video import describe_mp4
 
     return f": {describe_mp4(path)}"
-
-
-@contextlib.contextmanager
-def _folder_beside(output: Path) -> Iterator[Path]:
-    """A folder on the disk of `output`, gone afterwards. Raises SettingError when nothing can be written there."""
-    if output.suffix.lower() != ".mp4":
-        raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
-    if output.is_dir():
-        raise SettingError(f'"{output}" is a folder; give the name of the .mp4 file to write')
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=output.parent, prefix=".svd-stages-")
-    except OSError as error:
-        raise SettingError(
-            f'nothing can be written into "{output.parent}" ({error.strerror}); choose another place with -o',
-            code="output.not_writable",
-        ) from error
-    with folder as name:
-        yield Path(name)
-
-
-def _as_images(image: Any) -> torch.Tensor:
-    """A file, a PIL image, an array or a tensor as images (B, H, W, 3) float32 in [0, 1]."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
-
-    if isinstance(image, (str, os.PathLike)):
-        from .svd_core.pictures import load_picture
-
-        return load_picture(Path(image))[0]
-    if isinstance(image, Image.Image):
-        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    tensor = torch.as_tensor(image)
-    if not tensor.is_floating_point():
-        tensor = tensor.float() / 255.0
-    return tensor[None] if tensor.ndim == 3 else tensor
 
 
 def _as_output(videos: list[torch.Tensor], output_type: OutputType) -> Any:

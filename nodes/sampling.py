@@ -27,8 +27,12 @@ class SVDSigmas(StageNode):
                     "karras",
                     "karras: the reference. align_your_steps: made for SVD and few steps. exponential: even in log.",
                 ),
-                "sigma_min": sockets.number(0.002, 0.0001, 10.0, 0.001, "Last noise level above 0. SVD's is 0.002."),
-                "sigma_max": sockets.number(700.0, 0.1, 10000.0, 1.0, "First noise level. SVD's is 700."),
+                "sigma_min": sockets.number(
+                    0.002, 0.0001, 10.0, 0.001, "Lower end of the noise range. SVD's is 0.002."
+                ),
+                "sigma_max": sockets.number(
+                    700.0, 0.1, 10000.0, 1.0, "Upper end of the range: the first noise level. SVD's is 700."
+                ),
                 "rho": sockets.number(
                     7.0, 0.1, 100.0, 0.1, "Bend of the karras row: higher spends more steps on small noise."
                 ),

@@ -62,7 +62,7 @@ def part(value: Any, kind: type[Part], socket: str) -> Part:
 def read_latent(latent: dict[str, Any]) -> Clips:
     """Read a LATENT. Raises SettingError for shapes that are no SVD latent."""
     samples = latent["samples"]
-    if getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != 4:
+    if getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != 4 or not samples.shape[0]:
         raise SettingError(
             f"a latent for SVD is shaped (frames, 4, height/8, width/8), got {tuple(samples.shape)}; latents of other "
             f"video models do not fit"
@@ -75,7 +75,8 @@ def read_latent(latent: dict[str, Any]) -> Clips:
 def frames_per_clip(latent: dict[str, Any]) -> int:
     """F of a LATENT: our key when it divides the sample count, else all samples are one clip."""
     count = latent["samples"].shape[0]
-    told = (latent.get("svd") or {}).get("frames")
+    ours = latent.get("svd")
+    told = ours.get("frames") if isinstance(ours, dict) else None
     return told if isinstance(told, int) and told > 0 and count % told == 0 else count
 
 

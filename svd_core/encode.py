@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +28,16 @@ class ImageEmbedding:
 
 
 def embed_images(
-    clip_vision: SVDClipVision, images: torch.Tensor, preprocess: str, device: torch.device
+    clip_vision: SVDClipVision,
+    images: torch.Tensor,
+    preprocess: str,
+    device: torch.device,
+    on_image: Callable[[int], None] = lambda done: None,
 ) -> ImageEmbedding:
     """Embed images (B, H, W, 3) in [0, 1]: the picture as it was loaded, before resize and augmentation.
 
     preprocess is `reference` (whole frame) or `center_crop` (ComfyUI core's middle square); the encoder is on `device`.
+    What `on_image`, told the images done, raises stops the work.
     Raises SettingError for another word, ImageError for what is no picture.
     """
     if preprocess not in PREPROCESSES:
@@ -42,7 +47,10 @@ def embed_images(
     pixels = look(images, clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
     dtype = next(encoder.parameters()).dtype
     # One image at a time: each then equals its single run to the last bit.
-    answers = [encoder(pixel_values=each[None].to(device, dtype), output_hidden_states=True) for each in pixels]
+    answers = []
+    for each in pixels:
+        answers.append(encoder(pixel_values=each[None].to(device, dtype), output_hidden_states=True))
+        on_image(len(answers))
 
     def gathered(rows: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat(rows).float().cpu()
@@ -54,7 +62,9 @@ def embed_images(
     )
 
 
-def encode_images(vae: SVDVae, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+def encode_images(
+    vae: SVDVae, images: torch.Tensor, device: torch.device, on_image: Callable[[int], None] = lambda done: None
+) -> torch.Tensor:
     """Unscaled image latents (B, 4, H/8, W/8) float32 CPU of images (B, H, W, 3): the posterior's mode.
 
     The encoder is on `device`. It computes in float32 when the VAE asks for it (`force_upcast`), and has its own
@@ -64,8 +74,12 @@ def encode_images(vae: SVDVae, images: torch.Tensor, device: torch.device) -> to
     check_multiple("the image's height", images.shape[1], 8)
     check_multiple("the image's width", images.shape[2], 8)
     pixels = to_pixels(images)
+    latents = []
     with _encoding_precision(vae) as dtype:
-        return torch.cat([_posterior_mode(vae, each[None].to(device, dtype)) for each in pixels]).float().cpu()
+        for each in pixels:
+            latents.append(_posterior_mode(vae, each[None].to(device, dtype)).float().cpu())
+            on_image(len(latents))
+    return torch.cat(latents)
 
 
 def _posterior_mode(vae: SVDVae, pixels: torch.Tensor) -> torch.Tensor:

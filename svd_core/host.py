@@ -8,6 +8,7 @@ global, and only the override is a ContextVar.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import tempfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -99,7 +100,7 @@ class HeadlessHost:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             first_line = str(error).split("\n")[0].rstrip(".")
-            reason = "torch knows no such device" if "Expected one of" in first_line else first_line
+            reason = "torch knows no such device" if "Expected one of" in first_line else first_line[:120]
             raise SettingError(
                 f'device "{self.device_name}" cannot be used: {reason}. Use auto, cpu, cuda, cuda:1 or mps.'
             ) from error
@@ -111,8 +112,8 @@ class HeadlessHost:
     def on_device(self, module: torch.nn.Module) -> Iterator[torch.device]:
         """Move `module` to the device, and back to the CPU afterwards: one part is resident at a time."""
         device = self.device()
-        module.to(device)
         try:
+            module.to(device)
             yield device
         finally:
             module.to("cpu")
@@ -124,7 +125,8 @@ class HeadlessHost:
 
         device = self.device()
         if device.type == "cuda":
-            return torch.cuda.mem_get_info(device)[0]
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return torch.cuda.mem_get_info(device)[0] + cached
         return psutil.virtual_memory().available
 
     @contextlib.contextmanager
@@ -136,7 +138,7 @@ class HeadlessHost:
     def folder(self, kind: Folder) -> Path:
         """The folder given at construction."""
         if kind == "temp":
-            return self.temp_folder or Path(tempfile.gettempdir()) / "svd-stages"
+            return self.temp_folder or Path(tempfile.gettempdir()) / f"svd-stages-{getpass.getuser()}"
         return {"input": self.input_folder, "output": self.output_folder}[kind]
 
 

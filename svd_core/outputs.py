@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -118,6 +121,41 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch_folder_beside(path: Path) -> Iterator[Path]:
+    """A folder on the disk of `path`, gone afterwards; so are the parents of `path` that had to be made for nothing.
+
+    Raises SettingError (`output.not_writable`) when nothing can be written there, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise SettingError(f'"{path}" is a folder; name the file to write.', code="output.not_writable")
+    made = [parent for parent in path.absolute().parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=_TEMPORARY_SUFFIX)
+    except OSError as error:
+        raise SettingError(
+            f'nothing can be written into "{path.parent}" ({error.strerror}); choose another place.',
+            code="output.not_writable",
+        ) from error
+    try:
+        with folder as name:
+            yield Path(name)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+def free_names(path: Path, first: int) -> Iterator[Path]:
+    """Of path_00002, path_00003 and so on, from number `first`, those that no file has yet."""
+    names = (path.with_stem(f"{path.stem}_{number:05}") for number in itertools.count(first))
+    return (name for name in names if not name.exists())
+
+
+@contextlib.contextmanager
 def _temporary_file(folder: Path, final_name: str) -> Iterator[Path]:
     """A new name in `folder`, gone afterwards. Trouble of the operating system becomes an OutputError."""
     temporary = folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
@@ -133,12 +171,16 @@ def _temporary_file(folder: Path, final_name: str) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left behind. A living writer's file has a recent date."""
-    for file in folder.glob(f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"):
+    """Remove what killed writers left behind. A living writer's file or folder has a recent date."""
+    for left in folder.glob(f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
-            status = file.lstat()
-            if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > _ABANDONED_AFTER:
-                file.unlink()
+            status = left.lstat()
+            if time.time() - status.st_mtime <= _ABANDONED_AFTER:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                left.unlink()
+            elif stat.S_ISDIR(status.st_mode):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _flush_to_disk(file: Path) -> None:

@@ -26,6 +26,9 @@ LARGEST_PICTURE = 50_000_000
 LARGEST_ANIMATION = 200_000_000
 """Pixels of all frames together."""
 
+HIGHEST_FLOAT = 8.0
+"""A float picture with larger values is on another scale, such as 0 to 255; noise on [0, 1] does not get there."""
+
 _DEEP_WHITE = 65535  # of 16-bit grey, and what ComfyUI takes it to be in 32-bit grey
 
 _EMPTY_MASK_SIDE = 64  # ComfyUI LoadImage, for pictures without transparency
@@ -160,3 +163,32 @@ def _transparency(frame: Image.Image) -> np.ndarray | None:
     if "A" not in frame.getbands():
         return None
     return 1 - np.asarray(frame.getchannel("A"), np.float32) / 255
+
+
+def as_images(image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+    """A file, a PIL image, an array or a tensor as images (B, H, W, 3) float32 in [0, 1].
+
+    Arrays and tensors are (H, W, 3) or (B, H, W, 3): uint8, or floats in [0, 1]. PIL images have 8 bits a channel.
+    Raises ImageError for anything else, rather than guess its scale.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    from .images import check_images
+
+    if isinstance(image, (str, os.PathLike)):
+        return check_images(load_picture(Path(image))[0])
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ImageError(f'a PIL image of mode "{image.mode}" has no sure scale; give the path of its file')
+        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image)) if image.dtype.kind in "uifb" else image
+    if not isinstance(image, torch.Tensor):
+        raise ImageError(f"an image is a file, a PIL image, an array or a tensor, got {type(image).__name__}")
+    if image.dtype == torch.uint8:
+        image = image.float() / 255.0
+    elif not image.is_floating_point() or (image.numel() and image.max() > HIGHEST_FLOAT):
+        raise ImageError(f"an array or tensor must be uint8, or floats in [0, 1]; got {image.dtype} of another scale")
+    return check_images(image[None] if image.ndim == 3 else image)

@@ -67,7 +67,8 @@ def starting_noise(
     comfyui    the first draw of a CPU generator seeded with `seed`, as core's samplers draw it; with `batch_index`,
                frame i is single draw number batch_index[i], as core does for a latent cut out of a longer one
     diffusers  first draws and drops the (1, 3, 8 height, 8 width) augmentation noise from the same generator, so that
-               one seed here and in SVDNoiseAugmentation gives the diffusers pipeline's video
+               one seed here and in SVDNoiseAugmentation gives the diffusers pipeline's video; with `batch_index`
+               the single draws come after it
     none       zeros, to go on with a latent that still carries noise
 
     Raises SettingError for an unknown kind, a seed out of range, or a batch_index of another length.
@@ -80,7 +81,7 @@ def starting_noise(
     generator = seeded(seed)
     if kind == "diffusers":
         augmentation_noise(generator, 8 * height, 8 * width)
-    if batch_index is None or kind == "diffusers":
+    if batch_index is None:
         return torch.randn(shape, generator=generator)
     if len(batch_index) != frames or min(batch_index) < 0:
         raise SettingError(f"batch_index must name a frame number for each of {frames} frames, got {list(batch_index)}")

@@ -32,13 +32,15 @@ def make_sigmas(
         raise SettingError(f"sigma_min must lie between 0 and sigma_max, got {sigma_min} and {sigma_max}")
     if not (math.isfinite(rho) and rho > 0):
         raise SettingError(f"rho must be above 0, got {rho}; 7 is the usual value")
+    if schedule not in SCHEDULES:
+        raise SettingError(f'schedule must be one of {", ".join(SCHEDULES)}, got "{schedule}"')
     if schedule == "karras":
-        return karras_sigmas(steps, sigma_min, sigma_max, rho)
-    if schedule == "align_your_steps":
-        return align_your_steps_sigmas(steps, sigma_min, sigma_max)
-    if schedule == "exponential":
-        return exponential_sigmas(steps, sigma_min, sigma_max)
-    raise SettingError(f'schedule must be one of {", ".join(SCHEDULES)}, got "{schedule}"')
+        row = karras_sigmas(steps, sigma_min, sigma_max, rho)
+    elif schedule == "exponential":
+        row = exponential_sigmas(steps, sigma_min, sigma_max)
+    else:
+        row = align_your_steps_sigmas(steps, sigma_min, sigma_max)
+    return check_sigmas(row)
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:

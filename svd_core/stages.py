@@ -66,18 +66,17 @@ def load(host: Host, name: str, precision: str) -> Checkpoint:
 
 def embed(host: Host, clip_vision: SVDClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
     """`embed_images` of images (N, H, W, 3) in [0, 1], on the host's device."""
-    with host.progress("embedding", 1, "image") as advance, host.on_device(clip_vision.encoder) as device:
-        embedding = embed_images(clip_vision, images, preprocess, device)
-        advance(1)
-    return embedding
+    with (
+        host.progress("embedding", images.shape[0], "image") as advance,
+        host.on_device(clip_vision.encoder) as device,
+    ):
+        return embed_images(clip_vision, images, preprocess, device, advance)
 
 
 def encode(host: Host, vae: SVDVae, images: torch.Tensor) -> torch.Tensor:
     """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
-    with host.progress("encoding", 1, "image") as advance, host.on_device(vae.vae) as device:
-        latents = encode_images(vae, images, device)
-        advance(1)
-    return latents
+    with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae.vae) as device:
+        return encode_images(vae, images, device, advance)
 
 
 def sample(
@@ -101,6 +100,7 @@ def sample(
     for positive, negative in sides:
         _check_latent_size(start.latents, positive.image_latent, "positive")
         _check_latent_size(start.latents, negative.image_latent, "negative")
+        _check_embeds(model, positive.embeds, negative.embeds)
     per_video = len(levels) - 1
     with (
         host.progress("sampling", per_video * len(sides), "step") as advance,
@@ -157,6 +157,15 @@ def _starting_video(model: SVDModel, start: Start, index: int, sigma: torch.Tens
     frames, _, height, width = latents.shape
     noise = starting_noise(start.noise, seed_of(start.seed, index), frames, height, width, start.batch_index)
     return starting_point(latents * model.scaling_factor, noise, sigma, model.sigma_max)[None]
+
+
+def _check_embeds(model: SVDModel, positive: torch.Tensor, negative: torch.Tensor) -> None:
+    if positive.shape != negative.shape or positive.shape[-1] != model.embedding_width:
+        raise SettingError(
+            f"the model attends to embeddings {model.embedding_width} wide; the positive conditioning's are "
+            f"{tuple(positive.shape)} and the negative's {tuple(negative.shape)}. Take clip_vision and model from one "
+            f"checkpoint, and both sides of the conditioning from one node"
+        )
 
 
 def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: str) -> None:

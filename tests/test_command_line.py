@@ -57,7 +57,10 @@ def models(tmp_path_factory) -> Path:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Everything below `folder`, empty folders too."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or not any(path.iterdir())
+    )
 
 
 def opened(path: Path) -> tuple[int, int, int, float]:
@@ -73,6 +76,54 @@ def test_animate_writes_an_mp4_of_what_was_asked(here, capsys):
     assert opened(here / "made" / "clip.mp4") == (2, 64, 64, 12.0)
     assert files_in(here / "made") == ["clip.mp4"]
     assert "clip.mp4: 2 frames, 64x64, 12 fps" in capsys.readouterr().out
+
+
+def test_a_linked_picture_and_a_name_that_looks_annotated_are_animated(here):
+    (here / "link.png").symlink_to(here / "rocket.png")
+    shutil.copy(ROCKET, here / "a [output].png")
+    shutil.copy(ROCKET, here / "b [output]")
+    for name in ("link.png", "a [output].png", "b [output]"):
+        assert main(["animate", name, "-o", "clip.mp4", *QUICK]) == 0
+
+
+def test_an_animated_picture_makes_a_video_of_each_of_its_pictures(here):
+    frames = [Image.new("RGB", (64, 64), (90 * index, 40, 200)) for index in range(2)]
+    frames[0].save(here / "two.gif", save_all=True, append_images=frames[1:])
+    (here / "clip_00002.mp4").write_bytes(b"mine")
+    assert main(["animate", "two.gif", "-o", "clip.mp4", *QUICK]) == 0
+    assert (here / "clip_00002.mp4").read_bytes() == b"mine"
+    assert opened(here / "clip.mp4")[0] == opened(here / "clip_00003.mp4")[0] == 2
+
+
+def test_pictures_through_a_graph_make_files_that_equal_their_single_runs(here):
+    """Two pictures, two lossless files; video i is the single run with seed + i."""
+    pictures = [Image.effect_noise((64, 64), 60 + 30 * index).convert("RGB") for index in range(2)]
+    pictures[0].save(here / "both.webp", save_all=True, append_images=pictures[1:], lossless=True)
+    for index, picture in enumerate(pictures):
+        picture.save(here / f"single{index}.webp", lossless=True)
+    template = str(ROOT / "example_workflows" / "image_to_video.json")
+    quick = ["SVDCheckpointLoader.checkpoint=svd-nano", "SVDResizeImage.width=64", "SVDResizeImage.height=64"]
+    quick += ["SVDImageConditioning.video_frames=3", "SVDEulerSampler.steps=2"]
+
+    def run(name: str, seed: int, output: str) -> list[bytes]:
+        settings = [*quick, f"LoadImage.image={name}", f"SVDNoiseAugmentation.seed={seed}"]
+        arguments = [part for each in settings for part in ("--set", each)]
+        assert main(["run", template, "--input-dir", ".", "--output-dir", output, *arguments]) == 0
+        return [_pixels(path) for path in sorted((here / output).rglob("*.mp4"))]
+
+    both = run("both.webp", 8, "both")
+    assert both == [*run("single0.webp", 8, "first"), *run("single1.webp", 9, "second")]
+
+
+def _pixels(path: Path) -> bytes:
+    with av.open(str(path)) as container:
+        return b"".join(frame.to_ndarray().tobytes() for frame in container.decode(video=0))
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(here):
+    command = f"{sys.executable} -m svd_stages animate rocket.png --json {' '.join(QUICK)} 2>said | head -1"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    assert opened(here / "rocket.mp4")[0] == 2 and "Traceback" not in (here / "said").read_text()
 
 
 def test_a_second_run_keeps_the_first_video_unless_told_where_to_write(here):
@@ -185,7 +236,8 @@ BAD = {
     "inspect a ckpt": (["inspect", "model.ckpt"], 3, "pickle.*safetensors"),
     "inspect nothing": (["inspect", "gone.safetensors"], 3, "gone.safetensors"),
     "device": (["animate", "rocket.png", "--device", "abacus"], 2, "abacus.*cpu"),
-    "output folder": (["animate", "rocket.png", "-o", "rocket.png/out.mp4"], 2, "-o"),
+    "output folder": (["animate", "rocket.png", "-o", "rocket.png/out.mp4"], 2, "another place"),
+    "new folders": (["animate", "rocket.png", "-o", "new/deep/out.mp4", "--model", "gone"], 3, "gone"),
     "output format": (["animate", "rocket.png", "-o", "out.gif"], 2, "mp4"),
     "graph missing": (["run", "gone.json"], 2, "gone.json"),
     "graph no json": (["run", "text.png"], 2, "text.png"),
@@ -310,5 +362,6 @@ def test_inspect_of_a_huge_file_reads_its_header_only(here, capsys):
     import time
 
     began = time.monotonic()
-    main(["inspect", "huge.safetensors"])
+    assert main(["inspect", "huge.safetensors", "--json"]) == 0
     assert time.monotonic() - began < 1.0
+    assert json.loads(capsys.readouterr().out)["bytes"] > 10_000_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_outputs_come_as_asked(clip):
     assert np.abs(np.array(first) / 255 - clip[0, 0].numpy()).max() <= 0.5 / 255 + 1e-6
 
 
+def test_a_flipped_array_is_the_flipped_picture():
+    array = np.ascontiguousarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    once = svd_stages.animate(array[::-1], **QUICK)
+    assert torch.equal(once, svd_stages.animate(np.ascontiguousarray(array[::-1]), **QUICK))
+
+
 def test_a_batch_of_pictures_makes_a_video_each():
     images = torch.rand((2, 64, 64, 3), generator=torch.Generator("cpu").manual_seed(0))
     clips = svd_stages.animate(images, seed=3, **QUICK)
@@ -71,9 +78,15 @@ def test_a_batch_of_pictures_makes_a_video_each():
         (ROCKET, {"width": 100}, SettingError),
         (ROCKET, {"output_type": "jpg"}, SettingError),
         (ROCKET, {"num_frames": 0}, GraphError),
-        (torch.full((1, 64, 64, 3), float("nan")), {}, Exception),
+        (torch.full((1, 64, 64, 3), float("nan")), {}, ImageError),
+        (torch.full((64, 64, 3), 200.0), {}, ImageError),
+        (np.zeros((64, 64, 3), dtype=np.uint16), {}, ImageError),
+        (np.zeros((64, 64, 3), dtype=bool), {}, ImageError),
+        (None, {}, ImageError),
+        ([ROCKET], {}, ImageError),
+        (ROCKET, {"fps": 7.5}, SettingError),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:30],
 )
 def test_bad_arguments_raise_our_errors(image, options, error):
     with pytest.raises(error):
@@ -105,8 +118,10 @@ def test_run_graph_takes_a_dict_and_does_not_change_it(tmp_path):
 
 
 def test_models_come_from_options_then_environment_then_comfyui(monkeypatch, tmp_path):
-    monkeypatch.setenv("SVD_STAGES_MODELS", f"{tmp_path}/a:{tmp_path}/b")
+    monkeypatch.setenv("SVD_STAGES_MODELS", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
     assert headless.default_models_roots() == [tmp_path / "a", tmp_path / "b"]
+    for given in (tmp_path / "c", str(tmp_path / "c"), [tmp_path / "c"]):
+        assert headless.Surroundings(models=given).host().library.flat_folders == (tmp_path / "c",)
     monkeypatch.delenv("SVD_STAGES_MODELS")
     assert headless.default_models_roots() == [Path("models")]
     monkeypatch.setattr(headless, "PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "SVD Stages")

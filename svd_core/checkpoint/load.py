@@ -107,11 +107,11 @@ def _device(device: torch.device | str | None) -> torch.device:
 def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool) -> Checkpoint:
     """The checkpoint in `dtypes`, or with `bf16_instead` in bf16 where fp16 cannot hold its numbers."""
     facts = opened.facts
-    unet, vae, clip = empty_unet(opened), empty_vae(opened), empty_clip(opened)
-    for component, module in zip(opened.components(), (unet, vae, clip), strict=True):
+    modules: tuple[Any, Any, Any] = empty_unet(opened), empty_vae(opened), empty_clip(opened)
+    for component, module in zip(opened.components(), modules, strict=True):
         check(opened, component, module)
     _report_ignored(opened.name, opened.ignored)
-    modules = unet, vae, clip
+    unet, vae, clip = modules
     if not _fill_all(opened, modules, dtypes, may_fail=bf16_instead):
         _fill_all(opened, modules, _in_bf16(dtypes), may_fail=False)
     return Checkpoint(

@@ -42,6 +42,13 @@ class SVDModel:
         config: Any = self.unet.config
         return config.block_out_channels[0]
 
+    @property
+    def embedding_width(self) -> int:
+        """D, the width of the embedding it attends to; 1024 in the published models."""
+        config: Any = self.unet.config
+        width = config.cross_attention_dim
+        return width if isinstance(width, int) else width[0]
+
 
 @dataclass(frozen=True, eq=False)
 class SVDVae:

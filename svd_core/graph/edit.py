@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ from ..errors import GraphError, nearest
 from .check_node import check_finite
 from .declared import DeclaredInput, read_declaration
 from .explain import explain
-from .prompt import WRAPPED, Prompt, name_node, title_of
+from .prompt import WRAPPED, Prompt, looks_like_link, name_node, title_of
 from .validate import shape_fault
+
+logger = logging.getLogger(__name__)
 
 
 def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, type]) -> Prompt:
@@ -52,6 +55,8 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
         raise _wrong(f'{where} has no input "{input_name}"; nearest are {nearest(input_name, inputs) or "none"}.')
     value = _read_value(inputs[input_name], text, where)
     node = prompt[node_id]
+    if looks_like_link(node.get("inputs", {}).get(input_name)):
+        logger.warning('%s: "%s" was linked, and now is %s; its source is no longer heard', where, input_name, text)
     return {**prompt, node_id: {**node, "inputs": {**node.get("inputs", {}), input_name: value}}}
 
 

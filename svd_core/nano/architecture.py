@@ -5,6 +5,10 @@ of one channel forgets how bright the picture is. Residual branches end in zeros
 whole as something close to linear, which learns markedly faster.
 """
 
+# The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,10 @@ VAE, CLIP tower and UNet in turn, on clips that are drawn, not fetched. FOLDER t
 states to go on from, and a CSV of losses for each part.
 """
 
+# The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import argparse

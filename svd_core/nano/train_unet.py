@@ -5,6 +5,10 @@ latent joined to every frame with noise augmentation, its strength, fps and moti
 image dropped now and then for guidance.
 """
 
+# The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import logging

@@ -1,5 +1,9 @@
 """What training any part needs: a time to spend, averaged weights, a state on disk to go on from, a log of losses."""
 
+# The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import contextlib

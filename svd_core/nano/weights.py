@@ -10,34 +10,12 @@ import torch
 from ..checkpoint.load import resolve_dtypes
 from ..checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
 from . import DEFAULTS
+from .architecture import CLIP_VISION, UNET, VAE
 
 logger = logging.getLogger(__name__)
 
 SEED = 20231121  # the day Stable Video Diffusion came out
 
-UNET = {
-    "sample_size": 16,
-    "block_out_channels": (64, 128, 128, 128),
-    "num_attention_heads": (1, 2, 2, 2),
-    "cross_attention_dim": 128,
-    "num_frames": DEFAULTS.num_frames,
-}
-VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "block_out_channels": (64, 64, 64, 64),
-    "layers_per_block": 2,  # as published: the one-file layout has two blocks in the decoder's middle, no other number
-    "sample_size": 128,
-}
-CLIP_VISION = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "patch_size": 32,
-    "image_size": 224,
-    "projection_dim": 128,
-    "hidden_act": "gelu",
-}
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own, openai/CLIP clip.py
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
