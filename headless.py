@@ -182,10 +182,12 @@ def run(graph: Graph, surroundings: Surroundings, emit: Emit | None = None) -> R
 
     As in ComfyUI, outputs that can run do so when others cannot; the report then says which and why.
 
-    Raises GraphError (exit status 3 when only model or input files are missing), NodeError, Interrupted.
+    Raises SettingError when a saver could not write its result, GraphError (exit status 3 when only model or input
+    files are missing), NodeError, Interrupted.
     """
     here = surroundings.host()
     with host.using(here):
+        _check_output_folder(graph, here)
         validation, result = _validate_and_execute(graph, emit=emit)
     faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
     return Report(_written(here, result.ui), result.ui, faults, validation.node_errors)
@@ -349,6 +351,16 @@ def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
         max_guidance=chosen(animation.max_guidance, defaults.max_guidance),
         decode_mode=chosen(animation.decode_mode, "exact" if width * height * frames <= EXACT_UP_TO else "windowed"),
     )
+
+
+def _check_output_folder(graph: Graph, here: host.HeadlessHost) -> None:
+    """Raise SettingError now rather than after the video has been computed."""
+    from .svd_core.outputs import scratch_folder_beside
+
+    class_types = [node.get("class_type") for node in graph.prompt.values() if isinstance(node, dict)]
+    if any(getattr(NODES.get(str(each)), "FOLDER", None) == "output" for each in class_types):
+        with scratch_folder_beside(here.output_folder / "result"):
+            pass
 
 
 def _check_values(values: Animation) -> None:

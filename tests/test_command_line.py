@@ -239,6 +239,7 @@ BAD = {
     "output folder": (["animate", "rocket.png", "-o", "rocket.png/out.mp4"], 2, "another place"),
     "new folders": (["animate", "rocket.png", "-o", "new/deep/out.mp4", "--model", "gone"], 3, "gone"),
     "output format": (["animate", "rocket.png", "-o", "out.gif"], 2, "mp4"),
+    "run's output folder": (["run", "save.json", "--input-dir", ".", "--output-dir", "one.png"], 2, "another place"),
     "graph missing": (["run", "gone.json"], 2, "gone.json"),
     "graph no json": (["run", "text.png"], 2, "text.png"),
     "unknown node": (["run", "unknown.json"], 2, "SVDEulerSamplr.*SVDEulerSampler"),
@@ -254,6 +255,10 @@ SIGMAS = {"class_type": "SVDSigmas", "inputs": {"steps": 3, "schedule": "karras"
                                                "sigma_max": 700.0, "rho": 7.0}}  # fmt: skip
 GRAPHS = {
     "unknown.json": {"1": {"class_type": "SVDEulerSamplr", "inputs": {}}},
+    "save.json": {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    },
     "dangling.json": {"1": {"class_type": "PreviewImage", "inputs": {"images": ["99", 0]}}},
     "mismatch.json": {"1": SIGMAS, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}},
     "fine.json": {

@@ -59,9 +59,23 @@ def test_latents_equal_the_pipelines(tiny, picture, images, settings):
     assert (ours - wanted).abs().max() <= LATENT_TOLERANCE * wanted.abs().max()
 
 
-@pytest.mark.parametrize(("frames", "chunk"), [(14, 7), (14, 5), (25, 5), (25, 8), (14, 14)])
-def test_frames_equal_the_pipelines(tiny, picture, images, frames, chunk):
-    settings = Settings(frames=frames)
+LIVELY = {"fps": 12, "motion_bucket_id": 180, "noise_aug_strength": 0.1, "min_guidance": 1.5}
+CALM = {"fps": 3, "motion_bucket_id": 20, "noise_aug_strength": 0.0, "max_guidance": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "chunk"),
+    [
+        (Settings(frames=14), 7),
+        (Settings(frames=14), 14),
+        (Settings(frames=25), 5),
+        (Settings(frames=25), 8),
+        (Settings(frames=14, width=128, height=64, **LIVELY), 5),
+        (Settings(frames=25, width=64, height=128, **CALM), 8),
+    ],
+    ids=lambda value: name(value) if isinstance(value, Settings) else str(value),
+)
+def test_frames_equal_the_pipelines(tiny, picture, images, settings, chunk):
     wanted = run_pipeline(tiny, picture, settings, "pt", chunk)[0].movedim(1, -1)
     (ours,) = decoded(tiny, sampled(tiny, images, settings), "windowed", chunk_size=chunk, context=0)
     assert ours.shape == wanted.shape

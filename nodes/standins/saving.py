@@ -65,6 +65,7 @@ class SaveImage:
     CATEGORY = "image"
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    FOLDER = "output"
     FUNCTION = "save_images"
 
     @classmethod
@@ -120,6 +121,7 @@ class SaveAnimatedWEBP:
     CATEGORY = "image/animation"
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    FOLDER = "output"
     FUNCTION = "save_images"
 
     _METHODS = {"default": 4, "fastest": 0, "slowest": 6}  # libwebp's method

@@ -57,6 +57,7 @@ class SaveVideo:
     CATEGORY = "image/video"
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    FOLDER = "output"
     FUNCTION = "save_video"
 
     @classmethod
