@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 import threading
@@ -243,6 +244,10 @@ def stop_halfway(stage: str, total: int, unit: str):
 
 
 def test_a_download_that_was_stopped_goes_on_from_where_it_was(hub, known, body, tmp_path, caplog):
+    from huggingface_hub.file_download import http_get
+
+    if "tqdm_class" not in inspect.signature(http_get).parameters:
+        pytest.skip("this huggingface_hub does not tell how far it is, so it cannot be stopped half way")
     hub.files["small.safetensors"] = body
     root = tmp_path / "models"
     with pytest.raises(KeyboardInterrupt):
