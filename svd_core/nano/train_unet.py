@@ -23,6 +23,7 @@ import torch
 from ..conditioning import MicroConditioning
 from ..denoise import precondition
 from .architecture import FACTS, NanoModules
+from .attention import attention_for_training
 from .clips import REACH, frame_distance, make_scene, render_clip
 from .train_clip import embed
 from .training import Plan, train
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SIGMA_MEAN, SIGMA_DEVIATION = 0.7, 1.6  # of ln sigma; arXiv:2311.15127, appendix D.3
+SIGMA_MEAN, SIGMA_DEVIATION = 1.0, 1.6  # of ln sigma; arXiv:2311.15127, appendix D.3, has 0.7 and 1.6
 DROPPED = 0.12
-VARIANTS = 4  # noise augmentations of each clip's image, of which one is nothing
+VARIANTS = 3  # noise augmentations of each clip's image, of which one is nothing
 FPS = (4, 30)
-FINISH = 0.55  # share of the time after which clips are of full size
+FINISH = 0.3  # share of the time after which clips are of full size
+MOVING_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ClipSize:
     batch: int
 
 
-SMALL, FULL, WIDE = ClipSize(64, 64, 1500, 8), ClipSize(128, 128, 450, 4), ClipSize(192, 128, 40, 2)
+SMALL, FULL, WIDE = ClipSize(64, 64, 1000, 12), ClipSize(128, 128, 650, 4), ClipSize(192, 128, 40, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,8 @@ def train_unet(
     def loss_of(spent: float, generator: torch.Generator) -> torch.Tensor:
         return unet_loss(unet, _choose_set(sets, spent, generator), generator, device)
 
-    train(unet, plan, loss_of, out)
+    with attention_for_training(unet):
+        train(unet, plan, loss_of, out)
 
 
 def _choose_set(sets: Sequence[Latents], spent: float, generator: torch.Generator) -> Latents:
@@ -98,7 +101,7 @@ def _choose_set(sets: Sequence[Latents], spent: float, generator: torch.Generato
 def unet_loss(
     unet: UNetSpatioTemporalConditionModel, latents: Latents, generator: torch.Generator, device: torch.device
 ) -> torch.Tensor:
-    """The error of v for a batch of `latents`."""
+    """The error of v for a batch of `latents`, counted more where something moves; the best v stays the same."""
     chosen = torch.randint(0, len(latents.clean), (latents.batch,), generator=generator)
     variants = torch.randint(0, latents.images.shape[1], (latents.batch,), generator=generator)
     kept = (torch.rand(latents.batch, generator=generator) >= DROPPED).float()
@@ -114,7 +117,15 @@ def unet_loss(
     ids = time_ids(latents.motion[chosen], latents.strengths[chosen, variants]).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         v = unet(joined, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
-    return (v.float() - v_target(clean, noisy, sigma)).square().mean()
+    off = (v.float() - v_target(clean, noisy, sigma)).square()
+    weight = moving_weight(clean)
+    return (weight * off).mean() / weight.mean()
+
+
+def moving_weight(clean: torch.Tensor) -> torch.Tensor:
+    """1 where frames are as the first, up to 1 + MOVING_WEIGHT where they differ: (B, F, 1, h, w) of `clean`."""
+    moved = (clean - clean[:, :1]).abs().mean(dim=2, keepdim=True)
+    return 1 + MOVING_WEIGHT * moved.clamp_max(1.0)
 
 
 def v_target(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -160,14 +171,14 @@ def _encode_clip(
     drawn = torch.rand(VARIANTS, generator=generator)
     strengths = (math.log(0.01) + drawn * -math.log(0.01)).exp()  # 0.01 ... 1, evenly in the logarithm
     strengths[0] = 0.0
-    noise = torch.randn((VARIANTS, *pixels.shape[1:]), generator=generator)
-    noised = pixels[:1] + (strengths[:, None, None, None] * noise).to(device)
+    noise = torch.randn((VARIANTS - 1, *pixels.shape[1:]), generator=generator)
+    noised = pixels[:1] + (strengths[1:, None, None, None] * noise).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         latents = modules.vae.encode(torch.cat([pixels, noised])).latent_dist.mean.float().cpu()
     embeds = embed(modules.clip, clip[:1]).float().cpu()
     return (
         latents[:frames] * FACTS.scaling_factor,
-        latents[frames:],
+        torch.cat([latents[:1], latents[frames:]]),
         strengths,
         embeds,
         torch.tensor([fps, bucket]),

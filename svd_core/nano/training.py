@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from ..errors import SettingError
+from .curve import draw_curve
+from .muon import Muon
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class State:
     """Where training is; changed in place by `train`."""
 
     module: torch.nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: Muon
     averaged: dict[str, torch.Tensor]
     step: int = 0
     seconds: float = 0.0
@@ -68,7 +70,8 @@ class State:
 def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None:
     """Train `module` for the plan's time, going on from what `out` holds; it comes out with its averaged weights.
 
-    Leaves out/NAME.safetensors, from which a later run goes on, and out/NAME.csv with step, seconds and loss.
+    Leaves out/NAME.safetensors, from which a later run goes on, out/NAME.csv with step, seconds and loss, and
+    out/NAME.png, their curve.
     Raises SettingError when the loss is not a number.
     """
     module.train().requires_grad_(True)
@@ -153,7 +156,7 @@ def _average(state: State, plan: Plan) -> None:
 
 def _begin(module: torch.nn.Module, plan: Plan, out: Path) -> State:
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = Muon(module.named_parameters(), plan.rate)
     averaged = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     state = State(module, optimizer, averaged)
     path = out / f"{plan.name}.safetensors"
@@ -170,10 +173,8 @@ def _save(state: State, plan: Plan, out: Path) -> None:
     tensors = {f"average.{name}": tensor for name, tensor in state.averaged.items()}
     for name, parameter in state.module.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach()
-        moments = state.optimizer.state.get(parameter)
-        if moments:
-            tensors[f"first.{name}"], tensors[f"second.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
-            tensors[f"step.{name}"] = moments["step"]
+        moments = state.optimizer.state.get(parameter, {})
+        tensors |= {f"{kind}.{name}": moment for kind, moment in moments.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     told = json.dumps({"step": state.step, "seconds": state.seconds, "losses": state.losses})
     path = out / f"{plan.name}.safetensors"
@@ -181,6 +182,8 @@ def _save(state: State, plan: Plan, out: Path) -> None:
     path.with_suffix(".part").replace(path)
     with (out / f"{plan.name}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("step", "seconds", "loss"), *state.losses])
+    if state.losses:
+        draw_curve(state.losses, plan.name, out / f"{plan.name}.png")
 
 
 def _restore(state: State, path: Path) -> None:
@@ -192,9 +195,9 @@ def _restore(state: State, path: Path) -> None:
         for name, parameter in state.module.named_parameters():
             parameter.copy_(saved.get_tensor(f"weight.{name}"))
             state.averaged[name].copy_(saved.get_tensor(f"average.{name}"))
-            if f"first.{name}" in names:
-                moments = {"exp_avg": f"first.{name}", "exp_avg_sq": f"second.{name}"}
-                of = {key: saved.get_tensor(place).to(parameter.device) for key, place in moments.items()}
-                state.optimizer.state[parameter] = {**of, "step": saved.get_tensor(f"step.{name}")}
+            for kind in ("momentum", "first", "second", "count"):
+                if f"{kind}.{name}" in names:
+                    device = "cpu" if kind == "count" else parameter.device
+                    state.optimizer.state[parameter][kind] = saved.get_tensor(f"{kind}.{name}").to(device)
     state.step, state.seconds = told["step"], told["seconds"]
     state.losses = [(step, seconds, loss) for step, seconds, loss in told["losses"]]

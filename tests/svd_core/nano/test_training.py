@@ -13,7 +13,7 @@ from svd_stages.svd_core.nano.architecture import FACTS, new_modules
 from svd_stages.svd_core.nano.clips import REACH, frame_distance
 from svd_stages.svd_core.nano.evaluate import Settings, generate, psnr, reconstruct
 from svd_stages.svd_core.nano.train import Minutes, as_checkpoint, train_nano, write_nano
-from svd_stages.svd_core.nano.train_clip import draw_labelled, embed
+from svd_stages.svd_core.nano.train_clip import TOLD, draw_labelled, embed
 from svd_stages.svd_core.nano.train_unet import ClipSize, choose_motion, encode_clips, time_ids, unet_loss, v_target
 from svd_stages.svd_core.nano.train_vae import draw_crop, draw_pool, only_space, scale_latents, vae_loss
 from svd_stages.svd_core.nano.training import Plan, train
@@ -127,11 +127,12 @@ def test_scaling_gives_latents_unit_variance_and_decodes_the_same(pool):
 
 
 def test_the_clip_tower_sees_pictures_with_their_ways(modules, pool):
-    images, ways, kinds = draw_labelled(pool, 3, torch.Generator().manual_seed(0))
-    assert images.shape == (3, 128, 128, 3)
-    assert ways.norm(dim=1) == pytest.approx(torch.ones(3), rel=1e-5)
+    images, told, kinds = draw_labelled(pool, 8, torch.Generator().manual_seed(0))
+    assert images.shape == (8, 128, 128, 3)
+    assert told.shape == (8, TOLD)
+    assert told[:, :2].norm(dim=1) == pytest.approx(torch.ones(8), rel=1e-5)
     assert kinds.max() < 3
-    assert embed(modules.clip, images).shape == (3, 128)
+    assert embed(modules.clip, images).shape == (8, 128)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 300.0])
@@ -146,7 +147,7 @@ def test_v_is_what_the_denoiser_turns_into_the_clean_latents(sigma):
 def test_the_unet_learns_from_encoded_clips_and_is_told_fps_less_one(modules):
     latents = encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3, device=CPU)
     assert latents.clean.shape == (2, 3, 4, 8, 8)
-    assert latents.images.shape == (2, 4, 4, 8, 8)
+    assert latents.images.shape == (2, 3, 4, 8, 8)
     assert (latents.strengths[:, 0] == 0).all()
     assert time_ids(latents.motion, latents.strengths[:, 0])[:, 0] == pytest.approx(latents.motion[:, 0] - 1)
     unet = new_modules(1).unet
@@ -178,7 +179,7 @@ def test_all_parts_are_trained_in_turn_and_a_second_run_has_nothing_left_to_do(m
     first = train_nano(tmp_path, a_step, CPU, sizes=sizes)
     names = {"latents-64x64.safetensors", "latents-128x64.safetensors"}
     for part in ("vae", "clip", "unet"):
-        names |= {f"{part}.safetensors", f"{part}.csv"}
+        names |= {f"{part}.safetensors", f"{part}.csv", f"{part}.png"}
         assert len((tmp_path / f"{part}.csv").read_text().splitlines()) == 2, part
     assert {each.name for each in tmp_path.iterdir()} == names
     again = train_nano(tmp_path, a_step, CPU, sizes=sizes)
