@@ -18,7 +18,7 @@ from .scenes import Canvas, Colour, Planet, Rocket, Sky, blend, paint_clouds, pa
 
 KINDS = ("rocket", "rocket", "ball", "fish")
 """What is drawn in training, rockets twice as often."""
-HELD_OUT = ("dart",)
+HELD_OUT = ("dart", "beetle", "arrow")
 """Kinds of things that are kept out of training."""
 
 SLOWEST, FASTEST = 32, 255
@@ -275,4 +275,34 @@ def _paint_dart(canvas: Canvas, mover: Mover) -> None:
     canvas.cover(colour, canvas.inside(wing, 0.5))
 
 
-PAINTERS = {"rocket": _paint_rocket, "ball": _paint_ball, "fish": _paint_fish, "dart": _paint_dart}
+def _paint_beetle(canvas: Canvas, mover: Mover) -> None:
+    """A round back with a seam and dots, and a dark head in front."""
+    along, across = _axes(canvas, mover.angle)
+    head = np.hypot((along - 0.30) / 0.8, across) - 0.17
+    canvas.cover((0.12, 0.11, 0.16), canvas.inside(head, 0.4))
+    back = np.hypot((along + 0.08) / 0.38, across / 0.30) - 1
+    dots = (
+        np.minimum(np.hypot(along - 0.06, np.abs(across) - 0.13), np.hypot(along + 0.2, np.abs(across) - 0.14)) - 0.06
+    )
+    colour = blend(mover.accent, mover.body, canvas.inside(np.minimum(dots, np.abs(across) - 0.02), 0.5))
+    shade = 0.6 + 0.4 * np.clip(0.8 - 2.2 * canvas.y, 0, 1)
+    canvas.cover(colour * shade[..., None], canvas.inside(back, 0.15))
+
+
+def _paint_arrow(canvas: Canvas, mover: Mover) -> None:
+    """A shaft with a broad head in front."""
+    along, across = _axes(canvas, mover.angle)
+    shaft = np.maximum(np.abs(across) - 0.09, np.abs(along + 0.12) - 0.34)
+    canvas.cover(mover.body, canvas.inside(shaft, 0.5))
+    head = np.maximum(np.abs(across) - 0.75 * (0.48 - along), 0.1 - along)
+    canvas.cover(mover.accent, canvas.inside(head, 0.5))
+
+
+PAINTERS = {
+    "rocket": _paint_rocket,
+    "ball": _paint_ball,
+    "fish": _paint_fish,
+    "dart": _paint_dart,
+    "beetle": _paint_beetle,
+    "arrow": _paint_arrow,
+}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from .clips import MovingScene, positions
+from .clips import Mover, MovingScene, positions
 
 NOTHING, ALL = 0.12, 0.30
 """How far a colour must be from the backdrop's to count as the thing: not at all below, in full above."""
@@ -29,14 +31,20 @@ def track(images: torch.Tensor, backdrop: torch.Tensor) -> torch.Tensor:
 def stays_inside(scene: MovingScene, frames: int, motion_bucket_id: float, fps: float) -> bool:
     """Whether the whole thing, fire and all, is in the picture from the first frame to the last."""
     ends = positions(scene.mover, frames, motion_bucket_id, fps)[[0, -1]]
+    corners = (ends[:, None] + _outline(scene.mover)).flatten(0, 1)
     room = torch.tensor([scene.width / scene.height / 2, 0.5])
-    return bool((ends.abs() + _extent(scene) <= room).all())
+    return bool((corners.abs() <= room).all())
 
 
-def _extent(scene: MovingScene) -> torch.Tensor:
-    """How far the thing reaches from its middle, each way, in picture heights."""
-    reach = {"rocket": 0.75, "ball": 0.26}.get(scene.mover.kind, 0.52) * scene.mover.length
-    return torch.tensor([reach * scene.mover.squash, reach])
+def _outline(mover: Mover) -> torch.Tensor:
+    """(4, 2): corners of a box around the thing, from its middle, in picture heights."""
+    ahead, behind, aside = {"rocket": (0.5, -0.96, 0.27), "ball": (0.26, -0.26, 0.26)}.get(
+        mover.kind, (0.52, -0.5, 0.32)
+    )
+    turn = math.radians(mover.angle)
+    axis, side = torch.tensor([[math.sin(turn), -math.cos(turn)], [math.cos(turn), math.sin(turn)]])
+    corners = [along * axis + across * side for along in (ahead, behind) for across in (aside, -aside)]
+    return torch.stack(corners) * mover.length * torch.tensor([mover.squash, 1.0])
 
 
 def moved(places: torch.Tensor) -> torch.Tensor:
