@@ -42,10 +42,11 @@ CLIP_VISION = {
     "intermediate_size": 512,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
-    "patch_size": 32,
+    "patch_size": 16,
     "image_size": 224,
     "projection_dim": 128,
     "hidden_act": "gelu",
+    "attn_implementation": "eager",  # trains faster on a CPU; the loader builds its own
 }
 FACTS = Facts(
     num_frames=14,

@@ -1,7 +1,8 @@
-"""Attention as training on a CPU wants it: the same numbers as the classes' own, sooner.
+"""Attention that suits a CPU: what the classes' own computes, sooner. For training svd-nano and for measuring it.
 
 A step of the UNet on two cores spends a third of its time in attention as it comes: PyTorch's fused kernel is slow
-backwards in bfloat16, and the cross-attentions compute a softmax over one key. Used while training, never stored.
+backwards in bfloat16, and the cross-attentions compute a softmax over one key. In float32 the numbers are the same to
+rounding; under bfloat16's autocast scores are rounded that the fused kernel keeps.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class SelfAttention:
                 mixed = scores.softmax(dim=-1) @ value
             else:
                 query, key, value = query.float(), key.float(), value.float()
-                mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+                mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value).to(hidden_states.dtype)
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
 @contextlib.contextmanager
-def attention_for_training(unet: torch.nn.Module) -> Iterator[None]:
-    """Within, the attentions of `unet` compute as above where they are on a CPU."""
+def attention_for_cpu(unet: torch.nn.Module) -> Iterator[None]:
+    """Within, the attentions of `unet` compute as above, where they are on a CPU and look at one token."""
     blocks = [each for each in unet.modules() if hasattr(each, "attn1") and hasattr(each, "attn2")]
     attentions = [each for block in blocks for each in (block.attn1, block.attn2)]
     before = [each.processor for each in attentions]

@@ -1,4 +1,4 @@
-"""The optimizer that svd-nano is trained with: Muon for the matrices inside, AdamW for all else.
+"""The optimizer that svd-nano is trained with: Muon for the matrices inside, Adam for all else.
 
 Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (github.com/KellerJordan/Muon): a step in
 which each matrix moves by about the same in all its directions. Its size is matched to AdamW's as in Liu et al. 2025
@@ -18,12 +18,12 @@ TURNS = 5
 MOMENTUM = 0.95
 BETAS = (0.9, 0.99)
 DECAY = 0.01
-ENDS = ("conv_in", "conv_out", "proj_in.", "embedding", "head")
-"""Parts of names of matrices whose rows or columns are colours, latents or numbers, not hidden features: AdamW's."""
+ENDS = ("conv_in", "conv_out", "embedding", "pos_embed", "head")
+"""Parts of names of matrices whose rows or columns are colours, latents or numbers, not hidden features: Adam's."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps `named` parameters. Each group has a `rate` that the caller may change between steps."""
+    """Steps `named` parameters. Each group has an `lr` that the caller may change between steps."""
 
     def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], rate: float) -> None:
         named = list(named)
@@ -46,7 +46,10 @@ class Muon(torch.optim.Optimizer):
         for (rows, columns), alike in by_shape.items():
             moves = []
             for parameter in alike:
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
                 momentum.lerp_(parameter.grad, 1 - MOMENTUM)
                 moves.append(parameter.grad.lerp(momentum, MOMENTUM).reshape(rows, columns))
             size = 0.2 * max(rows, columns) ** 0.5  # arXiv:2502.16982, equation 4
@@ -57,9 +60,11 @@ class Muon(torch.optim.Optimizer):
         """Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1."""
         for parameter in parameters:
             state = self.state[parameter]
-            first = state.setdefault("first", torch.zeros_like(parameter))
-            second = state.setdefault("second", torch.zeros_like(parameter))
-            count = state.setdefault("count", torch.zeros(()))
+            if "count" not in state:
+                state.update(
+                    first=torch.zeros_like(parameter), second=torch.zeros_like(parameter), count=torch.zeros(())
+                )
+            first, second, count = state["first"], state["second"], state["count"]
             count += 1
             first.lerp_(parameter.grad, 1 - BETAS[0])
             second.lerp_(parameter.grad.square(), 1 - BETAS[1])

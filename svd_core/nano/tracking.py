@@ -3,29 +3,85 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
-from .clips import Mover, MovingScene, positions
+from .clips import Mover, MovingScene, Plates, draw_plates, place, positions
 
-NOTHING, ALL = 0.12, 0.30
-"""How far a colour must be from the backdrop's to count as the thing: not at all below, in full above."""
+NOTHING = 1e-5
+"""Mean squared difference to the backdrop below which there is nothing in a frame."""
+SEEN = 0.15
+"""The least share of what differs from the backdrop that the thing must explain, else it is lost."""
 
 
-def track(images: torch.Tensor, backdrop: torch.Tensor) -> torch.Tensor:
-    """The middle of what differs from the backdrop, (F, 2) of x, y in picture heights from the picture's middle.
+def track(images: torch.Tensor, scene: MovingScene) -> torch.Tensor:
+    """Where the scene's thing is in each frame: (F, 2) of x, y in picture heights from the picture's middle.
 
-    images (F, H, W, 3) and backdrop (3, H, W), in [0, 1]. Not a number where nothing differs.
+    images  (F, H, W, 3) in [0, 1]
+
+    The place at which the thing, drawn over the scene's own backdrop, leaves the least squared difference to the frame,
+    to a fraction of a pixel. Not a number where nothing differs from the backdrop, or where no place explains a share
+    of SEEN of what does.
     """
-    difference = (images - backdrop.movedim(0, -1)).square().sum(dim=-1).sqrt()
-    amount = ((difference - NOTHING) / (ALL - NOTHING)).clamp(0, 1)
-    height, width = amount.shape[1:]
-    down = (torch.arange(height) + 0.5) / height - 0.5
-    across = (torch.arange(width) + 0.5 - width / 2) / height
-    total = amount.sum(dim=(1, 2))
-    x = (amount * across).sum(dim=(1, 2)) / total
-    y = (amount * down[:, None]).sum(dim=(1, 2)) / total
-    return torch.stack([x, y], dim=1)
+    plates = draw_plates(scene)
+    light, hidden = _thing_in_the_middle(plates, scene.mover)
+    backdrop, height = plates.backdrop, scene.height
+    places = []
+    for frame in images.movedim(-1, 1):
+        change = frame - backdrop
+        whole = change.square().sum()
+        left = whole + _cost(change, backdrop, light, hidden)
+        row, column = _lowest(left)
+        seen = whole > NOTHING * change.numel() and 1 - left.min() / whole >= SEEN
+        x, y = (column + 0.5 - scene.width / 2) / height, (row + 0.5) / height - 0.5
+        places.append(torch.tensor([x, y]) if seen else torch.full((2,), math.nan))
+    return torch.stack(places)
+
+
+def _thing_in_the_middle(plates: Plates, mover: Mover) -> tuple[torch.Tensor, torch.Tensor]:
+    """The light that the thing adds and how much it hides, (3, 2H - 1, 2W - 1) each, its middle in the middle pixel."""
+    height, width = plates.backdrop.shape[-2:]
+    grown = torch.zeros(3, 2 * height - 1, 2 * width - 1)
+    ratio = height / grown.shape[1]  # lengths are in picture heights, and this picture is higher
+    smaller = replace(mover, length=mover.length * ratio)
+    black, white = (place(Plates(grown + level, plates.sticker), smaller, torch.zeros(1, 2))[0] for level in (0.0, 1.0))
+    return black, 1 - (white - black)
+
+
+def _cost(change: torch.Tensor, backdrop: torch.Tensor, light: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """(H, W): sum of (light - hidden * backdrop)^2 - 2 change (light - hidden * backdrop), the thing at each pixel.
+
+    Multiplied out, each term is a correlation of a picture with a power of the thing.
+    """
+    ones = torch.ones_like(backdrop)
+    pairs = (
+        (-2 * change, light),
+        (2 * change * backdrop, hidden),
+        (ones, light.square()),
+        (-2 * backdrop, light * hidden),
+        (backdrop.square(), hidden.square()),
+    )
+    height, width = backdrop.shape[-2:]
+    shape = (3 * height, 3 * width)
+    total = sum(
+        torch.fft.rfft2(picture, shape) * torch.fft.rfft2(thing.flip(-2, -1), shape) for picture, thing in pairs
+    )
+    whole = torch.fft.irfft2(total, shape).sum(dim=0)
+    return whole[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
+
+
+def _lowest(cost: torch.Tensor) -> tuple[float, float]:
+    """(row, column) of the lowest place of `cost`, between pixels by the parabola through its neighbours."""
+    row, column = divmod(int(cost.argmin()), cost.shape[1])
+    found = []
+    for index, line in ((row, cost[:, column]), (column, cost[row])):
+        shift = 0.0
+        if 0 < index < len(line) - 1:
+            before, here, after = line[index - 1 : index + 2].tolist()
+            shift = 0.5 * (before - after) / max(before - 2 * here + after, 1e-12)
+        found.append(index + shift)
+    return found[0], found[1]
 
 
 def stays_inside(scene: MovingScene, frames: int, motion_bucket_id: float, fps: float) -> bool:
@@ -38,7 +94,7 @@ def stays_inside(scene: MovingScene, frames: int, motion_bucket_id: float, fps: 
 
 def _outline(mover: Mover) -> torch.Tensor:
     """(4, 2): corners of a box around the thing, from its middle, in picture heights."""
-    ahead, behind, aside = {"rocket": (0.5, -0.96, 0.27), "ball": (0.26, -0.26, 0.26)}.get(
+    ahead, behind, aside = {"rocket": (0.5, -0.96, 0.27), "ball": (0.52, -0.52, 0.52)}.get(
         mover.kind, (0.52, -0.5, 0.32)
     )
     turn = math.radians(mover.angle)

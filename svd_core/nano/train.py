@@ -1,7 +1,7 @@
-"""Trains svd-nano from nothing: python -m svd_stages.svd_core.nano.train --out FOLDER. Goes on where it was stopped.
+"""Trains svd-nano from nothing: python -m svd_stages.svd_core.nano.train --out FOLDER. With --resume it goes on.
 
 VAE, CLIP tower and UNet in turn, on clips that are drawn, not fetched. FOLDER then holds svd_nano.safetensors, the
-states to go on from, and a CSV of losses for each part.
+encoded clips, and for each part the state to go on from, a CSV and a curve of its losses.
 """
 
 # The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
@@ -23,7 +23,7 @@ from .architecture import FACTS, NanoModules, new_modules
 from .train_clip import train_clip
 from .train_unet import FULL, SMALL, WIDE, ClipSize, Latents, encode_clips, train_unet
 from .train_vae import draw_pool, train_vae
-from .training import Plan
+from .training import Plan, steps_done
 
 if TYPE_CHECKING:
     from ..checkpoint.parts import Checkpoint
@@ -47,8 +47,8 @@ class Minutes:
 
     @classmethod
     def shares_of(cls, minutes: float) -> Minutes:
-        """Split `minutes`: 16 % for the VAE, 6 % for the CLIP tower, 78 % for the UNet. Encoding comes on top."""
-        return cls(vae=0.16 * minutes, clip=0.06 * minutes, unet=0.78 * minutes)
+        """Split `minutes`: 16 % for the VAE, 10 % for the CLIP tower, 74 % for the UNet. Encoding comes on top."""
+        return cls(vae=0.16 * minutes, clip=0.1 * minutes, unet=0.74 * minutes)
 
 
 def train_nano(
@@ -67,7 +67,7 @@ def train_nano(
         module.to(device)
     pool = draw_pool(POOL, device)
     train_vae(modules.vae, Plan("vae", minutes.vae, rate=1.2e-3, seed=1), out, pool, batch)
-    train_clip(modules.clip, Plan("clip", minutes.clip, rate=1e-3, seed=2), out, pool, batch)
+    train_clip(modules.clip, Plan("clip", minutes.clip, rate=1.5e-3, seed=2), out, pool, batch)
     sets = latents_of(
         modules, out, device, [replace(size, count=batch * size.count, batch=batch * size.batch) for size in sizes]
     )
@@ -78,21 +78,34 @@ def train_nano(
 
 
 def latents_of(modules: NanoModules, out: Path, device: torch.device, sizes: list[ClipSize]) -> list[Latents]:
-    """The encoded clips of all sizes, no clip twice; kept in `out`, and read from there when they are there already."""
+    """The encoded clips of all sizes, no clip twice; kept in `out`, and read from there while they are still right."""
     from safetensors.torch import load_file, save_file
+
+    encoders = {part: str(steps_done(part, out)) for part in ("vae", "clip")}
 
     sets = []
     for index, size in enumerate(sizes):
         path = out / f"latents-{size.width}x{size.height}.safetensors"
-        if not path.is_file():
+        made_by = {**encoders, "count": str(size.count)}
+        if _metadata(path) != made_by:
             made = encode_clips(modules, size, CLIP_SEEDS << 4 * index, FACTS.defaults().num_frames, device)
             tensors = {
                 name: tensor.contiguous() for name, tensor in vars(made).items() if isinstance(tensor, torch.Tensor)
             }
-            save_file(tensors, path.with_suffix(".part"))
+            save_file(tensors, path.with_suffix(".part"), metadata=made_by)
             path.with_suffix(".part").replace(path)
         sets.append(Latents(**load_file(path), batch=size.batch))
     return sets
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """What a safetensors file says beside its tensors; None when there is no such file."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as saved:
+        return saved.metadata()
 
 
 def as_checkpoint(modules: NanoModules) -> Checkpoint:

@@ -23,7 +23,7 @@ import torch
 from ..conditioning import MicroConditioning
 from ..denoise import precondition
 from .architecture import FACTS, NanoModules
-from .attention import attention_for_training
+from .attention import attention_for_cpu
 from .clips import REACH, frame_distance, make_scene, render_clip
 from .train_clip import embed
 from .training import Plan, train
@@ -39,6 +39,7 @@ VARIANTS = 3  # noise augmentations of each clip's image, of which one is nothin
 FPS = (4, 30)
 FINISH = 0.3  # share of the time after which clips are of full size
 MOVING_WEIGHT = 4.0
+PLAIN = 0.8  # share of the time after which all places count alike
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,16 @@ def train_unet(
     sets: Sequence[Latents],
     device: torch.device,
 ) -> None:
-    """Train the UNet in place, on `device`, on `sets`: small clips first, then every size with most at full size."""
+    """Train the UNet in place, on `device`, on `sets`: small clips first, then every size with most at full size.
+
+    Places where something moves count more at first, and all alike from PLAIN on.
+    """
 
     def loss_of(spent: float, generator: torch.Generator) -> torch.Tensor:
-        return unet_loss(unet, _choose_set(sets, spent, generator), generator, device)
+        extra = MOVING_WEIGHT * max(0.0, 1 - spent / PLAIN)
+        return unet_loss(unet, _choose_set(sets, spent, generator), generator, device, extra)
 
-    with attention_for_training(unet):
+    with attention_for_cpu(unet):
         train(unet, plan, loss_of, out)
 
 
@@ -99,9 +104,17 @@ def _choose_set(sets: Sequence[Latents], spent: float, generator: torch.Generato
 
 
 def unet_loss(
-    unet: UNetSpatioTemporalConditionModel, latents: Latents, generator: torch.Generator, device: torch.device
+    unet: UNetSpatioTemporalConditionModel,
+    latents: Latents,
+    generator: torch.Generator,
+    device: torch.device,
+    extra: float = 0.0,
 ) -> torch.Tensor:
-    """The error of v for a batch of `latents`, counted more where something moves; the best v stays the same."""
+    """The squared error of v for a batch of `latents`, counted up to 1 + `extra` times where something moves.
+
+    With `extra` the best v leans towards what moves wherever the model cannot know: it is for the beginning, when the
+    thing's few places would be lost among those that only have to stay. At 0 it is SVD's own objective.
+    """
     chosen = torch.randint(0, len(latents.clean), (latents.batch,), generator=generator)
     variants = torch.randint(0, latents.images.shape[1], (latents.batch,), generator=generator)
     kept = (torch.rand(latents.batch, generator=generator) >= DROPPED).float()
@@ -118,14 +131,14 @@ def unet_loss(
     with torch.autocast(device.type, torch.bfloat16):
         v = unet(joined, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
     off = (v.float() - v_target(clean, noisy, sigma)).square()
-    weight = moving_weight(clean)
+    weight = moving_weight(clean, extra)
     return (weight * off).mean() / weight.mean()
 
 
-def moving_weight(clean: torch.Tensor) -> torch.Tensor:
-    """1 where frames are as the first, up to 1 + MOVING_WEIGHT where they differ: (B, F, 1, h, w) of `clean`."""
+def moving_weight(clean: torch.Tensor, extra: float) -> torch.Tensor:
+    """1 where frames are as the first, up to 1 + `extra` where they differ: (B, F, 1, h, w) of `clean`."""
     moved = (clean - clean[:, :1]).abs().mean(dim=2, keepdim=True)
-    return 1 + MOVING_WEIGHT * moved.clamp_max(1.0)
+    return 1 + extra * moved.clamp_max(1.0)
 
 
 def v_target(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

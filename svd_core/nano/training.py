@@ -29,6 +29,8 @@ SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 25  # steps
 WARM_UP = 100  # steps
 STATE_KEY = "svd_nano_training"
+MOMENTS = ("momentum", "first", "second", "count")
+"""What the optimizer keeps of a parameter, as it is called in a state file."""
 
 Loss = Callable[[float, torch.Generator], torch.Tensor]
 """(how much of the time is spent, 0 to 1; the step's generator) -> the loss of one step."""
@@ -72,7 +74,7 @@ def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None
 
     Leaves out/NAME.safetensors, from which a later run goes on, out/NAME.csv with step, seconds and loss, and
     out/NAME.png, their curve.
-    Raises SettingError when the loss is not a number.
+    Raises SettingError when the loss is not a number, or the state in `out` is another model's.
     """
     module.train().requires_grad_(True)
     state = _begin(module, plan, out)
@@ -186,16 +188,37 @@ def _save(state: State, plan: Plan, out: Path) -> None:
         draw_curve(state.losses, plan.name, out / f"{plan.name}.png")
 
 
+def steps_done(name: str, out: Path) -> int:
+    """How many steps the part called `name` has been trained for in `out`; 0 when it has not begun."""
+    from safetensors import safe_open
+
+    path = out / f"{name}.safetensors"
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as saved:
+        return json.loads(saved.metadata()[STATE_KEY])["step"]
+
+
+def _check_state(state: State, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise SettingError unless the file holds this module's weights, and moments of this optimizer."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in state.module.named_parameters()}
+    kinds = {name.split(".", 1)[0] for name in shapes}
+    weights = {name.split(".", 1)[1]: shape for name, shape in shapes.items() if name.startswith("weight.")}
+    if weights != wanted or not kinds <= {"weight", "average", *MOMENTS}:
+        raise SettingError(f"{path} was written by another version of this training; begin again in another folder.")
+
+
 def _restore(state: State, path: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as saved, torch.no_grad():
         told = json.loads(saved.metadata()[STATE_KEY])
         names = set(saved.keys())
+        _check_state(state, path, {name: tuple(saved.get_slice(name).get_shape()) for name in names})
         for name, parameter in state.module.named_parameters():
             parameter.copy_(saved.get_tensor(f"weight.{name}"))
             state.averaged[name].copy_(saved.get_tensor(f"average.{name}"))
-            for kind in ("momentum", "first", "second", "count"):
+            for kind in MOMENTS:
                 if f"{kind}.{name}" in names:
                     device = "cpu" if kind == "count" else parameter.device
                     state.optimizer.state[parameter][kind] = saved.get_tensor(f"{kind}.{name}").to(device)

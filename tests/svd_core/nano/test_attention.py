@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from svd_stages.svd_core.nano.architecture import new_modules
-from svd_stages.svd_core.nano.attention import attention_for_training
+from svd_stages.svd_core.nano.attention import attention_for_cpu
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_numbers_and_the_gradients_are_the_classes_own(unet):
     stock.square().mean().backward()
     gradients = {name: each.grad.clone() for name, each in unet.named_parameters()}
     unet.zero_grad()
-    with attention_for_training(unet):
+    with attention_for_cpu(unet):
         ours = run(unet)
         ours.square().mean().backward()
     assert torch.allclose(ours, stock, atol=1e-5 * stock.abs().max().item())
@@ -53,6 +53,6 @@ def test_the_numbers_and_the_gradients_are_the_classes_own(unet):
 
 def test_afterwards_the_classes_own_attention_is_back(unet):
     before = {name: type(each.processor) for name, each in unet.named_modules() if hasattr(each, "processor")}
-    with pytest.raises(ZeroDivisionError), attention_for_training(unet):
+    with pytest.raises(ZeroDivisionError), attention_for_cpu(unet):
         raise ZeroDivisionError
     assert before == {name: type(each.processor) for name, each in unet.named_modules() if hasattr(each, "processor")}

@@ -58,4 +58,6 @@ def test_inner_matrices_are_hidden_and_the_ends_are_not():
     hidden = {name for name, each in unet.named_parameters() if is_hidden(name, each)}
     assert "down_blocks.0.resnets.0.spatial_res_block.conv1.weight" in hidden
     assert "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight" in hidden
-    assert not [name for name in hidden if name.startswith(("conv_in", "conv_out", "time_embedding")) or "norm" in name]
+    assert "mid_block.attentions.0.proj_in.weight" in hidden
+    ends = ("conv_in", "conv_out", "time_embedding", "add_embedding")
+    assert not [name for name in hidden if name.startswith(ends) or "norm" in name or "pos_embed" in name]

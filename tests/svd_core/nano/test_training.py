@@ -12,9 +12,17 @@ from svd_stages.svd_core.nano import train_vae, training
 from svd_stages.svd_core.nano.architecture import FACTS, new_modules
 from svd_stages.svd_core.nano.clips import REACH, frame_distance
 from svd_stages.svd_core.nano.evaluate import Settings, generate, psnr, reconstruct
-from svd_stages.svd_core.nano.train import Minutes, as_checkpoint, train_nano, write_nano
+from svd_stages.svd_core.nano.train import Minutes, as_checkpoint, latents_of, train_nano, write_nano
 from svd_stages.svd_core.nano.train_clip import TOLD, draw_labelled, embed
-from svd_stages.svd_core.nano.train_unet import ClipSize, choose_motion, encode_clips, time_ids, unet_loss, v_target
+from svd_stages.svd_core.nano.train_unet import (
+    ClipSize,
+    choose_motion,
+    encode_clips,
+    moving_weight,
+    time_ids,
+    unet_loss,
+    v_target,
+)
 from svd_stages.svd_core.nano.train_vae import draw_crop, draw_pool, only_space, scale_latents, vae_loss
 from svd_stages.svd_core.nano.training import Plan, train
 
@@ -135,6 +143,37 @@ def test_the_clip_tower_sees_pictures_with_their_ways(modules, pool):
     assert embed(modules.clip, images).shape == (8, 128)
 
 
+def test_a_state_of_another_module_is_refused_by_its_file(monkeypatch, tmp_path):
+    module = line()
+    train(module, Plan("line", steps(monkeypatch, 2), 0.01, 1), loss_of(module), tmp_path)
+    other = torch.nn.Linear(3, 2)
+    with pytest.raises(SettingError, match=r"line\.safetensors.*another folder"):
+        train(other, Plan("line", 1.0, 0.01, 1), loss_of(other), tmp_path)
+
+
+def test_clips_are_encoded_again_when_the_vae_has_learned_more(modules, monkeypatch, tmp_path):
+    size = [ClipSize(64, 64, count=1, batch=1)]
+    (first,) = latents_of(modules, tmp_path, CPU, size)
+    changed = new_modules(2)
+    for module in (changed.vae, changed.clip):
+        module.eval().requires_grad_(False)
+    (kept,) = latents_of(changed, tmp_path, CPU, size)
+    assert torch.equal(kept.clean, first.clean)
+    learner = line()
+    train(learner, Plan("vae", steps(monkeypatch, 2), 0.01, 1), loss_of(learner), tmp_path)
+    (fresh,) = latents_of(changed, tmp_path, CPU, size)
+    assert not torch.allclose(fresh.clean, first.clean, atol=0.1)
+
+
+def test_places_that_move_count_more_only_as_far_as_asked():
+    clean = torch.zeros(1, 2, 4, 2, 2)
+    clean[0, 1, :, 0, 0] = 5.0
+    assert torch.equal(moving_weight(clean, 0.0), torch.ones(1, 2, 1, 2, 2))
+    weight = moving_weight(clean, 4.0)
+    assert weight[0, 1, 0].tolist() == [[5.0, 1.0], [1.0, 1.0]]
+    assert (weight[0, 0] == 1).all()
+
+
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 300.0])
 def test_v_is_what_the_denoiser_turns_into_the_clean_latents(sigma):
     generator = torch.Generator().manual_seed(0)
@@ -201,4 +240,4 @@ def test_what_is_written_loads_with_its_facts_and_begins_with_the_image(pool, tm
     assert loaded.model.scaling_factor == FACTS.scaling_factor
     image = torch.rand((64, 64, 3), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert generate(loaded, image, Settings(frames=2, steps=2)).shape == (2, 64, 64, 3)
+        assert generate(loaded, image, Settings(frames=2, steps=2), seed=0).shape == (2, 64, 64, 3)
