@@ -1,4 +1,7 @@
-"""Trains svd-nano's VAE on pictures and short clips, and gives its latents unit variance at scaling_factor 0.18215."""
+"""Trains svd-nano's VAE on pictures and short clips, and gives its latents unit variance at scaling_factor 0.18215.
+
+The decoder is trained once more, alone, when the UNet is done.
+"""
 
 # The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
@@ -26,6 +29,7 @@ STILL_SHARE = 0.72  # of the time: then the decoder's temporal blocks join
 WHOLE_SHARE = 0.12  # of the steps see whole pictures, the others crops
 KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
+BLUR = 0.05  # deviation of noise on scaled latents while the decoder is trained alone: sampled latents are not exact
 MEASURED = 64  # pictures that tell how large latents are
 
 
@@ -62,6 +66,31 @@ def train_vae(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool: Po
     scale_latents(vae, pool)
 
 
+def train_decoder(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool: Pool, batch: int = 1) -> None:
+    """Train the decoder further, in place: the latents stay what they are, and so what the UNet learned of them."""
+
+    def loss_of(_spent: float, generator: torch.Generator) -> torch.Tensor:
+        frames = int(torch.randint(2, 5, (), generator=generator))
+        whole = torch.rand((), generator=generator).item() < WHOLE_SHARE
+        clips = batch * (1 if whole else max(1, 6 // frames))
+        pixels = torch.cat([draw_crop(pool, frames, whole, generator) for _ in range(clips)])
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.mean
+            noise = torch.randn(latents.shape, generator=generator).to(pixels.device)
+            decoded = vae.decode(latents + BLUR / FACTS.scaling_factor * noise, num_frames=frames).sample
+        return picture_loss(decoded.float(), pixels)
+
+    train(vae.decoder, plan, loss_of, out)
+
+
+def picture_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Error of decoded pixels (N, 3, H, W) and of their slopes."""
+    across = (decoded.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean()
+    down = (decoded.diff(dim=-2) - pixels.diff(dim=-2)).abs().mean()
+    return (decoded - pixels).abs().mean() + EDGE_WEIGHT * (across + down)
+
+
 def draw_crop(pool: Pool, frames: int, whole: bool, generator: torch.Generator) -> torch.Tensor:
     """A clip of the pool, with a speed at random, whole or cropped: pixels (frames, 3, H, W) in [-1, 1]."""
     first, second, fps = (int(torch.randint(0, 1 << 30, (), generator=generator)) for _ in range(3))
@@ -79,16 +108,13 @@ def draw_crop(pool: Pool, frames: int, whole: bool, generator: torch.Generator) 
 def vae_loss(
     vae: AutoencoderKLTemporalDecoder, pixels: torch.Tensor, frames: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Error of pixels (N frames, 3, H, W) in [-1, 1] and of their slopes, and a little of the KL term."""
+    """`picture_loss` of pixels (N frames, 3, H, W) in [-1, 1], and a little of the KL term."""
     with torch.autocast(pixels.device.type, torch.bfloat16):
         posterior = vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)
         decoded = vae.decode(posterior.mean + posterior.std * noise, num_frames=frames).sample
-    decoded = decoded.float()
-    across = (decoded.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean()
-    down = (decoded.diff(dim=-2) - pixels.diff(dim=-2)).abs().mean()
     divergence = posterior.kl().float().sum() / posterior.mean.numel()
-    return (decoded - pixels).abs().mean() + EDGE_WEIGHT * (across + down) + KL_WEIGHT * divergence
+    return picture_loss(decoded.float(), pixels) + KL_WEIGHT * divergence
 
 
 class _Same(torch.nn.Module):

@@ -213,11 +213,11 @@ def test_motion_at_random_stays_within_reach():
 def test_all_parts_are_trained_in_turn_and_a_second_run_has_nothing_left_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(whole_training, "POOL", range(1000, 1004))
     monkeypatch.setattr(train_vae, "MEASURED", 2)
-    a_step = Minutes(vae=1e-5, clip=1e-5, unet=1e-5)
+    a_step = Minutes(vae=1e-5, clip=1e-5, unet=1e-5, decoder=1e-5)
     sizes = (ClipSize(64, 64, count=2, batch=1), ClipSize(128, 64, count=1, batch=1))
     first = train_nano(tmp_path, a_step, CPU, sizes=sizes)
     names = {"latents-64x64.safetensors", "latents-128x64.safetensors"}
-    for part in ("vae", "clip", "unet"):
+    for part in ("vae", "clip", "unet", "decoder"):
         names |= {f"{part}.safetensors", f"{part}.csv", f"{part}.png"}
         assert len((tmp_path / f"{part}.csv").read_text().splitlines()) == 2, part
     assert {each.name for each in tmp_path.iterdir()} == names
