@@ -9,10 +9,8 @@ import torch
 
 from .clips import Mover, MovingScene, Plates, draw_plates, place, positions
 
-NOTHING = 1e-5
-"""Mean squared difference to the backdrop below which there is nothing in a frame."""
-SEEN = 0.15
-"""The least share of what differs from the backdrop that the thing must explain, else it is lost."""
+FAINT = 0.25
+"""A thing that is there with less than this share of its contrast is lost."""
 
 
 def track(images: torch.Tensor, scene: MovingScene) -> torch.Tensor:
@@ -20,22 +18,25 @@ def track(images: torch.Tensor, scene: MovingScene) -> torch.Tensor:
 
     images  (F, H, W, 3) in [0, 1]
 
-    The place at which the thing, drawn over the scene's own backdrop, leaves the least squared difference to the frame,
-    to a fraction of a pixel. Not a number where nothing differs from the backdrop, or where no place explains a share
-    of SEEN of what does.
+    A matched filter: with c what a frame differs from the scene's backdrop, and t what it would differ with the thing
+    at a place, the place with the largest <c, t> / |t|, to a fraction of a pixel. <c, t> / <t, t> is then how much of
+    the thing's contrast is there; not a number below FAINT.
     """
     plates = draw_plates(scene)
     light, hidden = _thing_in_the_middle(plates, scene.mover)
     backdrop, height = plates.backdrop, scene.height
+    ones = torch.ones_like(backdrop)
+    energy = _at_each_place(
+        (ones, light.square()), (-2 * backdrop, light * hidden), (backdrop.square(), hidden.square())
+    ).clamp_min(1e-6)
     places = []
     for frame in images.movedim(-1, 1):
         change = frame - backdrop
-        whole = change.square().sum()
-        left = whole + _cost(change, backdrop, light, hidden)
-        row, column = _lowest(left)
-        seen = whole > NOTHING * change.numel() and 1 - left.min() / whole >= SEEN
+        likeness = _at_each_place((change, light), (-change * backdrop, hidden))
+        row, column = _highest(likeness / energy.sqrt())
+        contrast = (likeness / energy)[round(row), round(column)]
         x, y = (column + 0.5 - scene.width / 2) / height, (row + 0.5) / height - 0.5
-        places.append(torch.tensor([x, y]) if seen else torch.full((2,), math.nan))
+        places.append(torch.tensor([x, y]) if contrast >= FAINT else torch.full((2,), math.nan))
     return torch.stack(places)
 
 
@@ -49,37 +50,26 @@ def _thing_in_the_middle(plates: Plates, mover: Mover) -> tuple[torch.Tensor, to
     return black, 1 - (white - black)
 
 
-def _cost(change: torch.Tensor, backdrop: torch.Tensor, light: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """(H, W): sum of (light - hidden * backdrop)^2 - 2 change (light - hidden * backdrop), the thing at each pixel.
-
-    Multiplied out, each term is a correlation of a picture with a power of the thing.
-    """
-    ones = torch.ones_like(backdrop)
-    pairs = (
-        (-2 * change, light),
-        (2 * change * backdrop, hidden),
-        (ones, light.square()),
-        (-2 * backdrop, light * hidden),
-        (backdrop.square(), hidden.square()),
-    )
-    height, width = backdrop.shape[-2:]
+def _at_each_place(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """(H, W): the sum over pairs of a picture (3, H, W) times a drawing of the thing, its middle at each pixel."""
+    height, width = pairs[0][0].shape[-2:]
     shape = (3 * height, 3 * width)
-    total = sum(
+    products = [
         torch.fft.rfft2(picture, shape) * torch.fft.rfft2(thing.flip(-2, -1), shape) for picture, thing in pairs
-    )
-    whole = torch.fft.irfft2(total, shape).sum(dim=0)
+    ]
+    whole = torch.fft.irfft2(torch.stack(products).sum(dim=0), shape).sum(dim=0)
     return whole[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
 
 
-def _lowest(cost: torch.Tensor) -> tuple[float, float]:
-    """(row, column) of the lowest place of `cost`, between pixels by the parabola through its neighbours."""
-    row, column = divmod(int(cost.argmin()), cost.shape[1])
+def _highest(score: torch.Tensor) -> tuple[float, float]:
+    """(row, column) of the highest place of `score`, between pixels by the parabola through its neighbours."""
+    row, column = divmod(int(score.argmax()), score.shape[1])
     found = []
-    for index, line in ((row, cost[:, column]), (column, cost[row])):
+    for index, line in ((row, score[:, column]), (column, score[row])):
         shift = 0.0
         if 0 < index < len(line) - 1:
             before, here, after = line[index - 1 : index + 2].tolist()
-            shift = 0.5 * (before - after) / max(before - 2 * here + after, 1e-12)
+            shift = 0.5 * (after - before) / max(2 * here - before - after, 1e-12)
         found.append(index + shift)
     return found[0], found[1]
 

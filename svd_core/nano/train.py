@@ -1,7 +1,8 @@
 """Trains svd-nano from nothing: python -m svd_stages.svd_core.nano.train --out FOLDER. With --resume it goes on.
 
 VAE, CLIP tower, UNet and the decoder once more, on clips that are drawn, not fetched. FOLDER then holds
-svd_nano.safetensors, the encoded clips, and for each part the state to go on from, a CSV and a curve of its losses.
+svd_nano.safetensors, the encoded clips, train.log, and for each part the state to go on from, a CSV and a curve of its
+losses.
 """
 
 # The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
@@ -131,9 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="multiply the batches, for a GPU (%(default)s)")
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not given.resume and any(given.out.glob("*.safetensors")):
         raise SettingError(f"{given.out} holds a training already; add --resume to go on, or name another folder")
+    given.out.mkdir(parents=True, exist_ok=True)
+    log: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(given.out / "train.log")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=log)
     minutes, device = Minutes.shares_of(given.minutes), torch.device(given.device)
     write_nano(train_nano(given.out, minutes, device, given.batch), given.out / NAME)
     return 0
