@@ -23,7 +23,7 @@ from typing import Any
 
 from . import __version__, headless
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
-from .svd_core.checkpoint.library import EMBEDDED
+from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
 from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
 
 Command = Callable[[argparse.Namespace, Console], None]
@@ -165,7 +165,7 @@ def _add_nodes(commands: Any) -> None:
 
 def _add_inspect(commands: Any) -> None:
     parser = _add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
-    parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER")
+    parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER", help=f"or {EMBEDDED}")
 
 
 def _add_convert_checkpoint(commands: Any) -> None:
@@ -175,7 +175,7 @@ def _add_convert_checkpoint(commands: Any) -> None:
         convert_checkpoint,
         "convert a one-file checkpoint to a diffusers folder, or back",
     )
-    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("source", type=Path, metavar="SRC", help=f"a file, a folder, or {EMBEDDED}")
     parser.add_argument("destination", type=Path, metavar="DST", help="NAME.safetensors, or a new folder")
     parser.add_argument(
         "--frames",
@@ -258,7 +258,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages inspect`."""
     from .svd_core.checkpoint.inspect import inspect as inspect_checkpoint
 
-    found = inspect_checkpoint(arguments.checkpoint)
+    found = inspect_checkpoint(_by_name(arguments.checkpoint))
     console.result(found.describe(), **found.as_dict())
 
 
@@ -267,7 +267,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     from .svd_core.checkpoint.convert import convert_checkpoint as convert_it
 
     progress = _surroundings(arguments, console).host().progress
-    convert_it(arguments.source, arguments.destination, progress, arguments.frames)
+    convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.frames)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
 
@@ -278,6 +278,11 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     root = Path(arguments.models[0]) if arguments.models else headless.default_models_roots()[0]
     path = download_it(arguments.name, root, _surroundings(arguments, console).host().progress)
     console.result(f"{path} is complete", output=path)
+
+
+def _by_name(checkpoint: Path) -> Path:
+    """The built-in model's file when its name is given: that name means the same in every command."""
+    return EMBEDDED_FILE if str(checkpoint) == EMBEDDED else checkpoint
 
 
 def _free_name(stem: str) -> Path:

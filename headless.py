@@ -325,10 +325,6 @@ def animation_graph(animation: Animation, here: host.Host, image_name: str) -> G
 
 def checkpoint_defaults(here: host.Host, model: str) -> VideoDefaults:
     """What the checkpoint called `model` was trained for, from its headers. Raises CheckpointError."""
-    if model == EMBEDDED:
-        from .svd_core.nano import DEFAULTS
-
-        return DEFAULTS
     from .svd_core.checkpoint.inspect import read_defaults
 
     return read_defaults(here.library.find(model))

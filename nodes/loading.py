@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..svd_core import host
-from ..svd_core.checkpoint.library import EMBEDDED
 from ..svd_core.errors import CheckpointError
 from . import sockets
 from .base import StageNode
@@ -16,7 +15,7 @@ class SVDCheckpointLoader(StageNode):
 
     DESCRIPTION = (
         "Opens a Stable Video Diffusion checkpoint: one .safetensors file in Stability's layout or a diffusers folder. "
-        "svd-nano is built in: a small model to try the nodes with, not for real pictures."
+        "svd-nano is built in: a small model of drawn scenes to try the nodes with, not for photographs."
     )
     RETURN_TYPES = (sockets.SVD_MODEL, sockets.SVD_CLIP_VISION, sockets.SVD_VAE)
     RETURN_NAMES = ("model", "clip_vision", "vae")
@@ -42,7 +41,7 @@ class SVDCheckpointLoader(StageNode):
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint: str | None) -> bool | str:
         """Either path separator is understood, and an unknown name is answered with the nearest ones."""
-        if checkpoint is None or checkpoint == EMBEDDED:
+        if checkpoint is None:
             return True
         try:
             host.current().library.find(checkpoint)

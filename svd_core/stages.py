@@ -45,21 +45,21 @@ class Start:
 
 
 def load(host: Host, name: str, precision: str) -> Checkpoint:
-    """Load the checkpoint called `name`, or build the embedded one. Weights are on the CPU.
+    """Load the checkpoint called `name`. Weights are on the CPU.
 
     precision is auto, fp16, bf16 or fp32; `auto` gives way to what the user said for the whole run.
     Raises CheckpointError for an unknown name or a file that is not what it should be.
     """
     wanted = host.precision if precision == "auto" else precision
+    if name == EMBEDDED:
+        logger.warning(
+            "%s is small and knows only drawn rockets, balls and fish; for photographs name a real SVD checkpoint.",
+            name,
+        )
+    from .checkpoint.load import load_checkpoint
+
     with host.progress("loading", 1, "checkpoint") as advance:
-        if name == EMBEDDED:
-            from .nano.weights import build_nano
-
-            checkpoint = build_nano(wanted, host.device())
-        else:
-            from .checkpoint.load import load_checkpoint
-
-            checkpoint = load_checkpoint(host.library.find(name), wanted, host.device())
+        checkpoint = load_checkpoint(host.library.find(name), wanted, host.device())
         advance(1)
     return checkpoint
 

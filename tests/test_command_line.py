@@ -71,6 +71,11 @@ def opened(path: Path) -> tuple[int, int, int, float]:
         return frames, stream.width, stream.height, float(stream.average_rate)
 
 
+def frames_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
+
+
 def test_animate_writes_an_mp4_of_what_was_asked(here, capsys):
     assert main(["animate", "rocket.png", "-o", "made/clip.mp4", "--fps", "12", *QUICK]) == 0
     assert opened(here / "made" / "clip.mp4") == (2, 64, 64, 12.0)
@@ -205,6 +210,15 @@ def test_inspect_and_convert_checkpoint_go_both_ways(here, models, capsys):
     assert main(["convert-checkpoint", str(single), "folder"]) == 0
     assert main(["convert-checkpoint", "folder", "again.safetensors"]) == 0
     assert main(["animate", "rocket.png", "--models", ".", "--model", "again.safetensors", *QUICK]) == 0
+
+
+def test_the_built_in_model_is_inspected_and_written_as_a_folder_by_its_name(here, capsys):
+    assert main(["inspect", "svd-nano"]) == 0
+    assert "trained for 14 frames" in capsys.readouterr().out
+    assert main(["convert-checkpoint", "svd-nano", "folder"]) == 0
+    assert main(["animate", "rocket.png", "-o", "built-in.mp4", *QUICK]) == 0
+    assert main(["animate", "rocket.png", "-o", "folder.mp4", "--models", ".", "--model", "folder", *QUICK]) == 0
+    assert frames_of(here / "folder.mp4") == frames_of(here / "built-in.mp4")
 
 
 def test_convert_checkpoint_writes_the_frames_down_that_it_is_told(here, models, capsys):

@@ -101,7 +101,7 @@ def source_of(prompt: dict[str, dict[str, Any]], class_type: str, name: str) -> 
 
 
 def test_the_folder_holds_the_templates_their_thumbnails_and_the_picture():
-    expected = {f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")} | {"rocket.png"}
+    expected = {f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")} | {"rocket.png", "svd_nano.webp"}
     assert {file.name for file in FOLDER.iterdir()} == expected
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import CheckpointError, nearest
 
 EMBEDDED = "svd-nano"
-"""The built-in demonstration model: a name, not a file."""
+"""The built-in model: always there, under this name."""
+EMBEDDED_FILE = Path(__file__).parents[1] / "nano" / "svd_nano.safetensors"
 CHECKPOINTS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Not listed, but found when named, so that the loader can say why they are not read."""
@@ -46,14 +47,16 @@ class ModelLibrary:
         A one-file checkpoint is named by its path below its folder, with forward slashes; a diffusers folder by the
         folder's own name.
         """
-        return [*sorted(self._found(CHECKPOINTS)), EMBEDDED]
+        return [*sorted(self._found(CHECKPOINTS).keys() - {EMBEDDED}), EMBEDDED]
 
     def find(self, name: str) -> Path:
-        """The file or folder called `name`; either path separator is understood.
+        """The file or folder called `name`, the embedded one too; either path separator is understood.
 
         Only what was met in the folders is found, so no name leads out of them. Raises CheckpointError with the three
         nearest names when there is none.
         """
+        if name == EMBEDDED:
+            return EMBEDDED_FILE
         found = self._found(CHECKPOINTS + PICKLES)
         wanted = name.replace("\\", "/")
         if wanted in found:
@@ -64,7 +67,7 @@ class ModelLibrary:
             f'there is no checkpoint called "{name}". The nearest names are {nearest(wanted, self.names())}. '
             f"Put a .safetensors file into a models folder's checkpoints/, or a diffusers folder into its diffusers/ "
             f"(searched: {searched}; --models DIR or SVD_STAGES_MODELS names another), "
-            f'or use the built-in demonstration model "{EMBEDDED}".',
+            f'or use the built-in model "{EMBEDDED}".',
             code="checkpoint.not_found",
         )
 

@@ -58,26 +58,35 @@ def train_nano(
     minutes: Minutes,
     device: torch.device,
     batch: int = 1,
-    sizes: tuple[ClipSize, ...] = SIZES,
+    sizes: tuple[ClipSize, ...] | None = None,
+    modules: NanoModules | None = None,
 ) -> NanoModules:
-    """Train all parts, going on from the states in `out`. The modules come out on the CPU.
+    """Train all parts, going on from the states in `out`, else from `modules`, else from nothing.
 
-    `batch` multiplies what a step sees and how many clips are encoded; 1 suits two cores.
+    `batch` multiplies what a step sees and how many clips are encoded; 1 suits two cores. The modules come out on the
+    CPU; those given are changed in place.
     """
-    modules = new_modules(SEED)
+    modules = modules or new_modules(SEED)
     for module in (modules.vae, modules.clip, modules.unet):
         module.to(device)
     pool = draw_pool(POOL, device)
     train_vae(modules.vae, Plan("vae", minutes.vae, rate=1.2e-3, seed=1), out, pool, batch)
     train_clip(modules.clip, Plan("clip", minutes.clip, rate=1.5e-3, seed=2), out, pool, batch)
-    sets = latents_of(
-        modules, out, device, [replace(size, count=batch * size.count, batch=batch * size.batch) for size in sizes]
-    )
+    scaled = [replace(size, count=batch * size.count, batch=batch * size.batch) for size in sizes or SIZES]
+    sets = latents_of(modules, out, device, scaled)
     train_unet(modules.unet, Plan("unet", minutes.unet, rate=1e-3, seed=3), out, sets, device)
     train_decoder(modules.vae, Plan("decoder", minutes.decoder, rate=8e-4, seed=4), out, pool, batch)
     for module in (modules.vae, modules.clip, modules.unet):
         module.to("cpu")
     return modules
+
+
+def modules_of(path: Path) -> NanoModules:
+    """The modules of a model that this training wrote, float32. Raises CheckpointError for another file."""
+    from ..checkpoint.load import load_checkpoint
+
+    checkpoint = load_checkpoint(path, "fp32", "cpu")
+    return NanoModules(checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder)
 
 
 def latents_of(modules: NanoModules, out: Path, device: torch.device, sizes: list[ClipSize]) -> list[Latents]:
@@ -128,6 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="svd_stages.svd_core.nano.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for states, logs and the model")
     parser.add_argument("--minutes", type=float, default=100.0, help="time to spend on training (%(default)s)")
+    parser.add_argument(
+        "--split", type=float, nargs=4, metavar=("VAE", "CLIP", "UNET", "DECODER"), help="minutes of each, instead"
+    )
+    parser.add_argument("--begin-with", type=Path, metavar="MODEL", help="train this model further, not a new one")
     parser.add_argument("--resume", action="store_true", help="go on from the states in the folder")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="multiply the batches, for a GPU (%(default)s)")
@@ -137,8 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     log: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(given.out / "train.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=log)
-    minutes, device = Minutes.shares_of(given.minutes), torch.device(given.device)
-    write_nano(train_nano(given.out, minutes, device, given.batch), given.out / NAME)
+    minutes = Minutes(*given.split) if given.split else Minutes.shares_of(given.minutes)
+    modules = modules_of(given.begin_with) if given.begin_with else None
+    trained = train_nano(given.out, minutes, torch.device(given.device), given.batch, modules=modules)
+    write_nano(trained, given.out / NAME)
     return 0
 
 

@@ -63,7 +63,8 @@ def train_vae(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool: Po
             return vae_loss(vae, pixels, frames, generator)
 
     train(vae, plan, loss_of, out)
-    scale_latents(vae, pool)
+    if plan.minutes > 0:  # else it is what it was, its latents too
+        scale_latents(vae, pool)
 
 
 def train_decoder(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool: Pool, batch: int = 1) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from svd_stages.svd_core.checkpoint.library import EMBEDDED, ModelLibrary
+from svd_stages.svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE, ModelLibrary
 from svd_stages.svd_core.errors import CheckpointError
 
 
@@ -54,7 +54,14 @@ def test_every_listed_name_is_found_at_its_place(root):
     library = ModelLibrary.from_roots([root])
     assert library.find("svd.safetensors") == root / "checkpoints" / "svd.safetensors"
     assert library.find("svd-xt") == root / "diffusers" / "svd-xt"
-    assert all(library.find(name).exists() for name in library.names() if name != EMBEDDED)
+    assert all(library.find(name).exists() for name in library.names())
+
+
+def test_the_embedded_name_is_the_built_in_model_even_beside_a_folder_of_that_name(root):
+    touch(root / "diffusers" / EMBEDDED / "model_index.json")
+    library = ModelLibrary.from_roots([root])
+    assert library.names().count(EMBEDDED) == 1
+    assert library.find(EMBEDDED) == EMBEDDED_FILE
 
 
 @pytest.mark.parametrize("name", ["video/svd_xt.SAFETENSORS", "video\\svd_xt.SAFETENSORS"])

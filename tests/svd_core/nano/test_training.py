@@ -12,7 +12,7 @@ from svd_stages.svd_core.nano import train_vae, training
 from svd_stages.svd_core.nano.architecture import FACTS, new_modules
 from svd_stages.svd_core.nano.clips import REACH, frame_distance
 from svd_stages.svd_core.nano.evaluate import Settings, generate, psnr, reconstruct
-from svd_stages.svd_core.nano.train import Minutes, as_checkpoint, latents_of, train_nano, write_nano
+from svd_stages.svd_core.nano.train import Minutes, as_checkpoint, latents_of, modules_of, train_nano, write_nano
 from svd_stages.svd_core.nano.train_clip import TOLD, draw_labelled, embed
 from svd_stages.svd_core.nano.train_unet import (
     ClipSize,
@@ -224,6 +224,22 @@ def test_all_parts_are_trained_in_turn_and_a_second_run_has_nothing_left_to_do(m
     again = train_nano(tmp_path, a_step, CPU, sizes=sizes)
     for name, tensor in again.unet.state_dict().items():
         assert torch.equal(tensor, first.unet.state_dict()[name]), name
+
+
+def test_a_model_is_trained_further_in_the_parts_that_are_given_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(whole_training, "POOL", range(1000, 1002))
+    monkeypatch.setattr(whole_training, "SIZES", (ClipSize(64, 64, count=1, batch=1),))
+    begun = write_nano(new_modules(2), tmp_path / "begun.safetensors")
+    out = tmp_path / "out"
+    command = ["--out", str(out), "--begin-with", str(begun), "--split", "0", "0", "1e-5", "0"]
+    assert whole_training.main(command) == 0
+    before, after = (modules_of(path) for path in (begun, out / whole_training.NAME))
+    for part in ("vae", "clip"):
+        then, now = (getattr(each, part).state_dict() for each in (before, after))
+        assert all(torch.equal(then[name], tensor) for name, tensor in now.items()), part
+    then, now = before.unet.state_dict(), after.unet.state_dict()
+    assert any(not torch.equal(then[name], tensor) for name, tensor in now.items())
+    assert (out / "train.log").is_file()
 
 
 def test_the_command_line_overwrites_no_training_unasked(tmp_path):
