@@ -5,6 +5,10 @@ backwards in bfloat16, and the cross-attentions compute a softmax over one key. 
 rounding; under bfloat16's autocast scores are rounded that the fused kernel keeps.
 """
 
+# The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportOptionalCall=false
+
 from __future__ import annotations
 
 import contextlib

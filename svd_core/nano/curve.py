@@ -20,7 +20,8 @@ def draw_curve(losses: Sequence[tuple[int, float, float]], title: str, path: Pat
     minutes = np.array([seconds / 60 for _, seconds, _ in losses])
     chunks = [each for each in np.array_split(np.arange(len(losses)), min(POINTS, len(losses))) if len(each)]
     x = np.array([minutes[chunk].mean() for chunk in chunks])
-    y = np.log10([max(np.mean([losses[index][2] for index in chunk]), 1e-9) for chunk in chunks])
+    loss = np.array([each for *_, each in losses])
+    y = np.log10(np.array([max(float(loss[chunk].mean()), 1e-9) for chunk in chunks]))
     low, high = y.min() - 0.05, y.max() + 0.05
     longest = max(minutes[-1], 1e-3)
 

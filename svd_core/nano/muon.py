@@ -50,8 +50,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
-                momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                moves.append(parameter.grad.lerp(momentum, MOMENTUM).reshape(rows, columns))
+                gradient = _gradient(parameter)
+                momentum.lerp_(gradient, 1 - MOMENTUM)
+                moves.append(gradient.lerp(momentum, MOMENTUM).reshape(rows, columns))
             size = 0.2 * max(rows, columns) ** 0.5  # arXiv:2502.16982, equation 4
             for parameter, move in zip(alike, orthogonalize(torch.stack(moves)), strict=True):
                 parameter.mul_(1 - rate * DECAY).add_(move.reshape(parameter.shape), alpha=-rate * size)
@@ -66,10 +67,16 @@ class Muon(torch.optim.Optimizer):
                 )
             first, second, count = state["first"], state["second"], state["count"]
             count += 1
-            first.lerp_(parameter.grad, 1 - BETAS[0])
-            second.lerp_(parameter.grad.square(), 1 - BETAS[1])
+            gradient = _gradient(parameter)
+            first.lerp_(gradient, 1 - BETAS[0])
+            second.lerp_(gradient.square(), 1 - BETAS[1])
             unbiased = (second / (1 - BETAS[1] ** count.item())).sqrt_().add_(1e-8)
             parameter.addcdiv_(first, unbiased, value=-rate / (1 - BETAS[0] ** count.item()))
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None  # step asked before
+    return parameter.grad
 
 
 def is_hidden(name: str, parameter: torch.Tensor) -> bool:
