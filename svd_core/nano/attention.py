@@ -13,12 +13,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention
 
 LONG = 64  # tokens from which products of matrices beat the fused kernel, on two cores with AVX512-BF16
 
@@ -28,12 +24,12 @@ class OneTokenAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: torch.nn.Module,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """hidden_states (B, N, C), encoder_hidden_states (B, 1, D) -> (B, N, C)."""
+        """hidden_states (B, N, C), encoder_hidden_states (B, 1, D) -> (B, N, C); `attn` is diffusers' Attention."""
         assert encoder_hidden_states is not None and encoder_hidden_states.shape[1] == 1
         return attn.to_out[0](attn.to_v(encoder_hidden_states)).expand_as(hidden_states)
 
@@ -43,12 +39,12 @@ class SelfAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: torch.nn.Module,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """hidden_states (B, N, C) -> (B, N, C)."""
+        """hidden_states (B, N, C) -> (B, N, C); `attn` is diffusers' Attention."""
         query, key, value = (
             each(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for each in (attn.to_q, attn.to_k, attn.to_v)

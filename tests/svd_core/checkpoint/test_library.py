@@ -92,7 +92,6 @@ def test_a_pickle_is_not_listed_but_found_when_named_so_that_it_can_be_refused(r
         ".",
         "..",
         "\x00",
-        EMBEDDED,
     ],
 )
 def test_names_that_are_not_listed_are_not_found(root, name):
