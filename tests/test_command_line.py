@@ -341,6 +341,8 @@ def test_an_interrupt_is_status_130_and_leaves_nothing(here):
         [sys.executable, "-m", "svd_stages", "animate", "rocket.png", "--steps", "5000", "--json"],
         stdout=subprocess.PIPE,
         text=True,
+        # a shell lets what it starts in the background ignore the signal, and the tests may be started so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stdout:
         if json.loads(line).get("stage") == "sampling" and json.loads(line)["done"] >= 1:
