@@ -22,7 +22,7 @@ import torch
 from ..errors import SettingError
 from .architecture import FACTS, NanoModules, new_modules
 from .train_clip import train_clip
-from .train_unet import FULL, SMALL, WIDE, ClipSize, Latents, encode_clips, train_unet
+from .train_unet import FULL, OBLONG, SMALL, ClipSize, Latents, encode_clips, train_unet
 from .train_vae import draw_pool, train_decoder, train_vae
 from .training import Plan, steps_done
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SEED = 20231121  # the day Stable Video Diffusion came out
 POOL = range(1_000, 4_000)
 CLIP_SEEDS = 10_000  # of the clips the UNet sees, from here on; tests and figures use seeds below 1000
-SIZES = (SMALL, FULL, WIDE)
+SIZES = (SMALL, FULL, *OBLONG)
 NAME = "svd_nano.safetensors"
 
 

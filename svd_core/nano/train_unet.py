@@ -52,7 +52,8 @@ class ClipSize:
     batch: int
 
 
-SMALL, FULL, WIDE = ClipSize(64, 64, 1000, 12), ClipSize(128, 128, 650, 4), ClipSize(192, 128, 40, 2)
+SMALL, FULL = ClipSize(64, 64, 1000, 12), ClipSize(128, 128, 1050, 4)
+OBLONG = (ClipSize(192, 128, 40, 2), ClipSize(128, 192, 40, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ def train_unet(
     sets: Sequence[Latents],
     device: torch.device,
 ) -> None:
-    """Train the UNet in place, on `device`, on `sets`: small clips first, then every size with most at full size.
+    """Train the UNet in place, on `device`, on `sets`: small clips first, then every size, most from the second set.
 
     Places where something moves count more at first, and all alike from PLAIN on.
     """
@@ -100,7 +101,10 @@ def _choose_set(sets: Sequence[Latents], spent: float, generator: torch.Generato
     at_random = torch.rand((), generator=generator).item()
     if at_random < (0.85 if spent < FINISH else 0.15):
         return small
-    return rest[0] if at_random < 0.95 else rest[-1]
+    if at_random < 0.93:
+        return rest[0]
+    oblong = rest[1:] or rest
+    return oblong[int(torch.randint(0, len(oblong), (), generator=generator))]
 
 
 def unet_loss(
