@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .checkpoint.parts import SVDVae
+from .checkpoint.parts import Vae
 from .errors import MemoryBudgetError, SettingError
 from .images import to_images
 from .memory import decode_bytes, in_words
@@ -48,7 +48,7 @@ def plan_windows(frames: int, chunk_size: int, context: int) -> list[Window]:
 
 
 def decode_windows(
-    vae: SVDVae,
+    vae: Vae,
     latents: torch.Tensor,
     windows: list[Window],
     device: torch.device,
@@ -67,7 +67,7 @@ def decode_windows(
     return images
 
 
-def whole_clip(vae: SVDVae, latents: torch.Tensor, free_memory: int) -> list[Window]:
+def whole_clip(vae: Vae, latents: torch.Tensor, free_memory: int) -> list[Window]:
     """The one window of mode `exact`: every frame sees every other.
 
     Raises MemoryBudgetError, with the need and the way out, when one call on the clip (F, 4, h, w) does not fit into
@@ -87,13 +87,9 @@ def whole_clip(vae: SVDVae, latents: torch.Tensor, free_memory: int) -> list[Win
 
 
 def _decoded(
-    vae: SVDVae, latents: torch.Tensor, windows: list[Window], device: torch.device
+    vae: Vae, latents: torch.Tensor, windows: list[Window], device: torch.device
 ) -> Iterator[tuple[Window, torch.Tensor]]:
     """Each window with the pixels (kept frames, 3, 8h, 8w) of its kept frames."""
-    decoder = vae.vae.decoder
-    dtype = next(decoder.parameters()).dtype
     for window in windows:
-        seen = latents[window.first : window.last].to(device, dtype)
-        image_only = torch.zeros((1, seen.shape[0]), dtype=dtype, device=device)
-        pixels = decoder(seen, num_frames=seen.shape[0], image_only_indicator=image_only)
+        pixels = vae.decode_clip(latents[window.first : window.last].to(device))
         yield window, pixels[window.start - window.first : window.stop - window.first].cpu()

@@ -44,8 +44,12 @@ class Host(Protocol):
         """Where stages compute."""
         ...
 
-    def on_device(self, module: torch.nn.Module) -> contextlib.AbstractContextManager[torch.device]:
-        """Have `module` on the compute device inside the `with`; where it lives after is the host's affair."""
+    def on_device(self, part: Any, need: int = 0) -> contextlib.AbstractContextManager[torch.device]:
+        """Have `part` on the compute device inside the `with`; where it lives after is the host's affair.
+
+        part  a module, or what a part of the program's own calls its `loadable`
+        need  bytes that the work will take beside the weights, to make room for
+        """
         ...
 
     def free_memory(self) -> int:
@@ -54,6 +58,10 @@ class Host(Protocol):
 
     def progress(self, stage: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
         """Show `total` units of `stage` going by. Inside the `with`, call what it gives with the units done."""
+        ...
+
+    def show(self, clean: torch.Tensor) -> None:
+        """Let the user see the video that is being sampled, (F, 4, h, w) scaled latents, if the program can."""
         ...
 
     def folder(self, kind: Folder) -> Path:
@@ -109,14 +117,14 @@ class HeadlessHost:
         return device
 
     @contextlib.contextmanager
-    def on_device(self, module: torch.nn.Module) -> Iterator[torch.device]:
-        """Move `module` to the device, and back to the CPU afterwards: one part is resident at a time."""
+    def on_device(self, part: torch.nn.Module, need: int = 0) -> Iterator[torch.device]:
+        """Move the module to the device, and back to the CPU afterwards: one part is resident at a time."""
         device = self.device()
         try:
-            module.to(device)
+            part.to(device)
             yield device
         finally:
-            module.to("cpu")
+            part.to("cpu")
 
     def free_memory(self) -> int:
         """Free bytes on the card, or what the operating system calls available for the CPU."""
@@ -134,6 +142,9 @@ class HeadlessHost:
         """Tell the reporter. Stopping is Python's KeyboardInterrupt here."""
         self.reporter(stage, 0, total, unit)
         yield lambda done: self.reporter(stage, done, total, unit)
+
+    def show(self, clean: torch.Tensor) -> None:
+        """There is no page to show it on."""
 
     def folder(self, kind: Folder) -> Path:
         """The folder given at construction."""

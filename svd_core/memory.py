@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from .checkpoint.parts import SVDModel, SVDVae
+    from .checkpoint.parts import SVDModel, Vae
 
 DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
+ENCODER_LIVE_TENSORS = 4  # of the same kind, in the first ResNet of the encoder: input, norm, hidden, sum
 UNET_LIVE_TENSORS = 28  # first-width tensors alive in the last up block's temporal feed-forward (GEGLU), per frame
 
 
-def decode_bytes(vae: SVDVae, frames: int, height: int, width: int) -> int:
+def decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
     """Peak activation bytes of one decoder call on `frames` frames of height x width pixels."""
-    return DECODER_LIVE_TENSORS * vae.first_width * height * width * frames * itemsize_of(vae.vae.decoder)
+    return DECODER_LIVE_TENSORS * vae.first_width * height * width * frames * vae.itemsize
+
+
+def encode_bytes(vae: Vae, height: int, width: int) -> int:
+    """Peak activation bytes of the encoder on one image of height x width pixels, in float32."""
+    return ENCODER_LIVE_TENSORS * vae.first_width * height * width * 4
 
 
 def denoise_bytes(model: SVDModel, videos: int, frames: int, latent_height: int, latent_width: int) -> int:

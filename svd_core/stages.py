@@ -6,23 +6,23 @@ The mathematics is in the modules these call; here is only who owns memory and w
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from .augment import seed_of
 from .checkpoint.library import EMBEDDED
-from .checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+from .checkpoint.parts import Checkpoint, ClipVision, SVDModel, Vae
 from .conditioning import Conditioning
-from .decode import MODES, decode_windows, plan_windows, whole_clip
+from .decode import MODES, SCALE, decode_windows, plan_windows, whole_clip
 from .denoise import make_denoiser
 from .encode import ImageEmbedding, embed_images, encode_images
 from .errors import SettingError
 from .guidance import GuidanceCurve
-from .host import Host
-from .memory import denoise_bytes, in_words
-from .sample import sample_euler, starting_noise, starting_point
+from .host import Advance, Host
+from .memory import decode_bytes, denoise_bytes, encode_bytes, in_words
+from .sample import Step, sample_euler, starting_noise, starting_point
 from .schedule import check_sigmas, make_sigmas
 
 logger = logging.getLogger(__name__)
@@ -64,18 +64,19 @@ def load(host: Host, name: str, precision: str) -> Checkpoint:
     return checkpoint
 
 
-def embed(host: Host, clip_vision: SVDClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
+def embed(host: Host, clip_vision: ClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
     """`embed_images` of images (N, H, W, 3) in [0, 1], on the host's device."""
     with (
         host.progress("embedding", images.shape[0], "image") as advance,
-        host.on_device(clip_vision.encoder) as device,
+        host.on_device(clip_vision.loadable) as device,
     ):
         return embed_images(clip_vision, images, preprocess, device, advance)
 
 
-def encode(host: Host, vae: SVDVae, images: torch.Tensor) -> torch.Tensor:
+def encode(host: Host, vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
-    with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae.vae) as device:
+    need = encode_bytes(vae, *images.shape[1:3])
+    with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae.loadable, need) as device:
         return encode_images(vae, images, device, advance)
 
 
@@ -102,9 +103,10 @@ def sample(
         _check_latent_size(start.latents, negative.image_latent, "negative")
         _check_embeds(model, positive.embeds, negative.embeds)
     per_video = len(levels) - 1
+    need = denoise_bytes(model, 2, *_size_of(start.latents))
     with (
         host.progress("sampling", per_video * len(sides), "step") as advance,
-        host.on_device(model.unet) as device,
+        host.on_device(model.unet, need) as device,
     ):
         weights = curve.weights(start.latents.shape[1])
         together = _fits_together(host, model, start.latents)
@@ -112,8 +114,7 @@ def sample(
         for index, (positive, negative) in enumerate(sides):
             x = _starting_video(model, start, index, levels[0]).to(device)
             denoise = make_denoiser(model.unet, positive, negative, weights, device, together=together)
-            before = index * per_video
-            x = sample_euler(denoise, x, levels, lambda step, before=before: advance(before + step.done))
+            x = sample_euler(denoise, x, levels, _watcher(host, advance, index * per_video))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
 
@@ -123,9 +124,7 @@ def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
     return make_sigmas("karras", steps, model.sigma_min, model.sigma_max)
 
 
-def decode(
-    host: Host, vae: SVDVae, latents: torch.Tensor, mode: str, chunk_size: int, context: int
-) -> list[torch.Tensor]:
+def decode(host: Host, vae: Vae, latents: torch.Tensor, mode: str, chunk_size: int, context: int) -> list[torch.Tensor]:
     """Decode N clips (N, F, 4, h, w) of unscaled latents: N times images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
     mode is exact (whole clip at once) or windowed (chunk_size frames kept, `context` more seen on each side). A window
@@ -133,11 +132,13 @@ def decode(
     """
     if mode not in MODES:
         raise SettingError(f'mode must be one of {", ".join(MODES)}, got "{mode}"')
-    frames = latents.shape[1]
+    frames, height, width = _size_of(latents)
+    seen = frames if mode == "exact" else min(frames, chunk_size + 2 * context)
+    need = decode_bytes(vae, seen, SCALE * height, SCALE * width)
     videos = []
     with (
         host.progress("decoding", frames * len(latents), "frame") as advance,
-        host.on_device(vae.vae) as device,
+        host.on_device(vae.loadable, need) as device,
     ):
         for index, clip in enumerate(latents):
             if mode == "exact":
@@ -149,6 +150,22 @@ def decode(
                 decode_windows(vae, clip, windows, device, lambda window, before=before: advance(before + window.stop))
             )
     return videos
+
+
+def _watcher(host: Host, advance: Advance, before: int) -> Callable[[Step], None]:
+    """Tells the host of each step of a video, `before` steps having been done for others."""
+
+    def on_step(step: Step) -> None:
+        advance(before + step.done)
+        host.show(step.clean[0])
+
+    return on_step
+
+
+def _size_of(latents: torch.Tensor) -> tuple[int, int, int]:
+    """(F, h, w) of (N, F, 4, h, w)."""
+    _, frames, _, height, width = latents.shape
+    return frames, height, width
 
 
 def _starting_video(model: SVDModel, start: Start, index: int, sigma: torch.Tensor) -> torch.Tensor:
@@ -179,8 +196,7 @@ def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: 
 
 def _fits_together(host: Host, model: SVDModel, latents: torch.Tensor) -> bool:
     """Whether both sides of guidance fit into one UNet call."""
-    _, frames, _, height, width = latents.shape
-    need, free = denoise_bytes(model, 2, frames, height, width), host.free_memory()
+    need, free = denoise_bytes(model, 2, *_size_of(latents)), host.free_memory()
     if need > free:
         logger.info(
             "guidance in two UNet calls a step: one call needs about %s and %s are free", in_words(need), in_words(free)

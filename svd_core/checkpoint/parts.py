@@ -1,13 +1,75 @@
-"""The three parts of a loaded checkpoint, as they travel on SVD_MODEL, SVD_CLIP_VISION and SVD_VAE wires."""
+"""The three parts of a loaded checkpoint, as they travel on SVD_MODEL, SVD_CLIP_VISION and SVD_VAE wires.
+
+`Vae` and `ClipVision` are what the stages ask of a part. The classes here answer with diffusers' and transformers'
+modules; a program around us may have parts of its own that answer the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionModelWithProjection
+
+
+class Vae(Protocol):
+    """A temporal VAE on the host's device. Latents are unscaled, pixels are in [-1, 1]."""
+
+    @property
+    def loadable(self) -> Any:
+        """What `Host.on_device` takes."""
+        ...
+
+    @property
+    def first_width(self) -> int:
+        """Channels of the first level; 128 in the published models."""
+        ...
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number the decoder computes with."""
+        ...
+
+    def encoding(self) -> contextlib.AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
+        """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8)."""
+        ...
+
+    def decode_clip(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels (T, 3, 8h, 8w) of latents (T, 4, h, w), in one call: every frame sees every other."""
+        ...
+
+
+class ClipVision(Protocol):
+    """A CLIP image tower with its projection, on the host's device, and how its input is normalised (per channel)."""
+
+    @property
+    def loadable(self) -> Any:
+        """What `Host.on_device` takes."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of its input in pixels; 224 in the published models."""
+        ...
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """What is taken off the input's [0, 1]."""
+        ...
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """What the rest is divided by."""
+        ...
+
+    def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(image_embeds, last_hidden_state, penultimate_hidden_states) of normalised pixels (1, 3, size, size)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +119,44 @@ class SVDVae:
     vae: AutoencoderKLTemporalDecoder
 
     @property
+    def loadable(self) -> AutoencoderKLTemporalDecoder:
+        """The module."""
+        return self.vae
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number of the decoder."""
+        return next(self.vae.decoder.parameters()).element_size()
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """The encoder, in float32 where the VAE asks for it (`force_upcast`); its own precision is back afterwards."""
+        parts: tuple[torch.nn.Module, ...] = (self.vae.encoder, self.vae.quant_conv)
+        own = [next(part.parameters()).dtype for part in parts]
+        upcast = self.force_upcast or own[0] != own[1]
+        try:
+            if upcast:
+                for part in parts:
+                    part.float()
+            yield self._posterior_mode
+        finally:
+            if upcast:
+                for part, dtype in zip(parts, own, strict=True):
+                    part.to(dtype)
+
+    def _posterior_mode(self, pixels: torch.Tensor) -> torch.Tensor:
+        dtype = next(self.vae.encoder.parameters()).dtype
+        mean, _log_variance = self.vae.quant_conv(self.vae.encoder(pixels.to(dtype))).chunk(2, dim=1)
+        return mean
+
+    def decode_clip(self, latents: torch.Tensor) -> torch.Tensor:
+        """The decoder on a clip, in its own precision."""
+        decoder: Any = self.vae.decoder
+        latents = latents.to(next(decoder.parameters()).dtype)
+        image_only = latents.new_zeros((1, latents.shape[0]))
+        return decoder(latents, num_frames=latents.shape[0], image_only_indicator=image_only)
+
+    @property
     def force_upcast(self) -> bool:
         """Whether the encoder must compute in float32."""
         config: Any = self.vae.config
@@ -76,6 +176,17 @@ class SVDClipVision:
     encoder: CLIPVisionModelWithProjection
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+
+    @property
+    def loadable(self) -> CLIPVisionModelWithProjection:
+        """The module."""
+        return self.encoder
+
+    def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The tower's answers, in its own precision."""
+        dtype = next(self.encoder.parameters()).dtype
+        answer = self.encoder(pixel_values=pixels.to(dtype), output_hidden_states=True)
+        return answer.image_embeds, answer.last_hidden_state, answer.hidden_states[-2]
 
     @property
     def image_size(self) -> int:
