@@ -9,6 +9,7 @@ from .conditioning import (
     SVDVAEEncode,
 )
 from .decoding import SVDTemporalVAEDecode
+from .in_comfyui import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
 from .loading import SVDCheckpointLoader
 from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
 
@@ -24,6 +25,10 @@ NODE_CLASS_MAPPINGS = {
     "SVDGuidance": SVDGuidance,
     "SVDEulerSampler": SVDEulerSampler,
     "SVDTemporalVAEDecode": SVDTemporalVAEDecode,
+    "SVDToComfyModel": SVDToComfyModel,
+    "SVDFrameGuider": SVDFrameGuider,
+    "SVDFrameGuidance": SVDFrameGuidance,
+    "SVDEulerSamplerSelect": SVDEulerSamplerSelect,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -38,4 +43,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SVDGuidance": "SVD Guidance",
     "SVDEulerSampler": "SVD Euler Sampler",
     "SVDTemporalVAEDecode": "SVD Temporal VAE Decode",
+    "SVDToComfyModel": "SVD To Comfy Model",
+    "SVDFrameGuider": "SVD Frame Guider",
+    "SVDFrameGuidance": "SVD Frame Guidance",
+    "SVDEulerSamplerSelect": "SVD Euler Sampler Select",
 }

@@ -56,7 +56,7 @@ class SVDCLIPVisionEncode(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "clip_vision": sockets.socket(sockets.SVD_CLIP_VISION, "The CLIP image encoder of the checkpoint."),
+                "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
                 "image": sockets.socket(sockets.IMAGE, "The picture as loaded."),
                 "preprocess": sockets.choice(
                     ["reference", "center_crop"], "reference", "How the picture becomes CLIP's square."
@@ -66,9 +66,8 @@ class SVDCLIPVisionEncode(StageNode):
 
     def run(self, clip_vision, image, preprocess: str) -> tuple:
         from ..svd_core import stages
-        from ..svd_core.checkpoint.parts import SVDClipVision
 
-        clip = wires.part(clip_vision, SVDClipVision, "clip_vision")
+        clip = wires.clip_vision(clip_vision)
         embedding = stages.embed(host.current(), clip, image, preprocess)
         return (wires.ClipVisionOutput(embedding, clip.image_size),)
 
@@ -116,16 +115,15 @@ class SVDVAEEncode(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "vae": sockets.socket(sockets.SVD_VAE, "The temporal VAE of the checkpoint."),
+                "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
                 "image": sockets.socket(sockets.IMAGE, "The image at the video's size, with its noise."),
             }
         }
 
     def run(self, vae, image) -> tuple:
         from ..svd_core import stages
-        from ..svd_core.checkpoint.parts import SVDVae
 
-        latents = stages.encode(host.current(), wires.part(vae, SVDVae, "vae"), image)
+        latents = stages.encode(host.current(), wires.vae(vae), image)
         return (wires.write_latent(latents[:, None]),)
 
 

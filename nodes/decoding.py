@@ -25,7 +25,7 @@ class SVDTemporalVAEDecode(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "vae": sockets.socket(sockets.SVD_VAE, "The temporal VAE of the checkpoint."),
+                "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
                 "latent": sockets.socket(sockets.LATENT, "The sampled video."),
                 "mode": sockets.choice(
                     ["exact", "windowed"],
@@ -41,8 +41,6 @@ class SVDTemporalVAEDecode(StageNode):
 
     def run(self, vae, latent: dict, mode: str, chunk_size: int, context: int) -> tuple:
         from ..svd_core import stages
-        from ..svd_core.checkpoint.parts import SVDVae
 
-        opened = wires.part(vae, SVDVae, "vae")
         clips = wires.read_latent(latent).clips
-        return (stages.decode(host.current(), opened, clips, mode, chunk_size, context),)
+        return (stages.decode(host.current(), wires.vae(vae), clips, mode, chunk_size, context),)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core import host
-from . import sockets, wires
+from . import samplers, sockets, wires
 from .base import StageNode
 
 
@@ -78,7 +77,7 @@ class SVDEulerSampler(StageNode):
 
     DESCRIPTION = (
         "The Euler sampling loop with guidance that rises over the frames. Several videos are sampled one after the "
-        "other; video i uses seed + i."
+        "other; video i uses seed + i. A MODEL of ComfyUI's own, with its LoRA and patches, is sampled as well."
     )
     RETURN_TYPES = (sockets.LATENT,)
     RETURN_NAMES = ("latent",)
@@ -88,7 +87,7 @@ class SVDEulerSampler(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": sockets.socket(sockets.SVD_MODEL, "The denoising network of the checkpoint."),
+                "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
                 "positive": sockets.socket(sockets.CONDITIONING, "Conditioning with the image."),
                 "negative": sockets.socket(sockets.CONDITIONING, "Conditioning without it."),
                 "latent": sockets.socket(sockets.LATENT, "The empty video, or a latent to go on from."),
@@ -105,7 +104,7 @@ class SVDEulerSampler(StageNode):
             },
             "optional": {
                 "sigmas": sockets.socket(sockets.SIGMAS, "Noise levels; overrides steps."),
-                "guidance": sockets.socket(sockets.SVD_GUIDANCE, "Guidance curve; overrides the two weights."),
+                "guidance": sockets.guidance_curve(),
             },
         }
 
@@ -113,20 +112,6 @@ class SVDEulerSampler(StageNode):
         self, model, positive, negative, latent: dict, seed: int, steps: int,
         min_guidance: float, max_guidance: float, noise: str, sigmas=None, guidance=None,
     ) -> tuple:  # fmt: skip
-        from ..svd_core import stages
-        from ..svd_core.checkpoint.parts import SVDModel
-        from ..svd_core.guidance import GuidanceCurve
-
-        opened = wires.part(model, SVDModel, "model")
-        clips = wires.read_latent_to_sample(latent)
-        count = clips.clips.shape[0]
-        sides = zip(
-            wires.read_conditioning(positive, count, "positive"),
-            wires.read_conditioning(negative, count, "negative"),
-            strict=True,
-        )
-        start = stages.Start(clips.clips, noise, seed, clips.batch_index)
-        curve = guidance or GuidanceCurve("linear", min_guidance, max_guidance)
-        row = stages.model_sigmas(opened, steps) if sigmas is None else sigmas
-        sampled = stages.sample(host.current(), opened, list(sides), start, curve, row)
-        return (wires.write_latent(sampled, like=latent),)
+        curve = wires.curve(guidance, min_guidance, max_guidance)
+        request = samplers.Request(noise, seed, steps, curve, sigmas)
+        return (samplers.sampler_of(model)(positive, negative, latent, request),)

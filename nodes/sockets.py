@@ -14,10 +14,20 @@ LATENT = "LATENT"
 CONDITIONING = "CONDITIONING"
 CLIP_VISION_OUTPUT = "CLIP_VISION_OUTPUT"
 SIGMAS = "SIGMAS"
+MODEL = "MODEL"
+CLIP_VISION = "CLIP_VISION"
+VAE = "VAE"
+GUIDER = "GUIDER"
+SAMPLER = "SAMPLER"
 SVD_MODEL = "SVD_MODEL"
 SVD_CLIP_VISION = "SVD_CLIP_VISION"
 SVD_VAE = "SVD_VAE"
 SVD_GUIDANCE = "SVD_GUIDANCE"
+
+EITHER_MODEL = f"{SVD_MODEL},{MODEL}"
+EITHER_CLIP_VISION = f"{SVD_CLIP_VISION},{CLIP_VISION}"
+EITHER_VAE = f"{SVD_VAE},{VAE}"
+"""Our part or ComfyUI's own: such a socket takes wires of both types."""
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIDE = 16384
@@ -88,6 +98,11 @@ def noise_aug_strength() -> Input:
 def steps() -> Input:
     """How many sampling steps."""
     return integer(25, 1, 10000, "Sampling steps. 25 is the reference's number; 10 do with align_your_steps.")
+
+
+def guidance_curve() -> Input:
+    """A curve that takes the place of the two weights."""
+    return socket(SVD_GUIDANCE, "Guidance curve; overrides the two weights.")
 
 
 def guidance(default: float, name: str, where: str) -> Input:

@@ -10,16 +10,20 @@ Our namespaced key `"svd"`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..svd_core.errors import SettingError
+from . import program
 
 if TYPE_CHECKING:
     import torch
 
+    from ..svd_core.checkpoint.parts import Checkpoint, ClipVision, Vae
     from ..svd_core.conditioning import Conditioning, MicroConditioning
     from ..svd_core.encode import ImageEmbedding
+    from ..svd_core.guidance import GuidanceCurve
 
 Part = TypeVar("Part")
 
@@ -50,13 +54,53 @@ class Clips:
     batch_index: list[int] | None
 
 
-def part(value: Any, kind: type[Part], socket: str) -> Part:
-    """The value of an SVD_* wire. Raises SettingError when it is something else."""
+def vae(value: Any) -> Vae:
+    """The VAE of a "SVD_VAE,VAE" wire. Raises SettingError when it is something else."""
+    from ..svd_core.checkpoint.parts import SVDVae
+
+    return _either(value, SVDVae, "vae", lambda around: around.vae(value))
+
+
+def clip_vision(value: Any) -> ClipVision:
+    """The CLIP tower of a "SVD_CLIP_VISION,CLIP_VISION" wire. Raises SettingError when it is something else."""
+    from ..svd_core.checkpoint.parts import SVDClipVision
+
+    return _either(value, SVDClipVision, "clip_vision", lambda around: around.clip_vision(value))
+
+
+def _either(value: Any, kind: type[Part], socket: str, adopt: Callable[[program.Program], Part | None]) -> Any:
     if isinstance(value, kind):
         return value
-    raise SettingError(
+    around = program.current()
+    adopted = adopt(around) if around else None
+    if adopted is None:
+        raise wrong_part(value, socket)
+    return adopted
+
+
+def checkpoint(model: Any, clip_vision: Any, vae: Any) -> Checkpoint:
+    """The values of three SVD_* wires. Raises SettingError when one is something else."""
+    from ..svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+
+    kinds = {"model": (model, SVDModel), "clip_vision": (clip_vision, SVDClipVision), "vae": (vae, SVDVae)}
+    for socket, (value, kind) in kinds.items():
+        if not isinstance(value, kind):
+            raise wrong_part(value, socket)
+    return Checkpoint(model, clip_vision, vae)
+
+
+def wrong_part(value: Any, socket: str) -> SettingError:
+    """The error for a wire that carries neither ours nor, inside ComfyUI, core's."""
+    return SettingError(
         f"the {socket} input takes what SVD Stages' loader gives (SVDCheckpointLoader), got {type(value).__name__}"
     )
+
+
+def curve(given: GuidanceCurve | None, min_guidance: float, max_guidance: float) -> GuidanceCurve:
+    """The wired guidance curve, else the straight line between the two weights."""
+    from ..svd_core.guidance import GuidanceCurve
+
+    return given or GuidanceCurve("linear", min_guidance, max_guidance)
 
 
 def read_latent(latent: dict[str, Any]) -> Clips:
@@ -86,16 +130,6 @@ def write_latent(clips: torch.Tensor, like: dict[str, Any] | None = None) -> dic
     return {**(like or {}), "samples": clips.flatten(0, 1).float().cpu(), "svd": {"frames": frames}}
 
 
-def read_latent_to_sample(latent: dict[str, Any]) -> Clips:
-    """`read_latent`, and SettingError for a noise mask, which our sampler would have to ignore."""
-    if latent.get("noise_mask") is not None:
-        raise SettingError(
-            "the latent carries a noise_mask, and SVDEulerSampler with an SVD_MODEL cannot keep parts of a video; "
-            "take the mask away, or use ComfyUI's core model and KSampler"
-        )
-    return read_latent(latent)
-
-
 def write_conditioning(embeds: torch.Tensor, image_latents: torch.Tensor, micro: MicroConditioning) -> list[list[Any]]:
     """A CONDITIONING of N videos: embeds (N, 1, D), image latents (N, 4, h, w) unscaled, the user's fps."""
     return [[embeds, {"concat_latent_image": image_latents, **_micro_keys(micro)}]]
@@ -115,8 +149,8 @@ def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> 
 
     if len(conditioning) != 1:
         raise SettingError(
-            f"the {side} conditioning has {len(conditioning)} entries, and SVDEulerSampler takes one; combined or "
-            f"scheduled conditioning needs ComfyUI's core model and sampler"
+            f"the {side} conditioning has {len(conditioning)} entries, and SVDEulerSampler with an SVD_MODEL takes "
+            f"one; for combined or scheduled conditioning wire a MODEL of ComfyUI's ImageOnlyCheckpointLoader"
         )
     embeds, keys = conditioning[0]
     if embeds is None or keys.get("concat_latent_image") is None:
@@ -131,6 +165,23 @@ def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> 
     )
     pairs = _split_by_video(embeds.float().cpu(), keys["concat_latent_image"].float().cpu(), videos, side)
     return [Conditioning(embed, image_latent, micro) for embed, image_latent in pairs]
+
+
+def split(conditioning: list[list[Any]], videos: int, side: str) -> list[list[list[Any]]]:
+    """A CONDITIONING for each of `videos` videos. That of one video is handed on as it is, whatever it holds.
+
+    Raises SettingError when the counts do not fit, or several videos have several entries.
+    """
+    if videos == 1:
+        return [conditioning]
+    if len(conditioning) != 1 or conditioning[0][1].get("concat_latent_image") is None:
+        raise SettingError(
+            f"the latent holds {videos} videos, and the {side} conditioning is not that of SVDImageConditioning for as "
+            f"many images; sample the videos one by one"
+        )
+    embeds, keys = conditioning[0]
+    pairs = _split_by_video(embeds, keys["concat_latent_image"], videos, side)
+    return [[[embed, {**keys, "concat_latent_image": image_latent}]] for embed, image_latent in pairs]
 
 
 def _split_by_video(

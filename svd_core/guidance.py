@@ -34,6 +34,12 @@ class GuidanceCurve:
             if not (math.isfinite(value) and value >= 0):
                 raise SettingError(f"{name} must be 0 or more, got {value}; 1 to 3 is usual")
 
+    @property
+    def guides(self) -> bool:
+        """Whether any weight is other than 1, over any number of frames."""
+        ends = (self.max_guidance,) if self.shape == "constant" else (self.min_guidance, self.max_guidance)
+        return any(end != 1.0 for end in ends)
+
     def weights(self, frames: int) -> torch.Tensor:
         """One weight per frame, (frames,) float32. A single frame gets min, of `constant` max."""
         if self.shape == "constant":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 
 def use_comfyui() -> None:
-    """Make ComfyUI the process's host. The package's `__init__.py` calls it when ComfyUI imports the package."""
-    from ...svd_core.host import set_default
+    """Make ComfyUI the process's host, and the program around the nodes. `__init__.py` calls it inside ComfyUI."""
+    from ...svd_core import host
+    from .. import program
     from .host import ComfyHost
+    from .program import ComfyProgram
 
-    set_default(ComfyHost())
+    host.set_default(ComfyHost())
+    program.set_default(ComfyProgram())

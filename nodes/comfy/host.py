@@ -18,9 +18,6 @@ from ...svd_core.host import Advance, Folder
 if TYPE_CHECKING:
     import torch
 
-EVERYTHING = 1e30
-"""More bytes than any card has: asks ComfyUI to take every model of its own off the card."""
-
 
 @dataclass(frozen=True)
 class ComfyHost:
@@ -50,22 +47,19 @@ class ComfyHost:
         return _management().get_torch_device()
 
     @contextlib.contextmanager
-    def on_device(self, module: torch.nn.Module) -> Iterator[torch.device]:
-        """Have `module` on ComfyUI's device inside the `with`, and where ComfyUI keeps idle models afterwards.
+    def on_device(self, part: Any, need: int = 0) -> Iterator[torch.device]:
+        """Have ComfyUI load `part`, a module of ours or a ModelPatcher of its own, with `need` bytes free beside it.
 
-        ComfyUI's own models leave the card first, all of them: what a stage needs beside the weights is several times
-        the weights, ComfyUI cannot know how much, and whether a clip fits is decided by what is free inside the `with`.
+        Other models leave the card as far as that asks for. Afterwards `part` is one of the models that ComfyUI keeps
+        on the card until it needs the room.
         """
-        management = _management()
-        device = management.get_torch_device()
-        if device.type != "cpu":
-            management.free_memory(EVERYTHING, device)
-        module.to(device)
-        try:
-            yield device
-        finally:
-            module.to(management.unet_offload_device())
-            management.soft_empty_cache()
+        import torch
+
+        from . import owned
+
+        patcher = owned.patcher_of(part) if isinstance(part, torch.nn.Module) else part
+        _management().load_models_gpu([patcher], memory_required=need)
+        yield patcher.load_device
 
     def free_memory(self) -> int:
         """Bytes that are free on the device, torch's own unused cache included."""
@@ -87,6 +81,12 @@ class ComfyHost:
             bar.update_absolute(done, total)
 
         yield advance
+
+    def show(self, clean: torch.Tensor) -> None:
+        """All frames on the node, as the page's preview module plays them."""
+        from . import preview
+
+        preview.send(clean)
 
     def folder(self, kind: Folder) -> Path:
         """ComfyUI's input, output or temp folder."""

@@ -116,6 +116,8 @@ def unsupported_feature(declaration: Declaration) -> str | None:
     node_class: Any = declaration.node_class
     if hasattr(node_class, "define_schema") or hasattr(node_class, "GET_SCHEMA"):
         return "the V3 node API (io.ComfyNode)"
+    if getattr(node_class, "ONLY_INSIDE_COMFYUI", False):
+        return "a model or sampler of ComfyUI's core"
     for name in (getattr(node_class, "FUNCTION", None), "VALIDATE_INPUTS", "IS_CHANGED"):
         if isinstance(name, str) and inspect.iscoroutinefunction(getattr(node_class, name, None)):
             return f"async functions ({name})"

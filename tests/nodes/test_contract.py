@@ -36,14 +36,14 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"image": "IMAGE", "width": "INT", "height": "INT"},
     ),
     "SVDCLIPVisionEncode": (
-        {"clip_vision": "SVD_CLIP_VISION", "image": "IMAGE", "preprocess": ["reference", "center_crop"]},
+        {"clip_vision": "SVD_CLIP_VISION,CLIP_VISION", "image": "IMAGE", "preprocess": ["reference", "center_crop"]},
         {"clip_vision_output": "CLIP_VISION_OUTPUT"},
     ),
     "SVDNoiseAugmentation": (
         {"image": "IMAGE", "noise_aug_strength": "FLOAT", "seed": "INT"},
         {"image": "IMAGE", "noise_aug_strength": "FLOAT", "seed": "INT"},
     ),
-    "SVDVAEEncode": ({"vae": "SVD_VAE", "image": "IMAGE"}, {"latent": "LATENT"}),
+    "SVDVAEEncode": ({"vae": "SVD_VAE,VAE", "image": "IMAGE"}, {"latent": "LATENT"}),
     "SVDImageConditioning": (
         {"clip_vision_output": "CLIP_VISION_OUTPUT", "image_latent": "LATENT", "video_frames": "INT"},
         {"positive": "CONDITIONING", "negative": "CONDITIONING", "latent": "LATENT"},
@@ -74,7 +74,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "SVDEulerSampler": (
         {
-            "model": "SVD_MODEL",
+            "model": "SVD_MODEL,MODEL",
             "positive": "CONDITIONING",
             "negative": "CONDITIONING",
             "latent": "LATENT",
@@ -89,9 +89,35 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"latent": "LATENT"},
     ),
     "SVDTemporalVAEDecode": (
-        {"vae": "SVD_VAE", "latent": "LATENT", "mode": ["exact", "windowed"], "chunk_size": "INT", "context": "INT"},
+        {
+            "vae": "SVD_VAE,VAE",
+            "latent": "LATENT",
+            "mode": ["exact", "windowed"],
+            "chunk_size": "INT",
+            "context": "INT",
+        },
         {"images": "IMAGE"},
     ),
+    "SVDToComfyModel": (
+        {"model": "SVD_MODEL", "clip_vision": "SVD_CLIP_VISION", "vae": "SVD_VAE"},
+        {"model": "MODEL", "clip_vision": "CLIP_VISION", "vae": "VAE"},
+    ),
+    "SVDFrameGuider": (
+        {
+            "model": "MODEL",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "min_guidance": "FLOAT",
+            "max_guidance": "FLOAT",
+            "guidance": "SVD_GUIDANCE",
+        },
+        {"guider": "GUIDER"},
+    ),
+    "SVDFrameGuidance": (
+        {"model": "MODEL", "min_guidance": "FLOAT", "max_guidance": "FLOAT", "guidance": "SVD_GUIDANCE"},
+        {"model": "MODEL"},
+    ),
+    "SVDEulerSamplerSelect": ({}, {"sampler": "SAMPLER"}),
 }
 DEFAULTS = {
     ("SVDCheckpointLoader", "precision"): "auto",
@@ -119,6 +145,10 @@ DEFAULTS = {
     ("SVDTemporalVAEDecode", "mode"): "exact",
     ("SVDTemporalVAEDecode", "chunk_size"): 8,
     ("SVDTemporalVAEDecode", "context"): 2,
+    ("SVDFrameGuider", "min_guidance"): 1.0,
+    ("SVDFrameGuider", "max_guidance"): 3.0,
+    ("SVDFrameGuidance", "min_guidance"): 1.0,
+    ("SVDFrameGuidance", "max_guidance"): 3.0,
 }
 
 
@@ -162,9 +192,13 @@ def test_defaults_are_those_of_the_design(class_type, name):
     assert declared(class_type)[name][1]["default"] == DEFAULTS[class_type, name]
 
 
-def test_only_the_overrides_of_the_sampler_are_optional():
+def test_only_the_overrides_of_widgets_are_optional():
     optional = {class_type: list(declared(class_type, "optional")) for class_type in NODE_CLASS_MAPPINGS}
-    assert {key: names for key, names in optional.items() if names} == {"SVDEulerSampler": ["sigmas", "guidance"]}
+    assert {key: names for key, names in optional.items() if names} == {
+        "SVDEulerSampler": ["sigmas", "guidance"],
+        "SVDFrameGuider": ["guidance"],
+        "SVDFrameGuidance": ["guidance"],
+    }
 
 
 @OURS

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from svd_stages.nodes import wires
-from svd_stages.svd_core.checkpoint.parts import SVDModel, SVDVae
+from svd_stages.headless import NODES
+from svd_stages.nodes import NODE_CLASS_MAPPINGS, samplers, wires
 from svd_stages.svd_core.conditioning import MicroConditioning
-from svd_stages.svd_core.errors import SettingError
+from svd_stages.svd_core.errors import GraphError, SettingError
+from svd_stages.svd_core.graph.validate import raise_if_invalid, validate
+from svd_stages.svd_core.guidance import GuidanceCurve
 
 MICRO = MicroConditioning(fps=12, motion_bucket_id=180, noise_aug_strength=0.1)
 
@@ -121,12 +123,12 @@ def test_keys_of_others_are_taken_over_and_the_samples_are_not():
     assert same(before, kept)
 
 
-def test_a_noise_mask_is_refused_by_name_when_sampling_and_only_then():
+def test_a_noise_mask_is_refused_by_name_when_sampling_and_only_then(tiny):
     masked = latent_of(torch.zeros(2, 4, 8, 8), noise_mask=torch.ones(1, 64, 64))
-    with pytest.raises(SettingError, match=r"noise_mask.*KSampler"):
-        wires.read_latent_to_sample(masked)
+    request = samplers.Request("comfyui", 0, 1, GuidanceCurve())
+    with pytest.raises(SettingError, match=r"noise_mask.*ImageOnlyCheckpointLoader"):
+        samplers.sampler_of(tiny.model)([], [], masked, request)
     assert wires.read_latent(masked).clips.shape == (1, 2, 4, 8, 8)
-    assert wires.read_latent_to_sample(latent_of(torch.zeros(2, 4, 8, 8), noise_mask=None)).clips.shape[1] == 2
 
 
 # CONDITIONING
@@ -238,6 +240,58 @@ def test_clip_vision_output_gives_the_same_by_attribute_and_by_item():
 
 
 def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
-    assert wires.part(tiny.vae, SVDVae, "vae") is tiny.vae
-    with pytest.raises(SettingError, match=r"model input.*SVDCheckpointLoader.*got SVDVae"):
-        wires.part(tiny.vae, SVDModel, "model")
+    assert wires.vae(tiny.vae) is tiny.vae
+    assert wires.clip_vision(tiny.clip_vision) is tiny.clip_vision
+    with pytest.raises(SettingError, match=r"vae input.*SVDCheckpointLoader.*got SVDModel"):
+        wires.vae(tiny.model)
+    with pytest.raises(SettingError, match=r"clip_vision input.*got SVDVae"):
+        wires.clip_vision(tiny.vae)
+    with pytest.raises(SettingError, match=r"model input.*got SVDVae"):
+        samplers.sampler_of(tiny.vae)
+    with pytest.raises(SettingError, match=r"clip_vision input.*got SVDModel"):
+        wires.checkpoint(tiny.model, tiny.model, tiny.vae)
+
+
+# What only ComfyUI can do
+
+
+@pytest.mark.parametrize("class_type", ["SVDToComfyModel", "SVDFrameGuider", "SVDFrameGuidance"])
+def test_a_node_for_core_says_that_it_needs_comfyui(tiny, class_type):
+    node = NODE_CLASS_MAPPINGS[class_type]()
+    parts = {"model": tiny.model, "clip_vision": tiny.clip_vision, "vae": tiny.vae}
+    others = {"positive": [], "negative": [], "min_guidance": 1.0, "max_guidance": 3.0}
+    given = {name: value for name, value in (parts | others).items() if name in node.INPUT_TYPES()["required"]}
+    with pytest.raises(SettingError, match=f"{class_type} .*only inside ComfyUI"):
+        node.run(**given)
+
+
+def test_a_graph_with_a_node_for_core_is_refused_headless_by_name():
+    graph = {
+        "select": {"class_type": "SVDEulerSamplerSelect", "inputs": {}},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["select", 0]}},
+    }
+    with pytest.raises(GraphError, match=r"select.*sampler of ComfyUI's core, which runs only inside ComfyUI"):
+        raise_if_invalid(validate(graph, NODES))
+
+
+# CONDITIONING of many videos
+
+
+def test_conditioning_of_one_video_is_handed_on_as_it_is():
+    conditioning = conditioning_of() + conditioning_of(strength=0.5)
+    assert wires.split(conditioning, 1, "positive") == [conditioning]
+
+
+def test_conditioning_of_many_videos_is_cut_into_theirs():
+    conditioning = conditioning_of(2, 2, of_others="kept")
+    kept = snapshot(conditioning)
+    first, second = wires.split(conditioning, 2, "positive")
+    assert torch.equal(first[0][0], conditioning[0][0][:1]) and torch.equal(second[0][0], conditioning[0][0][1:])
+    assert torch.equal(second[0][1]["concat_latent_image"], conditioning[0][1]["concat_latent_image"][1:])
+    assert second[0][1]["of_others"] == "kept"
+    assert same(conditioning, kept)
+
+
+def test_several_entries_are_refused_for_many_videos():
+    with pytest.raises(SettingError, match=r"2 videos.*positive"):
+        wires.split(conditioning_of(2, 2) * 2, 2, "positive")

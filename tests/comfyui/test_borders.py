@@ -1,0 +1,65 @@
+"""Core's nodes and ours, wired both ways in a real ComfyUI: the same numbers on either side of every border.
+
+One random file, every UNet level 320 wide, is opened by both. Core answers in the same process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
+TOLERANCE = 1e-4
+NEAR_ONE = 1e-3  # a largest weight of 1 against 1.0001
+
+
+@pytest.fixture(scope="module")
+def told(comfyui, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """What crossing the borders gave."""
+    folder = tmp_path_factory.mktemp("borders")
+    subprocess.run([sys.executable, HERE / "random_checkpoint.py", folder], check=True)
+    said = comfyui.run(HERE / "core_borders.py", REPOSITORY, folder / "without.safetensors", folder, *FLOAT32)
+    shutil.rmtree(folder)
+    return json.loads(said.splitlines()[-1])
+
+
+@pytest.mark.parametrize("border", ["sampling", "halves", "pictures", "latents_in_between", "cut_frames", "converted"])
+def test_both_sides_of_the_border_give_the_same_numbers(told, border):
+    assert {name: found for name, found in told[border].items() if not found < TOLERANCE} == {}
+
+
+def test_a_largest_weight_of_one_is_no_special_case(told):
+    assert {name: found for name, found in told["guidance_at_one"].items() if not found < NEAR_ONE} == {}
+
+
+def test_a_lora_changes_our_sampler_as_it_changes_cores(told):
+    assert told["lora"]["with it"] < TOLERANCE
+    assert told["lora"]["without it again"] < TOLERANCE
+    assert told["lora"]["what it changes"] > 0.05
+
+
+def test_many_videos_are_sampled_one_by_one_with_cores_model_too(told):
+    assert told["videos"]["MODEL against SVD_MODEL"] < TOLERANCE
+
+
+def test_core_manages_our_modules_and_lets_them_go(told):
+    assert told["memory"] == {"times ours is listed": 1, "left after unloading": 0}
+
+
+def test_parts_of_other_families_are_refused_in_plain_words(told):
+    said = told["refusals"]
+    assert "another family (Linear)" in said["model"] and "ImageOnlyCheckpointLoader" in said["model"]
+    assert said["guider"] == said["model"]
+    assert "not SVD's temporal one" in said["vae"]
+    assert "vae input takes" in said["wrong wire"]
+    assert "cannot build this model" in said["nano"] and "svd-nano" in said["nano"]
