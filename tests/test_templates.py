@@ -13,14 +13,17 @@ import pytest
 from PIL import Image
 from svd_stages.headless import DISPLAY_NAMES, NODES, run_graph
 from svd_stages.svd_core.checkpoint.library import ModelLibrary
+from svd_stages.svd_core.errors import GraphError
 from svd_stages.svd_core.graph.convert import to_api
 from svd_stages.svd_core.graph.declared import read_declaration, return_types, types_match
-from svd_stages.svd_core.graph.validate import validate
+from svd_stages.svd_core.graph.validate import raise_if_invalid, validate
 from svd_stages.svd_core.host import HeadlessHost, using
 from svd_stages.svd_core.metadata import read_metadata
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
 NAMES = ("image_to_video", "more_motion", "quickstart_nano")
+WITH_CORE = ("core_loader_our_stages", "our_loader_core_sampler", "reordered_stages")
+"""Those with nodes of ComfyUI's core: they open and run in ComfyUI, where tests/comfyui tries them."""
 NOTE = "MarkdownNote"
 TITLE_BAR = 30  # pixels above a node's position
 LARGE = {"width": 1024, "height": 576, "fit": "stretch"}
@@ -58,12 +61,18 @@ VALUES["more_motion"] = {
     "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 180},
 }
 
+ALL = pytest.mark.parametrize("name", NAMES + WITH_CORE)
 EACH = pytest.mark.parametrize("name", NAMES)
 LARGE_ONES = pytest.mark.parametrize("name", ["image_to_video", "more_motion"])
 
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def known(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes whose classes are there without ComfyUI."""
+    return [node for node in classes(workflow) if node["type"] in NODES]
 
 
 def classes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,11 +110,14 @@ def source_of(prompt: dict[str, dict[str, Any]], class_type: str, name: str) -> 
 
 
 def test_the_folder_holds_the_templates_their_thumbnails_and_the_picture():
-    expected = {f"{name}.{kind}" for name in NAMES for kind in ("json", "jpg")} | {"rocket.png", "svd_nano.webp"}
+    expected = {f"{name}.{kind}" for name in NAMES + WITH_CORE for kind in ("json", "jpg")} | {
+        "rocket.png",
+        "svd_nano.webp",
+    }
     assert {file.name for file in FOLDER.iterdir()} == expected
 
 
-@EACH
+@ALL
 def test_a_thumbnail_is_a_small_wide_jpeg(name):
     file = FOLDER / f"{name}.jpg"
     assert file.stat().st_size < 100_000
@@ -114,7 +126,7 @@ def test_a_thumbnail_is_a_small_wide_jpeg(name):
 
 
 def test_thumbnails_tell_the_templates_apart():
-    small = [Image.open(FOLDER / f"{name}.jpg").convert("L").resize((32, 18)) for name in NAMES]
+    small = [Image.open(FOLDER / f"{name}.jpg").convert("L").resize((32, 18)) for name in NAMES + WITH_CORE]
     for left, right in itertools.combinations([list(each.tobytes()) for each in small], 2):
         assert sum(abs(a - b) for a, b in zip(left, right, strict=True)) / len(left) > 8
 
@@ -122,7 +134,7 @@ def test_thumbnails_tell_the_templates_apart():
 # What the page loads
 
 
-@EACH
+@ALL
 def test_the_format_is_the_pages_own(name):
     workflow = load(name)
     assert workflow["version"] == 0.4
@@ -137,7 +149,7 @@ def test_the_format_is_the_pages_own(name):
     assert workflow["last_link_id"] == max(link[0] for link in workflow["links"])
 
 
-@EACH
+@ALL
 def test_both_ends_of_a_link_know_it_and_agree_on_its_type(name):
     workflow = load(name)
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -157,7 +169,7 @@ def test_both_ends_of_a_link_know_it_and_agree_on_its_type(name):
     assert sorted(told) == sorted(at_outputs)
 
 
-@EACH
+@ALL
 def test_the_order_is_one_in_which_the_nodes_can_run(name):
     workflow = load(name)
     order = {node["id"]: node["order"] for node in workflow["nodes"]}
@@ -165,9 +177,9 @@ def test_the_order_is_one_in_which_the_nodes_can_run(name):
     assert all(order[source] < order[target] for _, source, _, target, _, _ in workflow["links"])
 
 
-@EACH
+@ALL
 def test_slots_are_those_that_the_classes_declare(name, host):
-    for node in classes(load(name)):
+    for node in known(load(name)):
         node_class: Any = NODES[node["type"]]
         declared = read_declaration(node["type"], node_class).inputs.values()
         sockets = [(each.name, each.kind) for each in declared if not each.is_widget]
@@ -183,9 +195,9 @@ def test_slots_are_those_that_the_classes_declare(name, host):
         assert [output["name"] for output in node["outputs"]] == list(names)
 
 
-@EACH
+@ALL
 def test_every_widget_has_its_value_and_seeds_one_more(name, host):
-    for node in classes(load(name)):
+    for node in known(load(name)):
         declared = read_declaration(node["type"], NODES[node["type"]]).inputs.values()
         slots = [each.name for each in declared if each.is_widget]
         extra = ["upload"] if node["type"] == "LoadImage" else ["after"] if "seed" in slots else []
@@ -194,7 +206,7 @@ def test_every_widget_has_its_value_and_seeds_one_more(name, host):
             assert node["widgets_values"][slots.index("seed") + 1] in ("fixed", "randomize")
 
 
-@EACH
+@ALL
 def test_nodes_say_their_name_and_where_they_come_from(name):
     for node in classes(load(name)):
         pack = "svd-stages" if node["type"].startswith("SVD") else "comfy-core"
@@ -208,7 +220,7 @@ def rectangle(node: dict[str, Any]) -> tuple[float, float, float, float]:
     return x, y - TITLE_BAR, x + width, y + height
 
 
-@EACH
+@ALL
 def test_nodes_do_not_overlap_and_leave_room_for_a_page_that_draws_them_larger(name):
     for one, other in itertools.combinations(load(name)["nodes"], 2):
         left, top, right, bottom = rectangle(one)
@@ -218,7 +230,7 @@ def test_nodes_do_not_overlap_and_leave_room_for_a_page_that_draws_them_larger(n
         assert beside or above, (one["type"], other["type"])
 
 
-@EACH
+@ALL
 def test_every_node_that_runs_stands_in_one_group(name):
     workflow = load(name)
     for node in classes(workflow):
@@ -231,20 +243,28 @@ def test_every_node_that_runs_stands_in_one_group(name):
         assert len(around) == 1, node["type"]
 
 
-@EACH
+@ALL
 def test_links_go_from_left_to_right_or_to_the_node_below_or_above(name):
     workflow = load(name)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     assert all(nodes[link[1]]["pos"][0] <= nodes[link[3]]["pos"][0] for link in workflow["links"])
 
 
-@EACH
+@ALL
 def test_one_note_says_what_to_do(name):
     (note,) = [node for node in load(name)["nodes"] if node["type"] == NOTE]
     (text,) = note["widgets_values"]
     assert "**Run**" in text
     assert "rocket.png" in text
     assert 200 < len(text) < 1500
+
+
+@pytest.mark.parametrize("name", WITH_CORE)
+def test_a_template_with_core_nodes_is_refused_headless_by_their_names(name, host):
+    with pytest.raises(GraphError) as refused:
+        raise_if_invalid(validate(to_api(load(name), NODES, DISPLAY_NAMES), NODES))
+    unknown = {node["type"] for node in classes(load(name))} - set(NODES)
+    assert any(each in str(refused.value) for each in unknown)
 
 
 # What it becomes

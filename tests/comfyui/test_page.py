@@ -1,0 +1,268 @@
+"""ComfyUI's real page in Chromium with our modules on it: drawings, hints, presets, the moving preview, templates.
+
+Needs, beside COMFYUI_PATH and COMFYUI_PYTHON, CHROMIUM (the browser's path) and the package playwright.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui.test_inside_comfyui import make_base
+from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+
+FOLDER = "ComfyUI-SVD-Stages"
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
+TEMPLATES = sorted(file.stem for file in (Path(__file__).parents[2] / "example_workflows").glob("*.json"))
+PATIENCE = 120_000  # milliseconds
+RUN_PATIENCE = 300_000
+
+READY = "Boolean(window.app?.graph && window.LiteGraph?.registered_node_types?.SVDGuidance)"
+HELPERS = """
+window.svd = {
+  make(type) {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    return node;
+  },
+  one: (type) => app.graph.nodes.find((node) => node.comfyClass === type),
+  set(node, name, value) {
+    const widget = node.widgets.find((each) => each.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+  },
+  get: (node, name) => node.widgets.find((each) => each.name === name)?.value,
+  element: (node, name) => node.widgets.find((each) => each.name === name)?.element,
+  settled: () => new Promise((done) => setTimeout(done, 100)),
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, tmp_path_factory):
+    """A ComfyUI with the pack, and a person who has seen the welcome."""
+    if not os.environ.get("CHROMIUM") or importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs CHROMIUM, the path of a Chromium, and the package playwright to drive it")
+    base = make_base(tmp_path_factory.mktemp("page_base"), FOLDER)
+    (base / "user" / "default").mkdir(parents=True)
+    (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS))
+    with comfyui.serve(base) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def opened(server) -> Iterator[Any]:
+    """The page, once for all tests, and what it says in its console."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=os.environ["CHROMIUM"], args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1700, "height": 950})
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(f"{error}\n{error.stack}"))
+        page.goto(server.url)
+        wait_until_ready(page)
+        yield page, said
+        browser.close()
+
+
+def wait_until_ready(page) -> None:
+    page.wait_for_function(READY, timeout=PATIENCE)
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Escape")
+    page.evaluate(HELPERS)
+
+
+@pytest.fixture
+def page(opened) -> Iterator[Any]:
+    """An empty graph. What the page says against our files fails the test afterwards."""
+    page, said = opened
+    said.clear()
+    page.evaluate("app.graph.clear()")
+    yield page
+    assert [each for each in said if "svd" in each.lower() or FOLDER in each] == []
+
+
+def dots(page, node: str, name: str) -> int:
+    return page.evaluate(f"svd.element(svd.one('{node}'), '{name}').querySelectorAll('circle').length")
+
+
+def points(page, node: str, name: str) -> str:
+    return page.evaluate(f"svd.element(svd.one('{node}'), '{name}').querySelector('polyline').getAttribute('points')")
+
+
+def test_the_guidance_curve_is_drawn_and_follows_its_widgets(page):
+    page.evaluate("svd.make('SVDGuidance')")
+    assert dots(page, "SVDGuidance", "guidance_curve") == 25
+    before = points(page, "SVDGuidance", "guidance_curve")
+    page.evaluate("svd.set(svd.one('SVDGuidance'), 'shape', 'triangle')")
+    assert points(page, "SVDGuidance", "guidance_curve") != before
+
+
+def test_the_schedule_has_a_dot_for_each_step(page):
+    page.evaluate("svd.make('SVDSigmas')")
+    page.evaluate("svd.set(svd.one('SVDSigmas'), 'steps', 7)")
+    assert dots(page, "SVDSigmas", "sigma_schedule") == 7
+
+
+def test_a_wired_value_is_not_guessed(page):
+    page.evaluate(
+        """async () => {
+            const [steps, sigmas] = [svd.make("PrimitiveInt"), svd.make("SVDSigmas")];
+            steps.connect(0, sigmas, sigmas.inputs.findIndex((input) => input.name === "steps"));
+            await svd.settled();
+        }"""
+    )
+    assert page.evaluate("svd.element(svd.one('SVDSigmas'), 'sigma_schedule').textContent") == "the wired values decide"
+
+
+def test_drawings_and_hints_are_not_saved(page):
+    saved = page.evaluate("['SVDGuidance', 'SVDSigmas', 'SVDResizeImage'].map((type) => svd.make(type).serialize())")
+    values = [each["widgets_values"] for each in saved]
+    assert values == [["linear", 1, 3], [25, "karras", 0.002, 700, 7], [1024, 576, "stretch"]]
+
+
+def test_a_hint_comes_and_goes_with_the_value(page):
+    page.evaluate("svd.make('SVDMicroConditioning')")
+    said = "svd.element(svd.one('SVDMicroConditioning'), 'hints').textContent"
+    assert page.evaluate(said) == ""
+    page.evaluate("svd.set(svd.one('SVDMicroConditioning'), 'fps', 60)")
+    assert "5 to 30" in page.evaluate(said)
+    page.evaluate("svd.set(svd.one('SVDMicroConditioning'), 'fps', 7)")
+    assert page.evaluate(said) == ""
+
+
+def load_template(page, name: str) -> None:
+    page.evaluate(
+        """async ([folder, name]) => {
+            app.loadGraphData(await (await fetch(`/api/workflow_templates/${folder}/${name}.json`)).json());
+            await svd.settled();
+        }""",
+        [FOLDER, name],
+    )
+
+
+def press_run(page) -> None:
+    """Close what the page opened by itself, a welcome or the like, and press Run."""
+    for _ in range(10):
+        if not page.locator(".p-dialog-mask").count():
+            break
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(500)
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def test_the_built_in_model_is_not_measured_by_the_published_ones(page):
+    load_template(page, "quickstart_nano")
+    assert page.evaluate("svd.element(svd.one('SVDResizeImage'), 'hints').textContent") == ""
+    page.evaluate("svd.set(svd.one('SVDCheckpointLoader'), 'checkpoint', 'svd_xt.safetensors')")
+    assert "1024x576" in page.evaluate("svd.element(svd.one('SVDResizeImage'), 'hints').textContent")
+
+
+def test_presets_set_every_node_that_is_wired_to_the_loader(page):
+    load_template(page, "image_to_video")
+    page.evaluate(
+        """() => {
+            const options = [];
+            svd.one("SVDCheckpointLoader").getExtraMenuOptions(app.canvas, options);
+            const presets = options.find((each) => each?.content === "SVD presets").submenu.options;
+            const preset = (word) => presets.find((each) => each?.content.startsWith(word));
+            for (const word of ["SVD: 14", "512 x 320"]) preset(word).callback();
+        }"""
+    )
+    values = {
+        ("SVDImageConditioning", "video_frames"): 14,
+        ("SVDEulerSampler", "min_guidance"): 1.0,
+        ("SVDEulerSampler", "max_guidance"): 2.5,
+        ("SVDResizeImage", "width"): 512,
+        ("SVDResizeImage", "height"): 320,
+    }
+    found = {key: page.evaluate("([type, name]) => svd.get(svd.one(type), name)", list(key)) for key in values}
+    assert found == values
+
+
+def test_the_quickstart_runs_with_a_moving_preview_and_shows_its_video(page):
+    load_template(page, "quickstart_nano")
+    page.evaluate("svd.set(svd.one('SVDEulerSampler'), 'steps', 6)")
+    before = page.evaluate("[...svd.one('SVDEulerSampler').size]")
+    page.evaluate(
+        """() => {
+            window.pictures = new Set();
+            setInterval(() => {
+                const canvas = svd.element(svd.one("SVDEulerSampler"), "svd_stages_preview");
+                if (canvas) window.pictures.add(canvas.toDataURL());
+            }, 50);
+        }"""
+    )
+    press_run(page)
+    page.wait_for_function("window.pictures.size > 4", timeout=RUN_PATIENCE)
+    page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_PATIENCE)
+    assert page.evaluate("svd.element(svd.one('SVDEulerSampler'), 'svd_stages_preview')") is None
+    assert page.evaluate("[...svd.one('SVDEulerSampler').size]") == before
+    width, height = page.evaluate(
+        "(({videoWidth, videoHeight}) => [videoWidth, videoHeight])(document.querySelector('video'))"
+    )
+    assert (width, height) == (128, 128)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_opens_with_all_its_nodes_and_links(page, name):
+    load_template(page, name)
+    missing = page.evaluate("app.graph.nodes.filter((node) => !LiteGraph.registered_node_types[node.type]).length")
+    assert missing == 0
+    loose = page.evaluate(
+        """app.graph.nodes.filter((node) => NODES.includes(node.comfyClass)).flatMap((node) => node.inputs)
+            .filter((input) => !input.widget && input.link == null).map((input) => input.name)""".replace(
+            "NODES", json.dumps(list(NODE_CLASS_MAPPINGS))
+        )
+    )
+    assert set(loose) <= {"sigmas", "guidance"}
+
+
+def test_reordered_stages_runs_and_shows_two_videos(page):
+    load_template(page, "reordered_stages")
+    page.evaluate(
+        """app.graph.nodes.forEach((node) => {
+            if (node.comfyClass === "SVDEulerSampler") svd.set(node, "steps", 2);
+            if (node.comfyClass === "SVDImageConditioning") svd.set(node, "video_frames", 4);
+        })"""
+    )
+    page.evaluate("app.canvas.ds.scale = 0.4")  # a node out of sight shows nothing
+    press_run(page)
+    page.wait_for_function(
+        "[...document.querySelectorAll('video')].filter((each) => each.readyState > 1).length === 2",
+        timeout=RUN_PATIENCE,
+    )
+    widths = page.evaluate("[...document.querySelectorAll('video')].map((each) => each.videoWidth)")
+    assert sorted(widths) == [128, 192]
+
+
+def test_the_nodes_speak_chinese(page, server):
+    server.post("/settings/Comfy.Locale", "zh")
+    try:
+        page.reload()
+        wait_until_ready(page)
+        titles = page.evaluate(
+            f"{json.dumps(list(NODE_CLASS_MAPPINGS))}.map((type) => LiteGraph.createNode(type).title)"
+        )
+    finally:
+        server.post("/settings/Comfy.Locale", "en")
+    translated = json.loads((Path(__file__).parents[2] / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    assert titles == [translated[name]["display_name"] for name in NODE_CLASS_MAPPINGS]
+    assert not set(titles) & set(NODE_DISPLAY_NAME_MAPPINGS.values())

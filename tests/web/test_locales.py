@@ -1,0 +1,50 @@
+"""Translations of the nodes: every name and tooltip has one, and none is left over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from svd_stages.nodes import NODE_CLASS_MAPPINGS
+
+LOCALES = Path(__file__).parents[2] / "locales"
+LANGUAGES = sorted(folder.name for folder in LOCALES.iterdir())
+"""Beside English, which the nodes themselves speak."""
+
+
+def translations(language: str) -> dict:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def test_there_is_chinese():
+    assert "zh" in LANGUAGES
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_translated_nodes_are_our_nodes_in_their_order(language):
+    assert list(translations(language)) == list(NODE_CLASS_MAPPINGS)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("class_type", list(NODE_CLASS_MAPPINGS))
+def test_every_input_and_output_of_a_node_is_translated(language, class_type):
+    told, node = translations(language)[class_type], NODE_CLASS_MAPPINGS[class_type]
+    groups = node.INPUT_TYPES()
+    names = [name for group in ("required", "optional") for name in groups.get(group, {})]
+    assert list(told.get("inputs", {})) == names
+    assert list(told["outputs"]) == [str(slot) for slot in range(len(node.RETURN_TYPES))]
+    entries = [*told.get("inputs", {}).values(), *told["outputs"].values()]
+    assert all(entry["name"].strip() and entry["tooltip"].strip() for entry in entries)
+    assert told["display_name"].strip() and told["description"].strip()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translation_keeps_the_words_of_a_choice(language):
+    for class_type, node in NODE_CLASS_MAPPINGS.items():
+        for name, (kind, options) in node.INPUT_TYPES()["required"].items():
+            if isinstance(kind, list) and name not in ("checkpoint", "preprocess"):
+                told = translations(language)[class_type]["inputs"][name]["tooltip"]
+                named = [choice for choice in kind if f"{choice}：" in told or choice in told]
+                said = [choice for choice in kind if choice in options["tooltip"]]
+                assert set(said) <= set(named), (class_type, name)

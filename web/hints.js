@@ -1,0 +1,76 @@
+/** A line under a node when a setting leaves what the model was trained for. It forbids nothing. */
+
+import { app } from "../../scripts/app.js";
+import { addElement, chain, fitHeight, isWired, onChange, valueOf } from "./lib/widgets.js";
+import { wiredTo } from "./lib/wired.js";
+
+const LINE = 16;
+
+/** What the rules speak of: the published checkpoints. The built-in one was made for other values. */
+const BUILT_IN = "svd-nano";
+
+/** class -> rules: [widgets that it looks at, what it says of their values; nothing when all is well]. */
+const RULES = {
+  SVDResizeImage: [
+    [["width", "height"], (width, height) => width * height > 1.5 * 1024 * 576 && "much larger than 1024x576, which SVD was trained at"],
+    [["width", "height"], (width, height) => width * height < 256 * 256 && "much smaller than 1024x576, which SVD was trained at"],
+  ],
+  SVDImageConditioning: [
+    [["video_frames"], (frames) => frames > 25 && "SVD-XT was trained on 25 frames, SVD on 14"],
+  ],
+  SVDMicroConditioning: [
+    [["fps"], (fps) => (fps < 5 || fps > 30) && "SVD was trained on 5 to 30 frames per second"],
+    [["motion_bucket_id"], (bucket) => bucket > 255 && "SVD was trained on buckets up to 255"],
+    [["noise_aug_strength"], (strength) => strength > 1 && "so much noise hides the picture from the model"],
+  ],
+  SVDNoiseAugmentation: [[["noise_aug_strength"], (strength) => strength > 1 && "so much noise hides the picture from the model"]],
+  SVDSigmas: [
+    [["sigma_max"], (sigma) => sigma > 700 && "SVD was trained up to 700"],
+    [["steps", "schedule"], (steps, schedule) => steps < 10 && schedule !== "align_your_steps" && "for few steps choose align_your_steps"],
+  ],
+  SVDEulerSampler: [[["max_guidance"], (weight) => weight > 6 && "guidance above 6 burns colours; 2.5 to 3 is usual"]],
+  SVDGuidance: [[["max_guidance"], (weight) => weight > 6 && "guidance above 6 burns colours; 2.5 to 3 is usual"]],
+};
+
+const updates = new Set();
+
+app.registerExtension({
+  name: "svd_stages.hints",
+  nodeCreated(node) {
+    if (RULES[node.comfyClass]) addHints(node, RULES[node.comfyClass]);
+    if (node.comfyClass === "SVDCheckpointLoader") onChange(node, () => updates.forEach((update) => update()));
+  },
+});
+
+function addHints(node, rules) {
+  const words = document.createElement("div");
+  words.style.cssText = `font:11px/${LINE}px sans-serif;color:#e0a030;overflow:hidden;padding:0 4px`;
+  let hints = [];
+  addElement(node, "hints", words, () => hints.length * 2 * LINE);
+  const update = () => {
+    const now = hintsOf(node, rules);
+    if (now.join() === hints.join()) return;
+    hints = now;
+    words.replaceChildren(...hints.map(paragraph));
+    fitHeight(node);
+  };
+  updates.add(update);
+  chain(node, "onRemoved", () => updates.delete(update));
+  onChange(node, update);
+}
+
+function hintsOf(node, rules) {
+  if (wiredTo(node).some((other) => valueOf(other, "checkpoint") === BUILT_IN)) return [];
+  return rules
+    .filter(([names]) => !names.some((name) => isWired(node, name)))
+    .map(([names, rule]) => rule(...names.map((name) => valueOf(node, name))))
+    .filter(Boolean);
+}
+
+function paragraph(hint) {
+  const line = document.createElement("div");
+  line.textContent = `⚠ ${hint}`;
+  line.title = hint;
+  line.style.height = `${2 * LINE}px`;
+  return line;
+}

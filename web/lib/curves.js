@@ -1,0 +1,36 @@
+/**
+ * The rows of numbers that SVDGuidance and SVDSigmas make, for drawing.
+ *
+ * The same formulas as svd_core/guidance.py and svd_core/schedule.py; a test compares both, number by number.
+ */
+
+/** One guidance weight per frame: linear, triangle or constant. */
+export function guidanceWeights(shape, low, high, frames) {
+  if (shape === "constant") return Array(frames).fill(high);
+  return Array.from({ length: frames }, (_, frame) => {
+    const place = frames > 1 ? frame / (frames - 1) : 0;
+    const share = shape === "triangle" ? 1 - Math.abs(2 * place - 1) : place;
+    return low + share * (high - low);
+  });
+}
+
+const ALIGN_YOUR_STEPS = [700, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002];
+
+/** `steps` falling noise levels, without the 0 at the end: karras, exponential or align_your_steps. */
+export function noiseLevels(schedule, steps, sigmaMin, sigmaMax, rho) {
+  const ramp = Array.from({ length: steps }, (_, step) => (steps > 1 ? step / (steps - 1) : 0));
+  if (schedule === "karras") {
+    const [high, low] = [sigmaMax ** (1 / rho), sigmaMin ** (1 / rho)];
+    return ramp.map((place) => (high + place * (low - high)) ** rho);
+  }
+  const [top, bottom] = [Math.log(sigmaMax), Math.log(sigmaMin)];
+  if (schedule === "exponential") return ramp.map((place) => Math.exp(top + place * (bottom - top)));
+  const knots = ALIGN_YOUR_STEPS.map(Math.log);
+  const [first, last] = [knots[0], knots[knots.length - 1]];
+  return Array.from({ length: steps }, (_, step) => {
+    const place = (step * (knots.length - 1)) / steps;
+    const left = Math.min(Math.floor(place), knots.length - 2);
+    const level = knots[left] + (place - left) * (knots[left + 1] - knots[left]);
+    return Math.exp(bottom + ((level - last) / (first - last)) * (top - bottom));
+  });
+}
