@@ -37,8 +37,16 @@ class GuidanceCurve:
     @property
     def guides(self) -> bool:
         """Whether any weight is other than 1, over any number of frames."""
-        ends = (self.max_guidance,) if self.shape == "constant" else (self.min_guidance, self.max_guidance)
-        return any(end != 1.0 for end in ends)
+        return any(end != 1.0 for end in self._ends)
+
+    @property
+    def largest(self) -> float:
+        """The largest weight."""
+        return max(self._ends)
+
+    @property
+    def _ends(self) -> tuple[float, ...]:
+        return (self.max_guidance,) if self.shape == "constant" else (self.min_guidance, self.max_guidance)
 
     def weights(self, frames: int) -> torch.Tensor:
         """One weight per frame, (frames,) float32. A single frame gets min, of `constant` max."""

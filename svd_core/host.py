@@ -22,6 +22,8 @@ from .errors import SettingError
 if TYPE_CHECKING:
     import torch
 
+    from .checkpoint.parts import OwnPart
+
 Folder = Literal["input", "output", "temp"]
 Advance = Callable[[int], None]
 """Called with the number of units done so far. Raises `Interrupted` (or the program's own error) when asked to stop."""
@@ -47,13 +49,13 @@ class Host(Protocol):
     def on_device(self, part: Any, need: int = 0) -> contextlib.AbstractContextManager[torch.device]:
         """Have `part` on the compute device inside the `with`; where it lives after is the host's affair.
 
-        part  a module, or what a part of the program's own calls its `loadable`
+        part  of ours (checkpoint/parts.py), or of the program's own
         need  bytes that the work will take beside the weights, to make room for
         """
         ...
 
-    def free_memory(self) -> int:
-        """Bytes that are free on the compute device now."""
+    def free_memory(self, device: torch.device) -> int:
+        """Bytes that are free on `device` now."""
         ...
 
     def progress(self, stage: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
@@ -117,21 +119,20 @@ class HeadlessHost:
         return device
 
     @contextlib.contextmanager
-    def on_device(self, part: torch.nn.Module, need: int = 0) -> Iterator[torch.device]:
-        """Move the module to the device, and back to the CPU afterwards: one part is resident at a time."""
+    def on_device(self, part: OwnPart, need: int = 0) -> Iterator[torch.device]:
+        """Move the part to the device, and back to the CPU afterwards: one part is resident at a time."""
         device = self.device()
         try:
-            part.to(device)
+            part.module.to(device)
             yield device
         finally:
-            part.to("cpu")
+            part.module.to("cpu")
 
-    def free_memory(self) -> int:
+    def free_memory(self, device: torch.device) -> int:
         """Free bytes on the card, or what the operating system calls available for the CPU."""
         import psutil
         import torch
 
-        device = self.device()
         if device.type == "cuda":
             cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             return torch.cuda.mem_get_info(device)[0] + cached

@@ -68,7 +68,7 @@ def embed(host: Host, clip_vision: ClipVision, images: torch.Tensor, preprocess:
     """`embed_images` of images (N, H, W, 3) in [0, 1], on the host's device."""
     with (
         host.progress("embedding", images.shape[0], "image") as advance,
-        host.on_device(clip_vision.loadable) as device,
+        host.on_device(clip_vision) as device,
     ):
         return embed_images(clip_vision, images, preprocess, device, advance)
 
@@ -76,7 +76,7 @@ def embed(host: Host, clip_vision: ClipVision, images: torch.Tensor, preprocess:
 def encode(host: Host, vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
     need = encode_bytes(vae, *images.shape[1:3])
-    with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae.loadable, need) as device:
+    with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae, need) as device:
         return encode_images(vae, images, device, advance)
 
 
@@ -106,10 +106,10 @@ def sample(
     need = denoise_bytes(model, 2, *_size_of(start.latents))
     with (
         host.progress("sampling", per_video * len(sides), "step") as advance,
-        host.on_device(model.unet, need) as device,
+        host.on_device(model, need) as device,
     ):
         weights = curve.weights(start.latents.shape[1])
-        together = _fits_together(host, model, start.latents)
+        together = _fits_together(host.free_memory(device), model, start.latents)
         videos = []
         for index, (positive, negative) in enumerate(sides):
             x = _starting_video(model, start, index, levels[0]).to(device)
@@ -138,11 +138,11 @@ def decode(host: Host, vae: Vae, latents: torch.Tensor, mode: str, chunk_size: i
     videos = []
     with (
         host.progress("decoding", frames * len(latents), "frame") as advance,
-        host.on_device(vae.loadable, need) as device,
+        host.on_device(vae, need) as device,
     ):
         for index, clip in enumerate(latents):
             if mode == "exact":
-                windows = whole_clip(vae, clip, host.free_memory())
+                windows = whole_clip(vae, clip, host.free_memory(device))
             else:
                 windows = plan_windows(frames, chunk_size, context)
             before = index * frames
@@ -194,9 +194,9 @@ def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: 
         )
 
 
-def _fits_together(host: Host, model: SVDModel, latents: torch.Tensor) -> bool:
-    """Whether both sides of guidance fit into one UNet call."""
-    need, free = denoise_bytes(model, 2, *_size_of(latents)), host.free_memory()
+def _fits_together(free: int, model: SVDModel, latents: torch.Tensor) -> bool:
+    """Whether both sides of guidance fit into one UNet call with `free` bytes."""
+    need = denoise_bytes(model, 2, *_size_of(latents))
     if need > free:
         logger.info(
             "guidance in two UNet calls a step: one call needs about %s and %s are free", in_words(need), in_words(free)

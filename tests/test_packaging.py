@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NOT_SHIPPED = ("tests/", ".ci/", ".gitignore", "pyproject.toml", "requirements.txt")
@@ -104,6 +105,18 @@ def test_metadata_follows_the_registrys_rules():
     import svd_stages
 
     assert svd_stages.__version__ == project["version"]
+
+
+def test_the_registrys_icon_is_a_small_square_in_the_repository():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    repository = metadata["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
+    place = metadata["tool"]["comfy"]["Icon"].removeprefix(f"{repository}/main/")
+    with Image.open(ROOT / place) as icon:
+        assert icon.width == icon.height <= 400
 
 
 def test_nothing_we_install_pins_or_replaces_torch():

@@ -1,8 +1,8 @@
 /** A line under a node when a setting leaves what the model was trained for. It forbids nothing. */
 
 import { app } from "../../scripts/app.js";
-import { addElement, chain, fitHeight, isWired, onChange, valueOf } from "./lib/widgets.js";
-import { wiredTo } from "./lib/wired.js";
+import { addElement, fitHeight, isWired, onChange, valueOf } from "./lib/widgets.js";
+import { loadersOf, servedBy } from "./lib/wired.js";
 
 const LINE = 16;
 
@@ -32,13 +32,16 @@ const RULES = {
   SVDGuidance: [[["max_guidance"], (weight) => weight > 6 && "guidance above 6 burns colours; 2.5 to 3 is usual"]],
 };
 
-const updates = new Set();
+/** node -> looks at its values again. Nodes that are dropped drop out. */
+const updates = new WeakMap();
 
 app.registerExtension({
   name: "svd_stages.hints",
   nodeCreated(node) {
     if (RULES[node.comfyClass]) addHints(node, RULES[node.comfyClass]);
-    if (node.comfyClass === "SVDCheckpointLoader") onChange(node, () => updates.forEach((update) => update()));
+    if (node.comfyClass === "SVDCheckpointLoader") {
+      onChange(node, () => servedBy(node).forEach((served) => updates.get(served)?.()));
+    }
   },
 });
 
@@ -54,13 +57,12 @@ function addHints(node, rules) {
     words.replaceChildren(...hints.map(paragraph));
     fitHeight(node);
   };
-  updates.add(update);
-  chain(node, "onRemoved", () => updates.delete(update));
+  updates.set(node, update);
   onChange(node, update);
 }
 
 function hintsOf(node, rules) {
-  if (wiredTo(node).some((other) => valueOf(other, "checkpoint") === BUILT_IN)) return [];
+  if (loadersOf(node).some((loader) => valueOf(loader, "checkpoint") === BUILT_IN)) return [];
   return rules
     .filter(([names]) => !names.some((name) => isWired(node, name)))
     .map(([names, rule]) => rule(...names.map((name) => valueOf(node, name))))

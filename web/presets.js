@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { chain, setValue } from "./lib/widgets.js";
-import { wiredTo } from "./lib/wired.js";
+import { servedBy } from "./lib/wired.js";
 
 /** Frames and guidance by checkpoint: Stability's sampling configurations svd.yaml and svd_xt.yaml. */
 const CHECKPOINTS = {
@@ -56,8 +56,8 @@ function setSize(node, [width, height]) {
   setValue(node, "height", height);
 }
 
-/** Let `change` have every node that is wired to `start`. */
-function apply(start, change) {
-  wiredTo(start).forEach(change);
-  start.graph.setDirtyCanvas(true, true);
+/** Let `change` have every node that `loader` serves. */
+function apply(loader, change) {
+  servedBy(loader).forEach(change);
+  loader.graph.setDirtyCanvas(true, true);
 }

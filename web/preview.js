@@ -2,10 +2,11 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addElement, fitHeight } from "./lib/widgets.js";
+import { addElement, chain, fitHeight } from "./lib/widgets.js";
 
 const FRAMES_A_SECOND = 8;
 const NAME = "svd_stages_preview";
+const SAMPLER = "SVDEulerSampler";
 const shown = new Map();
 
 api.addEventListener("svd_stages.preview", ({ detail }) => show(detail));
@@ -16,7 +17,7 @@ app.registerExtension({ name: "svd_stages.preview" });
 /** Take the frames of `sheet`, the picture that nodes/comfy/preview.py made, to the node they are of. */
 function show(sheet) {
   const node = findNode(sheet.node);
-  if (!node) return;
+  if (node?.comfyClass !== SAMPLER) return; // another graph is on the page
   const preview = shown.get(node) ?? open(node, sheet);
   const picture = new Image();
   picture.onload = () => Object.assign(preview, { sheet, picture });
@@ -38,13 +39,23 @@ function open(node, sheet) {
   [canvas.width, canvas.height] = [sheet.width, sheet.height];
   canvas.style.cssText = "width:100%;height:100%;object-fit:contain;display:block";
   const pixels = () => Math.max(40, (node.size[0] - 20) * (sheet.height / sheet.width));
-  const before = [...node.size];
-  const widget = addElement(node, NAME, canvas, pixels);
-  const preview = { widget, before, sheet: null, picture: null, frame: 0 };
+  const height = node.size[1];
+  const preview = { widget: addElement(node, NAME, canvas, pixels), sheet: null, picture: null, frame: 0, added: 0 };
   preview.timer = setInterval(() => draw(canvas, preview), 1000 / FRAMES_A_SECOND);
   shown.set(node, preview);
   fitHeight(node);
+  preview.added = node.size[1] - height;
+  saveWithout(node);
   return preview;
+}
+
+/** While the preview is shown, save the node at the height that it has without. */
+function saveWithout(node) {
+  if (node.savesWithoutPreview) return;
+  node.savesWithoutPreview = true;
+  chain(node, "onSerialize", (saved) => {
+    saved.size = [node.size[0], node.size[1] - (shown.get(node)?.added ?? 0)];
+  });
 }
 
 function draw(canvas, preview) {
@@ -62,7 +73,7 @@ function clear() {
     preview.widget.onRemove?.();
     preview.widget.element?.remove();
     node.widgets = node.widgets.filter((widget) => widget !== preview.widget);
-    node.setSize(preview.before);
+    node.setSize([node.size[0], node.size[1] - preview.added]);
     node.graph?.setDirtyCanvas(true, true);
   }
   shown.clear();

@@ -7,51 +7,71 @@ from typing import Any
 import comfy.model_detection
 import comfy.sd
 import comfy.supported_models
+import torch
 
 from ...svd_core.checkpoint.keymap import CONDITIONING_VAE_PREFIX, UNET_PREFIX
 from ...svd_core.checkpoint.opened import open_in_memory
 from ...svd_core.checkpoint.parts import Checkpoint
-from ...svd_core.checkpoint.single_file import single_file_tensors
+from ...svd_core.checkpoint.single_file import refuse_what_is_lost, single_file_tensors
 from ...svd_core.errors import SettingError
 
 CORE_SCALING_FACTOR = 0.18215  # comfy/latent_formats.py, SD15
-CORE_VAE_WIDTH = 128  # comfy/sd.py, VAE: the one temporal decoder it can build
-CORE_CLIP_WIDTH = 1280  # comfy/clip_vision_config_h.json
+CORE_HEAD_WIDTH = 64  # comfy/supported_models.py, SVD_img2vid: num_head_channels
+CORE_VAE_WIDTHS = [128, 256, 512, 512]  # comfy/sd.py, VAE: the one temporal decoder it can build
+CORE_CLIP = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14}
+"""comfy/clip_vision_config_h.json"""
 
 
 def own_parts(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
-    """(MODEL, CLIP_VISION, VAE). Core copies the weights: both forms are in memory while both are used.
+    """(MODEL, CLIP_VISION, VAE) with weights of their own: both forms are in memory while both are used.
 
-    Raises SettingError for a model of other widths than core can build.
+    Raises SettingError for a model that core cannot build, CheckpointError for one that computes otherwise.
     """
+    opened = open_in_memory(checkpoint)
+    refuse_what_is_lost(opened)
     tensors = {
         name: tensor.read()
-        for name, tensor in single_file_tensors(open_in_memory(checkpoint)).items()
+        for name, tensor in single_file_tensors(opened).items()
         if not name.startswith(CONDITIONING_VAE_PREFIX)
     }
     _check_known(checkpoint, tensors)
+    ours = {tensor.data_ptr() for tensor in tensors.values()}
     model, _, vae, clip_vision = comfy.sd.load_state_dict_guess_config(
         tensors, output_clip=False, output_clipvision=True
     )
-    ours = checkpoint.model
-    model.model.model_sampling.set_parameters(ours.sigma_min, ours.sigma_max, 1.0)
+    for module in (model.model, vae.first_stage_model, clip_vision.model):
+        _give_own_weights(module, ours)
+    model.model.model_sampling.set_parameters(checkpoint.model.sigma_min, checkpoint.model.sigma_max, 1.0)
     clip_vision.image_mean = list(checkpoint.clip_vision.image_mean)
     clip_vision.image_std = list(checkpoint.clip_vision.image_std)
     return model, clip_vision, vae
 
 
+def _give_own_weights(module: torch.nn.Module, ours: set[int]) -> None:
+    """Copy weights that are still ours. Newer cores take over tensors as they are, and patch them in place."""
+    for parameter in module.parameters():
+        if parameter.data_ptr() in ours:
+            parameter.data = parameter.data.clone()
+
+
 def _check_known(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
     detected = comfy.model_detection.model_config_from_unet(tensors, UNET_PREFIX)
-    clip_config: Any = checkpoint.clip_vision.encoder.config
-    refused = {
-        "its UNet's widths or depths": not isinstance(detected, comfy.supported_models.SVD_img2vid),
-        "its VAE's widths": checkpoint.vae.first_width != CORE_VAE_WIDTH,
-        "its CLIP tower's width": clip_config.hidden_size != CORE_CLIP_WIDTH,
-        "its scaling factor": checkpoint.model.scaling_factor != CORE_SCALING_FACTOR,
+    unet: Any = checkpoint.model.unet.config
+    vae: Any = checkpoint.vae.vae.config
+    clip: Any = checkpoint.clip_vision.encoder.config
+    heads, widths = unet.num_attention_heads, unet.block_out_channels
+    counts = [heads] * len(widths) if isinstance(heads, int) else heads
+    head_widths = {width / count for width, count in zip(widths, counts, strict=True)}
+    known = {
+        "its UNet's widths or depths": isinstance(detected, comfy.supported_models.SVD_img2vid),
+        "its attention heads": head_widths == {CORE_HEAD_WIDTH},
+        "its VAE's widths": list(vae.block_out_channels) == CORE_VAE_WIDTHS,
+        "its CLIP tower": all(getattr(clip, name) == value for name, value in CORE_CLIP.items()),
+        "its scaling factor": checkpoint.model.scaling_factor == CORE_SCALING_FACTOR,
     }
-    found = [what for what, is_refused in refused.items() if is_refused]
-    if found:
+    unknown = [what for what, is_known in known.items() if not is_known]
+    if unknown:
         raise SettingError(
-            f"ComfyUI's core cannot build this model: {', '.join(found)} are not SVD's published ones (svd-nano is "
-            f"such a model). Sample it with SVDEulerSampler and decode it with SVDTemporalVAEDecode"
+            f"ComfyUI's core cannot build this model: not as in the published SVD are {', '.join(unknown)} (so it is "
+            f"with svd-nano). Sample it with SVDEulerSampler and decode it with SVDTemporalVAEDecode"
         )

@@ -6,6 +6,7 @@ skips the negative side when its one cfg is 1; a curve that only ends at 1 needs
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from ...svd_core.errors import SettingError
 from ...svd_core.guidance import GuidanceCurve
 
-NEUTRAL = 1.0
-"""The weight that is no guidance."""
+logger = logging.getLogger(__name__)
+
+GUIDES = "sampler_cfg_function"
+"""Core's name for the one function that joins the two sides."""
 
 
 def check_model(model: Any) -> None:
@@ -38,14 +41,18 @@ class FrameGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         self.curve = curve
         self.set_conds(positive, negative)
-        self.set_cfg(NEUTRAL)
+        self.set_cfg(curve.largest)  # what patches of core's read; the curve guides
+        if GUIDES in self.model_options:
+            logger.warning(
+                "the MODEL's own guidance (VideoLinearCFGGuidance, RescaleCFG or the like) gives way to the guidance "
+                "curve over the frames; take that node out"
+            )
 
     def predict_noise(self, x: torch.Tensor, timestep: Any, model_options: Any = None, seed: int | None = None) -> Any:
         """The guided clean latents (F, 4, h, w) of x."""
         options = comfy.model_patcher.create_model_options_clone(model_options or {})
-        if self.curve.guides:
-            options["sampler_cfg_function"] = guided(self.curve)
-            options["disable_cfg1_optimization"] = True
+        options[GUIDES] = guided(self.curve)
+        options["disable_cfg1_optimization"] = self.curve.guides
         negative, positive = (self.conds.get(side) for side in ("negative", "positive"))
         return comfy.samplers.sampling_function(
             self.inner_model, x, timestep, negative, positive, self.cfg, model_options=options, seed=seed

@@ -48,23 +48,21 @@ class ComfyHost:
 
     @contextlib.contextmanager
     def on_device(self, part: Any, need: int = 0) -> Iterator[torch.device]:
-        """Have ComfyUI load `part`, a module of ours or a ModelPatcher of its own, with `need` bytes free beside it.
+        """Have ComfyUI load `part`, ours or its own, with `need` bytes free beside it.
 
         Other models leave the card as far as that asks for. Afterwards `part` is one of the models that ComfyUI keeps
         on the card until it needs the room.
         """
-        import torch
+        from . import owned, parts
 
-        from . import owned
-
-        patcher = owned.patcher_of(part) if isinstance(part, torch.nn.Module) else part
-        _management().load_models_gpu([patcher], memory_required=need)
+        own = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
+        patcher = part.patcher if own else owned.patcher_of(part)
+        owned.load_whole(patcher, need)
         yield patcher.load_device
 
-    def free_memory(self) -> int:
+    def free_memory(self, device: torch.device) -> int:
         """Bytes that are free on the device, torch's own unused cache included."""
-        management = _management()
-        return int(management.get_free_memory(management.get_torch_device()))
+        return int(_management().get_free_memory(device))
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:

@@ -1,18 +1,24 @@
-"""Our modules under ComfyUI's model management: it loads them, counts them and evicts them as it does its own.
+"""Our parts under ComfyUI's model management: it loads them, counts them and evicts them as it does its own.
 
 Loaded when ComfyUI is there: `ModelPatcher` is rebound while the program starts.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
 
-KEPT_AS = "svd_stages_patcher"
-"""The module's attribute that keeps its patcher, so that both live and die together."""
+from ...svd_core.checkpoint.parts import OwnPart, SVDVae
+
+MORE_THAN_ALL = 1e32
+"""More bytes than any model has: asks for all of it."""
+
+_patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""Part -> its patcher. A patcher knows the part's module and not the part, so both go when the part is dropped."""
 
 
 class Held(torch.nn.Module):
@@ -28,18 +34,32 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 
     def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> Any:
         """Load everything."""
-        return super().partially_load(device_to, max(extra_memory, 2.0 * self.model_size()), force_patch_weights)
+        return super().partially_load(device_to, MORE_THAN_ALL, force_patch_weights)
 
     def partially_unload(self, device_to: Any, memory_to_free: float = 0, *_: Any, **__: Any) -> int:
         """Nothing: ComfyUI then evicts the whole."""
         return 0
 
 
-def patcher_of(module: torch.nn.Module) -> Any:
-    """The patcher by which ComfyUI manages `module`; one for each module."""
-    patcher = getattr(module, KEPT_AS, None)
+def patcher_of(part: OwnPart) -> Any:
+    """The patcher by which ComfyUI manages a part of ours; one for each part. VAEs go where --cpu-vae says."""
+    patcher = _patchers.get(part)
     if patcher is None:
         management = comfy.model_management
-        patcher = WholePatcher(Held(module), management.get_torch_device(), management.unet_offload_device())
-        setattr(module, KEPT_AS, patcher)
+        is_vae = isinstance(part, SVDVae)
+        device = management.vae_device() if is_vae else management.get_torch_device()
+        idle = management.vae_offload_device() if is_vae else management.unet_offload_device()
+        patcher = WholePatcher(Held(part.module), device, idle)
+        _patchers[part] = patcher
     return patcher
+
+
+def load_whole(patcher: Any, need: int) -> None:
+    """Have core load all of a model, with `need` bytes free beside it as far as others can leave.
+
+    Core would load part of it when that leaves more room, which its temporal VAE does not survive (the weights of
+    `AE3DConv` stay behind), and with --novram always does; both are undone.
+    """
+    comfy.model_management.load_models_gpu([patcher], memory_required=need, force_full_load=True)
+    if patcher.model.model_lowvram:
+        patcher.partially_load(patcher.load_device, MORE_THAN_ALL)

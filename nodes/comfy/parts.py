@@ -22,8 +22,8 @@ class CoreVae:
     vae: Any
 
     @property
-    def loadable(self) -> Any:
-        """Its ModelPatcher."""
+    def patcher(self) -> Any:
+        """By which core manages it."""
         return self.vae.patcher
 
     @property
@@ -53,8 +53,8 @@ class CoreClipVision:
     clip: Any
 
     @property
-    def loadable(self) -> Any:
-        """Its ModelPatcher."""
+    def patcher(self) -> Any:
+        """By which core manages it."""
         return self.clip.patcher
 
     @property

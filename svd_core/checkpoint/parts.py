@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 
-class Vae(Protocol):
-    """A temporal VAE on the host's device. Latents are unscaled, pixels are in [-1, 1]."""
+class OwnPart(Protocol):
+    """A part whose weights are a module of ours."""
 
     @property
-    def loadable(self) -> Any:
-        """What `Host.on_device` takes."""
+    def module(self) -> torch.nn.Module:
+        """What a host moves to its device."""
         ...
+
+
+class Vae(Protocol):
+    """A temporal VAE on the host's device. Latents are unscaled, pixels are in [-1, 1]."""
 
     @property
     def first_width(self) -> int:
@@ -46,11 +50,6 @@ class Vae(Protocol):
 
 class ClipVision(Protocol):
     """A CLIP image tower with its projection, on the host's device, and how its input is normalised (per channel)."""
-
-    @property
-    def loadable(self) -> Any:
-        """What `Host.on_device` takes."""
-        ...
 
     @property
     def image_size(self) -> int:
@@ -99,6 +98,11 @@ class SVDModel:
     defaults: VideoDefaults
 
     @property
+    def module(self) -> torch.nn.Module:
+        """All of it."""
+        return self.unet
+
+    @property
     def first_width(self) -> int:
         """Channels of the UNet's first level; 320 in the published models."""
         config: Any = self.unet.config
@@ -119,8 +123,8 @@ class SVDVae:
     vae: AutoencoderKLTemporalDecoder
 
     @property
-    def loadable(self) -> AutoencoderKLTemporalDecoder:
-        """The module."""
+    def module(self) -> torch.nn.Module:
+        """All of it."""
         return self.vae
 
     @property
@@ -178,8 +182,8 @@ class SVDClipVision:
     image_std: tuple[float, float, float]
 
     @property
-    def loadable(self) -> CLIPVisionModelWithProjection:
-        """The module."""
+    def module(self) -> torch.nn.Module:
+        """All of it."""
         return self.encoder
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -135,7 +135,7 @@ def write_single_file(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[]
     `on_tensor` is called after each tensor. Raises CheckpointError for a shape of model that the layout has no names
     for, and for a setting that it has no place for.
     """
-    _refuse_what_is_lost(opened)
+    refuse_what_is_lost(opened)
     layout = _unet_layout(opened)
     facts = replace(
         opened.facts,
@@ -205,7 +205,7 @@ def _unet_layout(opened: OpenCheckpoint) -> UNetLayout:
     return UNetLayout(layers, tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"]))
 
 
-def _refuse_what_is_lost(opened: OpenCheckpoint) -> None:
+def refuse_what_is_lost(opened: OpenCheckpoint) -> None:
     """Raise CheckpointError when the CLIP tower computes otherwise than who reads the one file will think."""
     config: Any = empty_clip(opened).config
     for key, held in CLIP_COMPUTES.items():

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 FRAMES, WIDTH, HEIGHT, STEPS, SEED = 4, 128, 64, 3, 7
 LOW, HIGH = 1.5, 3.0
 LORA_RANK, LORA_STRENGTH = 4, 0.8
+RUNS = 5
+COLUMNS = (lambda rows: [seconds for seconds, _ in rows], lambda rows: [peak for _, peak in rows])
 
 
 def difference(ours, core) -> float:
@@ -136,6 +141,10 @@ def guidance_at_one(borders: Borders) -> dict[str, float]:
         "MODEL": difference(borders.sampler(borders.model, ours, 2.5, 1.0), near),
         "SVDFrameGuider": difference(advanced(borders, ours, 2.5, 1.0), near),
         "SVDFrameGuidance": difference(answer["samples"], near),
+        "no guidance, a MODEL with core's guidance": difference(
+            borders.sampler(borders.video.VideoLinearCFGGuidance().patch(borders.model, 2.5)[0], ours, 1.0, 1.0),
+            borders.ksampler(ours, low=1.0, high=1.0),
+        ),
         "no guidance, MODEL": difference(
             borders.sampler(borders.model, ours, 1.0, 1.0), borders.ksampler(ours, low=1.0, high=1.0)
         ),
@@ -280,6 +289,34 @@ def videos(borders: Borders) -> dict[str, float]:
     }
 
 
+def masked(borders: Borders) -> dict[str, float]:
+    """A LATENT with a noise mask, and one frame's image latent for each frame, through core's MODEL."""
+    torch = borders.torch
+    positive, negative, _ = borders.our_conditioning(borders.own.clip, borders.own.vae)
+    mask = torch.zeros((1, HEIGHT, WIDTH))
+    mask[:, :, WIDTH // 2 :] = 1
+    latent = {**borders.latents, "noise_mask": mask}
+    expected = borders.ksampler((positive, negative, latent))
+    found = difference(borders.sampler(borders.model, (positive, negative, latent)), expected)
+    kept = difference(expected[..., : WIDTH // 32], latent["samples"][..., : WIDTH // 32])
+    return {"MODEL": found, "what the mask keeps": kept}
+
+
+def hooked(borders: Borders) -> dict[str, float]:
+    """A LoRA that hangs on the conditioning, as core's hook nodes put it there."""
+    import comfy.hooks
+
+    hooks = comfy.hooks.create_hook_lora(lora=lora_of(borders), strength_model=LORA_STRENGTH, strength_clip=0.0)
+    plain = borders.our_conditioning(borders.own.clip, borders.own.vae)
+    positive, negative = (comfy.hooks.set_hooks_for_conditioning(side, hooks) for side in plain[:2])
+    model = borders.model.clone()
+    expected = borders.ksampler((positive, negative, plain[2]), model)
+    return {
+        "MODEL": difference(borders.sampler(model, (positive, negative, plain[2])), expected),
+        "what it changes": difference(expected, borders.ksampler(plain)),
+    }
+
+
 def memory(borders: Borders) -> dict[str, Any]:
     """Who manages our modules after they ran, and what is left when core is told to let go."""
     import comfy.model_management as management
@@ -291,6 +328,30 @@ def memory(borders: Borders) -> dict[str, Any]:
     management.unload_all_models()
     left = [loaded for loaded in management.current_loaded_models if getattr(loaded.model.model, "module", None)]
     return {"times ours is listed": len(ours), "left after unloading": len(left)}
+
+
+def cost(borders: Borders) -> dict[str, float]:
+    """Seconds and peak memory of our sampler through core's MODEL over KSampler's: medians of interleaved runs."""
+    conditioning = borders.our_conditioning(borders.own.clip, borders.own.vae)
+    ways = {
+        "ours": lambda: borders.sampler(borders.model, conditioning),
+        "core's": lambda: borders.ksampler(conditioning),
+    }
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
+    for turn in range(1 + RUNS):
+        for name, run in ways.items():
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            began = time.perf_counter()
+            run()
+            if turn:  # the first run of each warms up
+                found[name].append((time.perf_counter() - began, _peak_bytes()))
+    seconds, peaks = ({name: statistics.median(column(rows)) for name, rows in found.items()} for column in COLUMNS)
+    return {"seconds": seconds["ours"] / seconds["core's"], "memory": peaks["ours"] / peaks["core's"]}
+
+
+def _peak_bytes() -> int:
+    (line,) = [each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def refusals(borders: Borders) -> dict[str, str]:
@@ -345,7 +406,10 @@ def main() -> None:
             "lora": lora(borders),
             "converted": converted(borders),
             "videos": videos(borders),
+            "masked": masked(borders),
+            "hooked": hooked(borders),
             "memory": memory(borders),
+            "cost": cost(borders),
             "refusals": refusals(borders),
         }
     sys.stdout.write("\n" + json.dumps(told))

@@ -39,12 +39,19 @@ def stopped_at(host) -> list[int]:
     return [*told, -1]
 
 
+class Part:
+    """What a host is given to load."""
+
+    def __init__(self, module):
+        self.module = module
+
+
 def answers(host) -> dict[str, Any]:
     """Every method of the host once."""
     import torch
 
-    module = torch.nn.Linear(2, 2)
-    with host.on_device(module) as device:
+    part = Part(torch.nn.Linear(2, 2))
+    with host.on_device(part) as device:
         inside = str(device)
     return {
         "class": type(host).__name__,
@@ -52,7 +59,7 @@ def answers(host) -> dict[str, Any]:
         "device": str(host.device()),
         "inside": inside,
         "names": host.library.names(),
-        "free": host.free_memory(),
+        "free": host.free_memory(device),
         "folders": {kind: str(host.folder(kind)) for kind in ("input", "output", "temp")},
         "stopped_at": stopped_at(host),
     }

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
 TOLERANCE = 1e-4
+DEARER = 1.03
 NEAR_ONE = 1e-3  # a largest weight of 1 against 1.0001
 
 
@@ -48,12 +49,24 @@ def test_a_lora_changes_our_sampler_as_it_changes_cores(told):
     assert told["lora"]["what it changes"] > 0.05
 
 
+def test_hooks_and_masks_reach_our_sampler_through_cores_model(told):
+    assert told["hooked"]["MODEL"] < TOLERANCE
+    assert told["hooked"]["what it changes"] > 0.05
+    assert told["masked"]["MODEL"] < TOLERANCE
+    assert told["masked"]["what the mask keeps"] < TOLERANCE
+
+
 def test_many_videos_are_sampled_one_by_one_with_cores_model_too(told):
     assert told["videos"]["MODEL against SVD_MODEL"] < TOLERANCE
 
 
 def test_core_manages_our_modules_and_lets_them_go(told):
     assert told["memory"] == {"times ours is listed": 1, "left after unloading": 0}
+
+
+def test_our_sampler_costs_no_more_than_cores_on_cores_model(told):
+    assert told["cost"]["seconds"] < DEARER
+    assert told["cost"]["memory"] < DEARER
 
 
 def test_parts_of_other_families_are_refused_in_plain_words(told):

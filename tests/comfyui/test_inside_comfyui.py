@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import json
@@ -190,14 +191,46 @@ def test_cancel_stops_the_sampler_within_a_step(server):
     assert events["execution_interrupted"]["node_id"] == "sample"
 
 
-def sampler_steps(messages: Iterator[dict]) -> Iterator[dict]:
-    """The sampler's progress until its prompt ends: {"value", "max"}."""
+def test_cancel_stops_decoding_within_a_window_and_the_next_run_works(server):
+    graph = nano_graph(steps=1, seed=4)
+    graph["join"]["inputs"]["video_frames"] = 200
+    graph["decode"]["inputs"] |= {"mode": "windowed", "chunk_size": 1, "context": 0}
+    with server.page("decoding") as messages:
+        prompt = server.queue(graph, "decoding")
+        next(steps_of("decode", messages))
+        server.post("/interrupt", {})
+        done = server.wait(prompt)
+    assert dict(done["status"]["messages"])["execution_interrupted"]["node_id"] == "decode"
+    assert server.wait(server.queue(nano_graph(steps=1, seed=5)))["status"]["status_str"] == "success"
+
+
+def test_the_page_gets_all_frames_of_every_step(server):
+    with server.page("looking") as messages:
+        server.queue(nano_graph(steps=3, seed=6), "looking")
+        sheets = [told for told in events(messages) if told["type"] == "svd_stages.preview"]
+    assert len(sheets) == 3
+    for sheet in (each["data"] for each in sheets):
+        assert (sheet["node"], sheet["frames"], sheet["width"], sheet["height"]) == ("sample", 3, 8, 8)
+        picture = Image.open(io.BytesIO(base64.b64decode(sheet["image"])))
+        assert picture.size == (8 * sheet["columns"], 8 * -(-3 // sheet["columns"]))
+
+
+def events(messages: Iterator[dict]) -> Iterator[dict]:
+    """What the page is told until its prompt ends."""
     for message in messages:
-        told = message["data"]
-        if message["type"] == "progress" and told["node"] == "sample":
-            yield told
+        yield message
         if message["type"] in ("execution_success", "execution_error", "execution_interrupted"):
             return
+
+
+def sampler_steps(messages: Iterator[dict]) -> Iterator[dict]:
+    """The sampler's progress until its prompt ends: {"value", "max"}."""
+    return steps_of("sample", messages)
+
+
+def steps_of(node: str, messages: Iterator[dict]) -> Iterator[dict]:
+    """A node's progress until its prompt ends: {"value", "max"}."""
+    return (each["data"] for each in events(messages) if each["type"] == "progress" and each["data"]["node"] == node)
 
 
 def test_the_template_browser_lists_the_shipped_graphs(server):

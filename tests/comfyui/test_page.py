@@ -74,7 +74,10 @@ def opened(server) -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=os.environ["CHROMIUM"], args=list(FLAGS))
         page = browser.new_page(viewport={"width": 1700, "height": 950})
         said: list[str] = []
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda told: said.append(f"{told.text} {told.location}") if told.type == "error" else None,
+        )
         page.on("pageerror", lambda error: said.append(f"{error}\n{error.stack}"))
         page.goto(server.url)
         wait_until_ready(page)
@@ -93,10 +96,11 @@ def wait_until_ready(page) -> None:
 def page(opened) -> Iterator[Any]:
     """An empty graph. What the page says against our files fails the test afterwards."""
     page, said = opened
-    said.clear()
     page.evaluate("app.graph.clear()")
     yield page
-    assert [each for each in said if "svd" in each.lower() or FOLDER in each] == []
+    ours = [each for each in said if "svd" in each.lower() or FOLDER in each]
+    said.clear()
+    assert ours == []
 
 
 def dots(page, node: str, name: str) -> int:
@@ -199,22 +203,25 @@ def test_presets_set_every_node_that_is_wired_to_the_loader(page):
 
 def test_the_quickstart_runs_with_a_moving_preview_and_shows_its_video(page):
     load_template(page, "quickstart_nano")
-    page.evaluate("svd.set(svd.one('SVDEulerSampler'), 'steps', 6)")
+    page.evaluate("svd.set(svd.one('SVDEulerSampler'), 'steps', 3)")
     before = page.evaluate("[...svd.one('SVDEulerSampler').size]")
     page.evaluate(
         """() => {
-            window.pictures = new Set();
-            setInterval(() => {
+            [window.pictures, window.saved] = [new Set(), new Set()];
+            window.looking = setInterval(() => {
                 const canvas = svd.element(svd.one("SVDEulerSampler"), "svd_stages_preview");
                 if (canvas) window.pictures.add(canvas.toDataURL());
+                window.saved.add(svd.one("SVDEulerSampler").serialize().size.join());
             }, 50);
         }"""
     )
     press_run(page)
-    page.wait_for_function("window.pictures.size > 4", timeout=RUN_PATIENCE)
+    page.wait_for_function("window.pictures.size > 6", timeout=RUN_PATIENCE)
     page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_PATIENCE)
     assert page.evaluate("svd.element(svd.one('SVDEulerSampler'), 'svd_stages_preview')") is None
     assert page.evaluate("[...svd.one('SVDEulerSampler').size]") == before
+    assert page.evaluate("[...window.saved]") == [",".join(f"{side:g}" for side in before)]
+    page.evaluate("clearInterval(window.looking)")
     width, height = page.evaluate(
         "(({videoWidth, videoHeight}) => [videoWidth, videoHeight])(document.querySelector('video'))"
     )

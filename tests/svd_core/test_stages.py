@@ -31,7 +31,7 @@ class StoppingHost(HeadlessHost):
 class SmallHost(HeadlessHost):
     """A machine with next to no memory."""
 
-    def free_memory(self) -> int:
+    def free_memory(self, device) -> int:
         return 2**20
 
 
