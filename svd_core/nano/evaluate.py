@@ -31,6 +31,7 @@ from ..errors import SettingError
 from ..guidance import GuidanceCurve
 from ..sample import sample_euler, starting_noise, starting_point
 from ..schedule import make_sigmas
+from .architecture import FACTS
 from .attention import attention_for_cpu
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
 from .tracking import along, cosine, moved, psnr, sharpness, stays_inside, track
@@ -53,6 +54,12 @@ class Row(NamedTuple):
     is_: str
 
 
+def usual_guidance() -> GuidanceCurve:
+    """The curve that svd-nano names as its own."""
+    defaults = FACTS.defaults()
+    return GuidanceCurve("linear", defaults.min_guidance, defaults.max_guidance)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How clips are made while measuring: `quick` settings take fewer frames and steps."""
@@ -60,7 +67,7 @@ class Settings:
     frames: int = FRAMES
     steps: int = STEPS
     micro: MicroConditioning = field(default_factory=lambda: MicroConditioning(FPS, BUCKET, 0.02))
-    curve: GuidanceCurve = field(default_factory=lambda: GuidanceCurve("linear", 1.0, 2.5))
+    curve: GuidanceCurve = field(default_factory=usual_guidance)
 
     def told(self, **changed: float) -> Settings:
         """These settings with another fps, motion_bucket_id or noise_aug_strength."""

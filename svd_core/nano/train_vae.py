@@ -19,7 +19,7 @@ import torch
 
 from .architecture import FACTS
 from .clips import Mover, Plates, draw_plates, make_scene, place, positions
-from .training import Plan, train
+from .training import Plan, steps_done, train
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
@@ -63,7 +63,7 @@ def train_vae(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool: Po
             return vae_loss(vae, pixels, frames, generator)
 
     train(vae, plan, loss_of, out)
-    if plan.minutes > 0:  # else it is what it was, its latents too
+    if steps_done(plan.name, out):  # else it is what it was, its latents too
         scale_latents(vae, pool)
 
 
