@@ -49,7 +49,7 @@ VALUES: dict[str, dict[str, dict[str, Any]]] = {
         "SVDCLIPVisionEncode": {"preprocess": "reference"},
         "SVDImageConditioning": {"video_frames": 14},
         "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.0},
-        "SVDEulerSampler": {"seed": 0, "steps": 25, "min_guidance": 1.0, "max_guidance": 1.5, "noise": "comfyui"},
+        "SVDEulerSampler": {"seed": 0, "steps": 25, "min_guidance": 1.0, "max_guidance": 2.5, "noise": "comfyui"},
         "SVDTemporalVAEDecode": {"mode": "exact", "chunk_size": 8, "context": 2},
         "SaveVideo": {"filename_prefix": "video/svd-nano", "format": "auto", "codec": "auto"},
         "SaveAnimatedWEBP": {"filename_prefix": "svd-nano", "lossless": True, "quality": 80, "method": "default"},

@@ -250,9 +250,9 @@ def noise_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> Ite
 
 
 def guidance_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
-    """The last frame with guidance 1 -> 3 and without guidance."""
-    for name, curve in (("1->1", GuidanceCurve("linear", 1.0, 1.0)), ("1->3", GuidanceCurve("linear", 1.0, 3.0))):
-        told = replace(settings, curve=curve)
+    """The last frame without guidance, with the model's own, and with guidance 1 -> 3."""
+    for largest in (1.0, usual_guidance().largest, 3.0):
+        name, told = f"1->{largest:g}", replace(settings, curve=GuidanceCurve("linear", 1.0, largest))
         last = [make(scene, told)[-1] for scene in scenes]
         error = statistics.mean(
             psnr(frame, true_clip(scene, told)[-1]) for frame, scene in zip(last, scenes, strict=True)

@@ -123,7 +123,7 @@ def test_the_table_is_written_whole(nano):
     text: list[str] = []
     measure(nano, 1, Settings(frames=2, steps=1), text.append, GROUPS)
     rows = "".join(text).splitlines()
-    assert len(rows) == 2 + 17
+    assert len(rows) == 2 + 18
     assert all(row.count("|") == 4 for row in rows)
 
 
