@@ -83,3 +83,22 @@ def decoded(checkpoint: Checkpoint, latent: dict, mode: str = "exact", chunk_siz
         context=context,
     )
     return videos
+
+
+def pipeline_frames(pipeline, picture, settings: Settings, output_type: str, chunk: int | None = None) -> torch.Tensor:
+    """What diffusers' pipeline makes of the picture at the same values: (1, F, ...)."""
+    return pipeline(
+        picture,
+        width=settings.width,
+        height=settings.height,
+        num_frames=settings.frames,
+        num_inference_steps=settings.steps,
+        min_guidance_scale=settings.min_guidance,
+        max_guidance_scale=settings.max_guidance,
+        fps=settings.fps,
+        motion_bucket_id=settings.motion_bucket_id,
+        noise_aug_strength=settings.noise_aug_strength,
+        decode_chunk_size=chunk,
+        generator=torch.Generator("cpu").manual_seed(settings.seed),
+        output_type=output_type,
+    ).frames

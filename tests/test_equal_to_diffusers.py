@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chain import Settings, conditioned, decoded, sampled
+from chain import Settings, conditioned, decoded, pipeline_frames, sampled
 from tiny import tiny_pipeline
 
 # Three steps or more: with two, one step leads from sigma 700 to 0.002 and rounds x, then about 2000, to 1.2e-4 in
@@ -34,22 +34,7 @@ def name(settings: Settings) -> str:
 
 
 def run_pipeline(checkpoint, picture, settings: Settings, output_type: str, chunk: int | None = None) -> torch.Tensor:
-    pipeline = tiny_pipeline(checkpoint)
-    return pipeline(
-        picture,
-        width=settings.width,
-        height=settings.height,
-        num_frames=settings.frames,
-        num_inference_steps=settings.steps,
-        min_guidance_scale=settings.min_guidance,
-        max_guidance_scale=settings.max_guidance,
-        fps=settings.fps,
-        motion_bucket_id=settings.motion_bucket_id,
-        noise_aug_strength=settings.noise_aug_strength,
-        decode_chunk_size=chunk,
-        generator=torch.Generator("cpu").manual_seed(settings.seed),
-        output_type=output_type,
-    ).frames
+    return pipeline_frames(tiny_pipeline(checkpoint), picture, settings, output_type, chunk)
 
 
 @pytest.mark.parametrize("settings", CASES, ids=name)

@@ -15,8 +15,6 @@ from ...svd_core.checkpoint.parts import Checkpoint
 from ...svd_core.checkpoint.single_file import refuse_what_is_lost, single_file_tensors
 from ...svd_core.errors import SettingError
 
-CORE_SCALING_FACTOR = 0.18215  # comfy/latent_formats.py, SD15
-CORE_HEAD_WIDTH = 64  # comfy/supported_models.py, SVD_img2vid: num_head_channels
 CORE_VAE_WIDTHS = [128, 256, 512, 512]  # comfy/sd.py, VAE: the one temporal decoder it can build
 CORE_CLIP = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14}
 """comfy/clip_vision_config_h.json"""
@@ -55,6 +53,7 @@ def _give_own_weights(module: torch.nn.Module, ours: set[int]) -> None:
 
 
 def _check_known(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
+    core = comfy.supported_models.SVD_img2vid
     detected = comfy.model_detection.model_config_from_unet(tensors, UNET_PREFIX)
     unet: Any = checkpoint.model.unet.config
     vae: Any = checkpoint.vae.vae.config
@@ -63,11 +62,11 @@ def _check_known(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
     counts = [heads] * len(widths) if isinstance(heads, int) else heads
     head_widths = {width / count for width, count in zip(widths, counts, strict=True)}
     known = {
-        "its UNet's widths or depths": isinstance(detected, comfy.supported_models.SVD_img2vid),
-        "its attention heads": head_widths == {CORE_HEAD_WIDTH},
+        "its UNet's widths or depths": isinstance(detected, core),
+        "its attention heads": head_widths == {core.unet_extra_config["num_head_channels"]},
         "its VAE's widths": list(vae.block_out_channels) == CORE_VAE_WIDTHS,
         "its CLIP tower": all(getattr(clip, name) == value for name, value in CORE_CLIP.items()),
-        "its scaling factor": checkpoint.model.scaling_factor == CORE_SCALING_FACTOR,
+        "its scaling factor": checkpoint.model.scaling_factor == core.latent_format().scale_factor,
     }
     unknown = [what for what, is_known in known.items() if not is_known]
     if unknown:

@@ -11,7 +11,7 @@ import statistics
 import pytest
 import torch
 from chain import Settings as ChainSettings
-from chain import decoded, sampled
+from chain import decoded, pipeline_frames, sampled
 from PIL import Image
 from svd_stages.svd_core.checkpoint.convert import convert_checkpoint
 from svd_stages.svd_core.checkpoint.library import EMBEDDED_FILE
@@ -135,20 +135,7 @@ def test_stock_diffusers_loads_it_as_a_folder_and_makes_the_same_frames(nano, sc
     pipeline.set_progress_bar_config(disable=True)
     pixels = (true_clip(scenes[0], QUICK)[0] * 255).round().byte().numpy()
     settings = ChainSettings(width=128, height=128, steps=5, max_guidance=2.5)
-    wanted = pipeline(
-        Image.fromarray(pixels),
-        width=settings.width,
-        height=settings.height,
-        num_frames=settings.frames,
-        num_inference_steps=settings.steps,
-        min_guidance_scale=settings.min_guidance,
-        max_guidance_scale=settings.max_guidance,
-        fps=settings.fps,
-        motion_bucket_id=settings.motion_bucket_id,
-        noise_aug_strength=settings.noise_aug_strength,
-        generator=torch.Generator("cpu").manual_seed(settings.seed),
-        output_type="pt",
-    ).frames[0]
+    (wanted,) = pipeline_frames(pipeline, Image.fromarray(pixels), settings, "pt")
     images = torch.from_numpy(pixels)[None].float() / 255
     (ours,) = decoded(nano, sampled(nano, images, settings), "exact")
     assert (ours - wanted.movedim(1, -1)).abs().max() <= 1e-4
