@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { addElement, fitHeight, isWired, onChange, valueOf } from "./lib/widgets.js";
 import { loadersOf, servedBy } from "./lib/wired.js";
+import { say } from "./lib/words.js";
 
 const LINE = 16;
 
@@ -12,24 +13,24 @@ const BUILT_IN = "svd-nano";
 /** class -> rules: [widgets that it looks at, what it says of their values; nothing when all is well]. */
 const RULES = {
   SVDResizeImage: [
-    [["width", "height"], (width, height) => width * height > 1.5 * 1024 * 576 && "much larger than 1024x576, which SVD was trained at"],
-    [["width", "height"], (width, height) => width * height < 256 * 256 && "much smaller than 1024x576, which SVD was trained at"],
+    [["width", "height"], (width, height) => width * height > 1.5 * 1024 * 576 && say("much larger than 1024x576, which SVD was trained at")],
+    [["width", "height"], (width, height) => width * height < 256 * 256 && say("much smaller than 1024x576, which SVD was trained at")],
   ],
   SVDImageConditioning: [
-    [["video_frames"], (frames) => frames > 25 && "SVD-XT was trained on 25 frames, SVD on 14"],
+    [["video_frames"], (frames) => frames > 25 && say("SVD-XT was trained on 25 frames, SVD on 14")],
   ],
   SVDMicroConditioning: [
-    [["fps"], (fps) => (fps < 5 || fps > 30) && "SVD was trained on 5 to 30 frames per second"],
-    [["motion_bucket_id"], (bucket) => bucket > 255 && "SVD was trained on buckets up to 255"],
-    [["noise_aug_strength"], (strength) => strength > 1 && "so much noise hides the picture from the model"],
+    [["fps"], (fps) => (fps < 5 || fps > 30) && say("SVD was trained on 5 to 30 frames per second")],
+    [["motion_bucket_id"], (bucket) => bucket > 255 && say("SVD was trained on buckets up to 255")],
+    [["noise_aug_strength"], (strength) => strength > 1 && say("so much noise hides the picture from the model")],
   ],
-  SVDNoiseAugmentation: [[["noise_aug_strength"], (strength) => strength > 1 && "so much noise hides the picture from the model"]],
+  SVDNoiseAugmentation: [[["noise_aug_strength"], (strength) => strength > 1 && say("so much noise hides the picture from the model")]],
   SVDSigmas: [
-    [["sigma_max"], (sigma) => sigma > 700 && "SVD was trained up to 700"],
-    [["steps", "schedule"], (steps, schedule) => steps < 10 && schedule !== "align_your_steps" && "for few steps choose align_your_steps"],
+    [["sigma_max"], (sigma) => sigma > 700 && say("SVD was trained up to 700")],
+    [["steps", "schedule"], (steps, schedule) => steps < 10 && schedule !== "align_your_steps" && say("for few steps choose align_your_steps")],
   ],
-  SVDEulerSampler: [[["max_guidance"], (weight) => weight > 6 && "guidance above 6 burns colours; 2.5 to 3 is usual"]],
-  SVDGuidance: [[["max_guidance"], (weight) => weight > 6 && "guidance above 6 burns colours; 2.5 to 3 is usual"]],
+  SVDEulerSampler: [[["max_guidance"], (weight) => weight > 6 && say("guidance above 6 burns colours; 2.5 to 3 is usual")]],
+  SVDGuidance: [[["max_guidance"], (weight) => weight > 6 && say("guidance above 6 burns colours; 2.5 to 3 is usual")]],
 };
 
 /** node -> looks at its values again. Nodes that are dropped drop out. */

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { chain, setValue } from "./lib/widgets.js";
 import { servedBy } from "./lib/wired.js";
+import { say } from "./lib/words.js";
 
 /** Frames and guidance by checkpoint: Stability's sampling configurations svd.yaml and svd_xt.yaml. */
 const CHECKPOINTS = {
@@ -25,18 +26,18 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "SVDCheckpointLoader") return;
     chain(node, "getExtraMenuOptions", (_canvas, options) => {
-      options?.push({ content: "SVD presets", submenu: { options: presetsOf(node) } });
+      options?.push({ content: say("SVD presets"), submenu: { options: presetsOf(node) } });
     });
   },
 });
 
 function presetsOf(node) {
-  const checkpoints = Object.entries(CHECKPOINTS).map(([content, preset]) => ({
-    content,
+  const checkpoints = Object.entries(CHECKPOINTS).map(([name, preset]) => ({
+    content: say(name),
     callback: () => apply(node, (each) => setFrames(each, preset)),
   }));
-  const sizes = Object.entries(SIZES).map(([content, size]) => ({
-    content,
+  const sizes = Object.entries(SIZES).map(([name, size]) => ({
+    content: say(name),
     callback: () => apply(node, (each) => setSize(each, size)),
   }));
   return [...checkpoints, null, ...sizes];

@@ -1,5 +1,7 @@
 """A real ComfyUI, when the environment names one: COMFYUI_PATH is its checkout, COMFYUI_PYTHON the Python that runs it.
 
+COMFYUI_FLAGS, if set, are more flags for its server, such as `--front-end-root FOLDER` for another page.
+
 The tests here touch neither: ComfyUI is started on a base directory of their own, on a loopback port.
 """
 
@@ -8,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -109,6 +114,7 @@ class ComfyUI:
         port = _free_port()
         command = [self.python, self.folder / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--base-directory", base, "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *flags]
+        command += shlex.split(os.environ.get("COMFYUI_FLAGS", ""))
         server = Server(f"http://127.0.0.1:{port}", base / "comfyui.log", self.python)
         with server.log.open("wb") as log:
             process = subprocess.Popen(command, cwd=base, stdout=log, stderr=subprocess.STDOUT)
@@ -147,3 +153,12 @@ def comfyui() -> ComfyUI:
     if not folder or not python:
         pytest.skip("needs COMFYUI_PATH, a ComfyUI checkout, and COMFYUI_PYTHON, the Python that runs it")
     return ComfyUI(Path(folder), python)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoints(comfyui, tmp_path_factory) -> Iterator[Path]:
+    """A folder with the files that random_checkpoint.py writes (4 GB), removed afterwards."""
+    folder = tmp_path_factory.mktemp("random_checkpoints")
+    subprocess.run([sys.executable, Path(__file__).with_name("random_checkpoint.py"), folder], check=True)
+    yield folder
+    shutil.rmtree(folder)

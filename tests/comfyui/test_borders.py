@@ -6,9 +6,6 @@ One random file, every UNet level 320 wide, is opened by both. Core answers in t
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,10 @@ NEAR_ONE = 1e-3  # a largest weight of 1 against 1.0001
 
 
 @pytest.fixture(scope="module")
-def told(comfyui, tmp_path_factory) -> dict[str, dict[str, Any]]:
+def told(comfyui, random_checkpoints, tmp_path_factory) -> dict[str, dict[str, Any]]:
     """What crossing the borders gave."""
-    folder = tmp_path_factory.mktemp("borders")
-    subprocess.run([sys.executable, HERE / "random_checkpoint.py", folder], check=True)
-    said = comfyui.run(HERE / "core_borders.py", REPOSITORY, folder / "without.safetensors", folder, *FLOAT32)
-    shutil.rmtree(folder)
+    checkpoint = random_checkpoints / "without.safetensors"
+    said = comfyui.run(HERE / "core_borders.py", REPOSITORY, checkpoint, tmp_path_factory.mktemp("borders"), *FLOAT32)
     return json.loads(said.splitlines()[-1])
 
 

@@ -7,9 +7,6 @@ program's table and another program's modules. Differences are in units of the a
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,15 +45,6 @@ SAMPLINGS = {"ours": (1, 3, 1.0, 3.0), "core": (5, 4, 2.5, 1.5)}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with the random files (4 GB), removed afterwards."""
-    path = tmp_path_factory.mktemp("random_checkpoint")
-    subprocess.run([sys.executable, HERE / "random_checkpoint.py", path], check=True)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture(scope="module")
 def asked() -> dict[str, Any]:
     """The questions. Three image tokens: with one, attention over them has no choice, and two of its tensors no say."""
     source = np.random.default_rng(0)
@@ -88,19 +76,19 @@ def our_conditioning(embeds: np.ndarray, image_latent: np.ndarray) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def core(comfyui, folder, asked) -> dict[str, np.ndarray]:
+def core(comfyui, random_checkpoints, asked) -> dict[str, np.ndarray]:
     """Core's answers, by question."""
-    np.savez(folder / "questions.npz", **asked)
-    answers = folder / "answers.npz"
-    checkpoint = folder / "with_conditioning_encoder.safetensors"
-    comfyui.run(HERE / "core_answers.py", checkpoint, folder / "questions.npz", answers, *FLOAT32)
+    np.savez(random_checkpoints / "questions.npz", **asked)
+    answers = random_checkpoints / "answers.npz"
+    checkpoint = random_checkpoints / "with_conditioning_encoder.safetensors"
+    comfyui.run(HERE / "core_answers.py", checkpoint, random_checkpoints / "questions.npz", answers, *FLOAT32)
     return dict(np.load(answers))
 
 
 @pytest.fixture(scope="module")
-def ours(core, folder) -> Checkpoint:
+def ours(core, random_checkpoints) -> Checkpoint:
     """The same file by our reader. After core, which needs the memory."""
-    return load_checkpoint(folder / "with_conditioning_encoder.safetensors", "fp32", CPU)
+    return load_checkpoint(random_checkpoints / "with_conditioning_encoder.safetensors", "fp32", CPU)
 
 
 def difference(ours: torch.Tensor, core: np.ndarray) -> float:
@@ -143,8 +131,8 @@ def test_image_latent_equals_core_over_the_conditioning_encoder(ours, core, aske
     assert difference(latents, core["conditioning_encoded"]) < TOLERANCE
 
 
-def test_image_latent_equals_core_in_a_file_without_the_conditioning_encoder(core, asked, folder):
-    vae = load_checkpoint(folder / "without.safetensors", "fp32", CPU).vae
+def test_image_latent_equals_core_in_a_file_without_the_conditioning_encoder(core, asked, random_checkpoints):
+    vae = load_checkpoint(random_checkpoints / "without.safetensors", "fp32", CPU).vae
     latents = encode_images(vae, torch.from_numpy(asked["image"]), CPU)
     assert difference(latents, core["encoded"]) < TOLERANCE
 

@@ -27,7 +27,11 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.VueNodes.Enabled": bool(os.environ.get("COMFYUI_NODES_2")),
+}
 TEMPLATES = sorted(file.stem for file in (Path(__file__).parents[2] / "example_workflows").glob("*.json"))
 PATIENCE = 120_000  # milliseconds
 RUN_PATIENCE = 300_000
@@ -54,13 +58,19 @@ window.svd = {
 
 
 @pytest.fixture(scope="module")
-def server(comfyui, tmp_path_factory):
-    """A ComfyUI with the pack, and a person who has seen the welcome."""
+def base(comfyui, tmp_path_factory) -> Path:
+    """A base directory with the pack, and a person who has seen the welcome."""
     if not os.environ.get("CHROMIUM") or importlib.util.find_spec("playwright") is None:
         pytest.skip("needs CHROMIUM, the path of a Chromium, and the package playwright to drive it")
     base = make_base(tmp_path_factory.mktemp("page_base"), FOLDER)
     (base / "user" / "default").mkdir(parents=True)
     (base / "user" / "default" / "comfy.settings.json").write_text(json.dumps(SETTINGS))
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, base):
+    """A ComfyUI with the pack."""
     with comfyui.serve(base) as server:
         yield server
 
@@ -112,7 +122,7 @@ def points(page, node: str, name: str) -> str:
 
 
 def test_the_guidance_curve_is_drawn_and_follows_its_widgets(page):
-    page.evaluate("svd.make('SVDGuidance')")
+    page.evaluate("void svd.make('SVDGuidance')")
     assert dots(page, "SVDGuidance", "guidance_curve") == 25
     before = points(page, "SVDGuidance", "guidance_curve")
     page.evaluate("svd.set(svd.one('SVDGuidance'), 'shape', 'triangle')")
@@ -120,7 +130,7 @@ def test_the_guidance_curve_is_drawn_and_follows_its_widgets(page):
 
 
 def test_the_schedule_has_a_dot_for_each_step(page):
-    page.evaluate("svd.make('SVDSigmas')")
+    page.evaluate("void svd.make('SVDSigmas')")
     page.evaluate("svd.set(svd.one('SVDSigmas'), 'steps', 7)")
     assert dots(page, "SVDSigmas", "sigma_schedule") == 7
 
@@ -143,7 +153,7 @@ def test_drawings_and_hints_are_not_saved(page):
 
 
 def test_a_hint_comes_and_goes_with_the_value(page):
-    page.evaluate("svd.make('SVDMicroConditioning')")
+    page.evaluate("void svd.make('SVDMicroConditioning')")
     said = "svd.element(svd.one('SVDMicroConditioning'), 'hints').textContent"
     assert page.evaluate(said) == ""
     page.evaluate("svd.set(svd.one('SVDMicroConditioning'), 'fps', 60)")
@@ -258,6 +268,28 @@ def test_reordered_stages_runs_and_shows_two_videos(page):
     )
     widths = page.evaluate("[...document.querySelectorAll('video')].map((each) => each.videoWidth)")
     assert sorted(widths) == [128, 192]
+
+
+@pytest.mark.parametrize("name", ["core_loader_our_stages", "our_loader_core_sampler"])
+def test_a_template_with_core_parts_runs_and_shows_its_video(page, base, random_checkpoints, name):
+    model = base / "models" / "checkpoints" / "svd_xt.safetensors"
+    model.parent.mkdir(parents=True, exist_ok=True)
+    if not model.exists():
+        model.symlink_to(random_checkpoints / "without.safetensors")
+    load_template(page, name)
+    page.evaluate(
+        """() => {
+            const small = {width: 128, height: 64, steps: 2, video_frames: 3};
+            for (const node of app.graph.nodes)
+                for (const widget of node.widgets ?? [])
+                    if (widget.name in small) svd.set(node, widget.name, small[widget.name]);
+            app.canvas.ds.scale = 0.4;  // a node out of sight shows nothing
+        }"""
+    )
+    press_run(page)
+    page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_PATIENCE)
+    video = page.evaluate("(({videoWidth, videoHeight}) => [videoWidth, videoHeight])(document.querySelector('video'))")
+    assert video == [128, 64]
 
 
 def test_the_nodes_speak_chinese(page, server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -338,22 +339,40 @@ def test_the_node_list_is_the_recorded_one():
     assert list(recorded) == list(info)
 
 
-def page_rows(class_type: str) -> dict[str, dict[str, list[str]]]:
-    """The tables of the node's page: name -> the other cells. Rows of inputs have five cells, of outputs three."""
-    lines = help_page(class_type).read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
-    return {
-        "inputs": {row[0].strip("`"): row[1:] for row in rows if len(row) == 5},
-        "outputs": {row[0].strip("`"): row[1:] for row in rows if len(row) == 3},
+ENTRY = re.compile(r"- \*\*`(?P<name>\w+)`\*\* \((?P<facts>[^)]*)\): (?P<meaning>.+)")
+"""A line of a help page's lists: name, facts in parentheses ("type; default; range"), meaning."""
+LANGUAGES = {"en": ("default ", " to "), "zh": ("默认 ", " 到 ")}
+"""Beside the names: how a page says a default and a range."""
+PAGES = [(class_type, language) for class_type in NODE_CLASS_MAPPINGS for language in LANGUAGES]
+EVERY_PAGE = pytest.mark.parametrize(("class_type", "language"), PAGES)
+
+
+def page_entries(class_type: str, language: str = "en") -> dict[str, tuple[list[str], str]]:
+    """The lists of the node's page, inputs and outputs: name -> facts, meaning."""
+    found = ENTRY.finditer(help_page(class_type, language).read_text(encoding="utf-8"))
+    entries = [(entry["name"], (entry["facts"].split("; "), entry["meaning"])) for entry in found]
+    inputs = len(declared(class_type))
+    return {f"in {name}": told for name, told in entries[:inputs]} | {
+        f"out {name}": told for name, told in entries[inputs:]
     }
 
 
-def help_page(class_type: str) -> Path:
-    return ROOT / "web" / "docs" / f"{class_type}.md"
+def help_page(class_type: str, language: str = "en") -> Path:
+    docs = ROOT / "web" / "docs"
+    return docs / f"{class_type}.md" if language == "en" else docs / class_type / f"{language}.md"
 
 
 def test_help_pages_are_those_of_our_nodes():
-    assert {page.stem for page in (ROOT / "web" / "docs").iterdir()} == set(NODE_CLASS_MAPPINGS)
+    docs = ROOT / "web" / "docs"
+    pages = {page.relative_to(docs) for page in docs.rglob("*.md")}
+    assert pages == {help_page(*page).relative_to(docs) for page in PAGES}
+
+
+@EVERY_PAGE
+def test_the_pictures_of_a_help_page_are_there(class_type, language):
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", help_page(class_type, language).read_text(encoding="utf-8"))
+    assert pictures == re.findall(r"!\[[^]]+\]\(([^)]+)\)", help_page(class_type).read_text(encoding="utf-8"))
+    assert [name for name in pictures if not (ROOT / "web" / "docs" / name).is_file()] == []
 
 
 @OURS
@@ -361,27 +380,29 @@ def test_a_help_page_is_headed_by_the_display_name(class_type):
     assert help_page(class_type).read_text(encoding="utf-8").startswith(f"# {DISPLAY_NAMES[class_type]}\n")
 
 
-@OURS
-def test_a_help_page_lists_the_inputs_with_their_types_defaults_and_ranges(class_type):
-    rows = page_rows(class_type)["inputs"]
-    assert list(rows) == list(declared(class_type))
+@EVERY_PAGE
+def test_a_help_page_lists_the_inputs_with_their_types_defaults_and_ranges(class_type, language):
+    default_is, to = LANGUAGES[language]
+    entries = page_entries(class_type, language)
+    assert [name for name in entries if name.startswith("in ")] == [f"in {name}" for name in declared(class_type)]
     for name, (kind, options) in declared(class_type).items():
-        told_kind, told_default, told_range, meaning = rows[name]
-        assert told_kind == ("choice" if isinstance(kind, list) else f"`{kind}`"), name
-        assert len(meaning) > 10, name
+        facts, meaning = entries[f"in {name}"]
+        assert len(meaning) > 3, name
+        if not isinstance(kind, list):
+            assert facts[0] == f"`{kind}`", name
         if kind in ("INT", "FLOAT"):
-            assert told_default == str(options["default"]), name
-            assert told_range.split(",")[0] == f"{options['min']} to {options['max']}", name
+            assert facts[1] == f"{default_is}{options['default']}", name
+            assert facts[2].split(",")[0] == f"{options['min']}{to}{options['max']}", name
         if isinstance(kind, list) and name != "checkpoint":
-            assert told_default == f"`{options['default']}`", name
-            assert told_range == ", ".join(f"`{choice}`" for choice in kind), name
+            assert facts[1] == f"{default_is}`{options['default']}`", name
+            assert facts[2] == ", ".join(f"`{choice}`" for choice in kind), name
 
 
-@OURS
-def test_a_help_page_lists_the_outputs_with_their_types(class_type):
+@EVERY_PAGE
+def test_a_help_page_lists_the_outputs_with_their_types(class_type, language):
     node = NODES[class_type]
-    rows = page_rows(class_type)["outputs"]
-    told = [(name, kind.strip("`")) for name, (kind, _) in rows.items()]
+    entries = page_entries(class_type, language)
+    told = [(name[4:], facts[0].strip("`")) for name, (facts, _) in entries.items() if name.startswith("out ")]
     assert told == list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,14 @@ def test_a_translation_keeps_the_words_of_a_choice(language):
                 told = translations(language)[class_type]["inputs"][name]["tooltip"]
                 said = [choice for choice in kind if choice in options["tooltip"]]
                 assert [choice for choice in said if choice not in told] == [], (class_type, name)
+
+
+def test_what_the_scripts_say_is_translated():
+    web = LOCALES.parent / "web"
+    scripts = "".join(script.read_text(encoding="utf-8") for script in web.glob("*.js"))
+    said = set(re.findall(r'say\("([^"]+)"\)', scripts))
+    presets = re.findall(r'^  "([^"]+)": [[{]', (web / "presets.js").read_text(encoding="utf-8"), re.MULTILINE)
+    table = (web / "lib" / "words.js").read_text(encoding="utf-8").split("const CHINESE = {")[1].split("};")[0]
+    translated = re.findall(r'^  "?([^":]+(?:: [^":]+)?)"?: "[^"]*[\u4e00-\u9fff]', table, re.MULTILINE)
+    assert len(said) > 10 and len(presets) > 5
+    assert sorted(translated) == sorted({*said, *presets})

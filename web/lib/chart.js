@@ -18,7 +18,7 @@ export function newChart(label) {
  *
  * scale  "linear" or "log"
  * ticks  numbers on the vertical axis, each with a line across
- * across what the horizontal axis counts: "frame", "step"
+ * across what the horizontal axis counts, in words: frame, step
  */
 export function drawChart(svg, values, { scale, ticks, across }) {
   const levels = [...values, ...ticks].map((value) => height(value, scale));
