@@ -49,9 +49,6 @@ DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY
 
 OutputType = Literal["pt", "np", "pil"]
 
-EXACT_UP_TO = 2**20
-"""Pixels of all frames together up to which `animate` decodes exactly when not told otherwise: about 4 GiB in fp32."""
-
 
 @dataclass(frozen=True)
 class Graph:
@@ -345,7 +342,7 @@ def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
         num_frames=frames,
         min_guidance=chosen(animation.min_guidance, defaults.min_guidance),
         max_guidance=chosen(animation.max_guidance, defaults.max_guidance),
-        decode_mode=chosen(animation.decode_mode, "exact" if width * height * frames <= EXACT_UP_TO else "windowed"),
+        decode_mode=chosen(animation.decode_mode, "exact"),
     )
 
 

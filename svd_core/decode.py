@@ -1,4 +1,4 @@
-"""The temporal VAE's decoder over a clip: all frames at once, or in explicit windows with context.
+"""The temporal VAE's decoder over a clip: all of it as one, or in explicit windows with context.
 
 The decoder mixes frames, and its group norms pool over all frames of a call, so a window's frames depend on what is in
 the window. Windows are therefore chosen by the caller, never by free memory.
@@ -6,7 +6,8 @@ the window. Windows are therefore chosen by the caller, never by free memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ import torch
 from .checkpoint.parts import Vae
 from .errors import MemoryBudgetError, SettingError
 from .images import to_images
-from .memory import decode_bytes, in_words
+from .memory import decode_bytes, in_words, spared_decode_bytes
+
+logger = logging.getLogger(__name__)
 
 MODES = ("exact", "windowed")
 SCALE = 8  # pixels per latent pixel, each way
@@ -52,44 +55,49 @@ def decode_windows(
     latents: torch.Tensor,
     windows: list[Window],
     device: torch.device,
-    on_window: Callable[[Window], None] | None = None,
+    on_frames: Callable[[int], None] | None = None,
+    spare: bool = False,
 ) -> torch.Tensor:
     """Decode one clip, unscaled latents (F, 4, h, w), window by window: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
-    The decoder is on `device` and computes in its own dtype. What `on_window` raises stops the work. With context 0
-    this is what diffusers' `decode_chunk_size` does.
+    The decoder is on `device` and computes in its own dtype. `on_frames` is called with the number of frames done, some
+    of them in part; what it raises stops the work. With `spare` activations lie on the CPU where that gives the same
+    bits. With context 0 this is what diffusers' `decode_chunk_size` does.
     """
     images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
-    for window, pixels in _decoded(vae, latents, windows, device):
-        images[window.start : window.stop] = to_images(pixels)
-        if on_window is not None:
-            on_window(window)
+    tell = on_frames or (lambda done: None)
+    for window in windows:
+        seen = latents[window.first : window.last].to(device)
+        pixels = vae.decode_clip(seen, spare, _part_of(window, tell))
+        kept = pixels[window.start - window.first : window.stop - window.first]
+        images[window.start : window.stop] = to_images(kept.cpu())
+        tell(window.stop)
     return images
 
 
-def whole_clip(vae: Vae, latents: torch.Tensor, free_memory: int) -> list[Window]:
-    """The one window of mode `exact`: every frame sees every other.
+def _part_of(window: Window, tell: Callable[[int], None]) -> Callable[[float], None]:
+    """From the share of a window that is done to the frames of the clip that are."""
+    return lambda share: tell(window.start + int(share * (window.stop - window.start)))
 
-    Raises MemoryBudgetError, with the need and the way out, when one call on the clip (F, 4, h, w) does not fit into
-    `free_memory` bytes.
+
+def spares(vae: Vae, windows: list[Window], height: int, width: int, device: torch.device, free: int) -> bool:
+    """Whether activations must lie on the CPU for windows of latents height x width to fit into `free` bytes.
+
+    Raises MemoryBudgetError, with the need and the way out, when not even that helps a clip that is decoded whole.
     """
-    frames, _, height, width = latents.shape
+    frames = max(window.last - window.first for window in windows)
     need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
-    if need > free_memory:
-        per_frame = need // frames
-        chunk = max(1, free_memory // per_frame - 4)
-        raise MemoryBudgetError(
-            f"decoding {frames} frames of {SCALE * width}x{SCALE * height} at once (mode exact) needs about "
-            f"{in_words(need)}, and {in_words(free_memory)} are free; use mode windowed with chunk_size {chunk} and "
-            f"context 2, or fewer frames, or a smaller size"
-        )
-    return plan_windows(frames, frames, 0)
-
-
-def _decoded(
-    vae: Vae, latents: torch.Tensor, windows: list[Window], device: torch.device
-) -> Iterator[tuple[Window, torch.Tensor]]:
-    """Each window with the pixels (kept frames, 3, 8h, 8w) of its kept frames."""
-    for window in windows:
-        pixels = vae.decode_clip(latents[window.first : window.last].to(device))
-        yield window, pixels[window.start - window.first : window.stop - window.first].cpu()
+    if need <= free:
+        return False
+    least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if device.type != "cpu" else need
+    if least <= free:
+        logger.info("decoding needs about %s and %s are free: activations lie on the CPU", *map(in_words, (need, free)))
+        return True
+    if len(windows) > 1:
+        return device.type != "cpu"
+    chunk = max(1, frames * free // need - 4)
+    raise MemoryBudgetError(
+        f"decoding {frames} frames of {SCALE * width}x{SCALE * height} as one clip (mode exact) needs about "
+        f"{in_words(least)}, and {in_words(free)} are free; use mode windowed with chunk_size {chunk} and context 2, "
+        f"or fewer frames, or a smaller size"
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 
 from .conditioning import Conditioning
+from .fuse.rewrites import ALL, Rewrites, why_not
+from .fuse.unet import PreparedUNet
+
+logger = logging.getLogger(__name__)
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(x (1, F, 4, h, w) float32 scaled latents, sigma () float32) -> the clean latents, the same shape and scale."""
@@ -18,7 +23,12 @@ def precondition(x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, to
     c_in = 1 / sqrt(sigma^2 + 1), c_noise = ln(sigma) / 4. Karras et al. 2022 (arXiv:2206.00364), table 1, with the
     v-prediction scaling of Stability's generative-models (VScalingWithEDMcNoise).
     """
-    return x / (sigma**2 + 1) ** 0.5, 0.25 * sigma.log()
+    return x / (sigma**2 + 1) ** 0.5, c_noise_of(sigma)
+
+
+def c_noise_of(sigma: torch.Tensor) -> torch.Tensor:
+    """How the network is told the noise level sigma (): ln(sigma) / 4."""
+    return 0.25 * sigma.log()
 
 
 def clean_from_v(x: torch.Tensor, v: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -32,52 +42,59 @@ def make_denoiser(
     negative: Conditioning,
     weights: torch.Tensor,
     device: torch.device,
-    *,
-    together: bool = True,
+    sigmas: torch.Tensor | None = None,
+    rewrites: Rewrites = ALL,
 ) -> Denoiser:
     """A denoiser of one video with classifier-free guidance, one weight per frame.
 
     unet      UNetSpatioTemporalConditionModel on `device`; computes in its own dtype, x stays float32
     weights   (F,) float32; guided v = v_negative + weight (v_positive - v_negative)
-    together  both sides in one call of the UNet, else one after the other: half the memory, the same numbers to
-              rounding. The negative side is not computed at all when every weight is 1.
+    sigmas    the noise levels that will be asked for, so that what depends on them alone is computed once; None: none
+              are known before
+
+    The two sides are computed one after the other: a video has rows enough to keep any device busy, and half of them
+    need half the memory. The negative side is not computed at all when every weight is 1.
     """
     frames = weights.numel()
     guided = bool((weights != 1.0).any())
+    c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    batches = [sides] if together else [(side,) for side in sides]
-    calls = [_predictor(unet, batch, frames, device) for batch in batches]
+    calls = [_predictor(unet, side, frames, device, c_noises, rewrites) for side in sides]
     per_frame = weights.to(device).view(1, frames, 1, 1, 1)
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         scaled, c_noise = precondition(x, sigma)
-        v = torch.cat([call(scaled, c_noise) for call in calls])
+        v = calls[-1](scaled, c_noise)
         if guided:
-            v_negative, v_positive = v.chunk(2)
-            v = v_negative + per_frame * (v_positive - v_negative)
+            v_negative = calls[0](scaled, c_noise)
+            v = v_negative + per_frame * (v - v_negative)
         return clean_from_v(x, v, sigma)
 
     return denoise
 
 
 def _predictor(
-    unet: torch.nn.Module, sides: tuple[Conditioning, ...], frames: int, device: torch.device
+    unet: torch.nn.Module,
+    side: Conditioning,
+    frames: int,
+    device: torch.device,
+    c_noises: torch.Tensor,
+    rewrites: Rewrites,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """v for each of `sides` in one UNet call: (x (1, F, 4, h, w) scaled by c_in, c_noise) -> (sides, F, 4, h, w)."""
+    """v for one side: (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> (1, F, 4, h, w) float32."""
     dtype = next(unet.parameters()).dtype
-    embeds = torch.cat([side.embeds for side in sides]).to(device, dtype)
-    image_latents = torch.cat([side.per_frame(frames) for side in sides]).to(device, dtype)
-    time_ids = torch.cat([side.micro.time_ids() for side in sides]).to(device)
+    embeds = side.embeds.to(device, dtype)
+    image_latents = side.per_frame(frames).to(device, dtype)
+    time_ids = side.micro.time_ids().to(device)
+    obstacle = why_not(unet)
+    if obstacle is None:
+        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, rewrites)
+        return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
+    logger.info("the denoising network is called as it is, without the faster rewrites: %s", obstacle)
 
     def predict(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
-        noisy = x.to(dtype).expand(len(sides), -1, -1, -1, -1)
-        v = unet(
-            torch.cat([noisy, image_latents], dim=2),
-            c_noise.to(device),
-            encoder_hidden_states=embeds,
-            added_time_ids=time_ids,
-            return_dict=False,
-        )[0]
-        return v.float()
+        sample = torch.cat([x.to(dtype), image_latents], dim=2)
+        told = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
+        return unet(sample, c_noise.to(device), **told)[0].float()
 
     return predict

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 Folder = Literal["input", "output", "temp"]
 Advance = Callable[[int], None]
-"""Called with the number of units done so far. Raises `Interrupted` (or the program's own error) when asked to stop."""
+"""Called with the number of units done so far, also when there are no more of them than before.
+
+Raises `Interrupted` (or the program's own error) when asked to stop.
+"""
 
 
 class Host(Protocol):
@@ -142,7 +145,15 @@ class HeadlessHost:
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:
         """Tell the reporter. Stopping is Python's KeyboardInterrupt here."""
         self.reporter(stage, 0, total, unit)
-        yield lambda done: self.reporter(stage, done, total, unit)
+        told = 0
+
+        def advance(done: int) -> None:
+            nonlocal told
+            if done != told:
+                self.reporter(stage, done, total, unit)
+            told = done
+
+        yield advance
 
     def show(self, clean: torch.Tensor) -> None:
         """There is no page to show it on."""

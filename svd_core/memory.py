@@ -13,13 +13,27 @@ if TYPE_CHECKING:
     from .checkpoint.parts import SVDModel, Vae
 
 DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
+SPATIAL_LIVE_TENSORS = 8  # of the same kind, of one frame, alive in the last up block's first convolutions
+SLAB_LIVE_TENSORS = 5  # slabs alive when a decoder that streams looks along the frames
 ENCODER_LIVE_TENSORS = 4  # of the same kind, in the first ResNet of the encoder: input, norm, hidden, sum
-UNET_LIVE_TENSORS = 28  # first-width tensors alive in the last up block's temporal feed-forward (GEGLU), per frame
+UNET_LIVE_TENSORS = 13  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
+PIECE_LIVE_TENSORS = 16  # of a piece of rows, in the same place: what the feed-forward makes of them
 
 
 def decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
-    """Peak activation bytes of one decoder call on `frames` frames of height x width pixels."""
-    return DECODER_LIVE_TENSORS * vae.first_width * height * width * frames * vae.itemsize
+    """Peak activation bytes of decoding `frames` frames of height x width pixels as one clip."""
+    frame = vae.first_width * height * width * vae.itemsize
+    if not vae.streams:
+        return DECODER_LIVE_TENSORS * frame * frames
+    return frames * frame + spared_decode_bytes(vae, frames, height, width)
+
+
+def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
+    """The same for a decoder that streams, with the clip's activations on the CPU."""
+    from .fuse.decoder import SLAB
+
+    frame = vae.first_width * height * width * vae.itemsize
+    return max(SPATIAL_LIVE_TENSORS * frame, SLAB_LIVE_TENSORS * min(SLAB * vae.itemsize, frames * frame))
 
 
 def encode_bytes(vae: Vae, height: int, width: int) -> int:
@@ -27,10 +41,13 @@ def encode_bytes(vae: Vae, height: int, width: int) -> int:
     return ENCODER_LIVE_TENSORS * vae.first_width * height * width * 4
 
 
-def denoise_bytes(model: SVDModel, videos: int, frames: int, latent_height: int, latent_width: int) -> int:
-    """Peak activation bytes of one UNet call on `videos` videos of `frames` frames."""
-    latent_pixels = latent_height * latent_width * frames * videos
-    return UNET_LIVE_TENSORS * model.first_width * latent_pixels * itemsize_of(model.unet)
+def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:
+    """Peak activation bytes of one UNet call on a video of `frames` frames."""
+    from .fuse.unet import GPU_PIECE
+
+    rows = latent_height * latent_width * frames
+    tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * min(rows, GPU_PIECE)
+    return tensors * model.first_width * itemsize_of(model.unet)
 
 
 def itemsize_of(module: torch.nn.Module) -> int:

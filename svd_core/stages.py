@@ -15,13 +15,13 @@ from .augment import seed_of
 from .checkpoint.library import EMBEDDED
 from .checkpoint.parts import Checkpoint, ClipVision, SVDModel, Vae
 from .conditioning import Conditioning
-from .decode import MODES, SCALE, decode_windows, plan_windows, whole_clip
+from .decode import MODES, SCALE, Window, decode_windows, plan_windows, spares
 from .denoise import make_denoiser
 from .encode import ImageEmbedding, embed_images, encode_images
 from .errors import SettingError
 from .guidance import GuidanceCurve
 from .host import Advance, Host
-from .memory import decode_bytes, denoise_bytes, encode_bytes, in_words
+from .memory import decode_bytes, denoise_bytes, encode_bytes
 from .sample import Step, sample_euler, starting_noise, starting_point
 from .schedule import check_sigmas, make_sigmas
 
@@ -103,17 +103,16 @@ def sample(
         _check_latent_size(start.latents, negative.image_latent, "negative")
         _check_embeds(model, positive.embeds, negative.embeds)
     per_video = len(levels) - 1
-    need = denoise_bytes(model, 2, *_size_of(start.latents))
+    need = denoise_bytes(model, *_size_of(start.latents))
     with (
         host.progress("sampling", per_video * len(sides), "step") as advance,
         host.on_device(model, need) as device,
     ):
         weights = curve.weights(start.latents.shape[1])
-        together = _fits_together(host.free_memory(device), model, start.latents)
         videos = []
         for index, (positive, negative) in enumerate(sides):
             x = _starting_video(model, start, index, levels[0]).to(device)
-            denoise = make_denoiser(model.unet, positive, negative, weights, device, together=together)
+            denoise = make_denoiser(model.unet, positive, negative, weights, device, levels[:-1])
             x = sample_euler(denoise, x, levels, _watcher(host, advance, index * per_video))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
@@ -127,29 +126,46 @@ def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
 def decode(host: Host, vae: Vae, latents: torch.Tensor, mode: str, chunk_size: int, context: int) -> list[torch.Tensor]:
     """Decode N clips (N, F, 4, h, w) of unscaled latents: N times images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
-    mode is exact (whole clip at once) or windowed (chunk_size frames kept, `context` more seen on each side). A window
-    never spans two videos. Raises MemoryBudgetError when exact does not fit, SettingError for an unknown mode.
+    mode is exact (all frames as one clip) or windowed (chunk_size frames kept, `context` more seen on each side). A
+    window never spans two videos. Raises MemoryBudgetError when exact does not fit, SettingError for an unknown mode.
     """
     if mode not in MODES:
         raise SettingError(f'mode must be one of {", ".join(MODES)}, got "{mode}"')
     frames, height, width = _size_of(latents)
-    seen = frames if mode == "exact" else min(frames, chunk_size + 2 * context)
-    need = decode_bytes(vae, seen, SCALE * height, SCALE * width)
+    windows = plan_windows(frames, frames, 0) if mode == "exact" else plan_windows(frames, chunk_size, context)
+    need = decode_bytes(vae, max(each.last - each.first for each in windows), SCALE * height, SCALE * width)
     videos = []
     with (
         host.progress("decoding", frames * len(latents), "frame") as advance,
         host.on_device(vae, need) as device,
     ):
+        spare = spares(vae, windows, height, width, device, host.free_memory(device))
         for index, clip in enumerate(latents):
-            if mode == "exact":
-                windows = whole_clip(vae, clip, host.free_memory(device))
-            else:
-                windows = plan_windows(frames, chunk_size, context)
-            before = index * frames
-            videos.append(
-                decode_windows(vae, clip, windows, device, lambda window, before=before: advance(before + window.stop))
-            )
+
+            def on_frames(done: int, before: int = index * frames) -> None:
+                advance(before + done)
+
+            videos.append(_decoded(vae, clip, windows, device, on_frames, spare))
     return videos
+
+
+def _decoded(
+    vae: Vae,
+    clip: torch.Tensor,
+    windows: list[Window],
+    device: torch.device,
+    on_frames: Callable[[int], None],
+    spare: bool,
+) -> torch.Tensor:
+    """One clip's images. When the device's memory does not suffice after all: again with less of it, the same bits."""
+    try:
+        return decode_windows(vae, clip, windows, device, on_frames, spare)
+    except torch.cuda.OutOfMemoryError:
+        if spare or not vae.streams:
+            raise
+    logger.warning("the device's memory did not suffice for decoding: once more, with activations on the CPU")
+    torch.cuda.empty_cache()
+    return decode_windows(vae, clip, windows, device, on_frames, spare=True)
 
 
 def _watcher(host: Host, advance: Advance, before: int) -> Callable[[Step], None]:
@@ -192,13 +208,3 @@ def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: 
             f"the latent is {width * 8}x{height * 8} pixels and the {side} conditioning's image "
             f"{image_width * 8}x{image_height * 8}; resize and encode the image at the video's size"
         )
-
-
-def _fits_together(free: int, model: SVDModel, latents: torch.Tensor) -> bool:
-    """Whether both sides of guidance fit into one UNet call with `free` bytes."""
-    need = denoise_bytes(model, 2, *_size_of(latents))
-    if need > free:
-        logger.info(
-            "guidance in two UNet calls a step: one call needs about %s and %s are free", in_words(need), in_words(free)
-        )
-    return need <= free

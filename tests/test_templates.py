@@ -39,7 +39,7 @@ VALUES: dict[str, dict[str, dict[str, Any]]] = {
         "SVDImageConditioning": {"video_frames": 25},
         "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 127},
         "SVDEulerSampler": {"steps": 25, "min_guidance": 1.0, "max_guidance": 3.0, "noise": "diffusers"},
-        "SVDTemporalVAEDecode": {"mode": "windowed", "chunk_size": 8, "context": 2},
+        "SVDTemporalVAEDecode": {"mode": "exact", "chunk_size": 8, "context": 2},
         "SaveVideo": {"filename_prefix": "video/svd", "format": "auto", "codec": "auto"},
     },
     "quickstart_nano": {

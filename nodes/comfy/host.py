@@ -73,10 +73,14 @@ class ComfyHost:
         import comfy.utils
 
         bar = comfy.utils.ProgressBar(total)
+        shown = 0
 
         def advance(done: int) -> None:
+            nonlocal shown
             _management().throw_exception_if_processing_interrupted()
-            bar.update_absolute(done, total)
+            if done != shown:
+                bar.update_absolute(done, total)
+            shown = done
 
         yield advance
 

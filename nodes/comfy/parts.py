@@ -41,7 +41,14 @@ class CoreVae:
         """Core's encoder, in core's precision."""
         yield lambda pixels: self.vae.first_stage_model.encode(pixels.to(self.vae.vae_dtype))
 
-    def decode_clip(self, latents: torch.Tensor) -> torch.Tensor:
+    @property
+    def streams(self) -> bool:
+        """Core's decoder is called as it is."""
+        return False
+
+    def decode_clip(
+        self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
+    ) -> torch.Tensor:
         """Core's decoder in one call. `VAE.decode` would cut the clip by what memory is free."""
         return self.vae.first_stage_model.decode(latents.to(self.vae.vae_dtype))
 

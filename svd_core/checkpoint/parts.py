@@ -43,8 +43,19 @@ class Vae(Protocol):
         """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8)."""
         ...
 
-    def decode_clip(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels (T, 3, 8h, 8w) of latents (T, 4, h, w), in one call: every frame sees every other."""
+    @property
+    def streams(self) -> bool:
+        """Whether decoding holds one layer's activations at a time, and not a whole call of the decoder's."""
+        ...
+
+    def decode_clip(
+        self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
+    ) -> torch.Tensor:
+        """Pixels (T, 3, 8h, 8w) of latents (T, 4, h, w): every frame sees every other, whatever memory is free.
+
+        spare    keep on the CPU what need not be on the device; heeded by a VAE that streams
+        on_part  called with the share of the work done, 0 to 1; what it raises ends the work
+        """
         ...
 
 
@@ -153,10 +164,25 @@ class SVDVae:
         mean, _log_variance = self.vae.quant_conv(self.vae.encoder(pixels.to(dtype))).chunk(2, dim=1)
         return mean
 
-    def decode_clip(self, latents: torch.Tensor) -> torch.Tensor:
+    @property
+    def streams(self) -> bool:
+        """Unless someone put other modules or hooks into the decoder."""
+        from ..fuse.decoder import can_stream
+
+        return can_stream(self.vae.decoder)
+
+    def decode_clip(
+        self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
+    ) -> torch.Tensor:
         """The decoder on a clip, in its own precision."""
+        import torch
+
+        from ..fuse.decoder import decode
+
         decoder: Any = self.vae.decoder
         latents = latents.to(next(decoder.parameters()).dtype)
+        if self.streams:
+            return decode(decoder, latents, torch.device("cpu") if spare else latents.device, on_part=on_part)
         image_only = latents.new_zeros((1, latents.shape[0]))
         return decoder(latents, num_frames=latents.shape[0], image_only_indicator=image_only)
 

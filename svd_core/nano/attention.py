@@ -1,4 +1,4 @@
-"""Attention that suits a CPU: what the classes' own computes, sooner. For training svd-nano and for measuring it.
+"""Attention that suits a CPU: what the classes' own computes, sooner. For training svd-nano.
 
 A step of the UNet on two cores spends a third of its time in attention as it comes: PyTorch's fused kernel is slow
 backwards in bfloat16, and the cross-attentions compute a softmax over one key. In float32 the numbers are the same to

@@ -32,7 +32,6 @@ from ..guidance import GuidanceCurve
 from ..sample import sample_euler, starting_noise, starting_point
 from ..schedule import make_sigmas
 from .architecture import FACTS
-from .attention import attention_for_cpu
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
 from .tracking import along, cosine, moved, psnr, sharpness, stays_inside, track
 
@@ -103,8 +102,7 @@ def remembering(checkpoint: Checkpoint) -> Make:
     @functools.cache
     def make(scene: MovingScene, settings: Settings) -> torch.Tensor:
         began = time.monotonic()
-        with attention_for_cpu(checkpoint.model.unet):  # the same numbers, sooner
-            clip = generate(checkpoint, render_clip(scene, 1, BUCKET, FPS)[0], settings, scene.mover.seed)
+        clip = generate(checkpoint, render_clip(scene, 1, BUCKET, FPS)[0], settings, scene.mover.seed)
         logger.info("clip %d: %.1f s", make.cache_info().misses, time.monotonic() - began)
         return clip
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from svd_stages.svd_core.decode import decode_windows, plan_windows, whole_clip
+from svd_stages.svd_core.checkpoint.parts import SVDVae
+from svd_stages.svd_core.decode import decode_windows, plan_windows, spares
 from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
+from svd_stages.svd_core.host import HeadlessHost
 from svd_stages.svd_core.images import to_images
+from svd_stages.svd_core.memory import decode_bytes, spared_decode_bytes
+from svd_stages.svd_core.stages import decode
 
 CPU = torch.device("cpu")
 
@@ -43,7 +47,7 @@ def test_a_window_is_the_decoders_own_answer(tiny, latents, chunk, context):
         seen = latents[window.first : window.last]
         wanted = to_images(tiny.vae.vae.decode(seen, num_frames=len(seen)).sample)
         kept = wanted[window.start - window.first :][: window.stop - window.start]
-        assert torch.equal(images[window.start : window.stop], kept)
+        assert (images[window.start : window.stop] - kept).abs().max() < 2e-5
 
 
 def test_context_brings_windows_closer_to_the_whole_clip(tiny, latents):
@@ -55,36 +59,49 @@ def test_context_brings_windows_closer_to_the_whole_clip(tiny, latents):
     assert error(7) < 1e-6 < error(2) < error(0)
 
 
-def test_the_observer_sees_every_window_and_can_stop(tiny, latents):
+def test_the_observer_sees_frames_go_by_and_can_stop(tiny, latents):
     seen = []
 
-    def stop_at_two(window):
-        seen.append((window.start, window.stop))
-        if len(seen) == 2:
+    def stop_in_the_second_window(done):
+        seen.append(done)
+        if done > 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decode_windows(tiny.vae, latents, plan_windows(7, 2, 0), CPU, stop_at_two)
-    assert seen == [(0, 2), (2, 4)]
+        decode_windows(tiny.vae, latents, plan_windows(7, 2, 0), CPU, stop_in_the_second_window)
+    assert sorted(seen) == seen and set(seen) == {0, 1, 2, 3}
 
 
-def test_exact_refuses_with_the_need_and_the_way_out(tiny, latents):
-    assert [(w.start, w.stop, w.first, w.last) for w in whole_clip(tiny.vae, latents, 2**40)] == [(0, 7, 0, 7)]
+def test_exact_refuses_with_the_need_and_the_way_out(tiny):
+    whole = plan_windows(7, 7, 0)
+    assert spares(tiny.vae, whole, 8, 8, CPU, free=2**40) is False
     with pytest.raises(MemoryBudgetError, match=r"7 frames of 64x64 .* MiB.*windowed with chunk_size \d+"):
-        whole_clip(tiny.vae, latents, 2**20)
+        spares(tiny.vae, whole, 8, 8, CPU, free=2**20)
 
 
-def test_the_published_decoder_is_counted_as_measured():
-    """1.125 GiB a frame at 1024x576 in fp16: a tracker over storages, on the published architecture."""
-    from types import SimpleNamespace
+def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
+    cuda, whole = torch.device("cuda"), plan_windows(25, 25, 0)
+    need = decode_bytes(tiny.vae, 25, 576, 1024)
+    least = spared_decode_bytes(tiny.vae, 25, 576, 1024)
+    assert least < need
+    assert [spares(tiny.vae, whole, 72, 128, cuda, free) for free in (need, need - 1, least)] == [False, True, True]
+    with pytest.raises(MemoryBudgetError):
+        spares(tiny.vae, whole, 72, 128, cuda, least - 1)
 
-    from svd_stages.svd_core.checkpoint.parts import SVDVae
-    from svd_stages.svd_core.memory import decode_bytes
 
-    vae = SVDVae(
-        SimpleNamespace(
-            config=SimpleNamespace(block_out_channels=(128, 256, 512, 512)),
-            decoder=torch.nn.Linear(1, 1, dtype=torch.float16),
-        )
-    )
-    assert decode_bytes(vae, 25, 576, 1024) == pytest.approx(28.1 * 2**30, rel=0.01)
+def test_decoding_is_tried_again_with_less_memory_and_says_so(tiny, latents, monkeypatch, caplog):
+    """The device has less than it said: the second attempt spares it, and the frames are the same."""
+    wanted = decode(HeadlessHost(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
+    asked = []
+
+    def short_of_memory(self, seen, spare=False, on_part=None):
+        asked.append(spare)
+        if not spare:
+            raise torch.cuda.OutOfMemoryError
+        return original(self, seen, spare, on_part)
+
+    original = SVDVae.decode_clip
+    monkeypatch.setattr(SVDVae, "decode_clip", short_of_memory)
+    images = decode(HeadlessHost(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
+    assert asked == [False, True] and torch.equal(images, wanted)
+    assert "once more" in caplog.text

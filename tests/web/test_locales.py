@@ -54,7 +54,7 @@ def test_what_the_scripts_say_is_translated():
     web = LOCALES.parent / "web"
     scripts = "".join(script.read_text(encoding="utf-8") for script in web.glob("*.js"))
     said = set(re.findall(r'say\("([^"]+)"\)', scripts))
-    presets = re.findall(r'^  "([^"]+)": [[{]', (web / "presets.js").read_text(encoding="utf-8"), re.MULTILINE)
+    presets = re.findall(r'^  "([^"]+)": [\[{]', (web / "presets.js").read_text(encoding="utf-8"), re.MULTILINE)
     table = (web / "lib" / "words.js").read_text(encoding="utf-8").split("const CHINESE = {")[1].split("};")[0]
     translated = re.findall(r'^  "?([^":]+(?:: [^":]+)?)"?: "[^"]*[\u4e00-\u9fff]', table, re.MULTILINE)
     assert len(said) > 10 and len(presets) > 5

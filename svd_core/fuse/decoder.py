@@ -1,0 +1,241 @@
+"""The temporal decoder over a whole clip, exactly, without ever holding more of it than one layer's activations.
+
+Calling the decoder on a part of a clip is not exact: its convolutions over time reach further than any halo, and the
+group norms between them pool over all frames. So the clip goes through layer by layer instead. What looks at one frame
+(convolutions in space, attention, upsampling) is done frame by frame; what looks along the frames (convolutions over
+time) is done on slabs of rows that hold every frame; the statistics of the norms over the clip are gathered from the
+parts before any part is normalised. The parts are chosen by shape alone, so free memory has no say in the numbers.
+"""
+
+# The model classes declare their parts as bare modules: a type checker cannot follow.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalSubscript=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from . import layers
+from .rewrites import HOOKS
+
+SLAB = 2**26
+"""Numbers that a slab's activations hold at most (where one row of pixels holds no more). A single frame of 1024x576
+has 75 million in the decoder's last level."""
+
+GROWTH = 8
+"""How much more numbers than its input a step in space holds for a frame: four times the pixels, twice the tensors."""
+
+DECODER_COMPOSITES = frozenset(
+    {
+        "TemporalDecoder",
+        "MidBlockTemporalDecoder",
+        "UpBlockTemporalDecoder",
+        "SpatioTemporalResBlock",
+        "ResnetBlock2D",
+        "TemporalResnetBlock",
+        "AlphaBlender",
+    }
+)
+CALLED_AS_THEY_ARE = frozenset({"ModuleList", "Upsample2D", "Attention"})
+
+
+def can_stream(decoder: torch.nn.Module) -> bool:
+    """Whether a decoder is made of the classes whose forward is written again here, and nothing is hooked on them."""
+    for module in decoder.modules():
+        kind = type(module).__name__
+        if kind in DECODER_COMPOSITES and any(getattr(module, hooks) for hooks in HOOKS):
+            return False
+        if any(True for _ in module.children()) and kind not in (*DECODER_COMPOSITES, *CALLED_AS_THEY_ARE):
+            return False
+    return type(decoder).__name__ == "TemporalDecoder"
+
+
+def decode(
+    decoder: Any,
+    latents: torch.Tensor,
+    store: torch.device,
+    keep_hidden: bool = False,
+    on_part: Callable[[float], None] | None = None,
+) -> torch.Tensor:
+    """Pixels (F, 3, 8h, 8w) in the decoder's precision, on the CPU, of one clip of unscaled latents (F, 4, h, w).
+
+    latents      on the decoder's device, in its precision
+    store        where a layer's activations lie between passes: the decoder's device, or the CPU to spare it
+    keep_hidden  hold the temporal blocks' inner activations too instead of computing them twice: the same bits
+    on_part      called after each frame or slab with the share of the work done, 0 to 1; what it raises ends it
+    """
+    return _Clip(decoder, latents, store, keep_hidden, on_part or (lambda share: None)).decoded()
+
+
+class _Clip:
+    """A clip on its way through the decoder: groups of frames, (T, C, H, W) each, which change from pass to pass."""
+
+    def __init__(
+        self,
+        decoder: Any,
+        latents: torch.Tensor,
+        store: torch.device,
+        keep_hidden: bool,
+        on_part: Callable[[float], None],
+    ) -> None:
+        self._decoder, self._device, self._store = decoder, latents.device, store
+        self._keep_hidden, self._on_part = keep_hidden, on_part
+        self._done, self._work = 0.0, _work(decoder, latents)
+        self._channels_last = latents.device.type == "cpu"
+        if self._channels_last:
+            layers.lay_out(decoder)
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        self._groups = [latents.to(store).contiguous(memory_format=layout)]
+        self._largest = max(_level_sizes(decoder, latents))
+
+    def decoded(self) -> torch.Tensor:
+        decoder = self._decoder
+        self._residual(decoder.mid_block.resnets[0], before=decoder.conv_in)
+        for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
+            self._residual(block, before=attention)
+        before: Any = None
+        for up_block in decoder.up_blocks:
+            for block in up_block.resnets:
+                self._residual(block, before)
+                before = None
+            for upsampler in up_block.upsamplers or ():
+                before = upsampler
+        self._in_space(lambda frames: decoder.conv_out(layers.norm_silu(frames, decoder.conv_norm_out)))
+        pixels = torch.cat(self._groups).to(self._device)
+        return layers.from_video(layers.conv_over_time(layers.to_video(pixels), decoder.time_conv_out), pixels).cpu()
+
+    def _residual(self, block: Any, before: Any = None) -> None:
+        """SpatioTemporalResBlock, after `before`, which looks at one frame."""
+        statistics = Statistics(block.temporal_res_block.norm1)
+
+        def compute(frames: torch.Tensor) -> torch.Tensor:
+            return layers.spatial_residual(frames if before is None else before(frames), block.spatial_res_block)
+
+        self._in_space(compute, statistics)
+        self._over_time(block.temporal_res_block, layers.share_of(block.time_mixer), statistics)
+
+    def _in_space(self, compute: Callable[[torch.Tensor], torch.Tensor], statistics: Statistics | None = None) -> None:
+        """Each frame through `compute`, as many together as are small; the old ones go when the new ones are there."""
+        together = max(1, SLAB // (GROWTH * self._groups[0][0].numel()))
+        old, self._groups = self._groups[::-1], []
+        while old:
+            for frames in old.pop().split(together):
+                new = compute(frames.to(self._device))
+                if statistics is not None:
+                    statistics.add(layers.to_video(new))
+                self._groups.append(new.to(self._store))
+                self._advance(new)
+
+    def _over_time(self, block: Any, share: float, first: Statistics) -> None:
+        """TemporalResnetBlock without a time embedding, of which `share` is added."""
+        second = Statistics(block.norm2)
+        kept = []
+
+        def hidden_of(rows: slice) -> torch.Tensor:
+            return layers.conv_over_time(first.normalise_silu(self._gathered(rows)), block.conv1)
+
+        keep = self._keep_hidden or 2 * sum(group.numel() for group in self._groups) <= self._largest
+        for rows in self._slabs():
+            hidden = hidden_of(rows)
+            second.add(hidden)
+            if keep:
+                kept.append(hidden.to(self._store))
+            self._advance(hidden)
+        for index, rows in enumerate(self._slabs()):
+            hidden = kept[index].to(self._device) if keep else hidden_of(rows)
+            added = layers.conv_over_time(second.normalise_silu(hidden), block.conv2)
+            self._add(rows, added, share)
+            self._advance(hidden)
+
+    def _slabs(self) -> list[slice]:
+        """The rows of pixels cut into slabs, by shape alone."""
+        height = self._groups[0].shape[2]
+        rows = max(1, SLAB * height // sum(group.numel() for group in self._groups))
+        return [slice(first, min(first + rows, height)) for first in range(0, height, rows)]
+
+    def _gathered(self, rows: slice) -> torch.Tensor:
+        """Some rows of all frames, (1, C, F, P)."""
+        parts = [group[:, :, rows] for group in self._groups]
+        if self._channels_last:
+            return layers.to_video(parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._device)
+        return torch.cat([part.transpose(0, 1) for part in parts], dim=1)[None].flatten(3).to(self._device)
+
+    def _add(self, rows: slice, video: torch.Tensor, share: float) -> None:
+        """The rows of all frames += share * video."""
+        first, video = 0, video.to(self._store)
+        for group in self._groups:
+            part = group[:, :, rows]
+            part.add_(layers.from_video(video[:, :, first : first + len(group)], like=part), alpha=share)
+            first += len(group)
+
+    def _advance(self, done: torch.Tensor) -> None:
+        self._done += done.numel()
+        self._on_part(min(1.0, self._done / self._work))
+
+
+def _level_sizes(decoder: Any, latents: torch.Tensor) -> list[int]:
+    """The numbers in the clip's activations after each residual block."""
+    frames, _, height, width = latents.shape
+    pixels = frames * height * width
+    sizes = [pixels * decoder.conv_in.out_channels] * len(decoder.mid_block.resnets)
+    for up_block in decoder.up_blocks:
+        sizes += [pixels * up_block.resnets[0].spatial_res_block.out_channels] * len(up_block.resnets)
+        pixels *= 4 if up_block.upsamplers else 1
+    return sizes
+
+
+def _work(decoder: Any, latents: torch.Tensor) -> float:
+    """The numbers that all passes write: what `_Clip` counts as it goes."""
+    frames, _, height, width = latents.shape
+    pixels = frames * height * width * 4 ** sum(bool(up_block.upsamplers) for up_block in decoder.up_blocks)
+    return float(3 * sum(_level_sizes(decoder, latents)) + pixels * decoder.conv_out.out_channels)
+
+
+def _moments(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance (G,) float64 of the groups of channels of a part (1, C, A, B)."""
+    if part.dtype == torch.float32:  # the norm's own kernel is the quickest way, though what it makes beside is dropped
+        _, channels, *sides = part.shape
+        _normed, mean, reciprocal = torch.native_group_norm(
+            part, None, None, 1, channels, sides[0] * sides[1], groups, eps
+        )
+        return mean[0].double(), reciprocal[0].double() ** -2 - eps
+    grouped = part[0].unflatten(0, (groups, -1))
+    count = grouped[0].numel()
+    mean = grouped.sum(dim=(1, 2, 3), dtype=torch.float32).double() / count
+    length = torch.linalg.vector_norm(grouped, dim=(1, 2, 3), dtype=torch.float32)
+    return mean, length.double() ** 2 / count - mean**2
+
+
+class Statistics:
+    """Mean and variance of the groups of a group norm, gathered from parts in float64."""
+
+    def __init__(self, norm: Any) -> None:
+        self._norm = norm
+        self._count = 0
+        self._mean: torch.Tensor | float = 0.0
+        self._squares: torch.Tensor | float = 0.0
+
+    def add(self, part: torch.Tensor) -> None:
+        """A part (1, C, A, B). Merged as Chan, Golub and LeVeque do (1983, Algorithms for computing the variance)."""
+        mean, variance = _moments(part, self._norm.num_groups, self._norm.eps)
+        count = part.numel() // self._norm.num_groups
+        total = self._count + count
+        difference = mean - self._mean
+        self._mean = self._mean + difference * (count / total)
+        within = variance * count
+        self._squares = self._squares + within + difference**2 * (self._count * count / total)
+        self._count = total
+
+    def normalise_silu(self, video: torch.Tensor) -> torch.Tensor:
+        """SiLU of the group norm of `video`, (1, C, F, P), by the statistics of all parts."""
+        norm, each = self._norm, video.shape[1] // self._norm.num_groups
+        assert isinstance(self._mean, torch.Tensor) and isinstance(self._squares, torch.Tensor)
+        mean = self._mean.float().repeat_interleave(each)
+        variance = (self._squares / self._count).float().repeat_interleave(each)
+        weight, bias = norm.weight.float(), norm.bias.float()
+        normed = F.batch_norm(video, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
+        return F.silu(normed, inplace=True)

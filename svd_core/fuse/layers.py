@@ -1,0 +1,133 @@
+"""The layers of the video models, written for few passes over memory. Activations are (F, C, H, W), of one video.
+
+With channels last in memory such a tensor is at once the input of a 2D convolution, the rows (F, H W, C) of a matrix,
+and a 2D picture (1, C, F, H W) on which a convolution over time has the kernel (3, 1): all three are views.
+"""
+
+# The model classes declare their parts as bare modules: a type checker cannot follow.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+
+
+def lay_out(module: torch.nn.Module) -> None:
+    """Have the weights of convolutions in the layout that channels last computes with: same names, values and memory.
+
+    Once; the layout stays with a weight when it is moved. Otherwise each call would make such a copy.
+    """
+    for part in module.modules():
+        if type(part) in LAYOUTS:
+            layout = LAYOUTS[type(part)]
+            if not part.weight.is_contiguous(memory_format=layout):
+                with torch.inference_mode(False), torch.no_grad():
+                    laid_out = part.weight.detach().contiguous(memory_format=layout)
+                    part.weight = nn.Parameter(laid_out, requires_grad=False)
+
+
+def norm_silu(x: torch.Tensor, norm: nn.Module, in_place: bool = True) -> torch.Tensor:
+    """SiLU of the group norm of x."""
+    return F.silu(norm(x), inplace=in_place)
+
+
+def spatial_residual(
+    x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, in_place: bool = True
+) -> torch.Tensor:
+    """ResnetBlock2D. bias: of the first convolution, with the time embedding in it."""
+    hidden = conv(norm_silu(x, block.norm1, in_place), block.conv1, bias)
+    hidden = block.conv2(norm_silu(hidden, block.norm2, in_place))
+    return hidden.add_(x if block.conv_shortcut is None else block.conv_shortcut(x))
+
+
+def share_of(mixer: Any) -> float:
+    """How much of the temporal side AlphaBlender takes; SVD's frames are never single images to it."""
+    factor = mixer.mix_factor
+    if factor.is_meta:
+        return 0.5  # no numbers are computed there
+    alpha = factor if mixer.merge_strategy == "fixed" else torch.sigmoid(factor)
+    alpha = alpha.to(factor.dtype).item()
+    return alpha if mixer.switch_spatial_to_temporal_mix else 1.0 - alpha
+
+
+def to_video(x: torch.Tensor) -> torch.Tensor:
+    """(F, C, H, W) as a picture of time and place, (1, C, F, H W); a view when channels are last."""
+    frames, channels, height, width = x.shape
+    if is_channels_last(x):
+        return x.permute(0, 2, 3, 1).reshape(1, frames, height * width, channels).permute(0, 3, 1, 2)
+    return x.transpose(0, 1).reshape(1, channels, frames, height * width)
+
+
+def from_video(video: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The way back to the shape of `like`; a view."""
+    return video[0].transpose(0, 1).unflatten(2, like.shape[-2:])
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether channels are last in memory."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def to_rows(x: torch.Tensor) -> torch.Tensor:
+    """(F, C, H, W) as the rows of a matrix, (F, H W, C); a view when channels are last."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], x.shape[2] * x.shape[3], x.shape[1])
+
+
+def from_rows(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The way back to (F, C, H, W), in the size of `like`; a view with channels last."""
+    return rows.unflatten(1, like.shape[-2:]).permute(0, 3, 1, 2)
+
+
+def conv(x: torch.Tensor, module: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    """A 2D convolution, with another bias when there is one."""
+    if bias is None:
+        return module(x)
+    return F.conv2d(x, module.weight, bias, module.stride, module.padding)
+
+
+def conv_over_time(video: torch.Tensor, module: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Conv3d with kernel (3, 1, 1) on (1, C, F, H W), as a 2D convolution with kernel (3, 1)."""
+    bias = module.bias if bias is None else bias
+    return F.conv2d(video, module.weight.flatten(3), bias, padding=(1, 0))
+
+
+def blend(space: torch.Tensor, time: torch.Tensor, mixer: Any, share: float | None) -> torch.Tensor:
+    """space + share (time - space), in place; with no share what AlphaBlender makes of frames of a video."""
+    if share is not None:
+        return space.lerp_(time, share)
+    frames = space.new_zeros((1, len(space)))
+    if space.ndim == 4:  # AlphaBlender takes (1, C, F, H, W) or (F, N, C)
+        return mixer(space.transpose(0, 1)[None], time.transpose(0, 1)[None], frames)[0].transpose(0, 1)
+    return mixer(space, time, frames)
+
+
+def feed_forward_(rows: torch.Tensor, norm: nn.Module, layers: Any, piece: int | None) -> torch.Tensor:
+    """rows += feed-forward(norm(rows)), in place, `piece` rows at a time. Rows do not see each other."""
+    into, out = layers[0].proj, layers[2]
+    flat = rows.view(-1, rows.shape[-1])
+    for some in flat.split(piece or len(flat)):
+        value, gate = into(norm(some)).chunk(2, dim=-1)
+        some.add_(out(F.gelu(gate).mul_(value)))
+    return rows
+
+
+def share_of_piece(piece: int | None, rows: torch.Tensor, whole: int) -> int:
+    """How many frames, or places, make `piece` rows of (F, N, C) when dimension `whole` is not cut; at least one."""
+    return max(1, (piece or rows.shape[0] * rows.shape[1]) // rows.shape[whole])
+
+
+def split_heads(projected: torch.Tensor, parts: int, heads: int, over_time: bool) -> tuple[torch.Tensor, ...]:
+    """(F, N, parts C) -> `parts` times (F, heads, N, C / heads), or over time (N, heads, F, C / heads); views."""
+    frames_places = (1, 3, 0) if over_time else (0, 3, 1)
+    return projected.unflatten(-1, (parts, heads, -1)).permute(2, *frames_places, 4).unbind(0)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(B, heads, N, d) three times -> (B, N, heads d)."""
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)

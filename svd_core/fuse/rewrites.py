@@ -1,0 +1,96 @@
+"""Which exact rewrites are on, and which modules they know how to rewrite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """The exact rewrites of the UNet's arithmetic, each with a switch of its own. All are on unless told otherwise.
+
+    cross_attention  attention to the one CLIP token is that token's value (softmax over one key is 1): one row a video
+    blend            AlphaBlender as one weighted sum, whose weights are numbers; divisions by 1.0 dropped
+    embeddings       embeddings of time, frame position and micro-conditioning once for the whole schedule, with the
+                     bias of the convolution they are added after
+    qkv              query, key and value of self-attention as one product
+    geglu            the feed-forward in pieces that stay near the processor, activations in place
+    channels_last    channels last in memory from end to end; the convolution over time as a 2D one on a view
+    norm_silu        SiLU in place on the group norm's output
+    """
+
+    cross_attention: bool = True
+    blend: bool = True
+    embeddings: bool = True
+    qkv: bool = True
+    geglu: bool = True
+    channels_last: bool = True
+    norm_silu: bool = True
+
+    @staticmethod
+    def none() -> Rewrites:
+        """All of them off."""
+        return Rewrites(**{field.name: False for field in fields(Rewrites)})
+
+
+ALL = Rewrites()
+
+COMPOSITES = frozenset(
+    {
+        "UNetSpatioTemporalConditionModel",
+        "CrossAttnDownBlockSpatioTemporal",
+        "DownBlockSpatioTemporal",
+        "UNetMidBlockSpatioTemporal",
+        "UpBlockSpatioTemporal",
+        "CrossAttnUpBlockSpatioTemporal",
+        "SpatioTemporalResBlock",
+        "ResnetBlock2D",
+        "TemporalResnetBlock",
+        "AlphaBlender",
+        "TransformerSpatioTemporalModel",
+        "BasicTransformerBlock",
+        "TemporalBasicTransformerBlock",
+        "FeedForward",
+        "GEGLU",
+        "Attention",
+    }
+)
+"""diffusers' classes whose forward is written again here. What is inside them is called as it is."""
+PROCESSORS = frozenset({"AttnProcessor2_0", "AttnProcessor"})
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def why_not(unet: torch.nn.Module) -> str | None:
+    """Why a UNet cannot be rewritten and has to be called as it is; None when it can.
+
+    A hook on a module that is not called, or a class from elsewhere in its place, would otherwise be passed over.
+    """
+    if type(unet).__name__ not in COMPOSITES:
+        return f"it is a {type(unet).__name__}"
+    for name, module in unet.named_modules():
+        kind = type(module).__name__
+        if any(True for _ in module.children()) and kind not in (*COMPOSITES, *CONTAINERS):
+            return f"{name} is a {kind}"
+        if kind in COMPOSITES and any(getattr(module, hooks) for hooks in HOOKS):
+            return f"{name} has a hook"
+        if kind == "Attention" and type(module.processor).__name__ not in PROCESSORS:
+            return f"{name} attends with {type(module.processor).__name__}"
+        if kind == "ResnetBlock2D" and not _is_plain(module):
+            return f"{name} resamples or scales"
+    return None
+
+
+CONTAINERS = frozenset({"ModuleList", "TimestepEmbedding", "Upsample2D", "Downsample2D"})
+"""Composites that are called as they are, or only hold others."""
+
+
+def _is_plain(block: Any) -> bool:
+    return block.upsample is None and block.downsample is None and block.output_scale_factor == 1.0
+
+
+def is_plain_linear(module: torch.nn.Module) -> bool:
+    """Whether a module is nothing but a product and a sum: no LoRA around it, no hook on it."""
+    return type(module) is torch.nn.Linear and not any(getattr(module, hooks) for hooks in HOOKS)

@@ -1,0 +1,196 @@
+"""The UNet of one side of guidance, for one video: what does not change from step to step is computed once.
+
+The same function as diffusers' UNetSpatioTemporalConditionModel on its own modules and weights, written again with the
+rewrites of `Rewrites`. Nothing is kept between videos but the weights themselves, so a LoRA or a patch that changes
+them is seen by the next video; a module that was replaced or has a hook is called as it is.
+"""
+
+# The model classes declare their parts as bare modules: a type checker cannot follow.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOptionalSubscript=false, reportReturnType=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import layers
+from .constants import BlockConstants, Constants
+from .rewrites import ALL, Rewrites
+
+CPU_PIECE = 1024
+GPU_PIECE = 32768
+"""Rows of a feed-forward at a time: what the caches of a CPU hold; what keeps a GPU busy."""
+
+
+class PreparedUNet:
+    """v for one side of guidance: call it with (x (F, 4, h, w) already scaled by c_in, c_noise) -> (F, 4, h, w).
+
+    unet          UNetSpatioTemporalConditionModel that `why_not` has nothing against; computes in its own dtype
+    embeds        (1, T, D) CLIP embedding; with T above 1 cross-attention is computed as it comes
+    image_latents (F, 4, h, w) what the noisy latents are joined with, on the UNet's device
+    time_ids      (1, 3) fps - 1, motion bucket, augmentation strength
+    c_noises      (S,) the noise levels that will be asked for; others may be, and cost a little more
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        embeds: torch.Tensor,
+        image_latents: torch.Tensor,
+        time_ids: torch.Tensor,
+        c_noises: torch.Tensor,
+        rewrites: Rewrites = ALL,
+        piece: int | None = None,
+    ) -> None:
+        if embeds.shape[1] != 1:
+            rewrites = replace(rewrites, cross_attention=False)
+        if image_latents.device.type == "cuda":  # its group norm answers in the other layout: not yet measured there
+            rewrites = replace(rewrites, channels_last=False)
+        self._unet = unet
+        self._image_latents = image_latents
+        self._rewrites = rewrites
+        self._piece = (piece or _piece_of(image_latents.device)) if rewrites.geglu else None
+        self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites)
+
+    def __call__(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        """The network's answer at noise level c_noise ()."""
+        unet, at = self._unet, self._constants.at(c_noise)
+        sample = torch.cat([x, self._image_latents], dim=1)
+        if self._rewrites.channels_last:
+            sample = sample.contiguous(memory_format=torch.channels_last)
+        x = unet.conv_in(sample)
+        sizes = _Sizes.of(unet, sample)
+        skips = [x]
+        for block in unet.down_blocks:
+            for index, resnet in enumerate(block.resnets):
+                x = self._pair(block, index, self._residual(x, resnet, at))
+                skips.append(x)
+            for down in getattr(block, "downsamplers", None) or ():
+                x = down(x)
+                skips.append(x)
+        middle = unet.mid_block
+        x = self._residual(x, middle.resnets[0], at)
+        for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+            x = self._residual(self._transformer(x, attention), resnet, at)
+        for block in unet.up_blocks:
+            for index, resnet in enumerate(block.resnets):
+                joined = torch.cat([x, skips.pop()], dim=1)
+                x = self._pair(block, index, self._residual(joined, resnet, at))
+            for up in block.upsamplers or ():
+                x = up(x, sizes.above(skips))
+        return unet.conv_out(layers.norm_silu(x, unet.conv_norm_out, self._rewrites.norm_silu))
+
+    def _pair(self, block: Any, index: int, x: torch.Tensor) -> torch.Tensor:
+        """The transformer that follows a residual block, where there is one."""
+        attentions = getattr(block, "attentions", None)
+        return self._transformer(x, attentions[index]) if attentions is not None else x
+
+    def _residual(self, x: torch.Tensor, block: Any, at: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+        """SpatioTemporalResBlock."""
+        constants = self._constants.of(block)
+        return residual(
+            x, block, (at[block.spatial_res_block], at[block.temporal_res_block]), constants, self._rewrites
+        )
+
+    def _transformer(self, x: torch.Tensor, model: Any) -> torch.Tensor:
+        """TransformerSpatioTemporalModel."""
+        rows = model.proj_in(layers.to_rows(model.norm(x)))
+        positions = self._constants.positions(model)
+        blend = self._constants.of(model)
+        for space, time in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
+            rows = spatial_block_(rows, space, self._constants.of(space), self._piece)
+            mixed = temporal_block_(rows + positions, time, self._constants.of(time), self._piece)
+            rows = layers.blend(rows, mixed, model.time_mixer, blend.share)
+        return layers.from_rows(model.proj_out(rows), like=x) + x
+
+
+def residual(
+    x: torch.Tensor,
+    block: Any,
+    biases: tuple[torch.Tensor, torch.Tensor],
+    constants: BlockConstants,
+    rewrites: Rewrites,
+) -> torch.Tensor:
+    """A residual block in space, then one over time, of which the block's own share is added.
+
+    biases  of the first convolution of either, with the time embedding of this step in it
+    """
+    space, time, in_place = block.spatial_res_block, block.temporal_res_block, rewrites.norm_silu
+    hidden = layers.spatial_residual(x, space, biases[0], in_place)
+    video = layers.norm_silu(layers.to_video(hidden), time.norm1, in_place)
+    video = layers.conv_over_time(video, time.conv1, biases[1])
+    video = layers.conv_over_time(layers.norm_silu(video, time.norm2, in_place), time.conv2)
+    added = layers.from_video(video, like=hidden)
+    if constants.share is None:
+        return layers.blend(hidden, hidden + added, block.time_mixer, None)
+    return hidden.add_(added, alpha=constants.share)
+
+
+def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, piece: int | None) -> torch.Tensor:
+    """BasicTransformerBlock on (F, N, C), in place: attention within a frame, the picture's token, feed-forward."""
+    for some in rows.split(layers.share_of_piece(piece, rows, whole=1)):
+        query, key, value = _project(block.norm1(some), block.attn1, constants)
+        some.add_(_out(layers.attend(query, key, value), block.attn1, constants))
+    if constants.cross is None:
+        rows.add_(block.attn2(block.norm2(rows), encoder_hidden_states=constants.context))
+    return layers.feed_forward_(rows, block.norm3, block.ff.net, piece)
+
+
+def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, piece: int | None) -> torch.Tensor:
+    """TemporalBasicTransformerBlock on (F, N, C), in place. Only attention looks along the frames."""
+    layers.feed_forward_(rows, block.norm_in, block.ff_in.net, piece)
+    for some in rows.split(layers.share_of_piece(piece, rows, whole=0), dim=1):
+        query, key, value = _project(block.norm1(some), block.attn1, constants, over_time=True)
+        mixed = layers.attend(query, key, value)
+        if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
+            some.add_(_out(mixed, block.attn1, constants).transpose(0, 1))
+        else:
+            some.add_(_out(mixed.transpose(0, 1), block.attn1, constants))
+    if constants.cross is None:
+        turned = block.norm2(rows).transpose(0, 1)
+        context = constants.context[:1].expand(len(turned), -1, -1)
+        rows.add_(block.attn2(turned, encoder_hidden_states=context).transpose(0, 1))
+    return layers.feed_forward_(rows, block.norm3, block.ff.net, piece)
+
+
+def _project(
+    rows: torch.Tensor, attention: Any, constants: BlockConstants, over_time: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """Query, key and value of (F, N, C), (B, heads, tokens, d) each; one product where they are parts of one matrix."""
+    if constants.qkv is not None:
+        return layers.split_heads(F.linear(rows, constants.qkv), 3, attention.heads, over_time)
+    each_alone = (attention.to_q, attention.to_k, attention.to_v)
+    return tuple(layers.split_heads(each(rows), 1, attention.heads, over_time)[0] for each in each_alone)
+
+
+def _out(mixed: torch.Tensor, attention: Any, constants: BlockConstants) -> torch.Tensor:
+    """The last product of self-attention, with cross-attention's one row in its bias."""
+    if constants.cross is None:
+        return attention.to_out[0](mixed)
+    if constants.bias is None:
+        return attention.to_out[0](mixed).add_(constants.cross)
+    return F.linear(mixed, attention.to_out[0].weight, constants.bias)
+
+
+def _piece_of(device: torch.device) -> int:
+    return CPU_PIECE if device.type == "cpu" else GPU_PIECE
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes to go up to, told to the upsamplers only where halving did not come out even."""
+
+    uneven: bool
+
+    @staticmethod
+    def of(unet: Any, sample: torch.Tensor) -> _Sizes:
+        whole = 2**unet.num_upsamplers
+        return _Sizes(any(side % whole for side in sample.shape[-2:]))
+
+    def above(self, skips: list[torch.Tensor]) -> torch.Size | None:
+        return skips[-1].shape[-2:] if self.uneven else None
