@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     console: Console = JsonConsole() if arguments.json else TerminalConsole()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
+    if arguments.vram is not None:
+        for planner in ("memory", "decode"):
+            logging.getLogger(f"{__package__}.svd_core.{planner}").setLevel(logging.INFO)
     _quiet_libraries()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -71,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _add_animate, _add_run, _add_validate, _add_convert, _add_nodes, _add_inspect, _add_convert_checkpoint,
-        _add_download,
+        _add_download, _add_bench,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -89,6 +95,10 @@ def _add_command(commands: Any, name: str, command: Command, help_text: str) -> 
     common.add_argument(
         "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
     )
+    common.add_argument(
+        "--vram", type=_size, metavar="SIZE", help="get by with so much of the device's memory, such as 6G: the same "
+        "pixels, more slowly; says the plan",
+    )  # fmt: skip
     common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -129,7 +139,7 @@ def _add_animate(commands: Any) -> None:
     parser.add_argument("--max-guidance", type=float, metavar="X", help=f"on the last frame; {of_model}")
     parser.add_argument(
         "--decode-mode", choices=("exact", "windowed"),
-        help="whole clip at once, or in windows (default: exact for small videos, windowed else)",
+        help="as one clip, or in windows (default: exact)",
     )  # fmt: skip
     parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames a window keeps (default: 8)")
 
@@ -188,6 +198,16 @@ def _add_convert_checkpoint(commands: Any) -> None:
 def _add_download(commands: Any) -> None:
     parser = _add_command(commands, "download", download, "fetch a known checkpoint from the hub, checked by sha256")
     parser.add_argument("name", metavar="NAME", help="svd, svd-xt, svd-xt-1-1, ...; an unknown name lists all")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _add_command(commands, "bench", bench, "measure this package against stock diffusers on this machine")
+    parser.add_argument(
+        "--size", choices=("small", "full"),
+        help="of the random models: small suits a CPU, full is SVD-XT at 1024x576 (default: full on CUDA, else small)",
+    )  # fmt: skip
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
+    parser.add_argument("--compiled", action="store_true", help="measure diffusers with torch.compile, too")
 
 
 def animate(arguments: argparse.Namespace, console: Console) -> None:
@@ -280,6 +300,33 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     console.result(f"{path} is complete", output=path)
 
 
+def bench(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages bench`."""
+    import torch
+
+    from .svd_core.bench import compare, report
+    from .svd_core.checkpoint.load import resolve_dtypes
+
+    here = _surroundings(arguments, console).host()
+    device = here.device()
+    dtype = resolve_dtypes(arguments.precision, device, torch.float32, force_upcast=False).compute
+    size = arguments.size or ("full" if device.type == "cuda" else "small")
+    planned = compare.Bench(size, device, dtype, max(1, arguments.turns), arguments.compiled)
+    with here.progress("measuring", planned.calls(), "call") as advance:
+        done = itertools.count(1)
+        measured = compare.compare(replace(planned, on_call=lambda: advance(next(done))))
+    facts, counted = report.machine(planned), compare.full_size_costs()
+    console.result(report.as_text(facts, measured, counted), **report.as_values(facts, measured, counted))
+
+
+def _size(text: str) -> int:
+    """Bytes of a size as a person writes it: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as on the cards."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f'a size is a number with K, M or G, such as 6G, and not "{text}"')
+    return int(float(found[1]) * 1024 ** " KMG".index(found[2].upper() or " "))
+
+
 def _by_name(checkpoint: Path) -> Path:
     """The built-in model's file when its name is given: that name means the same in every command."""
     return EMBEDDED_FILE if str(checkpoint) == EMBEDDED else checkpoint
@@ -299,6 +346,7 @@ def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Pa
         device=arguments.device,
         precision=arguments.precision,
         reporter=console.report,
+        vram=arguments.vram,
         **folders,
     )
 

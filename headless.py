@@ -97,7 +97,7 @@ class Animation:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where and on what to run; what the command line's common options say."""
+    """Where and on what to run; what the command line's common options say. vram: bytes to get by with."""
 
     models: Sequence[str | os.PathLike] = ()
     device: str = "auto"
@@ -105,6 +105,7 @@ class Surroundings:
     input_folder: str | os.PathLike = "input"
     output_folder: str | os.PathLike = "output"
     reporter: host.Reporter = field(default=host.ignore_progress)
+    vram: int | None = None
 
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
@@ -115,6 +116,7 @@ class Surroundings:
             input_folder=Path(self.input_folder),
             output_folder=Path(self.output_folder),
             reporter=self.reporter,
+            vram=self.vram,
         )
 
 

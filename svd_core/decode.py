@@ -87,11 +87,12 @@ def spares(vae: Vae, windows: list[Window], height: int, width: int, device: tor
     """
     frames = max(window.last - window.first for window in windows)
     need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
+    logger.info("decoding: takes about %s, %s are free", *map(in_words, (need, free)))
     if need <= free:
         return False
     least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if device.type != "cpu" else need
     if least <= free:
-        logger.info("decoding needs about %s and %s are free: activations lie on the CPU", *map(in_words, (need, free)))
+        logger.info("decoding: activations lie on the CPU, which leaves about %s on the device", in_words(least))
         return True
     if len(windows) > 1:
         return device.type != "cpu"

@@ -44,6 +44,7 @@ def make_denoiser(
     device: torch.device,
     sigmas: torch.Tensor | None = None,
     rewrites: Rewrites = ALL,
+    stream: bool = False,
 ) -> Denoiser:
     """A denoiser of one video with classifier-free guidance, one weight per frame.
 
@@ -51,6 +52,7 @@ def make_denoiser(
     weights   (F,) float32; guided v = v_negative + weight (v_positive - v_negative)
     sigmas    the noise levels that will be asked for, so that what depends on them alone is computed once; None: none
               are known before
+    stream    the weights of `unet` are elsewhere and come to `device` block by block: less memory, the same bits
 
     The two sides are computed one after the other: a video has rows enough to keep any device busy, and half of them
     need half the memory. The negative side is not computed at all when every weight is 1.
@@ -59,7 +61,7 @@ def make_denoiser(
     guided = bool((weights != 1.0).any())
     c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    calls = [_predictor(unet, side, frames, device, c_noises, rewrites) for side in sides]
+    calls = [_predictor(unet, side, frames, device, c_noises, rewrites, stream) for side in sides]
     per_frame = weights.to(device).view(1, frames, 1, 1, 1)
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -80,6 +82,7 @@ def _predictor(
     device: torch.device,
     c_noises: torch.Tensor,
     rewrites: Rewrites,
+    stream: bool,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """v for one side: (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> (1, F, 4, h, w) float32."""
     dtype = next(unet.parameters()).dtype
@@ -88,7 +91,7 @@ def _predictor(
     time_ids = side.micro.time_ids().to(device)
     obstacle = why_not(unet)
     if obstacle is None:
-        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, rewrites)
+        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, rewrites, stream=stream)
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
     logger.info("the denoising network is called as it is, without the faster rewrites: %s", obstacle)
 

@@ -57,8 +57,16 @@ class Host(Protocol):
         """
         ...
 
+    def beside(self, need: int) -> contextlib.AbstractContextManager[torch.device]:
+        """The compute device with `need` bytes free, and no part on it: for work that brings its weights itself."""
+        ...
+
     def free_memory(self, device: torch.device) -> int:
         """Bytes that are free on `device` now."""
+        ...
+
+    def capacity(self) -> int:
+        """Bytes that the compute device could give one stage, its weights included."""
         ...
 
     def progress(self, stage: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
@@ -87,6 +95,7 @@ class HeadlessHost:
     """No ComfyUI: torch's devices, plain folders, a reporter for progress.
 
     temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
+    vram         bytes of the device's memory to get by with; None: all that is free
     """
 
     library: ModelLibrary = field(default_factory=ModelLibrary)
@@ -96,6 +105,7 @@ class HeadlessHost:
     output_folder: Path = Path("output")
     temp_folder: Path | None = None
     reporter: Reporter = ignore_progress
+    vram: int | None = None
 
     def device(self) -> torch.device:
         """`device_name`, or for `auto` the first of CUDA, MPS and CPU that is there.
@@ -131,15 +141,27 @@ class HeadlessHost:
         finally:
             part.module.to("cpu")
 
+    @contextlib.contextmanager
+    def beside(self, need: int) -> Iterator[torch.device]:
+        """The device: between stages nothing of ours is on it."""
+        yield self.device()
+
     def free_memory(self, device: torch.device) -> int:
-        """Free bytes on the card, or what the operating system calls available for the CPU."""
+        """Free bytes on the card, or what the operating system calls available for the CPU; `vram` limits it."""
         import psutil
         import torch
 
         if device.type == "cuda":
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return torch.cuda.mem_get_info(device)[0] + cached
-        return psutil.virtual_memory().available
+            allocated = torch.cuda.memory_allocated(device)
+            cached = torch.cuda.memory_reserved(device) - allocated
+            free = torch.cuda.mem_get_info(device)[0] + cached
+        else:
+            free, allocated = psutil.virtual_memory().available, 0
+        return free if self.vram is None else max(0, min(free, self.vram - allocated))
+
+    def capacity(self) -> int:
+        """What is free: between stages nothing of ours is on the device."""
+        return self.free_memory(self.device())
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:

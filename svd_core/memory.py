@@ -5,12 +5,15 @@ The factors are counts of live tensors in the published architecture (peak of a 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
     from .checkpoint.parts import SVDModel, Vae
+
+logger = logging.getLogger(__name__)
 
 DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
 SPATIAL_LIVE_TENSORS = 8  # of the same kind, of one frame, alive in the last up block's first convolutions
@@ -48,6 +51,24 @@ def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width
     rows = latent_height * latent_width * frames
     tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * min(rows, GPU_PIECE)
     return tensors * model.first_width * itemsize_of(model.unet)
+
+
+def must_stream(model: SVDModel, need: int, device: torch.device, capacity: int) -> bool:
+    """Whether the UNet's weights must come to `device` block by block, for sampling that takes `need` bytes beside.
+
+    Says the plan. It changes no pixel. A UNet that is called as it is cannot stream.
+    """
+    from .fuse.rewrites import why_not
+
+    weights = sum(weight.numel() * weight.element_size() for weight in model.module.parameters())
+    fits = weights + need <= capacity
+    stream = not fits and device.type != "cpu" and why_not(model.unet) is None
+    logger.info(
+        "sampling: the weights %s (%s), the work takes about %s beside, %s can be had",
+        "come block by block" if stream else "are on the device",
+        *map(in_words, (weights, need, capacity)),
+    )
+    return stream
 
 
 def itemsize_of(module: torch.nn.Module) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import pytest
 from PIL import Image
-from svd_stages.__main__ import main
+from svd_stages.__main__ import main, make_parser
 from svd_stages.svd_core.metadata import read_metadata
 from tiny import save_tiny_folder, tiny_checkpoint
 
@@ -386,3 +386,22 @@ def test_inspect_of_a_huge_file_reads_its_header_only(here, capsys):
     assert main(["inspect", "huge.safetensors", "--json"]) == 0
     assert time.monotonic() - began < 1.0
     assert json.loads(capsys.readouterr().out)["bytes"] > 10_000_000_000
+
+
+@pytest.mark.parametrize(("text", "size"), [("6G", 6 * 2**30), ("2.5 GiB", 5 * 2**29), ("512m", 2**29), ("77", 77)])
+def test_a_size_as_a_person_writes_it(text, size):
+    assert make_parser().parse_args(["animate", "x.png", "--vram", text]).vram == size
+
+
+@pytest.mark.parametrize("text", ["much", "0", "-3G", "6T", ""])
+def test_what_is_no_size_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["animate", "x.png", f"--vram={text}"])
+    assert "such as 6G" in capsys.readouterr().err
+
+
+def test_a_budget_says_its_plan_and_a_clip_that_cannot_fit_is_refused_with_the_way_out(here, capsys, caplog):
+    assert main(["animate", "rocket.png", "--vram", "1G", *QUICK]) == 0
+    assert "sampling: the weights are on the device" in caplog.text and "decoding: takes about" in caplog.text
+    assert main(["animate", "rocket.png", "--vram", "1M", *QUICK]) == 4
+    assert "windowed" in capsys.readouterr().err

@@ -60,6 +60,18 @@ class ComfyHost:
         owned.load_whole(patcher, need)
         yield patcher.load_device
 
+    @contextlib.contextmanager
+    def beside(self, need: int) -> Iterator[torch.device]:
+        """The device, after ComfyUI has made `need` bytes free on it."""
+        device = self.device()
+        _management().free_memory(need, device)
+        yield device
+
+    def capacity(self) -> int:
+        """All of the device's memory but what ComfyUI holds back: the models on it leave when the room is wanted."""
+        management = _management()
+        return int(management.get_total_memory(self.device()) - management.extra_reserved_memory())
+
     def free_memory(self, device: torch.device) -> int:
         """Bytes that are free on the device, torch's own unused cache included."""
         return int(_management().get_free_memory(device))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from . import layers
 from .rewrites import Rewrites, is_plain_linear
+from .weights import Here, resident
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +21,14 @@ class BlockConstants:
     """Of one block.
 
     share    how much of the block over time is added, 0 to 1; None: AlphaBlender computes it
-    qkv      the joined matrix of self-attention (3 C, C); None: three products
+    joined   whether query, key and value of self-attention are one product
     cross    (C,) what cross-attention gives, whatever it is asked; None: compute it from `context`
     bias     (C,) the last product's own bias with `cross` in it; None when the product is no plain one
     context  (F, T, D) the embedding for each frame
     """
 
     share: float | None = None
-    qkv: torch.Tensor | None = None
+    joined: bool = False
     cross: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     context: torch.Tensor | None = None
@@ -44,8 +45,10 @@ class Constants:
         frames: int,
         c_noises: torch.Tensor,
         rewrites: Rewrites,
+        here: Here = resident,
     ) -> None:
-        self._unet, self._frames, self._rewrites = unet, frames, rewrites
+        self._here = here
+        self._unet, self._frames, self._rewrites, self._like = unet, frames, rewrites, embeds
         context = embeds.expand(frames, -1, -1)
         if rewrites.channels_last:
             layers.lay_out(unet)
@@ -60,11 +63,11 @@ class Constants:
                 share = layers.share_of(module.time_mixer) if rewrites.blend else None
                 self._blocks[module] = BlockConstants(share=share)
             if kind == "TransformerSpatioTemporalModel" and rewrites.embeddings:
-                self._positions[module] = _positions(module, frames, embeds)
+                self._positions[module] = self._positions_of(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
-                self._blocks[module] = _of_transformer(module, context, rewrites)
-        self._micro = self._embed_micro(time_ids, embeds.dtype)
-        self._like = embeds
+                self._blocks[module] = _of_transformer(module, context, rewrites, here)
+        with here(unet.add_embedding):
+            self._micro = self._embed_micro(time_ids, embeds.dtype)
         self._rows: dict[float, int] = {}
         if rewrites.embeddings:
             self._rows = {level: row for row, level in enumerate(c_noises.tolist())}
@@ -77,7 +80,12 @@ class Constants:
     def positions(self, transformer: nn.Module) -> torch.Tensor:
         """(F, 1, C): the embedding of each frame's place in the video."""
         known = self._positions.get(transformer)
-        return known if known is not None else _positions(transformer, self._frames, self._like)
+        return known if known is not None else self._positions_of(transformer)
+
+    def _positions_of(self, transformer: Any) -> torch.Tensor:
+        places = transformer.time_proj(torch.arange(self._frames, device=self._like.device))
+        with self._here(transformer.time_pos_embed):
+            return transformer.time_pos_embed(places.to(self._like.dtype))[:, None]
 
     def at(self, c_noise: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
         """For each residual block, in space and over time: (C,) the bias of its first convolution at this level."""
@@ -89,9 +97,14 @@ class Constants:
     def _tables_of(self, c_noises: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
         """(S, C) for each residual block."""
         unet, device = self._unet, self._micro.device
-        embedding = unet.time_embedding(unet.time_proj(c_noises.to(device)).to(self._micro.dtype)) + self._micro
-        active = F.silu(embedding)
-        return {block: block.time_emb_proj(active) + block.conv1.bias for block in self._residuals}
+        with self._here(unet.time_embedding):
+            times = unet.time_embedding(unet.time_proj(c_noises.to(device)).to(self._micro.dtype))
+        active = F.silu(times + self._micro)
+        tables = {}
+        for block in self._residuals:
+            with self._here(block.time_emb_proj):
+                tables[block] = block.time_emb_proj(active) + block.conv1.bias.to(device)
+        return tables
 
     def _embed_micro(self, time_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(1, E) of (1, 3)."""
@@ -99,40 +112,44 @@ class Constants:
         return self._unet.add_embedding(flat.to(dtype))
 
 
-def _positions(model: Any, frames: int, like: torch.Tensor) -> torch.Tensor:
-    places = model.time_proj(torch.arange(frames, device=like.device))
-    return model.time_pos_embed(places.to(like.dtype))[:, None]
-
-
-def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites) -> BlockConstants:
-    qkv = joined_qkv(block.attn1) if rewrites.qkv else None
+def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites, here: Here) -> BlockConstants:
+    joined = rewrites.qkv and join_qkv(block.attn1)
     if not rewrites.cross_attention or block.attn2 is None:
-        return BlockConstants(qkv=qkv, context=context)
-    row = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
+        return BlockConstants(joined=joined, context=context)
+    with here(block.attn2):
+        row = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
     out = block.attn1.to_out[0]
-    bias = out.bias + row if is_plain_linear(out) and out.bias is not None else None
-    return BlockConstants(qkv=qkv, cross=row, bias=bias)
+    bias = out.bias.to(row.device) + row if is_plain_linear(out) and out.bias is not None else None
+    return BlockConstants(joined=joined, cross=row, bias=bias)
 
 
-def joined_qkv(attention: Any) -> torch.Tensor | None:
-    """The matrix (3 C, C) whose parts the weights of to_q, to_k and to_v are.
+def join_qkv(attention: Any) -> bool:
+    """Make the weights of to_q, to_k and to_v parts of one matrix, when they are not yet; whether they could be.
 
-    When they are not yet, a copy is made and they become views of it: their names, values and memory stay what they
-    were, and who changes a weight in place changes the product. None when one is more than a plain product.
+    Their names, values and memory stay what they were, and who changes a weight in place changes the product. False
+    when one of them is more than a plain product.
     """
     parts = (attention.to_q, attention.to_k, attention.to_v)
     if not all(is_plain_linear(each) and each.bias is None for each in parts):
-        return None
+        return False
     weights = [each.weight for each in parts]
     if len({(each.shape, each.dtype, each.device, each.stride()) for each in weights}) != 1:
-        return None
-    rows, columns = weights[0].shape
+        return False
     if not _are_side_by_side(weights):
         with torch.inference_mode(False), torch.no_grad():
             joined = torch.cat([each.detach() for each in weights])
-            for each, part in zip(parts, joined.split(rows), strict=True):
+            for each, part in zip(parts, joined.chunk(3), strict=True):
                 each.weight = nn.Parameter(part, requires_grad=False)
-    return attention.to_q.weight.detach().as_strided((3 * rows, columns), (columns, 1))
+    return True
+
+
+def joined_qkv(attention: Any) -> torch.Tensor:
+    """The matrix (3 C, C) of which the three weights are parts: itself, or of weights that were copied one by one."""
+    weights = [each.weight.detach() for each in (attention.to_q, attention.to_k, attention.to_v)]
+    if not _are_side_by_side(weights):
+        return torch.cat(weights)
+    rows, columns = weights[0].shape
+    return weights[0].as_strided((3 * rows, columns), (columns, 1))
 
 
 def _are_side_by_side(weights: list[Any]) -> bool:

@@ -61,7 +61,7 @@ def decode(
     keep_hidden: bool = False,
     on_part: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
-    """Pixels (F, 3, 8h, 8w) in the decoder's precision, on the CPU, of one clip of unscaled latents (F, 4, h, w).
+    """Pixels (F, 3, 8h, 8w) in the decoder's precision of one clip of unscaled latents (F, 4, h, w).
 
     latents      on the decoder's device, in its precision
     store        where a layer's activations lie between passes: the decoder's device, or the CPU to spare it
@@ -106,7 +106,7 @@ class _Clip:
                 before = upsampler
         self._in_space(lambda frames: decoder.conv_out(layers.norm_silu(frames, decoder.conv_norm_out)))
         pixels = torch.cat(self._groups).to(self._device)
-        return layers.from_video(layers.conv_over_time(layers.to_video(pixels), decoder.time_conv_out), pixels).cpu()
+        return layers.from_video(layers.conv_over_time(layers.to_video(pixels), decoder.time_conv_out), pixels)
 
     def _residual(self, block: Any, before: Any = None) -> None:
         """SpatioTemporalResBlock, after `before`, which looks at one frame."""

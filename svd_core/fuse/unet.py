@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import layers
-from .constants import BlockConstants, Constants
+from .constants import BlockConstants, Constants, joined_qkv
 from .rewrites import ALL, Rewrites
+from .weights import USED_ONCE, Here, Streamed, resident
 
 CPU_PIECE = 1024
 GPU_PIECE = 32768
@@ -35,6 +36,7 @@ class PreparedUNet:
     image_latents (F, 4, h, w) what the noisy latents are joined with, on the UNet's device
     time_ids      (1, 3) fps - 1, motion bucket, augmentation strength
     c_noises      (S,) the noise levels that will be asked for; others may be, and cost a little more
+    stream        the UNet's weights are elsewhere and shall come to the device of `image_latents` block by block
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PreparedUNet:
         c_noises: torch.Tensor,
         rewrites: Rewrites = ALL,
         piece: int | None = None,
+        stream: bool = False,
     ) -> None:
         if embeds.shape[1] != 1:
             rewrites = replace(rewrites, cross_attention=False)
@@ -55,7 +58,11 @@ class PreparedUNet:
         self._image_latents = image_latents
         self._rewrites = rewrites
         self._piece = (piece or _piece_of(image_latents.device)) if rewrites.geglu else None
-        self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites)
+        once = USED_ONCE if rewrites.cross_attention and rewrites.embeddings else frozenset()
+        device = image_latents.device
+        self._here: Here = Streamed(device, once) if stream else resident
+        all_of: Here = Streamed(device) if stream else resident
+        self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites, all_of)
 
     def __call__(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         """The network's answer at noise level c_noise ()."""
@@ -63,7 +70,9 @@ class PreparedUNet:
         sample = torch.cat([x, self._image_latents], dim=1)
         if self._rewrites.channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
-        x = unet.conv_in(sample)
+        here = self._here
+        with here(unet.conv_in):
+            x = unet.conv_in(sample)
         sizes = _Sizes.of(unet, sample)
         skips = [x]
         for block in unet.down_blocks:
@@ -71,7 +80,8 @@ class PreparedUNet:
                 x = self._pair(block, index, self._residual(x, resnet, at))
                 skips.append(x)
             for down in getattr(block, "downsamplers", None) or ():
-                x = down(x)
+                with here(down):
+                    x = down(x)
                 skips.append(x)
         middle = unet.mid_block
         x = self._residual(x, middle.resnets[0], at)
@@ -82,8 +92,10 @@ class PreparedUNet:
                 joined = torch.cat([x, skips.pop()], dim=1)
                 x = self._pair(block, index, self._residual(joined, resnet, at))
             for up in block.upsamplers or ():
-                x = up(x, sizes.above(skips))
-        return unet.conv_out(layers.norm_silu(x, unet.conv_norm_out, self._rewrites.norm_silu))
+                with here(up):
+                    x = up(x, sizes.above(skips))
+        with here(unet.conv_norm_out, unet.conv_out):
+            return unet.conv_out(layers.norm_silu(x, unet.conv_norm_out, self._rewrites.norm_silu))
 
     def _pair(self, block: Any, index: int, x: torch.Tensor) -> torch.Tensor:
         """The transformer that follows a residual block, where there is one."""
@@ -92,13 +104,16 @@ class PreparedUNet:
 
     def _residual(self, x: torch.Tensor, block: Any, at: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
         """SpatioTemporalResBlock."""
-        constants = self._constants.of(block)
-        return residual(
-            x, block, (at[block.spatial_res_block], at[block.temporal_res_block]), constants, self._rewrites
-        )
+        biases = (at[block.spatial_res_block], at[block.temporal_res_block])
+        with self._here(block):
+            return residual(x, block, biases, self._constants.of(block), self._rewrites)
 
     def _transformer(self, x: torch.Tensor, model: Any) -> torch.Tensor:
         """TransformerSpatioTemporalModel."""
+        with self._here(model):
+            return self._transformed(x, model)
+
+    def _transformed(self, x: torch.Tensor, model: Any) -> torch.Tensor:
         rows = model.proj_in(layers.to_rows(model.norm(x)))
         positions = self._constants.positions(model)
         blend = self._constants.of(model)
@@ -162,8 +177,8 @@ def _project(
     rows: torch.Tensor, attention: Any, constants: BlockConstants, over_time: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """Query, key and value of (F, N, C), (B, heads, tokens, d) each; one product where they are parts of one matrix."""
-    if constants.qkv is not None:
-        return layers.split_heads(F.linear(rows, constants.qkv), 3, attention.heads, over_time)
+    if constants.joined:
+        return layers.split_heads(F.linear(rows, joined_qkv(attention)), 3, attention.heads, over_time)
     each_alone = (attention.to_q, attention.to_k, attention.to_v)
     return tuple(layers.split_heads(each(rows), 1, attention.heads, over_time)[0] for each in each_alone)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from chain import Settings, call, conditioned, decoded, sampled
+from svd_stages.svd_core import memory, stages
 from svd_stages.svd_core.checkpoint.parts import SVDVae
 from svd_stages.svd_core.encode import encode_images
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
 from svd_stages.svd_core.host import HeadlessHost, using
+from svd_stages.svd_core.memory import must_stream
 
 CPU = torch.device("cpu")
 
@@ -149,3 +152,45 @@ def test_the_encoder_gets_its_precision_back_after_a_failure(tiny, images, monke
     with pytest.raises(RuntimeError):
         encode_images(half, images[:, :64, :64], CPU)
     assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float16}
+
+
+class SmallCard(HeadlessHost):
+    """A device that says it is a card and has little memory; the tensors are on the CPU all the same."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(device_name="cpu")
+        object.__setattr__(self, "_capacity", capacity)
+        object.__setattr__(self, "loaded", [])
+
+    def capacity(self) -> int:
+        return self._capacity
+
+    @contextmanager
+    def on_device(self, part, need=0):
+        self.loaded.append(part)
+        with super().on_device(part, need) as device:
+            yield device
+
+
+def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, monkeypatch):
+    image, settings = torch.rand((1, 64, 64, 3)), Settings(frames=3, steps=2)
+    plans = []
+    monkeypatch.setattr(memory, "logger", SimpleNamespace(info=lambda text, *told: plans.append(text % told)))
+    monkeypatch.setattr(
+        stages, "must_stream", lambda model, need, device, room: must_stream(model, need, torch.device("cuda"), room)
+    )
+    videos, loaded = [], []
+    for capacity in (2**40, 2**20):
+        host = SmallCard(capacity)
+        with using(host):
+            videos.append(sampled(tiny, image, settings)["samples"])
+        loaded.append(tiny.model in host.loaded)
+    assert torch.equal(*videos)
+    assert loaded == [True, False]
+    assert "on the device" in plans[0] and "block by block" in plans[1]
+
+
+def test_a_budget_is_what_is_free_at_most():
+    host = HeadlessHost(device_name="cpu", vram=2**30)
+    assert host.free_memory(CPU) == host.capacity() == 2**30
+    assert HeadlessHost(device_name="cpu").free_memory(CPU) > 2**30

@@ -9,6 +9,7 @@ import pytest
 import torch
 from svd_stages.svd_core.fuse.rewrites import ALL, Rewrites, why_not
 from svd_stages.svd_core.fuse.unet import PreparedUNet
+from svd_stages.svd_core.fuse.weights import Streamed
 from tiny import tiny_checkpoint
 
 FRAMES, HEIGHT, WIDTH = 5, 16, 24
@@ -172,3 +173,28 @@ def test_what_is_not_known_is_not_rewritten(unet, change):
     else:
         block.resnets[0].temporal_res_block = torch.nn.Sequential(block.resnets[0].temporal_res_block)
     assert why_not(unet) is not None
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_weights_that_come_block_by_block_give_the_same_bits_and_leave_again(unet, tokens):
+    embeds, latents = drawn(1, tokens, 32, seed=2), drawn(FRAMES, 4, HEIGHT, WIDTH, seed=1)
+    wanted = rewritten(unet, tokens=tokens)
+    before = dict(unet.named_parameters())
+    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, stream=True)
+    assert torch.equal(prepared(drawn(FRAMES, 4, HEIGHT, WIDTH), C_NOISES[0]), wanted)
+    after = dict(unet.named_parameters())
+    assert all(after[name] is weight for name, weight in before.items())
+
+
+def test_no_matrix_is_used_before_it_has_come(unet, monkeypatch):
+    """Where they are kept all matrices are NaN; only what is fetched has numbers."""
+    wanted = rewritten(unet)
+    good = {}
+    for weight in unet.parameters():
+        if weight.ndim > 1:
+            good[id(weight)] = weight.clone()
+            weight.fill_(torch.nan)
+    monkeypatch.setattr(Streamed, "_copied", lambda self, weight: good.get(id(weight), weight).clone())
+    embeds, latents = drawn(1, 1, 32, seed=2), drawn(FRAMES, 4, HEIGHT, WIDTH, seed=1)
+    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, stream=True)
+    assert difference(prepared(drawn(FRAMES, 4, HEIGHT, WIDTH), C_NOISES[0]), wanted) < 1e-6
