@@ -312,10 +312,11 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
     dtype = resolve_dtypes(arguments.precision, device, torch.float32, force_upcast=False).compute
     size = arguments.size or ("full" if device.type == "cuda" else "small")
     planned = compare.Bench(size, device, dtype, max(1, arguments.turns), arguments.compiled)
+    facts = report.machine(planned)
     with here.progress("measuring", planned.calls(), "call") as advance:
         done = itertools.count(1)
         measured = compare.compare(replace(planned, on_call=lambda: advance(next(done))))
-    facts, counted = report.machine(planned), compare.full_size_costs()
+    counted = compare.full_size_costs()
     console.result(report.as_text(facts, measured, counted), **report.as_values(facts, measured, counted))
 
 

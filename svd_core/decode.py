@@ -90,15 +90,16 @@ def spares(vae: Vae, windows: list[Window], height: int, width: int, device: tor
     logger.info("decoding: takes about %s, %s are free", *map(in_words, (need, free)))
     if need <= free:
         return False
-    least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if device.type != "cpu" else need
+    may_spare = vae.streams and device.type != "cpu"
+    least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_spare else need
     if least <= free:
         logger.info("decoding: activations lie on the CPU, which leaves about %s on the device", in_words(least))
         return True
     if len(windows) > 1:
-        return device.type != "cpu"
+        return may_spare  # the choice of windows was the user's: try
     chunk = max(1, frames * free // need - 4)
+    way_out = "" if may_spare else f"use mode windowed with chunk_size {chunk} and context 2, or fewer frames, or "
     raise MemoryBudgetError(
         f"decoding {frames} frames of {SCALE * width}x{SCALE * height} as one clip (mode exact) needs about "
-        f"{in_words(least)}, and {in_words(free)} are free; use mode windowed with chunk_size {chunk} and context 2, "
-        f"or fewer frames, or a smaller size"
+        f"{in_words(least)}, and {in_words(free)} are free; {way_out or 'use '}a smaller size"
     )

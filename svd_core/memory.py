@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from .errors import MemoryBudgetError
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,6 +22,7 @@ SPATIAL_LIVE_TENSORS = 8  # of the same kind, of one frame, alive in the last up
 SLAB_LIVE_TENSORS = 5  # slabs alive when a decoder that streams looks along the frames
 ENCODER_LIVE_TENSORS = 4  # of the same kind, in the first ResNet of the encoder: input, norm, hidden, sum
 UNET_LIVE_TENSORS = 13  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
+WHOLE_UNET_LIVE_TENSORS = 28  # alive there when the UNet is called as it is, per frame
 PIECE_LIVE_TENSORS = 16  # of a piece of rows, in the same place: what the feed-forward makes of them
 
 
@@ -46,17 +49,22 @@ def encode_bytes(vae: Vae, height: int, width: int) -> int:
 
 def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:
     """Peak activation bytes of one UNet call on a video of `frames` frames."""
+    from .fuse.rewrites import why_not
     from .fuse.unet import GPU_PIECE
 
     rows = latent_height * latent_width * frames
-    tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * min(rows, GPU_PIECE)
+    if why_not(model.unet) is None:
+        tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * min(rows, GPU_PIECE)
+    else:
+        tensors = WHOLE_UNET_LIVE_TENSORS * rows
     return tensors * model.first_width * itemsize_of(model.unet)
 
 
 def must_stream(model: SVDModel, need: int, device: torch.device, capacity: int) -> bool:
     """Whether the UNet's weights must come to `device` block by block, for sampling that takes `need` bytes beside.
 
-    Says the plan. It changes no pixel. A UNet that is called as it is cannot stream.
+    Says the plan. It changes no pixel. A UNet that is called as it is cannot stream. Raises MemoryBudgetError when not
+    even streaming helps.
     """
     from .fuse.rewrites import why_not
 
@@ -68,6 +76,11 @@ def must_stream(model: SVDModel, need: int, device: torch.device, capacity: int)
         "come block by block" if stream else "are on the device",
         *map(in_words, (weights, need, capacity)),
     )
+    if stream and need > capacity:
+        raise MemoryBudgetError(
+            f"sampling this video needs about {in_words(need)} even with its weights coming block by block, and "
+            f"{in_words(capacity)} can be had; use fewer frames or a smaller size"
+        )
     return stream
 
 

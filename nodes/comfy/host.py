@@ -68,9 +68,11 @@ class ComfyHost:
         yield device
 
     def capacity(self) -> int:
-        """All of the device's memory but what ComfyUI holds back: the models on it leave when the room is wanted."""
-        management = _management()
-        return int(management.get_total_memory(self.device()) - management.extra_reserved_memory())
+        """What is free and what ComfyUI's models take, which leave when the room is wanted, but what it holds back."""
+        management, device = _management(), self.device()
+        loaded = [each for each in management.current_loaded_models if each.device == device]
+        taken = sum(each.model_loaded_memory() for each in loaded)
+        return int(management.get_free_memory(device) + taken - management.extra_reserved_memory())
 
     def free_memory(self, device: torch.device) -> int:
         """Bytes that are free on the device, torch's own unused cache included."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ from ..schedule import make_sigmas
 from .counting import Cost, count
 from .measuring import Result, measure
 from .models import SIZES, Size, build_unet, build_vae, drawn, empty_model, size_of
+
+logger = logging.getLogger(__name__)
 
 STOCK, OURS, COMPILED = "diffusers", "ours", "diffusers, compiled"
 SCALING = 0.18215
@@ -55,11 +59,18 @@ def compare(bench: Bench) -> dict[str, dict[str, Result]]:
     """Comparison -> way -> result."""
     size = size_of(bench.size)
     problem = _Problem(size, bench)
-    return {
-        "UNet, one step with guidance": problem.step(),
-        "decoding the clip": problem.decode(),
-        f"{STEPS} steps and decoding": problem.video(),
+    comparisons = {
+        "UNet, one step with guidance": problem.step,
+        "decoding the clip": problem.decode,
+        f"{STEPS} steps and decoding": problem.video,
     }
+    measured = {}
+    for name, measure_it in comparisons.items():
+        try:
+            measured[name] = measure_it()
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("%s: the reference does not fit into the device's memory", name)
+    return measured
 
 
 class _Problem:
@@ -114,7 +125,8 @@ class _Problem:
         if self._bench.compiled:
             compiled = self._stock_denoiser(torch.compile(copy.deepcopy(self._their_unet)))
             ways[COMPILED] = lambda: compiled(x, sigma)
-        truth = self._stock_denoiser(self._more_precise(self._unet))(x.to(self._truth), sigma)
+        with _full_precision():
+            truth = self._stock_denoiser(self._more_precise(self._unet))(x.to(self._truth), sigma)
         return self._measure(ways, truth)
 
     def decode(self) -> dict[str, Result]:
@@ -123,7 +135,9 @@ class _Problem:
             STOCK: lambda: _stock_decode(self._their_vae, latents),
             OURS: lambda: SVDVae(self._our_vae).decode_clip(latents),
         }
-        return self._measure(ways, _stock_decode(self._more_precise(self._vae), latents))
+        with _full_precision():
+            truth = _stock_decode(self._more_precise(self._vae), latents)
+        return self._measure(ways, truth)
 
     def video(self) -> dict[str, Result]:
         device, sigmas = self._bench.device, make_sigmas("karras", STEPS)
@@ -137,7 +151,8 @@ class _Problem:
             denoise = make_denoiser(self._our_unet, *self._sides, self._weights, device, sigmas[:-1])
             return SVDVae(self._our_vae).decode_clip(sample_euler(denoise, noise, sigmas)[0] / SCALING)
 
-        truth = stock(self._more_precise(self._unet), self._more_precise(self._vae), noise.to(self._truth))
+        with _full_precision():
+            truth = stock(self._more_precise(self._unet), self._more_precise(self._vae), noise.to(self._truth))
         return self._measure({STOCK: lambda: stock(self._their_unet, self._their_vae, noise), OURS: ours}, truth)
 
     def _more_precise(self, module: Any) -> Any:
@@ -146,6 +161,17 @@ class _Problem:
     def _measure(self, ways: dict[str, Callable[[], torch.Tensor]], truth: torch.Tensor) -> dict[str, Result]:
         bench = self._bench
         return measure(ways, truth.double().cpu(), bench.device, bench.turns, bench.on_call)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Within, float32 is float32: cards would round products to ten bits, as fp16 has."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _stock_decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 Way = Callable[[], torch.Tensor]
 """One way to do a thing; its result is compared with the others'."""
@@ -38,13 +41,20 @@ def measure(
 ) -> dict[str, Result]:
     """Run each way once to warm up, then all of them `turns` times, one after the other in each turn.
 
+    One that does not fit into the device's memory drops out, with a warning.
+
     reference  what all results approximate, computed in more precision; any device
     on_call    called after each call; what it raises ends the measurement
     """
     errors, peaks = {}, {}
-    for name, way in ways.items():
+    for name, way in list(ways.items()):
         before = _start_counting(device)
-        result = way()
+        try:
+            result = way()
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("%s does not fit into the device's memory", name)
+            ways = {other: each for other, each in ways.items() if other != name}
+            continue
         peaks[name] = _peak(device, before)
         errors[name] = ((result.double().cpu() - reference).norm() / reference.norm()).item()
         on_call()

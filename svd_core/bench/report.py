@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,8 @@ def machine(bench: Bench) -> dict[str, Any]:
         "system": platform.platform(),
     }
     if bench.device.type == "cuda":
-        facts["clock"] = f"{torch.cuda.clock_rate(bench.device)} MHz"
+        with contextlib.suppress(ImportError, RuntimeError):  # it asks a package that few have
+            facts["clock"] = f"{torch.cuda.clock_rate(bench.device)} MHz"
     return facts
 
 
@@ -62,7 +64,7 @@ def as_text(facts: dict[str, Any], measured: Measured, counted: Counted) -> str:
     lines += _table("measured", "seconds", "spread", "times faster", "error", "peak memory")
     for name, ways in measured.items():
         for way, each in ways.items():
-            faster = f"{ways[STOCK].seconds / each.seconds:.2f}"
+            faster = f"{ways[STOCK].seconds / each.seconds:.2f}" if STOCK in ways else ""
             peak = "" if each.peak is None else in_words(each.peak)
             lines.append(
                 _row(name, way, f"{each.seconds:.4g}", f"{each.spread:.0%}", faster, f"{each.error:.2g}", peak)

@@ -139,7 +139,7 @@ def join_qkv(attention: Any) -> bool:
         with torch.inference_mode(False), torch.no_grad():
             joined = torch.cat([each.detach() for each in weights])
             for each, part in zip(parts, joined.chunk(3), strict=True):
-                each.weight = nn.Parameter(part, requires_grad=False)
+                layers.set_weight(each, part)
     return True
 
 

@@ -20,14 +20,11 @@ import torch
 from torch.nn import functional as F
 
 from . import layers
-from .rewrites import HOOKS
+from .rewrites import change_of
 
 SLAB = 2**26
 """Numbers that a slab's activations hold at most (where one row of pixels holds no more). A single frame of 1024x576
 has 75 million in the decoder's last level."""
-
-GROWTH = 8
-"""How much more numbers than its input a step in space holds for a frame: four times the pixels, twice the tensors."""
 
 DECODER_COMPOSITES = frozenset(
     {
@@ -46,10 +43,8 @@ CALLED_AS_THEY_ARE = frozenset({"ModuleList", "Upsample2D", "Attention"})
 def can_stream(decoder: torch.nn.Module) -> bool:
     """Whether a decoder is made of the classes whose forward is written again here, and nothing is hooked on them."""
     for module in decoder.modules():
-        kind = type(module).__name__
-        if kind in DECODER_COMPOSITES and any(getattr(module, hooks) for hooks in HOOKS):
-            return False
-        if any(True for _ in module.children()) and kind not in (*DECODER_COMPOSITES, *CALLED_AS_THEY_ARE):
+        known = type(module).__name__ in (*DECODER_COMPOSITES, *CALLED_AS_THEY_ARE)
+        if change_of(module) or (any(True for _ in module.children()) and not known):
             return False
     return type(decoder).__name__ == "TemporalDecoder"
 
@@ -85,7 +80,7 @@ class _Clip:
         self._decoder, self._device, self._store = decoder, latents.device, store
         self._keep_hidden, self._on_part = keep_hidden, on_part
         self._done, self._work = 0.0, _work(decoder, latents)
-        self._channels_last = latents.device.type == "cpu"
+        self._channels_last = _has_channels_last(latents.device)
         if self._channels_last:
             layers.lay_out(decoder)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
@@ -104,7 +99,8 @@ class _Clip:
                 before = None
             for upsampler in up_block.upsamplers or ():
                 before = upsampler
-        self._in_space(lambda frames: decoder.conv_out(layers.norm_silu(frames, decoder.conv_norm_out)))
+        last = self._groups[0][0].numel()
+        self._in_space(lambda frames: decoder.conv_out(layers.norm_silu(frames, decoder.conv_norm_out)), last)
         pixels = torch.cat(self._groups).to(self._device)
         return layers.from_video(layers.conv_over_time(layers.to_video(pixels), decoder.time_conv_out), pixels)
 
@@ -115,12 +111,19 @@ class _Clip:
         def compute(frames: torch.Tensor) -> torch.Tensor:
             return layers.spatial_residual(frames if before is None else before(frames), block.spatial_res_block)
 
-        self._in_space(compute, statistics)
+        space = block.spatial_res_block
+        pixels = self._groups[0][0, 0].numel() * (4 if type(before).__name__ == "Upsample2D" else 1)
+        self._in_space(compute, pixels * max(space.in_channels, space.out_channels), statistics)
         self._over_time(block.temporal_res_block, layers.share_of(block.time_mixer), statistics)
 
-    def _in_space(self, compute: Callable[[torch.Tensor], torch.Tensor], statistics: Statistics | None = None) -> None:
-        """Each frame through `compute`, as many together as are small; the old ones go when the new ones are there."""
-        together = max(1, SLAB // (GROWTH * self._groups[0][0].numel()))
+    def _in_space(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], numbers: int, statistics: Statistics | None = None
+    ) -> None:
+        """Each frame through `compute`, as many together as are small; the old ones go when the new ones are there.
+
+        numbers  in the largest tensor that `compute` makes of one frame
+        """
+        together = max(1, SLAB // (2 * numbers))
         old, self._groups = self._groups[::-1], []
         while old:
             for frames in old.pop().split(together):
@@ -166,15 +169,24 @@ class _Clip:
 
     def _add(self, rows: slice, video: torch.Tensor, share: float) -> None:
         """The rows of all frames += share * video."""
-        first, video = 0, video.to(self._store)
+        first = 0
         for group in self._groups:
             part = group[:, :, rows]
-            part.add_(layers.from_video(video[:, :, first : first + len(group)], like=part), alpha=share)
+            added = layers.from_video(video[:, :, first : first + len(group)], like=part)
+            if part.device == self._device:
+                part.add_(added, alpha=share)
+            else:  # on the device all the same: another one may round otherwise
+                part.copy_(part.to(self._device).add_(added, alpha=share))
             first += len(group)
 
     def _advance(self, done: torch.Tensor) -> None:
         self._done += done.numel()
         self._on_part(min(1.0, self._done / self._work))
+
+
+def _has_channels_last(device: torch.device) -> bool:
+    """Elsewhere group norms may answer in the other layout: not yet measured."""
+    return device.type == "cpu"
 
 
 def _level_sizes(decoder: Any, latents: torch.Tensor) -> list[int]:
@@ -196,22 +208,22 @@ def _work(decoder: Any, latents: torch.Tensor) -> float:
 
 
 def _moments(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (G,) float64 of the groups of channels of a part (1, C, A, B)."""
-    if part.dtype == torch.float32:  # the norm's own kernel is the quickest way, though what it makes beside is dropped
+    """Mean and variance (G,) float32 of the groups of channels of a part (1, C, A, B)."""
+    if part.dtype == torch.float32 and layers.is_channels_last(part):
+        # the norm's own kernel is the quickest way on a CPU, though what it makes beside is dropped
         _, channels, *sides = part.shape
         _normed, mean, reciprocal = torch.native_group_norm(
             part, None, None, 1, channels, sides[0] * sides[1], groups, eps
         )
-        return mean[0].double(), reciprocal[0].double() ** -2 - eps
+        return mean[0], (reciprocal[0] ** -2 - eps).clamp_min(0)
     grouped = part[0].unflatten(0, (groups, -1))
-    count = grouped[0].numel()
-    mean = grouped.sum(dim=(1, 2, 3), dtype=torch.float32).double() / count
-    length = torch.linalg.vector_norm(grouped, dim=(1, 2, 3), dtype=torch.float32)
-    return mean, length.double() ** 2 / count - mean**2
+    wide = grouped if part.dtype == torch.float64 else grouped.float()
+    variance, mean = torch.var_mean(wide, dim=(1, 2, 3), correction=0)
+    return mean, variance
 
 
 class Statistics:
-    """Mean and variance of the groups of a group norm, gathered from parts in float64."""
+    """Mean and variance of the groups of a group norm, gathered from parts, in float32 or better."""
 
     def __init__(self, norm: Any) -> None:
         self._norm = norm
@@ -234,8 +246,8 @@ class Statistics:
         """SiLU of the group norm of `video`, (1, C, F, P), by the statistics of all parts."""
         norm, each = self._norm, video.shape[1] // self._norm.num_groups
         assert isinstance(self._mean, torch.Tensor) and isinstance(self._squares, torch.Tensor)
-        mean = self._mean.float().repeat_interleave(each)
-        variance = (self._squares / self._count).float().repeat_interleave(each)
-        weight, bias = norm.weight.float(), norm.bias.float()
+        mean = self._mean.repeat_interleave(each)
+        variance = (self._squares / self._count).repeat_interleave(each)
+        weight, bias = norm.weight.to(mean), norm.bias.to(mean)
         normed = F.batch_norm(video, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
         return F.silu(normed, inplace=True)

@@ -18,10 +18,19 @@ from torch.nn import functional as F
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
 
+def set_weight(module: Any, weight: torch.Tensor) -> None:
+    """Have a module's weight be in other memory; the same parameter, unless inference mode made it."""
+    if module.weight.is_inference():
+        module.weight = nn.Parameter(weight, requires_grad=False)
+    else:
+        module.weight.data = weight
+
+
 def lay_out(module: torch.nn.Module) -> None:
     """Have the weights of convolutions in the layout that channels last computes with: same names, values and memory.
 
-    Once; the layout stays with a weight when it is moved. Otherwise each call would make such a copy.
+    Once; the layout stays with a weight when it is moved. Otherwise each call would make such a copy. Whoever writes
+    the weights to a file by safetensors' own function has to make them contiguous first.
     """
     for part in module.modules():
         if type(part) in LAYOUTS:
@@ -29,7 +38,7 @@ def lay_out(module: torch.nn.Module) -> None:
             if not part.weight.is_contiguous(memory_format=layout):
                 with torch.inference_mode(False), torch.no_grad():
                     laid_out = part.weight.detach().contiguous(memory_format=layout)
-                    part.weight = nn.Parameter(laid_out, requires_grad=False)
+                    set_weight(part, laid_out)
 
 
 def norm_silu(x: torch.Tensor, norm: nn.Module, in_place: bool = True) -> torch.Tensor:

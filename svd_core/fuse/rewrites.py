@@ -61,6 +61,21 @@ COMPOSITES = frozenset(
 """diffusers' classes whose forward is written again here. What is inside them is called as it is."""
 PROCESSORS = frozenset({"AttnProcessor2_0", "AttnProcessor"})
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+WRAPPERS = ("_hf_hook", "_diffusers_hook")
+"""Where accelerate and newer diffusers keep theirs."""
+LIBRARIES = ("torch.nn.modules.", "diffusers.models.")
+"""Where layers come from that do what their weights say."""
+CALLED = frozenset(
+    {
+        *("conv_in", "conv_norm_out", "conv_out", "time_proj", "time_embedding", "add_time_proj", "add_embedding"),
+        *(
+            f"{name}.{layer}"
+            for name in ("time_embedding", "add_embedding")
+            for layer in ("linear_1", "act", "linear_2")
+        ),
+    }
+)
+"""Layers of the UNet that are called as they are, whatever was done to them."""
 
 
 def why_not(unet: torch.nn.Module) -> str | None:
@@ -74,8 +89,8 @@ def why_not(unet: torch.nn.Module) -> str | None:
         kind = type(module).__name__
         if any(True for _ in module.children()) and kind not in (*COMPOSITES, *CONTAINERS):
             return f"{name} is a {kind}"
-        if kind in COMPOSITES and any(getattr(module, hooks) for hooks in HOOKS):
-            return f"{name} has a hook"
+        if name not in CALLED and (change := change_of(module)):
+            return f"{name or kind} {change}"
         if kind == "Attention" and type(module.processor).__name__ not in PROCESSORS:
             return f"{name} attends with {type(module.processor).__name__}"
         if kind == "ResnetBlock2D" and not _is_plain(module):
@@ -91,6 +106,25 @@ def _is_plain(block: Any) -> bool:
     return block.upsample is None and block.downsample is None and block.output_scale_factor == 1.0
 
 
+def change_of(module: torch.nn.Module) -> str | None:
+    """What someone has done to a module so that its class and its weights do not tell what it computes; None: nothing.
+
+    Hooks, a forward of its own (as LoRA, caching and offloading put there), a class from elsewhere, weights that only
+    look like arrays of numbers, padding with something else than zeros.
+    """
+    if not type(module).__module__.startswith(LIBRARIES):
+        return f"is a {type(module).__name__} from elsewhere"
+    if any(getattr(module, hooks) for hooks in HOOKS) or any(hasattr(module, name) for name in WRAPPERS):
+        return "has a hook"
+    if any(name in vars(module) for name in ("forward", "_conv_forward")):
+        return "has a forward of its own"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"pads with {module.padding_mode}"
+    if not all(type(each.data) is torch.Tensor and each.is_floating_point() for each in module.parameters(False)):
+        return "has weights of a special kind"
+    return None
+
+
 def is_plain_linear(module: torch.nn.Module) -> bool:
-    """Whether a module is nothing but a product and a sum: no LoRA around it, no hook on it."""
-    return type(module) is torch.nn.Linear and not any(getattr(module, hooks) for hooks in HOOKS)
+    """Whether a module is nothing but a product and a sum: no LoRA around it or in it, no hook on it."""
+    return type(module) is torch.nn.Linear and change_of(module) is None

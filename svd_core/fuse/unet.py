@@ -24,7 +24,7 @@ from .rewrites import ALL, Rewrites
 from .weights import USED_ONCE, Here, Streamed, resident
 
 CPU_PIECE = 1024
-GPU_PIECE = 32768
+GPU_PIECE = 2**17
 """Rows of a feed-forward at a time: what the caches of a CPU hold; what keeps a GPU busy."""
 
 
@@ -52,7 +52,7 @@ class PreparedUNet:
     ) -> None:
         if embeds.shape[1] != 1:
             rewrites = replace(rewrites, cross_attention=False)
-        if image_latents.device.type == "cuda":  # its group norm answers in the other layout: not yet measured there
+        if image_latents.device.type != "cpu":  # group norms may answer in the other layout: not yet measured
             rewrites = replace(rewrites, channels_last=False)
         self._unet = unet
         self._image_latents = image_latents

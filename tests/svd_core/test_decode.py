@@ -105,3 +105,13 @@ def test_decoding_is_tried_again_with_less_memory_and_says_so(tiny, latents, mon
     images = decode(HeadlessHost(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
     assert asked == [False, True] and torch.equal(images, wanted)
     assert "once more" in caplog.text
+
+
+def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
+    class Core:
+        first_width, itemsize, streams = 128, 2, False
+
+    cuda, free = torch.device("cuda"), 12 * 2**30
+    with pytest.raises(MemoryBudgetError, match="windowed"):
+        spares(Core(), plan_windows(25, 25, 0), 72, 128, cuda, free)
+    assert spares(Core(), plan_windows(25, 8, 2), 72, 128, cuda, free) is False

@@ -61,6 +61,27 @@ def test_what_is_kept_instead_of_computed_again_is_the_same_to_the_bit(vae, monk
     assert torch.equal(once, again)
 
 
+@pytest.mark.parametrize("slab", [2**26, 20_000])
+def test_the_layout_of_other_devices(vae, monkeypatch, slab):
+    """Channels are last on a CPU only; elsewhere the same work is done on other strides."""
+    monkeypatch.setattr(streaming, "SLAB", slab)
+    monkeypatch.setattr(streaming, "_has_channels_last", lambda device: False)
+    latents = clip(5, 8, 12)
+    assert difference(streaming.decode(vae.decoder, latents, CPU), whole(vae, latents)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("dtype", "deviation"), [(torch.float32, 1e-2), (torch.bfloat16, 0.25), (torch.float16, 0.02)])
+def test_groups_that_hardly_vary_are_normalised(dtype, deviation):
+    """Their variance is tiny beside their mean: what a difference of squares loses, or makes negative."""
+    norm = torch.nn.GroupNorm(4, 8, eps=1e-6)
+    part = (10 + deviation * torch.randn((1, 8, 40, 50), generator=torch.Generator("cpu").manual_seed(1))).to(dtype)
+    statistics = streaming.Statistics(norm)
+    for rows in part.split(7, dim=2):
+        statistics.add(rows)
+    wanted = torch.nn.functional.silu(torch.nn.functional.group_norm(part.double(), 4, eps=1e-6))
+    assert (statistics.normalise_silu(part).double() - wanted).abs().max() < 0.02
+
+
 def test_bfloat16_is_no_less_exact_than_diffusers():
     ours, theirs = 0.0, 0.0
     for seed in range(3):
@@ -96,6 +117,11 @@ def test_a_changed_decoder_is_not_streamed():
     hook = decoder.up_blocks[0].resnets[0].register_forward_hook(lambda *told: None)
     assert not streaming.can_stream(decoder)
     hook.remove()
+    assert streaming.can_stream(decoder)
+    convolution = decoder.up_blocks[0].resnets[0].temporal_res_block.conv1
+    convolution.forward = lambda x: x
+    assert not streaming.can_stream(decoder)
+    del convolution.forward
     assert streaming.can_stream(decoder)
     decoder.conv_in = torch.nn.Sequential(decoder.conv_in)
     assert not streaming.can_stream(decoder)

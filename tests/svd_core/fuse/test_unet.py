@@ -162,12 +162,31 @@ def test_a_moved_or_converted_module_is_joined_again(unet):
     assert difference(rewritten(unet), stock(copy.deepcopy(unet))) < TOLERANCE
 
 
-@pytest.mark.parametrize("change", ["hook", "processor", "class"])
+CHANGES = (
+    *("hook", "hook in the middle", "hook on a layer", "forward", "padding"),
+    *("processor", "class", "layer", "parametrization"),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_is_not_known_is_not_rewritten(unet, change):
     assert why_not(unet) is None
     block = unet.down_blocks[0]
+    convolution = block.resnets[0].temporal_res_block.conv1
     if change == "hook":
         block.register_forward_hook(lambda *told: None)
+    elif change == "hook in the middle":
+        unet.mid_block.register_forward_hook(lambda *told: None)
+    elif change == "forward":  # as LoRA and caching of many libraries is put there
+        block.attentions[0].transformer_blocks[0].attn1.to_q.forward = lambda x: x
+    elif change == "padding":  # for pictures without seams
+        block.resnets[0].spatial_res_block.conv1.padding_mode = "circular"
+    elif change == "hook on a layer":
+        convolution.register_forward_pre_hook(lambda *told: None)
+    elif change == "layer":
+        convolution.__class__ = type("Scaled", (torch.nn.Conv3d,), {"forward": lambda self, x: 2 * x})
+    elif change == "parametrization":
+        torch.nn.utils.parametrize.register_parametrization(convolution, "weight", torch.nn.Identity())
     elif change == "processor":
         block.attentions[0].transformer_blocks[0].attn1.processor = lambda *told: None
     else:
