@@ -201,7 +201,9 @@ def _add_download(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _add_command(commands, "bench", bench, "measure this package against stock diffusers on this machine")
+    parser = _add_command(
+        commands, "bench", bench, "measure this package against stock diffusers on this machine, in minutes"
+    )
     parser.add_argument(
         "--size", choices=("small", "full"),
         help="of the random models: small suits a CPU, full is SVD-XT at 1024x576 (default: full on CUDA, else small)",

@@ -74,11 +74,10 @@ def compare(bench: Bench) -> dict[str, dict[str, Result]]:
 
 
 class _Problem:
-    """One random model in two copies, stock's and ours, and a random question. References are more precise."""
+    """One random model in two copies, stock's and ours, and a random question. References are diffusers' in float32."""
 
     def __init__(self, size: Size, bench: Bench) -> None:
         self._size, self._bench = size, bench
-        self._truth = torch.float64 if bench.dtype == torch.float32 else torch.float32
         self._unet, self._vae = drawn(build_unet(size), seed=0), drawn(build_vae(size), seed=1)
         where: dict[str, Any] = {"device": bench.device, "dtype": bench.dtype}
         self._their_unet, self._our_unet = (copy.deepcopy(self._unet).to(**where) for _ in range(2))
@@ -126,7 +125,7 @@ class _Problem:
             compiled = self._stock_denoiser(torch.compile(copy.deepcopy(self._their_unet)))
             ways[COMPILED] = lambda: compiled(x, sigma)
         with _full_precision():
-            truth = self._stock_denoiser(self._more_precise(self._unet))(x.to(self._truth), sigma)
+            truth = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
         return self._measure(ways, truth)
 
     def decode(self) -> dict[str, Result]:
@@ -136,7 +135,7 @@ class _Problem:
             OURS: lambda: SVDVae(self._our_vae).decode_clip(latents),
         }
         with _full_precision():
-            truth = _stock_decode(self._more_precise(self._vae), latents)
+            truth = _stock_decode(self._in_float32(self._vae), latents)
         return self._measure(ways, truth)
 
     def video(self) -> dict[str, Result]:
@@ -152,11 +151,11 @@ class _Problem:
             return SVDVae(self._our_vae).decode_clip(sample_euler(denoise, noise, sigmas)[0] / SCALING)
 
         with _full_precision():
-            truth = stock(self._more_precise(self._unet), self._more_precise(self._vae), noise.to(self._truth))
+            truth = stock(self._in_float32(self._unet), self._in_float32(self._vae), noise.float())
         return self._measure({STOCK: lambda: stock(self._their_unet, self._their_vae, noise), OURS: ours}, truth)
 
-    def _more_precise(self, module: Any) -> Any:
-        return copy.deepcopy(module).to(self._bench.device, self._truth)
+    def _in_float32(self, module: Any) -> Any:
+        return copy.deepcopy(module).to(self._bench.device, torch.float32)
 
     def _measure(self, ways: dict[str, Callable[[], torch.Tensor]], truth: torch.Tensor) -> dict[str, Result]:
         bench = self._bench

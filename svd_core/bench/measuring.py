@@ -43,7 +43,7 @@ def measure(
 
     One that does not fit into the device's memory drops out, with a warning.
 
-    reference  what all results approximate, computed in more precision; any device
+    reference  what all results are compared with, float64 on the CPU
     on_call    called after each call; what it raises ends the measurement
     """
     errors, peaks = {}, {}

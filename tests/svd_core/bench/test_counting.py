@@ -13,6 +13,8 @@ from svd_stages.svd_core.fuse.rewrites import ALL, Rewrites
 from svd_stages.svd_core.fuse.unet import PreparedUNet
 from svd_stages.svd_core.memory import decode_bytes, denoise_bytes, spared_decode_bytes
 
+pytestmark = pytest.mark.slow
+
 META = torch.device("meta")
 FRAMES, HEIGHT, WIDTH = 25, 72, 128  # 1024x576
 GIB = 2**30

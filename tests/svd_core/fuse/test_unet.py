@@ -51,10 +51,14 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-@pytest.mark.parametrize(
-    "rewrites",
-    [pytest.param(each, id=name) for name, each in {**ALONE, **WITHOUT, "all": ALL, "none": Rewrites.none()}.items()],
-)
+EACH = {**ALONE, "all": ALL, "none": Rewrites.none()}
+REWRITES = [
+    *(pytest.param(each, id=name) for name, each in EACH.items()),
+    *(pytest.param(each, id=name, marks=pytest.mark.slow) for name, each in WITHOUT.items()),
+]
+
+
+@pytest.mark.parametrize("rewrites", REWRITES)
 def test_each_rewrite_alone_and_all_together_give_diffusers_numbers(unet, rewrites):
     wanted = stock(copy.deepcopy(unet))
     assert difference(rewritten(unet, rewrites), wanted) < TOLERANCE
@@ -66,6 +70,7 @@ def test_sizes_that_do_not_halve_evenly(unet, size):
     assert difference(rewritten(unet, size=size), wanted) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [1, 7, 100, 10**6])
 def test_pieces_of_any_size_give_the_same_numbers(unet, piece):
     wanted = stock(unet)
