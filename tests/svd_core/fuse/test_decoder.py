@@ -36,7 +36,7 @@ def difference(ours: torch.Tensor, truth: torch.Tensor) -> float:
     return ((ours - truth).abs().max() / truth.std()).item()
 
 
-@pytest.mark.parametrize("slab", [2**26, 50_000, 1_000])
+@pytest.mark.parametrize("slab", [2**26, 50_000, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 8, 8), (2, 9, 13), (5, 5, 7), (14, 8, 8)])
 def test_every_cut_gives_the_whole_clips_pixels(vae, monkeypatch, frames, height, width, slab):
     monkeypatch.setattr(streaming, "SLAB", slab)
