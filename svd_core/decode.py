@@ -50,6 +50,11 @@ def plan_windows(frames: int, chunk_size: int, context: int) -> list[Window]:
     ]
 
 
+def largest(windows: list[Window]) -> int:
+    """How many frames the window that sees most of them sees."""
+    return max(window.last - window.first for window in windows)
+
+
 def decode_windows(
     vae: Vae,
     latents: torch.Tensor,
@@ -85,7 +90,7 @@ def spares(vae: Vae, windows: list[Window], height: int, width: int, device: tor
 
     Raises MemoryBudgetError, with the need and the way out, when not even that helps a clip that is decoded whole.
     """
-    frames = max(window.last - window.first for window in windows)
+    frames = largest(windows)
     need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
     logger.info("decoding: takes about %s, %s are free", *map(in_words, (need, free)))
     if need <= free:

@@ -15,7 +15,7 @@ from .augment import seed_of
 from .checkpoint.library import EMBEDDED
 from .checkpoint.parts import Checkpoint, ClipVision, SVDModel, Vae
 from .conditioning import Conditioning
-from .decode import MODES, SCALE, Window, decode_windows, plan_windows, spares
+from .decode import MODES, SCALE, Window, decode_windows, largest, plan_windows, spares
 from .denoise import make_denoiser
 from .encode import ImageEmbedding, embed_images, encode_images
 from .errors import SettingError
@@ -134,7 +134,7 @@ def decode(host: Host, vae: Vae, latents: torch.Tensor, mode: str, chunk_size: i
         raise SettingError(f'mode must be one of {", ".join(MODES)}, got "{mode}"')
     frames, height, width = _size_of(latents)
     windows = plan_windows(frames, frames, 0) if mode == "exact" else plan_windows(frames, chunk_size, context)
-    need = decode_bytes(vae, max(each.last - each.first for each in windows), SCALE * height, SCALE * width)
+    need = decode_bytes(vae, largest(windows), SCALE * height, SCALE * width)
     videos = []
     with (
         host.progress("decoding", frames * len(latents), "frame") as advance,

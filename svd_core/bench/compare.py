@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoint.parts import SVDVae
 from ..conditioning import Conditioning, MicroConditioning
-from ..denoise import make_denoiser, precondition
+from ..denoise import clean_from_v, make_denoiser, precondition
 from ..fuse import decoder as streaming
 from ..fuse.rewrites import ALL
 from ..fuse.unet import PreparedUNet
@@ -105,15 +105,14 @@ class _Problem:
         time_ids = torch.cat([side.micro.time_ids() for side in pair]).to(weight.device)
         weights = self._weights.to(weight.device).view(1, -1, 1, 1, 1)
 
-        def v(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             scaled, c_noise = precondition(x, sigma)
             sample = torch.cat([scaled.to(weight).expand(2, -1, -1, -1, -1), pictures], dim=2)
             told = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
             v_negative, v_positive = unet(sample, c_noise.to(weight.device), **told)[0].to(x.dtype).chunk(2)
-            v = v_negative + weights * (v_positive - v_negative)
-            return v * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
+            return clean_from_v(x, v_negative + weights * (v_positive - v_negative), sigma)
 
-        return v
+        return denoise
 
     def step(self) -> dict[str, Result]:
         sigma = torch.tensor(2.0)

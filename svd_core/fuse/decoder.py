@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from . import layers
-from .rewrites import change_of
+from .rewrites import change_in
 
 SLAB = 2**26
 """Numbers that a slab's activations hold at most (where one row of pixels holds no more). A single frame of 1024x576
@@ -42,11 +42,8 @@ CALLED_AS_THEY_ARE = frozenset({"ModuleList", "Upsample2D", "Attention"})
 
 def can_stream(decoder: torch.nn.Module) -> bool:
     """Whether a decoder is made of the classes whose forward is written again here, and nothing is hooked on them."""
-    for module in decoder.modules():
-        known = type(module).__name__ in (*DECODER_COMPOSITES, *CALLED_AS_THEY_ARE)
-        if change_of(module) or (any(True for _ in module.children()) and not known):
-            return False
-    return type(decoder).__name__ == "TemporalDecoder"
+    known = DECODER_COMPOSITES | CALLED_AS_THEY_ARE
+    return type(decoder).__name__ == "TemporalDecoder" and change_in(decoder, known) is None
 
 
 def decode(

@@ -17,7 +17,7 @@ class Rewrites:
     embeddings       embeddings of time, frame position and micro-conditioning once for the whole schedule, with the
                      bias of the convolution they are added after
     qkv              query, key and value of self-attention as one product
-    geglu            the feed-forward in pieces that stay near the processor, activations in place
+    geglu            feed-forward and attention in pieces that stay near the processor, activations in place
     channels_last    channels last in memory from end to end; the convolution over time as a 2D one on a view
     norm_silu        SiLU in place on the group norm's output
     """
@@ -78,32 +78,33 @@ CALLED = frozenset(
 """Layers of the UNet that are called as they are, whatever was done to them."""
 
 
-def why_not(unet: torch.nn.Module) -> str | None:
-    """Why a UNet cannot be rewritten and has to be called as it is; None when it can.
-
-    A hook on a module that is not called, or a class from elsewhere in its place, would otherwise be passed over.
-    """
-    if type(unet).__name__ not in COMPOSITES:
-        return f"it is a {type(unet).__name__}"
-    for name, module in unet.named_modules():
-        kind = type(module).__name__
-        if any(True for _ in module.children()) and kind not in (*COMPOSITES, *CONTAINERS):
-            return f"{name} is a {kind}"
-        if name not in CALLED and (change := change_of(module)):
-            return f"{name or kind} {change}"
-        if kind == "Attention" and type(module.processor).__name__ not in PROCESSORS:
-            return f"{name} attends with {type(module.processor).__name__}"
-        if kind == "ResnetBlock2D" and not _is_plain(module):
-            return f"{name} resamples or scales"
-    return None
-
-
 CONTAINERS = frozenset({"ModuleList", "TimestepEmbedding", "Upsample2D", "Downsample2D"})
 """Composites that are called as they are, or only hold others."""
 
 
-def _is_plain(block: Any) -> bool:
-    return block.upsample is None and block.downsample is None and block.output_scale_factor == 1.0
+def why_not(unet: torch.nn.Module) -> str | None:
+    """Why a UNet cannot be rewritten and has to be called as it is; None when it can."""
+    if (obstacle := change_in(unet, COMPOSITES | CONTAINERS, CALLED)) is not None:
+        return obstacle
+    for name, module in unet.named_modules():
+        if type(module).__name__ == "Attention" and type(module.processor).__name__ not in PROCESSORS:
+            return f"{name} attends with {type(module.processor).__name__}"
+    return None
+
+
+def change_in(network: torch.nn.Module, known: frozenset[str], called: frozenset[str] = frozenset()) -> str | None:
+    """What of a network would be passed over by a forward that was written for what its classes do; None: nothing.
+
+    known   the classes that may have parts
+    called  names of modules that are called as they are, whatever was done to them
+    """
+    for name, module in network.named_modules():
+        kind = type(module).__name__
+        if kind not in known and any(True for _ in module.children()):
+            return f"{name or 'the whole'} is a {kind}"
+        if name not in called and (change := change_of(module)):
+            return f"{name or kind} {change}"
+    return None
 
 
 def change_of(module: torch.nn.Module) -> str | None:
@@ -118,11 +119,17 @@ def change_of(module: torch.nn.Module) -> str | None:
         return "has a hook"
     if any(name in vars(module) for name in ("forward", "_conv_forward")):
         return "has a forward of its own"
+    if type(module).__name__ == "ResnetBlock2D" and not _is_plain(module):
+        return "resamples or scales"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"pads with {module.padding_mode}"
     if not all(type(each.data) is torch.Tensor and each.is_floating_point() for each in module.parameters(False)):
         return "has weights of a special kind"
     return None
+
+
+def _is_plain(block: Any) -> bool:
+    return block.upsample is None and block.downsample is None and block.output_scale_factor == 1.0
 
 
 def is_plain_linear(module: torch.nn.Module) -> bool:

@@ -52,7 +52,7 @@ def test_a_translation_keeps_the_words_of_a_choice(language):
 
 def test_what_the_scripts_say_is_translated():
     web = LOCALES.parent / "web"
-    scripts = "".join(script.read_text(encoding="utf-8") for script in web.glob("*.js"))
+    scripts = "".join(script.read_text(encoding="utf-8") for script in web.rglob("*.js"))
     said = set(re.findall(r'say\("([^"]+)"\)', scripts))
     presets = re.findall(r'^  "([^"]+)": [\[{]', (web / "presets.js").read_text(encoding="utf-8"), re.MULTILINE)
     table = (web / "lib" / "words.js").read_text(encoding="utf-8").split("const CHINESE = {")[1].split("};")[0]
