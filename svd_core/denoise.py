@@ -10,6 +10,7 @@ import torch
 from .conditioning import Conditioning
 from .fuse.rewrites import ALL, Rewrites, why_not
 from .fuse.unet import PreparedUNet
+from .options import DEFAULT, ModelOptions
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def make_denoiser(
     sigmas: torch.Tensor | None = None,
     rewrites: Rewrites = ALL,
     stream: bool = False,
+    options: ModelOptions = DEFAULT,
 ) -> Denoiser:
     """A denoiser of one video with classifier-free guidance, one weight per frame.
 
@@ -53,6 +55,7 @@ def make_denoiser(
     sigmas    the noise levels that will be asked for, so that what depends on them alone is computed once; None: none
               are known before
     stream    the weights of `unet` are elsewhere and come to `device` block by block: less memory, the same bits
+    options   how to compute; `memory` has been answered by whoever set `stream`
 
     The two sides are computed one after the other: a video has rows enough to keep any device busy, and half of them
     need half the memory. The negative side is not computed at all when every weight is 1.
@@ -61,7 +64,7 @@ def make_denoiser(
     guided = bool((weights != 1.0).any())
     c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    calls = [_predictor(unet, side, frames, device, c_noises, rewrites, stream) for side in sides]
+    calls = [_predictor(unet, side, frames, device, c_noises, rewrites, stream, options) for side in sides]
     per_frame = weights.to(device).view(1, frames, 1, 1, 1)
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -83,6 +86,7 @@ def _predictor(
     c_noises: torch.Tensor,
     rewrites: Rewrites,
     stream: bool,
+    options: ModelOptions,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """v for one side: (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> (1, F, 4, h, w) float32."""
     dtype = next(unet.parameters()).dtype
@@ -91,7 +95,9 @@ def _predictor(
     time_ids = side.micro.time_ids().to(device)
     obstacle = why_not(unet)
     if obstacle is None:
-        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, rewrites, stream=stream)
+        prepared = PreparedUNet(
+            unet, embeds, image_latents[0], time_ids, c_noises, rewrites, stream=stream, options=options
+        )
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
     logger.info("the denoising network is called as it is, without the faster rewrites: %s", obstacle)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .checkpoint.parts import OwnPart
 
 Folder = Literal["input", "output", "temp"]
+After = Literal["host", "stays", "leaves"]
+"""Where a part's weights are when the work is done: as is the host's custom, still on the device, or off it."""
 Advance = Callable[[int], None]
 """Called with the number of units done so far, also when there are no more of them than before.
 
@@ -49,24 +51,27 @@ class Host(Protocol):
         """Where stages compute."""
         ...
 
-    def on_device(self, part: Any, need: int = 0) -> contextlib.AbstractContextManager[torch.device]:
-        """Have `part` on the compute device inside the `with`; where it lives after is the host's affair.
+    def on_device(
+        self, part: Any, need: int = 0, after: After = "host"
+    ) -> contextlib.AbstractContextManager[torch.device]:
+        """Have `part` on the compute device inside the `with`.
 
-        part  of ours (checkpoint/parts.py), or of the program's own
-        need  bytes that the work will take beside the weights, to make room for
+        part   of ours (checkpoint/parts.py), or of the program's own
+        need   bytes that the work will take beside the weights, to make room for
+        after  where it lives afterwards
         """
         ...
 
-    def beside(self, need: int) -> contextlib.AbstractContextManager[torch.device]:
-        """The compute device with `need` bytes free, and no part on it: for work that brings its weights itself."""
+    def beside(self, part: Any, need: int) -> contextlib.AbstractContextManager[torch.device]:
+        """The compute device with `need` bytes free and `part` off it: for work that brings the weights itself."""
         ...
 
     def free_memory(self, device: torch.device) -> int:
         """Bytes that are free on `device` now."""
         ...
 
-    def capacity(self) -> int:
-        """Bytes that the compute device could give one stage, its weights included."""
+    def capacity(self, part: Any) -> int:
+        """Bytes that the compute device could give a stage with `part`, whose weights are to be counted among them."""
         ...
 
     def progress(self, stage: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
@@ -132,18 +137,20 @@ class HeadlessHost:
         return device
 
     @contextlib.contextmanager
-    def on_device(self, part: OwnPart, need: int = 0) -> Iterator[torch.device]:
-        """Move the part to the device, and back to the CPU afterwards: one part is resident at a time."""
+    def on_device(self, part: OwnPart, need: int = 0, after: After = "host") -> Iterator[torch.device]:
+        """Move the part to the device, and back to the CPU afterwards, unless it stays: one part is there at a time."""
         device = self.device()
         try:
             part.module.to(device)
             yield device
         finally:
-            part.module.to("cpu")
+            if after != "stays":
+                part.module.to("cpu")
 
     @contextlib.contextmanager
-    def beside(self, need: int) -> Iterator[torch.device]:
-        """The device: between stages nothing of ours is on it."""
+    def beside(self, part: OwnPart, need: int) -> Iterator[torch.device]:
+        """The device, with the part on the CPU."""
+        part.module.to("cpu")
         yield self.device()
 
     def free_memory(self, device: torch.device) -> int:
@@ -159,9 +166,13 @@ class HeadlessHost:
             free, allocated = psutil.virtual_memory().available, 0
         return free if self.vram is None else max(0, min(free, self.vram - allocated))
 
-    def capacity(self) -> int:
-        """What is free: between stages nothing of ours is on the device."""
-        return self.free_memory(self.device())
+    def capacity(self, part: OwnPart) -> int:
+        """What is free, and what the part takes if it stayed on the device."""
+        device = self.device()
+        taken = 0
+        if device.type != "cpu":
+            taken = sum(weight.nbytes for weight in part.module.parameters() if weight.device.type == device.type)
+        return self.free_memory(device) + taken
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:

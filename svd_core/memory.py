@@ -6,6 +6,7 @@ The factors are counts of live tensors in the published architecture (peak of a 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import MemoryBudgetError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint.parts import SVDModel, Vae
+    from .host import After
 
 logger = logging.getLogger(__name__)
 
@@ -54,34 +56,64 @@ def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width
 
     rows = latent_height * latent_width * frames
     if why_not(model.unet) is None:
-        tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * min(rows, GPU_PIECE)
+        together = rows if model.options.forward_chunking == "off" else min(rows, GPU_PIECE)
+        tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * together
     else:
         tensors = WHOLE_UNET_LIVE_TENSORS * rows
     return tensors * model.first_width * itemsize_of(model.unet)
 
 
-def must_stream(model: SVDModel, need: int, device: torch.device, capacity: int) -> bool:
-    """Whether the UNet's weights must come to `device` block by block, for sampling that takes `need` bytes beside.
+AFTERWARDS: dict[str, After] = {"resident": "stays", "offload": "leaves"}
 
-    Says the plan. It changes no pixel. A UNet that is called as it is cannot stream. Raises MemoryBudgetError when not
-    even streaming helps.
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the UNet's weights are.
+
+    stream  they come to the device block by block while a step is computed
+    after   else they are all there, and this is where they are when the video is made
+    """
+
+    stream: bool
+    after: After = "host"
+
+
+def place_weights(model: SVDModel, need: int, device: torch.device, capacity: int) -> Placement:
+    """Where the weights are to be for sampling that takes `need` bytes beside them, of `capacity` in all.
+
+    As `model.options.memory` says; auto: block by block where they do not fit. Says the plan. It changes no pixel.
+    Raises MemoryBudgetError when the work does not fit even so.
     """
     from .fuse.rewrites import why_not
+    from .fuse.weights import fetched_bytes
 
-    weights = sum(weight.numel() * weight.element_size() for weight in model.module.parameters())
-    fits = weights + need <= capacity
-    stream = not fits and device.type != "cpu" and why_not(model.unet) is None
+    option = model.options.memory if device.type != "cpu" else "host"  # the weights live there: nothing to choose
+    weights = sum(weight.nbytes for weight in model.module.parameters())
+    obstacle = why_not(model.unet)
+    if option == "stream" and obstacle is not None:
+        logger.warning("the weights cannot come block by block, they are all on the device: %s", obstacle)
+    wanted = option == "stream" or (option == "auto" and weights + need > capacity)
+    stream = wanted and obstacle is None
+    beside = need + fetched_bytes(model.unet) if stream else need
     logger.info(
-        "sampling: the weights %s (%s), the work takes about %s beside, %s can be had",
+        "sampling: the weights %s (%s), the work takes about %s%s, %s can be had",
         "come block by block" if stream else "are on the device",
-        *map(in_words, (weights, need, capacity)),
+        in_words(weights),
+        in_words(beside),
+        "" if stream else " beside",
+        in_words(capacity),
     )
-    if stream and need > capacity:
+    if stream and beside > capacity:
         raise MemoryBudgetError(
-            f"sampling this video needs about {in_words(need)} even with its weights coming block by block, and "
+            f"sampling this video needs about {in_words(beside)} even with its weights coming block by block, and "
             f"{in_words(capacity)} can be had; use fewer frames or a smaller size"
         )
-    return stream
+    if option in ("resident", "offload") and weights + need > capacity:
+        raise MemoryBudgetError(
+            f"sampling this video with all weights on the device (memory = {option}) needs about "
+            f"{in_words(weights + need)}, and {in_words(capacity)} can be had; set memory to auto or stream"
+        )
+    return Placement(stream, AFTERWARDS.get(option, "host"))
 
 
 def itemsize_of(module: torch.nn.Module) -> int:

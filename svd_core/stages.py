@@ -21,7 +21,7 @@ from .encode import ImageEmbedding, embed_images, encode_images
 from .errors import SettingError
 from .guidance import GuidanceCurve
 from .host import Advance, Host
-from .memory import decode_bytes, denoise_bytes, encode_bytes, must_stream
+from .memory import decode_bytes, denoise_bytes, encode_bytes, place_weights
 from .sample import Step, sample_euler, starting_noise, starting_point
 from .schedule import check_sigmas, make_sigmas
 
@@ -104,16 +104,19 @@ def sample(
         _check_embeds(model, positive.embeds, negative.embeds)
     per_video = len(levels) - 1
     need = denoise_bytes(model, *_size_of(start.latents))
-    stream = must_stream(model, need, host.device(), host.capacity())
+    placement = place_weights(model, need, host.device(), host.capacity(model))
+    stream = placement.stream
     with (
         host.progress("sampling", per_video * len(sides), "step") as advance,
-        host.beside(need) if stream else host.on_device(model, need) as device,
+        host.beside(model, need) if stream else host.on_device(model, need, placement.after) as device,
     ):
         weights = curve.weights(start.latents.shape[1])
         videos = []
         for index, (positive, negative) in enumerate(sides):
             x = _starting_video(model, start, index, levels[0]).to(device)
-            denoise = make_denoiser(model.unet, positive, negative, weights, device, levels[:-1], stream=stream)
+            denoise = make_denoiser(
+                model.unet, positive, negative, weights, device, levels[:-1], stream=stream, options=model.options
+            )
             x = sample_euler(denoise, x, levels, _watcher(host, advance, index * per_video))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)

@@ -6,6 +6,7 @@ Every parameter is drawn, norms and mix factors too, so that two tensors in each
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -115,6 +116,10 @@ def tiny_pipeline(checkpoint: Checkpoint):
 def save_tiny_folder(path: Path, checkpoint: Checkpoint, variant: str | None = None) -> Path:
     """Write `checkpoint` as a diffusers folder, by diffusers itself."""
     defaults = checkpoint.model.defaults
+    checkpoint = copy.deepcopy(checkpoint)
+    for module in (checkpoint.model.unet, checkpoint.vae.vae):
+        for weight in module.parameters():  # a run may have laid them out as channels last: older diffusers refuse that
+            weight.data = weight.data.contiguous()
     tiny_pipeline(checkpoint).save_pretrained(path, variant=variant)
     index = path / "model_index.json"
     facts = {"width": defaults.width, "height": defaults.height}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.checkpoint.library import ModelLibrary
-from ...svd_core.host import Advance, Folder
+from ...svd_core.host import Advance, After, Folder
 
 if TYPE_CHECKING:
     import torch
@@ -47,27 +47,34 @@ class ComfyHost:
         return _management().get_torch_device()
 
     @contextlib.contextmanager
-    def on_device(self, part: Any, need: int = 0) -> Iterator[torch.device]:
+    def on_device(self, part: Any, need: int = 0, after: After = "host") -> Iterator[torch.device]:
         """Have ComfyUI load `part`, ours or its own, with `need` bytes free beside it.
 
         Other models leave the card as far as that asks for. Afterwards `part` is one of the models that ComfyUI keeps
-        on the card until it needs the room.
+        on the card until it needs the room, unless it is to leave.
         """
         from . import owned, parts
 
         own = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
         patcher = part.patcher if own else owned.patcher_of(part)
         owned.load_whole(patcher, need)
-        yield patcher.load_device
+        try:
+            yield patcher.load_device
+        finally:
+            if after == "leaves":
+                owned.evict(patcher)
 
     @contextlib.contextmanager
-    def beside(self, need: int) -> Iterator[torch.device]:
-        """The device, after ComfyUI has made `need` bytes free on it."""
+    def beside(self, part: Any, need: int) -> Iterator[torch.device]:
+        """The device, after ComfyUI has taken `part` off it and made `need` bytes free."""
+        from . import owned
+
         device = self.device()
+        owned.evict(owned.patcher_of(part))
         _management().free_memory(need, device)
         yield device
 
-    def capacity(self) -> int:
+    def capacity(self, part: Any) -> int:
         """What is free and what ComfyUI's models take, which leave when the room is wanted, but what it holds back."""
         management, device = _management(), self.device()
         loaded = [each for each in management.current_loaded_models if each.device == device]

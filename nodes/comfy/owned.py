@@ -18,7 +18,7 @@ MORE_THAN_ALL = 1e32
 """More bytes than any model has: asks for all of it."""
 
 _patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""Part -> its patcher. A patcher knows the part's module and not the part, so both go when the part is dropped."""
+"""A part's identity -> its patcher. A patcher knows the module and not the identity: both go when the part does."""
 
 
 class Held(torch.nn.Module):
@@ -42,16 +42,23 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 
 
 def patcher_of(part: OwnPart) -> Any:
-    """The patcher by which ComfyUI manages a part of ours; one for each part. VAEs go where --cpu-vae says."""
-    patcher = _patchers.get(part)
+    """The patcher by which ComfyUI manages a part of ours; one for all that share it. VAEs go where --cpu-vae says."""
+    patcher = _patchers.get(part.identity)
     if patcher is None:
         management = comfy.model_management
         is_vae = isinstance(part, SVDVae)
         device = management.vae_device() if is_vae else management.get_torch_device()
         idle = management.vae_offload_device() if is_vae else management.unet_offload_device()
         patcher = WholePatcher(Held(part.module), device, idle)
-        _patchers[part] = patcher
+        _patchers[part.identity] = patcher
     return patcher
+
+
+def evict(patcher: Any) -> None:
+    """Have core take a model off its device, and no other."""
+    management = comfy.model_management
+    others = [each for each in management.current_loaded_models if each.model is not patcher]
+    management.free_memory(MORE_THAN_ALL, patcher.load_device, keep_loaded=others)
 
 
 def load_whole(patcher: Any, need: int) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from ..options import DEFAULT, ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,11 @@ class OwnPart(Protocol):
     @property
     def module(self) -> torch.nn.Module:
         """What a host moves to its device."""
+        ...
+
+    @property
+    def identity(self) -> object:
+        """The same object for all parts that share these weights; what a program keeps about them may hang on it."""
         ...
 
 
@@ -93,6 +100,10 @@ class VideoDefaults:
     max_guidance: float = 3.0
 
 
+class Identity:
+    """Nothing but itself."""
+
+
 @dataclass(frozen=True, eq=False)
 class SVDModel:
     """The denoising network, and what sampling has to know beside it.
@@ -100,6 +111,7 @@ class SVDModel:
     unet           UNetSpatioTemporalConditionModel: (B, F, 8, h, w) -> (B, F, 4, h, w)
     scaling_factor scaled latents = unscaled latents * scaling_factor  (vae/config.json; 0.18215)
     sigma_min, sigma_max  the noise range it was trained for  (scheduler/scheduler_config.json; 0.002 and 700)
+    options        how to run it; copies with other options (`dataclasses.replace`) share weights and identity
     """
 
     unet: UNetSpatioTemporalConditionModel
@@ -107,6 +119,8 @@ class SVDModel:
     sigma_min: float
     sigma_max: float
     defaults: VideoDefaults
+    options: ModelOptions = DEFAULT
+    identity: Identity = field(default_factory=Identity, repr=False)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -137,6 +151,11 @@ class SVDVae:
     def module(self) -> torch.nn.Module:
         """All of it."""
         return self.vae
+
+    @property
+    def identity(self) -> object:
+        """Itself: there are no copies."""
+        return self
 
     @property
     def itemsize(self) -> int:
@@ -211,6 +230,11 @@ class SVDClipVision:
     def module(self) -> torch.nn.Module:
         """All of it."""
         return self.encoder
+
+    @property
+    def identity(self) -> object:
+        """Itself: there are no copies."""
+        return self
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The tower's answers, in its own precision."""

@@ -22,16 +22,21 @@ class BlockConstants:
 
     share    how much of the block over time is added, 0 to 1; None: AlphaBlender computes it
     joined   whether query, key and value of self-attention are one product
-    cross    (C,) what cross-attention gives, whatever it is asked; None: compute it from `context`
-    bias     (C,) the last product's own bias with `cross` in it; None when the product is no plain one
+    matrix   (3 C, C) of that product, a view of the weights; None: they come and go, it is to be found each time
+    bias     (C,) of self-attention's last product, with what cross-attention gives, whatever it is asked, in it; None:
+             compute that from `context`
     context  (F, T, D) the embedding for each frame
     """
 
     share: float | None = None
     joined: bool = False
-    cross: torch.Tensor | None = None
+    matrix: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     context: torch.Tensor | None = None
+
+    def joined_qkv(self, attention: Any) -> torch.Tensor | None:
+        """The matrix of the product; None when there are three."""
+        return joined_qkv(attention) if self.joined and self.matrix is None else self.matrix
 
 
 class Constants:
@@ -114,13 +119,13 @@ class Constants:
 
 def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites, here: Here) -> BlockConstants:
     joined = rewrites.qkv and join_qkv(block.attn1)
+    matrix = joined_qkv(block.attn1) if joined and here is resident else None
     if not rewrites.cross_attention or block.attn2 is None:
-        return BlockConstants(joined=joined, context=context)
+        return BlockConstants(joined=joined, matrix=matrix, context=context)
     with here(block.attn2):
         row = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
     out = block.attn1.to_out[0]
-    bias = out.bias.to(row.device) + row if is_plain_linear(out) and out.bias is not None else None
-    return BlockConstants(joined=joined, cross=row, bias=bias)
+    return BlockConstants(joined=joined, matrix=matrix, bias=row if out.bias is None else out.bias.to(row.device) + row)
 
 
 def join_qkv(attention: Any) -> bool:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .compiling import Piece, Run, plainly
+
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
 
@@ -41,17 +43,24 @@ def lay_out(module: torch.nn.Module) -> None:
                     set_weight(part, laid_out)
 
 
-def norm_silu(x: torch.Tensor, norm: nn.Module, in_place: bool = True) -> torch.Tensor:
+def norm_silu(x: torch.Tensor, norm: nn.Module, in_place: bool = True, run: Run = plainly) -> torch.Tensor:
     """SiLU of the group norm of x."""
-    return F.silu(norm(x), inplace=in_place)
+    return run(group_norm_silu, x, norm.weight, norm.bias, norm.num_groups, norm.eps, in_place)
+
+
+def group_norm_silu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, in_place: bool
+) -> torch.Tensor:
+    """The same, of tensors."""
+    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=in_place)
 
 
 def spatial_residual(
-    x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, in_place: bool = True
+    x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, in_place: bool = True, run: Run = plainly
 ) -> torch.Tensor:
     """ResnetBlock2D. bias: of the first convolution, with the time embedding in it."""
-    hidden = conv(norm_silu(x, block.norm1, in_place), block.conv1, bias)
-    hidden = block.conv2(norm_silu(hidden, block.norm2, in_place))
+    hidden = conv(norm_silu(x, block.norm1, in_place, run), block.conv1, bias)
+    hidden = block.conv2(norm_silu(hidden, block.norm2, in_place, run))
     return hidden.add_(x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
@@ -116,27 +125,135 @@ def blend(space: torch.Tensor, time: torch.Tensor, mixer: Any, share: float | No
     return mixer(space, time, frames)
 
 
-def feed_forward_(rows: torch.Tensor, norm: nn.Module, layers: Any, piece: int | None) -> torch.Tensor:
+def feed_forward_(rows: torch.Tensor, norm: Any, net: Any, piece: int | None, run: Run) -> torch.Tensor:
     """rows += feed-forward(norm(rows)), in place, `piece` rows at a time. Rows do not see each other."""
-    into, out = layers[0].proj, layers[2]
+    into, out = net[0].proj, net[2]
     flat = rows.view(-1, rows.shape[-1])
     for some in flat.split(piece or len(flat)):
-        value, gate = into(norm(some)).chunk(2, dim=-1)
-        some.add_(out(F.gelu(gate).mul_(value)))
+        run(geglu_, some, *_of_norm(norm), into.weight, into.bias, out.weight, out.bias)
     return rows
 
 
-def share_of_piece(piece: int | None, rows: torch.Tensor, whole: int) -> int:
+def geglu_(
+    rows: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    into: torch.Tensor,
+    into_bias: torch.Tensor | None,
+    out: torch.Tensor,
+    out_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """The same on rows (R, C), of tensors."""
+    normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
+    value, gate = F.linear(normed, into, into_bias).chunk(2, dim=-1)
+    return rows.add_(F.linear(F.gelu(gate).mul_(value), out, out_bias))
+
+
+def self_attention_(
+    rows: torch.Tensor,
+    norm: Any,
+    attention: Any,
+    joined: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    piece: int | None,
+    run: Run,
+    over_time: bool = False,
+) -> torch.Tensor:
+    """rows += self-attention(norm(rows)) on (F, N, C), in place: within each frame, or over time at each place.
+
+    joined  (3 C, C) the three projections as one matrix, if there is one
+    bias    (C,) of the last product; None: its own
+    piece   rows at a time, but never less than a frame or a place
+    """
+    to_qkv = (attention.to_q, attention.to_k, attention.to_v)
+    weights = (joined,) if joined is not None else tuple(each.weight for each in to_qkv)
+    biases = (None,) if joined is not None else tuple(each.bias for each in to_qkv)
+    out = attention.to_out[0]
+    whole, cut = (0, 1) if over_time else (1, 0)
+    for some in rows.split(_share_of_piece(piece, rows, whole), dim=cut):
+        run(
+            attend_over_time_ if over_time else attend_in_space_,
+            some,
+            *_of_norm(norm),
+            weights,
+            biases,
+            out.weight,
+            out.bias if bias is None else bias,
+            attention.heads,
+        )
+    return rows
+
+
+def attend_in_space_(
+    rows: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    qkv: tuple[torch.Tensor, ...],
+    qkv_biases: tuple[torch.Tensor | None, ...],
+    out: torch.Tensor,
+    out_bias: torch.Tensor | None,
+    heads: int,
+) -> torch.Tensor:
+    """`self_attention_` on rows (F, N, C) within each frame, of tensors."""
+    normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
+    query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1))
+    return rows.add_(F.linear(_attend(query, key, value), out, out_bias))
+
+
+def attend_over_time_(
+    rows: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    qkv: tuple[torch.Tensor, ...],
+    qkv_biases: tuple[torch.Tensor | None, ...],
+    out: torch.Tensor,
+    out_bias: torch.Tensor | None,
+    heads: int,
+) -> torch.Tensor:
+    """The same over time at each place. The order of the rows in memory stays (F, N, C)."""
+    normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
+    query, key, value = _projected(normed, qkv, qkv_biases, heads, (1, 3, 0))
+    mixed = _attend(query, key, value)
+    if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
+        return rows.add_(F.linear(mixed, out, out_bias).transpose(0, 1))
+    return rows.add_(F.linear(mixed.transpose(0, 1), out, out_bias))
+
+
+def _of_norm(norm: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
+def _share_of_piece(piece: int | None, rows: torch.Tensor, whole: int) -> int:
     """How many frames, or places, make `piece` rows of (F, N, C) when dimension `whole` is not cut; at least one."""
     return max(1, (piece or rows.shape[0] * rows.shape[1]) // rows.shape[whole])
 
 
-def split_heads(projected: torch.Tensor, parts: int, heads: int, over_time: bool) -> tuple[torch.Tensor, ...]:
-    """(F, N, parts C) -> `parts` times (F, heads, N, C / heads), or over time (N, heads, F, C / heads); views."""
-    frames_places = (1, 3, 0) if over_time else (0, 3, 1)
-    return projected.unflatten(-1, (parts, heads, -1)).permute(2, *frames_places, 4).unbind(0)
+def _projected(
+    rows: torch.Tensor,
+    weights: tuple[torch.Tensor, ...],
+    biases: tuple[torch.Tensor | None, ...],
+    heads: int,
+    order: tuple[int, int, int],
+) -> tuple[torch.Tensor, ...]:
+    """(F, N, C) -> query, key and value (B, heads, tokens, C / heads); `order` puts batch, heads, tokens in place."""
+    parts = 3 // len(weights)
+    each = [F.linear(rows, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    return tuple(
+        part
+        for projected in each
+        for part in projected.unflatten(-1, (parts, heads, -1)).permute(2, *order, 4).unbind(0)
+    )
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """(B, heads, N, d) three times -> (B, N, heads d)."""
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+COMPILED: dict[Piece, int] = {geglu_: -1, attend_in_space_: -1, attend_over_time_: -1}
+"""What is worth compiling, and which dimension of its first argument is the block's width."""
+COMPILED_OFF_CPU: dict[Piece, int] = {**COMPILED, group_norm_silu: 1}
+"""With channels last a CPU's own group norm is quicker."""

@@ -11,21 +11,52 @@ them is seen by the next video; a module that was replaced or has a hook is call
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from . import layers
-from .constants import BlockConstants, Constants, joined_qkv
+from ..options import DEFAULT, ModelOptions
+from . import attention, layers
+from .compiling import Compiler, Run, Whole, plainly
+from .constants import BlockConstants, Constants
 from .rewrites import ALL, Rewrites
 from .weights import USED_ONCE, Here, Streamed, resident
+
+logger = logging.getLogger(__name__)
 
 CPU_PIECE = 1024
 GPU_PIECE = 2**17
 """Rows of a feed-forward at a time: what the caches of a CPU hold; what keeps a GPU busy."""
+
+LAUNCH_BOUND = 2**16
+"""Rows of a step (frames times latent pixels) up to which a large card waits for the next kernel."""
+
+COMPILERS = {"cpu": Compiler(layers.COMPILED)}
+STEPS: dict[str | None, Whole] = {}
+"""The programs of this process: of the pieces by kind of device, of whole steps by mode. They hold no weights."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a block is computed: in pieces of how many rows (None: all at once), what calls them, which attention."""
+
+    piece: int | None = None
+    run: Run = plainly
+    in_space: attention.Context = contextlib.nullcontext
+
+    @staticmethod
+    def of(options: ModelOptions, device: torch.device, rewrites: Rewrites, piece: int | None) -> How:
+        """As the options say."""
+        pieces = rewrites.geglu and options.forward_chunking == "auto"
+        return How(
+            piece=(piece or _piece_of(device)) if pieces else None,
+            run=_compiler_of(device) if options.compile == "regional" else plainly,
+            in_space=attention.preferred(device) if options.attention == "auto" else contextlib.nullcontext,
+        )
 
 
 class PreparedUNet:
@@ -37,6 +68,7 @@ class PreparedUNet:
     time_ids      (1, 3) fps - 1, motion bucket, augmentation strength
     c_noises      (S,) the noise levels that will be asked for; others may be, and cost a little more
     stream        the UNet's weights are elsewhere and shall come to the device of `image_latents` block by block
+    options       how to compute
     """
 
     def __init__(
@@ -49,6 +81,7 @@ class PreparedUNet:
         rewrites: Rewrites = ALL,
         piece: int | None = None,
         stream: bool = False,
+        options: ModelOptions = DEFAULT,
     ) -> None:
         if embeds.shape[1] != 1:
             rewrites = replace(rewrites, cross_attention=False)
@@ -57,20 +90,26 @@ class PreparedUNet:
         self._unet = unet
         self._image_latents = image_latents
         self._rewrites = rewrites
-        self._piece = (piece or _piece_of(image_latents.device)) if rewrites.geglu else None
         once = USED_ONCE if rewrites.cross_attention and rewrites.embeddings else frozenset()
         device = image_latents.device
+        if options.compile == "full" and stream:
+            logger.info("weights that come block by block cannot be compiled as one: the repeated pieces are")
+            options = replace(options, compile="regional")
+        self._how = How.of(options, device, rewrites, piece)
+        self._step = _step_of(image_latents) if options.compile == "full" else PreparedUNet._network
         self._here: Here = Streamed(device, once) if stream else resident
         all_of: Here = Streamed(device) if stream else resident
         self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites, all_of)
 
     def __call__(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         """The network's answer at noise level c_noise ()."""
-        unet, at = self._unet, self._constants.at(c_noise)
         sample = torch.cat([x, self._image_latents], dim=1)
         if self._rewrites.channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
-        here = self._here
+        return self._step(self, sample, self._constants.at(c_noise))
+
+    def _network(self, sample: torch.Tensor, at: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+        unet, here = self._unet, self._here
         with here(unet.conv_in):
             x = unet.conv_in(sample)
         sizes = _Sizes.of(unet, sample)
@@ -85,8 +124,8 @@ class PreparedUNet:
                 skips.append(x)
         middle = unet.mid_block
         x = self._residual(x, middle.resnets[0], at)
-        for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
-            x = self._residual(self._transformer(x, attention), resnet, at)
+        for transformer, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+            x = self._residual(self._transformer(x, transformer), resnet, at)
         for block in unet.up_blocks:
             for index, resnet in enumerate(block.resnets):
                 joined = torch.cat([x, skips.pop()], dim=1)
@@ -95,7 +134,8 @@ class PreparedUNet:
                 with here(up):
                     x = up(x, sizes.above(skips))
         with here(unet.conv_norm_out, unet.conv_out):
-            return unet.conv_out(layers.norm_silu(x, unet.conv_norm_out, self._rewrites.norm_silu))
+            x = layers.norm_silu(x, unet.conv_norm_out, self._rewrites.norm_silu, self._how.run)
+            return unet.conv_out(x)
 
     def _pair(self, block: Any, index: int, x: torch.Tensor) -> torch.Tensor:
         """The transformer that follows a residual block, where there is one."""
@@ -106,7 +146,7 @@ class PreparedUNet:
         """SpatioTemporalResBlock."""
         biases = (at[block.spatial_res_block], at[block.temporal_res_block])
         with self._here(block):
-            return residual(x, block, biases, self._constants.of(block), self._rewrites)
+            return residual(x, block, biases, self._constants.of(block), self._rewrites.norm_silu, self._how.run)
 
     def _transformer(self, x: torch.Tensor, model: Any) -> torch.Tensor:
         """TransformerSpatioTemporalModel."""
@@ -118,8 +158,8 @@ class PreparedUNet:
         positions = self._constants.positions(model)
         blend = self._constants.of(model)
         for space, time in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
-            rows = spatial_block_(rows, space, self._constants.of(space), self._piece)
-            mixed = temporal_block_(rows + positions, time, self._constants.of(time), self._piece)
+            rows = spatial_block_(rows, space, self._constants.of(space), self._how)
+            mixed = temporal_block_(rows + positions, time, self._constants.of(time), self._how)
             rows = layers.blend(rows, mixed, model.time_mixer, blend.share)
         return layers.from_rows(model.proj_out(rows), like=x) + x
 
@@ -129,71 +169,59 @@ def residual(
     block: Any,
     biases: tuple[torch.Tensor, torch.Tensor],
     constants: BlockConstants,
-    rewrites: Rewrites,
+    in_place: bool,
+    run: Run,
 ) -> torch.Tensor:
     """A residual block in space, then one over time, of which the block's own share is added.
 
     biases  of the first convolution of either, with the time embedding of this step in it
     """
-    space, time, in_place = block.spatial_res_block, block.temporal_res_block, rewrites.norm_silu
-    hidden = layers.spatial_residual(x, space, biases[0], in_place)
-    video = layers.norm_silu(layers.to_video(hidden), time.norm1, in_place)
+    space, time = block.spatial_res_block, block.temporal_res_block
+    hidden = layers.spatial_residual(x, space, biases[0], in_place, run)
+    video = layers.norm_silu(layers.to_video(hidden), time.norm1, in_place, run)
     video = layers.conv_over_time(video, time.conv1, biases[1])
-    video = layers.conv_over_time(layers.norm_silu(video, time.norm2, in_place), time.conv2)
+    video = layers.conv_over_time(layers.norm_silu(video, time.norm2, in_place, run), time.conv2)
     added = layers.from_video(video, like=hidden)
     if constants.share is None:
         return layers.blend(hidden, hidden + added, block.time_mixer, None)
     return hidden.add_(added, alpha=constants.share)
 
 
-def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, piece: int | None) -> torch.Tensor:
+def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: How) -> torch.Tensor:
     """BasicTransformerBlock on (F, N, C), in place: attention within a frame, the picture's token, feed-forward."""
-    for some in rows.split(layers.share_of_piece(piece, rows, whole=1)):
-        query, key, value = _project(block.norm1(some), block.attn1, constants)
-        some.add_(_out(layers.attend(query, key, value), block.attn1, constants))
-    if constants.cross is None:
+    joined = constants.joined_qkv(block.attn1)
+    with how.in_space():
+        layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run)
+    if constants.bias is None:
         rows.add_(block.attn2(block.norm2(rows), encoder_hidden_states=constants.context))
-    return layers.feed_forward_(rows, block.norm3, block.ff.net, piece)
+    return layers.feed_forward_(rows, block.norm3, block.ff.net, how.piece, how.run)
 
 
-def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, piece: int | None) -> torch.Tensor:
+def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: How) -> torch.Tensor:
     """TemporalBasicTransformerBlock on (F, N, C), in place. Only attention looks along the frames."""
-    layers.feed_forward_(rows, block.norm_in, block.ff_in.net, piece)
-    for some in rows.split(layers.share_of_piece(piece, rows, whole=0), dim=1):
-        query, key, value = _project(block.norm1(some), block.attn1, constants, over_time=True)
-        mixed = layers.attend(query, key, value)
-        if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
-            some.add_(_out(mixed, block.attn1, constants).transpose(0, 1))
-        else:
-            some.add_(_out(mixed.transpose(0, 1), block.attn1, constants))
-    if constants.cross is None:
+    layers.feed_forward_(rows, block.norm_in, block.ff_in.net, how.piece, how.run)
+    joined = constants.joined_qkv(block.attn1)
+    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run, over_time=True)
+    if constants.bias is None:
         turned = block.norm2(rows).transpose(0, 1)
         context = constants.context[:1].expand(len(turned), -1, -1)
         rows.add_(block.attn2(turned, encoder_hidden_states=context).transpose(0, 1))
-    return layers.feed_forward_(rows, block.norm3, block.ff.net, piece)
-
-
-def _project(
-    rows: torch.Tensor, attention: Any, constants: BlockConstants, over_time: bool = False
-) -> tuple[torch.Tensor, ...]:
-    """Query, key and value of (F, N, C), (B, heads, tokens, d) each; one product where they are parts of one matrix."""
-    if constants.joined:
-        return layers.split_heads(F.linear(rows, joined_qkv(attention)), 3, attention.heads, over_time)
-    each_alone = (attention.to_q, attention.to_k, attention.to_v)
-    return tuple(layers.split_heads(each(rows), 1, attention.heads, over_time)[0] for each in each_alone)
-
-
-def _out(mixed: torch.Tensor, attention: Any, constants: BlockConstants) -> torch.Tensor:
-    """The last product of self-attention, with cross-attention's one row in its bias."""
-    if constants.cross is None:
-        return attention.to_out[0](mixed)
-    if constants.bias is None:
-        return attention.to_out[0](mixed).add_(constants.cross)
-    return F.linear(mixed, attention.to_out[0].weight, constants.bias)
+    return layers.feed_forward_(rows, block.norm3, block.ff.net, how.piece, how.run)
 
 
 def _piece_of(device: torch.device) -> int:
     return CPU_PIECE if device.type == "cpu" else GPU_PIECE
+
+
+def _compiler_of(device: torch.device) -> Compiler:
+    return COMPILERS.setdefault(device.type, Compiler(layers.COMPILED_OFF_CPU))
+
+
+def _step_of(latents: torch.Tensor) -> Whole:
+    """The whole step as one program; recorded and replayed where starting kernels takes longer than running them."""
+    rows = latents[:, 0].numel()
+    mode = "reduce-overhead" if latents.device.type == "cuda" and rows <= LAUNCH_BOUND else None
+    return STEPS.setdefault(mode, Whole(PreparedUNet._network, mode))
 
 
 @dataclass(frozen=True)

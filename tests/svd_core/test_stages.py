@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,8 @@ from svd_stages.svd_core.checkpoint.parts import SVDVae
 from svd_stages.svd_core.encode import encode_images
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
 from svd_stages.svd_core.host import HeadlessHost, using
-from svd_stages.svd_core.memory import must_stream
+from svd_stages.svd_core.memory import place_weights
+from svd_stages.svd_core.options import ModelOptions
 
 CPU = torch.device("cpu")
 
@@ -162,35 +164,77 @@ class SmallCard(HeadlessHost):
         object.__setattr__(self, "_capacity", capacity)
         object.__setattr__(self, "loaded", [])
 
-    def capacity(self) -> int:
+    def capacity(self, part) -> int:
         return self._capacity
 
     @contextmanager
-    def on_device(self, part, need=0):
-        self.loaded.append(part)
-        with super().on_device(part, need) as device:
+    def on_device(self, part, need=0, after="host"):
+        self.loaded.append((part, after))
+        with super().on_device(part, need, after) as device:
             yield device
 
 
-def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, monkeypatch):
-    image, settings = torch.rand((1, 64, 64, 3)), Settings(frames=3, steps=2)
-    plans = []
-    monkeypatch.setattr(memory, "logger", SimpleNamespace(info=lambda text, *told: plans.append(text % told)))
+ENOUGH, LITTLE = 2**40, 2**24
+
+
+@pytest.fixture
+def plans(monkeypatch) -> list[str]:
+    """What is said of the plan, which is made as for a card."""
+    said = []
+    logger = SimpleNamespace(info=lambda text, *told: said.append(text % told), warning=None)
+    monkeypatch.setattr(memory, "logger", logger)
     monkeypatch.setattr(
-        stages, "must_stream", lambda model, need, device, room: must_stream(model, need, torch.device("cuda"), room)
+        stages,
+        "place_weights",
+        lambda model, need, device, room: place_weights(model, need, torch.device("cuda"), room),
     )
-    videos, loaded = [], []
-    for capacity in (2**40, 2**22):
-        host = SmallCard(capacity)
-        with using(host):
-            videos.append(sampled(tiny, image, settings)["samples"])
-        loaded.append(tiny.model in host.loaded)
-    assert torch.equal(*videos)
-    assert loaded == [True, False]
+    return said
+
+
+def sampled_with(tiny, capacity: int, **options: str) -> tuple[torch.Tensor, list[str]]:
+    """The latents, and for each time that the model was loaded where it was to be afterwards."""
+    model = replace(tiny.model, options=ModelOptions(**options))
+    host = SmallCard(capacity)
+    with using(host):
+        video = sampled(replace(tiny, model=model), IMAGE, Settings(frames=3, steps=2))["samples"]
+    return video, [after for part, after in host.loaded if part is model]
+
+
+IMAGE = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(3))
+
+
+def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, plans):
+    video, loaded = sampled_with(tiny, ENOUGH)
+    again, loaded_again = sampled_with(tiny, LITTLE)
+    assert torch.equal(video, again)
+    assert (loaded, loaded_again) == (["host"], [])
     assert "on the device" in plans[0] and "block by block" in plans[1]
 
 
-def test_a_budget_is_what_is_free_at_most():
+@pytest.mark.parametrize(("option", "loaded"), [("resident", ["stays"]), ("offload", ["leaves"]), ("stream", [])])
+def test_where_the_weights_are_can_be_said_and_changes_nothing(tiny, plans, option, loaded):
+    video, after = sampled_with(tiny, ENOUGH, memory=option)
+    assert torch.equal(video, sampled_with(tiny, ENOUGH)[0])
+    assert after == loaded
+
+
+@pytest.mark.parametrize("option", ["resident", "offload", "stream"])
+def test_what_does_not_fit_as_it_was_said_is_refused_with_the_way_out(tiny, plans, option):
+    room = 2**10 if option == "stream" else LITTLE
+    with pytest.raises(MemoryBudgetError, match="fewer frames" if option == "stream" else "auto or stream"):
+        sampled_with(tiny, room, memory=option)
+
+
+def test_rows_all_at_once_give_the_same_numbers_and_need_more(tiny):
+    whole = replace(tiny.model, options=ModelOptions(forward_chunking="off"))
+    size = (25, 72, 128)
+    assert memory.denoise_bytes(whole, *size) > 1.3 * memory.denoise_bytes(tiny.model, *size)
+    video, _ = sampled_with(tiny, ENOUGH, forward_chunking="off")
+    wanted, _ = sampled_with(tiny, ENOUGH)
+    assert (video - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_a_budget_is_what_is_free_at_most(tiny):
     host = HeadlessHost(device_name="cpu", vram=2**30)
-    assert host.free_memory(CPU) == host.capacity() == 2**30
+    assert host.free_memory(CPU) == host.capacity(tiny.model) == 2**30
     assert HeadlessHost(device_name="cpu").free_memory(CPU) > 2**30

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import fields
 
+import diffusers
 import pytest
 import torch
+from svd_stages.svd_core.conditioning import Conditioning, MicroConditioning
+from svd_stages.svd_core.denoise import make_denoiser
+from svd_stages.svd_core.fuse import unet as rewriting
 from svd_stages.svd_core.fuse.rewrites import ALL, Rewrites, why_not
 from svd_stages.svd_core.fuse.unet import PreparedUNet
 from svd_stages.svd_core.fuse.weights import Streamed
@@ -47,6 +52,17 @@ def rewritten(
     return prepared(drawn(FRAMES, 4, *size).to(dtype), c_noise).float()
 
 
+def through_denoiser(unet) -> torch.Tensor:
+    """The same question put to the denoiser: v again of the clean latents it gives."""
+    c_noise, x = C_NOISES[0], drawn(FRAMES, 4, HEIGHT, WIDTH)
+    sigma = (4 * c_noise).exp()
+    micro = MicroConditioning()
+    side = Conditioning(drawn(1, 1, 32, seed=2), drawn(FRAMES, 4, HEIGHT, WIDTH, seed=1), micro)
+    denoise = make_denoiser(unet, side, side, torch.ones(FRAMES), torch.device("cpu"))
+    noisy = x[None] * (sigma**2 + 1) ** 0.5
+    return ((noisy / (sigma**2 + 1) - denoise(noisy, sigma)) * (sigma**2 + 1) ** 0.5 / sigma)[0]
+
+
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
@@ -66,7 +82,12 @@ def test_each_rewrite_alone_and_all_together_give_diffusers_numbers(unet, rewrit
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (10, 8)])
 def test_sizes_that_do_not_halve_evenly(unet, size):
-    wanted = stock(unet, size)
+    try:
+        wanted = stock(unet, size)
+    except RuntimeError as error:
+        if "Sizes of tensors must match" not in str(error):
+            raise
+        pytest.skip(f"diffusers {diffusers.__version__} itself cannot: {error}")
     assert difference(rewritten(unet, size=size), wanted) < TOLERANCE
 
 
@@ -156,9 +177,9 @@ def test_a_module_that_was_replaced_is_called(unet):
         if type(module).__name__ == "Attention":
             module.to_q, module.to_v = Adapted(module.to_q), Adapted(module.to_v)
             module.to_out[0] = Adapted(module.to_out[0])
-    assert why_not(unet) is not None  # make_denoiser calls such a UNet as it is
+    assert why_not(unet) is not None
     assert difference(plain, stock(unet)) > 0.01
-    assert difference(rewritten(unet), stock(unet)) < TOLERANCE
+    assert difference(through_denoiser(unet), stock(unet)) < TOLERANCE
 
 
 def test_a_moved_or_converted_module_is_joined_again(unet):
@@ -199,13 +220,15 @@ def test_what_is_not_known_is_not_rewritten(unet, change):
     assert why_not(unet) is not None
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_weights_that_come_block_by_block_give_the_same_bits_and_leave_again(unet, tokens):
+@pytest.mark.parametrize(("tokens", "ahead"), [(1, False), (3, False), (1, True)])
+def test_weights_that_come_block_by_block_give_the_same_bits_and_leave_again(unet, tokens, ahead, monkeypatch):
+    monkeypatch.setattr(rewriting, "Streamed", functools.partial(Streamed, ahead=ahead))
     embeds, latents = drawn(1, tokens, 32, seed=2), drawn(FRAMES, 4, HEIGHT, WIDTH, seed=1)
     wanted = rewritten(unet, tokens=tokens)
     before = dict(unet.named_parameters())
     prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, stream=True)
-    assert torch.equal(prepared(drawn(FRAMES, 4, HEIGHT, WIDTH), C_NOISES[0]), wanted)
+    for _ in range(2):  # in the first step nobody knows what follows
+        assert torch.equal(prepared(drawn(FRAMES, 4, HEIGHT, WIDTH), C_NOISES[0]), wanted)
     after = dict(unet.named_parameters())
     assert all(after[name] is weight for name, weight in before.items())
 
