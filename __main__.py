@@ -28,6 +28,7 @@ from . import __version__, headless
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
 from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
+from .svd_core.options import CHOICES
 
 Command = Callable[[argparse.Namespace, Console], None]
 
@@ -142,6 +143,10 @@ def _add_animate(commands: Any) -> None:
         help="as one clip, or in windows (default: exact)",
     )  # fmt: skip
     parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames a window keeps (default: 8)")
+    parser.add_argument(
+        "--compile", choices=CHOICES["compile"], default="off",
+        help="torch.compile on the network: its repeated pieces, or a whole step (default: off)",
+    )  # fmt: skip
 
 
 def _add_run(commands: Any) -> None:
@@ -230,6 +235,7 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
         max_guidance=arguments.max_guidance,
         decode_mode=arguments.decode_mode,
         decode_chunk=arguments.decode_chunk,
+        compile=arguments.compile,
     )
     output = arguments.output or _free_name(arguments.image.stem)
     report = headless.animate_file(arguments.image, output, animation, _surroundings(arguments, console))

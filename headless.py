@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,7 @@ from .svd_core.graph import (
     unwrap,
     validate,
 )
+from .svd_core.options import DEFAULT, ModelOptions
 from .svd_core.pictures import as_images
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Animation:
     decode_mode: str | None = None
     decode_chunk: int = 8
     decode_context: int = 2
+    compile: str = "off"
 
 
 @dataclass(frozen=True)
@@ -201,16 +203,18 @@ def run_graph(
     models: Sequence[str | os.PathLike] = (),
     device: str = "auto",
     precision: str = "auto",
+    vram: int | None = None,
     on_progress: host.Reporter = host.ignore_progress,
 ) -> Report:
     """Run a saved graph (a file or a dict, API or UI format) without ComfyUI; what `svd-stages run` does.
 
     settings     "NODE.INPUT=VALUE" each
+    vram         bytes of the device's memory to get by with; None: all that is free
     on_progress  called with (stage, done, total, unit)
 
     Raises svd_core.errors: GraphError, CheckpointError, ImageError, NodeError and their kin.
     """
-    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress)
+    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram)
     return run(open_graph(graph, settings), surroundings)
 
 
@@ -232,15 +236,19 @@ def animate(
     decode_mode: str | None = None,
     decode_chunk: int = 8,
     decode_context: int = 2,
+    compile: str = "off",
     models: Sequence[str | os.PathLike] = (),
     device: str = "auto",
     precision: str = "auto",
+    vram: int | None = None,
     output_type: OutputType = "pt",
     on_progress: host.Reporter = host.ignore_progress,
 ) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
     """Animate a picture: frames (B, F, H, W, 3) in [0, 1], one video per image. None: what the model is for.
 
     image        a file, a PIL image, or an array or tensor (H, W, 3) or (B, H, W, 3): float in [0, 1], or uint8
+    compile      off, regional or full; see SVDModelOptions
+    vram         bytes of the device's memory to get by with; None: all that is free
     output_type  pt: float32 tensor, np: float32 array, pil: a list of frames for each video
 
     Raises SettingError, ImageError, CheckpointError, NodeError.
@@ -263,8 +271,9 @@ def animate(
         decode_mode=decode_mode,
         decode_chunk=decode_chunk,
         decode_context=decode_context,
+        compile=compile,
     )
-    here = Surroundings(models, device, precision, reporter=on_progress).host()
+    here = Surroundings(models, device, precision, reporter=on_progress, vram=vram).host()
     return _as_output(_animate_images(as_images(image), animation, here), output_type)
 
 
@@ -319,7 +328,18 @@ def animation_graph(animation: Animation, here: host.Host, image_name: str) -> G
     for class_type, inputs in _widgets(values, image_name).items():
         node = prompt[_only(prompt, class_type)]
         node["inputs"] = {**node["inputs"], **inputs}
+    if values.compile != DEFAULT.compile:
+        prompt = _with_options(prompt, ModelOptions(compile=values.compile))
     return Graph(prompt)
+
+
+def _with_options(prompt: Prompt, options: ModelOptions) -> Prompt:
+    """The graph with SVDModelOptions before its sampler."""
+    sampler = _only(prompt, "SVDEulerSampler")
+    model = prompt[sampler]["inputs"]["model"]
+    added = {"class_type": "SVDModelOptions", "inputs": {"model": model, **asdict(options)}}
+    changed = {**prompt[sampler], "inputs": {**prompt[sampler]["inputs"], "model": ["options", 0]}}
+    return {**prompt, "options": added, sampler: changed}
 
 
 def checkpoint_defaults(here: host.Host, model: str) -> VideoDefaults:

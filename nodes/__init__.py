@@ -10,7 +10,7 @@ from .conditioning import (
 )
 from .decoding import SVDTemporalVAEDecode
 from .in_comfyui import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
-from .loading import SVDCheckpointLoader
+from .loading import SVDCheckpointLoader, SVDModelOptions
 from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
 
 NODE_CLASS_MAPPINGS = {
@@ -25,6 +25,7 @@ NODE_CLASS_MAPPINGS = {
     "SVDGuidance": SVDGuidance,
     "SVDEulerSampler": SVDEulerSampler,
     "SVDTemporalVAEDecode": SVDTemporalVAEDecode,
+    "SVDModelOptions": SVDModelOptions,
     "SVDToComfyModel": SVDToComfyModel,
     "SVDFrameGuider": SVDFrameGuider,
     "SVDFrameGuidance": SVDFrameGuidance,
@@ -43,6 +44,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SVDGuidance": "SVD Guidance",
     "SVDEulerSampler": "SVD Euler Sampler",
     "SVDTemporalVAEDecode": "SVD Temporal VAE Decode",
+    "SVDModelOptions": "SVD Model Options",
     "SVDToComfyModel": "SVD To Comfy Model",
     "SVDFrameGuider": "SVD Frame Guider",
     "SVDFrameGuidance": "SVD Frame Guidance",

@@ -1,12 +1,14 @@
-"""The node that opens a checkpoint."""
+"""The nodes that open a checkpoint and say how its network is run."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..svd_core import host
 from ..svd_core.errors import CheckpointError
-from . import sockets
+from ..svd_core.options import CHOICES, DEFAULT, ModelOptions
+from . import sockets, wires
 from .base import StageNode
 
 
@@ -54,3 +56,48 @@ class SVDCheckpointLoader(StageNode):
 
         opened = stages.load(host.current(), checkpoint, precision)
         return (opened.model, opened.clip_vision, opened.vae)
+
+
+class SVDModelOptions(StageNode):
+    """SVD_MODEL -> the same network, to be run otherwise."""
+
+    DESCRIPTION = (
+        "How the network is run: where its weights are, in pieces or not, compiled or not. No option changes the "
+        "video. The weights are shared with the model that came in; of several such nodes the last one has its way."
+    )
+    RETURN_TYPES = (sockets.SVD_MODEL,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The same network with these options, for SVDEulerSampler.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        def option(name: str, tooltip: str) -> sockets.Input:
+            return sockets.choice(list(CHOICES[name]), getattr(DEFAULT, name), tooltip)
+
+        return {
+            "required": {
+                "model": sockets.socket(sockets.SVD_MODEL, "The network of SVDCheckpointLoader."),
+                "memory": option(
+                    "memory",
+                    "auto: what fits. resident: the weights stay on the card. offload: there only while sampling. "
+                    "stream: block by block, least memory.",
+                ),
+                "forward_chunking": option(
+                    "forward_chunking",
+                    "auto: feed-forward and attention in pieces that save memory and cost no time. off: all at once.",
+                ),
+                "compile": option(
+                    "compile",
+                    "torch.compile. regional: the repeated pieces, seconds to minutes once. full: a whole step, "
+                    "minutes for every new size.",
+                ),
+                "attention": option(
+                    "attention",
+                    "auto: cuDNN's kernel on Hopper cards and later, else torch's choice. sdpa: torch's choice.",
+                ),
+            }
+        }
+
+    def run(self, model, memory: str, forward_chunking: str, compile: str, attention: str) -> tuple:
+        options = ModelOptions(memory, forward_chunking, compile, attention)
+        return (replace(wires.own_model(model), options=options),)

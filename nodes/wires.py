@@ -20,7 +20,7 @@ from . import program
 if TYPE_CHECKING:
     import torch
 
-    from ..svd_core.checkpoint.parts import Checkpoint, ClipVision, Vae
+    from ..svd_core.checkpoint.parts import Checkpoint, ClipVision, SVDModel, Vae
     from ..svd_core.conditioning import Conditioning, MicroConditioning
     from ..svd_core.encode import ImageEmbedding
     from ..svd_core.guidance import GuidanceCurve
@@ -76,6 +76,15 @@ def _either(value: Any, kind: type[Part], socket: str, adopt: Callable[[program.
     if adopted is None:
         raise wrong_part(value, socket)
     return adopted
+
+
+def own_model(value: Any) -> SVDModel:
+    """The network of an SVD_MODEL wire. Raises SettingError when it is something else."""
+    from ..svd_core.checkpoint.parts import SVDModel
+
+    if not isinstance(value, SVDModel):
+        raise wrong_part(value, "model")
+    return value
 
 
 def checkpoint(model: Any, clip_vision: Any, vae: Any) -> Checkpoint:

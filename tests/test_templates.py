@@ -21,7 +21,9 @@ from svd_stages.svd_core.host import HeadlessHost, using
 from svd_stages.svd_core.metadata import read_metadata
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
-NAMES = ("image_to_video", "more_motion", "quickstart_nano")
+RECIPES = ("model_offload", "compile_unet", "under_8_gb", "low_vram")
+"""image_to_video with SVDModelOptions before the sampler."""
+NAMES = ("image_to_video", "more_motion", "quickstart_nano", *RECIPES)
 WITH_CORE = ("core_loader_our_stages", "our_loader_core_sampler", "reordered_stages")
 """Those with nodes of ComfyUI's core: they open and run in ComfyUI, where tests/comfyui tries them."""
 NOTE = "MarkdownNote"
@@ -60,10 +62,25 @@ VALUES["more_motion"] = {
     "SVDNoiseAugmentation": {"noise_aug_strength": 0.1, "seed": 0},
     "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 180},
 }
+OPTIONS = {"memory": "auto", "forward_chunking": "auto", "compile": "off", "attention": "auto"}
+for recipe, options, decode in (
+    ("model_offload", {"memory": "offload"}, ("windowed", 8)),
+    ("compile_unet", {"compile": "regional"}, ("exact", 8)),
+    ("under_8_gb", {"memory": "offload"}, ("windowed", 2)),
+    ("low_vram", {"memory": "stream"}, ("exact", 8)),
+):
+    VALUES[recipe] = {
+        **VALUES["image_to_video"],
+        "SVDModelOptions": {**OPTIONS, **options},
+        "SVDTemporalVAEDecode": {"mode": decode[0], "chunk_size": decode[1], "context": 2},
+    }
 
 ALL = pytest.mark.parametrize("name", NAMES + WITH_CORE)
 EACH = pytest.mark.parametrize("name", NAMES)
-LARGE_ONES = pytest.mark.parametrize("name", ["image_to_video", "more_motion"])
+LARGE_ONES = pytest.mark.parametrize("name", ["image_to_video", "more_motion", *RECIPES])
+RUN_EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "compile_unet" else ()) for name in NAMES]
+)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -315,6 +332,12 @@ def test_clip_sees_the_picture_as_loaded(name, prompt):
     assert source_of(prompt, "SVDCLIPVisionEncode", "image") == ("LoadImage", 0)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_samples_with_its_options(name, prompt):
+    assert source_of(prompt, "SVDEulerSampler", "model") == ("SVDModelOptions", 0)
+    assert source_of(prompt, "SVDModelOptions", "model") == ("SVDCheckpointLoader", 0)
+
+
 def test_more_motion_is_image_to_video_with_two_other_numbers(host):
     one, other = (to_api(load(name), NODES) for name in ("image_to_video", "more_motion"))
     changed = {
@@ -359,7 +382,7 @@ def mp4_facts(file: Path) -> tuple[int, tuple[int, int], float]:
         return frames, (stream.width, stream.height), float(stream.average_rate)
 
 
-@EACH
+@RUN_EACH
 def test_a_template_runs_without_comfyui_to_files_that_open_again(name, tmp_path):
     workflow = made_small(load(name))
     report = run_graph(workflow, input_dir=FOLDER, output_dir=tmp_path, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.model_detection
@@ -14,6 +15,9 @@ from ...svd_core.checkpoint.opened import open_in_memory
 from ...svd_core.checkpoint.parts import Checkpoint
 from ...svd_core.checkpoint.single_file import refuse_what_is_lost, single_file_tensors
 from ...svd_core.errors import SettingError
+from ...svd_core.options import DEFAULT
+
+logger = logging.getLogger(__name__)
 
 CORE_VAE_WIDTHS = [128, 256, 512, 512]  # comfy/sd.py, VAE: the one temporal decoder it can build
 CORE_CLIP = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14}
@@ -25,6 +29,8 @@ def own_parts(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
 
     Raises SettingError for a model that core cannot build, CheckpointError for one that computes otherwise.
     """
+    if checkpoint.model.options != DEFAULT:
+        logger.warning("ComfyUI's samplers run the network in their own way: SVDModelOptions has no say there")
     opened = open_in_memory(checkpoint)
     refuse_what_is_lost(opened)
     tensors = {

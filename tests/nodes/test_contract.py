@@ -99,6 +99,16 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         },
         {"images": "IMAGE"},
     ),
+    "SVDModelOptions": (
+        {
+            "model": "SVD_MODEL",
+            "memory": ["auto", "resident", "offload", "stream"],
+            "forward_chunking": ["auto", "off"],
+            "compile": ["off", "regional", "full"],
+            "attention": ["auto", "sdpa"],
+        },
+        {"model": "SVD_MODEL"},
+    ),
     "SVDToComfyModel": (
         {"model": "SVD_MODEL", "clip_vision": "SVD_CLIP_VISION", "vae": "SVD_VAE"},
         {"model": "MODEL", "clip_vision": "CLIP_VISION", "vae": "VAE"},
@@ -146,6 +156,10 @@ DEFAULTS = {
     ("SVDTemporalVAEDecode", "mode"): "exact",
     ("SVDTemporalVAEDecode", "chunk_size"): 8,
     ("SVDTemporalVAEDecode", "context"): 2,
+    ("SVDModelOptions", "memory"): "auto",
+    ("SVDModelOptions", "forward_chunking"): "auto",
+    ("SVDModelOptions", "compile"): "off",
+    ("SVDModelOptions", "attention"): "auto",
     ("SVDFrameGuider", "min_guidance"): 1.0,
     ("SVDFrameGuider", "max_guidance"): 3.0,
     ("SVDFrameGuidance", "min_guidance"): 1.0,
