@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.vram is not None:
         for planner in ("memory", "decode"):
             logging.getLogger(f"{__package__}.svd_core.{planner}").setLevel(logging.INFO)
+    if getattr(arguments, "compile", "off") != "off":
+        logging.getLogger(f"{__package__}.svd_core.fuse").setLevel(logging.INFO)
     _quiet_libraries()
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -214,7 +216,7 @@ def _add_bench(commands: Any) -> None:
         help="of the random models: small suits a CPU, full is SVD-XT at 1024x576 (default: full on CUDA, else small)",
     )  # fmt: skip
     parser.add_argument("--turns", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
-    parser.add_argument("--compiled", action="store_true", help="measure diffusers with torch.compile, too")
+    parser.add_argument("--compiled", action="store_true", help="measure whole steps through torch.compile, too")
 
 
 def animate(arguments: argparse.Namespace, console: Console) -> None:

@@ -52,18 +52,23 @@ def embed_images(
 
 
 def encode_images(
-    vae: Vae, images: torch.Tensor, device: torch.device, on_image: Callable[[int], None] = lambda done: None
+    vae: Vae,
+    images: torch.Tensor,
+    device: torch.device,
+    on_image: Callable[[int], None] = lambda done: None,
+    spare: bool = False,
 ) -> torch.Tensor:
     """Unscaled image latents (B, 4, H/8, W/8) float32 CPU of images (B, H, W, 3): the posterior's mode.
 
-    The encoder is on `device`. Raises SettingError unless H and W are multiples of 8.
+    The encoder is on `device`. With `spare` a large image's activations lie on the CPU: the same bits. Raises
+    SettingError unless H and W are multiples of 8.
     """
     images = check_images(images)
     check_multiple("the image's height", images.shape[1], 8)
     check_multiple("the image's width", images.shape[2], 8)
     pixels = to_pixels(images)
     latents = []
-    with vae.encoding() as encode:
+    with vae.encoding(spare) as encode:
         for each in pixels:
             latents.append(encode(each[None].to(device)).float().cpu())
             on_image(len(latents))

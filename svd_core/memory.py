@@ -23,6 +23,9 @@ DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder'
 SPATIAL_LIVE_TENSORS = 8  # of the same kind, of one frame, alive in the last up block's first convolutions
 SLAB_LIVE_TENSORS = 5  # slabs alive when a decoder that streams looks along the frames
 ENCODER_LIVE_TENSORS = 4  # of the same kind, in the first ResNet of the encoder: input, norm, hidden, sum
+ENCODER_LYING_TENSORS = 2  # of a picture that is encoded in slabs: input, hidden
+DECODER_LYING_TENSORS = 4  # of a frame that is decoded in slabs: input of twice the width, hidden, output
+SPATIAL_SLAB_TENSORS = 6  # slabs alive there
 UNET_LIVE_TENSORS = 13  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
 WHOLE_UNET_LIVE_TENSORS = 28  # alive there when the UNet is called as it is, per frame
 PIECE_LIVE_TENSORS = 16  # of a piece of rows, in the same place: what the feed-forward makes of them
@@ -33,20 +36,44 @@ def decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
     frame = vae.first_width * height * width * vae.itemsize
     if not vae.streams:
         return DECODER_LIVE_TENSORS * frame * frames
-    return frames * frame + spared_decode_bytes(vae, frames, height, width)
+    lying = DECODER_LYING_TENSORS * frame if _is_cut(2 * frame) else 0
+    return frames * frame + lying + spared_decode_bytes(vae, frames, height, width)
 
 
 def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
     """The same for a decoder that streams, with the clip's activations on the CPU."""
     from .fuse.decoder import SLAB
 
-    frame = vae.first_width * height * width * vae.itemsize
-    return max(SPATIAL_LIVE_TENSORS * frame, SLAB_LIVE_TENSORS * min(SLAB * vae.itemsize, frames * frame))
+    frame, slab = vae.first_width * height * width * vae.itemsize, SLAB * vae.itemsize
+    if not _is_cut(2 * frame):  # twice as wide where the decoder comes up to the last level
+        spatial = SPATIAL_LIVE_TENSORS * frame
+    elif not _is_cut(frame):  # the level before it, of a quarter of the pixels and four times the width
+        spatial = SPATIAL_LIVE_TENSORS * frame // 2
+    else:
+        spatial = SPATIAL_SLAB_TENSORS * slab
+    return max(spatial, SLAB_LIVE_TENSORS * min(slab, frames * frame))
 
 
-def encode_bytes(vae: Vae, height: int, width: int) -> int:
-    """Peak activation bytes of the encoder on one image of height x width pixels, in float32."""
-    return ENCODER_LIVE_TENSORS * vae.first_width * height * width * 4
+def _is_cut(size: int) -> bool:
+    """Whether a picture of `size` bytes is computed in slabs of rows."""
+    from .fuse import space
+
+    return size > space.LARGE
+
+
+def encode_bytes(vae: Vae, height: int, width: int, spare: bool = False) -> int:
+    """Peak activation bytes of the encoder on one image of height x width pixels, in float32.
+
+    spare  with a large image's activations on the CPU
+    """
+    from .fuse import space
+
+    numbers, most = vae.first_width * height * width, 0
+    while vae.streams and _is_cut(4 * numbers):  # each level has half of the one before
+        lying = 0 if spare else ENCODER_LYING_TENSORS * numbers
+        most = max(most, lying + SPATIAL_SLAB_TENSORS * space.SLAB)
+        numbers //= 2
+    return 4 * max(most, ENCODER_LIVE_TENSORS * numbers)
 
 
 def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:

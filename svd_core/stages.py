@@ -75,9 +75,11 @@ def embed(host: Host, clip_vision: ClipVision, images: torch.Tensor, preprocess:
 
 def encode(host: Host, vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
-    need = encode_bytes(vae, *images.shape[1:3])
+    _, height, width, _ = images.shape
+    need = encode_bytes(vae, height, width)
     with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae, need) as device:
-        return encode_images(vae, images, device, advance)
+        spare = device.type != "cpu" and need > host.free_memory(device)
+        return encode_images(vae, images, device, advance, spare)
 
 
 def sample(

@@ -37,8 +37,8 @@ class CoreVae:
         return self.vae.vae_dtype.itemsize
 
     @contextlib.contextmanager
-    def encoding(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """Core's encoder, in core's precision."""
+    def encoding(self, spare: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """Core's encoder as it is, in core's precision."""
         yield lambda pixels: self.vae.first_stage_model.encode(pixels.to(self.vae.vae_dtype))
 
     @property

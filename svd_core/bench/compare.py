@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..denoise import clean_from_v, make_denoiser, precondition
 from ..fuse import decoder as streaming
 from ..fuse.rewrites import ALL
 from ..fuse.unet import PreparedUNet
+from ..options import ModelOptions
 from ..sample import sample_euler
 from ..schedule import make_sigmas
 from .counting import Cost, count
@@ -25,7 +27,8 @@ from .models import SIZES, Size, build_unet, build_vae, drawn, empty_model, size
 
 logger = logging.getLogger(__name__)
 
-STOCK, OURS, COMPILED = "diffusers", "ours", "diffusers, compiled"
+STOCK, OURS = "diffusers", "ours"
+STOCK_WHOLE, OURS_REGIONAL, OURS_WHOLE = "diffusers, compiled", "ours, pieces compiled", "ours, compiled"
 SCALING = 0.18215
 STEPS = 3
 """Of the short video; a whole one has 25 and spends a larger part of its time in them."""
@@ -38,7 +41,7 @@ class Bench:
     size       small or full
     dtype      what the weights are in
     turns      how often each way is timed
-    compiled   whether diffusers with torch.compile takes part, too
+    compiled   whether whole steps through torch.compile take part, diffusers' and ours
     on_call    called after each call of anything
     """
 
@@ -51,7 +54,7 @@ class Bench:
 
     def calls(self) -> int:
         """How often `on_call` will be called."""
-        return (1 + self.turns) * (6 + (1 if self.compiled else 0))
+        return (1 + self.turns) * (7 + (2 if self.compiled else 0))
 
 
 @torch.inference_mode()
@@ -118,11 +121,16 @@ class _Problem:
         sigma = torch.tensor(2.0)
         x = self._x.to(self._bench.device)
         stock = self._stock_denoiser(self._their_unet)
-        ours = make_denoiser(self._our_unet, *self._sides, self._weights, self._bench.device, sigma[None])
-        ways = {STOCK: lambda: stock(x, sigma), OURS: lambda: ours(x, sigma)}
+
+        def ours(compiled: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+            device, options = self._bench.device, ModelOptions(compile=compiled)
+            return make_denoiser(self._our_unet, *self._sides, self._weights, device, sigma[None], options=options)
+
+        denoisers = {STOCK: stock, OURS: ours("off"), OURS_REGIONAL: ours("regional")}
         if self._bench.compiled:
-            compiled = self._stock_denoiser(torch.compile(copy.deepcopy(self._their_unet)))
-            ways[COMPILED] = lambda: compiled(x, sigma)
+            denoisers[STOCK_WHOLE] = self._stock_denoiser(torch.compile(copy.deepcopy(self._their_unet)))
+            denoisers[OURS_WHOLE] = ours("full")
+        ways = {name: functools.partial(denoise, x, sigma) for name, denoise in denoisers.items()}
         with _full_precision():
             truth = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
         return self._measure(ways, truth)

@@ -21,12 +21,14 @@ class Result:
     """Of one way.
 
     seconds  the median of all turns
+    first    of the first call, which may compile
     spread   (largest - smallest) / median
     peak     bytes of the device's memory beyond what was there before; None on a device that does not count them
     error    |result - reference| / |reference|
     """
 
     seconds: float
+    first: float
     spread: float
     peak: int | None
     error: float
@@ -46,11 +48,11 @@ def measure(
     reference  what all results are compared with, float64 on the CPU
     on_call    called after each call; what it raises ends the measurement
     """
-    errors, peaks = {}, {}
+    errors, peaks, firsts = {}, {}, {}
     for name, way in list(ways.items()):
         before = _start_counting(device)
         try:
-            result = way()
+            firsts[name], result = _timed(way, device)
         except torch.cuda.OutOfMemoryError:
             logger.warning("%s does not fit into the device's memory", name)
             ways = {other: each for other, each in ways.items() if other != name}
@@ -62,18 +64,26 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns):
         for name, way in ways.items():
-            _finish(device)
-            began = time.perf_counter()
-            way()
-            _finish(device)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(_timed(way, device)[0])
             on_call()
-    return {name: Result(*_middle(times[name]), peaks[name], errors[name]) for name in ways}
+    return {
+        name: Result(
+            seconds=statistics.median(times[name]),
+            first=firsts[name],
+            spread=(max(times[name]) - min(times[name])) / statistics.median(times[name]),
+            peak=peaks[name],
+            error=errors[name],
+        )
+        for name in ways
+    }
 
 
-def _middle(times: list[float]) -> tuple[float, float]:
-    median = statistics.median(times)
-    return median, (max(times) - min(times)) / median
+def _timed(way: Way, device: torch.device) -> tuple[float, torch.Tensor]:
+    _finish(device)
+    began = time.perf_counter()
+    result = way()
+    _finish(device)
+    return time.perf_counter() - began, result
 
 
 def _finish(device: torch.device) -> None:

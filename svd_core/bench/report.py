@@ -61,14 +61,13 @@ def as_values(facts: dict[str, Any], measured: Measured, counted: Counted) -> An
 def as_text(facts: dict[str, Any], measured: Measured, counted: Counted) -> str:
     """Two tables in Markdown."""
     lines = [", ".join(f"{name} {value}" for name, value in facts.items()), ""]
-    lines += _table("measured", "seconds", "spread", "times faster", "error", "peak memory")
+    lines += _table("measured", "seconds", "first call", "spread", "times faster", "error", "peak memory")
     for name, ways in measured.items():
         for way, each in ways.items():
             faster = f"{ways[STOCK].seconds / each.seconds:.2f}" if STOCK in ways else ""
             peak = "" if each.peak is None else in_words(each.peak)
-            lines.append(
-                _row(name, way, f"{each.seconds:.4g}", f"{each.spread:.0%}", faster, f"{each.error:.2g}", peak)
-            )
+            times = (f"{each.seconds:.4g}", f"{each.first:.4g}", f"{each.spread:.0%}")
+            lines.append(_row(name, way, *times, faster, f"{each.error:.2g}", peak))
     lines += ["", *_table("counted, SVD-XT at 1024x576 in fp16", "TFLOP", "operations", "GB moved", "peak memory")]
     for name, ways in counted.items():
         for way, each in ways.items():

@@ -7,6 +7,7 @@ modules; a program around us may have parts of its own that answer the same.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,8 +47,13 @@ class Vae(Protocol):
         """Bytes of one number the decoder computes with."""
         ...
 
-    def encoding(self) -> contextlib.AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
-        """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8)."""
+    def encoding(
+        self, spare: bool = False
+    ) -> contextlib.AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
+        """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8).
+
+        spare  keep a large picture's activations on the CPU; heeded by a VAE that streams
+        """
         ...
 
     @property
@@ -163,7 +169,7 @@ class SVDVae:
         return next(self.vae.decoder.parameters()).element_size()
 
     @contextlib.contextmanager
-    def encoding(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    def encoding(self, spare: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
         """The encoder, in float32 where the VAE asks for it (`force_upcast`); its own precision is back afterwards."""
         parts: tuple[torch.nn.Module, ...] = (self.vae.encoder, self.vae.quant_conv)
         own = [next(part.parameters()).dtype for part in parts]
@@ -172,15 +178,24 @@ class SVDVae:
             if upcast:
                 for part in parts:
                     part.float()
-            yield self._posterior_mode
+            yield functools.partial(self._posterior_mode, spare=spare)
         finally:
             if upcast:
                 for part, dtype in zip(parts, own, strict=True):
                     part.to(dtype)
 
-    def _posterior_mode(self, pixels: torch.Tensor) -> torch.Tensor:
-        dtype = next(self.vae.encoder.parameters()).dtype
-        mean, _log_variance = self.vae.quant_conv(self.vae.encoder(pixels.to(dtype))).chunk(2, dim=1)
+    def _posterior_mode(self, pixels: torch.Tensor, spare: bool) -> torch.Tensor:
+        import torch
+
+        from ..fuse import encoder as streaming
+
+        encoder: Any = self.vae.encoder
+        pixels = pixels.to(next(encoder.parameters()).dtype)
+        if streaming.can_stream(encoder):
+            moments = streaming.encode(encoder, pixels, torch.device("cpu") if spare else pixels.device)
+        else:
+            moments = encoder(pixels)
+        mean, _log_variance = self.vae.quant_conv(moments).chunk(2, dim=1)
         return mean
 
     @property

@@ -56,6 +56,8 @@ class Compiler:
             if dimension != width and size > 1:
                 torch._dynamo.maybe_mark_dynamic(about, dimension)
         key = (piece, about.shape[width], about.dtype, about.device.type)
+        if not self._programs:
+            logger.info("compiling the network's repeated pieces: the first step takes longer, seconds to minutes")
         if key not in self._programs:
             self._programs[key] = torch.compile(_copy(piece, about.shape[width]), fullgraph=True)
         return self._programs[key]
@@ -70,9 +72,13 @@ class Whole:
     def __init__(self, function: Callable[..., torch.Tensor], mode: str | None = None) -> None:
         self._function, self._mode = function, mode
         self._program: Callable[..., torch.Tensor] | None = torch.compile(function, fullgraph=True, mode=mode)
+        self._said = False
 
     def __call__(self, *arguments: Any) -> torch.Tensor:
         if self._program is not None:
+            if not self._said:
+                logger.info("compiling a whole step: the first one of each size takes minutes")
+                self._said = True
             try:
                 answer = self._program(*arguments)
                 return answer.clone() if self._mode == "reduce-overhead" else answer

@@ -2,9 +2,10 @@
 
 Calling the decoder on a part of a clip is not exact: its convolutions over time reach further than any halo, and the
 group norms between them pool over all frames. So the clip goes through layer by layer instead. What looks at one frame
-(convolutions in space, attention, upsampling) is done frame by frame; what looks along the frames (convolutions over
-time) is done on slabs of rows that hold every frame; the statistics of the norms over the clip are gathered from the
-parts before any part is normalised. The parts are chosen by shape alone, so free memory has no say in the numbers.
+(convolutions in space, attention, upsampling) is done frame by frame, or slab by slab of a large frame; what looks
+along the frames (convolutions over time) is done on slabs of rows that hold every frame; the statistics of the norms
+over the clip are gathered from the parts before any part is normalised. The parts are chosen by shape alone, so free
+memory has no say in the numbers.
 """
 
 # The model classes declare their parts as bare modules: a type checker cannot follow.
@@ -17,9 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from . import layers
+from . import layers, space
+from .moments import Statistics
 from .rewrites import change_in
 
 SLAB = 2**26
@@ -74,7 +75,7 @@ class _Clip:
         keep_hidden: bool,
         on_part: Callable[[float], None],
     ) -> None:
-        self._decoder, self._device, self._store = decoder, latents.device, store
+        self._decoder, self._device, self._store, self._dtype = decoder, latents.device, store, latents.dtype
         self._keep_hidden, self._on_part = keep_hidden, on_part
         self._done, self._work = 0.0, _work(decoder, latents)
         self._channels_last = _has_channels_last(latents.device)
@@ -96,8 +97,11 @@ class _Clip:
                 before = None
             for upsampler in up_block.upsamplers or ():
                 before = upsampler
-        last = self._groups[0][0].numel()
-        self._in_space(lambda frames: decoder.conv_out(layers.norm_silu(frames, decoder.conv_norm_out)), last)
+        norm, out, last = decoder.conv_norm_out, decoder.conv_out, self._groups[0][0].numel()
+        if space.is_large(last, self._dtype):
+            self._frame_by_frame(lambda frame: space.normed_conv(frame, norm, out, self._device))
+        else:
+            self._in_space(lambda frames: out(layers.norm_silu(frames, norm)), last)
         pixels = torch.cat(self._groups).to(self._device)
         return layers.from_video(layers.conv_over_time(layers.to_video(pixels), decoder.time_conv_out), pixels)
 
@@ -105,12 +109,24 @@ class _Clip:
         """SpatioTemporalResBlock, after `before`, which looks at one frame."""
         statistics = Statistics(block.temporal_res_block.norm1)
 
-        def compute(frames: torch.Tensor) -> torch.Tensor:
-            return layers.spatial_residual(frames if before is None else before(frames), block.spatial_res_block)
+        inner, goes_up = block.spatial_res_block, type(before).__name__ == "Upsample2D"
 
-        space = block.spatial_res_block
-        pixels = self._groups[0][0, 0].numel() * (4 if type(before).__name__ == "Upsample2D" else 1)
-        self._in_space(compute, pixels * max(space.in_channels, space.out_channels), statistics)
+        def compute(frames: torch.Tensor) -> torch.Tensor:
+            return layers.spatial_residual(frames if before is None else before(frames), inner)
+
+        def compute_large(frame: torch.Tensor) -> torch.Tensor:
+            if goes_up:
+                frame = space.upsampled(frame, before.conv, self._device)
+            elif before is not None:
+                frame = before(frame.to(self._device)).to(self._store)
+            return space.residual(frame, inner, self._device, statistics)
+
+        pixels = self._groups[0][0, 0].numel() * (4 if goes_up else 1)
+        numbers = pixels * max(inner.in_channels, inner.out_channels)
+        if space.is_large(numbers, self._dtype):
+            self._frame_by_frame(compute_large)
+        else:
+            self._in_space(compute, numbers, statistics)
         self._over_time(block.temporal_res_block, layers.share_of(block.time_mixer), statistics)
 
     def _in_space(
@@ -129,6 +145,14 @@ class _Clip:
                     statistics.add(layers.to_video(new))
                 self._groups.append(new.to(self._store))
                 self._advance(new)
+
+    def _frame_by_frame(self, compute: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Each frame through `compute`, which takes and gives it in the store."""
+        old, self._groups = self._groups[::-1], []
+        while old:
+            for frame in old.pop().split(1):
+                self._groups.append(compute(frame))
+                self._advance(self._groups[-1])
 
     def _over_time(self, block: Any, share: float, first: Statistics) -> None:
         """TemporalResnetBlock without a time embedding, of which `share` is added."""
@@ -202,49 +226,3 @@ def _work(decoder: Any, latents: torch.Tensor) -> float:
     frames, _, height, width = latents.shape
     pixels = frames * height * width * 4 ** sum(bool(up_block.upsamplers) for up_block in decoder.up_blocks)
     return float(3 * sum(_level_sizes(decoder, latents)) + pixels * decoder.conv_out.out_channels)
-
-
-def _moments(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (G,) float32 of the groups of channels of a part (1, C, A, B)."""
-    if part.dtype == torch.float32 and layers.is_channels_last(part):
-        # the norm's own kernel is the quickest way on a CPU, though what it makes beside is dropped
-        _, channels, *sides = part.shape
-        _normed, mean, reciprocal = torch.native_group_norm(
-            part, None, None, 1, channels, sides[0] * sides[1], groups, eps
-        )
-        return mean[0], (reciprocal[0] ** -2 - eps).clamp_min(0)
-    grouped = part[0].unflatten(0, (groups, -1))
-    wide = grouped if part.dtype == torch.float64 else grouped.float()
-    variance, mean = torch.var_mean(wide, dim=(1, 2, 3), correction=0)
-    return mean, variance
-
-
-class Statistics:
-    """Mean and variance of the groups of a group norm, gathered from parts, in float32 or better."""
-
-    def __init__(self, norm: Any) -> None:
-        self._norm = norm
-        self._count = 0
-        self._mean: torch.Tensor | float = 0.0
-        self._squares: torch.Tensor | float = 0.0
-
-    def add(self, part: torch.Tensor) -> None:
-        """A part (1, C, A, B). Merged as Chan, Golub and LeVeque do (1983, Algorithms for computing the variance)."""
-        mean, variance = _moments(part, self._norm.num_groups, self._norm.eps)
-        count = part.numel() // self._norm.num_groups
-        total = self._count + count
-        difference = mean - self._mean
-        self._mean = self._mean + difference * (count / total)
-        within = variance * count
-        self._squares = self._squares + within + difference**2 * (self._count * count / total)
-        self._count = total
-
-    def normalise_silu(self, video: torch.Tensor) -> torch.Tensor:
-        """SiLU of the group norm of `video`, (1, C, F, P), by the statistics of all parts."""
-        norm, each = self._norm, video.shape[1] // self._norm.num_groups
-        assert isinstance(self._mean, torch.Tensor) and isinstance(self._squares, torch.Tensor)
-        mean = self._mean.repeat_interleave(each)
-        variance = (self._squares / self._count).repeat_interleave(each)
-        weight, bias = norm.weight.to(mean), norm.bias.to(mean)
-        normed = F.batch_norm(video, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
-        return F.silu(normed, inplace=True)

@@ -24,7 +24,8 @@ def test_the_command_compares_and_counts(monkeypatch, capsys):
     assert len(result["measured"]) == 3 and len(result["counted"]) == 2
     for ways in result["measured"].values():
         assert ways["diffusers"]["error"] < 1e-6 and ways["ours"]["error"] < 1e-4
-        assert all(way["seconds"] > 0 for way in ways.values())
+        assert all(way["seconds"] > 0 and way["first"] > 0 for way in ways.values())
+    assert result["measured"]["UNet, one step with guidance"]["ours, pieces compiled"]["error"] < 1e-4
     for ways in result["counted"].values():
         assert ways["ours"]["peak"] < ways["diffusers"]["peak"]
     assert {"device", "dtype", "torch", "diffusers", "threads"} <= set(result["machine"])

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from svd_stages.svd_core.fuse import decoder as streaming
+from svd_stages.svd_core.fuse.moments import Statistics
 from tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_groups_that_hardly_vary_are_normalised(dtype, deviation):
     """Their variance is tiny beside their mean: what a difference of squares loses, or makes negative."""
     norm = torch.nn.GroupNorm(4, 8, eps=1e-6)
     part = (10 + deviation * torch.randn((1, 8, 40, 50), generator=torch.Generator("cpu").manual_seed(1))).to(dtype)
-    statistics = streaming.Statistics(norm)
+    statistics = Statistics(norm)
     for rows in part.split(7, dim=2):
         statistics.add(rows)
     wanted = torch.nn.functional.silu(torch.nn.functional.group_norm(part.double(), 4, eps=1e-6))
