@@ -19,6 +19,7 @@ from .decode import MODES, SCALE, Window, decode_windows, largest, plan_windows,
 from .denoise import make_denoiser
 from .encode import ImageEmbedding, embed_images, encode_images
 from .errors import SettingError
+from .fuse.rewrites import why_not
 from .guidance import GuidanceCurve
 from .host import Advance, Host
 from .memory import decode_bytes, denoise_bytes, encode_bytes, place_weights
@@ -59,7 +60,7 @@ def load(host: Host, name: str, precision: str) -> Checkpoint:
     from .checkpoint.load import load_checkpoint
 
     with host.progress("loading", 1, "checkpoint") as advance:
-        checkpoint = load_checkpoint(host.library.find(name), wanted, host.device())
+        checkpoint = load_checkpoint(host.library.find(name), wanted, host.device(), lean=True)
         advance(1)
     return checkpoint
 
@@ -104,6 +105,8 @@ def sample(
         _check_latent_size(start.latents, positive.image_latent, "positive")
         _check_latent_size(start.latents, negative.image_latent, "negative")
         _check_embeds(model, positive.embeds, negative.embeds)
+    if why_not(model.unet) is not None or any(side.embeds.shape[1] != 1 for pair in sides for side in pair):
+        model.complete()
     per_video = len(levels) - 1
     need = denoise_bytes(model, *_size_of(start.latents))
     placement = place_weights(model, need, host.device(), host.capacity(model))

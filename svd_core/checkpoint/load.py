@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SettingError
 from .folder import INDEX, open_folder
+from .idle import LeftOut, leave_out
 from .keymap import LEFTOVERS
 from .modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, readable
 from .opened import OpenCheckpoint
@@ -36,11 +38,15 @@ class Dtypes:
     encoder: torch.dtype
 
 
-def load_checkpoint(path: str | Path, precision: str = "auto", device: torch.device | str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, precision: str = "auto", device: torch.device | str | None = None, lean: bool = False
+) -> Checkpoint:
     """The checkpoint at `path`, a one-file .safetensors in Stability's layout or a diffusers folder, told by content.
 
     precision  auto, fp16, bf16 or fp32; see `resolve_dtypes`
     device     where the stages will compute; None asks the host. Only `auto` looks at it
+    lean       leave on the disk what a video of one CLIP token does not use; `model.complete()` reads it. Until then
+               the UNet is for our sampler alone: its own forward lacks weights
 
     The modules are on the CPU, frozen, in evaluation mode, in memory of their own. Raises CheckpointError when the
     checkpoint is missing, damaged, of another family, not complete or not finite, and SettingError for an unknown
@@ -54,7 +60,12 @@ def load_checkpoint(path: str | Path, precision: str = "auto", device: torch.dev
     with open_checkpoint(path, wanted) as opened, torch.inference_mode(False), torch.no_grad():
         stored = torch.bfloat16 if "BF16" in opened.stored_dtypes() else torch.float32
         dtypes = resolve_dtypes(precision, where, stored, opened.facts.force_upcast)
-        return _load(opened, dtypes, bf16_instead=precision == "auto")
+        checkpoint, names = _load(opened, dtypes, bf16_instead=precision == "auto", lean=lean)
+    if not names:
+        return checkpoint
+    model, path = checkpoint.model, Path(path)
+    left_out = LeftOut(path, functools.partial(open_checkpoint, path, wanted), model.unet.dtype, names)
+    return replace(checkpoint, model=replace(model, left_out=left_out))
 
 
 def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, force_upcast: bool) -> Dtypes:
@@ -104,21 +115,26 @@ def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool) -> Checkpoint:
-    """The checkpoint in `dtypes`, or with `bf16_instead` in bf16 where fp16 cannot hold its numbers."""
+def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, lean: bool) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint in `dtypes`, or with `bf16_instead` in bf16 where fp16 cannot hold its numbers.
+
+    With `lean` without the UNet's idle weights, whose names come along.
+    """
     facts = opened.facts
     modules: tuple[Any, Any, Any] = empty_unet(opened), empty_vae(opened), empty_clip(opened)
     for component, module in zip(opened.components(), modules, strict=True):
         check(opened, component, module)
     _report_ignored(opened.name, opened.ignored)
     unet, vae, clip = modules
+    left_out = leave_out(unet) if lean else ()
     if not _fill_all(opened, modules, dtypes, may_fail=bf16_instead):
         _fill_all(opened, modules, _in_bf16(dtypes), may_fail=False)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         model=SVDModel(unet, facts.scaling_factor, facts.sigma_min, facts.sigma_max, facts.defaults()),
         clip_vision=SVDClipVision(clip, _three(facts.image_mean), _three(facts.image_std)),
         vae=SVDVae(vae),
     )
+    return checkpoint, left_out
 
 
 def _fill_all(opened: OpenCheckpoint, modules: tuple[Any, Any, Any], dtypes: Dtypes, may_fail: bool) -> bool:

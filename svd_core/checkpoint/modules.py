@@ -146,14 +146,17 @@ def fill(component: Component, module: nn.Module, dtype_of: Callable[[str], torc
     The module comes out on the CPU, frozen and in evaluation mode. Raises CheckpointError when a number is not finite,
     and with code "checkpoint.range" when one is too large for its new type.
     """
-    state = {name: _cast(component, name, dtype_of(name)) for name in module.state_dict()}
+    state = {name: read_as(component, name, dtype_of(name)) for name in module.state_dict()}
     module.load_state_dict(state, strict=True, assign=True)
     _rebuild_buffers(module)
     module.eval().requires_grad_(False)
 
 
-def _cast(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of the tensor in `dtype`: what is read may be the pages of the file, which others may write to."""
+def read_as(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of the tensor in `dtype`: what is read may be the pages of the file, which others may write to.
+
+    Raises CheckpointError when a number is not finite in that type.
+    """
     import torch
 
     tensor = component.tensors[name].read()

@@ -55,7 +55,8 @@ class OpenCheckpoint:
 
 
 def open_in_memory(checkpoint: Checkpoint) -> OpenCheckpoint:
-    """A loaded checkpoint, as if it were opened from disk."""
+    """A loaded checkpoint, as if it were opened from disk; complete."""
+    checkpoint.model.complete()
     unet, vae, clip = checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder
     defaults = checkpoint.model.defaults
     facts = Facts(

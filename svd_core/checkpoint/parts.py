@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionModelWithProjection
 
+    from .idle import LeftOut
+
 
 class OwnPart(Protocol):
     """A part whose weights are a module of ours."""
@@ -117,6 +119,7 @@ class SVDModel:
     unet           UNetSpatioTemporalConditionModel: (B, F, 8, h, w) -> (B, F, 4, h, w)
     scaling_factor scaled latents = unscaled latents * scaling_factor  (vae/config.json; 0.18215)
     sigma_min, sigma_max  the noise range it was trained for  (scheduler/scheduler_config.json; 0.002 and 700)
+    left_out       weights that are still on the disk, as a video of one CLIP token does not use them; None: none are
     options        how to run it; copies with other options (`dataclasses.replace`) share weights and identity
     """
 
@@ -125,6 +128,7 @@ class SVDModel:
     sigma_min: float
     sigma_max: float
     defaults: VideoDefaults
+    left_out: LeftOut | None = None
     options: ModelOptions = DEFAULT
     identity: Identity = field(default_factory=Identity, repr=False)
 
@@ -132,6 +136,11 @@ class SVDModel:
     def module(self) -> torch.nn.Module:
         """All of it."""
         return self.unet
+
+    def complete(self) -> None:
+        """Read what was left out. Raises CheckpointError when the checkpoint is not there any more."""
+        if self.left_out is not None:
+            self.left_out.read_into(self.unet)
 
     @property
     def first_width(self) -> int:
