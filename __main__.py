@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console: Console = JsonConsole() if arguments.json else TerminalConsole()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
-        for planner in ("memory", "decode"):
+        for planner in ("memory", "decode", "stages"):
             logging.getLogger(f"{__package__}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{__package__}.svd_core.fuse").setLevel(logging.INFO)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..svd_core import host
 from ..svd_core.errors import CheckpointError
-from ..svd_core.options import CHOICES, DEFAULT, ModelOptions
+from ..svd_core.options import CHOICES, DEFAULT, ModelOptions, merged
 from . import sockets, wires
 from .base import StageNode
 
@@ -63,7 +63,8 @@ class SVDModelOptions(StageNode):
 
     DESCRIPTION = (
         "How the network is run: where its weights are, in pieces or not, compiled or not. No option changes the "
-        "video. The weights are shared with the model that came in; of several such nodes the last one has its way."
+        "video. The weights are shared with the model that came in. Several such nodes add up: what one leaves at its "
+        "default stays as it came."
     )
     RETURN_TYPES = (sockets.SVD_MODEL,)
     RETURN_NAMES = ("model",)
@@ -99,5 +100,6 @@ class SVDModelOptions(StageNode):
         }
 
     def run(self, model, memory: str, forward_chunking: str, compile: str, attention: str) -> tuple:
-        options = ModelOptions(memory, forward_chunking, compile, attention)
-        return (replace(wires.own_model(model), options=options),)
+        before = wires.own_model(model)
+        options = merged(before.options, ModelOptions(memory, forward_chunking, compile, attention))
+        return (replace(before, options=options),)

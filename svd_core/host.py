@@ -138,13 +138,14 @@ class HeadlessHost:
 
     @contextlib.contextmanager
     def on_device(self, part: OwnPart, need: int = 0, after: After = "host") -> Iterator[torch.device]:
-        """Move the part to the device, and back to the CPU afterwards, unless it stays: one part is there at a time."""
-        device = self.device()
+        """Move the part to the device, and back to the CPU afterwards, unless it is to stay and the work succeeded."""
+        device, stays = self.device(), False
         try:
             part.module.to(device)
             yield device
+            stays = after == "stays"
         finally:
-            if after != "stays":
+            if not stays:
                 part.module.to("cpu")
 
     @contextlib.contextmanager

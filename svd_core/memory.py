@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
-SPATIAL_LIVE_TENSORS = 8  # of the same kind, of one frame, alive in the last up block's first convolutions
+SPATIAL_LIVE_TENSORS = 4  # of the largest of one frame, alive in the first convolutions of each of its up blocks
 SLAB_LIVE_TENSORS = 5  # slabs alive when a decoder that streams looks along the frames
 ENCODER_LIVE_TENSORS = 4  # of the same kind, in the first ResNet of the encoder: input, norm, hidden, sum
 ENCODER_LYING_TENSORS = 2  # of a picture that is encoded in slabs: input, hidden
 DECODER_LYING_TENSORS = 4  # of a frame that is decoded in slabs: input of twice the width, hidden, output
 SPATIAL_SLAB_TENSORS = 6  # slabs alive there
-UNET_LIVE_TENSORS = 13  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
+UNET_LIVE_TENSORS = 11  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
 WHOLE_UNET_LIVE_TENSORS = 28  # alive there when the UNet is called as it is, per frame
-PIECE_LIVE_TENSORS = 16  # of a piece of rows, in the same place: what the feed-forward makes of them
+PIECE_LIVE_TENSORS = 14  # of a piece of rows, in the same place: what the feed-forward makes of them
 
 
 def decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
@@ -45,12 +45,8 @@ def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
     from .fuse.decoder import SLAB
 
     frame, slab = vae.first_width * height * width * vae.itemsize, SLAB * vae.itemsize
-    if not _is_cut(2 * frame):  # twice as wide where the decoder comes up to the last level
-        spatial = SPATIAL_LIVE_TENSORS * frame
-    elif not _is_cut(frame):  # the level before it, of a quarter of the pixels and four times the width
-        spatial = SPATIAL_LIVE_TENSORS * frame // 2
-    else:
-        spatial = SPATIAL_SLAB_TENSORS * slab
+    largest = (2 * frame, frame, frame // 4, frame // 16)  # of one frame, where the decoder comes up to each level
+    spatial = max(SPATIAL_SLAB_TENSORS * slab if _is_cut(each) else SPATIAL_LIVE_TENSORS * each for each in largest)
     return max(spatial, SLAB_LIVE_TENSORS * min(slab, frames * frame))
 
 
@@ -69,7 +65,7 @@ def encode_bytes(vae: Vae, height: int, width: int, spare: bool = False) -> int:
     from .fuse import space
 
     numbers, most = vae.first_width * height * width, 0
-    while vae.streams and _is_cut(4 * numbers):  # each level has half of the one before
+    while vae.cuts_pictures and _is_cut(4 * numbers):  # each level has half of the one before
         lying = 0 if spare else ENCODER_LYING_TENSORS * numbers
         most = max(most, lying + SPATIAL_SLAB_TENSORS * space.SLAB)
         numbers //= 2
@@ -98,10 +94,12 @@ class Placement:
     """Where the UNet's weights are.
 
     stream  they come to the device block by block while a step is computed
-    after   else they are all there, and this is where they are when the video is made
+    beside  bytes that the work takes beside weights that are all there, or with those that come and go
+    after   if they are all there: where they are when the video is made
     """
 
     stream: bool
+    beside: int
     after: After = "host"
 
 
@@ -140,7 +138,7 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
             f"sampling this video with all weights on the device (memory = {option}) needs about "
             f"{in_words(weights + need)}, and {in_words(capacity)} can be had; set memory to auto or stream"
         )
-    return Placement(stream, AFTERWARDS.get(option, "host"))
+    return Placement(stream, beside, AFTERWARDS.get(option, "host"))
 
 
 def itemsize_of(module: torch.nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from .errors import SettingError
 
@@ -40,3 +40,9 @@ class ModelOptions:
 
 
 DEFAULT = ModelOptions()
+
+
+def merged(before: ModelOptions, later: ModelOptions) -> ModelOptions:
+    """What is not left at its default in `later`, over what was there before."""
+    said = {field.name: getattr(later, field.name) for field in fields(later)}
+    return replace(before, **{name: value for name, value in said.items() if value != getattr(DEFAULT, name)})

@@ -22,7 +22,7 @@ from .errors import SettingError
 from .fuse.rewrites import why_not
 from .guidance import GuidanceCurve
 from .host import Advance, Host
-from .memory import decode_bytes, denoise_bytes, encode_bytes, place_weights
+from .memory import decode_bytes, denoise_bytes, encode_bytes, in_words, place_weights
 from .sample import Step, sample_euler, starting_noise, starting_point
 from .schedule import check_sigmas, make_sigmas
 
@@ -79,7 +79,12 @@ def encode(host: Host, vae: Vae, images: torch.Tensor) -> torch.Tensor:
     _, height, width, _ = images.shape
     need = encode_bytes(vae, height, width)
     with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae, need) as device:
-        spare = device.type != "cpu" and need > host.free_memory(device)
+        free = host.free_memory(device)
+        spare = device.type != "cpu" and vae.cuts_pictures and need > free
+        logger.info("encoding: takes about %s, %s are free", in_words(need), in_words(free))
+        if spare:
+            least = encode_bytes(vae, height, width, spare=True)
+            logger.info("encoding: activations lie on the CPU, which leaves about %s on the device", in_words(least))
         return encode_images(vae, images, device, advance, spare)
 
 
@@ -110,17 +115,27 @@ def sample(
     per_video = len(levels) - 1
     need = denoise_bytes(model, *_size_of(start.latents))
     placement = place_weights(model, need, host.device(), host.capacity(model))
-    stream = placement.stream
     with (
         host.progress("sampling", per_video * len(sides), "step") as advance,
-        host.beside(model, need) if stream else host.on_device(model, need, placement.after) as device,
+        (
+            host.beside(model, placement.beside)
+            if placement.stream
+            else host.on_device(model, placement.beside, placement.after)
+        ) as device,
     ):
         weights = curve.weights(start.latents.shape[1])
         videos = []
         for index, (positive, negative) in enumerate(sides):
             x = _starting_video(model, start, index, levels[0]).to(device)
             denoise = make_denoiser(
-                model.unet, positive, negative, weights, device, levels[:-1], stream=stream, options=model.options
+                model.unet,
+                positive,
+                negative,
+                weights,
+                device,
+                levels[:-1],
+                stream=placement.stream,
+                options=model.options,
             )
             x = sample_euler(denoise, x, levels, _watcher(host, advance, index * per_video))
             videos.append(x.cpu() / model.scaling_factor)

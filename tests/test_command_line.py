@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import pytest
 from PIL import Image
+from svd_stages import headless
 from svd_stages.__main__ import main, make_parser
 from svd_stages.svd_core.metadata import read_metadata
 from tiny import save_tiny_folder, tiny_checkpoint
@@ -405,3 +406,14 @@ def test_a_budget_says_its_plan_and_a_clip_that_cannot_fit_is_refused_with_the_w
     assert "sampling: the weights are on the device" in caplog.text and "decoding: takes about" in caplog.text
     assert main(["animate", "rocket.png", "--vram", "1M", *QUICK]) == 4
     assert "windowed" in capsys.readouterr().err
+
+
+def test_compile_puts_the_options_before_the_sampler():
+    animation = headless.Animation(compile="regional")
+    prompt = headless.animation_graph(animation, headless.Surroundings().host(), "picture.png").prompt
+    (sampler,) = [node for node in prompt.values() if node["class_type"] == "SVDEulerSampler"]
+    options = prompt[sampler["inputs"]["model"][0]]
+    assert options["class_type"] == "SVDModelOptions" and options["inputs"]["compile"] == "regional"
+    assert prompt[options["inputs"]["model"][0]]["class_type"] == "SVDCheckpointLoader"
+    plain = headless.animation_graph(headless.Animation(), headless.Surroundings().host(), "picture.png").prompt
+    assert all(node["class_type"] != "SVDModelOptions" for node in plain.values())

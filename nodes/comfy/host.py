@@ -66,10 +66,10 @@ class ComfyHost:
 
     @contextlib.contextmanager
     def beside(self, part: Any, need: int) -> Iterator[torch.device]:
-        """The device, after ComfyUI has taken `part` off it and made `need` bytes free."""
+        """The device, after ComfyUI has taken `part` off it and made `need` bytes free beside what it holds back."""
         from . import owned
 
-        device = self.device()
+        device, need = self.device(), need + _management().extra_reserved_memory()
         owned.evict(owned.patcher_of(part))
         _management().free_memory(need, device)
         yield device

@@ -55,10 +55,11 @@ def patcher_of(part: OwnPart) -> Any:
 
 
 def evict(patcher: Any) -> None:
-    """Have core take a model off its device, and no other."""
+    """Have core take a model off its device, and no other; also where core was started to keep them all there."""
     management = comfy.model_management
     others = [each for each in management.current_loaded_models if each.model is not patcher]
     management.free_memory(MORE_THAN_ALL, patcher.load_device, keep_loaded=others)
+    patcher.model.to("cpu")
 
 
 def load_whole(patcher: Any, need: int) -> None:

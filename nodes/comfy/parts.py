@@ -42,6 +42,11 @@ class CoreVae:
         yield lambda pixels: self.vae.first_stage_model.encode(pixels.to(self.vae.vae_dtype))
 
     @property
+    def cuts_pictures(self) -> bool:
+        """Core's encoder is called as it is."""
+        return False
+
+    @property
     def streams(self) -> bool:
         """Core's decoder is called as it is."""
         return False

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,11 @@ def measure(
         before = _start_counting(device)
         try:
             firsts[name], result = _timed(way, device)
-        except torch.cuda.OutOfMemoryError:
-            logger.warning("%s does not fit into the device's memory", name)
+        except (torch.cuda.OutOfMemoryError, TorchDynamoException) as error:
+            fits = isinstance(error, TorchDynamoException)
+            logger.warning(
+                "%s %s", name, "cannot be compiled here" if fits else "does not fit into the device's memory"
+            )
             ways = {other: each for other, each in ways.items() if other != name}
             continue
         peaks[name] = _peak(device, before)

@@ -54,8 +54,13 @@ class Vae(Protocol):
     ) -> contextlib.AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
         """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8).
 
-        spare  keep a large picture's activations on the CPU; heeded by a VAE that streams
+        spare  keep a large picture's activations on the CPU; heeded by a VAE that cuts pictures
         """
+        ...
+
+    @property
+    def cuts_pictures(self) -> bool:
+        """Whether a large picture is encoded in slabs of rows, and not in a whole call of the encoder's."""
         ...
 
     @property
@@ -200,12 +205,19 @@ class SVDVae:
 
         encoder: Any = self.vae.encoder
         pixels = pixels.to(next(encoder.parameters()).dtype)
-        if streaming.can_stream(encoder):
+        if self.cuts_pictures:
             moments = streaming.encode(encoder, pixels, torch.device("cpu") if spare else pixels.device)
         else:
             moments = encoder(pixels)
         mean, _log_variance = self.vae.quant_conv(moments).chunk(2, dim=1)
         return mean
+
+    @property
+    def cuts_pictures(self) -> bool:
+        """Unless someone put other modules or hooks into the encoder."""
+        from ..fuse.encoder import can_stream
+
+        return can_stream(self.vae.encoder)
 
     @property
     def streams(self) -> bool:

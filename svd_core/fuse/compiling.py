@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -26,90 +26,127 @@ def plainly(piece: Piece, *arguments: Any) -> torch.Tensor:
     return piece(*arguments)
 
 
-class Compiler:
-    """Calls pieces compiled; as they are once the compiler has failed, which is said.
+class _Programs:
+    """Compiled functions by key, each a copy with a code of its own: torch counts the programs of a code, and limits
+    them. Where the compiler fails, the function is called as it is, and nothing is compiled any more."""
 
-    wide  for each piece that may be compiled the dimension that is the block's width: each width has its own program,
-          the other dimensions may differ from call to call
+    def __init__(self, greeting: str) -> None:
+        self._greeting = greeting
+        self._programs: dict[Hashable, Piece] = {}
+        self.broken = False
+
+    def run(self, key: Hashable, function: Piece, arguments: tuple[Any, ...], dynamic: bool | None) -> torch.Tensor:
+        if self.broken:
+            return function(*arguments)
+        try:
+            return self._program(key, function, dynamic)(*arguments)
+        except Exception as error:
+            if not _is_the_compilers(error):
+                raise
+            answer = function(*arguments)  # when this fails too, it was not the compiler
+            self._give_up(key, error, function)
+            return answer
+
+    def _program(self, key: Hashable, function: Piece, dynamic: bool | None) -> Piece:
+        if key not in self._programs:
+            if not self._programs:
+                logger.info("%s", self._greeting)
+            name = f"{getattr(function, '__name__', 'function')}_{len(self._programs)}"
+            try:
+                self._programs[key] = torch.compile(_copy(function, name), fullgraph=True, dynamic=dynamic)
+            except RuntimeError as error:  # this Python or this system has no compiler at all
+                raise _NoCompiler(str(error)) from error
+        return self._programs[key]
+
+    def _give_up(self, key: Hashable, error: Exception, function: Piece) -> None:
+        if _is_the_limit(error):  # this one has met more kinds of tensors than torch compiles for
+            self._programs[key] = function
+            return
+        self.broken = True
+        cause = getattr(error, "inner_exception", error)
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
+        logger.warning(
+            "torch.compile does not work here, the network runs as it is (%s: %s). It needs a C++ compiler for the CPU "
+            "and Triton for a graphics card; compile = off is the same video without this warning.",
+            type(cause).__name__,
+            reason[:160],
+        )
+
+
+class Compiler:
+    """Calls pieces compiled, with one program for each width; the other dimensions may differ from call to call.
+
+    wide  for each piece that may be compiled the dimension that is the block's width
     """
 
     def __init__(self, wide: dict[Piece, int]) -> None:
         self._wide = wide
-        self._programs: dict[Any, Piece] = {}
-        self._broken = False
+        self._programs = _Programs("compiling the network's repeated pieces: the first step takes longer")
+
+    @property
+    def broken(self) -> bool:
+        """Whether the compiler has failed."""
+        return self._programs.broken
 
     def __call__(self, piece: Piece, *arguments: Any) -> torch.Tensor:
-        if self._broken or piece not in self._wide:
+        if piece not in self._wide or self.broken:
             return piece(*arguments)
-        try:
-            return self._program(piece, arguments[0])(*arguments)
-        except Exception as error:
-            if not _is_the_compilers(error):
-                raise
-            self._broken = True
-            tell_broken(error)
-            return piece(*arguments)
-
-    def _program(self, piece: Piece, about: torch.Tensor) -> Piece:
+        about, *others = arguments
         width = self._wide[piece] % about.ndim
         for dimension, size in enumerate(about.shape):
             if dimension != width and size > 1:
                 torch._dynamo.maybe_mark_dynamic(about, dimension)
-        key = (piece, about.shape[width], about.dtype, about.device.type)
-        if not self._programs:
-            logger.info("compiling the network's repeated pieces: the first step takes longer, seconds to minutes")
-        if key not in self._programs:
-            self._programs[key] = torch.compile(_copy(piece, about.shape[width]), fullgraph=True)
-        return self._programs[key]
+        ones = tuple(size == 1 for size in about.shape)
+        key = (piece, about.shape[width], ones, _layout(about), about.dtype, about.device, *map(_facts, others))
+        return self._programs.run(key, piece, arguments, dynamic=None)
 
 
 class Whole:
-    """Calls a function compiled as one program for each size of its arguments; as it is once the compiler has failed.
+    """Calls a function compiled as one program for each size of its first tensor."""
 
-    mode  of torch.compile; "reduce-overhead" replays a recorded run on a CUDA device, whose result is copied
-    """
+    def __init__(self, function: Piece) -> None:
+        self._function = function
+        self._programs = _Programs("compiling a whole step: the first one of a model and a size takes minutes")
 
-    def __init__(self, function: Callable[..., torch.Tensor], mode: str | None = None) -> None:
-        self._function, self._mode = function, mode
-        self._program: Callable[..., torch.Tensor] | None = torch.compile(function, fullgraph=True, mode=mode)
-        self._said = False
+    @property
+    def broken(self) -> bool:
+        """Whether the compiler has failed."""
+        return self._programs.broken
 
-    def __call__(self, *arguments: Any) -> torch.Tensor:
-        if self._program is not None:
-            if not self._said:
-                logger.info("compiling a whole step: the first one of each size takes minutes")
-                self._said = True
-            try:
-                answer = self._program(*arguments)
-                return answer.clone() if self._mode == "reduce-overhead" else answer
-            except Exception as error:
-                if not _is_the_compilers(error):
-                    raise
-                self._program = None
-                tell_broken(error)
-        return self._function(*arguments)
+    def __call__(self, owner: Any, about: torch.Tensor, *others: Any) -> torch.Tensor:
+        """owner: whose method the function is."""
+        key = (about.shape, about.dtype, about.device)
+        return self._programs.run(key, self._function, (owner, about, *others), dynamic=False)
 
 
-def tell_broken(error: Exception) -> None:
-    """Say that nothing is compiled from now on, and what would help."""
-    cause = getattr(error, "inner_exception", error)
-    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
-    logger.warning(
-        "torch.compile does not work here, the network runs as it is (%s: %s). It needs a C++ compiler for the CPU and "
-        "Triton for a graphics card; compile = off is the same video without this warning.",
-        type(cause).__name__,
-        reason[:160],
-    )
+class _NoCompiler(RuntimeError):
+    """torch.compile itself refused."""
 
 
-def _copy(piece: Any, width: int) -> Piece:
-    """A function of its own with the same code: torch counts the programs of each function, and limits them."""
-    code = piece.__code__.replace(co_name=f"{piece.__name__}_{width}")
-    return types.FunctionType(code, piece.__globals__, code.co_name, piece.__defaults__, piece.__closure__)
+def _layout(tensor: torch.Tensor) -> tuple[bool, ...]:
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.is_contiguous(), last
+
+
+def _facts(argument: Any) -> Hashable:
+    """What a program is made for: shapes and types of the weights, and the values that are no tensors."""
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.dtype
+    return tuple(map(_facts, argument)) if isinstance(argument, tuple) else argument
+
+
+def _copy(function: Any, name: str) -> Piece:
+    code = function.__code__.replace(co_name=name)
+    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
 def _is_the_compilers(error: Exception) -> bool:
     """Whether compiling failed, and not the computation: that has then not begun."""
     from torch._dynamo import exc
 
-    return isinstance(error, exc.TorchDynamoException | exc.FailOnRecompileLimitHit)
+    return isinstance(error, (exc.TorchDynamoException, _NoCompiler)) or _is_the_limit(error)
+
+
+def _is_the_limit(error: Exception) -> bool:
+    """Whether torch has compiled one code as often as it will."""
+    return type(error).__name__ in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit", "RecompileLimitExceeded")

@@ -54,7 +54,7 @@ def decode(
     keep_hidden: bool = False,
     on_part: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
-    """Pixels (F, 3, 8h, 8w) in the decoder's precision of one clip of unscaled latents (F, 4, h, w).
+    """Pixels (F, 3, 8h, 8w) in the decoder's precision of one clip of unscaled latents (F, 4, h, w); in the store.
 
     latents      on the decoder's device, in its precision
     store        where a layer's activations lie between passes: the decoder's device, or the CPU to spare it
@@ -102,8 +102,12 @@ class _Clip:
             self._frame_by_frame(lambda frame: space.normed_conv(frame, norm, out, self._device))
         else:
             self._in_space(lambda frames: out(layers.norm_silu(frames, norm)), last)
-        pixels = torch.cat(self._groups).to(self._device)
-        return layers.from_video(layers.conv_over_time(layers.to_video(pixels), decoder.time_conv_out), pixels)
+        pixels = torch.cat(self._groups)
+        for rows in self._slabs():
+            part = self._gathered(rows)
+            made = layers.conv_over_time(part, decoder.time_conv_out)
+            pixels[:, :, rows] = layers.from_video(made, like=pixels[:, :, rows])
+        return pixels
 
     def _residual(self, block: Any, before: Any = None) -> None:
         """SpatioTemporalResBlock, after `before`, which looks at one frame."""

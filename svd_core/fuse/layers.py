@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from . import attention
 from .compiling import Piece, Run, plainly
 
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
@@ -153,35 +154,31 @@ def geglu_(
 def self_attention_(
     rows: torch.Tensor,
     norm: Any,
-    attention: Any,
+    module: Any,
     joined: torch.Tensor | None,
     bias: torch.Tensor | None,
     piece: int | None,
     run: Run,
-    over_time: bool = False,
+    in_space: attention.Context | None = None,
 ) -> torch.Tensor:
     """rows += self-attention(norm(rows)) on (F, N, C), in place: within each frame, or over time at each place.
 
-    joined  (3 C, C) the three projections as one matrix, if there is one
-    bias    (C,) of the last product; None: its own
-    piece   rows at a time, but never less than a frame or a place
+    joined    (3 C, C) the three projections as one matrix, if there is one
+    bias      (C,) of the last product; None: its own
+    piece     rows at a time, but never less than a frame or a place
+    in_space  the context to compute it in within each frame; None: over time
     """
-    to_qkv = (attention.to_q, attention.to_k, attention.to_v)
+    to_qkv = (module.to_q, module.to_k, module.to_v)
     weights = (joined,) if joined is not None else tuple(each.weight for each in to_qkv)
     biases = (None,) if joined is not None else tuple(each.bias for each in to_qkv)
-    out = attention.to_out[0]
-    whole, cut = (0, 1) if over_time else (1, 0)
-    for some in rows.split(_share_of_piece(piece, rows, whole), dim=cut):
-        run(
-            attend_over_time_ if over_time else attend_in_space_,
-            some,
-            *_of_norm(norm),
-            weights,
-            biases,
-            out.weight,
-            out.bias if bias is None else bias,
-            attention.heads,
-        )
+    out = module.to_out[0]
+    last = (out.weight, out.bias if bias is None else bias, module.heads)
+    if in_space is None:
+        for some in rows.split(_share_of_piece(piece, rows, whole=0), dim=1):
+            run(attend_over_time_, some, *_of_norm(norm), weights, biases, *last)
+    else:
+        for some in rows.split(_share_of_piece(piece, rows, whole=1)):
+            run(attend_in_space_, some, *_of_norm(norm), weights, biases, *last, in_space)
     return rows
 
 
@@ -195,11 +192,14 @@ def attend_in_space_(
     out: torch.Tensor,
     out_bias: torch.Tensor | None,
     heads: int,
+    context: attention.Context,
 ) -> torch.Tensor:
     """`self_attention_` on rows (F, N, C) within each frame, of tensors."""
     normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
     query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1))
-    return rows.add_(F.linear(_attend(query, key, value), out, out_bias))
+    with context():
+        mixed = _attend(query, key, value)
+    return rows.add_(F.linear(mixed, out, out_bias))
 
 
 def attend_over_time_(

@@ -11,7 +11,6 @@ them is seen by the next video; a module that was replaced or has a hook is call
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,12 +31,8 @@ CPU_PIECE = 1024
 GPU_PIECE = 2**17
 """Rows of a feed-forward at a time: what the caches of a CPU hold; what keeps a GPU busy."""
 
-LAUNCH_BOUND = 2**16
-"""Rows of a step (frames times latent pixels) up to which a large card waits for the next kernel."""
-
-COMPILERS = {"cpu": Compiler(layers.COMPILED)}
-STEPS: dict[str | None, Whole] = {}
-"""The programs of this process: of the pieces by kind of device, of whole steps by mode. They hold no weights."""
+COMPILERS = {True: Compiler(layers.COMPILED), False: Compiler(layers.COMPILED_OFF_CPU)}
+"""The programs of this process for the pieces: on the CPU, and elsewhere. They hold no weights."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class How:
 
     piece: int | None = None
     run: Run = plainly
-    in_space: attention.Context = contextlib.nullcontext
+    in_space: attention.Context = attention.torchs_choice
 
     @staticmethod
     def of(options: ModelOptions, device: torch.device, rewrites: Rewrites, piece: int | None) -> How:
@@ -54,8 +49,8 @@ class How:
         pieces = rewrites.geglu and options.forward_chunking == "auto"
         return How(
             piece=(piece or _piece_of(device)) if pieces else None,
-            run=_compiler_of(device) if options.compile == "regional" else plainly,
-            in_space=attention.preferred(device) if options.attention == "auto" else contextlib.nullcontext,
+            run=COMPILERS[device.type == "cpu"] if options.compile == "regional" else plainly,
+            in_space=attention.preferred(device) if options.attention == "auto" else attention.torchs_choice,
         )
 
 
@@ -96,7 +91,7 @@ class PreparedUNet:
             logger.info("weights that come block by block cannot be compiled as one: the repeated pieces are")
             options = replace(options, compile="regional")
         self._how = How.of(options, device, rewrites, piece)
-        self._step = _step_of(image_latents) if options.compile == "full" else PreparedUNet._network
+        self._step = WHOLE_STEP if options.compile == "full" else PreparedUNet._network
         self._here: Here = Streamed(device, once) if stream else resident
         all_of: Here = Streamed(device) if stream else resident
         self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites, all_of)
@@ -164,6 +159,10 @@ class PreparedUNet:
         return layers.from_rows(model.proj_out(rows), like=x) + x
 
 
+WHOLE_STEP = Whole(PreparedUNet._network)
+"""The programs of this process for whole steps."""
+
+
 def residual(
     x: torch.Tensor,
     block: Any,
@@ -190,8 +189,7 @@ def residual(
 def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: How) -> torch.Tensor:
     """BasicTransformerBlock on (F, N, C), in place: attention within a frame, the picture's token, feed-forward."""
     joined = constants.joined_qkv(block.attn1)
-    with how.in_space():
-        layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run)
+    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run, how.in_space)
     if constants.bias is None:
         rows.add_(block.attn2(block.norm2(rows), encoder_hidden_states=constants.context))
     return layers.feed_forward_(rows, block.norm3, block.ff.net, how.piece, how.run)
@@ -201,7 +199,7 @@ def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, h
     """TemporalBasicTransformerBlock on (F, N, C), in place. Only attention looks along the frames."""
     layers.feed_forward_(rows, block.norm_in, block.ff_in.net, how.piece, how.run)
     joined = constants.joined_qkv(block.attn1)
-    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run, over_time=True)
+    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run)
     if constants.bias is None:
         turned = block.norm2(rows).transpose(0, 1)
         context = constants.context[:1].expand(len(turned), -1, -1)
@@ -211,17 +209,6 @@ def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, h
 
 def _piece_of(device: torch.device) -> int:
     return CPU_PIECE if device.type == "cpu" else GPU_PIECE
-
-
-def _compiler_of(device: torch.device) -> Compiler:
-    return COMPILERS.setdefault(device.type, Compiler(layers.COMPILED_OFF_CPU))
-
-
-def _step_of(latents: torch.Tensor) -> Whole:
-    """The whole step as one program; recorded and replayed where starting kernels takes longer than running them."""
-    rows = latents[:, 0].numel()
-    mode = "reduce-overhead" if latents.device.type == "cuda" and rows <= LAUNCH_BOUND else None
-    return STEPS.setdefault(mode, Whole(PreparedUNet._network, mode))
 
 
 @dataclass(frozen=True)

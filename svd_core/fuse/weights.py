@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,12 +37,28 @@ FETCHED_TOGETHER = frozenset({"SpatioTemporalResBlock", "TransformerSpatioTempor
 def fetched_bytes(unet: nn.Module) -> int:
     """The most bytes of weights that are on the device while they come block by block: of two parts."""
     blocks = [module for module in unet.modules() if type(module).__name__ in FETCHED_TOGETHER]
-    return 2 * max(sum(weight.nbytes for weight in block.parameters()) for block in blocks)
+    return 2 * max(sum(weight.nbytes for *_, weight in parameters_of(block, USED_ONCE)) for block in blocks)
+
+
+def parameters_of(module: nn.Module, skip: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Held]:
+    """The parameters of a module and of what is in it, but for the parts to skip."""
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            yield module, name, weight
+    for name, child in module.named_children():
+        if (type(module).__name__, name) not in skip:
+            yield from parameters_of(child, skip)
 
 
 def resident(*modules: nn.Module) -> contextlib.AbstractContextManager[None]:
     """The weights are there all the time."""
     return contextlib.nullcontext()
+
+
+@functools.cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The one on which weights are copied: memory that was freed for one copy serves the next."""
+    return torch.cuda.Stream(device)
 
 
 class Streamed:
@@ -60,7 +77,8 @@ class Streamed:
     ) -> None:
         self._device, self._skip = device, skip
         self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copying = _stream_of(device) if device.type == "cuda" else None
+        self._computed: Any = None
         self._following: dict[Modules, Modules] = {}
         self._last: Modules | None = None
         self._fetched: dict[Modules, list[nn.Parameter]] = {}
@@ -83,6 +101,7 @@ class Streamed:
                 owner._parameters[name] = weight
         following = self._following.get(modules) if self._ahead else None
         if following is not None:  # this part's kernels are under way: the host has time
+            self._wait_for_the_part_before()
             self._fetched[following] = self._fetch(self._held(following))
 
     def _fetch(self, held: list[Held]) -> list[nn.Parameter]:
@@ -98,17 +117,16 @@ class Streamed:
         for copy in copies:
             copy.record_stream(computing)
 
+    def _wait_for_the_part_before(self) -> None:
+        """Not to run ahead: only this part's weights and the next one's may be on the device, or wanted there."""
+        if self._copying is None:
+            return
+        before, self._computed = self._computed, torch.cuda.current_stream(self._device).record_event()
+        if before is not None:
+            before.synchronize()
+
     def _copied(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.detach().to(self._device, non_blocking=True, copy=True)
 
     def _held(self, modules: Modules) -> list[Held]:
-        return [each for module in modules for each in self._parameters(module)]
-
-    def _parameters(self, module: nn.Module) -> Iterator[Held]:
-        """The parameters of a module and of what is in it, but for the parts to skip."""
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                yield module, name, weight
-        for name, child in module.named_children():
-            if (type(module).__name__, name) not in self._skip:
-                yield from self._parameters(child)
+        return [each for module in modules for each in parameters_of(module, self._skip)]

@@ -42,8 +42,35 @@ def stopped_at(host) -> list[int]:
 class Part:
     """What a host is given to load."""
 
-    def __init__(self, module):
-        self.module = module
+    def __init__(self, module, identity=None):
+        self.module, self.identity = module, identity or self
+
+
+def kept_of(host) -> dict[str, int]:
+    """How many models ComfyUI keeps loaded after and in each use of two parts, one of them with a copy."""
+    import comfy.model_management as management
+    import torch
+
+    part, other = Part(torch.nn.Linear(64, 64)), Part(torch.nn.Linear(8, 8))
+    copy, kept = Part(part.module, part.identity), {}
+    before = len(management.current_loaded_models)
+
+    def count(when: str) -> None:
+        kept[when] = len(management.current_loaded_models) - before
+
+    for each in (part, other):
+        with host.on_device(each):
+            pass
+    count("both used")
+    with host.on_device(copy, 10, "leaves"):
+        count("a copy in use")
+    count("a copy gone")
+    with host.on_device(part, 10, "stays"):
+        pass
+    count("used to stay")
+    with host.beside(copy, 100):
+        count("beside")
+    return kept
 
 
 def answers(host) -> dict[str, Any]:
@@ -61,6 +88,7 @@ def answers(host) -> dict[str, Any]:
         "names": host.library.names(),
         "free": host.free_memory(device),
         "folders": {kind: str(host.folder(kind)) for kind in ("input", "output", "temp")},
+        "kept": kept_of(host),
         "stopped_at": stopped_at(host),
     }
 

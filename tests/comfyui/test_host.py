@@ -46,6 +46,16 @@ def test_stages_compute_on_comfyui_s_device(told):
     assert told["free"] > 0
 
 
+def test_a_part_leaves_when_it_is_to_and_no_other_does(told):
+    assert told["kept"] == {
+        "both used": 2,
+        "a copy in use": 2,  # copies share weights, and the patcher
+        "a copy gone": 1,
+        "used to stay": 2,
+        "beside": 1,
+    }
+
+
 def test_cancel_stops_at_the_next_unit(told):
     assert told["stopped_at"] == [1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from svd_stages.svd_core import memory, stages
 from svd_stages.svd_core.checkpoint.parts import SVDVae
 from svd_stages.svd_core.encode import encode_images
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
+from svd_stages.svd_core.fuse.weights import fetched_bytes
 from svd_stages.svd_core.host import HeadlessHost, using
 from svd_stages.svd_core.memory import place_weights
 from svd_stages.svd_core.options import ModelOptions
@@ -238,3 +239,45 @@ def test_a_budget_is_what_is_free_at_most(tiny):
     host = HeadlessHost(device_name="cpu", vram=2**30)
     assert host.free_memory(CPU) == host.capacity(tiny.model) == 2**30
     assert HeadlessHost(device_name="cpu").free_memory(CPU) > 2**30
+
+
+def options_of(model, **said: str):
+    widgets = {"memory": "auto", "forward_chunking": "auto", "compile": "off", "attention": "auto", **said}
+    (model,) = call("SVDModelOptions", model=model, **widgets)
+    return model
+
+
+def test_options_add_up_in_any_order_and_leave_the_model_as_it_was(tiny):
+    one = options_of(options_of(tiny.model, compile="regional"), memory="stream")
+    other = options_of(options_of(tiny.model, memory="stream"), compile="regional")
+    assert one.options == other.options == ModelOptions(memory="stream", compile="regional")
+    assert tiny.model.options == ModelOptions()
+    assert one.unet is tiny.model.unet and one.identity is tiny.model.identity
+    assert options_of(one, memory="offload").options == ModelOptions(memory="offload", compile="regional")
+
+
+def test_other_words_and_other_parts_are_refused(tiny):
+    with pytest.raises(SettingError, match="memory must be one of auto, resident, offload, stream"):
+        ModelOptions(memory="disk")
+    with pytest.raises(SettingError, match="model input takes"):
+        options_of(tiny.vae)
+
+
+def test_the_work_gets_the_room_that_the_plan_asks_for(tiny, plans, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SmallCard, "beside", lambda self, part, need: asked.append(need) or nullcontext(CPU))
+    sampled_with(tiny, ENOUGH, memory="stream")
+    need = memory.denoise_bytes(tiny.model, 3, 8, 8)
+    assert asked == [need + fetched_bytes(tiny.model.unet)]
+
+
+def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
+    moves = []
+    part = SimpleNamespace(module=SimpleNamespace(to=moves.append))
+    host = HeadlessHost(device_name="cpu")
+    with host.on_device(part, after="stays"):
+        pass
+    assert moves == [CPU]
+    with pytest.raises(MemoryBudgetError), host.on_device(part, after="stays"):
+        raise MemoryBudgetError("no room")
+    assert moves == [CPU, CPU, "cpu"]
