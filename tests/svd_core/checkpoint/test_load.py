@@ -47,7 +47,7 @@ def test_one_file_and_folder_load_to_the_same_modules_as_were_saved(tiny, one_fi
 
 def test_the_facts_beside_the_tensors_survive_both_forms(tiny, one_file, folder):
     for loaded in (load_checkpoint(one_file), load_checkpoint(folder)):
-        same_unet = replace(loaded.model, unet=tiny.model.unet)
+        same_unet = replace(loaded.model, unet=tiny.model.unet, identity=tiny.model.identity)
         assert asdict_shallow(same_unet) == asdict_shallow(tiny.model)
         assert loaded.clip_vision.image_mean == tiny.clip_vision.image_mean
         assert loaded.clip_vision.image_std == tiny.clip_vision.image_std
