@@ -6,7 +6,8 @@ Every function takes the node classes as an argument; nothing here knows a node,
 from .convert import to_api
 from .describe import object_info
 from .edit import apply_settings, set_value
-from .execute import Emit, RunResult, execute
+from .engine import Emit, Engine, RunResult
+from .execute import execute
 from .explain import explain
 from .prompt import Prompt
 from .read import is_ui_format, parse_graph, read_graph, unwrap
@@ -14,6 +15,7 @@ from .validate import Validation, raise_if_invalid, validate
 
 __all__ = [
     "Emit",
+    "Engine",
     "Prompt",
     "RunResult",
     "Validation",

@@ -20,8 +20,10 @@ from .declared import (
     unsupported_feature,
 )
 from .hints import Hints
+from .loops import settle_all
 from .prompt import WRAPPED, is_wrapped, looks_like_link, unwrap_value
 from .read import MAX_NESTING
+from .v3 import asked as asked_of
 
 Problem = dict[str, Any]
 """An error object of ComfyUI: type, message, details, extra_info."""
@@ -289,7 +291,7 @@ def _check_choice(declared: DeclaredInput, value: Any, hints: Hints) -> Problem 
 
 def _asked_of_class(declaration: Declaration) -> tuple[list[str], bool]:
     """The arguments of VALIDATE_INPUTS, and whether it takes any (`**kwargs`)."""
-    function = getattr(declaration.node_class, "VALIDATE_INPUTS", None)
+    function = asked_of(declaration.node_class, "VALIDATE_INPUTS", "validate_inputs")
     if function is None:
         return [], False
     spec = inspect.getfullargspec(function)
@@ -305,7 +307,8 @@ def _ask_class(
     lists = {name: values for name, values in lists.items() if asks_all or name in asked}
     if "input_types" in asked:
         lists["input_types"] = [check.received]
-    answers = call_mapped(node_class.VALIDATE_INPUTS, lists, getattr(node_class, "INPUT_IS_LIST", False))
+    function: Any = asked_of(node_class, "VALIDATE_INPUTS", "validate_inputs")
+    answers = settle_all(call_mapped(function, lists, getattr(node_class, "INPUT_IS_LIST", False)))
     return [
         problem(
             "custom_validation_failed",

@@ -5,7 +5,6 @@ Node classes have ComfyUI's V1 form (INPUT_TYPES, RETURN_TYPES, FUNCTION, ...) a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,20 +107,8 @@ def types_match(received: Any, wanted: Any) -> bool:
 
 
 def unsupported_feature(declaration: Declaration) -> str | None:
-    """The feature of a class that this executor does not have yet, in words; None when it has all that is used.
-
-    Inputs declared `lazy` are not among them: they are computed before the node runs, which costs time and changes no
-    value that the node uses.
-    """
+    """The feature of a class that this executor does not have yet, in words; None when it has all that is used."""
     node_class: Any = declaration.node_class
-    if hasattr(node_class, "define_schema") or hasattr(node_class, "GET_SCHEMA"):
-        return "the V3 node API (io.ComfyNode)"
     if getattr(node_class, "ONLY_INSIDE_COMFYUI", False):
         return "a model or sampler of ComfyUI's core"
-    for name in (getattr(node_class, "FUNCTION", None), "VALIDATE_INPUTS", "IS_CHANGED"):
-        if isinstance(name, str) and inspect.iscoroutinefunction(getattr(node_class, name, None)):
-            return f"async functions ({name})"
-    for each in declaration.inputs.values():
-        if each.options.get("rawLink"):
-            return f'raw links (input "{each.name}")'
     return None

@@ -14,7 +14,7 @@ from svd_stages.svd_core.graph import RunResult, execute, explain, raise_if_inva
 from svd_stages.svd_core.graph.declared import types_match
 
 from .cases import FAILING, INVALID, VALID, A, B, Case, shown
-from .toys import ANY, TOYS, graph, node, toy
+from .toys import ANY, TOYS, graph, node
 
 
 def nested(depth: int) -> Any:
@@ -293,33 +293,6 @@ def _moved(each: dict[str, Any], name: str) -> dict[str, Any]:
         if not (isinstance(value, list) and value and not isinstance(value[0], str))
     }
     return {**each, "inputs": inputs}
-
-
-@toy({}, OUTPUT_NODE=True)
-class V3:
-    @classmethod
-    def define_schema(cls):
-        return None
-
-
-@toy({}, OUTPUT_NODE=True)
-class Async:
-    async def run(self):
-        return ()
-
-
-@toy({"value": ("INT", {"rawLink": True})}, OUTPUT_NODE=True)
-class RawLink:
-    def run(self, value):
-        return ()
-
-
-def test_features_that_are_not_there_yet_are_refused_by_name():
-    for node_class, name in ((V3, "V3 node API"), (Async, "async"), (RawLink, "raw links")):
-        checked = validate(graph(a=node("New")), {"New": node_class})
-        with pytest.raises(GraphError, match=name) as caught:
-            raise_if_invalid(checked)
-        assert caught.value.code == "graph.unsupported"
 
 
 STRANGE = [

@@ -1,0 +1,532 @@
+"""Running a validated graph without ComfyUI, to ComfyUI's rules.
+
+What runs: the wanted nodes and what they need. Lazy inputs are needed when the node asks for them; a node may put nodes
+into the graph (expansion), give a blocker instead of a value, or be a coroutine, while which others run. Order: sources
+first, and of the nodes that are ready the one that stands first in the file. Of nodes that would give the same only the
+first runs. The first failure stops everything. Nothing here recurses: a graph may be a chain of thousands of nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import GraphError, Interrupted, NodeError, SVDStagesError
+from .call import Calls, Outcome, Part, UnsupportedFeature, call_mapped, call_node, input_lists, merge_results
+from .declared import Declarations, is_output, unsupported_feature
+from .dynamic import DynamicPrompt
+from .keys import Keys
+from .loops import complete, settled
+from .prompt import Prompt, looks_like_link, name_node, one_line, run_order, with_ancestors
+from .store import Entry, Key, Store
+from .v3 import asked, function_of
+from .waiting import Waiting
+
+Emit = Callable[[str, dict[str, Any]], None]
+"""Called with ComfyUI's event names and data. What it raises stops the run."""
+Slot = tuple[Key, int]
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run gave: `ui` by node id, and for the ids in `keep` a list of values per output slot."""
+
+    ui: dict[str, dict[str, list[Any]]]
+    values: dict[str, list[list[Any]]]
+
+
+class Engine:
+    """Runs graphs of the classes in `nodes`, one after the other, and keeps what `keep` says between them.
+
+    keep  see `Store`; with "once" nothing is kept: the instances of nodes neither
+    """
+
+    def __init__(self, nodes: Mapping[str, type], keep: str | int = "classic"):
+        self._nodes = nodes
+        self._store = Store(keep)
+        self._known: dict[Hashable, Key] = {}
+        self._instances: dict[tuple[str, str], Any] = {}
+
+    def run(
+        self,
+        prompt: Prompt,
+        outputs: Collection[str],
+        *,
+        extra_data: Mapping[str, Any] | None = None,
+        emit: Emit | None = None,
+        given: Mapping[str, Sequence[Any]] | None = None,
+        keep: Collection[str] = (),
+        node_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        prompt_id: str = "",
+    ) -> RunResult:
+        """Run the nodes that `outputs` and `keep` need, and return what they show and hold. See `execute`."""
+        if self._store.keep == "once":
+            self._known.clear()
+            self._instances.clear()
+        self._instances = {key: value for key, value in self._instances.items() if key[0] in prompt}
+        run = _Run(
+            graph=DynamicPrompt(prompt),
+            declarations=Declarations(self._nodes),
+            store=self._store,
+            known=self._known,
+            instances=self._instances,
+            given=given or {},
+            extra_data=extra_data or {},
+            tell=_teller(emit, prompt_id),
+            node_context=node_context,
+        )
+        return complete(run.run(outputs, keep))
+
+
+def _teller(emit: Emit | None, prompt_id: str) -> Callable[..., None]:
+    def tell(event: str, **about: Any) -> None:
+        if emit is not None:
+            emit(event, {**about, "prompt_id": prompt_id})
+
+    return tell
+
+
+@dataclass(eq=False)
+class _Unfinished:
+    """A node that was called and has no outcome yet: calls that still run, or nodes that it put into the graph."""
+
+    calls: Calls | None = None
+    parts: list[Part] | None = None
+    ui: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Run:
+    """The state of one run."""
+
+    graph: DynamicPrompt
+    declarations: Declarations
+    store: Store
+    known: dict[Hashable, Key]
+    instances: dict[tuple[str, str], Any]
+    given: Mapping[str, Sequence[Any]]
+    extra_data: Mapping[str, Any]
+    tell: Callable[..., None]
+    node_context: Callable[[], AbstractContextManager[Any]]
+    waiting: Waiting = field(default_factory=Waiting)
+    unfinished: dict[str, _Unfinished] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
+    ui: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+
+    async def run(self, outputs: Collection[str], keep: Collection[str]) -> RunResult:
+        prompt, wanted = self.graph.original_prompt, [*outputs, *keep]
+        self.keys = Keys(self.declarations, self.known)
+        self.woken = asyncio.Event()
+        await self.number(wanted)
+        self.store.begin(self.keys.values())
+        for node_id in keep:
+            self.store.want(self.keys[node_id])
+        for node_id, row in self.given.items():
+            if node_id in self.keys:
+                self.store.want(self.keys[node_id])
+                self.store.put(self.keys[node_id], [[value] for value in row], {})
+        needed = [node_id for node_id in prompt if node_id in self.keys and node_id not in self.given]
+        self.tell("execution_start")
+        cached = [node_id for node_id in needed if self.store.get(self.keys[node_id]) is not None]
+        self.tell("execution_cached", nodes=cached)
+        for node_id in needed:
+            self.waiting.place(node_id)
+            self.store.reads(self.slots_read(node_id))
+        for node_id in wanted:
+            if node_id not in self.given:
+                self.need(node_id)
+        while len(self.waiting):
+            node_id = self.waiting.take()
+            if node_id is None:
+                if not self.waiting.waits_elsewhere:
+                    raise self.cycle()
+                await self.woken.wait()
+                self.woken.clear()
+                continue
+            await self.run_guarded(node_id)
+            await asyncio.sleep(0)  # let coroutines go on
+        self.store.end()
+        self.tell("execution_success")
+        return RunResult(self.ui, {node_id: self.kept(node_id) for node_id in keep})
+
+    async def number(self, wanted: Sequence[str]) -> None:
+        """Give keys to the nodes of the file that are needed, and refuse what cannot run.
+
+        Raises GraphError for an id that is nowhere, a cycle, a slot that `given` lacks, or an unsupported feature.
+        """
+        prompt = self.graph.original_prompt
+        sources = {
+            node_id: [] if node_id in self.given else [source for source, _ in links_of(node)]
+            for node_id, node in prompt.items()
+        }
+        needed = with_ancestors(wanted, sources)
+        lost = sorted(node_id for node_id in needed if node_id not in prompt and node_id not in self.given)
+        if lost:
+            raise GraphError(f'node "{lost[0]}" is needed, but it is not in the graph.', code="graph.missing_node")
+        order, cycles = run_order([each for each in prompt if each in needed and each not in self.given], sources)
+        if cycles:
+            raise _cycle_error(cycles[0])
+        for node_id in needed & self.given.keys():
+            self.keys.give(node_id)
+        for node_id in order:
+            self.refuse_unsupported(node_id)
+            for source, slot in links_of(prompt[node_id]):
+                if source in self.given and slot >= len(self.given[source]):
+                    raise GraphError(
+                        f'node "{source}" is given with {len(self.given[source])} outputs, but slot {slot} of it is '
+                        "read; give one value for each slot.",
+                        code="graph.bad_slot",
+                    )
+        await self.keys.add(order, prompt)
+
+    def refuse_unsupported(self, node_id: str) -> None:
+        node = self.graph.get_node(node_id)
+        class_type, name = node["class_type"], name_node({node_id: node}, node_id)
+        if class_type not in self.declarations.nodes:
+            raise GraphError(
+                f"{name} is of a type that is not known here; validate the graph first.",
+                code="graph.missing_node_type",
+            )
+        feature = unsupported_feature(self.declarations[class_type])
+        if feature is not None:
+            raise UnsupportedFeature(name, feature)
+
+    def need(self, node_id: str) -> None:
+        """Have a node run, and what it needs from the start, and what that needs."""
+        if self.waiting.add(node_id):
+            self.follow([node_id])
+
+    def follow(self, new: list[str]) -> None:
+        """Have what these nodes need run before them, unless they have run."""
+        while new:
+            dependent = new.pop()
+            if self.store.is_whole(self.keys[dependent]):
+                continue
+            for source, slot in self.links_needed(dependent):
+                new += self.need_link(source, slot, dependent)
+
+    def need_link(self, source: str, slot: int, dependent: str) -> list[str]:
+        """Have `dependent` wait for a value, unless it is there; the node that is to run for it, if it is new."""
+        if source not in self.waiting and self.store.has(self.keys[source], slot):
+            return []
+        new = [source] if self.waiting.add(source) else []
+        self.waiting.link(source, dependent)
+        return new
+
+    def links_needed(self, node_id: str) -> Iterable[tuple[str, int]]:
+        """The links whose values are needed before anything is known: those that are not lazy."""
+        node = self.graph.get_node(node_id)
+        declared = self.declarations[node["class_type"]].inputs
+        for name, value in node["inputs"].items():
+            lazy = name in declared and declared[name].options.get("lazy")
+            if looks_like_link(value) and not lazy:
+                yield value[0], int(value[1])
+
+    def slots_read(self, node_id: str) -> set[Slot]:
+        """All that a node may read."""
+        return {(self.keys[source], slot) for source, slot in links_of(self.graph.get_node(node_id))}
+
+    async def run_guarded(self, node_id: str) -> None:
+        """Run one node, and tell how it ended when it fails or is stopped."""
+        try:
+            await self.run_one(node_id)
+        except (KeyboardInterrupt, Interrupted, asyncio.CancelledError):
+            self.tell("execution_interrupted", **self.where(node_id))
+            raise
+        except SVDStagesError as error:
+            self.tell("execution_error", **self.where(node_id), **_about_error(error.__cause__ or error))
+            raise
+
+    def where(self, node_id: str) -> dict[str, Any]:
+        """Where the run is, as ComfyUI's events say it: on a node of the file."""
+        real = self.graph.get_real_node_id(node_id)
+        class_type = self.graph.get_node(node_id)["class_type"]
+        return {"node_id": real, "node_type": class_type, "executed": list(self.executed)}
+
+    async def run_one(self, node_id: str) -> None:
+        """Bring one node as far as it goes."""
+        entry = self.store.get(self.keys[node_id])
+        if entry is not None and node_id not in self.unfinished and self.store.is_whole(self.keys[node_id]):
+            return self.finish(node_id, entry)
+        outcome = await self.outcome_of(node_id)
+        if outcome is None:
+            return None
+        self.check_slots(node_id, outcome)
+        self.store.put(self.keys[node_id], outcome.slots, outcome.ui)
+        entry = self.store.get(self.keys[node_id])
+        assert entry is not None
+        return self.finish(node_id, entry)
+
+    def finish(self, node_id: str, entry: Entry) -> None:
+        """A node has its outputs: show what it shows, and let those who wait for it go on."""
+        if entry.ui and node_id not in self.ui:
+            self.ui[node_id] = entry.ui
+            self.tell("executed", node=node_id, display_node=self.graph.get_display_node_id(node_id), output=entry.ui)
+        self.executed.append(node_id)
+        self.unfinished.pop(node_id, None)
+        self.waiting.done(node_id)
+        self.store.has_read(self.slots_read(node_id))
+
+    async def outcome_of(self, node_id: str) -> Outcome | None:
+        """What a node gives; None when it has to wait once more. Raises NodeError from whatever it raises."""
+        node = self.graph.get_node(node_id)
+        node_class: Any = self.declarations[node["class_type"]].node_class
+        left = self.unfinished.get(node_id)
+        try:
+            if left is not None and left.parts is not None:
+                return self.joined(left, node_class, node_id)
+            if left is not None and left.calls is not None:
+                calls = left.calls
+            else:
+                calls = await self.begin(node_id, node, node_class)
+                if calls is None:
+                    return None
+            if not calls.ready:
+                self.unfinished[node_id] = _Unfinished(calls=calls)
+                self.wait_for(node_id, calls)
+                return None
+            return await self.merged(node_id, calls.results(), node_class)
+        except (Interrupted, UnsupportedFeature):
+            raise
+        except Exception as error:
+            raise self.failed(node_id, error) from error
+
+    async def begin(self, node_id: str, node: Mapping[str, Any], node_class: Any) -> Calls | None:
+        """Call the node; None when it first wants lazy inputs."""
+        declaration = self.declarations[node["class_type"]]
+        hidden = {**self.hidden(), "UNIQUE_ID": node_id}
+        lists = input_lists(node, declaration, hidden, self.linked)
+        whole_lists = getattr(node_class, "INPUT_IS_LIST", False)
+        instance = self.instance_of(node_id, node["class_type"], node_class)
+        missing = [name for name, values in lists.items() if values is None]
+        told = {name: [None] if values is None else values for name, values in lists.items()}
+        check = asked(node_class, "check_lazy_status", "check_lazy_status") if missing else None
+        if check is not None:
+            check = instance.check_lazy_status
+            names = await self.lazy_wanted(check, told, whole_lists)
+            links = [self.lazy_link(node, name) for name in names if name in missing or name not in lists]
+            for source, slot in links:
+                self.follow(self.need_link(source, slot, node_id))
+            if links:
+                self.waiting.again(node_id)
+                return None
+        self.tell("executing", node=node_id, display_node=self.graph.get_display_node_id(node_id))
+        function = function_of(instance, hidden)
+        return call_node(function, told, whole_lists, self.node_context, lambda each: self.blocked(node_id, each))
+
+    async def lazy_wanted(
+        self, check: Callable[..., Any], told: Mapping[str, list[Any]], whole_lists: bool
+    ) -> list[str]:
+        """The names that check_lazy_status asks for, over all its calls; what is not known yet is None to it."""
+        answers = call_mapped(check, told, whole_lists)
+        names = [await settled(answer) for answer in answers]
+        wanted = [name for each in names if isinstance(each, (list, tuple)) for name in each]
+        return list(dict.fromkeys(name for name in wanted if isinstance(name, str)))
+
+    def lazy_link(self, node: Mapping[str, Any], name: str) -> tuple[str, int]:
+        value = node["inputs"].get(name)
+        if not looks_like_link(value):
+            raise SVDStagesError(f'check_lazy_status asks for "{name}", which is no linked input of the node')
+        return value[0], int(value[1])
+
+    def hidden(self) -> dict[str, Any]:
+        """Hidden inputs by their kind; UNIQUE_ID is added for each node."""
+        return {
+            "PROMPT": self.graph.original_prompt,
+            "DYNPROMPT": self.graph,
+            "EXTRA_PNGINFO": self.extra_data.get("extra_pnginfo"),
+            "AUTH_TOKEN_COMFY_ORG": self.extra_data.get("auth_token_comfy_org"),
+            "API_KEY_COMFY_ORG": self.extra_data.get("api_key_comfy_org"),
+        }
+
+    def instance_of(self, node_id: str, class_type: str, node_class: Any) -> Any:
+        """The object of a node, the same as long as the node is in the graphs."""
+        key = (node_id, class_type)
+        if key not in self.instances:
+            self.instances[key] = node_class()
+        return self.instances[key]
+
+    def linked(self, source: str, slot: int) -> list[Any] | None:
+        """The values that a link brings; None when they are not there."""
+        entry = self.store.get(self.keys[source])
+        return None if entry is None else entry.slots.get(slot)
+
+    def wait_for(self, node_id: str, calls: Calls) -> None:
+        """Have a node taken again when its coroutines are done."""
+        self.waiting.hold(node_id)
+
+        def wake(_: Any) -> None:
+            self.waiting.let_go(node_id)
+            self.woken.set()
+
+        asyncio.gather(*calls.tasks, return_exceptions=True).add_done_callback(wake)
+
+    def blocked(self, node_id: str, blocker: Any) -> Any:
+        """What a node gives in place of a call that would have got a blocker. Its message is told once."""
+        message = getattr(blocker, "message", None)
+        if message is None:
+            return blocker
+        self.tell(
+            "execution_error",
+            **self.where(node_id),
+            exception_message=f"Execution Blocked: {message}",
+            exception_type="ExecutionBlocked",
+            traceback=[],
+            current_inputs={},
+            current_outputs=[],
+        )
+        return type(blocker)(None)
+
+    async def merged(self, node_id: str, results: list[Any], node_class: Any) -> Outcome | None:
+        """The outcome of a node's calls; None when some of them put nodes into the graph, which run first."""
+        outcome = merge_results(results, node_class)
+        if outcome.parts is None:
+            return outcome
+        self.unfinished[node_id] = _Unfinished(parts=outcome.parts, ui=outcome.ui)
+        await self.expand(node_id, outcome.parts)
+        self.waiting.again(node_id)
+        return None
+
+    async def expand(self, node_id: str, parts: list[Part]) -> None:
+        """Put the nodes of an expansion into the graph, and have `node_id` wait for those that it gives on."""
+        links: list[tuple[str, int]] = []
+        new: Prompt = {}
+        for graph, result in parts:
+            if graph is None:
+                continue
+            for new_id, node in graph.items():
+                if self.graph.has_node(new_id):
+                    raise SVDStagesError(
+                        f'the node puts a node "{new_id}" into the graph, and there is one; ids must be new '
+                        "(GraphBuilder makes such)",
+                        code="graph.duplicate_node",
+                    )
+                new[new_id] = node
+                self.graph.add_ephemeral_node(new_id, node, node_id, node.get("override_display_id", node_id))
+            links += [(value[0], int(value[1])) for value in result if looks_like_link(value)]
+        await self.number_new(new)
+        for new_id in new:
+            self.waiting.place(new_id)
+            self.store.reads(self.slots_read(new_id))
+        self.store.reads({(self.keys[source], slot) for source, slot in links})
+        for new_id, node in new.items():
+            if is_output(self.declarations.nodes[node["class_type"]]):
+                self.need(new_id)
+        for source, slot in links:
+            self.follow(self.need_link(source, slot, node_id))
+
+    async def number_new(self, new: Prompt) -> None:
+        """Give keys to the nodes of an expansion. Those in a cycle get their own: it is found when they are to run."""
+        for new_id in new:
+            self.refuse_unsupported(new_id)
+        sources = {new_id: [source for source, _ in links_of(node)] for new_id, node in new.items()}
+        for source in {each for row in sources.values() for each in row}:
+            self.graph.get_node(source)  # raises for one that is nowhere
+        before = [
+            each
+            for each in with_ancestors(new, {**self.file_sources(), **sources})
+            if each not in self.keys and each not in new
+        ]
+        order, _ = run_order(before, self.file_sources())
+        await self.keys.add(order, self.graph.original_prompt)
+        order, _ = run_order(list(new), sources)
+        await self.keys.add(order, new)
+        for new_id in new.keys() - set(order):
+            self.keys.give(new_id)
+
+    def file_sources(self) -> dict[str, list[str]]:
+        """Who reads from whom in the file."""
+        return {
+            node_id: [source for source, _ in links_of(node)]
+            for node_id, node in self.graph.original_prompt.items()
+            if node_id not in self.keys
+        }
+
+    def joined(self, left: _Unfinished, node_class: Any, node_id: str) -> Outcome:
+        """The outcome of a node whose nodes have run: its links are what they gave."""
+        results = []
+        for graph, result in left.parts or ():
+            if graph is None:
+                results.append(result)
+                continue
+            values: list[Any] = []
+            for each in result:
+                if looks_like_link(each):
+                    values += self.linked(each[0], int(each[1])) or ()
+                else:
+                    values.append(each)
+            results.append(tuple(values))
+            self.store.has_read({(self.keys[each[0]], int(each[1])) for each in result if looks_like_link(each)})
+        outcome = merge_results(results, node_class)
+        return Outcome(outcome.slots, left.ui)
+
+    def check_slots(self, node_id: str, outcome: Outcome) -> None:
+        """A node that gives fewer outputs than are read from it is at fault itself, not its readers."""
+        needed = self.store.slots_needed(self.keys[node_id])
+        if len(outcome.slots) < needed:
+            raise self.failed(
+                node_id,
+                SVDStagesError(
+                    f"the node's function gave {len(outcome.slots)} values, but slot {needed - 1} is read from it; "
+                    "it must return a value for each of its RETURN_TYPES.",
+                    code="node.result",
+                ),
+            )
+
+    def kept(self, node_id: str) -> list[list[Any]]:
+        """What a node in `keep` gave, by slot."""
+        entry = self.store.get(self.keys[node_id])
+        assert entry is not None
+        return [entry.slots[slot] for slot in range(entry.count)]
+
+    def cycle(self) -> SVDStagesError:
+        """The error for nodes that wait for each other, which only expansion can bring about."""
+        sources = self.waiting.sources()
+        _, cycles = run_order(list(sources), sources)
+        error = _cycle_error(cycles[0])
+        node_id = self.graph.get_real_node_id(cycles[0][0])
+        self.tell("execution_error", **self.where(node_id), **_about_error(error))
+        return error
+
+    def failed(self, node_id: str, cause: Exception) -> NodeError:
+        """The error for a node that raised, by the node of the file."""
+        text = one_line(str(cause))
+        if not isinstance(cause, SVDStagesError):
+            text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+        real = self.graph.get_real_node_id(node_id)
+        inner = "" if real == node_id else f', in "{self.graph.get_node(node_id)["class_type"]}" which it made,'
+        return NodeError(
+            f"{name_node(self.graph.original_prompt, real)}{inner} failed: {text}",
+            node_id=real,
+            class_type=self.graph.get_node(node_id)["class_type"],
+            cause=cause,
+        )
+
+
+def links_of(node: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """All links of a node, as source and slot."""
+    return [(value[0], int(value[1])) for value in node["inputs"].values() if looks_like_link(value)]
+
+
+def _cycle_error(cycle: list[str]) -> GraphError:
+    return GraphError(
+        f"the links go round in a circle, each node needs the next: {' -> '.join(cycle)}; cut one of them.",
+        code="graph.dependency_cycle",
+    )
+
+
+def _about_error(cause: BaseException) -> dict[str, Any]:
+    """ComfyUI's account of an exception. Inputs are left out: they can hold keys and whole images."""
+    kind = type(cause)
+    module = "" if kind.__module__ == "builtins" else kind.__module__ + "."
+    return {
+        "exception_message": str(cause),
+        "exception_type": module + kind.__qualname__,
+        "traceback": traceback.format_tb(cause.__traceback__),
+        "current_inputs": {},
+        "current_outputs": [],
+    }

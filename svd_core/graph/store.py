@@ -1,0 +1,96 @@
+"""The outputs of nodes that have run, by what the nodes are and not by their ids; how long they are kept."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+Key = int
+"""Of a node by its class, constants and sources: equal nodes have equal keys."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """What one node gave: lists of values by slot (a slot that was let go is gone), and what its page shows."""
+
+    slots: dict[int, list[Any]]
+    count: int
+    ui: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class Store:
+    """Outputs by key.
+
+    keep  once: until the last reader has run (a single run); classic: while the next graph has such a node;
+          or a number: that many nodes that were used last
+    """
+
+    def __init__(self, keep: str | int = "once"):
+        self.keep = keep
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()
+        self._readers: defaultdict[Key, Counter[int]] = defaultdict(Counter)
+        self._wanted: set[Key] = set()
+
+    def begin(self, keys: Collection[Key]) -> None:
+        """A run begins whose graph has nodes with these keys."""
+        self._readers.clear()
+        self._wanted.clear()
+        if self.keep == "once":
+            self._entries.clear()
+        elif self.keep == "classic":
+            for key in [key for key in self._entries if key not in keys]:
+                del self._entries[key]
+
+    def end(self) -> None:
+        """The run is over."""
+        if isinstance(self.keep, int):
+            while len(self._entries) > self.keep:
+                self._entries.popitem(last=False)
+
+    def want(self, key: Key) -> None:
+        """The caller wants all that this node gives."""
+        self._wanted.add(key)
+
+    def put(self, key: Key, slots: list[list[Any]], ui: dict[str, list[Any]]) -> None:
+        """What a node gave. Slots that nobody reads are dropped where values are kept once."""
+        held = {slot: values for slot, values in enumerate(slots) if not self._may_drop(key, slot)}
+        self._entries[key] = Entry(held, len(slots), ui)
+
+    def get(self, key: Key) -> Entry | None:
+        """What such a node gave; None when none has run, or all of it was let go."""
+        entry = self._entries.get(key)
+        if entry is not None and isinstance(self.keep, int):
+            self._entries.move_to_end(key)
+        return entry
+
+    def has(self, key: Key, slot: int) -> bool:
+        """Whether a slot is there to be read."""
+        entry = self._entries.get(key)
+        return entry is not None and (slot in entry.slots or slot >= entry.count)
+
+    def is_whole(self, key: Key) -> bool:
+        """Whether such a node has run, and all that somebody will read of it is there."""
+        entry = self._entries.get(key)
+        return entry is not None and all(self.has(key, slot) for slot, readers in self._readers[key].items() if readers)
+
+    def slots_needed(self, key: Key) -> int:
+        """How many slots such a node must have for those that will read it."""
+        return max((slot + 1 for slot, readers in self._readers[key].items() if readers > 0), default=0)
+
+    def reads(self, slots: Iterable[tuple[Key, int]]) -> None:
+        """One more node will read these."""
+        for key, slot in slots:
+            self._readers[key][slot] += 1
+
+    def has_read(self, slots: Iterable[tuple[Key, int]]) -> None:
+        """One node that would read these has run."""
+        for key, slot in slots:
+            self._readers[key][slot] -= 1
+            entry = self._entries.get(key)
+            if entry is not None and self._may_drop(key, slot):
+                entry.slots.pop(slot, None)
+
+    def _may_drop(self, key: Key, slot: int) -> bool:
+        return self.keep == "once" and key not in self._wanted and self._readers[key][slot] <= 0

@@ -1,0 +1,375 @@
+"""What a graph does while it runs: lazy inputs, nodes that bring nodes, blockers, coroutines, caches between runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from svd_stages.svd_core.errors import GraphError, NodeError
+from svd_stages.svd_core.graph import Engine, execute, validate
+from svd_stages.svd_core.graph.call import ExecutionBlocker
+
+from .toys import TOYS, graph, node, toy
+
+A, B, C = ["a", 0], ["b", 0], ["c", 0]
+
+
+def run(prompt: dict[str, Any], nodes: dict[str, type], outputs: tuple[str, ...] = ("show",), **more: Any):
+    checked = validate(prompt, nodes)
+    assert checked.ok, checked.node_errors
+    return execute(checked.prompt, nodes, outputs, **more)
+
+
+def ran(prompt: dict[str, Any], nodes: dict[str, type], **more: Any) -> list[str]:
+    """The nodes that ran, in order."""
+    told: list[str] = []
+
+    def emit(event: str, data: dict[str, Any]) -> None:
+        if event == "executing":
+            told.append(data["node"])
+
+    run(prompt, nodes, emit=emit, **more)
+    return told
+
+
+# Lazy inputs
+
+
+@toy({"pick": ("BOOLEAN", {}), "yes": ("INT", {"lazy": True}), "no": ("INT", {"lazy": True})}, gives=("INT",))
+class Switch:
+    def check_lazy_status(self, pick, yes=None, no=None):
+        return ["yes"] if pick else ["no"]
+
+    def run(self, pick, yes=None, no=None):
+        return (yes if pick else no,)
+
+
+LAZY = {**TOYS, "Switch": Switch}
+
+
+def switched(pick: bool) -> dict[str, Any]:
+    return graph(
+        a=node("Number", value=1),
+        b=node("Number", value=2),
+        c=node("Switch", pick=pick, yes=A, no=B),
+        show=node("Show", value=C),
+    )
+
+
+@pytest.mark.parametrize(("pick", "asked", "value"), [(True, "a", "1"), (False, "b", "2")])
+def test_only_the_lazy_input_that_is_asked_for_is_computed(pick, asked, value):
+    assert ran(switched(pick), LAZY) == [asked, "c", "show"]
+    assert run(switched(pick), LAZY).ui["show"] == {"value": [value]}
+
+
+def test_what_a_lazy_input_needs_is_computed_before_it():
+    prompt = switched(True) | {"a": node("Add", a=["n", 0], b=["n", 0]), "n": node("Number", value=4)}
+    assert ran(prompt, LAZY) == ["n", "a", "c", "show"]
+
+
+def test_asking_for_what_is_no_link_is_an_error_of_the_node():
+    @toy({"value": ("INT", {"lazy": True})}, gives=("INT",))
+    class Wrong:
+        def check_lazy_status(self, value=None):
+            return ["other"]
+
+        def run(self, value=None):
+            return (value,)
+
+    with pytest.raises(NodeError, match=r'node b .*check_lazy_status asks for "other"'):
+        run(
+            graph(a=node("Number", value=1), b=node("Wrong", value=A), show=node("Show", value=B)),
+            {**TOYS, "Wrong": Wrong},
+        )
+
+
+# Nodes that bring nodes
+
+
+@toy({"times": ("INT", {}), "value": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
+class AddOften:
+    """Adds 1 `times` times, by as many nodes."""
+
+    def run(self, times, value, me):
+        ids = [f"{me}.{place}" for place in range(times)]
+        nodes, link = {}, value
+        for each in ids:
+            nodes[each] = {"class_type": "Add", "inputs": {"a": link, "b": 1}}
+            link = [each, 0]
+        return {"result": (link,), "expand": nodes}
+
+
+EXPANDING = {**TOYS, "AddOften": AddOften}
+
+
+def test_nodes_that_a_node_brings_run_and_give_its_value():
+    prompt = graph(a=node("AddOften", times=3, value=10), show=node("Show", value=A))
+    assert ran(prompt, EXPANDING) == ["a", "a.0", "a.1", "a.2", "show"]
+    assert run(prompt, EXPANDING).ui["show"] == {"value": ["13"]}
+
+
+def test_an_expansion_of_thousands_runs_without_recursion():
+    prompt = graph(a=node("AddOften", times=3000, value=0), show=node("Show", value=A))
+    assert run(prompt, EXPANDING).ui["show"] == {"value": ["3000"]}
+
+
+def test_a_mapped_node_expands_for_each_value():
+    @toy({"value": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
+    class Doubled:
+        def run(self, value, me):
+            return {
+                "result": ([f"{me}.{value}", 0],),
+                "expand": {f"{me}.{value}": {"class_type": "Add", "inputs": {"a": value, "b": value}}},
+            }
+
+    prompt = graph(a=node("CountTo", count=3), b=node("Doubled", value=A), show=node("Show", value=B))
+    shown = run(prompt, {**TOYS, "Doubled": Doubled}).ui["show"]["value"]
+    assert shown == [str(2 * value) for value in run(prompt, {**TOYS, "Doubled": Doubled}, keep=["a"]).values["a"][0]]
+
+
+def bringing(nodes: dict[str, Any], result: Any = ()) -> dict[str, type]:
+    @toy({}, gives=("INT",), OUTPUT_NODE=True)
+    class Brings:
+        def run(self):
+            return {"result": result, "expand": nodes}
+
+    return {**TOYS, "Brings": Brings}
+
+
+def test_an_output_among_the_nodes_that_come_runs_too():
+    nodes = bringing({"new": {"class_type": "Show", "inputs": {"value": 7}}})
+    assert run(graph(a=node("Brings")), nodes, ("a",)).ui["new"] == {"value": ["7"]}
+
+
+def test_a_cycle_among_the_nodes_that_come_is_blamed_on_the_node_that_brought_it():
+    looped = {
+        "one": {"class_type": "Add", "inputs": {"a": ["two", 0], "b": 1}},
+        "two": {"class_type": "Add", "inputs": {"a": ["one", 0], "b": 1}},
+    }
+    told = []
+    with pytest.raises(GraphError, match="go round in a circle") as caught:
+        run(graph(a=node("Brings")), bringing(looped, (["one", 0],)), ("a",), emit=lambda *each: told.append(each))
+    assert caught.value.code == "graph.dependency_cycle"
+    assert [data["node_id"] for event, data in told if event == "execution_error"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ({"a": {"class_type": "Number", "inputs": {"value": 1}}}, 'node "a" into the graph, and there is one'),
+        ({"new": {"class_type": "Nowhere", "inputs": {}}}, "type that is not known"),
+        ({"new": {"class_type": "Show", "inputs": {"value": ["gone", 0]}}}, 'no node "gone"'),
+    ],
+)
+def test_nodes_that_cannot_come_are_an_error_of_the_node(nodes, words):
+    with pytest.raises((NodeError, GraphError), match=words):
+        run(graph(a=node("Brings")), bringing(nodes), ("a",))
+
+
+def test_an_error_in_a_node_that_came_names_the_node_of_the_file():
+    nodes = bringing({"new": {"class_type": "Fails", "inputs": {"value": 1}}}, (["new", 0],))
+    with pytest.raises(NodeError, match=r'node a \(Brings\), in "Fails" which it made, failed') as caught:
+        run(graph(a=node("Brings")), nodes, ("a",))
+    assert caught.value.node_id == "a"
+
+
+# Blockers
+
+
+def giving(value: Any) -> dict[str, type]:
+    @toy({}, gives=("INT", "INT"))
+    class Gives:
+        def run(self):
+            return value
+
+    return {**TOYS, "Gives": Gives}
+
+
+@pytest.mark.parametrize("value", [(ExecutionBlocker(None), 5), {"result": (ExecutionBlocker(None), 5)}])
+def test_what_gets_a_blocker_does_not_run_and_the_rest_does(value):
+    prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), x=node("Show", value=B), show=node("Show", value=["a", 1]))
+    result = run(prompt, giving(value), ("x", "show"))
+    assert result.ui == {"show": {"value": ["5"]}}
+
+
+def test_a_blocker_in_place_of_all_values_blocks_all_of_them_and_its_words_are_told_once():
+    prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), show=node("Show", value=B))
+    told = []
+    result = run(prompt, giving(ExecutionBlocker("no face")), emit=lambda *each: told.append(each))
+    assert result.ui == {}
+    (error,) = [data for event, data in told if event == "execution_error"]
+    assert (error["node_id"], error["exception_message"]) == ("b", "Execution Blocked: no face")
+    assert told[-1][0] == "execution_success"
+
+
+# Coroutines
+
+
+@toy({"value": ("INT", {})}, gives=("INT",))
+class Sleeps:
+    async def run(self, value):
+        await asyncio.sleep(0.2)
+        return (value,)
+
+
+ASYNC = {**TOYS, "Sleeps": Sleeps}
+
+
+def test_coroutines_run_beside_each_other():
+    prompt = graph(
+        a=node("Sleeps", value=1), b=node("Sleeps", value=2), c=node("Add", a=A, b=B), show=node("Show", value=C)
+    )
+    began = time.monotonic()
+    assert run(prompt, ASYNC).ui["show"] == {"value": ["3"]}
+    assert time.monotonic() - began < 0.38
+
+
+def test_a_mapped_coroutine_runs_for_all_values_at_once():
+    prompt = graph(a=node("CountTo", count=4), b=node("Sleeps", value=A), show=node("Show", value=B))
+    began = time.monotonic()
+    assert len(run(prompt, ASYNC).ui["show"]["value"]) == 4
+    assert time.monotonic() - began < 0.38
+
+
+def test_an_error_in_a_coroutine_is_the_nodes_and_stops_the_others():
+    ended = []
+
+    @toy({}, gives=("INT",))
+    class Breaks:
+        async def run(self):
+            await asyncio.sleep(0.01)
+            raise ValueError("it broke")
+
+    @toy({}, gives=("INT",), NOT_IDEMPOTENT=True)
+    class Long:
+        async def run(self):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(True)
+
+    prompt = graph(a=node("Long"), b=node("Breaks"), c=node("Add", a=A, b=B), show=node("Show", value=C))
+    with pytest.raises(NodeError, match=r"node b .*ValueError: it broke"):
+        run(prompt, {**TOYS, "Breaks": Breaks, "Long": Long})
+    assert ended == [True]
+
+
+def test_a_graph_runs_where_a_loop_runs_already():
+    async def notebook():
+        return run(graph(a=node("Sleeps", value=1), show=node("Show", value=A)), ASYNC)
+
+    assert asyncio.run(notebook()).ui["show"] == {"value": ["1"]}
+
+
+def test_checks_may_be_coroutines():
+    @toy({"value": ("INT", {})}, gives=("INT",))
+    class Checked:
+        @classmethod
+        async def VALIDATE_INPUTS(cls, value):
+            await asyncio.sleep(0)
+            return "too large" if value > 5 else True
+
+        @classmethod
+        async def IS_CHANGED(cls, value):
+            return 1
+
+        def run(self, value):
+            return (value,)
+
+    nodes = {**TOYS, "Checked": Checked}
+    assert not validate(graph(a=node("Checked", value=9), show=node("Show", value=A)), nodes).ok
+    assert run(graph(a=node("Checked", value=3), show=node("Show", value=A)), nodes).ui["show"] == {"value": ["3"]}
+
+
+# Between runs
+
+
+def ran_by(engine: Engine, prompt: dict[str, Any], nodes: dict[str, type]) -> tuple[list[str], list[str], dict]:
+    """The nodes that ran, those that were cached, what is shown."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    checked = validate(prompt, nodes)
+    result = engine.run(checked.prompt, checked.outputs, emit=lambda *each: told.append(each))
+    running = [data["node"] for event, data in told if event == "executing"]
+    (cached,) = [data["nodes"] for event, data in told if event == "execution_cached"]
+    return running, cached, result.ui
+
+
+def added(first: int, second: int) -> dict[str, Any]:
+    return graph(
+        a=node("Number", value=first),
+        b=node("Number", value=second),
+        c=node("Add", a=A, b=B),
+        show=node("Show", value=C),
+    )
+
+
+@pytest.mark.parametrize("keep", ["classic", 50])
+def test_a_second_run_computes_what_changed_and_what_needs_it(keep):
+    engine = Engine(TOYS, keep)
+    assert ran_by(engine, added(1, 2), TOYS) == (["a", "b", "c", "show"], [], {"show": {"value": ["3"]}})
+    assert ran_by(engine, added(1, 2), TOYS) == ([], ["a", "b", "c", "show"], {"show": {"value": ["3"]}})
+    assert ran_by(engine, added(1, 5), TOYS) == (["b", "c", "show"], ["a"], {"show": {"value": ["6"]}})
+
+
+def test_classic_forgets_what_the_next_graph_does_not_have_and_a_number_does_not():
+    for keep, again in (("classic", ["b", "c", "show"]), (50, [])):
+        engine = Engine(TOYS, keep)
+        for second in (2, 5):
+            ran_by(engine, added(1, second), TOYS)
+        assert ran_by(engine, added(1, 2), TOYS)[0] == again
+
+
+def test_an_instance_lives_as_long_as_its_node():
+    @toy({}, {"step": ("INT", {})}, gives=("INT",))
+    class Counts:
+        def __init__(self):
+            self.count = 0
+
+        def run(self, step=0):
+            self.count += 1
+            return (self.count,)
+
+    nodes = {**TOYS, "Counts": Counts}
+
+    def shown(step: int) -> dict[str, Any]:
+        return graph(a=node("Counts", step=step), show=node("Show", value=A))
+
+    engine = Engine(nodes)
+    assert [ran_by(engine, shown(step), nodes)[2]["show"]["value"] for step in (1, 2, 3)] == [["1"], ["2"], ["3"]]
+    ran_by(engine, added(1, 2), nodes)
+    ran_by(engine, graph(z=node("Number", value=1), show=node("Show", value=["z", 0])), nodes)
+    assert ran_by(engine, shown(4), nodes)[2]["show"]["value"] == ["1"]
+
+
+# Speed
+
+
+def test_a_chain_of_thousands_is_validated_and_run_in_two_seconds():
+    prompt = graph(a=node("Number", value=0))
+    last = "a"
+    for place in range(3000):
+        prompt[str(place)] = node("Add", a=[last, 0], b=1)
+        last = str(place)
+    prompt["show"] = node("Show", value=[last, 0])
+    began = time.perf_counter()
+    assert run(prompt, TOYS).ui["show"] == {"value": ["3000"]}
+    assert time.perf_counter() - began < 2.0
+
+
+def test_the_executor_takes_little_time_for_a_node():
+    @toy({}, {"value": ("INT", {})}, gives=("INT",), NOT_IDEMPOTENT=True)
+    class Nothing:
+        def run(self, value=0):
+            return (0,)
+
+    nodes, count = {**TOYS, "Nothing": Nothing}, 1000
+    prompt = {str(place): node("Nothing", value=[str(place - 1), 0] if place else 0) for place in range(count)}
+    prompt["show"] = node("Show", value=[str(count - 1), 0])
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        execute(prompt, nodes, ["show"])
+        times.append(time.perf_counter() - began)
+    assert min(times) / count < 0.0002
