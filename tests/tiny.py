@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -113,13 +114,21 @@ def tiny_pipeline(checkpoint: Checkpoint):
     return pipeline
 
 
+def to_be_saved(module):
+    """A copy whose weights are contiguous: a run may have laid them out otherwise, which older diffusers refuse."""
+    module = copy.deepcopy(module)
+    for weight in module.parameters():
+        weight.data = weight.data.contiguous()
+    return module
+
+
 def save_tiny_folder(path: Path, checkpoint: Checkpoint, variant: str | None = None) -> Path:
     """Write `checkpoint` as a diffusers folder, by diffusers itself."""
     defaults = checkpoint.model.defaults
-    checkpoint = copy.deepcopy(checkpoint)
-    for module in (checkpoint.model.unet, checkpoint.vae.vae):
-        for weight in module.parameters():  # a run may have laid them out as channels last: older diffusers refuse that
-            weight.data = weight.data.contiguous()
+    model, vae = checkpoint.model, checkpoint.vae
+    checkpoint = replace(
+        checkpoint, model=replace(model, unet=to_be_saved(model.unet)), vae=replace(vae, vae=to_be_saved(vae.vae))
+    )
     tiny_pipeline(checkpoint).save_pretrained(path, variant=variant)
     index = path / "model_index.json"
     facts = {"width": defaults.width, "height": defaults.height}

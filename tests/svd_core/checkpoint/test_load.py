@@ -17,7 +17,7 @@ from svd_stages.svd_core.checkpoint.convert import save_single_file
 from svd_stages.svd_core.checkpoint.load import load_checkpoint, resolve_dtypes
 from svd_stages.svd_core.checkpoint.parts import VideoDefaults
 from svd_stages.svd_core.errors import CheckpointError, SettingError
-from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, save_tiny_folder, tiny_checkpoint
+from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, save_tiny_folder, tiny_checkpoint, to_be_saved
 
 SECOND_VAE = "conditioner.embedders.3.encoder."
 FIRST_ENCODER = "first_stage_model.encoder."
@@ -319,7 +319,7 @@ def sharded(folder: Path, path: Path, tiny, variant: str | None) -> list[Path]:
         part = path / ("unet" if module is tiny.model.unet else "image_encoder")
         for weights in part.glob("*.safetensors"):
             weights.unlink()
-        module.save_pretrained(part, max_shard_size=size, variant=variant)
+        to_be_saved(module).save_pretrained(part, max_shard_size=size, variant=variant)
         assert len(list(part.glob("*-of-*.safetensors"))) > 1
     return sorted((path / "unet").glob("*-of-*.safetensors"))
 

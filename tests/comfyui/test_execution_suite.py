@@ -1,0 +1,46 @@
+"""ComfyUI's own tests of its executor, unchanged, on ours: tests/execution of its checkout.
+
+A pytest plugin puts an engine in place of the server that those tests start; COMFYUI_TEST_SHIM is the folder that has
+it (peer_shim.py), and COMFYUI_PYTHON needs pytest, pytest-asyncio and websocket-client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+REPOSITORY = TESTS.parent
+SUITE = ("tests/execution/test_execution.py", "tests/execution/test_async_nodes.py")
+MODES = 3  # of keeping outputs between runs: classic, and two sizes of "the last ones"
+
+
+@pytest.fixture(scope="module")
+def shim() -> Path:
+    folder = os.environ.get("COMFYUI_TEST_SHIM")
+    if not folder:
+        pytest.skip("set COMFYUI_TEST_SHIM to the folder with peer_shim.py, which puts engines under ComfyUI's tests")
+    return Path(folder)
+
+
+def test_comfyui_s_own_tests_pass_on_our_engine_with_its_own_switched_off(comfyui, shim, tmp_path):
+    (tmp_path / "svd_stages").symlink_to(REPOSITORY, target_is_directory=True)
+    done = subprocess.run(
+        [comfyui.python, "-m", "pytest", "-p", "peer_shim", *SUITE, "--skip-timing-checks", "-q"],
+        cwd=comfyui.folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, shim, TESTS))),
+            "PEER_ENGINE": "peer_engine:EmbeddedEngine",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed is not None, done.stdout[-4000:] + done.stderr[-2000:]
+    assert int(passed[1]) >= 61 * MODES
