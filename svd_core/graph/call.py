@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import GraphError, SVDStagesError
 from .declared import Declaration
 from .loops import inside
-from .prompt import is_link, unwrap_value
+from .prompt import looks_like_link, unwrap_value
 from .v3 import as_v1, is_v3
 
 HiddenValues = Mapping[str, Any]
@@ -52,7 +52,9 @@ class Calls:
         return all(task.done() for task in self.tasks)
 
     def results(self) -> list[Any]:
-        """What each gave. Raises what a task raised."""
+        """What each gave. Raises what a task raised, and SVDStagesError for one that gave itself up."""
+        if any(task.cancelled() for task in self.tasks):
+            raise SVDStagesError("the node's coroutine was cancelled, and not by the run", code="node.cancelled")
         return [answer.result() if isinstance(answer, asyncio.Task) else answer for answer in self.answers]
 
 
@@ -70,13 +72,14 @@ def input_lists(
     """
     lists = {}
     for name, value in node["inputs"].items():
-        if is_link(value):
+        if looks_like_link(value):
             raw = name in declaration.inputs and declaration.inputs[name].options.get("rawLink")
-            lists[name] = [value] if raw else linked(value[0], value[1])
+            lists[name] = [value] if raw else linked(value[0], int(value[1]))
         elif name in declaration.inputs or name in declaration.hidden:
             lists[name] = [unwrap_value(value)]
     if not is_v3(declaration.node_class):  # those are told in another way
-        lists.update({name: [hidden[kind]] for name, kind in declaration.hidden.items() if kind in hidden})
+        kinds = {name: kind for name, kind in declaration.hidden.items() if isinstance(kind, str)}
+        lists.update({name: [hidden[kind]] for name, kind in kinds.items() if kind in hidden})
     return lists
 
 
@@ -96,10 +99,12 @@ def constant_lists(node: Mapping[str, Any], declaration: Declaration, node_id: s
 def call_mapped(function: Callable[..., Any], lists: Mapping[str, list[Any]], whole_lists: bool) -> list[Any]:
     """Call `function` once with the lists themselves (`whole_lists`), else once for each place in the longest list.
 
-    A shorter list gives its last value again. No inputs at all make one call. A coroutine function gives coroutines.
-    Raises SVDStagesError (`graph.empty_list`) for a list with nothing in it, which has no last value.
+    A shorter list gives its last value again. No inputs at all make one call. A call that would get a blocker is left
+    out. A coroutine function gives coroutines. Raises SVDStagesError (`graph.empty_list`) for a list with nothing in
+    it, which has no last value.
     """
-    return [function(**inputs) for inputs in _inputs_of_calls(lists, whole_lists)]
+    calls = _inputs_of_calls(lists, whole_lists)
+    return [function(**inputs) for inputs in calls if _blocker_in(inputs, whole_lists) is None]
 
 
 def call_node(
@@ -115,8 +120,7 @@ def call_node(
     """
     answers = []
     for inputs in _inputs_of_calls(lists, whole_lists):
-        given = [value for each in inputs.values() for value in (each if whole_lists else (each,))]
-        blocker = next((value for value in given if is_blocker(value)), None)
+        blocker = _blocker_in(inputs, whole_lists)
         if blocker is not None:
             answers.append(blocked(blocker))
             continue
@@ -126,6 +130,12 @@ def call_node(
             answer = asyncio.ensure_future(_as_coroutine(inside(answer, context)))
         answers.append(answer)
     return Calls(answers)
+
+
+def _blocker_in(inputs: Mapping[str, Any], whole_lists: bool) -> Any:
+    """The first blocker among the inputs of a call; None when there is none."""
+    given = (value for each in inputs.values() for value in (each if whole_lists else (each,)))
+    return next((value for value in given if is_blocker(value)), None)
 
 
 async def _as_coroutine(steps: Any) -> Any:

@@ -49,7 +49,7 @@ class Engine:
         self._nodes = nodes
         self._store = Store(keep)
         self._known: dict[Hashable, Key] = {}
-        self._instances: dict[tuple[str, str], Any] = {}
+        self._instances: dict[tuple[str, str], tuple[Any, str]] = {}
 
     def run(
         self,
@@ -67,7 +67,8 @@ class Engine:
         if self._store.keep == "once":
             self._known.clear()
             self._instances.clear()
-        self._instances = {key: value for key, value in self._instances.items() if key[0] in prompt}
+        self._known = {kind: key for kind, key in self._known.items() if key in self._store}
+        self._instances = {key: each for key, each in self._instances.items() if each[1] in prompt}
         run = _Run(
             graph=DynamicPrompt(prompt),
             declarations=Declarations(self._nodes),
@@ -76,18 +77,14 @@ class Engine:
             instances=self._instances,
             given=given or {},
             extra_data=extra_data or {},
-            tell=_teller(emit, prompt_id),
+            observer=emit,
+            prompt_id=prompt_id,
             node_context=node_context,
         )
-        return complete(run.run(outputs, keep))
-
-
-def _teller(emit: Emit | None, prompt_id: str) -> Callable[..., None]:
-    def tell(event: str, **about: Any) -> None:
-        if emit is not None:
-            emit(event, {**about, "prompt_id": prompt_id})
-
-    return tell
+        try:
+            return complete(run.run(outputs, keep))
+        finally:
+            self._store.end()
 
 
 @dataclass(eq=False)
@@ -107,35 +104,48 @@ class _Run:
     declarations: Declarations
     store: Store
     known: dict[Hashable, Key]
-    instances: dict[tuple[str, str], Any]
+    instances: dict[tuple[str, str], tuple[Any, str]]
     given: Mapping[str, Sequence[Any]]
     extra_data: Mapping[str, Any]
-    tell: Callable[..., None]
+    observer: Emit | None
+    prompt_id: str
     node_context: Callable[[], AbstractContextManager[Any]]
     waiting: Waiting = field(default_factory=Waiting)
     unfinished: dict[str, _Unfinished] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     ui: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    registered: set[str] = field(default_factory=set)
+    observers_error: BaseException | None = None
+
+    def tell(self, event: str, **about: Any) -> None:
+        """Tell who watches. What that raises is no node's fault."""
+        if self.observer is None:
+            return
+        try:
+            self.observer(event, {**about, "prompt_id": self.prompt_id})
+        except BaseException as error:
+            self.observers_error = error
+            raise
 
     async def run(self, outputs: Collection[str], keep: Collection[str]) -> RunResult:
         prompt, wanted = self.graph.original_prompt, [*outputs, *keep]
         self.keys = Keys(self.declarations, self.known)
         self.woken = asyncio.Event()
         await self.number(wanted)
-        self.store.begin(self.keys.values())
+        looks_around = any(self.looks_around(node_id) for node_id in prompt if node_id in self.keys)
+        self.store.begin(self.keys.values(), prompt, drops=not looks_around)
         for node_id in keep:
             self.store.want(self.keys[node_id])
         for node_id, row in self.given.items():
-            if node_id in self.keys:
-                self.store.want(self.keys[node_id])
-                self.store.put(self.keys[node_id], [[value] for value in row], {})
+            self.store.want(self.keys[node_id])
+            self.store.put(self.keys[node_id], [[value] for value in row], {})
         needed = [node_id for node_id in prompt if node_id in self.keys and node_id not in self.given]
         self.tell("execution_start")
         cached = [node_id for node_id in needed if self.store.get(self.keys[node_id]) is not None]
         self.tell("execution_cached", nodes=cached)
         for node_id in needed:
             self.waiting.place(node_id)
-            self.store.reads(self.slots_read(node_id))
+            self.register(node_id)
         for node_id in wanted:
             if node_id not in self.given:
                 self.need(node_id)
@@ -144,14 +154,33 @@ class _Run:
             if node_id is None:
                 if not self.waiting.waits_elsewhere:
                     raise self.cycle()
-                await self.woken.wait()
-                self.woken.clear()
+                await self.wake()
                 continue
             await self.run_guarded(node_id)
             await asyncio.sleep(0)  # let coroutines go on
-        self.store.end()
         self.tell("execution_success")
         return RunResult(self.ui, {node_id: self.kept(node_id) for node_id in keep})
+
+    def looks_around(self, node_id: str) -> bool:
+        """Whether a node is shown the whole graph, of which it may then read anything."""
+        class_type = self.graph.get_node(node_id).get("class_type")
+        known = node_id not in self.given and class_type in self.declarations.nodes
+        return known and "DYNPROMPT" in self.declarations[str(class_type)].hidden.values()
+
+    def register(self, node_id: str) -> None:
+        """Count what a node that is to run will read."""
+        if node_id not in self.registered:
+            self.registered.add(node_id)
+            self.store.reads(self.slots_read(node_id))
+
+    async def wake(self) -> None:
+        """Wait for a coroutine to end."""
+        try:
+            await self.woken.wait()
+        except BaseException:
+            self.tell("execution_interrupted", **self.where(next(iter(self.unfinished))))
+            raise
+        self.woken.clear()
 
     async def number(self, wanted: Sequence[str]) -> None:
         """Give keys to the nodes of the file that are needed, and refuse what cannot run.
@@ -170,7 +199,7 @@ class _Run:
         order, cycles = run_order([each for each in prompt if each in needed and each not in self.given], sources)
         if cycles:
             raise _cycle_error(cycles[0])
-        for node_id in needed & self.given.keys():
+        for node_id in self.given:
             self.keys.give(node_id)
         for node_id in order:
             self.refuse_unsupported(node_id)
@@ -198,6 +227,7 @@ class _Run:
     def need(self, node_id: str) -> None:
         """Have a node run, and what it needs from the start, and what that needs."""
         if self.waiting.add(node_id):
+            self.register(node_id)
             self.follow([node_id])
 
     def follow(self, new: list[str]) -> None:
@@ -211,9 +241,14 @@ class _Run:
 
     def need_link(self, source: str, slot: int, dependent: str) -> list[str]:
         """Have `dependent` wait for a value, unless it is there; the node that is to run for it, if it is new."""
-        if source not in self.waiting and self.store.has(self.keys[source], slot):
-            return []
+        key = self.keys[source]
+        if source not in self.waiting:
+            if self.store.has(key, slot):
+                return []
+            self.check_slots(source, slot + 1)
         new = [source] if self.waiting.add(source) else []
+        if new:
+            self.register(source)
         self.waiting.link(source, dependent)
         return new
 
@@ -251,12 +286,14 @@ class _Run:
         """Bring one node as far as it goes."""
         entry = self.store.get(self.keys[node_id])
         if entry is not None and node_id not in self.unfinished and self.store.is_whole(self.keys[node_id]):
+            self.check_slots(node_id, self.store.slots_needed(self.keys[node_id]))
             return self.finish(node_id, entry)
         outcome = await self.outcome_of(node_id)
         if outcome is None:
             return None
-        self.check_slots(node_id, outcome)
-        self.store.put(self.keys[node_id], outcome.slots, outcome.ui)
+        real = self.graph.get_real_node_id(node_id)
+        self.store.put(self.keys[node_id], outcome.slots, outcome.ui, None if real == node_id else real)
+        self.check_slots(node_id, self.store.slots_needed(self.keys[node_id]))
         entry = self.store.get(self.keys[node_id])
         assert entry is not None
         return self.finish(node_id, entry)
@@ -269,7 +306,9 @@ class _Run:
         self.executed.append(node_id)
         self.unfinished.pop(node_id, None)
         self.waiting.done(node_id)
-        self.store.has_read(self.slots_read(node_id))
+        if node_id in self.registered:
+            self.registered.discard(node_id)
+            self.store.has_read(self.slots_read(node_id))
 
     async def outcome_of(self, node_id: str) -> Outcome | None:
         """What a node gives; None when it has to wait once more. Raises NodeError from whatever it raises."""
@@ -293,6 +332,8 @@ class _Run:
         except (Interrupted, UnsupportedFeature):
             raise
         except Exception as error:
+            if error is self.observers_error or isinstance(error, NodeError):
+                raise
             raise self.failed(node_id, error) from error
 
     async def begin(self, node_id: str, node: Mapping[str, Any], node_class: Any) -> Calls | None:
@@ -306,12 +347,12 @@ class _Run:
         told = {name: [None] if values is None else values for name, values in lists.items()}
         check = asked(node_class, "check_lazy_status", "check_lazy_status") if missing else None
         if check is not None:
-            check = instance.check_lazy_status
+            check = function_of(instance, hidden, "check_lazy_status")
             names = await self.lazy_wanted(check, told, whole_lists)
             links = [self.lazy_link(node, name) for name in names if name in missing or name not in lists]
             for source, slot in links:
                 self.follow(self.need_link(source, slot, node_id))
-            if links:
+            if links:  # each is now to run, or need_link has said that there is none such
                 self.waiting.again(node_id)
                 return None
         self.tell("executing", node=node_id, display_node=self.graph.get_display_node_id(node_id))
@@ -347,8 +388,8 @@ class _Run:
         """The object of a node, the same as long as the node is in the graphs."""
         key = (node_id, class_type)
         if key not in self.instances:
-            self.instances[key] = node_class()
-        return self.instances[key]
+            self.instances[key] = (node_class(), self.graph.get_real_node_id(node_id))
+        return self.instances[key][0]
 
     def linked(self, source: str, slot: int) -> list[Any] | None:
         """The values that a link brings; None when they are not there."""
@@ -408,10 +449,10 @@ class _Run:
                 new[new_id] = node
                 self.graph.add_ephemeral_node(new_id, node, node_id, node.get("override_display_id", node_id))
             links += [(value[0], int(value[1])) for value in result if looks_like_link(value)]
-        await self.number_new(new)
+        await self.number_new(new, node_id)
         for new_id in new:
             self.waiting.place(new_id)
-            self.store.reads(self.slots_read(new_id))
+            self.register(new_id)
         self.store.reads({(self.keys[source], slot) for source, slot in links})
         for new_id, node in new.items():
             if is_output(self.declarations.nodes[node["class_type"]]):
@@ -419,59 +460,62 @@ class _Run:
         for source, slot in links:
             self.follow(self.need_link(source, slot, node_id))
 
-    async def number_new(self, new: Prompt) -> None:
-        """Give keys to the nodes of an expansion. Those in a cycle get their own: it is found when they are to run."""
+    async def number_new(self, new: Prompt, parent: str) -> None:
+        """Give keys to the nodes of an expansion, and to those of the file that they are the first to read.
+
+        New ones in a cycle get keys of their own: it is found when they are to run.
+        """
+        sources = {new_id: [source for source, _ in links_of(node)] for new_id, node in new.items()}
         for new_id in new:
             self.refuse_unsupported(new_id)
-        sources = {new_id: [source for source, _ in links_of(node)] for new_id, node in new.items()}
-        for source in {each for row in sources.values() for each in row}:
-            self.graph.get_node(source)  # raises for one that is nowhere
-        before = [
-            each
-            for each in with_ancestors(new, {**self.file_sources(), **sources})
-            if each not in self.keys and each not in new
-        ]
-        order, _ = run_order(before, self.file_sources())
-        await self.keys.add(order, self.graph.original_prompt)
+            for source in sources[new_id]:
+                self.graph.get_node(source)  # raises for one that is nowhere
+        file = self.graph.original_prompt
+        of_file = {
+            node_id: [source for source, _ in links_of(node)]
+            for node_id, node in file.items()
+            if node_id not in self.keys
+        }
+        met = with_ancestors(new, {**of_file, **sources})
+        order, cycles = run_order([node_id for node_id in of_file if node_id in met], of_file)
+        if cycles:
+            raise _cycle_error(cycles[0])
+        for node_id in order:
+            self.refuse_unsupported(node_id)
+        await self.keys.add(order, file)
         order, _ = run_order(list(new), sources)
-        await self.keys.add(order, new)
+        await self.keys.add(order, new, parent)
         for new_id in new.keys() - set(order):
             self.keys.give(new_id)
 
-    def file_sources(self) -> dict[str, list[str]]:
-        """Who reads from whom in the file."""
-        return {
-            node_id: [source for source, _ in links_of(node)]
-            for node_id, node in self.graph.original_prompt.items()
-            if node_id not in self.keys
-        }
-
     def joined(self, left: _Unfinished, node_class: Any, node_id: str) -> Outcome:
         """The outcome of a node whose nodes have run: its links are what they gave."""
-        results = []
+        results, read = [], set()
         for graph, result in left.parts or ():
             if graph is None:
                 results.append(result)
                 continue
             values: list[Any] = []
             for each in result:
-                if looks_like_link(each):
-                    values += self.linked(each[0], int(each[1])) or ()
-                else:
+                if not looks_like_link(each):
                     values.append(each)
+                    continue
+                found = self.linked(each[0], int(each[1]))
+                assert found is not None, each  # need_link has seen to it
+                values += found
+                read.add((self.keys[each[0]], int(each[1])))
             results.append(tuple(values))
-            self.store.has_read({(self.keys[each[0]], int(each[1])) for each in result if looks_like_link(each)})
-        outcome = merge_results(results, node_class)
-        return Outcome(outcome.slots, left.ui)
+        self.store.has_read(read)
+        return Outcome(merge_results(results, node_class).slots, left.ui)
 
-    def check_slots(self, node_id: str, outcome: Outcome) -> None:
-        """A node that gives fewer outputs than are read from it is at fault itself, not its readers."""
-        needed = self.store.slots_needed(self.keys[node_id])
-        if len(outcome.slots) < needed:
+    def check_slots(self, node_id: str, needed: int) -> None:
+        """A node that gave fewer outputs than are read from it is at fault itself, not its readers."""
+        entry = self.store.get(self.keys[node_id])
+        if entry is not None and entry.count < needed:
             raise self.failed(
                 node_id,
                 SVDStagesError(
-                    f"the node's function gave {len(outcome.slots)} values, but slot {needed - 1} is read from it; "
+                    f"the node's function gave {entry.count} values, but slot {needed - 1} is read from it; "
                     "it must return a value for each of its RETURN_TYPES.",
                     code="node.result",
                 ),

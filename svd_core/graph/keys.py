@@ -6,11 +6,13 @@ ComfyUI runs such nodes once and shares their objects; the node's id is in the k
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from ..errors import Interrupted
 from .call import call_mapped, constant_lists, is_blocker
 from .declared import Declaration, Declarations
 from .loops import settled
@@ -19,6 +21,9 @@ from .store import Key
 from .v3 import asked
 
 logger = logging.getLogger(__name__)
+
+
+NUMBERS = itertools.count()
 
 
 class Keys:
@@ -43,13 +48,16 @@ class Keys:
         """A key of its own, for a node whose outputs come from elsewhere or that is in a cycle."""
         self._of[node_id] = self._number(object())
 
-    async def add(self, ids: Sequence[str], prompt: Mapping[str, Any]) -> None:
-        """Give keys to `ids`, sources first. Asks IS_CHANGED of the classes that have it."""
+    async def add(self, ids: Sequence[str], prompt: Mapping[str, Any], parent: str | None = None) -> None:
+        """Give keys to `ids`, sources first. Asks IS_CHANGED of the classes that have it.
+
+        parent  the node that brought them: what another one brings is not the same
+        """
         for node_id in ids:
             if node_id not in self._of:
-                self._of[node_id] = await self._key(node_id, prompt[node_id])
+                self._of[node_id] = await self._key(node_id, prompt[node_id], parent)
 
-    async def _key(self, node_id: str, node: Mapping[str, Any]) -> Key:
+    async def _key(self, node_id: str, node: Mapping[str, Any], parent: str | None) -> Key:
         declaration = self._declarations[node["class_type"]]
         by_id = getattr(declaration.node_class, "NOT_IDEMPOTENT", False) or "UNIQUE_ID" in declaration.hidden.values()
         inputs = tuple(
@@ -57,10 +65,12 @@ class Keys:
             for name, value in sorted(node["inputs"].items())
         )
         change = await _change(node_id, node, declaration)
-        return self._number((declaration.class_type, change, node_id if by_id else None, inputs))
+        return self._number((declaration.class_type, change, node_id if by_id else None, parent, inputs))
 
     def _number(self, kind: Hashable) -> Key:
-        return self._known.setdefault(kind, len(self._known))
+        if kind not in self._known:
+            self._known[kind] = next(NUMBERS)
+        return self._known[kind]
 
 
 async def _change(node_id: str, node: Mapping[str, Any], declaration: Declaration) -> Hashable:
@@ -76,6 +86,8 @@ async def _change(node_id: str, node: Mapping[str, Any], declaration: Declaratio
         answers = call_mapped(is_changed, lists, getattr(node_class, "INPUT_IS_LIST", False))
         settled_answers = [await settled(answer) for answer in answers]
         return freeze([None if is_blocker(answer) else answer for answer in settled_answers])
+    except Interrupted:
+        raise
     except Exception as error:
         logger.warning("node %s (%s): IS_CHANGED failed: %s", node_id, declaration.class_type, error)
         return object()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import ctypes
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -33,13 +34,25 @@ def complete(work: Coroutine[Any, Any, Result]) -> Result:
             answers.append(_in_new_loop(work))
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
+    ended = threading.Event()
     thread = threading.Thread(target=contextvars.copy_context().run, args=(elsewhere,))
     thread.start()
-    thread.join()
+    while not ended.is_set():
+        try:
+            ended.wait(0.1)
+        except BaseException as stop:  # Ctrl-C reaches this thread, and the work is in the other
+            _raise_in(thread, type(stop))
     if errors:
         raise errors[0]
     return answers[0]
+
+
+def _raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Have an exception come up in another thread, as soon as it runs Python."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
 
 
 def _in_new_loop(work: Coroutine[Any, Any, Result]) -> Result:

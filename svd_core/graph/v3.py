@@ -28,13 +28,13 @@ def asked(node_class: Any, name: str, v3_name: str) -> Callable[..., Any] | None
     return None
 
 
-def function_of(instance: Any, hidden: Mapping[str, Any]) -> Callable[..., Any]:
-    """What is called with the inputs of a node. hidden: values by kind, as in {"UNIQUE_ID": "3"}."""
+def function_of(instance: Any, hidden: Mapping[str, Any], name: str | None = None) -> Callable[..., Any]:
+    """What is called with the inputs of a node: its FUNCTION, or that of a name. hidden: values by kind."""
     node_class: Any = type(instance)
     if not is_v3(node_class):
-        return getattr(instance, node_class.FUNCTION)
+        return getattr(instance, name or node_class.FUNCTION)
     node_class.VALIDATE_CLASS()
-    return getattr(node_class.PREPARE_CLASS_CLONE(_ByValue(hidden)), node_class.FUNCTION)
+    return getattr(node_class.PREPARE_CLASS_CLONE(_ByValue(hidden)), name or node_class.FUNCTION)
 
 
 def as_v1(result: Any, blocker: Callable[[str], Any]) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from typing import Any
 
 import pytest
-from svd_stages.svd_core.errors import GraphError, NodeError
+from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError
 from svd_stages.svd_core.graph import Engine, execute, validate
 from svd_stages.svd_core.graph.call import ExecutionBlocker
 
@@ -175,6 +177,148 @@ def test_an_error_in_a_node_that_came_names_the_node_of_the_file():
     assert caught.value.node_id == "a"
 
 
+# Values that are let go, and graphs that grow: the same as where nothing is let go
+
+
+def both_ways(prompt: dict[str, Any], nodes: dict[str, type]) -> dict[str, Any]:
+    """What is shown, which must not depend on how long values are kept."""
+    checked = validate(prompt, nodes)
+    assert checked.ok, checked.node_errors
+    shown = [Engine(nodes, keep).run(checked.prompt, checked.outputs).ui for keep in ("once", "classic", 0)]
+    assert shown[0] == shown[1] == shown[2]
+    return shown[0]
+
+
+def brings_for(inputs: dict[str, Any], result: list[Any]) -> type:
+    """A class that takes one number and brings the node "new", an Add of these inputs."""
+
+    @toy({"after": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
+    class BringsLater:
+        def run(self, after, me):
+            return {"result": result, "expand": {"new": {"class_type": "Add", "inputs": inputs}}}
+
+    return BringsLater
+
+
+def test_a_node_whose_values_were_let_go_runs_again_when_one_that_comes_reads_it():
+    nodes = {**TOYS, "Later": brings_for({"a": ["a", 0], "b": 10}, [["new", 0]])}
+    prompt = graph(
+        n=node("Number", value=5),
+        a=node("Add", a=["n", 0], b=1),
+        b=node("Add", a=A, b=1),
+        e=node("Later", after=B),
+        show=node("Show", value=["e", 0]),
+    )
+    assert both_ways(prompt, nodes)["show"] == {"value": ["16"]}
+
+
+def test_a_node_of_the_file_that_only_a_new_one_reads_keeps_what_it_needs():
+    nodes = {**TOYS, "Later": brings_for({"a": ["f", 0], "b": 0}, [["new", 0]])}
+    prompt = graph(
+        n=node("Number", value=7),
+        f=node("Add", a=["n", 0], b=100),
+        e=node("Later", after=["n", 0]),
+        z=node("Add", a=["n", 0], b=["e", 0]),
+        show=node("Show", value=["z", 0]),
+    )
+    assert both_ways(prompt, nodes)["show"] == {"value": ["114"]}
+
+
+def test_a_new_node_may_read_what_is_given():
+    nodes = {**TOYS, "Later": brings_for({"a": ["load", 0], "b": 0}, [["new", 0]])}
+    prompt = graph(e=node("Later", after=1), show=node("Show", value=["e", 0]), load=node("Number", value=1))
+    assert run(prompt, nodes, given={"load": [42]}).ui["show"] == {"value": ["42"]}
+
+
+def test_equal_values_of_a_mapped_expansion_are_each_given():
+    @toy({"value": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
+    class Twice:
+        count = 0
+
+        def run(self, value, me):
+            Twice.count += 1
+            new = f"{me}.{Twice.count}"
+            return {"result": ([new, 0],), "expand": {new: {"class_type": "Add", "inputs": {"a": value, "b": value}}}}
+
+    @toy({}, gives=("INT",), OUTPUT_IS_LIST=(True,))
+    class Equal:
+        def run(self):
+            return ([2, 2, 3],)
+
+    nodes = {**TOYS, "Twice": Twice, "Equal": Equal}
+    prompt = graph(a=node("Equal"), b=node("Twice", value=A), show=node("Show", value=B))
+    assert both_ways(prompt, nodes)["show"] == {"value": ["4", "4", "6"]}
+
+
+@toy({"times": ("INT", {})}, gives=("INT",), hidden={"graph": "DYNPROMPT", "me": "UNIQUE_ID"})
+class Loop:
+    """As loop nodes of packs: looks at the graph, and clones itself and the body until it has run `times` times."""
+
+    def run(self, times, graph, me):
+        if times == 0:
+            return (0,)
+        body = graph.get_node("body")["inputs"]
+        nodes = {
+            f"{me}.l": {"class_type": "Loop", "inputs": {"times": times - 1}},
+            f"{me}.b": {"class_type": "Add", "inputs": {**body, "a": [f"{me}.l", 0]}},
+        }
+        return {"result": ([f"{me}.b", 0],), "expand": nodes}
+
+
+def test_a_loop_that_clones_its_body_gives_the_same_and_loads_once():
+    loads = []
+
+    @toy({}, gives=("INT",), NOT_IDEMPOTENT=True)
+    class Load:
+        def run(self):
+            loads.append(1)
+            return (3,)
+
+    nodes = {**TOYS, "Loop": Loop, "Load": Load}
+    prompt = graph(
+        load=node("Load"),
+        body=node("Add", a=0, b=["load", 0]),
+        loop=node("Loop", times=4),
+        show=node("Show", value=["loop", 0]),
+        other=node("Show", value=["body", 0]),
+    )
+    assert both_ways(prompt, nodes)["show"] == {"value": ["12"]}
+    assert len(loads) == 3  # once in each of the three engines
+
+
+def test_what_a_node_brought_stays_while_the_node_does_and_is_its_own():
+    heavy = []
+
+    @toy({"value": ("INT", {})}, gives=("INT",))
+    class Heavy:
+        def run(self, value):
+            heavy.append(value)
+            return (value,)
+
+    @toy({"value": ("INT", {}), "other": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
+    class Wraps:
+        def run(self, value, other, me):
+            return {
+                "result": ([f"{me}.h", 0],),
+                "expand": {f"{me}.h": {"class_type": "Heavy", "inputs": {"value": value}}},
+            }
+
+    nodes = {**TOYS, "Heavy": Heavy, "Wraps": Wraps}
+
+    def wrapped(other: int) -> dict[str, Any]:
+        return graph(
+            a=node("Wraps", value=5, other=other),
+            b=node("Wraps", value=5, other=other),
+            c=node("Add", a=A, b=B),
+            show=node("Show", value=C),
+        )
+
+    engine = Engine(nodes)
+    for other in (1, 2):
+        ran_by(engine, wrapped(other), nodes)
+    assert heavy == [5, 5]  # one for each that brought it, and none for the second run
+
+
 # Blockers
 
 
@@ -202,6 +346,13 @@ def test_a_blocker_in_place_of_all_values_blocks_all_of_them_and_its_words_are_t
     (error,) = [data for event, data in told if event == "execution_error"]
     assert (error["node_id"], error["exception_message"]) == ("b", "Execution Blocked: no face")
     assert told[-1][0] == "execution_success"
+
+
+def test_a_lazy_node_is_not_asked_about_a_call_that_a_blocker_reaches():
+    prompt = graph(g=node("Gives"), c=node("Switch", pick=["g", 0], yes=["g", 1], no=1), show=node("Show", value=C))
+    nodes = {**LAZY, **giving((ExecutionBlocker(None), 5))}
+    nodes["Gives"].RETURN_TYPES = ("BOOLEAN", "INT")
+    assert run(prompt, nodes).ui == {}
 
 
 # Coroutines
@@ -283,6 +434,78 @@ def test_checks_may_be_coroutines():
     assert run(graph(a=node("Checked", value=3), show=node("Show", value=A)), nodes).ui["show"] == {"value": ["3"]}
 
 
+def test_a_coroutine_that_gives_itself_up_is_an_error_of_the_node():
+    @toy({}, gives=("INT",))
+    class GivesUp:
+        async def run(self):
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError
+
+    with pytest.raises(NodeError, match="coroutine was cancelled"):
+        run(graph(a=node("GivesUp"), show=node("Show", value=A)), {**TOYS, "GivesUp": GivesUp})
+
+
+def test_being_stopped_while_coroutines_run_is_told(monkeypatch):
+    told = []
+
+    async def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asyncio.Event, "wait", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(graph(a=node("Sleeps", value=1), show=node("Show", value=A)), ASYNC, emit=lambda *each: told.append(each))
+    assert told[-1][0] == "execution_interrupted" and told[-1][1]["node_id"] == "a"
+
+
+def test_a_stop_in_a_notebook_reaches_the_node():
+    ended = []
+
+    @toy({}, gives=("INT",))
+    class Computes:
+        def run(self):
+            try:
+                end = time.monotonic() + 20
+                while time.monotonic() < end:
+                    pass
+            finally:
+                ended.append(time.monotonic())
+            return (1,)
+
+    async def notebook():
+        threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
+        run(graph(a=node("Computes"), show=node("Show", value=A)), {**TOYS, "Computes": Computes})
+
+    began = time.monotonic()
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(notebook())
+    loop.close()
+    assert ended and ended[0] - began < 10
+
+
+def test_what_an_observer_raises_is_no_nodes_fault():
+    def emit(event: str, data: dict[str, Any]) -> None:
+        if event == "executing":
+            raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        run(graph(show=node("Show", value=1)), TOYS, emit=emit)
+
+
+def test_being_stopped_in_is_changed_stops():
+    @toy({}, gives=("INT",))
+    class Stops:
+        @classmethod
+        def IS_CHANGED(cls):
+            raise Interrupted("enough")
+
+        def run(self):
+            return (1,)
+
+    with pytest.raises(Interrupted):
+        run(graph(a=node("Stops"), show=node("Show", value=A)), {**TOYS, "Stops": Stops})
+
+
 # Between runs
 
 
@@ -341,6 +564,24 @@ def test_an_instance_lives_as_long_as_its_node():
     ran_by(engine, added(1, 2), nodes)
     ran_by(engine, graph(z=node("Number", value=1), show=node("Show", value=["z", 0])), nodes)
     assert ran_by(engine, shown(4), nodes)[2]["show"]["value"] == ["1"]
+
+
+def test_too_few_values_are_the_fault_of_their_node_in_a_second_run_too():
+    engine = Engine(TOYS)
+    prompt = graph(a=node("GivesTooLittle"), show=node("Show", value=A))
+    ran_by(engine, prompt, TOYS)
+    with pytest.raises(NodeError, match=r"node a .*slot 1 is read from it"):
+        ran_by(engine, prompt | {"x": node("Show", value=["a", 1])}, TOYS)
+
+
+@pytest.mark.parametrize("keep", ["classic", 3])
+def test_an_engine_does_not_grow_with_its_runs(keep):
+    engine = Engine(TOYS, keep)
+    sizes = []
+    for value in range(40):
+        ran_by(engine, graph(a=node("AlwaysChanged", value=value), show=node("Show", value=A)), TOYS)
+        sizes.append((len(engine._known), len(engine._store._entries), len(engine._instances)))
+    assert sizes[-1] == sizes[10]
 
 
 # Speed
