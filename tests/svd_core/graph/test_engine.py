@@ -457,6 +457,15 @@ def test_being_stopped_while_coroutines_run_is_told(monkeypatch):
     assert told[-1][0] == "execution_interrupted" and told[-1][1]["node_id"] == "a"
 
 
+@pytest.fixture
+def _ctrl_c_is_python_s():
+    """Also where these tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_is_python_s")
 def test_a_stop_in_a_notebook_reaches_the_node():
     ended = []
 
