@@ -20,11 +20,11 @@ from .svd_core.checkpoint.library import EMBEDDED, ModelLibrary
 from .svd_core.errors import CheckpointError, GraphError, ImageError, SettingError
 from .svd_core.graph import (
     Emit,
+    Engine,
     Prompt,
     RunResult,
     Validation,
     apply_settings,
-    execute,
     explain,
     is_ui_format,
     raise_if_invalid,
@@ -419,9 +419,8 @@ def _validate_and_execute(
 ) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
     _raise_faults(validation)
-    result = execute(
+    result = Engine(NODES).run(
         validation.prompt,
-        NODES,
         [output for output in validation.outputs if output not in keep],
         extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
         emit=emit,

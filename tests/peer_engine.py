@@ -28,7 +28,7 @@ class EmbeddedEngine:
         ):
             setattr(owner, name, refuse)
         self._nodes = nodes.NODE_CLASS_MAPPINGS
-        self._engine = Engine(self._nodes, keep="classic" if cache_lru is None else cache_lru)
+        self._engine = Engine(self._nodes, "classic" if cache_lru is None else cache_lru)
         self._checked: dict[str, Any] = {}
 
     def validate(self, prompt: dict[str, Any], targets: list[str] | None):

@@ -55,9 +55,9 @@ def measure(
         try:
             firsts[name], result = _timed(way, device)
         except (torch.cuda.OutOfMemoryError, TorchDynamoException) as error:
-            fits = isinstance(error, TorchDynamoException)
+            compiling = isinstance(error, TorchDynamoException)
             logger.warning(
-                "%s %s", name, "cannot be compiled here" if fits else "does not fit into the device's memory"
+                "%s %s", name, "cannot be compiled here" if compiling else "does not fit into the device's memory"
             )
             ways = {other: each for other, each in ways.items() if other != name}
             continue

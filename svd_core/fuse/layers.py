@@ -172,17 +172,14 @@ def self_attention_(
     weights = (joined,) if joined is not None else tuple(each.weight for each in to_qkv)
     biases = (None,) if joined is not None else tuple(each.bias for each in to_qkv)
     out = module.to_out[0]
-    last = (out.weight, out.bias if bias is None else bias, module.heads)
-    if in_space is None:
-        for some in rows.split(_share_of_piece(piece, rows, whole=0), dim=1):
-            run(attend_over_time_, some, *_of_norm(norm), weights, biases, *last)
-    else:
-        for some in rows.split(_share_of_piece(piece, rows, whole=1)):
-            run(attend_in_space_, some, *_of_norm(norm), weights, biases, *last, in_space)
+    last = (out.weight, out.bias if bias is None else bias, module.heads, in_space)
+    whole, cut = (1, 0) if in_space else (0, 1)
+    for some in rows.split(_share_of_piece(piece, rows, whole), dim=cut):
+        run(attend_, some, *_of_norm(norm), weights, biases, *last)
     return rows
 
 
-def attend_in_space_(
+def attend_(
     rows: torch.Tensor,
     norm_weight: torch.Tensor,
     norm_bias: torch.Tensor,
@@ -192,34 +189,18 @@ def attend_in_space_(
     out: torch.Tensor,
     out_bias: torch.Tensor | None,
     heads: int,
-    context: attention.Context,
+    in_space: attention.Context | None,
 ) -> torch.Tensor:
-    """`self_attention_` on rows (F, N, C) within each frame, of tensors."""
+    """The same of tensors, on all rows at once. Their order in memory stays (F, N, C), over time too."""
     normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
-    query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1))
-    with context():
+    query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1) if in_space else (1, 3, 0))
+    with (in_space or attention.torchs_choice)():
         mixed = _attend(query, key, value)
+    if in_space is None:
+        if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
+            return rows.add_(F.linear(mixed, out, out_bias).transpose(0, 1))
+        mixed = mixed.transpose(0, 1)
     return rows.add_(F.linear(mixed, out, out_bias))
-
-
-def attend_over_time_(
-    rows: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    eps: float,
-    qkv: tuple[torch.Tensor, ...],
-    qkv_biases: tuple[torch.Tensor | None, ...],
-    out: torch.Tensor,
-    out_bias: torch.Tensor | None,
-    heads: int,
-) -> torch.Tensor:
-    """The same over time at each place. The order of the rows in memory stays (F, N, C)."""
-    normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
-    query, key, value = _projected(normed, qkv, qkv_biases, heads, (1, 3, 0))
-    mixed = _attend(query, key, value)
-    if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
-        return rows.add_(F.linear(mixed, out, out_bias).transpose(0, 1))
-    return rows.add_(F.linear(mixed.transpose(0, 1), out, out_bias))
 
 
 def _of_norm(norm: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -253,7 +234,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-COMPILED: dict[Piece, int] = {geglu_: -1, attend_in_space_: -1, attend_over_time_: -1}
+COMPILED: dict[Piece, int] = {geglu_: -1, attend_: -1}
 """What is worth compiling, and which dimension of its first argument is the block's width."""
 COMPILED_OFF_CPU: dict[Piece, int] = {**COMPILED, group_norm_silu: 1}
 """With channels last a CPU's own group norm is quicker."""

@@ -7,7 +7,6 @@ from .convert import to_api
 from .describe import object_info
 from .edit import apply_settings, set_value
 from .engine import Emit, Engine, RunResult
-from .execute import execute
 from .explain import explain
 from .prompt import Prompt
 from .read import is_ui_format, parse_graph, read_graph, unwrap
@@ -20,7 +19,6 @@ __all__ = [
     "RunResult",
     "Validation",
     "apply_settings",
-    "execute",
     "explain",
     "is_ui_format",
     "object_info",

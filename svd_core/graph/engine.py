@@ -40,14 +40,15 @@ class RunResult:
 
 
 class Engine:
-    """Runs graphs of the classes in `nodes`, one after the other, and keeps what `keep` says between them.
+    """Runs graphs of the classes in `nodes`, one after the other.
 
-    keep  see `Store`; with "once" nothing is kept: the instances of nodes neither
+    cache  what is kept between them, see `Store`; with "once" nothing, the nodes' objects neither, and a value is let
+           go as soon as no node that is still to run reads its slot
     """
 
-    def __init__(self, nodes: Mapping[str, type], keep: str | int = "classic"):
+    def __init__(self, nodes: Mapping[str, type], cache: str | int = "once"):
         self._nodes = nodes
-        self._store = Store(keep)
+        self._store = Store(cache)
         self._known: dict[Hashable, Key] = {}
         self._instances: dict[tuple[str, str], tuple[Any, str]] = {}
 
@@ -63,8 +64,18 @@ class Engine:
         node_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         prompt_id: str = "",
     ) -> RunResult:
-        """Run the nodes that `outputs` and `keep` need, and return what they show and hold. See `execute`."""
-        if self._store.keep == "once":
+        """Run the nodes that `outputs` and `keep` need, and return what they show and hold.
+
+        prompt        from `Validation.prompt`: constants converted, defaults filled in. It is not changed
+        extra_data    `extra_pnginfo` in it is what the hidden input EXTRA_PNGINFO gets
+        emit          told ComfyUI's events, with `prompt_id` in each
+        given         outputs of nodes that do not run, one value per slot; they need be neither nodes nor known classes
+        node_context  makes a context manager around each call of a node, such as torch.inference_mode
+
+        Raises NodeError from what a node raised; KeyboardInterrupt and Interrupted as they are; GraphError for an id
+        that is not in the graph, a cycle, or a feature that only ComfyUI has (`graph.unsupported`).
+        """
+        if self._store.cache == "once":
             self._known.clear()
             self._instances.clear()
         self._known = {kind: key for kind, key in self._known.items() if key in self._store}

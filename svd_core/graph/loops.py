@@ -8,7 +8,7 @@ import contextvars
 import ctypes
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
 from types import coroutine
 from typing import Any, TypeVar
@@ -97,8 +97,3 @@ def inside(work: Coroutine[Any, Any, Result], context: Callable[[], AbstractCont
             value, error = (yield waits_for), None
         except BaseException as thrown:
             value, error = None, thrown
-
-
-def is_coroutine(value: Any) -> bool:
-    """Whether calling a function has only begun its work."""
-    return isinstance(value, Awaitable)

@@ -27,12 +27,12 @@ class Entry:
 class Store:
     """Outputs by key.
 
-    keep  once: until the last reader has run (a single run); classic: while the next graph has such a node;
-          or a number: that many nodes that were used last
+    cache  once: until the last reader has run (a single run); classic: while the next graph has such a node;
+           or a number: that many nodes that were used last
     """
 
-    def __init__(self, keep: str | int = "once"):
-        self.keep = keep
+    def __init__(self, cache: str | int):
+        self.cache = cache
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._readers: defaultdict[Key, Counter[int]] = defaultdict(Counter)
         self._wanted: set[Key] = set()
@@ -48,18 +48,18 @@ class Store:
         self._wanted.clear()
         self._used.clear()
         self._drops = drops
-        if self.keep == "once":
+        if self.cache == "once":
             self._entries.clear()
-        elif self.keep == "classic":
+        elif self.cache == "classic":
             for key, entry in list(self._entries.items()):
                 if key not in keys and entry.owner not in ids:
                     del self._entries[key]
 
     def end(self) -> None:
         """The run is over. What it used is not among what a number leaves out."""
-        if isinstance(self.keep, int):
+        if isinstance(self.cache, int):
             for key in [key for key in self._entries if key not in self._used]:
-                if len(self._entries) <= self.keep:
+                if len(self._entries) <= self.cache:
                     break
                 del self._entries[key]
 
@@ -115,4 +115,4 @@ class Store:
                 entry.slots.pop(slot, None)
 
     def _may_drop(self, key: Key, slot: int) -> bool:
-        return self.keep == "once" and self._drops and key not in self._wanted and self._readers[key][slot] <= 0
+        return self.cache == "once" and self._drops and key not in self._wanted and self._readers[key][slot] <= 0

@@ -52,7 +52,7 @@ def validate(
 
     Outputs are the nodes whose class says OUTPUT_NODE (only those in `targets`, when that is not None), and the ids
     in `keep`, whose values the caller wants. `given` are nodes that will not run because the caller brings their
-    outputs, as in `execute`; they are not checked and need not exist.
+    outputs, as in `Engine.run`; they are not checked and need not exist.
     """
     given = given or {}
     hints = Hints()

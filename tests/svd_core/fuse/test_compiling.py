@@ -105,12 +105,12 @@ def test_what_is_compiled_off_the_cpu_takes_every_size_too(unet, traced_only, mo
 
 def test_kernels_that_are_asked_for_later_are_taken(traced_only):
     """They are chosen while a program is made, so each choice has its own."""
-    run = Compiler({layers.attend_in_space_: -1})
+    run = Compiler({layers.attend_: -1})
     for context in (attention.torchs_choice, attention.hoppers_first, attention.torchs_choice):
         arguments = (torch.ones(8), torch.zeros(8), 1e-5, (drawn(24, 8),), (None,), drawn(8, 8), None, 2, context)
         rows = drawn(2, 5, 8)
-        wanted = layers.attend_in_space_(rows.clone(), *arguments)
-        assert torch.allclose(run(layers.attend_in_space_, rows, *arguments), wanted, atol=1e-6)
+        wanted = layers.attend_(rows.clone(), *arguments)
+        assert torch.allclose(run(layers.attend_, rows, *arguments), wanted, atol=1e-6)
     assert len(run._programs._programs) == 2 and not run.broken
 
 

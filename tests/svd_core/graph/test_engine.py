@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError
-from svd_stages.svd_core.graph import Engine, execute, validate
+from svd_stages.svd_core.graph import Engine, validate
 from svd_stages.svd_core.graph.call import ExecutionBlocker
 
 from .toys import TOYS, graph, node, toy
@@ -21,7 +21,7 @@ A, B, C = ["a", 0], ["b", 0], ["c", 0]
 def run(prompt: dict[str, Any], nodes: dict[str, type], outputs: tuple[str, ...] = ("show",), **more: Any):
     checked = validate(prompt, nodes)
     assert checked.ok, checked.node_errors
-    return execute(checked.prompt, nodes, outputs, **more)
+    return Engine(nodes).run(checked.prompt, outputs, **more)
 
 
 def ran(prompt: dict[str, Any], nodes: dict[str, type], **more: Any) -> list[str]:
@@ -313,7 +313,7 @@ def test_what_a_node_brought_stays_while_the_node_does_and_is_its_own():
             show=node("Show", value=C),
         )
 
-    engine = Engine(nodes)
+    engine = Engine(nodes, "classic")
     for other in (1, 2):
         ran_by(engine, wrapped(other), nodes)
     assert heavy == [5, 5]  # one for each that brought it, and none for the second run
@@ -568,7 +568,7 @@ def test_an_instance_lives_as_long_as_its_node():
     def shown(step: int) -> dict[str, Any]:
         return graph(a=node("Counts", step=step), show=node("Show", value=A))
 
-    engine = Engine(nodes)
+    engine = Engine(nodes, "classic")
     assert [ran_by(engine, shown(step), nodes)[2]["show"]["value"] for step in (1, 2, 3)] == [["1"], ["2"], ["3"]]
     ran_by(engine, added(1, 2), nodes)
     ran_by(engine, graph(z=node("Number", value=1), show=node("Show", value=["z", 0])), nodes)
@@ -576,7 +576,7 @@ def test_an_instance_lives_as_long_as_its_node():
 
 
 def test_too_few_values_are_the_fault_of_their_node_in_a_second_run_too():
-    engine = Engine(TOYS)
+    engine = Engine(TOYS, "classic")
     prompt = graph(a=node("GivesTooLittle"), show=node("Show", value=A))
     ran_by(engine, prompt, TOYS)
     with pytest.raises(NodeError, match=r"node a .*slot 1 is read from it"):
@@ -620,6 +620,6 @@ def test_the_executor_takes_little_time_for_a_node():
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        execute(prompt, nodes, ["show"])
+        Engine(nodes).run(prompt, ["show"])
         times.append(time.perf_counter() - began)
     assert min(times) / count < 0.0002

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from svd_stages.svd_core.errors import NodeError
-from svd_stages.svd_core.graph import execute, validate
+from svd_stages.svd_core.graph import Engine, validate
 
 from .cases import FAILING, INVALID, VALID, Case
 from .toys import TOYS
@@ -60,9 +60,11 @@ def ours(case: Case) -> dict[str, Any]:
         ui: dict[str, Any] = {}
         try:
             info = {"extra_pnginfo": {"workflow": {"id": 7}}}
-            ui = execute(
-                checked.prompt, TOYS, checked.outputs, extra_data=info, emit=lambda *event: events.append(event)
-            ).ui
+            ui = (
+                Engine(TOYS)
+                .run(checked.prompt, checked.outputs, extra_data=info, emit=lambda *event: events.append(event))
+                .ui
+            )
         except NodeError:
             pass
         found |= {"ui": ui, "events": events}

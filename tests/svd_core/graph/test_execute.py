@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from svd_stages.svd_core.errors import CheckpointError, GraphError, Interrupted, NodeError, SettingError
-from svd_stages.svd_core.graph import execute, validate
+from svd_stages.svd_core.graph import Engine, validate
 from svd_stages.svd_core.graph.keys import freeze
 
 from .cases import A, B, C, D, shown
@@ -19,7 +19,7 @@ from .toys import ANY, TOYS, ChangedByValue, graph, node, toy
 def run(prompt, nodes=TOYS, **options) -> Any:
     checked = validate(prompt, nodes, keep=options.get("keep", ()), given=options.get("given"))
     assert checked.ok, checked.node_errors
-    return execute(checked.prompt, nodes, checked.outputs, **options)
+    return Engine(nodes).run(checked.prompt, checked.outputs, **options)
 
 
 def order_of(prompt, nodes=TOYS) -> list[str]:
@@ -99,7 +99,7 @@ def test_only_what_the_outputs_need_runs():
     )
     checked = validate(prompt, TOYS, ["y"])
     told = []
-    execute(checked.prompt, TOYS, checked.outputs, emit=lambda event, data: told.append((event, data.get("node"))))
+    Engine(TOYS).run(checked.prompt, checked.outputs, emit=lambda event, data: told.append((event, data.get("node"))))
     assert [ran for event, ran in told if event == "executing"] == ["b", "y"]
 
 
@@ -259,7 +259,7 @@ def test_ancestors_of_a_given_node_do_not_run():
 
 def test_a_given_node_with_too_few_values_is_refused():
     with pytest.raises(GraphError, match="slot 1 of it is read") as caught:
-        execute(shown(["a", 1]), TOYS, ["show"], given={"a": [1]})
+        Engine(TOYS).run(shown(["a", 1]), ["show"], given={"a": [1]})
     assert caught.value.code == "graph.bad_slot"
 
 
@@ -274,7 +274,7 @@ def test_a_given_node_with_too_few_values_is_refused():
 )
 def test_a_graph_that_was_not_validated_is_still_refused_in_words(prompt, outputs, code):
     with pytest.raises(GraphError) as caught:
-        execute(prompt, TOYS, outputs)
+        Engine(TOYS).run(prompt, outputs)
     assert caught.value.code == code
 
 
@@ -413,5 +413,5 @@ def test_nothing_is_kept_between_runs():
 def test_the_graph_is_not_changed():
     checked = validate(shown(A, a=node("ChangedByValue", value=3, other=1)), TOYS)
     before = repr(checked.prompt)
-    execute(checked.prompt, TOYS, checked.outputs)
+    Engine(TOYS).run(checked.prompt, checked.outputs)
     assert repr(checked.prompt) == before

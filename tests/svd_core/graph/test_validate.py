@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from svd_stages.svd_core.errors import GraphError, NodeError
-from svd_stages.svd_core.graph import RunResult, execute, explain, raise_if_invalid, validate
+from svd_stages.svd_core.graph import Engine, RunResult, explain, raise_if_invalid, validate
 from svd_stages.svd_core.graph.declared import types_match
 
 from .cases import FAILING, INVALID, VALID, A, B, Case, shown
@@ -249,7 +249,7 @@ def test_a_chain_of_three_thousand_nodes_is_checked_and_run_in_two_seconds():
     start = time.perf_counter()
     checked = validate(chain(3000), TOYS)
     assert checked.ok
-    assert execute(checked.prompt, TOYS, checked.outputs).ui["show"] == {"value": ["3000"]}
+    assert Engine(TOYS).run(checked.prompt, checked.outputs).ui["show"] == {"value": ["3000"]}
     assert time.perf_counter() - start < 2
 
 
@@ -344,7 +344,7 @@ def test_strange_graphs_bring_out_nothing_but_our_errors(seed):
         checked = validate(_mutate(rng.choice(prompts), rng), TOYS)
         try:
             raise_if_invalid(checked)
-            assert isinstance(execute(checked.prompt, TOYS, checked.outputs), RunResult)
+            assert isinstance(Engine(TOYS).run(checked.prompt, checked.outputs), RunResult)
         except (GraphError, NodeError) as error:
             assert str(error) and "\n" not in str(error)
 
