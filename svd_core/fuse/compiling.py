@@ -97,7 +97,7 @@ class Compiler:
             if dimension != width and size > 1:
                 torch._dynamo.maybe_mark_dynamic(about, dimension)
         ones = tuple(size == 1 for size in about.shape)
-        key = (piece, about.shape[width], ones, _layout(about), about.dtype, about.device, *map(_facts, others))
+        key = (piece, about.shape[width], ones, about.dtype, about.device, *map(_facts, others))
         return self._programs.run(key, piece, arguments, dynamic=None)
 
 
@@ -121,11 +121,6 @@ class Whole:
 
 class _NoCompiler(RuntimeError):
     """torch.compile itself refused."""
-
-
-def _layout(tensor: torch.Tensor) -> tuple[bool, ...]:
-    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.is_contiguous(), last
 
 
 def _facts(argument: Any) -> Hashable:

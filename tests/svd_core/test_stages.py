@@ -281,3 +281,7 @@ def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
     with pytest.raises(MemoryBudgetError), host.on_device(part, after="stays"):
         raise MemoryBudgetError("no room")
     assert moves == [CPU, CPU, "cpu"]
+    for after in ("host", "leaves"):
+        with host.on_device(part, after=after):
+            pass
+    assert moves[3:] == [CPU, "cpu"] * 2
