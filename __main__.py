@@ -250,7 +250,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     surroundings = _surroundings(
         arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
     )
-    report = headless.run(headless.open_graph(arguments.graph, arguments.settings), surroundings)
+    engine = headless.EmbeddedEngine(surroundings)
+    report = engine.run(headless.open_graph(arguments.graph, arguments.settings, engine.table))
     _say_files(report.files, time.monotonic() - began, console)
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
@@ -259,7 +260,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages validate`."""
     graph = headless.open_graph(arguments.graph, arguments.settings)
-    checked = headless.check_graph(graph, _surroundings(arguments, console, input_folder=arguments.input_dir))
+    engine = headless.EmbeddedEngine(_surroundings(arguments, console, input_folder=arguments.input_dir))
+    checked = engine.check(graph)
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
     text = f"{arguments.graph}: {len(graph.prompt)} nodes, nothing wrong; it ends in {', '.join(checked.outputs)}"
@@ -275,7 +277,7 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 
 def nodes(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages nodes`."""
-    info = headless.object_info(_surroundings(arguments, console))
+    info = headless.EmbeddedEngine(_surroundings(arguments, console)).object_info()
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
         return

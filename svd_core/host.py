@@ -1,6 +1,6 @@
 """What a stage needs from the program it runs in: a device, memory, progress, folders, the list of models.
 
-A door (`__init__.py` inside ComfyUI, `headless.py` elsewhere) sets the process's default once; a run or a test may put
+A door (`__init__.py` inside ComfyUI, `headless/` elsewhere) sets the process's default once; a run or a test may put
 another over it with `using`. ComfyUI runs nodes on another thread, which inherits no context: the default is a plain
 global, and only the override is a ContextVar.
 """

@@ -124,5 +124,5 @@ def test_models_come_from_options_then_environment_then_comfyui(monkeypatch, tmp
         assert headless.Surroundings(models=given).host().library.flat_folders == (tmp_path / "c",)
     monkeypatch.delenv("SVD_STAGES_MODELS")
     assert headless.default_models_roots() == [Path("models")]
-    monkeypatch.setattr(headless, "PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "SVD Stages")
+    monkeypatch.setattr(headless.surroundings, "PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "SVD Stages")
     assert headless.default_models_roots() == [tmp_path / "ComfyUI" / "models"]

@@ -8,6 +8,7 @@ from .describe import object_info
 from .edit import apply_settings, set_value
 from .engine import Emit, Engine, RunResult
 from .explain import explain
+from .node_table import NodeTable, described_nodes
 from .prompt import Prompt
 from .read import is_ui_format, parse_graph, read_graph, unwrap
 from .validate import Validation, raise_if_invalid, validate
@@ -15,10 +16,12 @@ from .validate import Validation, raise_if_invalid, validate
 __all__ = [
     "Emit",
     "Engine",
+    "NodeTable",
     "Prompt",
     "RunResult",
     "Validation",
     "apply_settings",
+    "described_nodes",
     "explain",
     "is_ui_format",
     "object_info",

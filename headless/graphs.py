@@ -1,0 +1,116 @@
+"""A graph that was read, what a run of it made, and what every engine that runs graphs offers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from ..nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from ..svd_core.errors import GraphError
+from ..svd_core.graph import (
+    Emit,
+    NodeTable,
+    Prompt,
+    Validation,
+    apply_settings,
+    is_ui_format,
+    read_graph,
+    to_api,
+    unwrap,
+)
+from .surroundings import as_list
+
+NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
+DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY_NAME_MAPPINGS}
+EMBEDDED_NODES = NodeTable(NODES, DISPLAY_NAMES)
+"""What is known with no ComfyUI: our nodes, and stand-ins for core's."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that was read: the prompt (API format), and the workflow (UI format) it came from, if any."""
+
+    prompt: Prompt
+    workflow: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run made.
+
+    files        in the order they were written
+    ui           each output node's answer in ComfyUI's shape
+    faults       as a sentence, why some outputs of the graph could not run; empty when all did
+    node_errors  the same in ComfyUI's shape
+    """
+
+    files: list[Path]
+    ui: dict[str, dict[str, Any]]
+    faults: str = ""
+    node_errors: dict[str, Any] = field(default_factory=dict)
+
+
+class GraphEngine(Protocol):
+    """Something that runs graphs: the embedded executor, ComfyUI's own in this process, or a server."""
+
+    @property
+    def table(self) -> NodeTable:
+        """The nodes it knows."""
+        ...
+
+    def check(self, graph: Graph) -> Validation:
+        """Raises GraphError when any output of the graph could not run (exit status 3 when only files are missing)."""
+        ...
+
+    def run(self, graph: Graph, emit: Emit | None = None) -> Report:
+        """Run what can run, and say in the report what could not.
+
+        emit  called with ComfyUI's events and their data: executing, execution_cached, executed, ...
+
+        Raises GraphError when nothing can run, NodeError when a node fails, Interrupted.
+        """
+        ...
+
+
+def open_graph(
+    source: str | os.PathLike | Mapping[str, Any], settings: Sequence[str] = (), table: NodeTable = EMBEDDED_NODES
+) -> Graph:
+    """Read a graph file, or take a graph that is a dict, in API or UI format, and set values in it.
+
+    settings  "NODE.INPUT=VALUE" with a node's id, its class if it is the only one of it, or its title. A workflow
+              with changed values is not handed on as metadata, because it would no longer be what ran
+    table     the nodes that conversion and settings go by
+
+    Raises GraphError.
+    """
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise GraphError(f"a graph is a file or a dict, got {type(source).__name__}", code="graph.shape")
+    settings = as_list(settings)
+    given = dict(source) if isinstance(source, Mapping) else read_graph(Path(source))
+    inner, workflow = unwrap(given)
+    if is_ui_format(inner):
+        inner, workflow = to_api(inner, table.classes, table.display_names), inner
+    if settings:
+        return Graph(apply_settings(inner, settings, table.classes))
+    return Graph(inner, workflow)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; the name is put in place when it is complete. Raises OutputError when it cannot be written."""
+    from ..svd_core.outputs import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def describe_file(path: Path) -> str:
+    """What a finished file is, for people: ": 14 frames, 128x128, 7 fps" for a video, nothing for others."""
+    if path.suffix.lower() != ".mp4":
+        return ""
+    from ..svd_core.video import describe_mp4
+
+    return f": {describe_mp4(path)}"

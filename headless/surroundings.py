@@ -1,0 +1,54 @@
+"""Where and on what a headless run takes place: models, device, folders, progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..svd_core import host
+from ..svd_core.checkpoint.library import ModelLibrary
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where and on what to run; what the command line's common options say. vram: bytes to get by with."""
+
+    models: Sequence[str | os.PathLike] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    input_folder: str | os.PathLike = "input"
+    output_folder: str | os.PathLike = "output"
+    reporter: host.Reporter = field(default=host.ignore_progress)
+    vram: int | None = None
+
+    def host(self) -> host.HeadlessHost:
+        """The host of such a run. Touches no disk and asks no device."""
+        return host.HeadlessHost(
+            library=ModelLibrary.from_roots(as_list(self.models) or default_models_roots()),
+            device_name=self.device,
+            precision=self.precision,
+            input_folder=Path(self.input_folder),
+            output_folder=Path(self.output_folder),
+            reporter=self.reporter,
+            vram=self.vram,
+        )
+
+
+def default_models_roots() -> list[Path]:
+    """`$SVD_STAGES_MODELS` (several with the system's path separator), else the models folder of the ComfyUI that the
+    package lies in, else ./models."""
+    if named := os.environ.get("SVD_STAGES_MODELS"):
+        return [Path(each) for each in named.split(os.pathsep) if each]
+    if PACKAGE.parent.name == "custom_nodes":
+        return [PACKAGE.parent.parent / "models"]
+    return [Path("models")]
+
+
+def as_list(one_or_more: Any) -> list[Any]:
+    """A lone text or path as a list of one."""
+    return [one_or_more] if isinstance(one_or_more, (str, os.PathLike)) else list(one_or_more)
