@@ -1,7 +1,7 @@
 """UI format (what ComfyUI's page saves) to API format (what runs), as the page does when it queues a graph.
 
-Subgraphs and group nodes are refused by name: they come with the features that expand graphs. Dynamic prompts
-("{a|b}") are left as they are.
+Source of the rules: ComfyUI_frontend 1.58, executionUtil.ts and ExecutableNodeDTO.ts. Group nodes, the kind of 2024,
+are refused by name: today's page makes subgraphs of them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GraphError
-from .declared import Declarations
+from .declared import Declaration, Declarations
 from .hints import Hints
+from .page_text import Replacements, choose_alternatives
 from .prompt import WRAPPED, Prompt, one_line
-from .ui_graph import BYPASSED, MUTED, UIGraph, UIInput, UINode, read_ui_graph
+from .subgraphs import Scope, unfold
+from .ui_graph import BYPASSED, INPUT_NODE, MUTED, UIInput, UILink, UINode, Workflow, read_ui_graph, wrong_shape
 from .widgets import widget_values
 
 NOTES = ("Note", "MarkdownNote")
@@ -27,7 +29,7 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class _Constant:
-    """What a primitive brings instead of a link."""
+    """What a primitive or a promoted widget brings instead of a link."""
 
     value: Any
 
@@ -38,46 +40,48 @@ def to_api(
     """The API-format graph of a UI-format one.
 
     Muted nodes and what the page alone knows (notes, reroutes, primitives, Get and Set nodes) are left out; a bypassed
-    node passes each output on from the input that the page would choose. A widget whose socket is linked takes the
-    link when it leads somewhere, else its saved value. Nodes come in the order that the page computed (`order`), ties
-    by id. Titles come from the user, else from `display_names`.
+    node passes each output on from the input that the page would choose. A subgraph becomes its nodes, with ids as
+    ComfyUI gives them (5:3 is node 3 in instance 5) and the values of its promoted widgets. A widget whose socket is
+    linked takes the link when it leads somewhere, else its saved value. Of alternatives in a prompt ("{a|b}") one is
+    taken, the same for the same graph. Nodes come in the order that the page computed (`order`), ties by id. Titles
+    come from the user, else from `display_names`.
 
     Raises GraphError: `graph.shape` for what ComfyUI does not save, `graph.missing_node_type` naming all unknown types
-    with the nearest known ones, `graph.unsupported` for subgraphs and group nodes.
+    with the nearest known ones, `graph.unsupported` for group nodes and inputs that change with a choice.
     """
-    graph = read_ui_graph(workflow)
-    emitted = sorted(
-        (node for node in graph.nodes.values() if node.is_active and not _is_virtual(node, nodes)),
-        key=lambda node: (node.order, *_id_order(node.id)),
-    )
-    _refuse_unknown(graph, emitted, nodes)
+    read = read_ui_graph(workflow)
     declarations = Declarations(nodes)
-    resolver = _Resolver(graph, nodes)
+    boxes = unfold(read, declarations)
+    emitted = [(scope, node) for scope, node in boxes if node.is_active and not _is_virtual(node, nodes)]
+    _refuse_unknown(read, emitted, nodes)
+    names = display_names or {}
+    shown = {(id(scope), node.id): _shown_values(scope, node, declarations) for scope, node in emitted}
+    replacements = Replacements(
+        (node, node.title or names.get(node.type, node.type), shown[id(scope), node.id]) for scope, node in emitted
+    )
+    resolver = _Resolver(read, nodes)
     prompt = {}
-    for node in emitted:
-        title = node.title or (display_names or {}).get(node.type, node.type)
-        inputs = _node_inputs(node, declarations, resolver)
-        prompt[node.id] = {"class_type": node.type, "inputs": inputs, "_meta": {"title": title}}
-    return prompt
+    for scope, node in emitted:
+        values = replacements.applied(node.type, shown[id(scope), node.id])
+        values = choose_alternatives(declarations[node.type].inputs.values(), values, scope.path + node.id)
+        inputs = _wrapped(values, declarations[node.type]) | _linked(scope, node, resolver)
+        title = node.title or names.get(node.type, node.type)
+        prompt[scope.path + node.id] = {"class_type": node.type, "inputs": inputs, "_meta": {"title": title}}
+    return _without_links_to_nothing(prompt)
 
 
 def _is_virtual(node: UINode, nodes: Mapping[str, type]) -> bool:
     return node.type in VIRTUAL and node.type not in nodes
 
 
-def _id_order(node_id: str) -> tuple[int, str]:
-    return (int(node_id), "") if node_id.isdecimal() and len(node_id) < 19 else (2**63, node_id)
-
-
-def _refuse_unknown(graph: UIGraph, emitted: list[UINode], nodes: Mapping[str, type]) -> None:
+def _refuse_unknown(read: Workflow, emitted: list[tuple[Scope, UINode]], nodes: Mapping[str, type]) -> None:
     unknown: dict[str, list[str]] = {}
-    for node in emitted:
-        if node.type in graph.subgraphs:
-            raise _no_grouping(node, "a subgraph")
-        if node.type.startswith(("workflow>", "workflow/")) or node.type in graph.groups:
-            raise _no_grouping(node, "a group node")
+    for scope, node in emitted:
+        node_id = scope.path + node.id
+        if node.type.startswith(("workflow>", "workflow/")) or node.type in read.groups:
+            raise _group_node(node, node_id)
         if node.type not in nodes:
-            unknown.setdefault(node.type, []).append(node.id)
+            unknown.setdefault(node.type, []).append(node_id)
     if unknown:
         hints = Hints()
         listed = [_unknown_type(*each, hints.near(each[0], nodes)) for each in list(unknown.items())[:MAX_LISTED]]
@@ -93,11 +97,10 @@ def _unknown_type(node_type: str, ids: list[str], near: str | None) -> str:
     return one_line(f'"{_short(node_type)}" ({places}{"; nearest are " + near if near else ""})')
 
 
-def _no_grouping(node: UINode, what: str) -> GraphError:
-    label = f'node {_short(node.id)} ("{_short(node.title or node.type)}")'
+def _group_node(node: UINode, node_id: str) -> GraphError:
     return GraphError(
-        f"{label} is {what}, which cannot be converted yet. Unpack it in ComfyUI, or export the graph there with "
-        "Export (API).",
+        f'node {_short(node_id)} ("{_short(node.title or node.type)}") is a group node, which cannot be converted. '
+        "Open the graph in ComfyUI and turn it into a subgraph, or export it there with Export (API).",
         code="graph.unsupported",
     )
 
@@ -106,12 +109,30 @@ def _short(text: str) -> str:
     return one_line(text, 100)
 
 
-def _node_inputs(node: UINode, declarations: Declarations, resolver: _Resolver) -> dict[str, Any]:
-    """Widget values first, then what comes through links, as the page fills them in."""
-    declared = declarations[node.type].inputs
-    inputs = {name: _wrap(value) for name, value in widget_values(declared.values(), node.values).items()}
+def _shown_values(scope: Scope, node: UINode, declarations: Declarations) -> dict[str, Any]:
+    """What the widgets of a box show: saved, or set from outside its subgraph."""
+    declaration = declarations[node.type]
+    _refuse_changing_inputs(declaration, scope.path + node.id)
+    values = widget_values(declaration.inputs.values(), node.values)
+    return values | {widget: value for (box, widget), value in scope.overrides.items() if box == node.id}
+
+
+def _refuse_changing_inputs(declaration: Declaration, node_id: str) -> None:
+    for declared in declaration.inputs.values():
+        if declared.kind == "COMFY_DYNAMICCOMBO_V3":
+            raise GraphError(
+                f'node {_short(node_id)} ({_short(declaration.class_type)}) has an input "{_short(declared.name)}" '
+                "whose choice changes its other inputs, which cannot be converted. Export the graph in ComfyUI with "
+                "Export (API).",
+                code="graph.unsupported",
+            )
+
+
+def _linked(scope: Scope, node: UINode, resolver: _Resolver) -> dict[str, Any]:
+    """What comes to a box through links."""
+    inputs = {}
     for slot in node.inputs:
-        found = resolver.follow(slot, slot.type)
+        found = resolver.follow(scope, slot)
         if isinstance(found, _Constant):
             inputs[slot.name] = _wrap(found.value)
         elif found is not None:
@@ -119,59 +140,129 @@ def _node_inputs(node: UINode, declarations: Declarations, resolver: _Resolver) 
     return inputs
 
 
+def _wrapped(values: Mapping[str, Any], declaration: Declaration) -> dict[str, Any]:
+    """A curve is marked as one, so that its points are no list of links."""
+    curves = [each.name for each in declaration.inputs.values() if each.kind == "CURVE" and values.get(each.name)]
+    return {
+        name: {"__type__": "CURVE", WRAPPED: value} if name in curves else _wrap(value)
+        for name, value in values.items()
+    }
+
+
 def _wrap(value: Any) -> Any:
     return {WRAPPED: value} if isinstance(value, list) else value
 
 
+def _without_links_to_nothing(prompt: Prompt) -> Prompt:
+    """The page drops links to nodes that it has dropped; a value is wrapped, so that every list is a link."""
+    for node in prompt.values():
+        gone = [name for name, value in node["inputs"].items() if isinstance(value, list) and value[0] not in prompt]
+        for name in gone:
+            del node["inputs"][name]
+    return prompt
+
+
 @dataclass(frozen=True)
 class _Resolver:
-    """Follows links back through what the page alone knows."""
+    """Follows links back through what the page alone knows, out of subgraphs and into them."""
 
-    graph: UIGraph
+    read: Workflow
     nodes: Mapping[str, type]
 
-    def follow(self, slot: UIInput | None, wanted: str) -> tuple[str, int] | _Constant | None:
-        """The (node id, slot) or constant that reaches an input of type `wanted`; None when nothing does.
+    def follow(self, scope: Scope, slot: UIInput | None) -> tuple[str, int] | _Constant | None:
+        """The (node id, slot) or constant that reaches an input; None when nothing does.
 
         Raises GraphError (`graph.shape`) when virtual nodes lead round in a circle.
         """
+        wanted = slot.type if slot is not None else "*"
         seen = set()
         while slot is not None and slot.link is not None:
-            if slot.link in seen:
-                raise GraphError(f"link {slot.link} leads back to itself through reroutes.", code="graph.shape")
-            seen.add(slot.link)
-            source_id, place = self.graph.links.get(slot.link, ("", 0))
-            source = self.graph.nodes.get(source_id)
+            if (scope.path, slot.link) in seen:
+                raise wrong_shape(f"link {slot.link} leads back to itself through boxes of the page alone")
+            seen.add((scope.path, slot.link))
+            link = scope.graph.links.get(slot.link)
+            if link is None:
+                return None
+            if link.source == INPUT_NODE and scope.outer is not None:
+                outer = scope.outer_input(link.source_slot)
+                if outer is None or outer.link is None:
+                    given = scope.given
+                    return _Constant(given[link.source_slot]) if link.source_slot in given else None
+                scope, slot, wanted = scope.outer, outer, outer.type
+                continue
+            found = self.step(scope, link, wanted)
+            if isinstance(found, _Constant) and len(seen) > 1:
+                return None  # the page sets a primitive's value on the boxes that it is joined to, and no farther
+            if not isinstance(found, _Step):
+                return found
+            scope, slot, wanted = found.scope, found.slot, found.wanted
+        return None
+
+    def step(self, scope: Scope, link: UILink, wanted: str) -> _Step | tuple[str, int] | _Constant | None:
+        """From the source of a link to what stands behind it, through the instances of subgraphs that it lies in."""
+        while True:
+            source = scope.graph.nodes.get(link.source)
             if source is None or source.mode == MUTED:
                 return None
             if source.mode == BYPASSED:
-                slot = _bypass_input(source, place, wanted)
-            elif not _is_virtual(source, self.nodes):
-                return (source.id, place)
-            elif source.type == "PrimitiveNode":
-                values = source.values
-                return _Constant(values[0]) if isinstance(values, list) and values else None
-            else:
-                slot = self.virtual_input(source, place)
-        return None
+                slot = _bypass_input(source, link.source_slot, wanted)
+                return _Step(scope, slot, slot.type if slot is not None else "*")
+            if source.type not in self.read.subgraphs:
+                break
+            scope = scope.inner[source.id]
+            inside = scope.source_of_output(link.source_slot)
+            if inside is None:
+                return None
+            if inside.source == INPUT_NODE:  # straight through
+                slot = scope.outer_input(inside.source_slot)
+                return _Step(scope.outer or scope, slot, slot.type if slot is not None else "*")
+            link = inside
+        if not _is_virtual(source, self.nodes):
+            return (scope.path + source.id, link.source_slot)
+        if source.type == "PrimitiveNode":
+            return _primitive(scope, source)
+        return self.virtual_input(scope, source, link.source_slot, wanted)
 
-    def virtual_input(self, node: UINode, place: int) -> UIInput | None:
+    def virtual_input(self, scope: Scope, node: UINode, place: int, wanted: str) -> _Step:
         """The input that stands behind output `place` of a reroute, a Get or a Set node."""
         if node.type == "GetNode":
-            node = self.setter_of(node)
-        return node.inputs[place] if place < len(node.inputs) else None
+            scope, node = self.setter_of(scope, node)
+        return _Step(scope, node.inputs[place] if place < len(node.inputs) else None, wanted)
 
-    def setter_of(self, getter: UINode) -> UINode:
-        """The one Set node with the name that `getter` asks for."""
-        name = _first(getter)
-        found = [node for node in self.graph.nodes.values() if node.type == "SetNode" and _first(node) == name]
+    def setter_of(self, scope: Scope, getter: UINode) -> tuple[Scope, UINode]:
+        """The one Set node with the name that `getter` asks for: in its own graph, else in one around it."""
+        name, around, found = _first(getter), scope, []
+        while around is not None and not found:
+            found = [
+                (around, node)
+                for node in around.graph.nodes.values()
+                if node.type == "SetNode" and _first(node) == name
+            ]
+            around = around.outer
         if len(found) != 1:
             raise GraphError(
-                f'node {_short(getter.id)} (GetNode) asks for "{_short(str(name))}", which {len(found)} Set nodes set; '
-                "one must.",
+                f'node {_short(scope.path + getter.id)} (GetNode) asks for "{_short(str(name))}", which {len(found)} '
+                "Set nodes set; one must.",
                 code="graph.shape",
             )
         return found[0]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Where to go on: a slot, and the type that whoever takes its value wants."""
+
+    scope: Scope
+    slot: UIInput | None
+    wanted: str
+
+
+def _primitive(scope: Scope, node: UINode) -> _Constant | None:
+    for (box, _), value in scope.overrides.items():
+        if box == node.id:
+            return _Constant(value)
+    values = node.values
+    return _Constant(values[0]) if isinstance(values, list) and values else None
 
 
 def _first(node: UINode) -> Any:

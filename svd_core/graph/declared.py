@@ -13,6 +13,13 @@ CONVERTED = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 """The types whose constants ComfyUI converts, and by what."""
 
 
+PAGE_WIDGETS = {
+    "AUDIO_RECORD", "BOUNDING_BOX", "BOUNDING_BOXES", "CHART", "COLOR", "COLORS", "CURVE", "GALLERIA", "IMAGECOMPARE",
+    "MARKDOWN", "PAINTER", "RANGE", "TEXTAREA",
+}  # fmt: skip
+"""Types in capitals that the page makes widgets of, beside the converted ones and combos."""
+
+
 @dataclass(frozen=True)
 class DeclaredInput:
     """One input of a class: `kind` is a type name, a union "A,B", or the list of a combo's options."""
@@ -40,7 +47,7 @@ class DeclaredInput:
         """Whether ComfyUI's page shows a widget for it, and saves its value by position."""
         if self.options.get("forceInput") or self.options.get("defaultInput"):
             return False
-        if isinstance(self.kind, (list, tuple)) or self.kind in CONVERTED or self.kind == "COMBO":
+        if isinstance(self.kind, (list, tuple)) or self.kind in {"COMBO", *CONVERTED, *PAGE_WIDGETS}:
             return True
         return isinstance(self.kind, str) and self.kind not in ("", "*") and self.kind != self.kind.upper()
 

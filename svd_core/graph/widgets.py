@@ -54,8 +54,9 @@ def _is_after_generate(declared: DeclaredInput, value: Any, following: DeclaredI
 
     Graphs of 2023 have true or false there, for randomize or fixed.
     """
-    explicit = bool(declared.options.get("control_after_generate"))
-    if not explicit and not (declared.kind == "INT" and "seed" in declared.name):
+    said = declared.options.get("control_after_generate")
+    explicit = bool(said)
+    if not explicit and not (said is None and declared.kind == "INT" and "seed" in declared.name):
         return False
     if isinstance(value, bool):
         return following is None or following.kind != "BOOLEAN"

@@ -290,20 +290,12 @@ def test_links_into_inputs_that_no_class_declares_are_kept():
     assert inputs_of(workflow, "2") == {"any name": ["1", 0]}
 
 
-GROUP_ID = "0b7c9d0e-1c1f-4d6b-9f0a-2f4c1f9a7b11"
-
-
 @pytest.mark.parametrize(
-    ("type", "more", "what"),
-    [
-        (GROUP_ID, {"definitions": {"subgraphs": [{"id": GROUP_ID, "nodes": []}]}}, "subgraph"),
-        ("workflow>mine", {}, "group node"),
-        ("workflow/mine", {}, "group node"),
-        ("mine", {"extra": {"groupNodes": {"mine": {}}}}, "group node"),
-    ],
+    ("type", "more"),
+    [("workflow>mine", {}), ("workflow/mine", {}), ("mine", {"extra": {"groupNodes": {"mine": {}}}})],
 )
-def test_subgraphs_and_group_nodes_are_refused_by_name_unless_they_are_off(type, more, what):
-    with pytest.raises(GraphError, match=rf'node 1 \("My part"\) is a {what}') as caught:
+def test_group_nodes_are_refused_by_name_unless_they_are_off(type, more):
+    with pytest.raises(GraphError, match=r'node 1 \("My part"\) is a group node') as caught:
         to_api(page(box(1, type, title="My part"), **more), NODES)
     assert caught.value.code == "graph.unsupported"
     for mode in (2, 4):

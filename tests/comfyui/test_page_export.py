@@ -1,0 +1,98 @@
+"""What we convert a UI-format graph to, against what ComfyUI's real page exports of it (app.graphToPrompt in Chromium).
+
+The graphs: our templates, all templates that ComfyUI ships, and `ui_cases.GRAPHS`. Node descriptions come from the same
+server. Titles are left out: the page translates its nodes' names.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui.test_page import WORKFLOWS, base, opened, server  # noqa: F401
+from svd_stages.svd_core.errors import GraphError
+from svd_stages.svd_core.graph import NodeTable, described_nodes, to_api
+from ui_cases import GRAPHS
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+
+EXPORT = """async (workflow) => {
+  await app.loadGraphData(workflow);
+  await new Promise((done) => setTimeout(done, 200));
+  return (await app.graphToPrompt()).output;
+}"""
+SVD_TEMPLATES = {"image_to_video", "txt_to_image_to_video"}
+
+
+@pytest.fixture(scope="module")
+def table(server) -> NodeTable:  # noqa: F811
+    """The server's nodes, by its descriptions."""
+    return described_nodes(server.get("/object_info"))
+
+
+def comfyuis_templates(python: str) -> dict[str, Path]:
+    """The templates of the package that ComfyUI takes them from, by name."""
+    code = "import comfyui_workflow_templates as found; print(found.__path__[0])"
+    folder = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return {file.stem: file for file in sorted(Path(folder).rglob("*.json")) if "index" not in file.name}
+
+
+def difference(workflow: dict[str, Any], opened, table: NodeTable) -> list[str]:  # noqa: F811
+    """What the page's export and ours do not share, but for inputs that no class declares: the page's own widgets."""
+    page, said = opened
+    exported = page.evaluate(EXPORT, workflow)
+    page.keyboard.press("Escape")
+    said.clear()
+    ours = to_api(workflow, table.classes, table.display_names)
+    found = [f"node {node_id} is on one side only" for node_id in sorted(set(exported) ^ set(ours))]
+    for node_id in set(exported) & set(ours):
+        theirs, mine = exported[node_id], ours[node_id]
+        declared = table.classes[mine["class_type"]].INPUT_TYPES()  # pyright: ignore
+        known = {name for group in declared.values() for name in group} | set(mine["inputs"])
+        inputs = {name: value for name, value in theirs["inputs"].items() if name in known}
+        if (theirs["class_type"], inputs) != (mine["class_type"], mine["inputs"]):
+            found.append(f"node {node_id} ({theirs['class_type']}): {inputs} and {mine['inputs']}")
+    return found
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_subgraphs_reroutes_primitives_bypass_and_mute_are_exported_as_the_page_does(name, opened, table):  # noqa: F811
+    assert difference(GRAPHS[name], opened, table) == []
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in WORKFLOWS.glob("*.json")))
+def test_our_templates_are_exported_as_the_page_does(name, opened, table):  # noqa: F811
+    assert difference(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8")), opened, table) == []
+
+
+def test_comfyuis_templates_are_exported_as_the_page_does(opened, table, server):  # noqa: F811
+    """But for those with nodes that this ComfyUI has not, and one whose ids are not unique: the page renumbers it."""
+    outcomes: Counter[str] = Counter()
+    different = {}
+    templates = comfyuis_templates(server.python)
+    assert set(templates) >= SVD_TEMPLATES
+    for name, file in templates.items():
+        workflow = json.loads(file.read_text("utf-8"))
+        try:
+            found = difference(workflow, opened, table)
+        except GraphError as refused:
+            assert refused.code == "graph.missing_node_type" and name not in SVD_TEMPLATES, (name, str(refused))
+            outcomes["refused"] += 1
+            continue
+        if found and _has_ids_twice(workflow):
+            outcomes["renumbered"] += 1
+            continue
+        outcomes["same"] += not found
+        different |= {name: found} if found else {}
+    print(dict(outcomes))
+    assert different == {} and outcomes["same"] > 150 and outcomes["renumbered"] <= 1
+
+
+def _has_ids_twice(workflow: dict[str, Any]) -> bool:
+    graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+    ids = [node["id"] for graph in graphs for node in graph["nodes"]]
+    return len(set(ids)) < len(ids)

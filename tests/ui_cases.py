@@ -1,0 +1,402 @@
+"""UI-format graphs with all that the page alone knows: subgraphs, reroutes, primitives, bypassed and muted boxes.
+
+`GRAPHS` is compared with what ComfyUI's real page exports: tests/comfyui/test_page_export.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Source = tuple[int, int]
+"""(node, output slot); node -10 is the inside of a subgraph's inputs."""
+
+INPUTS, OUTPUTS = -10, -20
+MUTED, BYPASSED = 2, 4
+
+
+class Sheet:
+    """A graph in the making: the workflow's own, or the inside of a subgraph."""
+
+    def __init__(self, name: str = ""):
+        """name: of a subgraph. Ids are the workflow's own: the page renumbers boxes that share one."""
+        self.name = name
+        self.id = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+        self.nodes: list[dict[str, Any]] = []
+        self.links: list[dict[str, Any]] = []
+        self.ports: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+        self._ids = itertools.count(100 * (1 + sum(map(ord, name)) % 89) + 1 if name else 1)
+
+    def add(
+        self,
+        kind: str,
+        values: Any = None,
+        inputs: Mapping[str, tuple] | None = None,
+        outputs: Sequence[str] = ("IMAGE",),
+        **more: Any,
+    ) -> int:
+        """Put a box down; its id. `inputs` is name -> (type, source or None), with True third for a widget's socket."""
+        number = next(self._ids)
+        slots = []
+        for place, (name, (type_name, source, *widget)) in enumerate((inputs or {}).items()):
+            link = None if source is None else self.link(source, (number, place), type_name)
+            slot = {"name": name, "type": type_name, "link": link}
+            slots.append({**slot, "widget": {"name": name}} if widget else slot)
+        box = {"id": number, "type": kind, "pos": [220 * number, 100], "size": [200, 100], "flags": {}}
+        box |= {"order": number - 1, "mode": 0, "inputs": slots, "properties": {}}
+        box["outputs"] = [{"name": each, "type": each, "links": []} for each in outputs]
+        if values is not None:
+            box["widgets_values"] = values
+        self.nodes.append(box | more)
+        return number
+
+    def link(self, source: Source, target: tuple[int, int], type_name: str) -> int:
+        """Join two slots; the link's id."""
+        number = len(self.links) + 1
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        self.links.append(dict(zip(names, (number, *source, *target, type_name), strict=True)))
+        for side, (node, place), end in (("inputs", source, INPUTS), ("outputs", target, OUTPUTS)):
+            if node == end:
+                self.ports[side][place]["linkIds"].append(number)
+        for node in self.nodes:
+            if node["id"] == source[0]:
+                node["outputs"][source[1]]["links"].append(number)
+        return number
+
+    def input(self, name: str, type_name: str) -> Source:
+        """A new input of this subgraph."""
+        return (INPUTS, self._port("inputs", name, type_name))
+
+    def output(self, name: str, type_name: str, source: Source) -> None:
+        """A new output of this subgraph."""
+        place = self._port("outputs", name, type_name)
+        self.link(source, (OUTPUTS, place), type_name)
+
+    def _port(self, side: str, name: str, type_name: str) -> int:
+        made = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name}{side}{name}"))
+        self.ports[side].append({"id": made, "name": name, "type": type_name, "linkIds": [], "pos": [0, 0]})
+        return len(self.ports[side]) - 1
+
+    def definition(self) -> dict[str, Any]:
+        """As a subgraph in a file."""
+        state = {"lastGroupId": 0, "lastNodeId": 9999, "lastLinkId": 50, "lastRerouteId": 0}
+        ends = {"inputNode": {"id": INPUTS, "bounding": [0, 0, 100, 100]}}
+        ends["outputNode"] = {"id": OUTPUTS, "bounding": [900, 0, 100, 100]}
+        return {
+            "id": self.id, "version": 1, "state": state, "revision": 0, "config": {}, "name": self.name, **ends,
+            **self.ports, "widgets": [], "nodes": self.nodes, "groups": [], "links": self.links, "extra": {},
+        }  # fmt: skip
+
+    def workflow(self, *subgraphs: Sheet, as_objects: bool = False) -> dict[str, Any]:
+        """As a file; a subgraph stands before those that hold it."""
+        links: list[Any] = self.links if as_objects else [list(link.values()) for link in self.links]
+        made: dict[str, Any] = {"last_node_id": 9999, "last_link_id": 50, "nodes": self.nodes, "links": links}
+        if as_objects:
+            made = {"state": {"lastGroupId": 0, "lastNodeId": 9999, "lastLinkId": 50, "lastRerouteId": 0}, **made}
+            del made["last_node_id"], made["last_link_id"]
+        definitions = {"definitions": {"subgraphs": [each.definition() for each in subgraphs]}} if subgraphs else {}
+        return {**made, "groups": [], "config": {}, "extra": {}, "version": 1 if as_objects else 0.4, **definitions}
+
+
+def load(sheet: Sheet, **more: Any) -> Source:
+    return (sheet.add("LoadImage", ["rocket.png", "image"], outputs=("IMAGE", "MASK"), **more), 0)
+
+
+def scale(sheet: Sheet, image: Source | None, width: Any = 128, sockets: Mapping[str, Source] | None = None, **more):
+    """An ImageScale; `sockets` joins some of its widgets."""
+    slots: dict[str, tuple] = {"image": ("IMAGE", image)}
+    slots |= {name: ("INT", source, True) for name, source in (sockets or {}).items()}
+    return (sheet.add("ImageScale", ["lanczos", width, 96, "disabled"], slots, **more), 0)
+
+
+def save(sheet: Sheet, images: Source | None, prefix: str = "made", **more: Any) -> int:
+    return sheet.add("SaveImage", [prefix], {"images": ("IMAGE", images)}, outputs=(), **more)
+
+
+def instance(sheet: Sheet, inside: Sheet, values: Any, sources: Sequence[Source | None], **more: Any) -> int:
+    """A box for a subgraph, its inputs joined in order."""
+    slots = {
+        port["name"]: (port["type"], source, *((True,) if port["type"] == "INT" else ()))
+        for port, source in zip(inside.ports["inputs"], sources, strict=True)
+    }
+    outputs = [port["type"] for port in inside.ports["outputs"]]
+    return sheet.add(inside.id, values, slots, outputs, **more)
+
+
+def shrink(name: str = "Shrink", width: int = 128, promote: bool = True) -> Sheet:
+    """A subgraph: an image in, the width of a resizing box inside it promoted, an image out."""
+    inside = Sheet(name)
+    image = inside.input("picture", "IMAGE")
+    sockets = {"width": inside.input("wide", "INT")} if promote else {}
+    inside.output("small", "IMAGE", scale(inside, image, width, sockets))
+    return inside
+
+
+GRAPHS: dict[str, dict[str, Any]] = {}
+
+
+def graph(build: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    GRAPHS[build.__name__] = build()
+    return build
+
+
+@graph
+def a_chain_with_object_links():
+    sheet = Sheet()
+    save(sheet, scale(sheet, load(sheet)), title="Keep it")
+    return sheet.workflow(as_objects=True)
+
+
+@graph
+def two_reroutes_in_a_row():
+    sheet = Sheet()
+    one = sheet.add("Reroute", None, {"": ("*", load(sheet))})
+    two = sheet.add("Reroute", None, {"": ("*", (one, 0))})
+    save(sheet, scale(sheet, (two, 0)))
+    return sheet.workflow()
+
+
+@graph
+def a_primitive_into_a_widget():
+    sheet = Sheet()
+    number = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
+    save(sheet, scale(sheet, load(sheet), 128, {"width": (number, 0)}))
+    return sheet.workflow()
+
+
+@graph
+def a_primitive_into_two_widgets():
+    sheet = Sheet()
+    number = sheet.add("PrimitiveNode", [320, "randomize"], outputs=("INT",), title="Side")
+    save(sheet, scale(sheet, load(sheet), 128, {"width": (number, 0), "height": (number, 0)}))
+    return sheet.workflow()
+
+
+@graph
+def a_primitive_behind_a_reroute():
+    sheet = Sheet()
+    number = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
+    way = sheet.add("Reroute", None, {"": ("*", (number, 0))}, outputs=("INT",))
+    save(sheet, scale(sheet, load(sheet), 128, {"width": (way, 0)}))
+    return sheet.workflow()
+
+
+@graph
+def a_bypassed_box_passes_its_image_on():
+    sheet = Sheet()
+    save(sheet, scale(sheet, load(sheet), mode=BYPASSED))
+    return sheet.workflow()
+
+
+@graph
+def a_bypassed_loader_has_nothing_to_pass_on():
+    sheet = Sheet()
+    save(sheet, scale(sheet, load(sheet, mode=BYPASSED)))
+    return sheet.workflow()
+
+
+@graph
+def bypassed_boxes_between_reroutes():
+    sheet = Sheet()
+    way = sheet.add("Reroute", None, {"": ("*", scale(sheet, load(sheet), mode=BYPASSED))})
+    save(sheet, scale(sheet, (way, 0), mode=BYPASSED))
+    return sheet.workflow()
+
+
+@graph
+def a_bypassed_box_with_two_inputs_of_the_type():
+    sheet = Sheet()
+    first, second = load(sheet), load(sheet)
+    both = sheet.add("ImageBatch", [], {"image1": ("IMAGE", first), "image2": ("IMAGE", second)}, mode=BYPASSED)
+    save(sheet, (both, 0))
+    return sheet.workflow()
+
+
+@graph
+def a_bypassed_box_that_changes_the_type():
+    sheet = Sheet()
+    parts = sheet.add("SVDCheckpointLoader", ["svd-nano", "auto"], outputs=("SVD_MODEL", "SVD_CLIP_VISION", "SVD_VAE"))
+    slots = {"vae": ("SVD_VAE,VAE", (parts, 2)), "image": ("IMAGE", load(sheet))}
+    latent = sheet.add("SVDVAEEncode", [], slots, outputs=("LATENT",), mode=BYPASSED)
+    slots = {"vae": ("SVD_VAE,VAE", (parts, 2)), "latent": ("LATENT", (latent, 0))}
+    frames = sheet.add("SVDTemporalVAEDecode", ["exact", 8, 2], slots)
+    save(sheet, (frames, 0))
+    return sheet.workflow()
+
+
+@graph
+def a_muted_source_and_a_muted_output():
+    sheet = Sheet()
+    image = load(sheet)
+    save(sheet, scale(sheet, image, mode=MUTED))
+    save(sheet, image, "other", mode=MUTED)
+    return sheet.workflow()
+
+
+@graph
+def what_a_seed_does_after_a_run():
+    sheet = Sheet()
+    slots = {name: (name.upper(), None) for name in ("model", "positive", "negative", "latent")}
+    sheet.add("SVDEulerSampler", [7, "randomize", 25, 1.0, 3.0, "comfyui"], slots, outputs=("LATENT",))
+    slots = {"image": ("IMAGE", load(sheet))}
+    sheet.add("SVDNoiseAugmentation", [0.5, 11, "increment"], slots, outputs=("IMAGE", "FLOAT", "INT"))
+    return sheet.workflow()
+
+
+@graph
+def notes_and_a_prefix_with_values_of_other_nodes():
+    sheet = Sheet()
+    sheet.add("Note", ["not a node"], outputs=())
+    sheet.add("MarkdownNote", ["# neither"], outputs=())
+    image = scale(sheet, load(sheet), title="Small", properties={"Node name for S&R": "ImageScale"})
+    save(sheet, image, "%ImageScale.width%x%Small.height%_%ImageScale.upscale_method%_%Gone.width%_%width%")
+    return sheet.workflow()
+
+
+@graph
+def a_subgraph_with_a_promoted_width():
+    sheet, inside = Sheet(), shrink()
+    small = instance(sheet, inside, [192], [load(sheet), None])
+    save(sheet, (small, 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def two_instances_with_values_of_their_own():
+    sheet, inside = Sheet(), shrink()
+    image = load(sheet)
+    for width in (64, 256):
+        save(sheet, (instance(sheet, inside, [width], [image, None]), 0), f"w{width}")
+    return sheet.workflow(inside, as_objects=True)
+
+
+@graph
+def an_instance_without_values_of_its_own():
+    sheet, inside = Sheet(), shrink(width=160)
+    save(sheet, (instance(sheet, inside, None, [load(sheet), None]), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_promoted_width_that_is_linked():
+    sheet, inside = Sheet(), shrink()
+    size = sheet.add(
+        "SVDResizeImage", [320, 192, "stretch"], {"image": ("IMAGE", load(sheet))}, ("IMAGE", "INT", "INT")
+    )
+    save(sheet, (instance(sheet, inside, [192], [(size, 0), (size, 1)]), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_primitive_into_a_promoted_width():
+    sheet, inside = Sheet(), shrink()
+    number = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
+    save(sheet, (instance(sheet, inside, [192], [load(sheet), (number, 0)]), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_port_that_leads_to_two_widgets():
+    sheet, inside = Sheet(), Sheet("Square")
+    image, side = inside.input("picture", "IMAGE"), inside.input("side", "INT")
+    inside.output("small", "IMAGE", scale(inside, image, 100, {"width": side, "height": side}))
+    save(sheet, (instance(sheet, inside, [224], [load(sheet), None]), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_subgraph_in_a_subgraph():
+    sheet, inner, middle = Sheet(), shrink("Inner"), Sheet("Middle")
+    image, wide = middle.input("picture", "IMAGE"), middle.input("how_wide", "INT")
+    first = instance(middle, inner, [64], [image, wide])
+    second = instance(middle, inner, [96], [(first, 0), None])
+    middle.output("smaller", "IMAGE", (second, 0))
+    save(sheet, (instance(sheet, middle, [288], [load(sheet), None]), 0))
+    return sheet.workflow(inner, middle)
+
+
+@graph
+def a_bypassed_instance():
+    sheet, inside = Sheet(), shrink()
+    save(sheet, (instance(sheet, inside, [192], [load(sheet), None], mode=BYPASSED), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_muted_instance():
+    sheet, inside = Sheet(), shrink()
+    image = load(sheet)
+    save(sheet, (instance(sheet, inside, [192], [image, None], mode=MUTED), 0))
+    save(sheet, image, "kept")
+    return sheet.workflow(inside)
+
+
+@graph
+def bypass_mute_and_reroute_inside():
+    sheet, inside = Sheet(), Sheet("Busy")
+    image = inside.input("picture", "IMAGE")
+    way = inside.add("Reroute", None, {"": ("*", image)})
+    inside.output("same", "IMAGE", scale(inside, (way, 0), mode=BYPASSED))
+    inside.output("nothing", "IMAGE", scale(inside, (way, 0), mode=MUTED))
+    made = instance(sheet, inside, None, [load(sheet)])
+    for slot in range(2):
+        save(sheet, (made, slot), f"slot{slot}")
+    return sheet.workflow(inside)
+
+
+@graph
+def an_output_node_inside():
+    sheet, inside = Sheet(), Sheet("Keeps")
+    save(inside, scale(inside, inside.input("picture", "IMAGE")), "inside")
+    instance(sheet, inside, None, [load(sheet)])
+    return sheet.workflow(inside)
+
+
+@graph
+def a_width_shown_by_proxy():
+    sheet, inside = Sheet(), shrink(promote=False)
+    box = str(inside.nodes[0]["id"])
+    proxies = {"proxyWidgets": [[box, "width"], [box, "crop"]]}
+    save(sheet, (instance(sheet, inside, [352, "center"], [load(sheet)], properties=proxies), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_linked_width_shown_by_proxy():
+    sheet, inside = Sheet(), shrink()
+    proxies = {"proxyWidgets": [[str(inside.nodes[0]["id"]), "height"], ["-1", "wide"]]}
+    save(sheet, (instance(sheet, inside, [72, 416], [load(sheet), None], properties=proxies), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_primitive_inside_shown_by_proxy():
+    sheet, inside = Sheet(), Sheet("Primitive inside")
+    number = inside.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
+    inside.output("small", "IMAGE", scale(inside, inside.input("picture", "IMAGE"), 64, {"width": (number, 0)}))
+    proxies = {"proxyWidgets": [[str(number), "value"]]}
+    save(sheet, (instance(sheet, inside, [480], [load(sheet)], properties=proxies), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def a_nested_width_shown_by_proxy():
+    sheet, inner, middle = Sheet(), shrink("Inner too"), Sheet("Middle too")
+    made = instance(middle, inner, [64], [middle.input("picture", "IMAGE"), None])
+    middle.output("small", "IMAGE", (made, 0))
+    proxies = {"proxyWidgets": [[str(made), "wide"]]}
+    save(sheet, (instance(sheet, middle, [544], [load(sheet)], properties=proxies), 0))
+    return sheet.workflow(inner, middle)
+
+
+def a_muted_instance_inside():
+    """Not in `GRAPHS`: the page closes a muted instance in the workflow's own graph, and forgets it inside another."""
+    sheet, inner, middle = Sheet(), Sheet("Quiet"), Sheet("Around the quiet")
+    save(inner, scale(inner, inner.input("picture", "IMAGE")), "quiet")
+    image = middle.input("picture", "IMAGE")
+    instance(middle, inner, None, [image], mode=MUTED)
+    middle.output("same", "IMAGE", scale(middle, image))
+    save(sheet, (instance(sheet, middle, None, [load(sheet)]), 0))
+    return sheet.workflow(inner, middle)
