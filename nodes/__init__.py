@@ -12,6 +12,7 @@ from .decoding import SVDTemporalVAEDecode
 from .in_comfyui import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
 from .loading import SVDCheckpointLoader, SVDModelOptions
 from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
+from .whole import SVDGatherVideos, SVDImageToVideo
 
 NODE_CLASS_MAPPINGS = {
     "SVDCheckpointLoader": SVDCheckpointLoader,
@@ -26,6 +27,8 @@ NODE_CLASS_MAPPINGS = {
     "SVDEulerSampler": SVDEulerSampler,
     "SVDTemporalVAEDecode": SVDTemporalVAEDecode,
     "SVDModelOptions": SVDModelOptions,
+    "SVDImageToVideo": SVDImageToVideo,
+    "SVDGatherVideos": SVDGatherVideos,
     "SVDToComfyModel": SVDToComfyModel,
     "SVDFrameGuider": SVDFrameGuider,
     "SVDFrameGuidance": SVDFrameGuidance,
@@ -45,6 +48,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SVDEulerSampler": "SVD Euler Sampler",
     "SVDTemporalVAEDecode": "SVD Temporal VAE Decode",
     "SVDModelOptions": "SVD Model Options",
+    "SVDImageToVideo": "SVD Image To Video",
+    "SVDGatherVideos": "SVD Gather Videos",
     "SVDToComfyModel": "SVD To Comfy Model",
     "SVDFrameGuider": "SVD Frame Guider",
     "SVDFrameGuidance": "SVD Frame Guidance",

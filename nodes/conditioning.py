@@ -26,12 +26,7 @@ class SVDResizeImage(StageNode):
                 "image": sockets.socket(sockets.IMAGE, "The picture to animate."),
                 "width": sockets.pixels(1024, "Width"),
                 "height": sockets.pixels(576, "Height"),
-                "fit": sockets.choice(
-                    ["stretch", "crop", "pad"],
-                    "stretch",
-                    "stretch: the whole picture, shape not kept (as diffusers). crop: shape kept, edges cut. "
-                    "pad: shape kept, edge colours repeated.",
-                ),
+                "fit": sockets.fit(),
             }
         }
 

@@ -27,15 +27,9 @@ class SVDTemporalVAEDecode(StageNode):
             "required": {
                 "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
                 "latent": sockets.socket(sockets.LATENT, "The sampled video."),
-                "mode": sockets.choice(
-                    ["exact", "windowed"],
-                    "exact",
-                    "exact: as one clip; 25 frames of 1024x576 take 4.6 GiB in fp16. windowed: in chunks, in less.",
-                ),
-                "chunk_size": sockets.integer(8, 1, 4096, "windowed: frames decoded and kept at a time."),
-                "context": sockets.integer(
-                    2, 0, 64, "windowed: neighbour frames seen on both sides of a chunk, against seams; 0 as diffusers."
-                ),
+                "mode": sockets.decode_mode(),
+                "chunk_size": sockets.chunk_size(),
+                "context": sockets.context(),
             }
         }
 

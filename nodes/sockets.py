@@ -23,6 +23,7 @@ SVD_MODEL = "SVD_MODEL"
 SVD_CLIP_VISION = "SVD_CLIP_VISION"
 SVD_VAE = "SVD_VAE"
 SVD_GUIDANCE = "SVD_GUIDANCE"
+SVD_VIDEOS = "SVD_VIDEOS"
 
 EITHER_MODEL = f"{SVD_MODEL},{MODEL}"
 EITHER_CLIP_VISION = f"{SVD_CLIP_VISION},{CLIP_VISION}"
@@ -67,6 +68,35 @@ def pixels(default: int, name: str) -> Input:
     return integer(
         default, 64, LARGEST_SIDE, f"{name} of the video in pixels. A multiple of 64; SVD was trained at 1024x576.", 64
     )
+
+
+def fit() -> Input:
+    """How a picture comes to the video's shape."""
+    return choice(
+        ["stretch", "crop", "pad"],
+        "stretch",
+        "stretch: the whole picture, shape not kept (as diffusers). crop: shape kept, edges cut. "
+        "pad: shape kept, edge colours repeated.",
+    )
+
+
+def decode_mode() -> Input:
+    """As one clip or in windows."""
+    return choice(
+        ["exact", "windowed"],
+        "exact",
+        "exact: as one clip; 25 frames of 1024x576 take 4.6 GiB in fp16. windowed: in chunks, in less.",
+    )
+
+
+def chunk_size() -> Input:
+    """Frames that a window of the decoder keeps."""
+    return integer(8, 1, 4096, "windowed: frames decoded and kept at a time.")
+
+
+def context() -> Input:
+    """Frames that a window of the decoder sees beside those."""
+    return integer(2, 0, 64, "windowed: neighbour frames seen on both sides of a chunk, against seams; 0 as diffusers.")
 
 
 def frames() -> Input:

@@ -109,6 +109,30 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         },
         {"model": "SVD_MODEL"},
     ),
+    "SVDImageToVideo": (
+        {
+            "model": "SVD_MODEL,MODEL",
+            "clip_vision": "SVD_CLIP_VISION,CLIP_VISION",
+            "vae": "SVD_VAE,VAE",
+            "image": "IMAGE",
+            "width": "INT",
+            "height": "INT",
+            "fit": ["stretch", "crop", "pad"],
+            "video_frames": "INT",
+            "fps": "INT",
+            "motion_bucket_id": "INT",
+            "noise_aug_strength": "FLOAT",
+            "seed": "INT",
+            "steps": "INT",
+            "min_guidance": "FLOAT",
+            "max_guidance": "FLOAT",
+            "decode_mode": ["exact", "windowed"],
+            "chunk_size": "INT",
+            "context": "INT",
+        },
+        {"images": "IMAGE"},
+    ),
+    "SVDGatherVideos": ({"images": "IMAGE"}, {"videos": "SVD_VIDEOS"}),
     "SVDToComfyModel": (
         {"model": "SVD_MODEL", "clip_vision": "SVD_CLIP_VISION", "vae": "SVD_VAE"},
         {"model": "MODEL", "clip_vision": "CLIP_VISION", "vae": "VAE"},
@@ -160,6 +184,19 @@ DEFAULTS = {
     ("SVDModelOptions", "forward_chunking"): "auto",
     ("SVDModelOptions", "compile"): "off",
     ("SVDModelOptions", "attention"): "auto",
+    ("SVDImageToVideo", "width"): 1024,
+    ("SVDImageToVideo", "height"): 576,
+    ("SVDImageToVideo", "fit"): "stretch",
+    ("SVDImageToVideo", "video_frames"): 25,
+    ("SVDImageToVideo", "fps"): 7,
+    ("SVDImageToVideo", "motion_bucket_id"): 127,
+    ("SVDImageToVideo", "noise_aug_strength"): 0.02,
+    ("SVDImageToVideo", "steps"): 25,
+    ("SVDImageToVideo", "min_guidance"): 1.0,
+    ("SVDImageToVideo", "max_guidance"): 3.0,
+    ("SVDImageToVideo", "decode_mode"): "exact",
+    ("SVDImageToVideo", "chunk_size"): 8,
+    ("SVDImageToVideo", "context"): 2,
     ("SVDFrameGuider", "min_guidance"): 1.0,
     ("SVDFrameGuider", "max_guidance"): 3.0,
     ("SVDFrameGuidance", "min_guidance"): 1.0,
@@ -306,9 +343,10 @@ def test_every_output_has_a_name_and_a_tooltip(class_type):
     assert all(len(tooltip.strip()) > 4 for tooltip in tooltips)
 
 
-def test_only_decoding_gives_a_list():
+def test_only_what_decodes_gives_a_list():
     lists = {class_type: getattr(node, "OUTPUT_IS_LIST", ()) for class_type, node in NODES.items()}
-    assert {key: value for key, value in lists.items() if any(value)} == {"SVDTemporalVAEDecode": (True,)}
+    gives = {key: value for key, value in lists.items() if any(value)}
+    assert gives == {"SVDTemporalVAEDecode": (True,), "SVDImageToVideo": (True,)}
 
 
 @ALL
