@@ -95,7 +95,7 @@ class RemoteEngine:
         return replace(checked, notes=[*checked.notes, note])
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
-        """Upload, queue, follow and fetch. See `GraphEngine.run`; SettingError and OutputError when results cannot be written.
+        """Upload, queue, follow, fetch. See `GraphEngine.run`; SettingError, OutputError for results not written.
 
         A run that is interrupted here is stopped on the server.
         """
@@ -111,7 +111,7 @@ class RemoteEngine:
         following = _Following(self._server, self._patience, client_id)
         try:
             with following, self._stopped_when_interrupted(prompt_id):
-                node_errors = self._queue(replace(graph, prompt=prompt), client_id, prompt_id)
+                node_errors = self._queue(graph, prompt, client_id, prompt_id)
                 told("queued", {"prompt_id": prompt_id})
                 return self._follow(following, prompt, prompt_id, node_errors, told)
         except Refused as error:
@@ -137,16 +137,20 @@ class RemoteEngine:
         faults = str(refusal(None, node_errors, prompt, self.table)) if node_errors else ""
         return Report(results.files, ui, faults, node_errors)
 
-    def _queue(self, graph: Graph, client_id: str, prompt_id: str) -> dict[str, Any]:
-        """Queue a graph; the errors of those outputs that cannot run. Raises GraphError when none can."""
+    def _queue(self, graph: Graph, prompt: Prompt, client_id: str, prompt_id: str) -> dict[str, Any]:
+        """Queue `prompt`, which is the graph with its files uploaded; the errors of those outputs that cannot run.
+
+        Raises GraphError when none can.
+        """
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
-        body = {"prompt": graph.prompt, "prompt_id": prompt_id, "client_id": client_id, "extra_data": extra}
+        body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id, "extra_data": extra}
         try:
             answer = self._server.post("/prompt", body)
         except Refused as refused:
             if refused.status == 400 and isinstance(refused.answer, Mapping) and refused.answer.get("error"):
                 said = refused.answer
-                raise refusal(said["error"], said.get("node_errors"), graph.prompt, self.table) from None
+                table = self._with_files_here(graph.prompt)
+                raise refusal(said["error"], said.get("node_errors"), graph.prompt, table) from None
             raise _strange("/prompt", refused) from None
         if not isinstance(answer, Mapping) or answer.get("prompt_id") != prompt_id:
             raise _strange("/prompt")
