@@ -8,7 +8,7 @@ from typing import Any
 
 from ..svd_core import errors
 from ..svd_core.checkpoint.library import CHECKPOINTS, PICKLES
-from ..svd_core.errors import CheckpointError, GraphError, NodeError, SVDStagesError
+from ..svd_core.errors import CheckpointError, GraphError, ImageError, NodeError, SVDStagesError
 from ..svd_core.graph import NodeTable, Prompt, explain, validate
 from ..svd_core.graph.declared import DeclaredInput, read_declaration
 from ..svd_core.graph.prompt import name_node, one_line
@@ -95,7 +95,12 @@ def _list(value: Any) -> list[Any]:
 
 
 def _class_of_ours(name: str) -> type[SVDStagesError] | None:
-    """The class of our errors that ComfyUI calls so: a pack's module has the path of its folder in front."""
+    """The class of our errors that ComfyUI calls so: a pack's module has the path of its folder in front.
+
+    A file that Pillow knows for no picture is our ImageError: core's nodes do not look first.
+    """
+    if name == "PIL.UnidentifiedImageError":
+        return ImageError
     module, _, last = name.rpartition(".")
     if not module.endswith("svd_core.errors"):
         return None
