@@ -168,6 +168,20 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
         help="set a value; NODE is an id, a class or a title; repeatable",
     )  # fmt: skip
     parser.add_argument("--input-dir", type=Path, default=Path("input"), metavar="DIR", help="default: input")
+    engines = parser.add_argument_group("engine", "where the graph runs; without these, on this package alone")
+    which = engines.add_mutually_exclusive_group()
+    which.add_argument(
+        "--comfyui", type=Path, metavar="PATH", help="on the ComfyUI in this folder: its executor and core nodes, in "
+        "this process, which its Python must run",
+    )  # fmt: skip
+    which.add_argument(
+        "--server", metavar="URL", help="on a running ComfyUI, as http://localhost:8188 or https://user:password@host; "
+        "input files are uploaded, results are fetched",
+    )  # fmt: skip
+    engines.add_argument(
+        "--custom-node", action="append", default=[], dest="custom_nodes", metavar="NAME",
+        help="with --comfyui: load this folder of its custom_nodes; repeatable (default: none)",
+    )  # fmt: skip
 
 
 def _add_convert(commands: Any) -> None:
@@ -250,8 +264,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     surroundings = _surroundings(
         arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
     )
-    engine = headless.EmbeddedEngine(surroundings)
-    report = engine.run(headless.open_graph(arguments.graph, arguments.settings, engine.table))
+    engine = _engine(arguments, surroundings)
+    graph = headless.open_graph(arguments.graph, arguments.settings, engine.table)
+    report = engine.run(graph, headless.Narrator(graph.prompt, engine.table, console))
     _say_files(report.files, time.monotonic() - began, console)
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
@@ -259,8 +274,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages validate`."""
-    graph = headless.open_graph(arguments.graph, arguments.settings)
-    engine = headless.EmbeddedEngine(_surroundings(arguments, console, input_folder=arguments.input_dir))
+    engine = _engine(arguments, _surroundings(arguments, console, input_folder=arguments.input_dir))
+    graph = headless.open_graph(arguments.graph, arguments.settings, engine.table)
     checked = engine.check(graph)
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
@@ -362,6 +377,10 @@ def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Pa
         vram=arguments.vram,
         **folders,
     )
+
+
+def _engine(arguments: argparse.Namespace, surroundings: headless.Surroundings) -> headless.GraphEngine:
+    return headless.choose_engine(surroundings, arguments.comfyui, arguments.custom_nodes, arguments.server)
 
 
 def _say_files(files: list[Path], seconds: float, console: Console) -> None:

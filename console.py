@@ -14,8 +14,12 @@ from tqdm import tqdm
 class Console(Protocol):
     """How the command line speaks."""
 
-    def report(self, stage: str, done: int, total: int, unit: str) -> None:
-        """Progress; a `host.Reporter`."""
+    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
+        """Progress; a `host.Reporter`. `node` is the id of the node in whose work it is, where that is known."""
+        ...
+
+    def event(self, name: str, **values: Any) -> None:
+        """What an engine does: queued, cached, executing, executed. See headless/events.py."""
         ...
 
     def result(self, text: str, **values: Any) -> None:
@@ -33,7 +37,7 @@ class TerminalConsole:
     def __init__(self) -> None:
         self._bar: tqdm | None = None
 
-    def report(self, stage: str, done: int, total: int, unit: str) -> None:
+    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Open the stage's bar at 0 done, move it, leave it standing when complete."""
         if done == 0:
             self.close()
@@ -42,6 +46,9 @@ class TerminalConsole:
             self._bar.update(done - self._bar.n)
             if done >= total:
                 self.close()
+
+    def event(self, name: str, **values: Any) -> None:
+        """People see the bars."""
 
     def result(self, text: str, **values: Any) -> None:
         """Say the sentence."""
@@ -64,15 +71,27 @@ class LogAboveBar(logging.Handler):
 
 
 class JsonConsole:
-    """One JSON object a line on stdout: {"event": "progress", ...} and {"event": "result", ...}.
+    """One JSON object a line on stdout: {"event": "progress", ...}, those of `event`, and {"event": "result", ...}.
 
-    When the reader has gone, progress is told to nobody and the run goes on; the result raises BrokenPipeError.
+    When the reader has gone, a run is told to nobody and goes on; the result raises BrokenPipeError.
     """
 
-    def report(self, stage: str, done: int, total: int, unit: str) -> None:
-        """{"event": "progress", "stage", "done", "total", "unit"}."""
+    def __init__(self) -> None:
+        self._stdout = sys.stdout  # nodes that print are sent elsewhere
+        self._node: str | None = None
+
+    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
+        """{"event": "progress", "stage", "done", "total", "unit"}, and "node" where it is known."""
+        node = node or self._node
+        where = {} if node is None else {"node": node}
+        self.event("progress", stage=stage, done=done, total=total, unit=unit, **where)
+
+    def event(self, name: str, **values: Any) -> None:
+        """{"event": name, ...values}."""
+        if name == "executing":
+            self._node = values["node"]
         with contextlib.suppress(BrokenPipeError):
-            self._line({"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit})
+            self._line({"event": name, **values})
 
     def result(self, text: str, **values: Any) -> None:
         """{"event": "result", ...values}."""
@@ -82,5 +101,5 @@ class JsonConsole:
         """Nothing is open."""
 
     def _line(self, value: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(value, ensure_ascii=True, default=str) + "\n")
-        sys.stdout.flush()
+        self._stdout.write(json.dumps(value, ensure_ascii=True, default=str) + "\n")
+        self._stdout.flush()

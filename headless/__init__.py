@@ -1,10 +1,12 @@
-"""Runs graphs with no ComfyUI: builds a runner from the nodes and svd_core, above both.
+"""Runs graphs outside ComfyUI's page: on our executor, on a ComfyUI in this process, or on a server.
 
 The command line, the Python calls and anything else that renders outside ComfyUI come through here.
 """
 
 from .animation import Animation, animate, animate_file, animation_graph
-from .embedded import EmbeddedEngine, run_graph
+from .embedded import EmbeddedEngine
+from .engines import choose_engine, run_graph
+from .events import Narrator
 from .graphs import (
     DISPLAY_NAMES,
     EMBEDDED_NODES,
@@ -27,11 +29,13 @@ __all__ = [
     "EmbeddedEngine",
     "Graph",
     "GraphEngine",
+    "Narrator",
     "Report",
     "Surroundings",
     "animate",
     "animate_file",
     "animation_graph",
+    "choose_engine",
     "default_models_roots",
     "describe_file",
     "open_graph",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..svd_core import host
-from ..svd_core.errors import CheckpointError, GraphError
+from ..svd_core.errors import GraphError
 from ..svd_core.graph import (
     Emit,
     Engine,
@@ -22,7 +21,8 @@ from ..svd_core.graph import (
     raise_if_invalid,
     validate,
 )
-from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, open_graph
+from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_events
+from .refusals import marked
 from .surroundings import Surroundings
 
 
@@ -44,15 +44,22 @@ class EmbeddedEngine:
         _raise_faults(validation)
         if validation.node_errors:
             words = explain(None, validation.node_errors, validation.prompt)
-            raise _marked(GraphError(words, code="graph.some_outputs", node_errors=validation.node_errors))
+            error = GraphError(words, code="graph.some_outputs", node_errors=validation.node_errors)
+            raise marked(error, EMBEDDED_NODES)
         return validation
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
         """Validate and run. See `GraphEngine.run`; SettingError when a saver could not write its result."""
         here = self.surroundings.host()
+        told = emit or ignore_events
+
+        def with_files(event: str, data: dict[str, Any]) -> None:
+            files = {"files": written(here, {"": data["output"]})} if event == "executed" else {}
+            told(event, {**data, **files})
+
         with host.using(here):
             _check_output_folder(graph, here)
-            validation, result = validate_and_execute(graph, emit=emit)
+            validation, result = validate_and_execute(graph, emit=with_files)
         faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
         return Report(written(here, result.ui), result.ui, faults, validation.node_errors)
 
@@ -60,30 +67,6 @@ class EmbeddedEngine:
         """Every node of the table, in the shape of ComfyUI's /object_info."""
         with host.using(self.surroundings.host()):
             return object_info(NODES, DISPLAY_NAMES)
-
-
-def run_graph(
-    graph: str | os.PathLike | Mapping[str, Any],
-    settings: Sequence[str] = (),
-    *,
-    input_dir: str | os.PathLike = "input",
-    output_dir: str | os.PathLike = "output",
-    models: Sequence[str | os.PathLike] = (),
-    device: str = "auto",
-    precision: str = "auto",
-    vram: int | None = None,
-    on_progress: host.Reporter = host.ignore_progress,
-) -> Report:
-    """Run a saved graph (a file or a dict, API or UI format) without ComfyUI; what `svd-stages run` does.
-
-    settings     "NODE.INPUT=VALUE" each
-    vram         bytes of the device's memory to get by with; None: all that is free
-    on_progress  called with (stage, done, total, unit)
-
-    Raises svd_core.errors: GraphError, CheckpointError, ImageError, NodeError and their kin.
-    """
-    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram)
-    return EmbeddedEngine(surroundings).run(open_graph(graph, settings))
 
 
 def _check_output_folder(graph: Graph, here: host.HeadlessHost) -> None:
@@ -104,6 +87,8 @@ def validate_and_execute(
 ) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
     _raise_faults(validation)
+    if emit is not None:
+        emit("queued", {})
     result = Engine(NODES).run(
         validation.prompt,
         [output for output in validation.outputs if output not in keep],
@@ -121,23 +106,7 @@ def _raise_faults(validation: Validation) -> None:
     try:
         raise_if_invalid(validation)
     except GraphError as error:
-        raise _marked(error) from None
-
-
-def _marked(error: GraphError) -> GraphError:
-    if _only_files_are_missing(error.node_errors):
-        error.exit_status = CheckpointError.exit_status
-    return error
-
-
-def _only_files_are_missing(node_errors: Mapping[str, Any]) -> bool:
-    """Whether every fault is about an input that names a model or a picture (the class's FILE_INPUTS)."""
-    faults = [(entry["class_type"], fault) for entry in node_errors.values() for fault in entry["errors"]]
-    return bool(faults) and all(
-        fault["extra_info"].get("input_name") in getattr(NODES.get(class_type), "FILE_INPUTS", ())
-        and fault["type"] in ("custom_validation_failed", "value_not_in_list")
-        for class_type, fault in faults
-    )
+        raise marked(error, EMBEDDED_NODES) from None
 
 
 def _inference() -> contextlib.AbstractContextManager:

@@ -69,11 +69,16 @@ class GraphEngine(Protocol):
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
         """Run what can run, and say in the report what could not.
 
-        emit  called with ComfyUI's events and their data: executing, execution_cached, executed, ...
+        emit  called with ComfyUI's events and their data: executing, execution_cached, executed, ... First comes ours,
+              queued. executed has the files that the node wrote as `files`, by their final paths
 
         Raises GraphError when nothing can run, NodeError when a node fails, Interrupted.
         """
         ...
+
+
+def ignore_events(event: str, data: Mapping[str, Any]) -> None:
+    """An `Emit` that tells nobody."""
 
 
 def open_graph(

@@ -29,7 +29,7 @@ class Surroundings:
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
         return host.HeadlessHost(
-            library=ModelLibrary.from_roots(as_list(self.models) or default_models_roots()),
+            library=ModelLibrary.from_roots(self.named_models() or default_models_roots()),
             device_name=self.device,
             precision=self.precision,
             input_folder=Path(self.input_folder),
@@ -38,12 +38,20 @@ class Surroundings:
             vram=self.vram,
         )
 
+    def named_models(self) -> list[Path]:
+        """The models folders that the user named: `models`, else those in `$SVD_STAGES_MODELS`."""
+        return [Path(root) for root in as_list(self.models)] or _models_of_environment()
+
+
+def _models_of_environment() -> list[Path]:
+    return [Path(each) for each in os.environ.get("SVD_STAGES_MODELS", "").split(os.pathsep) if each]
+
 
 def default_models_roots() -> list[Path]:
     """`$SVD_STAGES_MODELS` (several with the system's path separator), else the models folder of the ComfyUI that the
     package lies in, else ./models."""
-    if named := os.environ.get("SVD_STAGES_MODELS"):
-        return [Path(each) for each in named.split(os.pathsep) if each]
+    if named := _models_of_environment():
+        return named
     if PACKAGE.parent.name == "custom_nodes":
         return [PACKAGE.parent.parent / "models"]
     return [Path("models")]

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -103,6 +104,19 @@ def save_numbered(place: Place, extension: str, write: Callable[[Path], None], c
     return Saved(place.filename(number, extension), number)
 
 
+def save_as(path: Path, write: Callable[[Path], None]) -> Path:
+    """Have `write` fill a temporary file, then put it in place at `path`, or when that is taken at the next free name.
+
+    The next of name_00007_.png is one more than the highest number of its folder; of any other name, name_00002 and so
+    on. Raises OutputError when the file cannot be written; whatever `write` raises goes through. Neither leaves a file.
+    """
+    with _temporary_file(path.parent, path.name) as temporary:
+        write(temporary)
+        _flush_to_disk(temporary)
+        names = itertools.chain([path], _next_names(path))
+        return next(name for name in names if _put_under_new_name(temporary, name))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary file to write; on leaving without an error it becomes `path`, replacing what was there.
@@ -153,6 +167,16 @@ def free_names(path: Path, first: int) -> Iterator[Path]:
     """Of path_00002, path_00003 and so on, from number `first`, those that no file has yet."""
     names = (path.with_stem(f"{path.stem}_{number:05}") for number in itertools.count(first))
     return (name for name in names if not name.exists())
+
+
+def _next_names(path: Path) -> Iterator[Path]:
+    numbered = re.fullmatch(r"(.+)_\d+_", path.stem)
+    if numbered is None:
+        yield from free_names(path, 2)
+        return
+    place = Place(path.parent, "", numbered[1])
+    for number in itertools.count(next_counter(place)):
+        yield path.parent / place.filename(number, path.suffix.removeprefix("."))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Our executor as the engine of ComfyUI's own execution tests: see tests/comfyui/test_execution_suite.py."""
+"""Our engines under ComfyUI's own execution tests: see tests/comfyui/test_execution_suite.py."""
 
 from __future__ import annotations
 
@@ -53,3 +53,22 @@ class EmbeddedEngine:
             if "execution_error" not in told:
                 emit("execution_error", {"exception_message": str(error), "prompt_id": prompt_id})
             return {}
+
+
+class ComfyUIEngine:
+    """ComfyUI's executor as our ComfyUI engine drives it. The tests bring the ComfyUI that has been started."""
+
+    def __init__(self, cache_lru: int | None = None):
+        from svd_stages.nodes.comfy.running import ComfyRunner
+
+        self._runner = ComfyRunner(cache_lru)
+
+    def validate(self, prompt: dict[str, Any], targets: list[str] | None):
+        """(ok, error, outputs that can run, errors by node)."""
+        return self._runner.validate(prompt, "peer", targets)
+
+    def execute(
+        self, prompt: dict[str, Any], prompt_id: str, outputs: list[str], emit: Callable[[str, dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """What the outputs show. A failure has been told to `emit`."""
+        return self._runner.execute(prompt, prompt_id, outputs, {}, emit).ui

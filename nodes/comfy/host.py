@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComfyHost:
-    """What a stage needs, from the running ComfyUI. Has no state: every answer is ComfyUI's answer of that moment."""
+    """What a stage needs, from the running ComfyUI. Has no state: every answer is ComfyUI's answer of that moment.
+
+    asked_precision  what the user asked of a headless run; "auto": what ComfyUI was started with
+    """
+
+    asked_precision: str = "auto"
 
     @property
     def library(self) -> ModelLibrary:
@@ -35,7 +40,9 @@ class ComfyHost:
 
     @property
     def precision(self) -> str:
-        """fp32 or fp16 when ComfyUI was started with --force-fp32 or --force-fp16, else auto."""
+        """What was asked; fp32 or fp16 when ComfyUI was started with --force-fp32 or --force-fp16, else auto."""
+        if self.asked_precision != "auto":
+            return self.asked_precision
         from comfy.cli_args import args
 
         if args.force_fp32:

@@ -21,10 +21,10 @@ def explain(error: Mapping[str, Any] | None, node_errors: Mapping[str, Any], pro
     for node_id, entry in node_errors.items():
         for each in entry["errors"]:
             if each["type"] == "dependency_cycle":
-                first = each["extra_info"]["cycle_nodes"][0]
-                if first in cycles:
+                members = each["extra_info"].get("cycle_nodes") or [node_id]
+                if members[0] in cycles:
                     continue
-                cycles.add(first)
+                cycles.add(members[0])
             faults.append(f"{name_node(prompt, node_id)}, {fault_sentence(each)}")
     if not faults and error is not None:
         details = f" ({error['details']})" if error["details"] else ""
@@ -43,10 +43,18 @@ _WAYS_OUT = {
 def fault_sentence(fault: Mapping[str, Any]) -> str:
     """One error object in words, without its node."""
     info = fault["extra_info"]
-    write = _SENTENCES.get(fault["type"])
-    sentence = write(fault, info) if write else f"{_lower(fault['message'])} ({fault['details']})"
+    write = _SENTENCES.get(fault["type"], _as_it_says)
+    try:
+        sentence = write(fault, info)
+    except (KeyError, TypeError, IndexError, ValueError):  # ComfyUI's own objects hold less than ours
+        sentence = _as_it_says(fault, info)
     names = info.get("nearest")
     return f"{sentence}; nearest are {names}" if names else sentence
+
+
+def _as_it_says(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    details = f" ({fault['details']})" if fault["details"] else ""
+    return f"{_lower(fault['message'])}{details}"
 
 
 def _lower(text: str) -> str:

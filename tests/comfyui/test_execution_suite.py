@@ -1,4 +1,4 @@
-"""ComfyUI's own tests of its executor, unchanged, on ours: tests/execution of its checkout.
+"""ComfyUI's own tests of its executor, unchanged, on our engines: tests/execution of its checkout.
 
 A pytest plugin puts an engine in place of the server that those tests start; COMFYUI_TEST_SHIM is the folder that has
 it (peer_shim.py), and COMFYUI_PYTHON needs pytest, pytest-asyncio and websocket-client.
@@ -28,6 +28,15 @@ def shim() -> Path:
 
 
 def test_comfyui_s_own_tests_pass_on_our_engine_with_its_own_switched_off(comfyui, shim, tmp_path):
+    run_suite(comfyui, shim, tmp_path, "EmbeddedEngine")
+
+
+def test_comfyui_s_own_tests_pass_on_its_executor_as_our_comfyui_engine_drives_it(comfyui, shim, tmp_path):
+    run_suite(comfyui, shim, tmp_path, "ComfyUIEngine")
+
+
+def run_suite(comfyui, shim: Path, tmp_path: Path, engine: str) -> None:
+    """All of it must pass."""
     (tmp_path / "svd_stages").symlink_to(REPOSITORY, target_is_directory=True)
     done = subprocess.run(
         [comfyui.python, "-m", "pytest", "-p", "peer_shim", *SUITE, "--skip-timing-checks", "-q"],
@@ -35,7 +44,7 @@ def test_comfyui_s_own_tests_pass_on_our_engine_with_its_own_switched_off(comfyu
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, shim, TESTS))),
-            "PEER_ENGINE": "peer_engine:EmbeddedEngine",
+            "PEER_ENGINE": f"peer_engine:{engine}",
         },
         capture_output=True,
         text=True,

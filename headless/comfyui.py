@@ -1,0 +1,186 @@
+"""The ComfyUI engine: graphs on ComfyUI's own executor and nodes, in this process, with no server and no open port."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..nodes.comfy import checkout
+from ..svd_core import host
+from ..svd_core.errors import GraphError, Interrupted
+from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
+from ..svd_core.graph.validate import shape_fault
+from .graphs import Graph, Report, ignore_events
+from .refusals import node_failure, refusal, tidy
+from .results import Results, link_or_copy, place_inside
+from .surroundings import Surroundings
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+_BESIDE = "result"
+
+
+@dataclass(frozen=True)
+class ComfyUIEngine:
+    """A `GraphEngine` on the ComfyUI in `folder`: its core nodes, ours, and the custom nodes that are named.
+
+    Nodes write into a folder that is gone afterwards; from there complete results are put into the output folder.
+    ComfyUI starts when something is first asked: SettingError and MissingExtraError as of `nodes.comfy.checkout.start`.
+    """
+
+    surroundings: Surroundings
+    folder: Path
+    custom_nodes: Sequence[str] = ()
+
+    @property
+    def table(self) -> NodeTable:
+        """ComfyUI's nodes and ours."""
+        self._start()
+        return NodeTable(*checkout.known_nodes())
+
+    def check(self, graph: Graph) -> Validation:
+        """What ComfyUI's own validation says. See `GraphEngine.check`."""
+        self._start()
+        with tempfile.TemporaryDirectory(prefix="svd-stages-") as scratch, self._around(Path(scratch), graph):
+            checked = self._validated(graph, str(uuid.uuid4()))
+            if checked.node_errors:
+                raise refusal(None, checked.node_errors, graph.prompt, self.table)
+        return checked
+
+    def run(self, graph: Graph, emit: Emit | None = None) -> Report:
+        """Validate and run. See `GraphEngine.run`; SettingError when the output folder cannot be written."""
+        from ..svd_core.outputs import scratch_folder_beside
+
+        self._start()
+        output_folder = Path(self.surroundings.output_folder)
+        with scratch_folder_beside(output_folder / _BESIDE) as scratch, self._around(scratch, graph):
+            prompt_id = str(uuid.uuid4())
+            checked = self._validated(graph, prompt_id)
+            ui, results = self._run(checked, prompt_id, graph, scratch, emit or ignore_events)
+            faults = ""
+            if checked.node_errors:
+                faults = str(refusal(None, checked.node_errors, graph.prompt, self.table))
+        return Report(results.files, ui, faults, checked.node_errors)
+
+    def _run(
+        self, checked: Validation, prompt_id: str, graph: Graph, scratch: Path, emit: Emit
+    ) -> tuple[dict[str, Any], Results]:
+        from ..nodes.comfy.running import ComfyRunner, stopping_at_signals
+
+        def fill(kind: str, subfolder: str, name: str, target: Path) -> None:
+            link_or_copy(place_inside(scratch / kind, subfolder, name), target)
+
+        def told(event: str, data: dict[str, Any]) -> None:
+            if event == "executed":
+                data = {**data, "files": results.keep(data.get("output")), "output": results.named(data.get("output"))}
+            emit(event, data)
+
+        here = self.surroundings.host()
+        results = Results({"output": here.output_folder, "temp": here.folder("temp")}, fill)
+        extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
+        emit("queued", {})
+        with stopping_at_signals():
+            ran = ComfyRunner().execute(checked.prompt, prompt_id, checked.outputs, extra, told)
+        if ran.event == "execution_interrupted":
+            raise Interrupted("the run was stopped")
+        if ran.event == "execution_error":
+            raise node_failure(ran.data, graph.prompt)
+        return {node: results.named(answer) for node, answer in ran.ui.items()}, results
+
+    def _validated(self, graph: Graph, prompt_id: str) -> Validation:
+        """ComfyUI's answer, with the outputs in the order of the file. Raises GraphError when nothing can run."""
+        from ..nodes.comfy.running import ComfyRunner
+
+        if fault := shape_fault(graph.prompt):
+            raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
+        prompt: Prompt = {node_id: {"inputs": {}, **node} for node_id, node in copy.deepcopy(graph.prompt).items()}
+        ok, error, outputs, node_errors = ComfyRunner().validate(prompt, prompt_id)
+        if not ok:
+            raise refusal(error or {}, node_errors, graph.prompt, self.table)
+        return Validation(True, None, [each for each in prompt if each in outputs], tidy(node_errors), prompt)
+
+    def _start(self) -> None:
+        with _quiet_stdout():
+            checkout.start(checkout.Checkout(self.folder, self._flags(), tuple(self.custom_nodes)))
+            for root in self.surroundings.named_models():
+                checkout.add_models(root)
+
+    def _flags(self) -> tuple[str, ...]:
+        """Our options as ComfyUI's own. Raises SettingError for a device that is not there."""
+        checkout.find(self.folder)
+        device, flags = self.surroundings.device, []
+        if device != "auto":
+            self.surroundings.host().device()
+        if device == "cpu" or (device == "auto" and not _has_accelerator()):
+            flags.append("--cpu")
+        elif device.startswith("cuda:"):
+            flags += ["--cuda-device", device.removeprefix("cuda:")]
+        flags += {
+            "fp32": ["--force-fp32"],
+            "fp16": ["--force-fp16"],
+            "bf16": ["--bf16-unet", "--bf16-vae"],
+        }.get(self.surroundings.precision, [])
+        return (*flags, *self._memory_flags("--cpu" in flags))
+
+    def _memory_flags(self, on_cpu: bool) -> list[str]:
+        if self.surroundings.vram is None:
+            return []
+        import torch
+
+        if on_cpu or not torch.cuda.is_available():
+            logger.warning("--vram limits a graphics card's memory; ComfyUI has no such limit for this device")
+            return []
+        total = torch.cuda.get_device_properties(0).total_memory
+        return ["--reserve-vram", f"{max(0, total - self.surroundings.vram) / GIB:.3f}"]
+
+    @contextlib.contextmanager
+    def _around(self, scratch: Path, graph: Graph) -> Iterator[None]:
+        """ComfyUI's folders, our host and a quiet stdout inside the `with`."""
+        from ..nodes.comfy.host import ComfyHost
+
+        here = self.surroundings.host()
+        for name in ("input", "output", "temp"):
+            (scratch / name).mkdir()
+        _bring_outputs(graph.prompt, here.output_folder, scratch / "output")
+        given = here.input_folder if here.input_folder.is_dir() else scratch / "input"
+        precise = host.using(ComfyHost(self.surroundings.precision))
+        with checkout.folders(given, scratch / "output", scratch / "temp"), precise, _quiet_stdout():
+            yield
+
+
+def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:
+    """What nodes print goes to stderr: results are all that stdout has."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _has_accelerator() -> bool:
+    """Whether torch has a device that ComfyUI would compute on."""
+    import torch
+
+    accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
+    if accelerator is not None:
+        return accelerator.is_available()
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _bring_outputs(prompt: Prompt, output_folder: Path, scratch: Path) -> None:
+    """Copy the earlier results that a graph reads, as in "x.png [output]", to where its nodes will look for them."""
+    for node in prompt.values():
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        for value in inputs.values() if isinstance(inputs, dict) else ():
+            if isinstance(value, str) and value.endswith(" [output]"):
+                subfolder, _, name = value.removesuffix(" [output]").rpartition("/")
+                source = output_folder / subfolder / name
+                if source.is_file():
+                    target = place_inside(scratch, subfolder, name)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    link_or_copy(place_inside(output_folder, subfolder, name), target)

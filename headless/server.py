@@ -1,0 +1,207 @@
+"""The routes of a running ComfyUI, called with the standard library: what is asked, how long, and what is believed.
+
+Nothing goes through a proxy, redirects to another place are refused, answers have limits, and the password in the
+address is sent to that server alone and is in no message.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import secrets
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..svd_core.errors import ServerError
+from ..svd_core.graph.prompt import one_line
+from .websocket import WebSocket
+
+MAX_JSON = 256 * 1024 * 1024
+"""Bytes of an answer in JSON. /object_info of a large installation has some ten million."""
+MAX_FILE = 16 * 1024**3
+"""Bytes of a result."""
+CHUNK = 1024 * 1024
+
+
+class Refused(Exception):
+    """The server answered with an HTTP error: its status and what it said, JSON when it was."""
+
+    def __init__(self, status: int, answer: Any):
+        super().__init__(status)
+        self.status = status
+        self.answer = answer
+
+
+@dataclass(frozen=True)
+class Server:
+    """A ComfyUI at `address`, scheme://host:port/path without a slash at its end. `timeout`: seconds for an answer."""
+
+    address: str
+    timeout: float = 60.0
+    _login: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def at(cls, url: str, timeout: float = 60.0) -> Server:
+        """The server at a URL as people write it: HOST:PORT, http://... or https://USER:PASSWORD@...
+
+        Raises ServerError (`server.url`) for what is no such address.
+        """
+        text = url if "://" in url else f"http://{url}"
+        try:
+            parts = urllib.parse.urlsplit(text)
+            port = parts.port
+        except ValueError:
+            parts, port = urllib.parse.urlsplit(""), None
+        plain = text.isascii() and text.isprintable() and " " not in text
+        if parts.scheme not in ("http", "https") or not parts.hostname or not plain or parts.query or parts.fragment:
+            shown = text.rpartition("@")[2][:100]
+            raise ServerError(
+                f'"{one_line(shown)}" is no address of a ComfyUI; write it as http://localhost:8188, with '
+                "USER:PASSWORD@ before the host where it wants a login.",
+                code="server.url",
+            )
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        place = host if port is None else f"{host}:{port}"
+        login = None
+        if parts.username is not None:
+            words = ":".join(urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
+            login = "Basic " + base64.b64encode(words.encode()).decode()
+        return cls(f"{parts.scheme}://{place}{parts.path.rstrip('/')}", timeout, login)
+
+    def get(self, route: str, **query: str) -> Any:
+        """A route's answer, read as JSON. Raises ServerError, and Refused for an HTTP error."""
+        with self._open(route, query=query) as answer:
+            return _as_json(_read(answer, MAX_JSON))
+
+    def post(self, route: str, body: Mapping[str, Any]) -> Any:
+        """What a route answers to JSON, read as JSON; None when it is empty. Raises as `get` does."""
+        content = json.dumps(body).encode()
+        with self._open(route, content, {"Content-Type": "application/json"}) as answer:
+            read = _read(answer, MAX_JSON)
+        return _as_json(read) if read.strip() else None
+
+    def upload(self, name: str, content: bytes, subfolder: str) -> Any:
+        """Put a file into a subfolder of the server's input folder; its answer {name, subfolder, type}.
+
+        A file of that name with other content stays: the server then chooses another name. Raises as `get` does.
+        """
+        boundary = secrets.token_hex(16)
+        quoted = name.replace("\\", "_").replace('"', "%22").replace("\r", "").replace("\n", "")
+        fields = {"type": "input", "subfolder": subfolder}
+        body = b"".join(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
+            for key, value in fields.items()
+        )
+        body += f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{quoted}"\r\n'.encode()
+        body += b"Content-Type: application/octet-stream\r\n\r\n" + content + f"\r\n--{boundary}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        with self._open("/upload/image", body, kind) as answer:
+            return _as_json(_read(answer, MAX_JSON))
+
+    def download(self, route: str, target: Path, **query: str) -> None:
+        """Write a route's answer to a file. Raises as `get` does, also when the answer breaks off; OSError."""
+        with self._open(route, query=query) as answer, target.open("wb") as file:
+            promised = answer.headers.get("Content-Length")
+            size = 0
+            while chunk := _some(answer):
+                size += len(chunk)
+                if size > MAX_FILE:
+                    raise ServerError(f"a result has more than {MAX_FILE} bytes; it is not fetched", code="server.size")
+                file.write(chunk)
+        if promised is not None and promised.isdigit() and int(promised) != size:
+            raise self._unreachable(f"a result broke off after {size} of {promised} bytes")
+
+    def listen(self, client_id: str) -> WebSocket:
+        """The websocket on which the server tells a client what it does. Raises WebSocketError."""
+        scheme, _, rest = self.address.partition("://")
+        url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws?clientId={client_id}"
+        return WebSocket.connect(url, self._headers(), min(self.timeout, 30.0))
+
+    def _headers(self) -> dict[str, str]:
+        return {} if self._login is None else {"Authorization": self._login}
+
+    def _open(
+        self,
+        route: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Any:
+        url = self.address + route + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        request = urllib.request.Request(url, body, {**self._headers(), **(headers or {})})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _SamePlace())
+        try:
+            return opener.open(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refused(error.code, _some(error)) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise self._unreachable(str(getattr(reason, "strerror", None) or reason or type(reason).__name__)) from None
+
+    def _refused(self, status: int, content: bytes) -> Exception:
+        """The error for an answer with an HTTP error status."""
+        if status in (401, 403):
+            return ServerError(
+                f"the server at {self.address} refuses us ({status}); give its login in the address, as in "
+                "https://USER:PASSWORD@HOST, or ask who runs it.",
+                code="server.login",
+            )
+        try:
+            return Refused(status, json.loads(content))
+        except ValueError:
+            return Refused(status, one_line(content.decode("utf-8", "replace"), 300))
+
+    def _unreachable(self, reason: str) -> ServerError:
+        return ServerError(
+            f"the server at {self.address} cannot be reached: {one_line(reason, 200)}. Is ComfyUI running there?",
+            code="server.unreachable",
+        )
+
+
+class _SamePlace(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to the same scheme, host and port only: requests carry a login and the user's files."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Refuse another place."""
+        there = urllib.parse.urlsplit(newurl)
+        here = urllib.parse.urlsplit(req.full_url)
+        if (there.scheme, there.netloc) != (here.scheme, here.netloc):
+            raise ServerError(
+                f"the server at {here.scheme}://{here.netloc} sends us on to another one, "
+                f"{one_line(there.scheme, 20)}://{one_line(there.netloc.rpartition('@')[2], 100)}; if that is meant, "
+                "give its address.",
+                code="server.redirect",
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _some(answer: Any) -> bytes:
+    try:
+        return answer.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"the server broke off its answer: {error}", code="server.unreachable") from error
+
+
+def _read(answer: Any, limit: int) -> bytes:
+    read = bytearray()
+    while chunk := _some(answer):
+        read += chunk
+        if len(read) > limit:
+            raise ServerError(f"an answer of the server has more than {limit} bytes", code="server.size")
+    return bytes(read)
+
+
+def _as_json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ServerError(
+            "the server answers what is not JSON; is it a ComfyUI? Give the address of its page.", code="server.answer"
+        ) from error

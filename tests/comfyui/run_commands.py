@@ -1,0 +1,35 @@
+"""Runs commands of svd-stages, one after the other in one process: `run_commands.py COMMANDS.json`, in any Python.
+
+Prints one JSON line for each: exit status, what it wrote to stdout (JSON lines, read) and stderr, and on how many ports
+the process listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import psutil
+from svd_stages.__main__ import main
+
+
+def outcome(command: list[str]) -> dict:
+    """Run one."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(command)
+        except SystemExit as stop:
+            status = stop.code
+    listening = [each for each in psutil.Process().net_connections() if each.status == psutil.CONN_LISTEN]
+    lines = [json.loads(line) for line in out.getvalue().splitlines() if "--json" in command]
+    return {"status": status, "lines": lines, "err": err.getvalue(), "ports": len(listening)}
+
+
+if __name__ == "__main__":
+    for each in json.loads(Path(sys.argv[1]).read_text("utf-8")):
+        sys.stdout.write(json.dumps(outcome(each)) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,408 @@
+"""The three engines side by side: one command, one set of events, one exit status, the same frames.
+
+Embedded and ComfyUI's engine run in ComfyUI's Python, each in one process; the remote engine here, against a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comfyui.test_inside_comfyui import frames_of, make_base, nano_graph, node
+from PIL import Image
+from svd_stages.headless import Graph, Surroundings
+from svd_stages.headless.remote import RemoteEngine
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+ENGINES = ("embedded", "comfyui", "remote")
+FRAMES, STEPS = 3, 2
+
+PICTURE = node("LoadImage", image="picture.png")
+SAVE = node("SaveImage", images=["1", 0], filename_prefix="kept")
+SIGMAS = {"steps": 3, "schedule": "karras", "sigma_min": 0.002, "sigma_max": 700.0, "rho": 7.0}
+
+
+def saving(**changes: dict) -> dict:
+    """A graph that saves a picture, with nodes changed or added."""
+    return {"1": PICTURE, "2": SAVE, **{key.removeprefix("n"): value for key, value in changes.items()}}
+
+
+def loading(checkpoint: str) -> dict:
+    """A graph that opens a checkpoint and does something with it."""
+    graph = nano_graph(steps=1)
+    graph["load"]["inputs"]["checkpoint"] = checkpoint
+    return graph
+
+
+def sampling(**sigmas: Any) -> dict:
+    """A graph with SVDSigmas in it."""
+    graph = nano_graph(steps=1)
+    graph["sigmas"] = node("SVDSigmas", **{**SIGMAS, **sigmas})
+    graph["sample"]["inputs"]["sigmas"] = ["sigmas", 0]
+    return graph
+
+
+FAULTS: dict[str, tuple[Any, list[str], int]] = {
+    "nothing": (saving(), [], 0),
+    "unknown class": (saving(n2=node("SaveImages", images=["1", 0], filename_prefix="x")), [], 2),
+    "no class": (saving(n3={"inputs": {}}), [], 2),
+    "a node that is a list": (saving(n3=[]), [], 2),
+    "no outputs": ({"1": PICTURE}, [], 2),
+    "a link to nowhere": (saving(n1=node("ImageScale", image=["99", 0], upscale_method="area", width=8, height=8,
+                                         crop="disabled")), [], 2),
+    "a circle": (saving(n1=node("ImageScale", image=["1", 0], upscale_method="area", width=8, height=8,
+                                crop="disabled")), [], 2),
+    "a slot that is not there": (saving(n2=node("SaveImage", images=["1", 7], filename_prefix="x")), [], 2),
+    "another type": (saving(n2=node("SaveImage", images=["1", 1], filename_prefix="x")), [], 2),
+    "a value out of range": (nano_graph(steps=0), [], 2),
+    "a value that is no choice": (sampling(schedule="linear"), [], 2),
+    "a missing input": (saving(n2=node("SaveImage", filename_prefix="x")), [], 2),
+    "a missing picture": (saving(n1=node("LoadImage", image="gone.png")), [], 3),
+    "a missing checkpoint": (loading("gone.safetensors"), [], 3),
+    "a missing checkpoint and a value out of range": (
+        {**loading("gone.safetensors"), "clip": nano_graph()["clip"], "sample": nano_graph(steps=0)["sample"]}, [], 2),
+    "a setting of no input": (saving(), ["--set", "SaveImage.prefix=x"], 2),
+    "a setting of no node": (saving(), ["--set", "SaveVideo.format=mp4"], 2),
+    "no JSON": ("{", [], 2),
+    "a file that is no picture": (saving(n1=node("LoadImage", image="text.png")), [], 3),
+    "a node that refuses its values": (sampling(sigma_min=5.0, sigma_max=1.0), [], 2),
+    "a checkpoint that is damaged": (loading("cut.safetensors"), [], 3),
+    "a name that is too long": (saving(n2=node("SaveImage", images=["1", 0], filename_prefix="x" * 300)), [], 4),
+    "an output folder that is a file": (saving(), ["--output-dir", "text.png"], 2),
+    "half of it": (saving(n3=node("SaveImage", images=["99", 0], filename_prefix="x")), [], 2),
+}  # fmt: skip
+"""What is wrong, the graph, more of the command line, and the exit status."""
+STAYS = {"nothing": ["kept_N_.png"], "half of it": ["kept_N_.png"]}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the commands run: a ComfyUI base that a server has, and whose folders the others are given."""
+
+    base: Path
+    python: str
+    comfyui: Path
+    url: str = ""
+
+    def command(self, engine: str, graph: Path, *more: str) -> list[str]:
+        """`run` on an engine."""
+        common = ["run", str(graph), "--input-dir", str(self.base / "input"), "--json"]
+        models = ["--models", str(self.base / "models"), "--device", "cpu"]
+        which = {
+            "embedded": models,
+            "comfyui": [*models, "--comfyui", str(self.comfyui)],
+            "remote": ["--server", self.url],
+        }
+        return [*common, *which[engine], *more]
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """For a process that is to import the package."""
+        if not (folder / "svd_stages").exists():
+            (folder / "svd_stages").symlink_to(REPOSITORY, target_is_directory=True)
+        return {**os.environ, "PYTHONPATH": str(folder)}
+
+    def run(self, commands: list[list[str]], folder: Path, python: str | None = None) -> list[dict[str, Any]]:
+        """What came of each command, all in one process whose working folder is `folder`."""
+        listed = folder / "commands.json"
+        listed.write_text(json.dumps(commands))
+        done = subprocess.run(
+            [python or self.python, HERE / "run_commands.py", listed],
+            cwd=folder, env=self.environment(folder), capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(comfyui, tmp_path_factory) -> Iterator[Place]:
+    base = make_base(tmp_path_factory.mktemp("engines"), "SVD-Stages")
+    (base / "input" / "text.png").write_text("this is no picture")
+    (base / "models" / "checkpoints").mkdir(parents=True)
+    nano = REPOSITORY / "svd_core" / "nano" / "svd_nano.safetensors"
+    (base / "models" / "checkpoints" / "cut.safetensors").write_bytes(nano.read_bytes()[:100_000])
+    with comfyui.serve(base) as server:
+        yield Place(base, comfyui.python, comfyui.folder, server.url)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def outcomes(place, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
+    """What came of each fault on each engine, with the files that were left."""
+    found = {}
+    for engine in ENGINES:
+        folder = tmp_path_factory.mktemp(engine)
+        commands = []
+        (folder / "text.png").write_text("in the way")
+        for place_of, (graph, more, _) in enumerate(FAULTS.values()):
+            file = folder / f"{place_of}.json"
+            file.write_text(graph if isinstance(graph, str) else json.dumps(graph))
+            commands.append(place.command(engine, file, "--output-dir", str(folder / f"out{place_of}"), *more))
+        python = sys.executable if engine == "remote" else None
+        found[engine] = dict(zip(FAULTS, place.run(commands, folder, python), strict=True))
+        for place_of, outcome in enumerate(found[engine].values()):
+            outcome["files"] = files(folder / f"out{place_of}")
+    return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_has_one_exit_status(outcomes, engine, case):
+    outcome = outcomes[engine][case]
+    assert outcome["status"] == FAULTS[case][2], outcome
+    assert list(map(without_number, outcome["files"])) == STAYS.get(case, [])
+    assert "Traceback" not in outcome["err"]
+    if outcome["status"]:
+        error = outcome["lines"][-1]
+        assert error["event"] == "error" and error["exit_status"] == outcome["status"]
+        assert len(error["message"]) < 1500
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_engines_tell_the_same_events(outcomes, case):
+    told = {engine: outcomes[engine][case]["lines"] for engine in ENGINES}
+    expected = [shown(line) for line in told["embedded"]]
+    failed_in_a_node = FAULTS[case][2] > 0 and any(line["event"] == "executing" for line in told["embedded"])
+    for engine in ("comfyui", "remote"):
+        found = [shown(line) for line in told[engine]]
+        if failed_in_a_node and case != "half of it":  # before it, one has run this, another that
+            assert (found[:2], found[-1]) == (expected[:2], expected[-1])
+        else:
+            assert [each for each in found if each[0] != "executing"] == [
+                each for each in expected if each[0] != "executing"
+            ]
+            assert worked_on(told[engine]) == worked_on(told["embedded"])
+
+
+def shown(line: dict[str, Any]) -> tuple:
+    """What must be equal."""
+    about = {
+        "error": lambda: (line["exit_status"], line.get("node_id"), sorted(line.get("node_errors", []))),
+        "executing": lambda: (line["node"], line["class_type"], line["title"]),
+        "executed": lambda: (line["node"], line["class_type"], [without_number(file) for file in line["files"]]),
+        "result": lambda: [without_number(file) for file in line["files"]],
+    }.get(line["event"], lambda: ())()
+    return (line["event"], about)
+
+
+def worked_on(lines: list[dict[str, Any]]) -> list[str]:
+    """The nodes that ran, or whose results a server still had from the run before."""
+    cached = [node_id for line in lines if line["event"] == "cached" for node_id in line["nodes"]]
+    return sorted({*cached, *(line["node"] for line in lines if line["event"] == "executing")})
+
+
+def without_number(file: str) -> str:
+    """The name of a result: a server counts its own files."""
+    return re.sub(r"\d+", "N", Path(file).name)
+
+
+def test_comfyuis_engine_opens_no_port(outcomes):
+    assert {outcome["ports"] for outcome in outcomes["comfyui"].values()} == {0}
+
+
+# The same frames
+
+
+@pytest.fixture(scope="module")
+def clips(place, tmp_path_factory) -> dict[str, tuple[list[dict[str, Any]], Path]]:
+    """What each engine told of one run of our nodes, and its folder of results."""
+    found = {}
+    for engine in ENGINES:
+        folder = tmp_path_factory.mktemp(f"clip_{engine}")
+        (folder / "graph.json").write_text(json.dumps(nano_graph(steps=STEPS)))
+        command = place.command(engine, folder / "graph.json", "--output-dir", str(folder / "out"))
+        (done,) = place.run([command], folder, sys.executable if engine == "remote" else None)
+        assert done["status"] == 0, done
+        found[engine] = (done["lines"], folder / "out")
+    return found
+
+
+def test_our_nodes_give_the_same_frames_on_all_engines(clips, place):
+    webp = {engine: folder / "nano_00001_.webp" for engine, (_, folder) in clips.items()}
+    assert frames_of(webp["embedded"]).shape == (FRAMES, 64, 64, 3)
+    assert np.array_equal(frames_of(webp["comfyui"]), frames_of(webp["remote"]))
+    assert np.abs(frames_of(webp["embedded"]) - frames_of(webp["comfyui"])).max() <= 1
+    for name in ("nano_00001_.webp", "video/nano_00001_.mp4"):
+        assert (clips["remote"][1] / name).read_bytes() == (place.base / "output" / name).read_bytes()
+    assert {engine: files(folder) for engine, (_, folder) in clips.items()} == {
+        engine: ["nano_00001_.webp", "video/nano_00001_.mp4"] for engine in ENGINES
+    }
+
+
+def test_progress_of_the_sampler_is_told_step_by_step_with_its_node(clips):
+    for engine, (lines, _) in clips.items():
+        steps = [line for line in lines if line["event"] == "progress" and line.get("node") == "sample"]
+        assert [line["done"] for line in steps] == list(range(STEPS + 1)), engine
+        assert {line["total"] for line in steps} == {STEPS}
+        assert all(line["stage"] and line["unit"] for line in steps)
+
+
+def core_graph() -> dict:
+    """Core's own SVD graph, picture to frames, small."""
+    return {
+        "load": node("ImageOnlyCheckpointLoader", ckpt_name="random.safetensors"),
+        "picture": PICTURE,
+        "condition": node(
+            "SVD_img2vid_Conditioning", clip_vision=["load", 1], init_image=["picture", 0], vae=["load", 2],
+            width=64, height=64, video_frames=FRAMES, motion_bucket_id=127, fps=6, augmentation_level=0.0,
+        ),
+        "guide": node("VideoLinearCFGGuidance", model=["load", 0], min_cfg=1.0),
+        "sample": node(
+            "KSampler", model=["guide", 0], seed=7, steps=STEPS, cfg=2.5, sampler_name="euler", scheduler="karras",
+            positive=["condition", 0], negative=["condition", 1], latent_image=["condition", 2], denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="core/frame"),
+    }  # fmt: skip
+
+
+def test_core_s_svd_graph_gives_exactly_the_server_s_frames(place, random_checkpoints, tmp_path):
+    checkpoints = place.base / "models" / "checkpoints"
+    (checkpoints / "random.safetensors").symlink_to(random_checkpoints / "with_conditioning_encoder.safetensors")
+    (tmp_path / "graph.json").write_text(json.dumps(core_graph()))
+    names = [f"core/frame_{number:05}_.png" for number in range(1, FRAMES + 1)]
+    for engine, python in (("remote", sys.executable), ("comfyui", place.python)):
+        command = place.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / engine))
+        (done,) = place.run([command], tmp_path, python)
+        assert done["status"] == 0, done
+        assert files(tmp_path / engine) == names
+    pixels = [np.asarray(Image.open(tmp_path / "comfyui" / name)) for name in names]
+    for name, frame in zip(names, pixels, strict=True):
+        assert frame.shape == (64, 64, 3) and frame.std() > 1
+        assert np.array_equal(frame, np.asarray(Image.open(place.base / "output" / name)))
+        assert (tmp_path / "remote" / name).read_bytes() == (place.base / "output" / name).read_bytes()
+    assert not np.array_equal(pixels[0], pixels[1])
+
+
+# Stopping
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [*((engine, signal.SIGINT) for engine in ENGINES), ("comfyui", signal.SIGKILL), ("remote", signal.SIGKILL)],
+    ids=lambda each: getattr(each, "name", each),
+)
+def test_a_run_that_is_stopped_leaves_no_result(place, tmp_path, engine, number):
+    before = files(place.base / "output")
+    (tmp_path / "graph.json").write_text(json.dumps(nano_graph(steps=5000, seed=number)))
+    command = place.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / "out"))
+    process = subprocess.Popen(
+        [sys.executable if engine == "remote" else place.python, "-m", "svd_stages", *command],
+        cwd=tmp_path, env=place.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell lets what it starts in the background ignore the signal, and the tests may be started so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    for line in process.stdout:
+        told = json.loads(line)
+        if told["event"] == "progress" and told.get("node") == "sample" and told["done"] >= 2:
+            process.send_signal(number)
+            break
+    told = [json.loads(line) for line in process.stdout]
+    words = process.stderr.read()
+    status = process.wait(timeout=60)
+    left = [name for name in files(tmp_path / "out") if "/." not in f"/{name}"] if (tmp_path / "out").exists() else []
+    assert left == []
+    if number == signal.SIGINT:
+        assert status == 130, words
+        assert told[-1]["code"] == "interrupted" and "Traceback" not in words
+        assert not (tmp_path / "out").exists()
+    if engine == "remote":
+        stop_what_runs(place.url)
+    assert files(place.base / "output") == before
+
+
+def stop_what_runs(url: str) -> None:
+    """A client that was killed could not stop its run; one that was interrupted has."""
+    request = urllib.request.Request(f"{url}/interrupt", b"{}", method="POST")
+    urllib.request.urlopen(request, timeout=30).close()
+    for _ in range(300):
+        with urllib.request.urlopen(f"{url}/queue", timeout=30) as answer:
+            if not json.load(answer)["queue_running"]:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the server does not stop")
+
+
+def test_an_interrupted_run_is_stopped_on_the_server(place, tmp_path):
+    def stop(event: str, data: dict[str, Any]) -> None:
+        if event == "progress" and data["node"] == "sample":
+            raise KeyboardInterrupt
+
+    surroundings = Surroundings(input_folder=place.base / "input", output_folder=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        RemoteEngine(surroundings, place.url).run(Graph(nano_graph(steps=5000, seed=99)), stop)
+    with urllib.request.urlopen(f"{place.url}/queue", timeout=30) as answer:
+        assert json.load(answer) == {"queue_running": [], "queue_pending": []}
+
+
+# Custom nodes
+
+
+ECHO = """
+from server import PromptServer
+PromptServer.instance.routes  # as many packs do
+print("a pack that prints")
+class Echo:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+    RETURN_TYPES, FUNCTION = ("IMAGE",), "echo"
+    def echo(self, image):
+        print("a node that prints")
+        return (1 - image,)
+NODE_CLASS_MAPPINGS = {"Echo": Echo}
+"""
+
+
+def test_chosen_custom_nodes_run_and_no_others(place, tmp_path):
+    checkout = tmp_path / "ComfyUI"
+    left_out = {".git", "custom_nodes", "models", "input", "output", "temp", "user"}
+    shutil.copytree(place.comfyui, checkout, ignore=lambda folder, _: left_out if Path(folder) == place.comfyui else ())
+    for name, text in {"Echo": ECHO, "Broken": "import module_that_is_not_there\n"}.items():
+        (checkout / "custom_nodes" / name).mkdir(parents=True)
+        (checkout / "custom_nodes" / name / "__init__.py").write_text(text)
+    (checkout / "custom_nodes" / "SVD").symlink_to(REPOSITORY, target_is_directory=True)
+    graph = saving(n2=node("SaveImage", images=["3", 0], filename_prefix="echo"), n3=node("Echo", image=["1", 0]))
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    common = ["run", "graph.json", "--comfyui", str(checkout), "--input-dir", str(place.base / "input"), "--json"]
+    chosen = [[], ["Nope"], ["Broken"], ["Echo"], ["SVD", "Echo"]]
+    commands = [[*common, *(word for name in names for word in ("--custom-node", name))] for names in chosen]
+    without, missing, broken, echo, twice = Place(place.base, place.python, checkout).run(commands, tmp_path)
+    assert [each["status"] for each in (without, missing, broken, echo, twice)] == [2, 2, 2, 0, 0]
+    assert "Echo" in without["err"] and "Broken" in missing["err"] and "module_that_is_not_there" in broken["err"]
+    assert "a pack that prints" in echo["err"] and "a node that prints" in echo["err"]
+    assert "not loaded twice" in twice["err"]
+    kept = np.asarray(Image.open(tmp_path / "output" / "echo_00001_.png"), dtype=int)
+    picture = np.asarray(Image.open(place.base / "input" / "picture.png").convert("RGB"), dtype=int)
+    assert np.abs(kept - (255 - picture)).max() <= 1
+    assert files(checkout / "custom_nodes" / "Echo")[0] == "__init__.py" and not (checkout / "user").exists()
+
+
+def test_validation_is_comfyuis_own(place, tmp_path):
+    good, bad = nano_graph(), nano_graph(steps=0)
+    for name, graph in (("good.json", good), ("bad.json", bad)):
+        (tmp_path / name).write_text(json.dumps(graph))
+    more = ["--comfyui", str(place.comfyui), "--input-dir", str(place.base / "input"), "--json"]
+    commands = [["validate", name, *more] for name in ("good.json", "bad.json")]
+    fine, wrong = place.run(commands, tmp_path)
+    assert fine["status"] == 0 and fine["lines"][-1]["outputs"] == ["webp", "mp4"]
+    assert wrong["status"] == 2 and list(wrong["lines"][-1]["node_errors"]) == ["sample"]
+    assert files(tmp_path) == ["bad.json", "commands.json", "good.json"]

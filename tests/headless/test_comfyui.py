@@ -1,0 +1,96 @@
+"""The ComfyUI engine where there is no ComfyUI, and the choice between engines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import svd_stages
+from svd_stages import headless
+from svd_stages.__main__ import main
+from svd_stages.headless.comfyui import ComfyUIEngine
+from svd_stages.nodes.comfy.checkout import MARKS
+from svd_stages.svd_core.errors import MissingExtraError, SettingError
+
+GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "gone.png"}}}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
+    return tmp_path
+
+
+def make_checkout(folder: Path) -> Path:
+    """What looks like a ComfyUI, with a requirement that nobody has."""
+    for mark in MARKS:
+        (folder / mark).parent.mkdir(parents=True, exist_ok=True)
+        (folder / mark).write_text("raise AssertionError('nothing of it may be imported')")
+    (folder / "requirements.txt").write_text(
+        "comfyui-frontend-package==1\ntorch\na-package-that-nobody-has>=2\n\n#non essential ones:\nanother-one\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("command", ["run", "validate"])
+@pytest.mark.parametrize("name", ["nowhere", "empty", "graph.json", "portable"])
+def test_a_folder_that_is_no_comfyui_is_bad_usage(here, capsys, command, name):
+    (here / "empty").mkdir()
+    make_checkout(here / "portable" / "ComfyUI")
+    assert main([command, "graph.json", "--comfyui", name]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f'"{name}" is no ComfyUI' in said and "main.py" in said
+    assert ("Did you mean" in said) == (name == "portable")
+
+
+def test_a_python_without_comfyuis_requirements_is_told_what_is_missing(here):
+    with pytest.raises(MissingExtraError) as error:
+        svd_stages.run_graph(GRAPH, comfyui=make_checkout(here / "ComfyUI"), device="cpu")
+    text = str(error.value)
+    assert error.value.code == "comfyui.requirements" and error.value.exit_status == 2
+    assert "a-package-that-nobody-has" in text and "ComfyUI's own Python" in text and sys.executable in text
+    assert "torch" not in text and "frontend" not in text and "another-one" not in text
+    assert str(here / "ComfyUI") not in sys.path
+
+
+def test_a_process_that_has_such_modules_is_told_so(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "folder_paths", ModuleType("folder_paths"))
+    with pytest.raises(SettingError) as error:
+        svd_stages.run_graph(GRAPH, comfyui=make_checkout(here / "ComfyUI"), device="cpu")
+    assert error.value.code == "comfyui.modules" and "folder_paths" in str(error.value)
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_is_started(here):
+    with pytest.raises(SettingError, match="abacus"):
+        svd_stages.run_graph(GRAPH, comfyui=make_checkout(here / "ComfyUI"), device="abacus")
+
+
+def test_engines_exclude_each_other(here, capsys):
+    for more in (["--comfyui", "a", "--server", "b"], ["--custom-node", "a"], ["--server", "b", "--custom-node", "a"]):
+        try:
+            status = main(["run", "graph.json", *more])
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 2
+    with pytest.raises(SettingError, match="one of the two"):
+        svd_stages.run_graph(GRAPH, comfyui="a", server="b")
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({"device": "cpu"}, ("--cpu",)),
+        ({"device": "cpu", "precision": "fp32"}, ("--cpu", "--force-fp32")),
+        ({"device": "cpu", "precision": "fp16"}, ("--cpu", "--force-fp16")),
+        ({"device": "cpu", "precision": "bf16"}, ("--cpu", "--bf16-unet", "--bf16-vae")),
+        ({"device": "cpu", "vram": 2**30}, ("--cpu",)),
+    ],
+)
+def test_our_options_are_said_as_comfyuis(here, options, flags):
+    engine = headless.choose_engine(headless.Surroundings(**options), make_checkout(here / "ComfyUI"))
+    assert isinstance(engine, ComfyUIEngine) and engine._flags() == flags
