@@ -20,12 +20,14 @@ def input_pictures() -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_picture_name(entry.name))
 
 
-def annotated_file(name: str) -> Path:
+def annotated_file(name: str | None) -> Path:
     """The file that `name` means: in the input folder, or in the one said as in "x.png [output]".
 
     Links are followed, and where they end must lie inside the folder too. Raises ImageError when it does not, or when
     there is no such file.
     """
+    if name is None:  # null in the graph looks like a link to VALIDATE_INPUTS, which therefore lets it pass
+        raise ImageError("the picture has no name, it is null; give the name of a file.", code="image.missing")
     kind: host.Folder = "input"
     bare = name
     for annotation, annotated in _ANNOTATIONS.items():

@@ -49,12 +49,17 @@ class ModelLibrary:
         """
         return [*sorted(self._found(CHECKPOINTS).keys() - {EMBEDDED}), EMBEDDED]
 
-    def find(self, name: str) -> Path:
+    def find(self, name: str | None) -> Path:
         """The file or folder called `name`, the embedded one too; either path separator is understood.
 
         Only what was met in the folders is found, so no name leads out of them. Raises CheckpointError with the three
         nearest names when there is none.
         """
+        if name is None:  # null in the graph looks like a link to VALIDATE_INPUTS, which therefore lets it pass
+            raise CheckpointError(
+                f'the checkpoint has no name, it is null; give the name of one, such as "{self.names()[0]}".',
+                code="checkpoint.not_found",
+            )
         if name == EMBEDDED:
             return EMBEDDED_FILE
         found = self._found(CHECKPOINTS + PICKLES)

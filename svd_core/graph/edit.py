@@ -11,7 +11,7 @@ from ..errors import GraphError, nearest
 from .check_node import check_finite
 from .declared import DeclaredInput, read_declaration
 from .explain import explain
-from .prompt import WRAPPED, Prompt, looks_like_link, name_node, title_of
+from .prompt import WRAPPED, Prompt, looks_like_link, name_node, one_line, title_of
 from .validate import shape_fault
 
 logger = logging.getLogger(__name__)
@@ -107,4 +107,4 @@ def _takes_numbers(kind: Any) -> bool:
 
 
 def _wrong(message: str) -> GraphError:
-    return GraphError(message, code="graph.setting")
+    return GraphError(one_line(message), code="graph.setting")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .declared import Declarations, is_output, unsupported_feature
 from .dynamic import DynamicPrompt
 from .keys import Keys
 from .loops import complete, settled
-from .prompt import Prompt, looks_like_link, name_node, one_line, run_order, with_ancestors
+from .prompt import Prompt, looks_like_link, name_node, one_line, run_order, sources_of, with_ancestors
 from .store import Entry, Key, Store
 from .v3 import asked, function_of
 from .waiting import Waiting
@@ -126,6 +127,7 @@ class _Run:
     executed: list[str] = field(default_factory=list)
     ui: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     registered: set[str] = field(default_factory=set)
+    readers: Counter[str] = field(default_factory=Counter)
     observers_error: BaseException | None = None
 
     def tell(self, event: str, **about: Any) -> None:
@@ -183,6 +185,19 @@ class _Run:
         if node_id not in self.registered:
             self.registered.add(node_id)
             self.store.reads(self.slots_read(node_id))
+            self.readers.update(sources_of(self.graph.get_node(node_id)))
+
+    def release(self, node_id: str) -> None:
+        """A node reads nothing more; nor do those that only it might still have asked for."""
+        released = [node_id]
+        while released:
+            node_id = released.pop()
+            if node_id in self.registered:
+                self.registered.discard(node_id)
+                self.store.has_read(self.slots_read(node_id))
+                sources = sources_of(self.graph.get_node(node_id))
+                self.readers.subtract(sources)
+                released += [each for each in sources if not self.readers[each] and each not in self.waiting]
 
     async def wake(self) -> None:
         """Wait for a coroutine to end."""
@@ -317,9 +332,7 @@ class _Run:
         self.executed.append(node_id)
         self.unfinished.pop(node_id, None)
         self.waiting.done(node_id)
-        if node_id in self.registered:
-            self.registered.discard(node_id)
-            self.store.has_read(self.slots_read(node_id))
+        self.release(node_id)
 
     async def outcome_of(self, node_id: str) -> Outcome | None:
         """What a node gives; None when it has to wait once more. Raises NodeError from whatever it raises."""
@@ -440,6 +453,7 @@ class _Run:
             return outcome
         self.unfinished[node_id] = _Unfinished(parts=outcome.parts, ui=outcome.ui)
         await self.expand(node_id, outcome.parts)
+        self.release(node_id)  # only what it brought reads its inputs now
         self.waiting.again(node_id)
         return None
 

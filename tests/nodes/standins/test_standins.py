@@ -156,6 +156,11 @@ def test_a_name_on_a_wire_is_looked_up_when_it_is_known():
     assert NODES["LoadImage"].VALIDATE_INPUTS(None) is True
 
 
+def test_null_for_a_name_says_so_when_it_runs(folders):
+    with pytest.raises(ImageError, match="no name, it is null"):
+        run("LoadImage", image=None)
+
+
 def test_another_content_under_the_same_name_is_a_change(folders):
     changed = NODES["LoadImage"].IS_CHANGED
     picture(folders / "input" / "a.png", (1, 2, 3))

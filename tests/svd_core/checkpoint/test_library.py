@@ -106,6 +106,11 @@ def test_an_absolute_path_is_no_name(root):
         ModelLibrary.from_roots([root]).find(str(root / "checkpoints" / "svd.safetensors"))
 
 
+def test_null_for_a_name_says_so(root):
+    with pytest.raises(CheckpointError, match="no name, it is null"):
+        ModelLibrary.from_roots([root]).find(None)
+
+
 def test_the_three_nearest_names_are_said(root):
     with pytest.raises(CheckpointError, match=r'"svd\.safetensors"') as raised:
         ModelLibrary.from_roots([root]).find("svd.safetensor")

@@ -1,9 +1,11 @@
 """Runs toy graphs through ComfyUI's own validate_prompt and PromptExecutor, and writes down what came of each.
 
-    cd <ComfyUI>; <its Python> comfy_peer.py toys.py cases.json answers.json
+    cd <ComfyUI>; <its Python> comfy_peer.py toys.py cases.json answers.json [PACKAGE INPUT]
 
 cases.json: a list of {"prompt", "targets"}. answers.json: for each {"ok", "error", "outputs", "node_errors"}, and when
-ok also {"ui", "events"}, or {"raised"} when the executor itself broke.
+ok also {"ui", "events"}; {"raised"} when ComfyUI itself broke. With "only_validate" in a case its graph is not run.
+With PACKAGE, the folder of this package, its nodes are known too, and core's for pictures and videos, which read from
+the folder INPUT.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ def start_comfyui():
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import execution
-
+    import utils.extra_config  # noqa: F401  as main.py does: `import nodes` puts a module in this package's way
+    import execution  # isort: skip
     import nodes
 
     return execution, nodes
@@ -40,12 +42,29 @@ def load_toys(path: str) -> dict:
     return module.TOYS
 
 
+def load_nodes(nodes, package: str, input_folder: str) -> None:
+    """Core's other nodes and the package's, as a server loads them."""
+    import folder_paths
+
+    folder_paths.set_input_directory(input_folder)
+    extras = Path.cwd() / "comfy_extras"
+    for path, parent in (
+        (extras / "nodes_images.py", "comfy_extras"),
+        (extras / "nodes_video.py", "comfy_extras"),
+        (Path(package), "custom_nodes"),
+    ):
+        assert asyncio.run(nodes.load_custom_node(str(path), module_parent=parent)), path
+
+
 def answer(execution, case: dict) -> dict:
     """What ComfyUI makes of one case."""
     prompt = case["prompt"]
-    ok, error, outputs, node_errors = asyncio.run(execution.validate_prompt("1", prompt, case["targets"]))
+    try:
+        ok, error, outputs, node_errors = asyncio.run(execution.validate_prompt("1", prompt, case["targets"]))
+    except Exception as error:
+        return {"ok": False, "error": None, "outputs": [], "node_errors": {}, "raised": repr(error)}
     found = {"ok": ok, "error": error, "outputs": outputs, "node_errors": node_errors}
-    if not ok:
+    if not ok or case.get("only_validate"):
         return found
     events = []
     server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, sockets_metadata={})
@@ -60,8 +79,10 @@ def answer(execution, case: dict) -> dict:
 
 def main() -> None:
     """Answer all cases."""
-    toys, cases, answers = sys.argv[1:]
+    toys, cases, answers, *package_and_input = sys.argv[1:]
     execution, nodes = start_comfyui()
+    if package_and_input:
+        load_nodes(nodes, *package_and_input)
     nodes.NODE_CLASS_MAPPINGS.update(load_toys(toys))
     found = [answer(execution, case) for case in json.loads(Path(cases).read_text("utf-8"))]
     Path(answers).write_text(json.dumps(found, default=str), "utf-8")

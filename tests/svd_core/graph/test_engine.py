@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -317,6 +319,52 @@ def test_what_a_node_brought_stays_while_the_node_does_and_is_its_own():
     for other in (1, 2):
         ran_by(engine, wrapped(other), nodes)
     assert heavy == [5, 5]  # one for each that brought it, and none for the second run
+
+
+def random_graph(rng: random.Random) -> dict[str, Any]:
+    """Numbers, sums, switches and nodes that bring nodes, each reading any that came before it."""
+    prompt = {"0": node("Number", value=rng.randrange(5))}
+    for place in range(1, 25):
+        first, second = ([str(rng.randrange(place)), 0] for _ in range(2))
+        prompt[str(place)] = rng.choice(
+            [
+                node("Number", value=rng.randrange(5)),
+                node("Add", a=first, b=second),
+                node("Switch", pick=rng.random() < 0.5, yes=first, no=second),
+                node("Passes", times=rng.randrange(3), value=first, lazily=second),
+            ]
+        )
+    shows = {f"show{place}": node("Show", value=[str(rng.randrange(20, 25)), 0]) for place in range(2)}
+    return {**prompt, **shows}
+
+
+@toy(
+    {"times": ("INT", {}), "value": ("INT", {"rawLink": True}), "lazily": ("INT", {"lazy": True})},
+    gives=("INT",),
+    hidden={"me": "UNIQUE_ID"},
+)
+class Passes:
+    """Brings nodes that add what it was only linked to; at times asks for its lazy input too."""
+
+    def check_lazy_status(self, times, value, lazily=None, me=None):
+        return ["lazily"] if times == 2 else []
+
+    def run(self, times, value, me, lazily=None):
+        nodes, link = {}, lazily or 0
+        for place in range(times):
+            nodes[f"{me}.{place}"] = {"class_type": "Add", "inputs": {"a": value, "b": link}}
+            link = [f"{me}.{place}", 0]
+        return {"result": (link,), "expand": nodes}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_letting_go_changes_no_value_and_has_nothing_run_twice(seed):
+    nodes = {**LAZY, "Passes": Passes}
+    prompt = random_graph(random.Random(seed))
+    assert validate(prompt, nodes).ok
+    both_ways(prompt, nodes)
+    ran_once, cached, _ = ran_by(Engine(nodes), prompt, nodes)
+    assert Counter(ran_once) == Counter(ran_by(Engine(nodes, "classic"), prompt, nodes)[0]) and cached == []
 
 
 # Blockers

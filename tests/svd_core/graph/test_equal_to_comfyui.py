@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from svd_stages.svd_core.errors import NodeError
 from svd_stages.svd_core.graph import Engine, validate
 
+from .ask_comfyui import ask_comfyui, needs_comfyui
 from .cases import FAILING, INVALID, VALID, Case
 from .toys import TOYS
 
-HERE = Path(__file__).parent
 CASES = VALID + FAILING + INVALID
-pytestmark = [
-    pytest.mark.comfyui,
-    pytest.mark.skipif(
-        not (os.environ.get("COMFYUI_PATH") and os.environ.get("COMFYUI_PYTHON")),
-        reason="COMFYUI_PATH and COMFYUI_PYTHON do not name a ComfyUI checkout and its Python",
-    ),
-]
+pytestmark = [pytest.mark.comfyui, needs_comfyui]
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +23,7 @@ def comfyui(tmp_path_factory) -> dict[str, dict[str, Any]]:
     """ComfyUI's answers by the name of the case."""
     folder = tmp_path_factory.mktemp("peer")
     asked = [{"prompt": case.prompt, "targets": case.targets} for case in CASES]
-    (folder / "cases.json").write_text(json.dumps(asked), "utf-8")
-    command = [os.environ["COMFYUI_PYTHON"], HERE / "comfy_peer.py", HERE / "toys.py"]
-    done = subprocess.run(
-        [*map(str, command), str(folder / "cases.json"), str(folder / "answers.json")],
-        cwd=os.environ["COMFYUI_PATH"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answers = json.loads((folder / "answers.json").read_text("utf-8"))
+    answers = ask_comfyui(folder, asked)
     return {case.name: answer for case, answer in zip(CASES, answers, strict=True)}
 
 

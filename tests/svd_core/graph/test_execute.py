@@ -244,6 +244,46 @@ def test_a_value_that_nothing_reads_is_not_held_and_a_kept_one_is():
     assert alive[1][2:] == [True, True]
 
 
+def test_what_a_lazy_branch_that_is_not_taken_would_read_is_let_go_when_that_is_known():
+    nodes, _, alive = tracked()
+
+    @toy({}, {"yes": ("INT", {"lazy": True}), "no": ("INT", {"lazy": True})}, gives=("INT",))
+    class Choose:
+        def check_lazy_status(self, yes=None, no=None):
+            return ["yes"]
+
+        def run(self, yes=None, no=None):
+            return (yes,)
+
+    prompt = graph(
+        a=node("Make"),
+        b=node("Read", thing=["a", 0]),
+        deep=node("Read", thing=["a", 1]),
+        no=node("Read", after=["deep", 0]),
+        c=node("Choose", yes=B, no=["no", 0]),
+        d=node("Read", after=C),
+        x=node("Show", value=D),
+    )
+    run(prompt, {**nodes, "Choose": Choose})
+    assert alive == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_node_that_brings_nodes_has_what_only_it_read_let_go_before_they_run(raw):
+    nodes, _, alive = tracked()
+
+    @toy({"thing": ("THING", {"rawLink": raw})}, gives=("INT",))
+    class Brings:
+        def run(self, thing):
+            first = {"class_type": "Read", "inputs": {"thing": thing} if raw else {}}
+            last = {"class_type": "Read", "inputs": {"after": ["first", 0]}}
+            return {"result": (["last", 0],), "expand": {"first": first, "last": last}}
+
+    prompt = graph(a=node("Make"), b=node("Brings", thing=["a", 0]), x=node("Show", value=B))
+    run(prompt, {**nodes, "Brings": Brings})
+    assert alive == [[raw, False], [False, False]]
+
+
 def test_given_values_stand_for_nodes_that_do_not_run():
     prompt = graph(
         load=node("NotInstalled", file="x"), b=node("Add", a=["load", 0], b=["nowhere", 1]), x=node("Show", value=B)

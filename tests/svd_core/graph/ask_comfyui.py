@@ -1,0 +1,33 @@
+"""Asking ComfyUI itself what it makes of graphs, where the environment names one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+needs_comfyui = pytest.mark.skipif(
+    not (os.environ.get("COMFYUI_PATH") and os.environ.get("COMFYUI_PYTHON")),
+    reason="COMFYUI_PATH and COMFYUI_PYTHON do not name a ComfyUI checkout and its Python",
+)
+
+
+def ask_comfyui(folder: Path, cases: Sequence[dict[str, Any]], *package_and_input: Path) -> list[dict[str, Any]]:
+    """The answers of comfy_peer.py, which says what goes in and comes out; files are exchanged in `folder`."""
+    (folder / "cases.json").write_text(json.dumps(cases), "utf-8")
+    command = [os.environ["COMFYUI_PYTHON"], HERE / "comfy_peer.py", HERE / "toys.py"]
+    done = subprocess.run(
+        [*map(str, [*command, folder / "cases.json", folder / "answers.json", *package_and_input])],
+        cwd=os.environ["COMFYUI_PATH"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "answers.json").read_text("utf-8"))
