@@ -20,7 +20,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from . import __version__, headless
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
 from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
+from .svd_core.graph import NodeTable, described_nodes, read_graph
 from .svd_core.options import CHOICES
 
 Command = Callable[[argparse.Namespace, Console], None]
@@ -155,19 +156,35 @@ def _add_run(commands: Any) -> None:
     parser = _add_command(commands, "run", run, "run a saved graph, API or UI format")
     _add_graph(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="default: output")
+    parser.add_argument(
+        "--manifest", type=Path, metavar="FILE.json", help="write what the results were made from: graph, seeds, "
+        "versions, sha256 of models, pictures and frames",
+    )  # fmt: skip
 
 
 def _add_validate(commands: Any) -> None:
-    _add_graph(_add_command(commands, "validate", validate, "check a graph without running it"))
+    parser = _add_command(
+        commands, "validate", validate, "check a graph without running it: what is missing, and what is wrong"
+    )
+    _add_graph(parser)
+    _add_object_info(parser)
 
 
 def _add_graph(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", type=Path, metavar="GRAPH.json", help="saved by ComfyUI, either format")
+    parser.add_argument(
+        "graph", type=Path, metavar="GRAPH.json",
+        help="saved by ComfyUI, either format; or an mp4, PNG or WebP with its graph inside",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
         help="set a value; NODE is an id, a class or a title; repeatable",
     )  # fmt: skip
     parser.add_argument("--input-dir", type=Path, default=Path("input"), metavar="DIR", help="default: input")
+    parser.add_argument(
+        "--allow-node", action="append", default=[], dest="allowed", metavar="PATTERN",
+        help="refuse a graph with other node classes before anything is imported: SVD*, SaveVideo; repeatable "
+        "(default: all that the engine knows)",
+    )  # fmt: skip
     engines = parser.add_argument_group("engine", "where the graph runs; without these, on this package alone")
     which = engines.add_mutually_exclusive_group()
     which.add_argument(
@@ -188,6 +205,14 @@ def _add_convert(commands: Any) -> None:
     parser = _add_command(commands, "convert", convert, "convert a UI-format graph to API format")
     parser.add_argument("graph", type=Path, metavar="UI.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="API.json")
+    _add_object_info(parser)
+
+
+def _add_object_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--object-info", type=Path, metavar="FILE.json",
+        help="what a ComfyUI answers at /object_info, saved to a file: its nodes are known, too",
+    )  # fmt: skip
 
 
 def _add_nodes(commands: Any) -> None:
@@ -264,19 +289,33 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     surroundings = _surroundings(
         arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
     )
+    source = _read_allowed(arguments)
     engine = _engine(arguments, surroundings)
-    graph = headless.open_graph(arguments.graph, arguments.settings, engine.table)
+    graph = headless.open_graph(source, arguments.settings, engine.table)
     report = engine.run(graph, headless.Narrator(graph.prompt, engine.table, console))
-    _say_files(report.files, time.monotonic() - began, console)
+    seconds = time.monotonic() - began
+    if arguments.manifest is not None:
+        name = "comfyui" if arguments.comfyui else "server" if arguments.server else "embedded"
+        made = headless.make_manifest(graph, report, surroundings, name, seconds)
+        headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
+    _say_files(report.files, seconds, console)
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 
 
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages validate`."""
-    engine = _engine(arguments, _surroundings(arguments, console, input_folder=arguments.input_dir))
-    graph = headless.open_graph(arguments.graph, arguments.settings, engine.table)
-    checked = engine.check(graph)
+    source = _read_allowed(arguments)
+    surroundings = _surroundings(arguments, console, input_folder=arguments.input_dir)
+    engine = _engine(arguments, surroundings)
+    table = engine.table if arguments.object_info is None else _table(arguments)
+    for missing in headless.find_missing(source, table, surroundings):
+        console.missing(missing.describe(), **asdict(missing))
+    graph = headless.open_graph(source, arguments.settings, table)
+    if arguments.object_info is None:
+        checked = engine.check(graph)
+    else:
+        checked = headless.check_described(graph.prompt, table, "the ComfyUI that has them")
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
     text = f"{arguments.graph}: {len(graph.prompt)} nodes, nothing wrong; it ends in {', '.join(checked.outputs)}"
@@ -285,7 +324,7 @@ def validate(arguments: argparse.Namespace, console: Console) -> None:
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages convert`."""
-    graph = headless.open_graph(arguments.graph)
+    graph = headless.open_graph(arguments.graph, table=_table(arguments))
     headless.write_text(arguments.output, json.dumps(graph.prompt, indent=2) + "\n")
     console.result(f"wrote {arguments.output}: {len(graph.prompt)} nodes", output=arguments.output)
 
@@ -377,6 +416,21 @@ def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Pa
         vram=arguments.vram,
         **folders,
     )
+
+
+def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The graph as it was saved, if it names no class but those that are allowed."""
+    source = headless.read_source(arguments.graph)
+    if arguments.allowed:
+        headless.refuse_others(source, arguments.allowed)
+    return source
+
+
+def _table(arguments: argparse.Namespace) -> NodeTable:
+    """Our nodes and the stand-ins; with --object-info those that it describes, and ours where it has none."""
+    if arguments.object_info is None:
+        return headless.EMBEDDED_NODES
+    return described_nodes(read_graph(arguments.object_info)).with_others(headless.EMBEDDED_NODES)
 
 
 def _engine(arguments: argparse.Namespace, surroundings: headless.Surroundings) -> headless.GraphEngine:

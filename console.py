@@ -18,8 +18,12 @@ class Console(Protocol):
         """Progress; a `host.Reporter`. `node` is the id of the node in whose work it is, where that is known."""
         ...
 
-    def event(self, name: str, **values: Any) -> None:
+    def event(self, name: str, /, **values: Any) -> None:
         """What an engine does: queued, cached, executing, executed. See headless/events.py."""
+        ...
+
+    def missing(self, text: str, **values: Any) -> None:
+        """Something that a graph needs and is not there: a line for people, values for programs."""
         ...
 
     def result(self, text: str, **values: Any) -> None:
@@ -47,8 +51,13 @@ class TerminalConsole:
             if done >= total:
                 self.close()
 
-    def event(self, name: str, **values: Any) -> None:
+    def event(self, name: str, /, **values: Any) -> None:
         """People see the bars."""
+
+    def missing(self, text: str, **values: Any) -> None:
+        """Say the line on stderr."""
+        self.close()
+        sys.stderr.write(text + "\n")
 
     def result(self, text: str, **values: Any) -> None:
         """Say the sentence."""
@@ -86,12 +95,16 @@ class JsonConsole:
         where = {} if node is None else {"node": node}
         self.event("progress", stage=stage, done=done, total=total, unit=unit, **where)
 
-    def event(self, name: str, **values: Any) -> None:
+    def event(self, name: str, /, **values: Any) -> None:
         """{"event": name, ...values}."""
         if name == "executing":
             self._node = values["node"]
         with contextlib.suppress(BrokenPipeError):
             self._line({"event": name, **values})
+
+    def missing(self, text: str, **values: Any) -> None:
+        """{"event": "missing", "kind", "name", "nodes", "folder", "url"}."""
+        self.event("missing", **values)
 
     def result(self, text: str, **values: Any) -> None:
         """{"event": "result", ...values}."""

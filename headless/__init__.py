@@ -4,6 +4,7 @@ The command line, the Python calls and anything else that renders outside ComfyU
 """
 
 from .animation import Animation, animate, animate_file, animation_graph
+from .described import check_described
 from .embedded import EmbeddedEngine
 from .engines import choose_engine, run_graph
 from .events import Narrator
@@ -18,6 +19,9 @@ from .graphs import (
     open_graph,
     write_text,
 )
+from .manifest import make_manifest
+from .preflight import Missing, find_missing
+from .sources import read_source, refuse_others
 from .surroundings import PACKAGE, Surroundings, default_models_roots
 
 __all__ = [
@@ -29,16 +33,22 @@ __all__ = [
     "EmbeddedEngine",
     "Graph",
     "GraphEngine",
+    "Missing",
     "Narrator",
     "Report",
     "Surroundings",
     "animate",
     "animate_file",
     "animation_graph",
+    "check_described",
     "choose_engine",
     "default_models_roots",
     "describe_file",
+    "find_missing",
+    "make_manifest",
     "open_graph",
+    "read_source",
+    "refuse_others",
     "run_graph",
     "write_text",
 ]

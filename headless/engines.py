@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..svd_core.errors import SettingError
 from .embedded import EmbeddedEngine
 from .events import Narrator, Watcher
 from .graphs import GraphEngine, Report, open_graph
+from .sources import Source, read_source, refuse_others
 from .surroundings import Surroundings, as_list
 
 
@@ -45,7 +46,7 @@ def choose_engine(
 
 
 def run_graph(
-    graph: str | os.PathLike | Mapping[str, Any],
+    graph: Source,
     settings: Sequence[str] = (),
     *,
     input_dir: str | os.PathLike = "input",
@@ -58,9 +59,11 @@ def run_graph(
     comfyui: str | os.PathLike | None = None,
     custom_nodes: Sequence[str] = (),
     server: str | None = None,
+    allowed: Sequence[str] = (),
 ) -> Report:
     """Run a saved graph (a file or a dict, API or UI format); what `svd-stages run` does.
 
+    graph         a JSON file, a dict, or an mp4, PNG or WebP with its graph inside
     settings      "NODE.INPUT=VALUE" each
     vram          bytes of the device's memory to get by with; None: all that is free
     on_progress   called with (stage, done, total, unit)
@@ -69,15 +72,20 @@ def run_graph(
     custom_nodes  names in that ComfyUI's custom_nodes folder, to be loaded; our own nodes always are
     server        the address of a running ComfyUI, http://[USER:PASSWORD@]HOST[:PORT]: input files are uploaded,
                   results are fetched into output_dir. Models, device, precision and memory are the server's own
+    allowed       class types or patterns (SVD*, Save*): a graph with others is refused before anything is imported.
+                  Empty: every class that the engine knows
 
     With neither, no ComfyUI is needed. Results never take a name that is taken.
 
     Raises svd_core.errors: GraphError, CheckpointError, ImageError, NodeError, SettingError, ServerError, Interrupted
     and their kin.
     """
+    source = read_source(graph)
+    if allowed:
+        refuse_others(source, as_list(allowed))
     surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram)
     engine = choose_engine(surroundings, comfyui, custom_nodes, server)
-    opened = open_graph(graph, settings, engine.table)
+    opened = open_graph(source, settings, engine.table)
     if isinstance(engine, EmbeddedEngine):  # which reports by itself
         return engine.run(opened)
     return engine.run(opened, Narrator(opened.prompt, engine.table, _Progress(on_progress)))
@@ -89,7 +97,7 @@ class _Progress(Watcher):
     def __init__(self, reporter: host.Reporter):
         self._reporter = reporter
 
-    def event(self, name: str, **values: Any) -> None:
+    def event(self, name: str, /, **values: Any) -> None:
         """Not asked for."""
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Watcher(Protocol):
     """Who is told of a run."""
 
-    def event(self, name: str, **values: Any) -> None:
+    def event(self, name: str, /, **values: Any) -> None:
         """Something happened."""
         ...
 

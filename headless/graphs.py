@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, Protocol
 
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
-from ..svd_core.errors import GraphError
 from ..svd_core.graph import (
     Emit,
     NodeTable,
@@ -18,10 +16,10 @@ from ..svd_core.graph import (
     Validation,
     apply_settings,
     is_ui_format,
-    read_graph,
     to_api,
     unwrap,
 )
+from .sources import Source, read_source
 from .surroundings import as_list
 
 NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
@@ -81,22 +79,17 @@ def ignore_events(event: str, data: Mapping[str, Any]) -> None:
     """An `Emit` that tells nobody."""
 
 
-def open_graph(
-    source: str | os.PathLike | Mapping[str, Any], settings: Sequence[str] = (), table: NodeTable = EMBEDDED_NODES
-) -> Graph:
-    """Read a graph file, or take a graph that is a dict, in API or UI format, and set values in it.
+def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = EMBEDDED_NODES) -> Graph:
+    """Read a graph file (JSON, or a video or picture with its graph inside), or take a dict, and set values in it.
 
     settings  "NODE.INPUT=VALUE" with a node's id, its class if it is the only one of it, or its title. A workflow
               with changed values is not handed on as metadata, because it would no longer be what ran
     table     the nodes that conversion and settings go by
 
-    Raises GraphError.
+    Both formats are understood. Raises GraphError; ImageError for a damaged video or picture.
     """
-    if not isinstance(source, (str, os.PathLike, Mapping)):
-        raise GraphError(f"a graph is a file or a dict, got {type(source).__name__}", code="graph.shape")
     settings = as_list(settings)
-    given = dict(source) if isinstance(source, Mapping) else read_graph(Path(source))
-    inner, workflow = unwrap(given)
+    inner, workflow = unwrap(read_source(source))
     if is_ui_format(inner):
         inner, workflow = to_api(inner, table.classes, table.display_names), inner
     if settings:

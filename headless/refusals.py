@@ -114,12 +114,13 @@ def _only_files_are_missing(node_errors: Mapping[str, Any], table: NodeTable) ->
     faults = [(entry["class_type"], fault) for entry in node_errors.values() for fault in entry["errors"]]
     return bool(faults) and all(
         fault["type"] in ("custom_validation_failed", "value_not_in_list")
-        and _names_a_file(table, class_type, fault["extra_info"])
+        and names_a_file(table, class_type, fault["extra_info"])
         for class_type, fault in faults
     )
 
 
-def _names_a_file(table: NodeTable, class_type: Any, info: Mapping[str, Any]) -> bool:
+def names_a_file(table: NodeTable, class_type: Any, info: Mapping[str, Any]) -> bool:
+    """Whether the input that an error object tells of (its `extra_info`) names a model, a picture or another file."""
     name, value = info.get("input_name"), info.get("received_value")
     if isinstance(value, str) and PurePosixPath(value).suffix.lower() in MODEL_FILES:
         return True

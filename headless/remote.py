@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ from ..svd_core.graph import (
     Validation,
     described_nodes,
     explain,
-    raise_if_invalid,
-    validate,
 )
 from ..svd_core.graph.declared import read_declaration
 from ..svd_core.graph.prompt import one_line
 from ..svd_core.graph.validate import shape_fault
+from .described import check_described
 from .graphs import Graph, Report, ignore_events
-from .refusals import marked, node_failure, refusal, takes_uploads, tidy
+from .refusals import node_failure, refusal, takes_uploads, tidy
 from .results import Results, place_inside
 from .server import Refused, Server
 from .surroundings import Surroundings
@@ -84,15 +83,7 @@ class RemoteEngine:
         What its nodes check by themselves (VALIDATE_INPUTS), it decides when the graph is run; a note says so.
         """
         table = self._with_files_here(graph.prompt)
-        checked = validate(graph.prompt, table.classes)
-        try:
-            raise_if_invalid(checked)
-        except GraphError as error:
-            raise marked(error, table) from None
-        if checked.node_errors:
-            raise refusal(None, checked.node_errors, graph.prompt, table)
-        note = f"what nodes check by themselves, the server at {self._server.address} decides when the graph is run"
-        return replace(checked, notes=[*checked.notes, note])
+        return check_described(graph.prompt, table, f"the server at {self._server.address}")
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
         """Upload, queue, follow, fetch. See `GraphEngine.run`; SettingError, OutputError for results not written.

@@ -29,7 +29,7 @@ class Surroundings:
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
         return host.HeadlessHost(
-            library=ModelLibrary.from_roots(self.named_models() or default_models_roots()),
+            library=ModelLibrary.from_roots(self.models_roots()),
             device_name=self.device,
             precision=self.precision,
             input_folder=Path(self.input_folder),
@@ -37,6 +37,10 @@ class Surroundings:
             reporter=self.reporter,
             vram=self.vram,
         )
+
+    def models_roots(self) -> list[Path]:
+        """Where models are looked for, in this order."""
+        return self.named_models() or default_models_roots()
 
     def named_models(self) -> list[Path]:
         """The models folders that the user named: `models`, else those in `$SVD_STAGES_MODELS`."""

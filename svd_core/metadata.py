@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import GraphError, ImageError, OutputError
+from .errors import ImageError, OutputError
+from .graph.read import parse_graph
 from .pictures import pillow_damage
 
 Metadata = Mapping[str, Any]
@@ -49,7 +50,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """The graphs inside an mp4, png or webp: those of "prompt" and "workflow" that are there, parsed.
 
     What kind of file it is shows in its first bytes, not in its name. Raises ImageError when the file is missing,
-    unreadable or of another kind, and GraphError when what it holds is not JSON by the letter.
+    unreadable or of another kind, and GraphError as `graph.parse_graph` does: what came with a video is a
+    stranger's as much as a graph file is.
     """
     path = Path(path)
     try:
@@ -63,7 +65,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror or error}. Check that it is a file that you may read.",
             code="image.unreadable",
         ) from error
-    return {name: _parse_json(texts[name], name, path) for name in GRAPH_NAMES if name in texts}
+    return {name: parse_graph(texts[name], f'the "{name}" inside {path.name}') for name in GRAPH_NAMES if name in texts}
 
 
 def _read_texts(path: Path, head: bytes) -> dict[str, str]:
@@ -114,24 +116,3 @@ def _damage_explained(path: Path, *damage: type[Exception]) -> Iterator[None]:
             f"{path} is damaged or not what it says it is; make it again, or fetch another copy.",
             code="image.unreadable",
         ) from error
-
-
-def _parse_json(text: str, name: str, path: Path) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise GraphError(
-            f'the "{name}" inside {path} is not JSON: {error}. Save the graph to a file of its own and give that.',
-            code="graph.not_json",
-        ) from error
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not a number in JSON")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found

@@ -36,7 +36,7 @@ def test_what_a_file_is_shows_in_its_content(tmp_path):
     "text", ["", "{", "{'a': 1}", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1, "a": 2}', "[" * 100_000], ids=range(7)
 )
 def test_what_is_not_json_by_the_letter_is_refused(tmp_path, text):
-    with pytest.raises(GraphError, match=r'"workflow" inside .* is not JSON'):
+    with pytest.raises(GraphError, match=r'"workflow" inside a\.png'):
         metadata.read_metadata(png_with(tmp_path / "a.png", prompt="{}", workflow=text))
 
 

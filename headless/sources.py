@@ -1,0 +1,88 @@
+"""Where a graph comes from: a JSON file, a video or picture that it made, or a dict; and which classes it names."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..svd_core.errors import GraphError
+from ..svd_core.graph import is_ui_format, read_graph, unwrap
+from ..svd_core.graph.convert import VIRTUAL
+from ..svd_core.graph.prompt import one_line
+from ..svd_core.graph.ui_graph import read_ui_graph
+
+Source = str | os.PathLike | Mapping[str, Any]
+
+MEDIA_HEADS = (b"\x89PNG", b"RIFF")
+"""First bytes of a PNG and of a WebP; an mp4 has "ftyp" four bytes later."""
+
+
+def read_source(source: Source) -> dict[str, Any]:
+    """The graph in a file, as it was saved, or a copy of the dict.
+
+    An mp4, PNG or WebP gives the graph inside it: {"prompt", "workflow"}, as SaveVideo, SaveImage and SaveAnimatedWEBP
+    write it. Raises GraphError: `graph.file`, `graph.not_inside` for a video or picture without one, and what
+    `read_graph` raises; ImageError for a damaged one.
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise GraphError(f"a graph is a file or a dict, got {type(source).__name__}", code="graph.shape")
+    path = Path(source)
+    return _read_inside(path) if _is_media(path) else read_graph(path)
+
+
+def _is_media(path: Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(8)
+    except OSError:
+        return False  # read_graph says why
+    return head.startswith(MEDIA_HEADS) or head[4:8] == b"ftyp"
+
+
+def _read_inside(path: Path) -> dict[str, Any]:
+    from ..svd_core.metadata import read_metadata
+
+    found = read_metadata(path)
+    if not found:
+        raise GraphError(
+            f"{path.name} holds no graph: its program did not put one in, or another program has taken it out. "
+            "Give the .json file of the graph.",
+            code="graph.not_inside",
+        )
+    return {"output": found["prompt"], "workflow": found.get("workflow")} if "prompt" in found else found["workflow"]
+
+
+def class_types(graph: Mapping[str, Any]) -> set[str]:
+    """Every node class that a graph names, in either format, subgraphs too; boxes of the page alone are none."""
+    inner, workflow = unwrap(dict(graph))
+    found: set[str] = set()
+    if not is_ui_format(inner):
+        found |= {str(node.get("class_type")) for node in inner.values() if isinstance(node, Mapping)}
+    for each in (inner, workflow):
+        if each is not None and is_ui_format(each):
+            read = read_ui_graph(each)
+            graphs = (read.root, *read.subgraphs.values())
+            found |= {node.type for one in graphs for node in one.nodes.values()} - {*VIRTUAL, *read.subgraphs}
+    return found
+
+
+def refuse_others(graph: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Raise GraphError (`graph.not_allowed`) when a graph names a class that no pattern of `allowed` fits.
+
+    allowed  class types, or patterns as in a shell: SVD*, Save*. Nothing of the graph is imported or asked for this.
+    """
+    others = sorted(
+        name for name in class_types(graph) if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)
+    )
+    if others:
+        names = ", ".join(f'"{one_line(name, 100)}"' for name in others[:20]) + (", ..." if len(others) > 20 else "")
+        raise GraphError(
+            f"the graph has nodes that are not allowed: {names}. Allowed are {', '.join(allowed)}; allow these, "
+            "too, or take them out.",
+            code="graph.not_allowed",
+        )

@@ -1,0 +1,233 @@
+"""For scripts: a run again from the video it made, the manifest, the allow-list, and what a graph lacks."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import svd_stages
+from svd_stages import headless
+from svd_stages.__main__ import main
+from svd_stages.svd_core.checkpoint.library import EMBEDDED_FILE
+from svd_stages.svd_core.errors import GraphError
+from svd_stages.svd_core.fingerprint import frames_sha256
+from svd_stages.svd_core.graph import object_info
+
+TEMPLATES = headless.PACKAGE / "example_workflows"
+SMALL = {
+    "SVDResizeImage": {"width": 64, "height": 64},
+    "SVDImageConditioning": {"video_frames": 3},
+    "SVDEulerSampler": {"steps": 1, "seed": 11},
+}
+
+
+def small_graph() -> dict[str, Any]:
+    """The quickstart, API format, small."""
+    prompt = headless.open_graph(TEMPLATES / "quickstart_nano.json").prompt
+    for node in prompt.values():
+        node["inputs"] |= SMALL.get(node["class_type"], {})
+    return prompt
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Iterator[Path]:
+    """A folder in which `svd-stages run --manifest` has made an mp4 and a webp."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "input").mkdir()
+    shutil.copy(TEMPLATES / "rocket.png", folder / "input")
+    (folder / "graph.json").write_text(json.dumps(small_graph()))
+    command = ["run", str(folder / "graph.json"), "--manifest", str(folder / "made.json"), "--device", "cpu"]
+    assert main([*command, *folders(folder, "output")]) == 0
+    yield folder
+
+
+def folders(folder: Path, output: str) -> list[str]:
+    return ["--input-dir", str(folder / "input"), "--output-dir", str(folder / output)]
+
+
+def results(folder: Path, output: str = "output") -> dict[str, Path]:
+    return {path.suffix: path for path in (folder / output).rglob("*") if path.is_file()}
+
+
+def shown(path: Path) -> str:
+    found = frames_sha256(path)
+    assert found is not None
+    return found
+
+
+# Again from a result
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webp"])
+def test_a_result_makes_itself_again(made, ending):
+    output = f"again{ending}"
+    assert main(["run", str(results(made)[ending]), "--device", "cpu", *folders(made, output)]) == 0
+    again = results(made, output)
+    assert {end: shown(path) for end, path in again.items()} == {
+        end: shown(path) for end, path in results(made).items()
+    }
+
+
+def test_the_graph_inside_a_result_is_the_one_that_ran(made):
+    for path in results(made).values():
+        opened = headless.open_graph(path)
+        assert {node["class_type"] for node in opened.prompt.values()} >= {"SVDEulerSampler", "SaveVideo"}
+        assert opened.prompt == headless.open_graph(made / "graph.json").prompt
+
+
+def test_a_picture_without_a_graph_says_so(capsys):
+    assert main(["validate", str(TEMPLATES / "rocket.png")]) == 2
+    assert "rocket.png holds no graph" in capsys.readouterr().err
+
+
+def test_a_hostile_graph_inside_a_picture_meets_the_same_door(tmp_path):
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    for text in ('{"1": NaN}', "[" * 1000, '{"a": 1, "a": 2}', "{"):
+        info = PngInfo()
+        info.add_text("prompt", text)
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+        with pytest.raises(GraphError) as refused:
+            headless.open_graph(tmp_path / "a.png")
+        assert refused.value.code in ("graph.json", "graph.non_finite", "graph.too_large", "graph.duplicate_key")
+
+
+# The manifest
+
+
+def test_the_manifest_says_what_the_result_was_made_from(made):
+    told = json.loads((made / "made.json").read_text())
+    assert told["engine"] == "embedded" and told["versions"]["torch"] and told["device"] == "cpu"
+    assert told["graph"] == headless.open_graph(made / "graph.json").prompt
+    assert {name.split(".")[1]: seed for name, seed in told["seeds"].items()} == {"seed": 11}
+    (model,) = told["models"]
+    (file,) = model["files"]
+    assert (model["name"], file["sha256"]) == ("svd-nano", hashlib.sha256(EMBEDDED_FILE.read_bytes()).hexdigest())
+    (picture,) = told["inputs"]
+    assert picture["sha256"] == hashlib.sha256((TEMPLATES / "rocket.png").read_bytes()).hexdigest()
+    files = {file["name"]: file for file in told["files"]}
+    assert set(files) == {path.relative_to(made / "output").as_posix() for path in results(made).values()}
+    for name, file in files.items():
+        path = made / "output" / name
+        assert file["frames_sha256"] == shown(path) and file["bytes"] == path.stat().st_size
+        assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_manifest_holds_no_path_of_the_machine(made):
+    text = (made / "made.json").read_text()
+    assert str(made) not in text and str(Path.home()) not in text and str(headless.PACKAGE) not in text
+
+
+def test_the_frames_have_one_fingerprint_in_lossless_and_another_in_lossy_form(made):
+    found = results(made)
+    assert shown(found[".webp"]) != shown(found[".mp4"])
+    assert frames_sha256(made / "made.json") is None
+
+
+# The allow-list
+
+
+def test_a_graph_with_other_nodes_is_refused_by_their_names(capsys):
+    command = ["validate", str(TEMPLATES / "image_to_video.json"), "--allow-node", "SVD*"]
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert '"CreateVideo", "LoadImage", "SaveVideo"' in said
+    with pytest.raises(GraphError) as refused:
+        svd_stages.run_graph(TEMPLATES / "image_to_video.json", allowed=["SVD*", "Load*"])
+    assert refused.value.code == "graph.not_allowed" and "LoadImage" not in str(refused.value)
+
+
+def test_other_nodes_are_refused_before_a_comfyui_is_looked_for(tmp_path):
+    with pytest.raises(GraphError) as refused:
+        svd_stages.run_graph(TEMPLATES / "image_to_video.json", allowed="SVD*", comfyui=tmp_path / "none")
+    assert refused.value.code == "graph.not_allowed"
+
+
+def test_nodes_inside_subgraphs_and_muted_ones_count():
+    inside = {"id": "a1", "nodes": [{"id": 5, "type": "Evil", "mode": 2}], "links": []}
+    boxes = [{"id": 1, "type": "a1"}, {"id": 2, "type": "Note"}, {"id": 3, "type": "Reroute"}]
+    workflow = {"nodes": boxes, "links": [], "definitions": {"subgraphs": [inside]}}
+    with pytest.raises(GraphError, match='not allowed: "Evil"'):
+        headless.refuse_others(workflow, ["SVD*"])
+    headless.refuse_others(workflow, ["Ev?l"])
+
+
+def test_a_workflow_beside_the_prompt_counts_too():
+    both = {"output": {"1": {"class_type": "SVDSigmas"}}, "workflow": {"nodes": [{"id": 1, "type": "Evil"}]}}
+    with pytest.raises(GraphError, match="Evil"):
+        headless.refuse_others(both, ["SVD*"])
+
+
+# What is missing
+
+
+def lacking(graph: dict[str, Any], folder: Path) -> list[headless.Missing]:
+    here = headless.Surroundings(models=folder / "models", input_folder=folder / "input")
+    return headless.find_missing(graph, headless.EMBEDDED_NODES, here)
+
+
+def test_all_that_is_missing_is_named_at_once_with_its_folder(tmp_path):
+    workflow = json.loads((TEMPLATES / "image_to_video.json").read_text())
+    workflow["nodes"].append({"id": 50, "type": "FancyFilter", "order": 50, "mode": 0})
+    workflow["nodes"].append({"id": 51, "type": "FancyFilter", "order": 51, "mode": 0})
+    found = {each.kind: each for each in lacking(workflow, tmp_path)}
+    assert (found["node"].name, found["node"].nodes) == ("FancyFilter", ("50", "51"))
+    assert found["model"].name == "svd_xt.safetensors"
+    assert found["model"].folder == str(tmp_path / "models" / "checkpoints")
+    assert found["model"].url is not None and found["model"].url.endswith("/svd_xt.safetensors")
+    assert (found["input"].name, found["input"].folder) == ("rocket.png", str(tmp_path / "input"))
+
+
+def test_nothing_is_missing_where_all_is_there(tmp_path):
+    (tmp_path / "input").mkdir()
+    shutil.copy(TEMPLATES / "rocket.png", tmp_path / "input")
+    assert lacking(small_graph(), tmp_path) == []
+
+
+def test_what_is_missing_is_one_json_line_each(tmp_path, capsys):
+    command = ["validate", str(TEMPLATES / "image_to_video.json"), "--json", "--models", str(tmp_path)]
+    assert main([*command, "--input-dir", str(tmp_path)]) == 3
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["event"], line.get("kind")) for line in lines] == [
+        ("missing", "model"),
+        ("missing", "input"),
+        ("error", None),
+    ]
+    assert lines[0]["name"] == "svd_xt.safetensors" and lines[0]["folder"] == str(tmp_path / "checkpoints")
+
+
+def test_a_workflows_word_does_not_name_a_folder_outside(tmp_path):
+    workflow = json.loads((TEMPLATES / "image_to_video.json").read_text())
+    hostile = copy.deepcopy(workflow)
+    for node in hostile["nodes"]:
+        for model in node["properties"].get("models", []):
+            model["directory"] = "../../etc"
+    (model,) = [each for each in lacking(hostile, tmp_path) if each.kind == "model"]
+    assert model.folder == str(tmp_path / "models" / "checkpoints")
+
+
+# Descriptions of nodes from elsewhere
+
+
+def test_conversion_and_validation_go_by_saved_descriptions(tmp_path, capsys):
+    info = object_info(headless.NODES, headless.DISPLAY_NAMES)
+    info["FancyFilter"] = {"input": {"required": {"images": ["IMAGE"], "strength": ["FLOAT", {"default": 0.5}]}}}
+    info["FancyFilter"] |= {"output": ["IMAGE"], "output_node": True}
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    workflow = json.loads((TEMPLATES / "image_to_video.json").read_text())
+    workflow["nodes"].append({"id": 50, "type": "FancyFilter", "order": 50, "mode": 0, "widgets_values": [0.75]})
+    (tmp_path / "graph.json").write_text(json.dumps(workflow))
+    described = ["--object-info", str(tmp_path / "info.json")]
+    assert main(["convert", str(tmp_path / "graph.json"), "-o", str(tmp_path / "api.json")]) == 2
+    assert main(["convert", str(tmp_path / "graph.json"), "-o", str(tmp_path / "api.json"), *described]) == 0
+    assert json.loads((tmp_path / "api.json").read_text())["50"]["inputs"] == {"strength": 0.75}
+    capsys.readouterr()
+    assert main(["validate", str(tmp_path / "graph.json"), *described]) == 2
+    assert 'the required input "images" is missing' in " ".join(capsys.readouterr().err.split())
