@@ -17,11 +17,13 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from . import __version__, headless
@@ -45,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{__package__}.svd_core.fuse").setLevel(logging.INFO)
     _quiet_libraries()
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    stop = _Stop()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except (KeyboardInterrupt, Interrupted):
-        return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", 130)
+        return _interrupted(arguments, console)
     except BrokenPipeError:
         _stop_printing()  # whoever read our output has gone
         return 0
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _stop_printing()
         return _fail(arguments, console, f"the output could not be printed: {error.strerror}", "output.stdout", 4)
     except SVDStagesError as error:
+        if stop.asked:  # it came up in what a library does when it is stopped
+            return _interrupted(arguments, console)
         if arguments.debug:
             traceback.print_exc()
         return _fail(arguments, console, str(error), error.code, error.exit_status, **_where(error))
@@ -442,6 +448,30 @@ def _say_files(files: list[Path], seconds: float, console: Console) -> None:
     lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
     lines.append(f"{seconds:.1f} s in all")
     console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
+
+
+class _Stop:
+    """A signal handler that raises KeyboardInterrupt; a little later while a library is being imported.
+
+    What is stopped in the middle of its import fails in other ways: an ImportError, an abort, an exit by SIGINT.
+    """
+
+    asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                again = threading.Timer(0.05, signal.raise_signal, (number,))
+                again.daemon = True
+                again.start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+
+def _interrupted(arguments: argparse.Namespace, console: Console) -> int:
+    return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", 130)
 
 
 def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:

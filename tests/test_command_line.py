@@ -354,6 +354,27 @@ def test_an_interrupt_is_status_130_and_leaves_nothing(here):
     assert files_in(here) == ["rocket.png"]
 
 
+def test_a_stop_while_a_library_is_imported_waits_for_the_end_of_the_import(here, monkeypatch):
+    import importlib
+    import signal
+    import time
+
+    from svd_stages.__main__ import _Stop
+
+    (here / "heavy_library.py").write_text("import signal\nsignal.raise_signal(signal.SIGUSR1)\nwhole = True\n")
+    monkeypatch.syspath_prepend(here)
+    stop = _Stop()
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            assert importlib.import_module("heavy_library").whole
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        del sys.modules["heavy_library"]
+    assert stop.asked
+
+
 def test_commands_that_do_not_compute_load_no_torch(here, models):
     """torch costs 1.6 s, diffusers' classes 3.5 s more: inspect, validate, convert and nodes need neither."""
     (here / "fine.json").write_text(json.dumps(GRAPHS["fine.json"]))
