@@ -1,7 +1,7 @@
 """The headless door: `svd-stages`, or `python -m svd_stages`. Reads arguments, calls, and turns errors into words.
 
-Exit status: 0 done, 2 bad usage or bad graph, 3 a model or input file is missing or not what it should be, 4 a node
-failed, 130 interrupted.
+Exit status: 0 done, 2 bad usage or bad graph, 3 a model or input file is missing or not what it should be, or a server
+cannot be reached, 4 a node failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="svd-stages",
-        description="Stable Video Diffusion in stages: animate a picture, or run a saved graph without ComfyUI.",
+        description="Stable Video Diffusion in stages: animate a picture, or run a saved graph with ComfyUI or without.",
     )
     parser.add_argument("--version", action="version", version=f"svd-stages {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

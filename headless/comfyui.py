@@ -20,7 +20,7 @@ from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
 from ..svd_core.graph.validate import shape_fault
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, tidy
-from .results import Results, link_or_copy, place_inside
+from .results import Results, file_inside, link_or_copy, place_inside
 from .surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -62,10 +62,13 @@ class ComfyUIEngine:
 
         self._start()
         output_folder = Path(self.surroundings.output_folder)
-        with scratch_folder_beside(output_folder / _BESIDE) as scratch, self._around(scratch, graph):
+        with scratch_folder_beside(output_folder / _BESIDE) as scratch, self._around(scratch, graph) as brought:
             prompt_id = str(uuid.uuid4())
             checked = self._validated(graph, prompt_id)
             ui, results = self._run(checked, prompt_id, graph, scratch, emit or ignore_events)
+            for file in _files_below(scratch / "output"):  # some nodes save models and say nothing of it
+                if file not in brought:
+                    results.keep(_as_told(file.relative_to(scratch / "output")))
             faults = ""
             if checked.node_errors:
                 faults = str(refusal(None, checked.node_errors, graph.prompt, self.table))
@@ -143,18 +146,18 @@ class ComfyUIEngine:
         return ["--reserve-vram", f"{max(0, total - self.surroundings.vram) / GIB:.3f}"]
 
     @contextlib.contextmanager
-    def _around(self, scratch: Path, graph: Graph) -> Iterator[None]:
-        """ComfyUI's folders, our host and a quiet stdout inside the `with`."""
+    def _around(self, scratch: Path, graph: Graph) -> Iterator[set[Path]]:
+        """ComfyUI's folders, our host and a quiet stdout inside the `with`; gives the earlier results put there."""
         from ..nodes.comfy.host import ComfyHost
 
         here = self.surroundings.host()
         for name in ("input", "output", "temp"):
             (scratch / name).mkdir()
-        _bring_outputs(graph.prompt, here.output_folder, scratch / "output")
+        brought = _bring_outputs(graph.prompt, here.output_folder, scratch / "output")
         given = here.input_folder if here.input_folder.is_dir() else scratch / "input"
         precise = host.using(ComfyHost(self.surroundings.precision))
         with checkout.folders(given, scratch / "output", scratch / "temp"), precise, _quiet_stdout():
-            yield
+            yield brought
 
 
 def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:
@@ -172,15 +175,26 @@ def _has_accelerator() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def _bring_outputs(prompt: Prompt, output_folder: Path, scratch: Path) -> None:
-    """Copy the earlier results that a graph reads, as in "x.png [output]", to where its nodes will look for them."""
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _as_told(file: Path) -> dict[str, Any]:
+    """A file as an output node would tell of it."""
+    return {"files": [{"filename": file.name, "subfolder": file.parent.as_posix(), "type": "output"}]}
+
+
+def _bring_outputs(prompt: Prompt, output_folder: Path, scratch: Path) -> set[Path]:
+    """Bring the earlier results that a graph reads, as in "x.png [output]", to where its nodes will look for them."""
+    brought = set()
     for node in prompt.values():
         inputs = node.get("inputs") if isinstance(node, dict) else None
         for value in inputs.values() if isinstance(inputs, dict) else ():
             if isinstance(value, str) and value.endswith(" [output]"):
-                subfolder, _, name = value.removesuffix(" [output]").rpartition("/")
-                source = output_folder / subfolder / name
-                if source.is_file():
-                    target = place_inside(scratch, subfolder, name)
+                source = file_inside(output_folder, value.removesuffix(" [output]"))
+                target = None if source is None else scratch / source.relative_to(output_folder)
+                if source is not None and target is not None and target not in brought:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    link_or_copy(place_inside(output_folder, subfolder, name), target)
+                    link_or_copy(source, target)
+                    brought.add(target)
+    return brought

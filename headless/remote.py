@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ from ..svd_core.graph.validate import shape_fault
 from .described import check_described
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, takes_uploads, tidy
-from .results import Results, place_inside
+from .results import Results, file_inside
 from .server import Refused, Server
 from .surroundings import Surroundings
 from .websocket import WebSocket, WebSocketError
@@ -219,7 +218,7 @@ class RemoteEngine:
             inputs = read_declaration(class_type, self.table.classes[class_type]).inputs
             for name, value in node.get("inputs", {}).items():
                 if isinstance(value, str) and takes_uploads(inputs.get(name)):
-                    file = _file_inside(folder, value.removesuffix(" [input]"))
+                    file = file_inside(folder, value.removesuffix(" [input]"))
                     if file is not None:
                         yield node_id, name, value, file
 
@@ -365,16 +364,6 @@ def _refuse_local_settings(surroundings: Surroundings) -> None:
     names = [f"--{name}" for name, is_given in given.items() if is_given]
     if names:
         raise SettingError(f"{' and '.join(names)} cannot be chosen for a server; it was started with its own.")
-
-
-def _file_inside(folder: Path, name: str) -> Path | None:
-    """The file of that name below the folder, links followed; None when there is none, or it lies outside."""
-    subfolder, _, last = name.replace("\\", "/").rpartition("/")
-    try:
-        path = place_inside(folder, subfolder, last)
-    except OutputError:
-        return None
-    return path if os.path.isfile(path) else None
 
 
 def _with_choice(described: Any, name: str, value: str) -> Any:

@@ -57,11 +57,11 @@ class Results:
         }
 
     def _named(self, entry: Any) -> Any:
-        path = self._kept.get(_key(entry)) if _is_file(entry) else None
+        path = self._kept.get(_key(*_told(entry))) if _is_file(entry) else None
         return entry if path is None else {**entry, "filename": path.name}
 
     def _keep(self, kind: str, subfolder: str, name: str) -> Path:
-        key = (kind, subfolder, name)
+        key = _key(kind, subfolder, name)
         if key not in self._kept:
             path = place_inside(self.folders[kind], subfolder, name)
             self._kept[key] = save_as(path, lambda temporary: self.fill(kind, subfolder, name, temporary))
@@ -74,20 +74,39 @@ def named_files(answer: Any) -> Iterator[tuple[str, str, str]]:
     for entries in lists:
         for entry in entries if isinstance(entries, (list, tuple)) else ():
             if _is_file(entry):
-                yield _key(entry)
+                yield _told(entry)
 
 
 def _is_file(entry: Any) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("filename"), str)
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+def _told(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     return str(entry.get("type", "output")), str(entry.get("subfolder") or ""), entry["filename"]
+
+
+def _key(kind: str, subfolder: str, name: str) -> tuple[str, str, str]:
+    """One for a file, whether its subfolder was said as "" or ".", "a" or "a/"."""
+    return kind, "/".join(_steps(subfolder)), name
+
+
+def _steps(subfolder: str) -> list[str]:
+    return [part for part in subfolder.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def file_inside(folder: Path, name: str) -> Path | None:
+    """The file called `name`, which may begin with subfolders, when it is there and inside `folder`; else None."""
+    subfolder, slash, last = name.replace("\\", "/").rpartition("/")
+    try:
+        path = place_inside(folder, subfolder + slash, last)
+    except OutputError:
+        return None
+    return path if path.is_file() else None
 
 
 def place_inside(folder: Path, subfolder: str, name: str) -> Path:
     """`folder / subfolder / name`, when that lies inside `folder`, links followed. Raises OutputError otherwise."""
-    parts = [part for part in subfolder.replace("\\", "/").split("/") if part not in ("", ".")]
+    parts = _steps(subfolder)
     root = os.path.realpath(folder)
     path = os.path.join(root, *parts, name)
     absolute = subfolder.startswith(("/", "\\"))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import MissingExtraError, SettingError, nearest
+from ...svd_core.graph.prompt import one_line
 from .. import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def start(checkout: Checkout) -> None:
     """Start ComfyUI with its core nodes, the chosen custom nodes and ours; when it has been, load what is still to be.
 
     Raises SettingError for a folder that is no ComfyUI, a custom node that is not there or does not load, and a
-    process that has another ComfyUI or other settings; MissingExtraError when this Python lacks what ComfyUI needs.
+    process that has another ComfyUI or other settings; MissingExtraError when ComfyUI does not start in this Python.
     """
     checkout = Checkout(find(checkout.folder), checkout.flags, checkout.custom_nodes)
     if _Process.started is None:
@@ -74,7 +75,7 @@ def start(checkout: Checkout) -> None:
     if _Process.page is None:
         for path in chosen.values():
             _run_prestartup_script(path)
-        _import_nodes()
+        _import_or_say_why()
     for name, path in chosen.items():
         _load_custom_node(path)
         _Process.loaded.add(name)
@@ -150,6 +151,19 @@ def _import_paths(checkout: Checkout) -> None:
     yaml = checkout.folder / "extra_model_paths.yaml"
     if yaml.is_file():
         utils.extra_config.load_extra_path_config(str(yaml))
+
+
+def _import_or_say_why() -> None:
+    """Import ComfyUI. Raises MissingExtraError for whatever stops that: a broken torchaudio, a missing library."""
+    try:
+        _import_nodes()
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise MissingExtraError(
+            f"ComfyUI does not start in this Python ({sys.executable}): {reason}. Run the command with the Python in "
+            "which ComfyUI itself starts; --debug shows where it stops.",
+            code="comfyui.start",
+        ) from error
 
 
 def _import_nodes() -> None:

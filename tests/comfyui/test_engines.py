@@ -357,6 +357,8 @@ def test_an_interrupted_run_is_stopped_on_the_server(place, tmp_path):
 
 
 ECHO = """
+from pathlib import Path
+import folder_paths
 from server import PromptServer
 PromptServer.instance.routes  # as many packs do
 print("a pack that prints")
@@ -367,6 +369,7 @@ class Echo:
     RETURN_TYPES, FUNCTION = ("IMAGE",), "echo"
     def echo(self, image):
         print("a node that prints")
+        (Path(folder_paths.get_output_directory()) / "unsaid.txt").write_text("not in what it shows")
         return (1 - image,)
 NODE_CLASS_MAPPINGS = {"Echo": Echo}
 """
@@ -385,14 +388,21 @@ def test_chosen_custom_nodes_run_and_no_others(place, tmp_path):
     common = ["run", "graph.json", "--comfyui", str(checkout), "--input-dir", str(place.base / "input"), "--json"]
     chosen = [[], ["Nope"], ["Broken"], ["Echo"], ["SVD", "Echo"]]
     commands = [[*common, *(word for name in names for word in ("--custom-node", name))] for names in chosen]
-    without, missing, broken, echo, twice = Place(place.base, place.python, checkout).run(commands, tmp_path)
-    assert [each["status"] for each in (without, missing, broken, echo, twice)] == [2, 2, 2, 0, 0]
+    commands.append([*common, "--custom-node", "Echo", "--set", "LoadImage.image=echo_00001_.png [output]"])
+    commands.append([*common, "--custom-node", "Echo", "--set", "LoadImage.image=../graph.json [output]"])
+    outcomes = Place(place.base, place.python, checkout).run(commands, tmp_path)
+    assert [each["status"] for each in outcomes] == [2, 2, 2, 0, 0, 0, 3]
+    without, missing, broken, echo, twice, *_ = outcomes
     assert "Echo" in without["err"] and "Broken" in missing["err"] and "module_that_is_not_there" in broken["err"]
     assert "a pack that prints" in echo["err"] and "a node that prints" in echo["err"]
     assert "not loaded twice" in twice["err"]
     kept = np.asarray(Image.open(tmp_path / "output" / "echo_00001_.png"), dtype=int)
     picture = np.asarray(Image.open(place.base / "input" / "picture.png").convert("RGB"), dtype=int)
     assert np.abs(kept - (255 - picture)).max() <= 1
+    again = np.asarray(Image.open(tmp_path / "output" / "echo_00003_.png"), dtype=int)  # of the first, as [output]
+    assert np.abs(again - picture).max() <= 1
+    unsaid = [f"unsaid{number}.txt" for number in ("", "_00002", "_00003")]
+    assert files(tmp_path / "output") == [*(f"echo_0000{number}_.png" for number in (1, 2, 3)), *unsaid]
     assert files(checkout / "custom_nodes" / "Echo")[0] == "__init__.py" and not (checkout / "user").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,27 @@ def test_engines_exclude_each_other(here, capsys):
         assert status == 2
     with pytest.raises(SettingError, match="one of the two"):
         svd_stages.run_graph(GRAPH, comfyui="a", server="b")
+
+
+def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(here):
+    checkout = make_checkout(here / "ComfyUI")
+    (checkout / "requirements.txt").write_text("torch\n")
+    texts = {
+        "comfy/options.py": "def enable_args_parsing(): pass",
+        "comfy/cli_args.py": "import pathlib, sys; pathlib.Path('argv.txt').write_text(' '.join(sys.argv))",
+        "folder_paths.py": "",
+        "utils/extra_config.py": "",
+        "server.py": "raise OSError('libtorchaudio.so: undefined symbol')",
+    }
+    for name, text in texts.items():
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text(text)
+    command = [sys.executable, "-m", "svd_stages", "validate", "graph.json", "--comfyui", "ComfyUI", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and "OSError: libtorchaudio.so: undefined symbol" in said
+    assert sys.executable in said and "Traceback" not in said and done.stdout == ""
+    assert (here / "argv.txt").read_text() == "main.py --disable-all-custom-nodes --cpu"
 
 
 @pytest.mark.parametrize(
