@@ -38,6 +38,14 @@ def scale_images(images: torch.Tensor, method: str, width: int, height: int, cro
     return resized.movedim(1, -1)
 
 
+def scale_images_by(images: torch.Tensor, method: str, factor: float) -> torch.Tensor:
+    """images (B, H, W, C) -> both sides times `factor`, rounded. Raises SettingError when nothing is left."""
+    height, width = (round(side * factor) for side in images.shape[1:3])
+    if not (height and width):
+        raise SettingError(f"{images.shape[2]}x{images.shape[1]} times {factor:g} leaves nothing; use a larger factor")
+    return scale_images(images, method, width, height, "disabled")
+
+
 def _cut_to_proportions(images: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """Cut the same number of pixels on both ends of the side that is too long for width / height."""
     old_height, old_width = images.shape[1:3]
