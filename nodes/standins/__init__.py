@@ -4,10 +4,10 @@ Only headless runs use this table; inside ComfyUI its own nodes stand under thes
 names and the order of inputs, which are facts of ComfyUI; the code is ours.
 """
 
-from .batches import ImageFromBatch, LatentFromBatch, RepeatLatentBatch
 from .coding import CLIPVisionEncode, SVD_img2vid_Conditioning, VAEDecode, VAEDecodeTiled, VAEEncode
+from .latents import LatentFromBatch, LatentUpscaleBy, RepeatLatentBatch
 from .models import ImageOnlyCheckpointLoader, VideoLinearCFGGuidance, VideoTriangleCFGGuidance
-from .pictures import ImageScale, ImageScaleBy, LoadImage
+from .pictures import ImageFromBatch, ImageScale, ImageScaleBy, LoadImage
 from .primitives import PrimitiveBoolean, PrimitiveFloat, PrimitiveInt, PrimitiveString, PrimitiveStringMultiline
 from .sampling import (
     BasicGuider,
@@ -66,6 +66,7 @@ STANDIN_CLASS_MAPPINGS: dict = {
     "DisableNoise": DisableNoise,
     "LatentFromBatch": LatentFromBatch,
     "RepeatLatentBatch": RepeatLatentBatch,
+    "LatentUpscaleBy": LatentUpscaleBy,
     "ImageFromBatch": ImageFromBatch,
     "ImageScaleBy": ImageScaleBy,
     "SaveAnimatedPNG": SaveAnimatedPNG,
@@ -111,6 +112,7 @@ STANDIN_DISPLAY_NAME_MAPPINGS: dict = {
     "DisableNoise": "DisableNoise",
     "LatentFromBatch": "Latent From Batch",
     "RepeatLatentBatch": "Repeat Latent Batch",
+    "LatentUpscaleBy": "Upscale Latent By",
     "ImageFromBatch": "ImageFromBatch",
     "ImageScaleBy": "Upscale Image By",
     "SaveAnimatedPNG": "SaveAnimatedPNG",

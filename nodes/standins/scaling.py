@@ -21,10 +21,12 @@ def scale_images(images: torch.Tensor, method: str, width: int, height: int, cro
     """images (B, H, W, C) -> (B, height, width, C), equal to ComfyUI's (comfy/utils.py, common_upscale).
 
     A width or height of 0 follows the other one; when both are 0 the images come back as they are. `center` cuts the
-    longer side first. Raises SettingError when the cut would leave nothing.
+    longer side first. Raises SettingError for an unknown method, or when the cut would leave nothing.
     """
     import torch
 
+    if method not in METHODS:
+        raise SettingError(f'the method must be one of {", ".join(METHODS)}, got "{method}"')
     if width == 0 and height == 0:
         return images
     old_height, old_width = images.shape[1:3]

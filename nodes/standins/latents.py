@@ -1,19 +1,10 @@
-"""Frames out of a batch, and a batch several times: latents and images."""
+"""What is done with a LATENT between stages: frames taken out of it, its frames repeated, its frames made larger."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import inputs
-
-if TYPE_CHECKING:
-    import torch
-
-
-def _part(count: int, first: int, length: int) -> slice:
-    """`length` of `count` rows from `first` on, as many as there are, and at least the last one."""
-    first = min(count - 1, first)
-    return slice(first, min(count, first + length))
+from . import inputs, scaling
 
 
 class LatentFromBatch:
@@ -38,7 +29,8 @@ class LatentFromBatch:
     def frombatch(self, samples: dict[str, Any], batch_index: int, length: int) -> tuple[dict[str, Any]]:
         """A new LATENT."""
         count = samples["samples"].shape[0]
-        part = _part(count, batch_index, length)
+        first = min(count - 1, batch_index)
+        part = slice(first, first + length)
         places = list(samples.get("batch_index", range(count)))[part]
         return ({**samples, "samples": samples["samples"][part].clone(), "batch_index": places},)
 
@@ -71,28 +63,36 @@ class RepeatLatentBatch:
         return (repeated,)
 
 
-class ImageFromBatch:
-    """IMAGE -> some of its frames."""
+class LatentUpscaleBy:
+    """LATENT -> the same frames larger or smaller, by interpolation."""
 
-    DESCRIPTION = "Takes frames out of a batch of images."
-    CATEGORY = "image/batch"
-    RETURN_TYPES = ("IMAGE",)
-    OUTPUT_TOOLTIPS = ("The frames taken.",)
-    FUNCTION = "frombatch"
+    DESCRIPTION = "Resizes the frames of a latent by a factor. bislerp runs only inside ComfyUI."
+    CATEGORY = "latent"
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("The frames in the new size.",)
+    FUNCTION = "upscale"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        factor = {"default": 1.5, "min": 0.01, "max": 8.0, "step": 0.01, "tooltip": "2 is twice as wide and high."}
         return {
             "required": {
-                "image": inputs.socket("IMAGE", "The frames to take from."),
-                "batch_index": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": 4095, "tooltip": "Number of the first, from 0."},
+                "samples": inputs.socket("LATENT", "The frames to resize."),
+                "upscale_method": (
+                    ["nearest-exact", "bilinear", "area", "bicubic", "bislerp"],
+                    {"tooltip": "How new latent pixels are made."},
                 ),
-                "length": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "How many frames are taken."}),
+                "scale_by": ("FLOAT", factor),
             }
         }
 
-    def frombatch(self, image: torch.Tensor, batch_index: int, length: int) -> tuple[torch.Tensor]:
-        """A copy of the frames."""
-        return (image[_part(image.shape[0], batch_index, length)].clone(),)
+    @classmethod
+    def VALIDATE_INPUTS(cls, upscale_method: str | None) -> bool | str:
+        """True, or why this method cannot be had."""
+        return upscale_method != "bislerp" or "bislerp runs only inside ComfyUI; choose bilinear or bicubic"
+
+    def upscale(self, samples: dict[str, Any], upscale_method: str, scale_by: float) -> tuple[dict[str, Any]]:
+        """A new LATENT. Raises SettingError for a method that only ComfyUI has, or when nothing is left."""
+        channels_last = samples["samples"].movedim(1, -1)
+        scaled = scaling.scale_images_by(channels_last, upscale_method, scale_by).movedim(-1, 1)
+        return ({**samples, "samples": scaled},)
