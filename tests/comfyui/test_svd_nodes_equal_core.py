@@ -44,7 +44,7 @@ BASE = {"cond": conditioning()}
 LINEAR = {**BASE, "model": node("VideoLinearCFGGuidance", model=["load", 0], min_cfg=1.5)}
 TRIANGLE = {**BASE, "model": node("VideoTriangleCFGGuidance", model=["load", 0], min_cfg=1.0)}
 PLAIN = {"seed": 7, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
-STAGES = {key: PLAIN[key] for key in ("steps", "cfg", "sampler_name", "scheduler")} | {"noise_seed": 5, "steps": 3}
+STAGES = {key: PLAIN[key] for key in ("steps", "cfg", "sampler_name", "scheduler")} | {"noise_seed": 5}
 ENCODED = {"encoded": node("VAEEncode", pixels=["small", 0], vae=["load", 2])}
 SMALL = {
     "small": node("ImageScale", image=["image", 0], upscale_method="area", width=WIDTH, height=HEIGHT, crop="center")
@@ -141,35 +141,37 @@ PICTURES: dict[str, dict] = {
 }  # fmt: skip
 SAMPLED: dict[str, dict] = {
     "linear": {**LINEAR, "answer": ksampler()},
-    "triangle": {**TRIANGLE, "answer": ksampler(scheduler="normal")},
-    "constant": {**BASE, "answer": ksampler("load", cfg=2.0, scheduler="sgm_uniform")},
+    "triangle": {**TRIANGLE, "answer": ksampler(scheduler="normal", steps=1)},
+    "constant": {**BASE, "answer": ksampler("load", cfg=2.0, scheduler="sgm_uniform", steps=1)},
     "two pictures": {
         "cond": conditioning(init_image=["pair", 0], video_frames=5),
         "answer": ksampler("load", cfg=2.0, steps=1),
     },
-    "no guidance": {**BASE, "answer": ksampler("load", cfg=1.0, sampler_name="ddim", scheduler="exponential")},
-    "ddim_uniform": {**LINEAR, "answer": ksampler(scheduler="ddim_uniform")},
-    "part of a video": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.4, steps=2, latent_image=["clip", 0])},
+    "no guidance": {
+        **BASE,
+        "answer": ksampler("load", cfg=1.0, sampler_name="ddim", scheduler="ddim_uniform", steps=1),
+    },
+    "part of a video": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.4, steps=1, latent_image=["clip", 0])},
     "no denoise": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.0, latent_image=["clip", 0])},
     "frames of a longer video": {
         **LINEAR,
         "part": node("LatentFromBatch", samples=["cond", 2], batch_index=1, length=2),
-        "answer": ksampler(latent_image=["part", 0]),
+        "answer": ksampler(latent_image=["part", 0], steps=1),
     },
     "in two": {
         **LINEAR,
-        "first": advanced("cond", 2, end_at_step=2, return_with_leftover_noise="enable"),
-        "answer": advanced("first", 0, start_at_step=2, add_noise="disable"),
+        "first": advanced("cond", 2, end_at_step=1, return_with_leftover_noise="enable"),
+        "answer": advanced("first", 0, start_at_step=1, add_noise="disable"),
     },
-    "cut short": {**LINEAR, "answer": advanced("cond", 2, end_at_step=2)},
+    "cut short": {**LINEAR, "answer": advanced("cond", 2, end_at_step=1)},
     "begun late": {**LINEAR, **VIDEO, "answer": advanced("clip", 0, start_at_step=1)},
-    "nothing left": {**LINEAR, **VIDEO, "answer": advanced("clip", 0, start_at_step=3)},
-    "custom": {**LINEAR, **EULER, "row": scheduled("beta", 2), "answer": custom(["row", 0], model=["model", 0])},
+    "nothing left": {**LINEAR, **VIDEO, "answer": advanced("clip", 0, start_at_step=2)},
+    "custom": {**LINEAR, **EULER, "row": scheduled("beta", 1), "answer": custom(["row", 0], model=["model", 0])},
     "custom, to be gone on with": {
         **BASE,
         **EULER,
-        "row": scheduled("karras", 3),
-        "halves": node("SplitSigmas", sigmas=["row", 0], step=2),
+        "row": scheduled("karras", 2),
+        "halves": node("SplitSigmas", sigmas=["row", 0], step=1),
         "answer": custom(["halves", 0]),
     },
     "guider": {
@@ -177,7 +179,7 @@ SAMPLED: dict[str, dict] = {
         **custom_advanced(
             node("CFGGuider", model=["model", 0], cfg=2.5, **GUIDER),
             node("RandomNoise", noise_seed=11),
-            node("AlignYourStepsScheduler", model_type="SVD", steps=2, denoise=1.0),
+            node("AlignYourStepsScheduler", model_type="SVD", steps=1, denoise=1.0),
             ["cond", 2],
         ),
     },
@@ -186,14 +188,14 @@ SAMPLED: dict[str, dict] = {
         **custom_advanced(
             node("BasicGuider", model=["load", 0], conditioning=["cond", 0]),
             node("RandomNoise", noise_seed=11),
-            scheduled("simple", 2),
+            scheduled("simple", 1),
             ["cond", 2],
         ),
     },
     "finding noise": {
         **BASE,
         **VIDEO,
-        "row": scheduled("karras", 2),
+        "row": node("KarrasScheduler", steps=1, rho=7.0, sigma_max=1.0, sigma_min=0.002),
         **custom_advanced(
             node("BasicGuider", model=["load", 0], conditioning=["cond", 0]),
             node("DisableNoise"),
