@@ -18,23 +18,42 @@ from typing import Any
 import numpy as np
 
 
-def evaluate(classes: Mapping[str, Any], graph: Mapping[str, dict], given: Mapping[str, tuple], wanted: str) -> tuple:
-    """The outputs of node `wanted` of an API-format graph. `given` holds outputs that are there, and gets the rest."""
+def evaluate(classes: Mapping[str, Any], graph: Mapping[str, dict], known: dict[str, tuple], wanted: str) -> tuple:
+    """The outputs of node `wanted` of an API-format graph.
+
+    `known` holds outputs by node id, and is given those that are computed here by what their nodes say, so that other
+    graphs with the same nodes find them, as in ComfyUI's cache.
+    """
     import torch
 
-    if wanted not in given:
+    key = wanted if wanted in known else json.dumps(written_out(graph, known, wanted))
+    if key not in known:
         node = graph[wanted]
         inputs = {
-            name: evaluate(classes, graph, given, value[0])[value[1]] if isinstance(value, list) else value
+            name: evaluate(classes, graph, known, value[0])[value[1]] if isinstance(value, list) else value
             for name, value in node["inputs"].items()
         }
         torch.manual_seed(0)
         kind = classes[node["class_type"]]
-        if hasattr(kind, "GET_SCHEMA"):
-            given[wanted] = kind.execute(**inputs).args  # pyright: ignore[reportIndexIssue]
-        else:
-            given[wanted] = getattr(kind(), kind.FUNCTION)(**inputs)  # pyright: ignore[reportIndexIssue]
-    return given[wanted]
+        known[key] = kind.execute(**inputs).args if hasattr(kind, "GET_SCHEMA") else run(kind, inputs)
+    return known[key]
+
+
+def run(kind: Any, inputs: dict[str, Any]) -> tuple:
+    """A node in the older form."""
+    return getattr(kind(), kind.FUNCTION)(**inputs)
+
+
+def written_out(graph: Mapping[str, dict], known: Mapping[str, tuple], node_id: str) -> list:
+    """The node with all that it depends on, without ids but those that are known."""
+    node = graph[node_id]
+    inputs = {
+        name: value
+        if not isinstance(value, list) or value[0] in known
+        else [written_out(graph, known, value[0]), value[1]]
+        for name, value in node["inputs"].items()
+    }
+    return [node["class_type"], inputs]
 
 
 def arrays(name: str, value: Any) -> dict[str, np.ndarray]:
@@ -66,9 +85,9 @@ def main(folder: Path) -> None:
     pair = torch.from_numpy(np.load(folder / "pair.npy"))
     answers = {}
     with torch.inference_mode():
-        given = {"pair": (pair,), "image": (pair[:1],), "load": (loaded[0], loaded[3], loaded[2])}
+        known = {"pair": (pair,), "image": (pair[:1],), "load": (loaded[0], loaded[3], loaded[2])}
         for name, graph in asked["graphs"].items():
-            answers |= arrays(name, tuple(evaluate(classes, graph, dict(given), "answer")))
+            answers |= arrays(name, tuple(evaluate(classes, graph, known, "answer")))
     np.savez(folder / "answers.npz", **answers)
 
 

@@ -7,6 +7,7 @@ Small graphs are asked of the classes of either side, and ComfyUI's own SVD temp
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from comfyui.core_svd_nodes import arrays, evaluate
-from svd_stages.headless import NODES
+from comfyui.keep_frames import KeepFrames
+from PIL import Image
+from svd_stages.headless import NODES, open_graph, run_graph
 from svd_stages.nodes.standins.values import SCHEDULER_NAMES, Model
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 from svd_stages.svd_core.host import HeadlessHost, using
@@ -106,7 +109,7 @@ SIGMAS: dict[str, dict] = {
         for steps in (1, 4, 10, 25)
         for denoise in (1.0, 0.5, 0.0)
     },
-    "no denoise": {"answer": scheduled("karras", 5, 0.0)},
+    "an empty row": {"answer": scheduled("karras", 5, 0.0)},
     "split": {"row": scheduled("karras", 9), "answer": node("SplitSigmas", sigmas=["row", 0], step=4)},
     **{
         f"split by {share}": {
@@ -227,7 +230,7 @@ def core(comfyui, random_checkpoints, pair, tmp_path_factory) -> dict[str, np.nd
 
 
 @pytest.fixture(scope="module")
-def given(core, random_checkpoints, pair) -> dict[str, tuple]:
+def known(core, random_checkpoints, pair) -> dict[str, tuple]:
     """What graphs find, of ours. After core, which needs the memory."""
     loaded = load_checkpoint(random_checkpoints / CHECKPOINT, "fp32", torch.device("cpu"))
     pictures = torch.from_numpy(pair)
@@ -236,9 +239,9 @@ def given(core, random_checkpoints, pair) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_a_graph_gives_what_core_gives(core, given, name):
+def test_a_graph_gives_what_core_gives(core, known, name):
     with using(HeadlessHost(device_name="cpu")):
-        ours = arrays(name, tuple(evaluate(NODES, GRAPHS[name], dict(given), "answer")))
+        ours = arrays(name, tuple(evaluate(NODES, GRAPHS[name], known, "answer")))
     theirs = {key: value for key, value in core.items() if key.startswith(f"{name}.")}
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
@@ -251,3 +254,55 @@ def difference(ours: np.ndarray, core: np.ndarray, relative: bool) -> float:
     """The largest, beside core's number or in units of its standard deviation; of single numbers as it is."""
     unit = np.abs(core) if relative else core.std() if core.size > 1 else 1.0
     return float((np.abs(ours - core) / np.where(unit == 0, 1.0, unit)).max())
+
+
+# ComfyUI's own template, of a real server and without one
+
+TEMPLATE = "/templates/image_to_video.json"
+SMALLER = (
+    "ImageOnlyCheckpointLoader.ckpt_name=svd.safetensors",
+    "LoadImage.image=picture.png",
+    f"SVD_img2vid_Conditioning.width={WIDTH}",
+    f"SVD_img2vid_Conditioning.height={HEIGHT}",
+    f"SVD_img2vid_Conditioning.video_frames={FRAMES}",
+    "KSampler.steps=2",
+)
+
+
+@pytest.fixture
+def base(random_checkpoints, tmp_path) -> Path:
+    """A ComfyUI base directory with the random file, a picture, and the node that keeps frames."""
+    for folder in ("models/checkpoints", "input", "custom_nodes"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "models" / "checkpoints" / "svd.safetensors").symlink_to(random_checkpoints / CHECKPOINT)
+    shutil.copy(HERE / "keep_frames.py", tmp_path / "custom_nodes")
+    Image.radial_gradient("L").convert("RGB").resize((160, 96)).save(tmp_path / "input" / "picture.png")
+    return tmp_path
+
+
+def with_frames_kept(prompt: dict, path: Path) -> dict:
+    """The graph, and what comes out of its VAEDecode in a file."""
+    (decoder,) = [node_id for node_id, each in prompt.items() if each["class_type"] == "VAEDecode"]
+    return {**prompt, "keep": node("KeepFrames", images=[decoder, 0], path=str(path))}
+
+
+def test_comfyuis_own_template_gives_the_same_frames_without_comfyui(comfyui, base, monkeypatch):
+    with comfyui.serve(base, *FLOAT32[1:]) as server:
+        workflow = server.get(TEMPLATE)
+        prompt = dict(open_graph(workflow, SMALLER).prompt)
+        done = server.wait(server.queue(with_frames_kept(prompt, base / "theirs.npy")))
+        assert done["status"]["status_str"] == "success", done["status"]
+    monkeypatch.setitem(NODES, "KeepFrames", KeepFrames)
+    report = run_graph(
+        with_frames_kept(prompt, base / "ours.npy"),
+        input_dir=base / "input",
+        output_dir=base / "ours",
+        models=[base / "models"],
+        device="cpu",
+        precision="fp32",
+    )
+    assert [path.relative_to(base / "ours").as_posix() for path in report.files] == ["video/ComfyUI_00001_.mp4"]
+    theirs, ours = np.load(base / "theirs.npy"), np.load(base / "ours.npy")
+    assert ours.shape == theirs.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert theirs.std() > 0.05
+    assert np.abs(ours - theirs).max() < 2e-3
