@@ -21,7 +21,7 @@ from svd_stages.svd_core.guidance import GuidanceCurve
 from svd_stages.svd_core.host import HeadlessHost, using
 from svd_stages.svd_core.schedulers import SCHEDULERS
 
-FRAMES = 3
+FRAMES = 2
 ROUNDED = 1e-3
 """Core's karras is computed in float32, ours in float64: of two steps the second is 1e-4 away, and is seen so much."""
 
@@ -126,8 +126,9 @@ def test_ksampler_with_linear_guidance_is_our_sampler(model, tiny, conditioned):
 
 def test_a_cfg_of_one_below_a_larger_min_cfg_still_guides(model, conditioned):
     (guided,) = run("VideoLinearCFGGuidance", model=model, min_cfg=3.0)
-    assert far(ksampler(guided, conditioned, cfg=1.0), ksampler(guided, conditioned, cfg=1.000001)) < 1e-3
-    assert far(ksampler(guided, conditioned, cfg=1.0), ksampler(model, conditioned, cfg=1.0)) > 0.01
+    at_one = ksampler(guided, conditioned, cfg=1.0, steps=1)
+    assert far(at_one, ksampler(guided, conditioned, cfg=1.000001, steps=1)) < 1e-3
+    assert far(at_one, ksampler(model, conditioned, cfg=1.0, steps=1)) > 0.01
 
 
 # Samplers
@@ -182,7 +183,7 @@ def test_sampling_upwards_and_down_again_comes_back(model, conditioned):
     video = {"samples": positive[0][1]["concat_latent_image"].expand(FRAMES, -1, -1, -1)}
     (guider,) = run("BasicGuider", model=model, conditioning=positive)
     (sampler,), (none,) = run("KSamplerSelect", sampler_name="euler"), run("DisableNoise")
-    row = torch.linspace(0.02, 0.0, 9)
+    row = torch.linspace(0.02, 0.0, 5)
     (up,) = run("FlipSigmas", sigmas=row)
     wires = {"noise": none, "guider": guider, "sampler": sampler}
     noisy, _ = run("SamplerCustomAdvanced", sigmas=up, latent_image=video, **wires)
