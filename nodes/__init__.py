@@ -8,8 +8,8 @@ from .conditioning import (
     SVDResizeImage,
     SVDVAEEncode,
 )
+from .core_wires import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
 from .decoding import SVDTemporalVAEDecode
-from .in_comfyui import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
 from .loading import SVDCheckpointLoader, SVDModelOptions
 from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
 from .whole import SVDGatherVideos, SVDImageToVideo

@@ -1,13 +1,11 @@
-"""What only ComfyUI can give a node: its own parts on our inputs, its samplers, our checkpoint as its own parts.
+"""What the program around the nodes gives them: its own parts on our inputs, its samplers, our checkpoint as its parts.
 
-`nodes/comfy` answers inside ComfyUI; elsewhere nobody does, and `needed` says so.
+`nodes/comfy` answers inside ComfyUI, `nodes/standins` elsewhere.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
-
-from ..svd_core.errors import SettingError
 
 if TYPE_CHECKING:
     from ..svd_core.checkpoint.parts import Checkpoint, ClipVision, Vae
@@ -58,16 +56,10 @@ def set_default(program: Program) -> None:
     _Process.program = program
 
 
-def current() -> Program | None:
-    """The program around the nodes; None outside ComfyUI."""
-    return _Process.program
+def current() -> Program:
+    """The program around the nodes; outside ComfyUI that of the stand-ins, loaded when it is asked for."""
+    if _Process.program is not None:
+        return _Process.program
+    from .standins.program import HeadlessProgram
 
-
-def needed(node: str) -> Program:
-    """The program around the nodes. Raises SettingError, which names `node`, outside ComfyUI."""
-    if _Process.program is None:
-        raise SettingError(
-            f"{node} hands its results to ComfyUI's core nodes and runs only inside ComfyUI; headless, wire "
-            f"SVDCheckpointLoader to SVDEulerSampler"
-        )
-    return _Process.program
+    return HeadlessProgram()

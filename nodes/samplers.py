@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..svd_core.checkpoint.parts import SVDModel
     from ..svd_core.guidance import GuidanceCurve
+    from ..svd_core.sample import Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,7 @@ def sampler_of(model: Any) -> Sampler:
 
     if isinstance(model, SVDModel):
         return partial(sample, model)
-    around = program.current()
-    sampler = around.sampler(model) if around else None
+    sampler = program.current().sampler(model)
     if sampler is None:
         raise wires.wrong_part(model, "model")
     return sampler
@@ -53,12 +53,21 @@ def sampler_of(model: Any) -> Sampler:
 
 def sample(model: SVDModel, positive: Any, negative: Any, latent: dict[str, Any], request: Request) -> dict[str, Any]:
     """Sample with a model of ours. Raises SettingError for a noise mask, which our loop would have to ignore."""
+    return sample_and_estimate(model, positive, negative, latent, request)[0]
+
+
+def sample_and_estimate(
+    model: SVDModel, positive: Any, negative: Any, latent: dict[str, Any], request: Request
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same, and as a second LATENT what the denoiser took for clean in the last step."""
+    import torch
+
     from ..svd_core import stages
 
     if latent.get("noise_mask") is not None:
         raise SettingError(
-            "the latent carries a noise_mask, and SVDEulerSampler with an SVD_MODEL cannot keep parts of a video; "
-            "take the mask away, or wire a MODEL of ComfyUI's ImageOnlyCheckpointLoader"
+            "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "
+            "away, or run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
         )
     clips = wires.read_latent(latent)
     count = clips.clips.shape[0]
@@ -69,5 +78,11 @@ def sample(model: SVDModel, positive: Any, negative: Any, latent: dict[str, Any]
     )
     start = stages.Start(clips.clips, request.noise, request.seed, clips.batch_index)
     row = stages.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
-    sampled = stages.sample(host.current(), model, list(sides), start, request.curve, row)
-    return wires.write_latent(sampled, like=latent)
+    clean: dict[int, torch.Tensor] = {}
+
+    def keep(video: int, step: Step) -> None:
+        clean[video] = step.clean
+
+    sampled = stages.sample(host.current(), model, list(sides), start, request.curve, row, keep)
+    estimate = torch.cat([clean[video].cpu() for video in range(count)]) / model.scaling_factor
+    return wires.write_latent(sampled, like=latent), wires.write_latent(estimate, like=latent)

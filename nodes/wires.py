@@ -71,8 +71,7 @@ def clip_vision(value: Any) -> ClipVision:
 def _either(value: Any, kind: type[Part], socket: str, adopt: Callable[[program.Program], Part | None]) -> Any:
     if isinstance(value, kind):
         return value
-    around = program.current()
-    adopted = adopt(around) if around else None
+    adopted = adopt(program.current())
     if adopted is None:
         raise wrong_part(value, socket)
     return adopted
@@ -99,7 +98,7 @@ def checkpoint(model: Any, clip_vision: Any, vae: Any) -> Checkpoint:
 
 
 def wrong_part(value: Any, socket: str) -> SettingError:
-    """The error for a wire that carries neither ours nor, inside ComfyUI, core's."""
+    """The error for a wire that carries neither our part nor the program's own."""
     return SettingError(
         f"the {socket} input takes what SVD Stages' loader gives (SVDCheckpointLoader), got {type(value).__name__}"
     )
@@ -158,8 +157,8 @@ def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> 
 
     if len(conditioning) != 1:
         raise SettingError(
-            f"the {side} conditioning has {len(conditioning)} entries, and SVDEulerSampler with an SVD_MODEL takes "
-            f"one; for combined or scheduled conditioning wire a MODEL of ComfyUI's ImageOnlyCheckpointLoader"
+            f"the {side} conditioning has {len(conditioning)} entries, and a model of SVD Stages takes one; for "
+            f"combined or scheduled conditioning run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
         )
     embeds, keys = conditioning[0]
     if embeds is None or keys.get("concat_latent_image") is None:

@@ -43,6 +43,16 @@ def augment_images(images: torch.Tensor, noise_aug_strength: float, seed: int) -
     )
 
 
+def augment_images_as_core(images: torch.Tensor, level: float, seed: int) -> torch.Tensor:
+    """Add noise as ComfyUI's SVD_img2vid_Conditioning does: its deviation is `level` in [0, 1], twice the reference's.
+
+    images (B, H, W, 3) in [0, 1] -> the same shape, not clamped. Core draws one (B, H, W, 3) from torch's global
+    generator, whatever its state; here it is the first draw of a generator seeded with `seed`.
+    """
+    images = check_images(images)
+    return images + level * torch.randn(images.shape, generator=seeded(seed))
+
+
 def augmentation_noise(generator: torch.Generator, height: int, width: int) -> torch.Tensor:
     """The noise of one image: the generator's next (1, 3, height, width) draw, given as (height, width, 3)."""
     return torch.randn((1, 3, height, width), generator=generator)[0].movedim(0, -1)

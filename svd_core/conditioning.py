@@ -78,6 +78,22 @@ def join_image(image_embeds: torch.Tensor, image_latents: torch.Tensor) -> tuple
     return image_embeds.float().cpu()[:, None], image_latents.float().cpu()
 
 
+def spread_over_frames(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
+    """Image latents (B, 4, h, w) as one, or one for each frame: (1 or frames, 4, h, w).
+
+    Of another number than these two ComfyUI's core gives each frame the one that is nearest to it in time
+    (comfy/utils.py, resize_to_batch_size).
+    """
+    count = image_latents.shape[0]
+    if count in (1, frames):
+        return image_latents
+    if frames < count:
+        places = [round(frame * (count - 1) / max(1, frames - 1)) for frame in range(frames)]
+    else:
+        places = [min(count - 1, math.floor((frame + 0.5) * count / frames)) for frame in range(frames)]
+    return image_latents[places]
+
+
 def empty_videos(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
     """Zeros (N, frames, 4, h, w) for N image latents (N, 4, h, w). Raises SettingError for no frames."""
     if frames < 1:

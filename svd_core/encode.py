@@ -9,7 +9,15 @@ import torch
 
 from .checkpoint.parts import ClipVision, Vae
 from .errors import SettingError
-from .images import PREPROCESSES, check_images, check_multiple, clip_input_center_crop, clip_input_reference, to_pixels
+from .images import (
+    PREPROCESSES,
+    check_images,
+    check_multiple,
+    clip_input_center_crop,
+    clip_input_reference,
+    clip_input_whole,
+    to_pixels,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +43,14 @@ def embed_images(
 ) -> ImageEmbedding:
     """Embed images (B, H, W, 3) in [0, 1]: the picture as it was loaded, before resize and augmentation.
 
-    preprocess is `reference` (whole frame) or `center_crop` (ComfyUI core's middle square); the encoder is on `device`.
+    preprocess is `reference` (whole frame) or one of ComfyUI core's, `center_crop` (middle square) and `whole` (frame);
+    the encoder is on `device`.
     What `on_image`, told the images done, raises stops the work.
     Raises SettingError for another word, ImageError for what is no picture.
     """
     if preprocess not in PREPROCESSES:
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
-    look = clip_input_reference if preprocess == "reference" else clip_input_center_crop
+    look = _LOOKS[preprocess]
     pixels = look(images, clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
     # One image at a time: each then equals its single run to the last bit.
     answers = []
@@ -49,6 +58,9 @@ def embed_images(
         answers.append(clip_vision.embed(each[None].to(device)))
         on_image(len(answers))
     return ImageEmbedding(*(torch.cat(rows).float().cpu() for rows in zip(*answers, strict=True)))
+
+
+_LOOKS = {"reference": clip_input_reference, "center_crop": clip_input_center_crop, "whole": clip_input_whole}
 
 
 def encode_images(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FITS = ("stretch", "crop", "pad")
-PREPROCESSES = ("reference", "center_crop")
+PREPROCESSES = ("reference", "center_crop", "whole")
 SHORTEST_SIDE = 16  # pixels; less is no picture to animate
 
 
@@ -58,6 +58,16 @@ def check_multiple(name: str, value: int, step: int) -> None:
     below = max(step, value // step * step)
     near = f"{below} or {below + step}" if value > step else str(step)
     raise SettingError(f"{name} must be a multiple of {step}, got {value}; the nearest good sizes are {near}")
+
+
+def cut_to_multiple(images: torch.Tensor, step: int) -> torch.Tensor:
+    """The middle of images (B, H, W, C), with H and W the multiples of `step` below; less is no picture.
+
+    As ComfyUI's core cuts a picture before its VAE.
+    """
+    height, width = images.shape[1:3]
+    top, left = height % step // 2, width % step // 2
+    return images[:, top : top + height // step * step, left : left + width // step * step]
 
 
 def resize_images(images: torch.Tensor, width: int, height: int, fit: str) -> torch.Tensor:
@@ -103,15 +113,28 @@ def clip_input_center_crop(images: torch.Tensor, size: int, mean: tuple, std: tu
 
     images (B, H, W, 3) in [0, 1] -> (B, 3, size, size) float32, normalised by mean and std per channel.
     """
+    height, width = images.shape[1:3]
+    scale = size / min(height, width)
+    scaled = _resize_bicubic(images, round(height * scale), round(width * scale))
+    top, left = (scaled.shape[-2] - size) // 2, (scaled.shape[-1] - size) // 2
+    return _normalise(_in_8_bits(scaled[..., top : top + size, left : left + size]), mean, std)
+
+
+def clip_input_whole(images: torch.Tensor, size: int, mean: tuple, std: tuple) -> torch.Tensor:
+    """The same of the whole frame, its shape not kept: what core's CLIPVisionEncode shows CLIP without a crop."""
+    return _normalise(_in_8_bits(_resize_bicubic(images, size, size)), mean, std)
+
+
+def _resize_bicubic(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, H, W, 3) -> (B, 3, height, width), with antialias; left alone when it has that size."""
     channels_first = check_images(images).movedim(-1, 1)
-    height, width = channels_first.shape[-2:]
-    if (height, width) != (size, size):
-        scale = size / min(height, width)
-        scaled = (round(height * scale), round(width * scale))
-        channels_first = F.interpolate(channels_first, size=scaled, mode="bicubic", antialias=True)
-    top, left = (channels_first.shape[-2] - size) // 2, (channels_first.shape[-1] - size) // 2
-    square = channels_first[..., top : top + size, left : left + size]
-    return _normalise((square * 255.0).clamp(0.0, 255.0).round() / 255.0, mean, std)
+    if channels_first.shape[-2:] == (height, width):
+        return channels_first
+    return F.interpolate(channels_first, size=(height, width), mode="bicubic", antialias=True)
+
+
+def _in_8_bits(images: torch.Tensor) -> torch.Tensor:
+    return (images * 255.0).clamp(0.0, 255.0).round() / 255.0
 
 
 def _normalise(images: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:

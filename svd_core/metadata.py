@@ -47,7 +47,7 @@ def exif_texts(metadata: Metadata | None) -> dict[int, str]:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The graphs inside an mp4, png or webp: those of "prompt" and "workflow" that are there, parsed.
+    """The graphs inside an mp4, webm, png or webp: those of "prompt" and "workflow" that are there, parsed.
 
     What kind of file it is shows in its first bytes, not in its name. Raises ImageError when the file is missing,
     unreadable or of another kind, and GraphError as `graph.parse_graph` does: what came with a video is a
@@ -75,10 +75,12 @@ def _read_texts(path: Path, head: bytes) -> dict[str, str]:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return _read_webp_texts(path)
     if head[4:8] == b"ftyp":
-        return _read_mp4_texts(path)
+        return _read_video_texts(path, "mp4")
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return {name.lower(): text for name, text in _read_video_texts(path, "webm").items()}
     raise ImageError(
-        f"{path} is neither an mp4 nor a png nor a webp, so it has no graph inside; give a file that SaveVideo, "
-        f"SaveImage or SaveAnimatedWEBP wrote.",
+        f"{path} is neither an mp4 nor a webm nor a png nor a webp, so it has no graph inside; give a file that "
+        f"SaveVideo, SaveImage or SaveAnimatedWEBP wrote.",
         code="image.unsupported",
     )
 
@@ -87,7 +89,24 @@ def _read_png_texts(path: Path) -> dict[str, str]:
     from PIL import Image
 
     with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["PNG"]) as image:
-        return {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+        texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+        animated = getattr(image, "is_animated", False)
+    return {**texts, **_read_comf_chunks(path)} if animated else texts
+
+
+def _read_comf_chunks(path: Path) -> dict[str, str]:
+    """The texts of an animated PNG of ComfyUI's: chunks `comf` of "name\\0text"."""
+    found = {}
+    with open(path, "rb") as stream:
+        stream.seek(8)
+        while len(head := stream.read(8)) == 8:
+            size, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind == b"comf":
+                name, _, text = stream.read(size).decode("latin-1").partition("\0")
+                found[name] = text
+                size = 0
+            stream.seek(size + 4, os.SEEK_CUR)  # and the checksum
+    return found
 
 
 def _read_webp_texts(path: Path) -> dict[str, str]:
@@ -99,11 +118,11 @@ def _read_webp_texts(path: Path) -> dict[str, str]:
     return {name: text for name, _, text in named}
 
 
-def _read_mp4_texts(path: Path) -> dict[str, str]:
+def _read_video_texts(path: Path, form: str) -> dict[str, str]:
     import av
     from av.error import FFmpegError
 
-    with _damage_explained(path, FFmpegError, UnicodeDecodeError), av.open(str(path), format="mp4") as container:
+    with _damage_explained(path, FFmpegError, UnicodeDecodeError), av.open(str(path), format=form) as container:
         return dict(container.metadata)
 
 

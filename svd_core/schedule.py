@@ -83,5 +83,16 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     return row
 
 
+def check_walk(sigmas: torch.Tensor) -> torch.Tensor:
+    """The row as float32 on the CPU. Raises SettingError unless a sampler can walk it: down, as `check_sigmas` has it,
+    or up from above 0, which finds the noise of a video.
+    """
+    row = sigmas.to("cpu", torch.float32)
+    rises = row.ndim == 1 and row.numel() > 1 and bool((row[:-1] < row[1:]).all())
+    if rises and row[0] > 0 and torch.isfinite(row).all():
+        return row
+    return check_sigmas(row)
+
+
 def _end_in_zero(sigmas: torch.Tensor) -> torch.Tensor:
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float()

@@ -24,7 +24,8 @@ from .guidance import GuidanceCurve
 from .host import Advance, Host
 from .memory import decode_bytes, denoise_bytes, encode_bytes, in_words, place_weights
 from .sample import Step, sample_euler, starting_noise, starting_point
-from .schedule import check_sigmas, make_sigmas
+from .schedule import check_walk, make_sigmas
+from .tiles import decode_in_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +96,17 @@ def sample(
     start: Start,
     curve: GuidanceCurve,
     sigmas: torch.Tensor,
+    on_step: Callable[[int, Step], None] = lambda video, step: None,
 ) -> torch.Tensor:
     """Sample N videos one after the other, each as in its single run: (N, F, 4, h, w) float32 CPU unscaled latents.
 
-    sides   (positive, negative) conditioning of each video
-    sigmas  (steps + 1,) falling noise levels
+    sides    (positive, negative) conditioning of each video
+    sigmas   (steps + 1,) falling noise levels, or rising ones, which find the noise of a video
+    on_step  called with the video's number and each of its steps; what it raises stops the work
 
     Raises SettingError for values that do not fit together, and what the host raises when it is stopped.
     """
-    levels = check_sigmas(sigmas)
+    levels = check_walk(sigmas)
     if start.batch_index is not None and len(sides) > 1:
         raise SettingError("a latent with batch_index must hold one video; sample the videos of the batch on their own")
     for positive, negative in sides:
@@ -137,7 +140,7 @@ def sample(
                 stream=placement.stream,
                 options=model.options,
             )
-            x = sample_euler(denoise, x, levels, _watcher(host, advance, index * per_video))
+            x = sample_euler(denoise, x, levels, _watcher(host, advance, index, per_video, on_step))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
 
@@ -173,6 +176,14 @@ def decode(host: Host, vae: Vae, latents: torch.Tensor, mode: str, chunk_size: i
     return videos
 
 
+def decode_tiled(host: Host, vae: Vae, latents: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:
+    """`decode_in_tiles` of frames (F, 4, h, w), on the host's device: images (F, 8h, 8w, 3) float32 CPU in [0, 1]."""
+    frames, _, height, width = latents.shape
+    need = decode_bytes(vae, 1, SCALE * min(height, 2 * tile), SCALE * min(width, 2 * tile))
+    with host.progress("decoding", frames, "frame") as advance, host.on_device(vae, need) as device:
+        return decode_in_tiles(vae, latents, tile, overlap, device, advance)
+
+
 def _decoded(
     vae: Vae,
     clip: torch.Tensor,
@@ -192,14 +203,17 @@ def _decoded(
     return decode_windows(vae, clip, windows, device, on_frames, spare=True)
 
 
-def _watcher(host: Host, advance: Advance, before: int) -> Callable[[Step], None]:
-    """Tells the host of each step of a video, `before` steps having been done for others."""
+def _watcher(
+    host: Host, advance: Advance, index: int, per_video: int, on_step: Callable[[int, Step], None]
+) -> Callable[[Step], None]:
+    """Tells the host, and who asked for it, of each step of video `index`; the videos before it are done."""
 
-    def on_step(step: Step) -> None:
-        advance(before + step.done)
+    def watch(step: Step) -> None:
+        advance(index * per_video + step.done)
         host.show(step.clean[0])
+        on_step(index, step)
 
-    return on_step
+    return watch
 
 
 def _size_of(latents: torch.Tensor) -> tuple[int, int, int]:

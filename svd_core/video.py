@@ -1,4 +1,4 @@
-"""Frames to mp4, animated webp and png, with the graph that made them inside.
+"""Frames to mp4, webm, animated webp and png, with the graph that made them inside.
 
 `encode_*` fill the file they are given; `write_*` put a complete file in place of whatever is there. Numbered files
 are made by `outputs.save_numbered` around an `encode_*`.
@@ -13,7 +13,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def encode_mp4(file: Path, frames: torch.Tensor, fps: float | Fraction, metadata
     try:
         with av.open(str(file), "w", format="mp4", options=_MP4_OPTIONS) as container:
             container.metadata.update(texts)
-            _encode_h264(container, frames, rate)
+            _encode_frames(container, frames, rate, _H264)
         _check_written(file, len(frames))
     except (FFmpegError, UnknownCodecError) as error:
         if isinstance(error, OSError):
@@ -140,20 +140,70 @@ _H264_OPTIONS = {
 }
 
 
-def _encode_h264(container: Any, frames: torch.Tensor, rate: Fraction) -> None:
+def encode_webm(
+    file: Path,
+    frames: torch.Tensor,
+    fps: float | Fraction,
+    codec: str = "vp9",
+    crf: float = 32.0,
+    metadata: Metadata | None = None,
+) -> None:
+    """vp9 in yuv420p, or av1 with 10 bits: BT.709, sizes and threads as in `encode_mp4`; transparency is left out.
+
+    crf 0 (best) to 63. Raises OutputError for what cannot be encoded, OSError for trouble of the disk.
+    """
+    import av
+    from av.codec.codec import UnknownCodecError
+    from av.error import FFmpegError
+
+    check_frames(frames)
+    rate, texts, chosen = exact_fps(fps), json_texts(metadata), _WEBM_CODECS[codec]
+    encoder = replace(chosen, options={**chosen.options, "crf": f"{crf:g}"})
+    try:
+        with av.open(str(file), "w", format="webm", options={"fflags": "+bitexact"}) as container:
+            container.metadata.update(texts)
+            _encode_frames(container, frames[..., :3], rate, encoder)
+    except (FFmpegError, UnknownCodecError) as error:
+        if isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} could not be encoded as {codec}: {reason}. "
+            f"CreateVideo and SaveVideo are another way to save.",
+            code="output.encoder",
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One of ffmpeg's: its name, the form of its pixels, its options."""
+
+    name: str
+    pixels: str
+    options: dict[str, str]
+
+
+_H264 = _Encoder("libx264", "yuv420p", _H264_OPTIONS)
+_WEBM_CODECS = {
+    "vp9": _Encoder("libvpx-vp9", "yuv420p", {"b": "0"}),
+    "av1": _Encoder("libsvtav1", "yuv420p10le", {"preset": "6"}),
+}
+
+
+def _encode_frames(container: Any, frames: torch.Tensor, rate: Fraction, encoder: _Encoder) -> None:
     """One video stream with all frames, into an open av.OutputContainer."""
     import av
 
-    stream = container.add_stream("libx264", rate=rate, options=_H264_OPTIONS)
+    stream = container.add_stream(encoder.name, rate=rate, options=encoder.options)
     stream.height, stream.width = (size + size % 2 for size in frames.shape[1:3])
-    stream.pix_fmt = "yuv420p"
+    stream.pix_fmt = encoder.pixels
     context = stream.codec_context
     context.thread_count = 1
     context.color_primaries = context.color_trc = context.colorspace = _BT709
     context.color_range = _LIMITED_RANGE
     for pixels in _as_bytes(frames):
         picture = av.VideoFrame.from_ndarray(_pad_to_even(pixels), format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=_BT709, src_color_range=_FULL_RANGE, dst_color_range=_LIMITED_RANGE
+            format=encoder.pixels, dst_colorspace=_BT709, src_color_range=_FULL_RANGE, dst_color_range=_LIMITED_RANGE
         )
         container.mux(stream.encode(picture))
     container.mux(stream.encode(None))
@@ -190,13 +240,11 @@ def encode_webp(
     from PIL import Image
 
     check_frames(frames)
-    rate = exact_fps(fps)
+    durations = _milliseconds(len(frames), fps)
     first, *others = [Image.fromarray(pixels) for pixels in _as_bytes(frames)]
     exif = first.getexif()
     for tag, text in exif_texts(metadata).items():
         exif[tag] = text
-    starts = [round(index * 1000 / rate) for index in range(len(frames) + 1)]
-    durations = [max(1, end - start) for start, end in itertools.pairwise(starts)]
     try:
         first.save(
             file,
@@ -215,6 +263,39 @@ def encode_webp(
             f"sides of at most 16383 pixels; CreateVideo and SaveVideo are another way to save.",
             code="output.encoder",
         ) from error
+
+
+def encode_apng(
+    file: Path, frames: torch.Tensor, fps: float | Fraction, compress_level: int = 4, metadata: Metadata | None = None
+) -> None:
+    """An animated PNG through Pillow, metadata in `comf` chunks after the first picture as in ComfyUI.
+
+    Times are whole milliseconds, as in `encode_webp`. Raises OSError for trouble of the disk.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    check_frames(frames)
+    first, *others = [Image.fromarray(pixels) for pixels in _as_bytes(frames)]
+    texts = PngInfo()
+    for name, text in json_texts(metadata).items():
+        texts.add(b"comf", f"{name}\0{text}".encode("latin-1"), after_idat=True)
+    durations = _milliseconds(len(frames), fps)
+    first.save(
+        file,
+        format="PNG",
+        save_all=True,
+        append_images=others,
+        duration=durations,
+        pnginfo=texts,
+        compress_level=compress_level,
+    )
+
+
+def _milliseconds(count: int, fps: float | Fraction) -> list[int]:
+    """How long each frame stands: it begins at the whole millisecond nearest to its time."""
+    starts = [round(index * 1000 / exact_fps(fps)) for index in range(count + 1)]
+    return [max(1, end - start) for start, end in itertools.pairwise(starts)]
 
 
 def encode_png(file: Path, frame: torch.Tensor, metadata: Metadata | None = None, compress_level: int = 4) -> None:

@@ -4,9 +4,33 @@ Only headless runs use this table; inside ComfyUI its own nodes stand under thes
 names and the order of inputs, which are facts of ComfyUI; the code is ours.
 """
 
-from .pictures import ImageScale, LoadImage
-from .saving import PreviewImage, SaveAnimatedWEBP, SaveImage
-from .videos import CreateVideo, SaveVideo
+from .coding import CLIPVisionEncode, SVD_img2vid_Conditioning, VAEDecode, VAEDecodeTiled, VAEEncode
+from .latents import LatentFromBatch, LatentUpscaleBy, RepeatLatentBatch
+from .models import ImageOnlyCheckpointLoader, VideoLinearCFGGuidance, VideoTriangleCFGGuidance
+from .pictures import ImageFromBatch, ImageScale, ImageScaleBy, LoadImage
+from .primitives import PrimitiveBoolean, PrimitiveFloat, PrimitiveInt, PrimitiveString, PrimitiveStringMultiline
+from .sampling import (
+    BasicGuider,
+    CFGGuider,
+    DisableNoise,
+    KSampler,
+    KSamplerAdvanced,
+    KSamplerSelect,
+    RandomNoise,
+    SamplerCustom,
+    SamplerCustomAdvanced,
+)
+from .saving import PreviewImage, SaveAnimatedPNG, SaveAnimatedWEBP, SaveImage
+from .sigmas import (
+    AlignYourStepsScheduler,
+    BasicScheduler,
+    ExponentialScheduler,
+    FlipSigmas,
+    KarrasScheduler,
+    SplitSigmas,
+    SplitSigmasDenoise,
+)
+from .videos import CreateVideo, SaveVideo, SaveWEBM
 
 STANDIN_CLASS_MAPPINGS: dict = {
     "LoadImage": LoadImage,
@@ -16,6 +40,42 @@ STANDIN_CLASS_MAPPINGS: dict = {
     "CreateVideo": CreateVideo,
     "SaveVideo": SaveVideo,
     "ImageScale": ImageScale,
+    "ImageOnlyCheckpointLoader": ImageOnlyCheckpointLoader,
+    "SVD_img2vid_Conditioning": SVD_img2vid_Conditioning,
+    "VideoLinearCFGGuidance": VideoLinearCFGGuidance,
+    "VideoTriangleCFGGuidance": VideoTriangleCFGGuidance,
+    "KSampler": KSampler,
+    "KSamplerAdvanced": KSamplerAdvanced,
+    "VAEDecode": VAEDecode,
+    "VAEDecodeTiled": VAEDecodeTiled,
+    "VAEEncode": VAEEncode,
+    "CLIPVisionEncode": CLIPVisionEncode,
+    "SamplerCustom": SamplerCustom,
+    "SamplerCustomAdvanced": SamplerCustomAdvanced,
+    "KSamplerSelect": KSamplerSelect,
+    "BasicScheduler": BasicScheduler,
+    "KarrasScheduler": KarrasScheduler,
+    "ExponentialScheduler": ExponentialScheduler,
+    "AlignYourStepsScheduler": AlignYourStepsScheduler,
+    "SplitSigmas": SplitSigmas,
+    "SplitSigmasDenoise": SplitSigmasDenoise,
+    "FlipSigmas": FlipSigmas,
+    "CFGGuider": CFGGuider,
+    "BasicGuider": BasicGuider,
+    "RandomNoise": RandomNoise,
+    "DisableNoise": DisableNoise,
+    "LatentFromBatch": LatentFromBatch,
+    "RepeatLatentBatch": RepeatLatentBatch,
+    "LatentUpscaleBy": LatentUpscaleBy,
+    "ImageFromBatch": ImageFromBatch,
+    "ImageScaleBy": ImageScaleBy,
+    "SaveAnimatedPNG": SaveAnimatedPNG,
+    "SaveWEBM": SaveWEBM,
+    "PrimitiveInt": PrimitiveInt,
+    "PrimitiveFloat": PrimitiveFloat,
+    "PrimitiveBoolean": PrimitiveBoolean,
+    "PrimitiveString": PrimitiveString,
+    "PrimitiveStringMultiline": PrimitiveStringMultiline,
 }
 
 STANDIN_DISPLAY_NAME_MAPPINGS: dict = {
@@ -26,4 +86,40 @@ STANDIN_DISPLAY_NAME_MAPPINGS: dict = {
     "CreateVideo": "Create Video",
     "SaveVideo": "Save Video",
     "ImageScale": "Upscale Image",
+    "ImageOnlyCheckpointLoader": "Image Only Checkpoint Loader (img2vid model)",
+    "SVD_img2vid_Conditioning": "SVD_img2vid_Conditioning",
+    "VideoLinearCFGGuidance": "VideoLinearCFGGuidance",
+    "VideoTriangleCFGGuidance": "VideoTriangleCFGGuidance",
+    "KSampler": "KSampler",
+    "KSamplerAdvanced": "KSampler (Advanced)",
+    "VAEDecode": "VAE Decode",
+    "VAEDecodeTiled": "VAE Decode (Tiled)",
+    "VAEEncode": "VAE Encode",
+    "CLIPVisionEncode": "CLIP Vision Encode",
+    "SamplerCustom": "SamplerCustom",
+    "SamplerCustomAdvanced": "SamplerCustomAdvanced",
+    "KSamplerSelect": "KSamplerSelect",
+    "BasicScheduler": "BasicScheduler",
+    "KarrasScheduler": "KarrasScheduler",
+    "ExponentialScheduler": "ExponentialScheduler",
+    "AlignYourStepsScheduler": "AlignYourStepsScheduler",
+    "SplitSigmas": "SplitSigmas",
+    "SplitSigmasDenoise": "SplitSigmasDenoise",
+    "FlipSigmas": "FlipSigmas",
+    "CFGGuider": "CFGGuider",
+    "BasicGuider": "BasicGuider",
+    "RandomNoise": "RandomNoise",
+    "DisableNoise": "DisableNoise",
+    "LatentFromBatch": "Latent From Batch",
+    "RepeatLatentBatch": "Repeat Latent Batch",
+    "LatentUpscaleBy": "Upscale Latent By",
+    "ImageFromBatch": "ImageFromBatch",
+    "ImageScaleBy": "Upscale Image By",
+    "SaveAnimatedPNG": "SaveAnimatedPNG",
+    "SaveWEBM": "SaveWEBM",
+    "PrimitiveInt": "Int",
+    "PrimitiveFloat": "Float",
+    "PrimitiveBoolean": "Boolean",
+    "PrimitiveString": "String",
+    "PrimitiveStringMultiline": "String (Multiline)",
 }

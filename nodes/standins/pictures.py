@@ -1,4 +1,4 @@
-"""Pictures in, and to another size: LoadImage and ImageScale."""
+"""Pictures in, to another size, and out of a batch."""
 
 from __future__ import annotations
 
@@ -83,3 +83,59 @@ class ImageScale:
     ) -> tuple[torch.Tensor]:
         """images (B, H, W, C) -> (B, height, width, C)."""
         return (scaling.scale_images(image, upscale_method, width, height, crop),)
+
+
+class ImageScaleBy:
+    """IMAGE to a multiple of its size, by ComfyUI's methods."""
+
+    DESCRIPTION = "Resizes images by a factor, keeping the proportions."
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The images in the new size.",)
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        factor = {"default": 1.0, "min": 0.01, "max": 8.0, "step": 0.01, "tooltip": "2 is twice as wide and high."}
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The images to resize."}),
+                "upscale_method": (
+                    list(scaling.METHODS),
+                    {"tooltip": "How new pixels are made. lanczos and area are good for making smaller."},
+                ),
+                "scale_by": ("FLOAT", factor),
+            }
+        }
+
+    def upscale(self, image: torch.Tensor, upscale_method: str, scale_by: float) -> tuple[torch.Tensor]:
+        """images (B, H, W, C) -> both sides times scale_by, rounded. Raises SettingError when nothing is left."""
+        return (scaling.scale_images_by(image, upscale_method, scale_by),)
+
+
+class ImageFromBatch:
+    """IMAGE -> some of its frames."""
+
+    DESCRIPTION = "Takes frames out of a batch of images."
+    CATEGORY = "image/batch"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The frames taken.",)
+    FUNCTION = "frombatch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The frames to take from."}),
+                "batch_index": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 4095, "tooltip": "Number of the first, from 0."},
+                ),
+                "length": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "How many frames are taken."}),
+            }
+        }
+
+    def frombatch(self, image: torch.Tensor, batch_index: int, length: int) -> tuple[torch.Tensor]:
+        """A copy of the frames."""
+        first = min(image.shape[0] - 1, batch_index)
+        return (image[first : first + length].clone(),)

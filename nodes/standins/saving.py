@@ -1,4 +1,4 @@
-"""Pictures and animations out: SaveImage, PreviewImage and SaveAnimatedWEBP."""
+"""Pictures and animations out: SaveImage, PreviewImage, SaveAnimatedWEBP and SaveAnimatedPNG."""
 
 from __future__ import annotations
 
@@ -172,3 +172,49 @@ class SaveAnimatedWEBP:
             place, "webp", lambda file: encode_webp(file, images, fps, lossless, quality, effort, metadata)
         )
         return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (len(images) != 1,)}}
+
+
+class SaveAnimatedPNG:
+    """IMAGE to one animated PNG in the output folder."""
+
+    DESCRIPTION = "Saves the input images as one animated PNG in the output folder, with the graph inside."
+    CATEGORY = "image/animation"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FOLDER = "output"
+    FUNCTION = "save_images"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE", {"tooltip": "The frames of the animation."}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI", "tooltip": PREFIX_TOOLTIP}),
+                "fps": (
+                    "FLOAT",
+                    {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01, "tooltip": "Frames per second."},
+                ),
+                "compress_level": (
+                    "INT",
+                    {"default": 4, "min": 0, "max": 9, "tooltip": "How much work goes into a smaller file."},
+                ),
+            },
+            "hidden": HIDDEN,
+        }
+
+    def save_images(
+        self,
+        images: torch.Tensor,
+        fps: float,
+        compress_level: int,
+        filename_prefix: str = "ComfyUI",
+        prompt: Any = None,
+        extra_pnginfo: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """images (F, H, W, 3 or 4) in [0, 1]."""
+        from ...svd_core.video import encode_apng
+
+        metadata = graph_metadata(prompt, extra_pnginfo)
+        place = place_in("output", filename_prefix, images)
+        saved = save_numbered(place, "png", lambda file: encode_apng(file, images, fps, compress_level, metadata))
+        return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (True,)}}

@@ -21,10 +21,12 @@ def scale_images(images: torch.Tensor, method: str, width: int, height: int, cro
     """images (B, H, W, C) -> (B, height, width, C), equal to ComfyUI's (comfy/utils.py, common_upscale).
 
     A width or height of 0 follows the other one; when both are 0 the images come back as they are. `center` cuts the
-    longer side first. Raises SettingError when the cut would leave nothing.
+    longer side first. Raises SettingError for an unknown method, or when the cut would leave nothing.
     """
     import torch
 
+    if method not in METHODS:
+        raise SettingError(f'the method must be one of {", ".join(METHODS)}, got "{method}"')
     if width == 0 and height == 0:
         return images
     old_height, old_width = images.shape[1:3]
@@ -36,6 +38,14 @@ def scale_images(images: torch.Tensor, method: str, width: int, height: int, cro
         return _lanczos_8_bit(images, width, height)
     resized = torch.nn.functional.interpolate(images.movedim(-1, 1), size=(height, width), mode=method)
     return resized.movedim(1, -1)
+
+
+def scale_images_by(images: torch.Tensor, method: str, factor: float) -> torch.Tensor:
+    """images (B, H, W, C) -> both sides times `factor`, rounded. Raises SettingError when nothing is left."""
+    height, width = (round(side * factor) for side in images.shape[1:3])
+    if not (height and width):
+        raise SettingError(f"{images.shape[2]}x{images.shape[1]} times {factor:g} leaves nothing; use a larger factor")
+    return scale_images(images, method, width, height, "disabled")
 
 
 def _cut_to_proportions(images: torch.Tensor, width: int, height: int) -> torch.Tensor:

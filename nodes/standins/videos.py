@@ -1,4 +1,4 @@
-"""Videos out: CreateVideo and SaveVideo."""
+"""Videos out: CreateVideo, SaveVideo and SaveWEBM."""
 
 from __future__ import annotations
 
@@ -87,4 +87,50 @@ class SaveVideo:
         metadata = graph_metadata(prompt, extra_pnginfo)
         place = place_in("output", filename_prefix, video.frames)
         saved = save_numbered(place, "mp4", lambda file: encode_mp4(file, video.frames, video.fps, metadata))
+        return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (True,)}}
+
+
+class SaveWEBM:
+    """IMAGE to a webm in the output folder."""
+
+    DESCRIPTION = "Saves the input images as a webm video in the output folder, with the graph inside."
+    CATEGORY = "image/video"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FOLDER = "output"
+    FUNCTION = "save_images"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        crf = "How much is left out: higher makes smaller files that look worse."
+        return {
+            "required": {
+                "images": ("IMAGE", {"tooltip": "The frames of the video."}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI", "tooltip": PREFIX_TOOLTIP}),
+                "codec": (["vp9", "av1"], {"tooltip": "How it is compressed; av1 makes smaller files, more slowly."}),
+                "fps": (
+                    "FLOAT",
+                    {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01, "tooltip": "Frames per second."},
+                ),
+                "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1, "tooltip": crf}),
+            },
+            "hidden": HIDDEN,
+        }
+
+    def save_images(
+        self,
+        images: torch.Tensor,
+        codec: str,
+        fps: float,
+        filename_prefix: str,
+        crf: float,
+        prompt: Any = None,
+        extra_pnginfo: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """images (F, H, W, 3 or 4) in [0, 1]."""
+        from ...svd_core.video import encode_webm
+
+        metadata = graph_metadata(prompt, extra_pnginfo)
+        place = place_in("output", filename_prefix, images)
+        saved = save_numbered(place, "webm", lambda file: encode_webm(file, images, fps, codec, crf, metadata))
         return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (True,)}}

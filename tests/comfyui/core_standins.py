@@ -9,24 +9,30 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+
+EXTRAS = ("align_your_steps", "custom_sampler", "images", "primitive", "video", "video_model")
+"""The modules of comfy_extras that hold nodes with a stand-in."""
 
 
 def core_nodes() -> tuple[dict, dict]:
     """Node id -> class, and node id -> display name, without starting a server."""
     import utils.extra_config  # noqa: F401  as main.py does: `import nodes` puts a module in this package's way
     import nodes  # isort: skip
-    from comfy_extras import nodes_images, nodes_video
 
-    classes = {**nodes.NODE_CLASS_MAPPINGS, **nodes_images.NODE_CLASS_MAPPINGS}
-    names = dict(nodes.NODE_DISPLAY_NAME_MAPPINGS)
-    extension = asyncio.run(nodes_video.comfy_entrypoint())
-    for node in asyncio.run(extension.get_node_list()):
-        schema = node.GET_SCHEMA()
-        classes[schema.node_id] = node
-        names[schema.node_id] = schema.display_name
+    classes, names = dict(nodes.NODE_CLASS_MAPPINGS), dict(nodes.NODE_DISPLAY_NAME_MAPPINGS)
+    for extra in EXTRAS:
+        module = import_module(f"comfy_extras.nodes_{extra}")
+        classes |= getattr(module, "NODE_CLASS_MAPPINGS", {})
+        names |= getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", {})
+        if hasattr(module, "comfy_entrypoint"):
+            for node in asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list()):
+                schema = node.GET_SCHEMA()
+                classes[schema.node_id] = node
+                names[schema.node_id] = schema.display_name
     return classes, names
 
 
@@ -35,6 +41,7 @@ def definition(node: type, display_name: str | None) -> dict:
     return {
         "inputs": node.INPUT_TYPES(),
         "outputs": list(node.RETURN_TYPES),
+        "output_names": list(getattr(node, "RETURN_NAMES", None) or node.RETURN_TYPES),
         "output_node": bool(getattr(node, "OUTPUT_NODE", False)),
         "category": node.CATEGORY,
         "display_name": display_name,
@@ -55,6 +62,12 @@ def save_video(classes: dict, asked: dict, frames) -> dict:
     return saver.execute(video, asked["prefix"], "auto", "auto").ui.as_dict()
 
 
+def save_webm(classes: dict, asked: dict, inputs: dict) -> dict:
+    """SaveWEBM, with its hidden inputs as above."""
+    hidden = {"PROMPT": asked["prompt"], "EXTRA_PNGINFO": asked["extra_pnginfo"]}
+    return classes["SaveWEBM"].PREPARE_CLASS_CLONE(hidden).execute(**inputs).ui.as_dict()
+
+
 def main(folder: Path) -> None:
     import folder_paths
     import torch
@@ -71,13 +84,20 @@ def main(folder: Path) -> None:
         arrays[f"image {name}"], arrays[f"mask {name}"] = images.numpy(), mask.numpy()
     for index, inputs in enumerate(asked["scalings"]):
         arrays[f"scaled {index}"] = run(classes["ImageScale"], {"image": frames, **inputs})[0].numpy()
+    for index, inputs in enumerate(asked["factors"]):
+        arrays[f"scaled by {index}"] = run(classes["ImageScaleBy"], {"image": frames, **inputs})[0].numpy()
     graph = {"prompt": asked["prompt"], "extra_pnginfo": asked["extra_pnginfo"]}
     webp = {"fps": asked["fps"], "lossless": True, "quality": 80, "method": "default"}
     prefix = {"filename_prefix": asked["prefix"]}
+    webm = {"fps": asked["fps"], "codec": "vp9", "crf": 20.0}
     told = {
         "SaveImage": run(classes["SaveImage"], {"images": frames, **prefix, **graph}),
         "SaveAnimatedWEBP": run(classes["SaveAnimatedWEBP"], {"images": frames, **webp, **prefix, **graph}),
         "SaveVideo": {"ui": save_video(classes, asked, frames)},
+        "SaveAnimatedPNG": run(
+            classes["SaveAnimatedPNG"], {"images": frames, "fps": asked["fps"], "compress_level": 4, **prefix, **graph}
+        ),
+        "SaveWEBM": {"ui": save_webm(classes, asked, {"images": frames, **webm, **prefix})},
     }
     definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in asked["nodes"]}
     changed = {name: classes["LoadImage"].IS_CHANGED(name) for name in asked["pictures"]}

@@ -34,11 +34,16 @@ SMALL = {
 NOT_SHIPPED = (".*", "__pycache__", "build", "dist", "*.egg-info", "tests", "node_modules")
 
 
+WANT_LARGE_FILES = {"ImageOnlyCheckpointLoader", "SVDToComfyModel"}
+"""Nodes that svd-nano is not for."""
+
+
 def convertible_templates() -> list[Path]:
-    """The templates without core nodes that only ComfyUI has."""
+    """The templates that run with svd-nano and without the nodes of other packages."""
     files = sorted(TEMPLATES.glob("*.json"))
     types = {file: {node["type"] for node in json.loads(file.read_text("utf-8"))["nodes"]} for file in files}
-    return [file for file in files if types[file] <= {*NODES, "MarkdownNote"}]
+    known = {*NODES, "MarkdownNote"} - WANT_LARGE_FILES
+    return [file for file in files if types[file] <= known]
 
 
 def make_base(base: Path, folder: str) -> Path:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from svd_stages.nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core import host
+from svd_stages.svd_core.checkpoint.library import EMBEDDED
 from svd_stages.svd_core.metadata import read_metadata
 
 pytestmark = pytest.mark.comfyui
@@ -28,7 +29,14 @@ SCALINGS = [
 ]
 GRAPH = {"prompt": {"1": {"class_type": "é"}}, "extra_pnginfo": {"workflow": {"nodes": [1.5]}, "more": "text"}}
 PREFIX = "sub/%width%x%height%"
-BEHAVIOUR = ("default", "min", "max", "step", "round", "image_upload", "forceInput", "multiline")
+FACTORS = [
+    {"upscale_method": method, "scale_by": factor}
+    for method in ("bilinear", "area", "lanczos")
+    for factor in (1.3, 0.5)
+]
+BEHAVIOUR = (
+    "default", "min", "max", "step", "round", "image_upload", "forceInput", "multiline", "control_after_generate",
+)  # fmt: skip
 """The options of an input that change what may be typed or saved; tooltips are ours."""
 
 
@@ -67,7 +75,7 @@ def core(comfyui, tmp_path_factory):
     frames = RNG.random((3, HEIGHT, WIDTH, 3), dtype=np.float32)
     frames[1] = np.round(frames[1] * 255) / 255
     pictures = make_pictures(folder / "input")
-    asked = {"pictures": pictures, "scalings": SCALINGS, "fps": 7.0, "prefix": PREFIX, **GRAPH}
+    asked = {"pictures": pictures, "scalings": SCALINGS, "factors": FACTORS, "fps": 7.0, "prefix": PREFIX, **GRAPH}
     asked["nodes"] = list(STANDIN_CLASS_MAPPINGS)
     (folder / "questions.json").write_text(json.dumps(asked))
     np.savez(folder / "questions.npz", frames=frames)
@@ -89,11 +97,12 @@ def ours(core, tmp_path):
 
 
 def behaviour(spec: Any) -> tuple:
-    """The type and the options that matter, with a combo of either API written alike."""
+    """The type and the options that matter, with a combo of either API written alike, and without our own model."""
     kind, options = (*spec, {})[:2]
     choices = options.get("options") if kind == "COMBO" else None
+    choices = choices or (kind if isinstance(kind, list) else None)
     return (
-        list(choices) if choices else kind,
+        kind if choices is None else [choice for choice in choices if choice != EMBEDDED],
         {name: options[name] for name in BEHAVIOUR if options.get(name, False) is not False},
     )
 
@@ -111,6 +120,7 @@ def test_a_stand_in_declares_what_core_declares(core, ours, node_id):
         value[0] if isinstance(value, list) else value for value in values
     }
     assert list(node.RETURN_TYPES) == theirs["outputs"]
+    assert list(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)) == theirs["output_names"]
     assert bool(getattr(node, "OUTPUT_NODE", False)) == theirs["output_node"]
     assert theirs["category"] == node.CATEGORY
     assert STANDIN_DISPLAY_NAME_MAPPINGS[node_id] == (theirs["display_name"] or node_id)
@@ -124,6 +134,13 @@ def test_pictures_load_as_in_core(core, ours):
         assert np.array_equal(images.numpy(), core.arrays[f"image {name}"]), name
         assert np.array_equal(mask.numpy(), core.arrays[f"mask {name}"]), name
         assert node.IS_CHANGED(name) == changed
+
+
+@pytest.mark.parametrize("index", range(len(FACTORS)))
+def test_images_scale_by_a_factor_as_in_core(core, index):
+    (scaled,) = STANDIN_CLASS_MAPPINGS["ImageScaleBy"]().upscale(core.frames, **FACTORS[index])
+    assert scaled.shape == core.arrays[f"scaled by {index}"].shape
+    assert np.abs(scaled.numpy() - core.arrays[f"scaled by {index}"]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("index", range(len(SCALINGS)), ids=lambda index: "-".join(map(str, SCALINGS[index].values())))
@@ -140,12 +157,16 @@ def save(core, node_id: str) -> dict:
     if node_id == "SaveVideo":
         (video,) = STANDIN_CLASS_MAPPINGS["CreateVideo"]().create_video(inputs.pop("images"), 7.0)
         inputs |= {"video": video, "format": "auto", "codec": "auto"}
+    if node_id == "SaveAnimatedPNG":
+        inputs |= {"fps": 7.0, "compress_level": 4}
+    if node_id == "SaveWEBM":
+        inputs |= {"fps": 7.0, "codec": "vp9", "crf": 20.0}
     node = STANDIN_CLASS_MAPPINGS[node_id]
     return getattr(node(), node.FUNCTION)(**inputs)
 
 
 def test_files_are_named_and_told_and_hold_the_graph_as_in_core(core, ours):
-    for node_id in ("SaveImage", "SaveAnimatedWEBP", "SaveVideo"):
+    for node_id in ("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "SaveAnimatedPNG", "SaveWEBM"):
         told = save(core, node_id)
         assert json.loads(json.dumps(told)) == core.told[node_id]
         for entry in told["ui"]["images"]:

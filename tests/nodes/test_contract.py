@@ -283,7 +283,8 @@ def test_every_input_has_a_tooltip(class_type):
 def test_every_number_has_a_default_inside_its_range(class_type):
     for name, (kind, options) in declared(class_type).items():
         if kind in ("INT", "FLOAT"):
-            assert options["min"] <= options["default"] <= options["max"], name
+            assert options["min"] <= options.get("default", 0) <= options["max"], name
+            assert "default" in options or class_type.startswith("Primitive"), name
             assert all(type(options[key]) in ((int,) if kind == "INT" else (int, float)) for key in ("min", "max")), (
                 name
             )

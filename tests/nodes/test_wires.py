@@ -8,11 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from svd_stages.headless import NODES
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, samplers, wires
 from svd_stages.svd_core.conditioning import MicroConditioning
-from svd_stages.svd_core.errors import GraphError, SettingError
-from svd_stages.svd_core.graph.validate import raise_if_invalid, validate
+from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.guidance import GuidanceCurve
 
 MICRO = MicroConditioning(fps=12, motion_bucket_id=180, noise_aug_strength=0.1)
@@ -252,26 +250,12 @@ def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
         wires.checkpoint(tiny.model, tiny.model, tiny.vae)
 
 
-# What only ComfyUI can do
-
-
-@pytest.mark.parametrize("class_type", ["SVDToComfyModel", "SVDFrameGuider", "SVDFrameGuidance"])
-def test_a_node_for_core_says_that_it_needs_comfyui(tiny, class_type):
+@pytest.mark.parametrize("class_type", ["SVDFrameGuider", "SVDFrameGuidance"])
+def test_guidance_of_a_model_refuses_an_svd_model(tiny, class_type):
     node = NODE_CLASS_MAPPINGS[class_type]()
-    parts = {"model": tiny.model, "clip_vision": tiny.clip_vision, "vae": tiny.vae}
-    others = {"positive": [], "negative": [], "min_guidance": 1.0, "max_guidance": 3.0}
-    given = {name: value for name, value in (parts | others).items() if name in node.INPUT_TYPES()["required"]}
-    with pytest.raises(SettingError, match=f"{class_type} .*only inside ComfyUI"):
-        node.run(**given)
-
-
-def test_a_graph_with_a_node_for_core_is_refused_headless_by_name():
-    graph = {
-        "select": {"class_type": "SVDEulerSamplerSelect", "inputs": {}},
-        "show": {"class_type": "PreviewImage", "inputs": {"images": ["select", 0]}},
-    }
-    with pytest.raises(GraphError, match=r"select.*sampler of ComfyUI's core, which runs only inside ComfyUI"):
-        raise_if_invalid(validate(graph, NODES))
+    sides = {"positive": [], "negative": []} if class_type == "SVDFrameGuider" else {}
+    with pytest.raises(SettingError, match=r"model input takes what ImageOnlyCheckpointLoader gives, got SVDModel"):
+        node.run(model=tiny.model, min_guidance=1.0, max_guidance=3.0, **sides)
 
 
 # CONDITIONING of many videos

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from svd_stages.svd_core.augment import augment_images, seed_of, seeded
+from svd_stages.svd_core.augment import augment_images, augment_images_as_core, seed_of, seeded
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.images import to_pixels
 
@@ -53,3 +53,15 @@ def test_a_seed_out_of_range_is_refused(seed):
 
 def test_seeds_go_round():
     assert seed_of(2**64 - 1, 1) == 0
+
+
+def test_cores_noise_is_what_torchs_global_generator_gives_after_the_seed_and_twice_as_strong():
+    grey = torch.full((2, 40, 48, 3), 0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        wanted = grey + 0.1 * torch.randn_like(grey)
+    state = torch.random.get_rng_state()
+    noisy = augment_images_as_core(grey, 0.1, seed=5)
+    assert torch.allclose(noisy, wanted, atol=1e-6)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert to_pixels(noisy).std().item() == pytest.approx(0.2, rel=0.05)

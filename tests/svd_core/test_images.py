@@ -12,6 +12,8 @@ from svd_stages.svd_core.images import (
     check_multiple,
     clip_input_center_crop,
     clip_input_reference,
+    clip_input_whole,
+    cut_to_multiple,
     resize_images,
     to_images,
     to_pixels,
@@ -40,6 +42,20 @@ def test_center_crop_sees_only_the_middle_square():
     images[:, :, 50:150] = 1.0
     seen = clip_input_center_crop(images, 224, *IDENTITY)
     assert seen.shape == (1, 3, 224, 224) and seen[..., 4:-4].min() == 1.0
+
+
+def test_the_whole_frame_is_squeezed_into_the_square():
+    images = torch.zeros((1, 100, 200, 3))
+    images[:, :, 50:150] = 1.0
+    seen = clip_input_whole(images, 224, *IDENTITY)
+    assert seen.shape == (1, 3, 224, 224)
+    assert seen[..., :50].max() == 0.0 and seen[..., 60:164].min() == 1.0
+
+
+@pytest.mark.parametrize(("height", "width", "top", "left"), [(33, 47, 0, 3), (32, 40, 0, 0), (39, 41, 3, 0)])
+def test_the_middle_is_kept_when_sides_are_cut_to_multiples(height, width, top, left):
+    images = torch.rand((1, height, width, 3), generator=torch.Generator("cpu").manual_seed(0))
+    assert torch.equal(cut_to_multiple(images, 8), images[:, top : top + 32, left : left + 40])
 
 
 def test_clip_input_is_normalised_by_channel():

@@ -43,7 +43,7 @@ def test_what_is_not_json_by_the_letter_is_refused(tmp_path, text):
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0 jpeg", b"GIF89a"])
 def test_a_file_that_can_hold_no_graph_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ImageError, match="neither an mp4 nor a png nor a webp"):
+    with pytest.raises(ImageError, match="neither an mp4 nor a webm nor a png nor a webp"):
         metadata.read_metadata(tmp_path / "a.png")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from svd_stages.svd_core.errors import SettingError
-from svd_stages.svd_core.schedule import ALIGN_YOUR_STEPS, SCHEDULES, check_sigmas, make_sigmas
+from svd_stages.svd_core.schedule import ALIGN_YOUR_STEPS, SCHEDULES, check_sigmas, check_walk, make_sigmas
 from tiny import SCHEDULER_CONFIG
 
 
@@ -77,3 +77,14 @@ def test_what_makes_no_schedule_is_refused(bad):
 def test_a_row_that_does_not_fall_is_refused(row):
     with pytest.raises(SettingError):
         check_sigmas(torch.tensor(row))
+
+
+def test_a_row_that_rises_from_above_zero_may_be_walked_too():
+    for row in ([0.1, 1.0, 5.0], [5.0, 1.0, 0.0]):
+        assert check_walk(torch.tensor(row, dtype=torch.float64)).tolist() == torch.tensor(row).tolist()
+
+
+@pytest.mark.parametrize("row", [[0.0, 1.0], [1.0, 1.0], [1.0], [1.0, float("inf")], [3.0, 1.0, 2.0], [-1.0, 1.0]])
+def test_a_row_that_cannot_be_walked_is_refused(row):
+    with pytest.raises(SettingError, match="sigmas must be"):
+        check_walk(torch.tensor(row))

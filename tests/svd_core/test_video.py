@@ -12,10 +12,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from svd_stages.svd_core import video
 from svd_stages.svd_core.errors import OutputError, SettingError
 from svd_stages.svd_core.metadata import read_metadata
+from svd_stages.svd_core.outputs import replacing
 
 GRAPH = {
     "prompt": {"1": {"class_type": "LoadImage", "inputs": {"image": 'é 日本 "quoted"\n.png'}}},
@@ -204,17 +205,52 @@ def test_a_png_keeps_transparency(tmp_path):
         assert np.array_equal(np.asarray(picture), as_bytes(frame))
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_an_animated_png_keeps_every_pixel_and_the_length(tmp_path, channels):
+    frames = torch.cat([clip(5), clip(5)[..., :1]], dim=-1)[..., :channels]
+    video.encode_apng(tmp_path / "a.png", frames, 23.976, compress_level=1, metadata=GRAPH)
+    with Image.open(tmp_path / "a.png") as animation:
+        shown = [np.asarray(each.copy()) for each in ImageSequence.Iterator(animation)]
+        lengths = [each.info["duration"] for each in ImageSequence.Iterator(animation)]
+    assert np.array_equal(np.stack(shown), as_bytes(frames))
+    assert sum(lengths) == round(5 * 1000 / 23.976)
+
+
+@pytest.mark.parametrize("codec", ["vp9", "av1"])
+def test_a_webm_has_every_frame_and_looks_like_them(tmp_path, codec):
+    frames = clip(5, 64, 95)
+    video.encode_webm(tmp_path / "a.webm", frames, 7, codec, crf=10.0)
+    with av.open(str(tmp_path / "a.webm")) as container:
+        stream = container.streams.video[0]
+        assert codec in stream.codec.canonical_name
+        assert stream.average_rate == 7
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+    assert shown.shape == (5, 64, 96, 3)
+    assert np.abs(shown[:, :, :95].astype(int) - as_bytes(frames)).mean() < 4
+
+
+def test_crf_makes_a_webm_smaller(tmp_path):
+    frames = torch.rand(4, 64, 64, 3, generator=torch.Generator("cpu").manual_seed(0))
+    for crf in (5.0, 60.0):
+        video.encode_webm(tmp_path / f"{crf}.webm", frames, 7, crf=crf)
+    assert (tmp_path / "60.0.webm").stat().st_size < 0.5 * (tmp_path / "5.0.webm").stat().st_size
+
+
 def write_any(path, frames: torch.Tensor, metadata=None) -> None:
     """The writer that the file's ending names."""
     if path.suffix == ".mp4":
         video.write_mp4(path, frames, 7, metadata)
     elif path.suffix == ".webp":
         video.write_webp(path, frames, 7, metadata=metadata)
+    elif path.suffix in (".webm", ".apng"):
+        encode = video.encode_webm if path.suffix == ".webm" else video.encode_apng
+        with replacing(path) as temporary:
+            encode(temporary, frames, 7, metadata=metadata)
     else:
         video.write_png(path, frames[-1], metadata)
 
 
-ENDINGS = ["mp4", "webp", "png"]
+ENDINGS = ["mp4", "webp", "png", "webm", "apng"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

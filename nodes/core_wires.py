@@ -1,4 +1,4 @@
-"""Nodes that join our stages and ComfyUI's core; they mean something only inside ComfyUI."""
+"""Nodes that join our stages and the core nodes of ComfyUI, or their stand-ins, by core's own wires."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from . import program, sockets, wires
 from .base import StageNode
 
 
-class CoreNode(StageNode):
-    """A node whose results only ComfyUI's core can use. Headless validation refuses it by name."""
-
-    ONLY_INSIDE_COMFYUI = True
-
-
-class SVDToComfyModel(CoreNode):
+class SVDToComfyModel(StageNode):
     """Our three parts -> ComfyUI's own three."""
 
     DESCRIPTION = (
@@ -36,10 +30,10 @@ class SVDToComfyModel(CoreNode):
         }
 
     def run(self, model, clip_vision, vae) -> tuple:
-        return program.needed("SVDToComfyModel").own_parts(wires.checkpoint(model, clip_vision, vae))
+        return program.current().own_parts(wires.checkpoint(model, clip_vision, vae))
 
 
-class SVDFrameGuider(CoreNode):
+class SVDFrameGuider(StageNode):
     """MODEL and conditioning -> GUIDER with a weight for each frame."""
 
     DESCRIPTION = (
@@ -65,10 +59,10 @@ class SVDFrameGuider(CoreNode):
 
     def run(self, model, positive, negative, min_guidance: float, max_guidance: float, guidance=None) -> tuple:
         curve = wires.curve(guidance, min_guidance, max_guidance)
-        return (program.needed("SVDFrameGuider").frame_guider(model, positive, negative, curve),)
+        return (program.current().frame_guider(model, positive, negative, curve),)
 
 
-class SVDFrameGuidance(CoreNode):
+class SVDFrameGuidance(StageNode):
     """MODEL -> MODEL that guides each frame with its own weight."""
 
     DESCRIPTION = (
@@ -92,10 +86,10 @@ class SVDFrameGuidance(CoreNode):
 
     def run(self, model, min_guidance: float, max_guidance: float, guidance=None) -> tuple:
         curve = wires.curve(guidance, min_guidance, max_guidance)
-        return (program.needed("SVDFrameGuidance").frame_guidance(model, curve),)
+        return (program.current().frame_guidance(model, curve),)
 
 
-class SVDEulerSamplerSelect(CoreNode):
+class SVDEulerSamplerSelect(StageNode):
     """Our Euler loop as a SAMPLER."""
 
     DESCRIPTION = "The Euler loop of SVDEulerSampler, for core's SamplerCustom and SamplerCustomAdvanced."
@@ -108,4 +102,4 @@ class SVDEulerSamplerSelect(CoreNode):
         return {"required": {}}
 
     def run(self) -> tuple:
-        return (program.needed("SVDEulerSamplerSelect").euler_sampler(),)
+        return (program.current().euler_sampler(),)

@@ -1,0 +1,309 @@
+"""The stand-ins for core's SVD nodes beside core's own, on one random file: the same graphs, the same numbers.
+
+Small graphs are asked of the classes of either side, and ComfyUI's own SVD template of a real server and of
+`run_graph`. The second conditioning encoder of a file is left out: core reads the other one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comfyui.core_svd_nodes import arrays, evaluate
+from comfyui.keep_frames import KeepFrames
+from PIL import Image
+from svd_stages.headless import NODES, open_graph, run_graph
+from svd_stages.nodes.standins.values import SCHEDULER_NAMES, Model
+from svd_stages.svd_core.checkpoint.load import load_checkpoint
+from svd_stages.svd_core.host import HeadlessHost, using
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
+TOLERANCE = 1e-3
+"""In units of the answer's standard deviation. One step from 700 to 0 shows how coarse float32 is up there, by 8e-4
+(core's guidance takes x - clean); estimates without guidance and lower levels show 3e-5, diffusers' group norms."""
+CHECKPOINT = "without.safetensors"
+WIDTH, HEIGHT, FRAMES = 64, 64, 3
+
+
+def node(class_type: str, **inputs: Any) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def conditioning(**changes: Any) -> dict:
+    values = {"width": WIDTH, "height": HEIGHT, "video_frames": FRAMES, "motion_bucket_id": 90, "fps": 9}
+    parts = {"clip_vision": ["load", 1], "init_image": ["image", 0], "vae": ["load", 2]}
+    return node("SVD_img2vid_Conditioning", **{**parts, **values, "augmentation_level": 0.0, **changes})
+
+
+SIDES = {"positive": ["cond", 0], "negative": ["cond", 1], "latent_image": ["cond", 2]}
+BASE = {"cond": conditioning()}
+LINEAR = {**BASE, "model": node("VideoLinearCFGGuidance", model=["load", 0], min_cfg=1.5)}
+TRIANGLE = {**BASE, "model": node("VideoTriangleCFGGuidance", model=["load", 0], min_cfg=1.0)}
+PLAIN = {"seed": 7, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
+STAGES = {key: PLAIN[key] for key in ("steps", "cfg", "sampler_name", "scheduler")} | {"noise_seed": 5}
+ENCODED = {"encoded": node("VAEEncode", pixels=["small", 0], vae=["load", 2])}
+SMALL = {
+    "small": node("ImageScale", image=["image", 0], upscale_method="area", width=WIDTH, height=HEIGHT, crop="center")
+}
+CLIP = {"clip": node("RepeatLatentBatch", samples=["encoded", 0], amount=FRAMES)}
+VIDEO = {**SMALL, **ENCODED, **CLIP}
+"""A latent that is a still video."""
+EULER = {"euler": node("KSamplerSelect", sampler_name="euler")}
+
+
+def ksampler(model: str = "model", **changes: Any) -> dict:
+    return node("KSampler", model=[model, 0], **{**SIDES, **PLAIN, **changes})
+
+
+def advanced(latent: str, slot: int, **changes: Any) -> dict:
+    values = {"start_at_step": 0, "end_at_step": 10000, "add_noise": "enable", "return_with_leftover_noise": "disable"}
+    sides = {**SIDES, "latent_image": [latent, slot]}
+    return node("KSamplerAdvanced", model=["model", 0], **{**sides, **STAGES, **values, **changes})
+
+
+def custom(sigmas: list, **changes: Any) -> dict:
+    values = {"add_noise": True, "noise_seed": 3, "cfg": 2.0, "sampler": ["euler", 0], "sigmas": sigmas}
+    return node("SamplerCustom", **{"model": ["load", 0], **SIDES, **values, **changes})
+
+
+def custom_advanced(guider: dict, noise: dict, sigmas: dict, latent: list) -> dict:
+    wires = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
+    parts = {"noise": noise, "guider": guider, "sigmas": sigmas}
+    return {**EULER, **parts, "answer": node("SamplerCustomAdvanced", **wires, latent_image=latent)}
+
+
+def scheduled(scheduler: str, steps: int, denoise: float = 1.0) -> dict:
+    return node("BasicScheduler", model=["load", 0], scheduler=scheduler, steps=steps, denoise=denoise)
+
+
+GUIDER = {"positive": ["cond", 0], "negative": ["cond", 1]}
+RANGE = {"sigma_max": 700.0, "sigma_min": 0.002}
+STEPS = (1, 2, 7, 20, 25, 30)
+SIGMAS: dict[str, dict] = {
+    **{
+        f"{scheduler} {steps} {denoise}": {"answer": scheduled(scheduler, steps, denoise)}
+        for scheduler in SCHEDULER_NAMES
+        for steps in STEPS
+        for denoise in (1.0, 0.6)
+        if (scheduler, steps, denoise) != ("kl_optimal", 1, 1.0)  # NaN in core
+    },
+    **{
+        f"KarrasScheduler {steps}": {"answer": node("KarrasScheduler", steps=steps, rho=5.0, **RANGE)}
+        for steps in STEPS
+    },
+    **{
+        f"ExponentialScheduler {steps}": {"answer": node("ExponentialScheduler", steps=steps, **RANGE)}
+        for steps in STEPS
+    },
+    **{
+        f"AlignYourStepsScheduler {steps} {denoise}": {
+            "answer": node("AlignYourStepsScheduler", model_type="SVD", steps=steps, denoise=denoise)
+        }
+        for steps in (1, 4, 10, 25)
+        for denoise in (1.0, 0.5, 0.0)
+    },
+    "an empty row": {"answer": scheduled("karras", 5, 0.0)},
+    "split": {"row": scheduled("karras", 9), "answer": node("SplitSigmas", sigmas=["row", 0], step=4)},
+    **{
+        f"split by {share}": {
+            "row": scheduled("karras", 9),
+            "answer": node("SplitSigmasDenoise", sigmas=["row", 0], denoise=share),
+        }
+        for share in (0.0, 0.3, 1.0)
+    },
+    "flipped": {"row": scheduled("normal", 9), "answer": node("FlipSigmas", sigmas=["row", 0])},
+}
+PICTURES: dict[str, dict] = {
+    "conditioning": {"answer": conditioning()},
+    "conditioning with noise": {"answer": conditioning(augmentation_level=0.1)},
+    "conditioning of an odd size": {"answer": conditioning(width=100, height=68)},
+    "conditioning of two pictures": {"answer": conditioning(init_image=["pair", 0], video_frames=2)},
+    "second picture": {"answer": node("ImageFromBatch", image=["pair", 0], batch_index=1, length=5)},
+    "clip center": {"answer": node("CLIPVisionEncode", clip_vision=["load", 1], image=["image", 0], crop="center")},
+    "clip none": {"answer": node("CLIPVisionEncode", clip_vision=["load", 1], image=["image", 0], crop="none")},
+    "encode an odd size": {"answer": node("VAEEncode", pixels=["image", 0], vae=["load", 2])},
+    "decode": {**VIDEO, "answer": node("VAEDecode", samples=["clip", 0], vae=["load", 2])},
+    "decode tiled": {
+        **VIDEO,
+        "answer": node(
+            "VAEDecodeTiled", samples=["clip", 0], vae=["load", 2],
+            tile_size=64, overlap=16, temporal_size=64, temporal_overlap=8,
+        ),
+    },
+    "upscaled": {
+        **VIDEO,
+        "answer": node("LatentUpscaleBy", samples=["clip", 0], upscale_method="bicubic", scale_by=1.3),
+    },
+}  # fmt: skip
+SAMPLED: dict[str, dict] = {
+    "linear": {**LINEAR, "answer": ksampler()},
+    "triangle": {**TRIANGLE, "answer": ksampler(scheduler="normal", steps=1)},
+    "constant": {**BASE, "answer": ksampler("load", cfg=2.0, scheduler="sgm_uniform", steps=1)},
+    "two pictures": {
+        "cond": conditioning(init_image=["pair", 0], video_frames=5),
+        "answer": ksampler("load", cfg=2.0, steps=1),
+    },
+    "no guidance": {
+        **BASE,
+        "answer": ksampler("load", cfg=1.0, sampler_name="ddim", scheduler="ddim_uniform", steps=1),
+    },
+    "part of a video": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.4, steps=1, latent_image=["clip", 0])},
+    "no denoise": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.0, latent_image=["clip", 0])},
+    "frames of a longer video": {
+        **LINEAR,
+        "part": node("LatentFromBatch", samples=["cond", 2], batch_index=1, length=2),
+        "answer": ksampler(latent_image=["part", 0], steps=1),
+    },
+    "in two": {
+        **LINEAR,
+        "first": advanced("cond", 2, end_at_step=1, return_with_leftover_noise="enable"),
+        "answer": advanced("first", 0, start_at_step=1, add_noise="disable"),
+    },
+    "cut short": {**LINEAR, "answer": advanced("cond", 2, end_at_step=1)},
+    "begun late": {**LINEAR, **VIDEO, "answer": advanced("clip", 0, start_at_step=1)},
+    "nothing left": {**LINEAR, **VIDEO, "answer": advanced("clip", 0, start_at_step=2)},
+    "custom": {**LINEAR, **EULER, "row": scheduled("beta", 1), "answer": custom(["row", 0], model=["model", 0])},
+    "custom, to be gone on with": {
+        **BASE,
+        **EULER,
+        "row": scheduled("karras", 2),
+        "halves": node("SplitSigmas", sigmas=["row", 0], step=1),
+        "answer": custom(["halves", 0]),
+    },
+    "guider": {
+        **LINEAR,
+        **custom_advanced(
+            node("CFGGuider", model=["model", 0], cfg=2.5, **GUIDER),
+            node("RandomNoise", noise_seed=11),
+            node("AlignYourStepsScheduler", model_type="SVD", steps=1, denoise=1.0),
+            ["cond", 2],
+        ),
+    },
+    "basic guider": {
+        **BASE,
+        **custom_advanced(
+            node("BasicGuider", model=["load", 0], conditioning=["cond", 0]),
+            node("RandomNoise", noise_seed=11),
+            scheduled("simple", 1),
+            ["cond", 2],
+        ),
+    },
+    "finding noise": {
+        **BASE,
+        **VIDEO,
+        "row": node("KarrasScheduler", steps=1, rho=7.0, sigma_max=1.0, sigma_min=0.002),
+        **custom_advanced(
+            node("BasicGuider", model=["load", 0], conditioning=["cond", 0]),
+            node("DisableNoise"),
+            node("FlipSigmas", sigmas=["row", 0]),
+            ["clip", 0],
+        ),
+    },
+}
+GRAPHS = {**SIGMAS, **PICTURES, **SAMPLED}
+
+
+@pytest.fixture(scope="module")
+def pair() -> np.ndarray:
+    """Two pictures, 150x100, with an edge and noise."""
+    pictures = np.random.default_rng(1).random((2, 100, 150, 3), dtype=np.float32) * 0.5
+    pictures[:, :, 60:] += 0.4
+    return pictures
+
+
+@pytest.fixture(scope="module")
+def core(comfyui, random_checkpoints, pair, tmp_path_factory) -> dict[str, np.ndarray]:
+    """Core's answers: "graph.slot" and what the slot holds."""
+    folder = tmp_path_factory.mktemp("svd_nodes")
+    asked = {"checkpoint": str(random_checkpoints / CHECKPOINT), "graphs": GRAPHS}
+    (folder / "questions.json").write_text(json.dumps(asked))
+    np.save(folder / "pair.npy", pair)
+    comfyui.run(HERE / "core_svd_nodes.py", folder, *FLOAT32)
+    return dict(np.load(folder / "answers.npz"))
+
+
+@pytest.fixture(scope="module")
+def known(core, random_checkpoints, pair) -> dict[str, tuple]:
+    """What graphs find, of ours. After core, which needs the memory."""
+    loaded = load_checkpoint(random_checkpoints / CHECKPOINT, "fp32", torch.device("cpu"))
+    pictures = torch.from_numpy(pair)
+    parts = (Model(loaded.model), loaded.clip_vision, loaded.vae)
+    return {"pair": (pictures,), "image": (pictures[:1],), "load": parts}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_gives_what_core_gives(core, known, name):
+    with using(HeadlessHost(device_name="cpu")):
+        ours = arrays(name, tuple(evaluate(NODES, GRAPHS[name], known, "answer")))
+    theirs = {key: value for key, value in core.items() if key.startswith(f"{name}.")}
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key].shape == value.shape, key
+        if value.size:
+            assert difference(ours[key], value, relative=name in SIGMAS) < (1e-6 if name in SIGMAS else TOLERANCE), key
+
+
+def difference(ours: np.ndarray, core: np.ndarray, relative: bool) -> float:
+    """The largest, beside core's number or in units of its standard deviation; of single numbers as it is."""
+    unit = np.abs(core) if relative else core.std() if core.size > 1 else 1.0
+    return float((np.abs(ours - core) / np.where(unit == 0, 1.0, unit)).max())
+
+
+# ComfyUI's own template, of a real server and without one
+
+TEMPLATE = "/templates/image_to_video.json"
+SMALLER = (
+    "ImageOnlyCheckpointLoader.ckpt_name=svd.safetensors",
+    "LoadImage.image=picture.png",
+    f"SVD_img2vid_Conditioning.width={WIDTH}",
+    f"SVD_img2vid_Conditioning.height={HEIGHT}",
+    f"SVD_img2vid_Conditioning.video_frames={FRAMES}",
+    "KSampler.steps=2",
+)
+
+
+@pytest.fixture
+def base(random_checkpoints, tmp_path) -> Path:
+    """A ComfyUI base directory with the random file, a picture, and the node that keeps frames."""
+    for folder in ("models/checkpoints", "input", "custom_nodes"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "models" / "checkpoints" / "svd.safetensors").symlink_to(random_checkpoints / CHECKPOINT)
+    shutil.copy(HERE / "keep_frames.py", tmp_path / "custom_nodes")
+    Image.radial_gradient("L").convert("RGB").resize((160, 96)).save(tmp_path / "input" / "picture.png")
+    return tmp_path
+
+
+def with_frames_kept(prompt: dict, path: Path) -> dict:
+    """The graph, and what comes out of its VAEDecode in a file."""
+    (decoder,) = [node_id for node_id, each in prompt.items() if each["class_type"] == "VAEDecode"]
+    return {**prompt, "keep": node("KeepFrames", images=[decoder, 0], path=str(path))}
+
+
+def test_comfyuis_own_template_gives_the_same_frames_without_comfyui(comfyui, base, monkeypatch):
+    with comfyui.serve(base, *FLOAT32[1:]) as server:
+        workflow = server.get(TEMPLATE)
+        prompt = dict(open_graph(workflow, SMALLER).prompt)
+        done = server.wait(server.queue(with_frames_kept(prompt, base / "theirs.npy")))
+        assert done["status"]["status_str"] == "success", done["status"]
+    monkeypatch.setitem(NODES, "KeepFrames", KeepFrames)
+    report = run_graph(
+        with_frames_kept(prompt, base / "ours.npy"),
+        input_dir=base / "input",
+        output_dir=base / "ours",
+        models=[base / "models"],
+        device="cpu",
+        precision="fp32",
+    )
+    assert [path.relative_to(base / "ours").as_posix() for path in report.files] == ["video/ComfyUI_00001_.mp4"]
+    theirs, ours = np.load(base / "theirs.npy"), np.load(base / "ours.npy")
+    assert ours.shape == theirs.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert theirs.std() > 0.05
+    assert np.abs(ours - theirs).max() < 2e-3
