@@ -41,7 +41,7 @@ class SVDCheckpointLoader(StageNode):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, checkpoint: str | None = None) -> bool | str:
         """Either path separator is understood, and an unknown name is answered with the nearest ones."""
         if checkpoint is None:
             return True

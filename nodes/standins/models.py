@@ -29,7 +29,7 @@ class ImageOnlyCheckpointLoader:
         return {"required": {"ckpt_name": (host.current().library.names(), {"tooltip": tooltip})}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, ckpt_name: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, ckpt_name: str | None = None) -> bool | str:
         """True, or why the name means no checkpoint, with the nearest ones."""
         if ckpt_name is None:
             return True

@@ -28,7 +28,7 @@ class LoadImage:
         return {"required": {"image": (folders.input_pictures(), {"image_upload": True, "tooltip": tooltip})}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, image: str | None) -> Literal[True] | str:
+    def VALIDATE_INPUTS(cls, image: str | None = None) -> Literal[True] | str:
         """True, or why the name means no file. A linked name is None here and is looked up when it is known."""
         if image is None:
             return True

@@ -74,7 +74,7 @@ class KSampler:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, sampler_name: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
         """True, or why this sampler cannot be had."""
         return validated_sampler(sampler_name)
 
@@ -128,7 +128,7 @@ class KSamplerAdvanced:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, sampler_name: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
         """True, or why this sampler cannot be had."""
         return validated_sampler(sampler_name)
 
@@ -230,7 +230,7 @@ class KSamplerSelect:
         return {"required": {"sampler_name": inputs.sampler_name()}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, sampler_name: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
         """True, or why this sampler cannot be had."""
         return validated_sampler(sampler_name)
 

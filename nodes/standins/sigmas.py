@@ -124,7 +124,7 @@ class AlignYourStepsScheduler:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model_type: str | None) -> bool | str:
+    def VALIDATE_INPUTS(cls, model_type: str | None = None) -> bool | str:
         """True for SVD, and for a wired value, which is looked at when it is known."""
         if model_type in (None, "SVD"):
             return True

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import GraphError, SVDStagesError
+from ..errors import SVDStagesError
 from .declared import Declaration
 from .loops import inside
 from .prompt import looks_like_link, unwrap_value
@@ -217,17 +217,6 @@ class ExecutionBlocker:
 def is_blocker(value: Any) -> bool:
     """Whether a value is an ExecutionBlocker, ours or ComfyUI's, which is not imported here."""
     return any(each.__name__ == "ExecutionBlocker" for each in type(value).__mro__)
-
-
-class UnsupportedFeature(GraphError):
-    """A graph needs what only ComfyUI's own executor has."""
-
-    code = "graph.unsupported"
-
-    def __init__(self, node: str, feature: str):
-        super().__init__(
-            f"{node} uses {feature}, which runs only inside ComfyUI. Run this graph there, or take the node out."
-        )
 
 
 def _a(noun: str) -> str:

@@ -17,7 +17,6 @@ from .declared import (
     DeclaredInput,
     return_types,
     types_match,
-    unsupported_feature,
 )
 from .hints import Hints
 from .loops import settle_all
@@ -68,12 +67,6 @@ def check_node(node_id: str, around: Around) -> NodeCheck:
     check = NodeCheck(dict(node["inputs"]))
     try:
         declaration = around.declarations[node["class_type"]]
-        feature = unsupported_feature(declaration)
-        if feature is not None:
-            check.problems.append(
-                problem("unsupported", "The node needs a feature that runs only inside ComfyUI", feature)
-            )
-            return check
         asked, asks_all = _asked_of_class(declaration)
         for declared in declaration.inputs.values():
             _check_input(

@@ -111,11 +111,3 @@ def types_match(received: Any, wanted: Any) -> bool:
     given = {part.strip() for part in received.split(",")}
     taken = {part.strip() for part in wanted.split(",")}
     return "*" in given or "*" in taken or bool(given & taken)
-
-
-def unsupported_feature(declaration: Declaration) -> str | None:
-    """The feature of a class that this executor does not have yet, in words; None when it has all that is used."""
-    node_class: Any = declaration.node_class
-    if getattr(node_class, "ONLY_INSIDE_COMFYUI", False):
-        return "a model or sampler of ComfyUI's core"
-    return None

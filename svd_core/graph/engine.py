@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import GraphError, Interrupted, NodeError, SVDStagesError
-from .call import Calls, Outcome, Part, UnsupportedFeature, call_mapped, call_node, input_lists, merge_results
-from .declared import Declarations, is_output, unsupported_feature
+from .call import Calls, Outcome, Part, call_mapped, call_node, input_lists, merge_results
+from .declared import Declarations, is_output
 from .dynamic import DynamicPrompt
 from .keys import Keys
 from .loops import complete, settled
@@ -74,7 +74,7 @@ class Engine:
         node_context  makes a context manager around each call of a node, such as torch.inference_mode
 
         Raises NodeError from what a node raised; KeyboardInterrupt and Interrupted as they are; GraphError for an id
-        that is not in the graph, a cycle, or a feature that only ComfyUI has (`graph.unsupported`).
+        that is not in the graph, or a cycle.
         """
         if self._store.cache == "once":
             self._known.clear()
@@ -228,7 +228,7 @@ class _Run:
         for node_id in self.given:
             self.keys.give(node_id)
         for node_id in order:
-            self.refuse_unsupported(node_id)
+            self.refuse_unknown(node_id)
             for source, slot in links_of(prompt[node_id]):
                 if source in self.given and slot >= len(self.given[source]):
                     raise GraphError(
@@ -238,7 +238,7 @@ class _Run:
                     )
         await self.keys.add(order, prompt)
 
-    def refuse_unsupported(self, node_id: str) -> None:
+    def refuse_unknown(self, node_id: str) -> None:
         node = self.graph.get_node(node_id)
         class_type, name = node["class_type"], name_node({node_id: node}, node_id)
         if class_type not in self.declarations.nodes:
@@ -246,9 +246,6 @@ class _Run:
                 f"{name} is of a type that is not known here; validate the graph first.",
                 code="graph.missing_node_type",
             )
-        feature = unsupported_feature(self.declarations[class_type])
-        if feature is not None:
-            raise UnsupportedFeature(name, feature)
 
     def need(self, node_id: str) -> None:
         """Have a node run, and what it needs from the start, and what that needs."""
@@ -353,7 +350,7 @@ class _Run:
                 self.wait_for(node_id, calls)
                 return None
             return await self.merged(node_id, calls.results(), node_class)
-        except (Interrupted, UnsupportedFeature):
+        except Interrupted:
             raise
         except Exception as error:
             if error is self.observers_error or isinstance(error, NodeError):
@@ -492,7 +489,7 @@ class _Run:
         """
         sources = {new_id: [source for source, _ in links_of(node)] for new_id, node in new.items()}
         for new_id in new:
-            self.refuse_unsupported(new_id)
+            self.refuse_unknown(new_id)
             for source in sources[new_id]:
                 self.graph.get_node(source)  # raises for one that is nowhere
         file = self.graph.original_prompt
@@ -506,7 +503,7 @@ class _Run:
         if cycles:
             raise _cycle_error(cycles[0])
         for node_id in order:
-            self.refuse_unsupported(node_id)
+            self.refuse_unknown(node_id)
         await self.keys.add(order, file)
         order, _ = run_order(list(new), sources)
         await self.keys.add(order, new, parent)

@@ -119,5 +119,4 @@ _SENTENCES = {
         f"the node raised {info['exception_type']} while it was checked: {info['exception_message']}"
     ),
     "dependency_cycle": lambda fault, info: f"the links go round in a circle, {fault['details']}; cut one of them",
-    "unsupported": lambda fault, info: f"needs {fault['details']}, which runs only inside ComfyUI",
 }

@@ -48,11 +48,9 @@ def load_nodes(nodes, package: str, input_folder: str) -> None:
 
     folder_paths.set_input_directory(input_folder)
     extras = Path.cwd() / "comfy_extras"
-    for path, parent in (
-        (extras / "nodes_images.py", "comfy_extras"),
-        (extras / "nodes_video.py", "comfy_extras"),
-        (Path(package), "custom_nodes"),
-    ):
+    names = ("align_your_steps", "custom_sampler", "images", "latent", "primitive", "video", "video_model")
+    paths = [(extras / f"nodes_{name}.py", "comfy_extras") for name in names]
+    for path, parent in (*paths, (Path(package), "custom_nodes")):
         assert asyncio.run(nodes.load_custom_node(str(path), module_parent=parent)), path
 
 

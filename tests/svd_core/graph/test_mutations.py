@@ -23,9 +23,7 @@ from .mutations import mutant
 from .toys import TOYS
 
 ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
-NODES = {
-    name: each for name, each in {**headless.NODES, **TOYS}.items() if not getattr(each, "ONLY_INSIDE_COMFYUI", False)
-}
+NODES = {**headless.NODES, **TOYS}
 DIFFERENCES = {
     "cycle": "ComfyUI goes round a cycle until Python stops it, and fails the outputs without naming it",
     "link": "a dangling link, or a slot that is out of range or no whole number, is an exception to ComfyUI, which "
@@ -304,7 +302,7 @@ def test_every_mutant_ends_in_a_decision_at_the_door_too(around):
         sources = [file, prompt] if isinstance(prompt, dict) else [file]
         for source, settings in [*((each, []) for each in sources), (file, ["a.value=1"])]:
             try:
-                headless.check_graph(headless.open_graph(source, settings), surroundings(around))
+                headless.EmbeddedEngine(surroundings(around)).check(headless.open_graph(source, settings))
                 ends["valid"] += 1
             except GraphError as error:
                 assert error.code != "graph" and str(error).isprintable() and error.exit_status in (2, 3)
