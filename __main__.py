@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="svd-stages",
-        description="Stable Video Diffusion in stages: animate a picture, or run a saved graph with ComfyUI or without.",
+        description="Stable Video Diffusion in stages: animate a picture, run a saved graph, with or without ComfyUI.",
     )
     parser.add_argument("--version", action="version", version=f"svd-stages {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
