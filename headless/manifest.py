@@ -84,7 +84,7 @@ def _seeds(prompt: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _texts(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    return ((*where, value) for *where, value in _constants(prompt) if isinstance(value, str))  # type: ignore
+    return (each for each in _constants(prompt) if isinstance(each[2], str))
 
 
 def _model_files(here: host.HeadlessHost, name: str) -> list[dict[str, Any]] | None:
