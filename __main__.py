@@ -296,15 +296,16 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
     )
     source = _read_allowed(arguments)
+    if arguments.manifest is not None:
+        headless.check_place(arguments.manifest)
     engine = _engine(arguments, surroundings)
-    graph = headless.open_graph(source, arguments.settings, engine.table)
+    graph = _open_allowed(source, arguments, engine.table)
     report = engine.run(graph, headless.Narrator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
-    if arguments.manifest is not None:
-        name = "comfyui" if arguments.comfyui else "server" if arguments.server else "embedded"
-        made = headless.make_manifest(graph, report, surroundings, name, seconds)
-        headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
     _say_files(report.files, seconds, console)
+    if arguments.manifest is not None:
+        made = headless.make_manifest(graph, report, surroundings, engine, seconds)
+        headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 
@@ -315,9 +316,9 @@ def validate(arguments: argparse.Namespace, console: Console) -> None:
     surroundings = _surroundings(arguments, console, input_folder=arguments.input_dir)
     engine = _engine(arguments, surroundings)
     table = engine.table if arguments.object_info is None else _table(arguments)
-    for missing in headless.find_missing(source, table, surroundings):
+    for missing in headless.find_missing(source, engine, surroundings, arguments.settings, table):
         console.missing(missing.describe(), **asdict(missing))
-    graph = headless.open_graph(source, arguments.settings, table)
+    graph = _open_allowed(source, arguments, table)
     if arguments.object_info is None:
         checked = engine.check(graph)
     else:
@@ -432,11 +433,20 @@ def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
     return source
 
 
+def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: NodeTable) -> headless.Graph:
+    """The graph to run, converted and set; once more: does it name only classes that are allowed."""
+    graph = headless.open_graph(source, arguments.settings, table)
+    if arguments.allowed:
+        headless.refuse_others(graph.prompt, arguments.allowed)
+    return graph
+
+
 def _table(arguments: argparse.Namespace) -> NodeTable:
     """Our nodes and the stand-ins; with --object-info those that it describes, and ours where it has none."""
     if arguments.object_info is None:
         return headless.EMBEDDED_NODES
-    return described_nodes(read_graph(arguments.object_info)).with_others(headless.EMBEDDED_NODES)
+    described = described_nodes(read_graph(arguments.object_info, finite=False))
+    return described.with_others(headless.EMBEDDED_NODES)
 
 
 def _engine(arguments: argparse.Namespace, surroundings: headless.Surroundings) -> headless.GraphEngine:

@@ -41,6 +41,7 @@ __all__ = [
     "animate_file",
     "animation_graph",
     "check_described",
+    "check_place",
     "choose_engine",
     "default_models_roots",
     "describe_file",

@@ -86,6 +86,8 @@ def run_graph(
     surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram)
     engine = choose_engine(surroundings, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table)
+    if allowed:
+        refuse_others(opened.prompt, as_list(allowed))
     if isinstance(engine, EmbeddedEngine):  # which reports by itself
         return engine.run(opened)
     return engine.run(opened, Narrator(opened.prompt, engine.table, _Progress(on_progress)))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from ..svd_core.errors import ImageError
 from ..svd_core.graph import (
     Emit,
     NodeTable,
@@ -97,6 +98,14 @@ def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = 
     return Graph(inner, workflow)
 
 
+def check_place(path: Path) -> None:
+    """Raise SettingError now when no file can be written there, rather than after a video has been computed."""
+    from ..svd_core.outputs import scratch_folder_beside
+
+    with scratch_folder_beside(path):
+        pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file; the name is put in place when it is complete. Raises OutputError when it cannot be written."""
     from ..svd_core.outputs import replacing
@@ -111,4 +120,7 @@ def describe_file(path: Path) -> str:
         return ""
     from ..svd_core.video import describe_mp4
 
-    return f": {describe_mp4(path)}"
+    try:
+        return f": {describe_mp4(path)}"
+    except ImageError:  # from a server: what it is called is not always what it is
+        return ""

@@ -1,10 +1,11 @@
 """What a result was made from: graph, seeds, models, pictures, versions, and a fingerprint of each file.
 
-It holds names and never absolute paths, so that it can be handed on.
+It adds no absolute path to what the graph itself says, so that it can be handed on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..nodes.standins.folders import annotated_file
 from ..svd_core import host
-from ..svd_core.errors import SVDStagesError
+from ..svd_core.errors import ImageError, OutputError
 from ..svd_core.fingerprint import file_sha256, frames_sha256
-from .graphs import Graph, Report
+from .graphs import Graph, GraphEngine, Report
 from .preflight import MODEL_FOLDERS
 from .surroundings import Surroundings
 
@@ -25,42 +27,44 @@ FORMAT = 1
 
 
 def make_manifest(
-    graph: Graph, report: Report, surroundings: Surroundings, engine: str, seconds: float
+    graph: Graph, report: Report, surroundings: Surroundings, engine: GraphEngine, seconds: float
 ) -> dict[str, Any]:
     """All that is needed to make a result again, and to know whether it is the same. Reads every model file once.
 
-    engine  embedded, comfyui or server. A server's models, pictures, device and versions are its own; of them only
-            the names are known
+    engine  the one that the graph ran on. A server's models, device and libraries are its own: of them only names are
+            known, and the versions that it tells
 
     Keys: format, svd_stages, engine, versions, device, precision, graph (API format, as it ran), graph_sha256, seeds
-    ("node.input" -> number), models and inputs (node, input, name, bytes, sha256), files (name, bytes, sha256,
-    frames_sha256), seconds. Raises OSError for a file that can no longer be read.
+    ("node.input" -> number), models (node, input, name, files: None where they cannot be looked at), inputs and files
+    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing). Names are below their folders, and no
+    path of this machine is added to what the graph itself says. Raises OutputError for a file that is gone.
     """
     here = surroundings.host()
     text = json.dumps(graph.prompt, sort_keys=True, ensure_ascii=True)
-    is_local = engine != "server"
-    return {
-        "format": FORMAT,
-        "svd_stages": _version("svd-stages"),
-        "engine": engine,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
-        "device": str(here.device()) if is_local else None,
-        "precision": surroundings.precision if is_local else None,
-        "graph": graph.prompt,
-        "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "seeds": dict(_seeds(graph.prompt)),
-        "models": [
-            {"node": node_id, "input": name, "name": value, "files": _model_files(here, value) if is_local else None}
-            for node_id, name, value in _texts(graph.prompt)
-            if name in MODEL_FOLDERS
-        ],
-        "inputs": [
-            {"node": node_id, "input": name, **_file(path, here.input_folder)}
-            for node_id, name, path in _pictures(graph.prompt, here.input_folder)
-        ],
-        "files": [{**_file(path, here.output_folder), "frames_sha256": frames_sha256(path)} for path in report.files],
-        "seconds": round(seconds, 2),
-    }
+    is_local = engine.name != "server"
+    own = {name: _version(name) for name in LIBRARIES} if is_local else {}
+    try:
+        with host.using(here):
+            return {
+                "format": FORMAT,
+                "svd_stages": _version("svd-stages"),
+                "engine": engine.name,
+                "versions": {"python": platform.python_version(), **own, **engine.versions()},
+                "device": str(here.device()) if is_local else None,
+                "precision": surroundings.precision if is_local else None,
+                "graph": graph.prompt,
+                "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
+                "seeds": dict(_seeds(graph.prompt)),
+                "models": list(_models(graph.prompt, engine, here)),
+                "inputs": list(_pictures(graph.prompt, here)),
+                "files": [{**_file(path, here.output_folder), "frames_sha256": _shown(path)} for path in report.files],
+                "seconds": round(seconds, 2),
+            }
+    except OSError as error:
+        raise OutputError(
+            f"the manifest cannot be made: {error.filename} {error.strerror}. The results themselves are there.",
+            code="output.manifest",
+        ) from error
 
 
 def _version(distribution: str) -> str | None:
@@ -87,12 +91,16 @@ def _texts(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     return (each for each in _constants(prompt) if isinstance(each[2], str))
 
 
-def _model_files(here: host.HeadlessHost, name: str) -> list[dict[str, Any]] | None:
-    """The files of a checkpoint; None for a model that is none of ours, as a VAE by itself."""
-    try:
-        path = here.library.find(name)
-    except SVDStagesError:
-        return None
+def _models(prompt: Mapping[str, Any], engine: GraphEngine, here: host.HeadlessHost) -> Iterator[dict[str, Any]]:
+    for node_id, name, value in _texts(prompt):
+        if name in MODEL_FOLDERS:
+            path = engine.model_file(MODEL_FOLDERS[name], value)
+            files = None if path is None else _hashed(path, here)
+            yield {"node": node_id, "input": name, "name": value, "files": files}
+
+
+def _hashed(path: Path, here: host.HeadlessHost) -> list[dict[str, Any]]:
+    """A checkpoint's file, or all the weights of a diffusers folder."""
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
     total = sum(file.stat().st_size for file in files)
     with here.progress("hashing", max(1, total // 2**20), "MiB") as advance:
@@ -105,13 +113,18 @@ def _counted(advance: Callable[[int], None], before: list[Path]) -> Callable[[in
     return lambda read: advance((done + read) // 2**20)
 
 
-def _pictures(prompt: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Constants that are the name of a file in the input folder."""
-    root = folder.resolve()
+def _pictures(prompt: Mapping[str, Any], here: host.HeadlessHost) -> Iterator[dict[str, Any]]:
+    """Texts that are the name of a file in the input folder, or in another that they say ("x.png [output]")."""
     for node_id, name, value in _texts(prompt):
-        path = folder / value if 0 < len(value) < 500 and "\0" not in value else folder
-        if path.is_file() and path.resolve().is_relative_to(root):
-            yield node_id, name, path
+        with contextlib.suppress(ImageError):
+            path = annotated_file(value)
+            yield {"node": node_id, "input": name, **_file(path, here.input_folder.resolve())}
+
+
+def _shown(path: Path) -> str | None:
+    with contextlib.suppress(ImageError):
+        return frames_sha256(path)
+    return None
 
 
 def _file(path: Path, folder: Path, on_bytes: Callable[[int], None] = lambda read: None) -> dict[str, Any]:

@@ -5,14 +5,17 @@ All of it at once, before anything is loaded: conversion alone would stop at the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..nodes.standins.folders import annotated_file
 from ..svd_core import host
-from ..svd_core.graph import NodeTable, Prompt, is_ui_format, to_api, unwrap, validate
+from ..svd_core.errors import ImageError
+from ..svd_core.graph import NodeTable, Prompt, apply_settings, is_ui_format, to_api, unwrap, validate
 from ..svd_core.graph.prompt import one_line
+from ..svd_core.graph.validate import shape_fault
+from .graphs import GraphEngine
 from .refusals import names_a_file
 from .sources import class_types
 from .surroundings import Surroundings
@@ -56,29 +59,41 @@ class Missing:
         return line + (f"; the workflow says it comes from {one_line(self.url, 300)}" if self.url else "")
 
 
-def find_missing(graph: Mapping[str, Any], table: NodeTable, surroundings: Surroundings) -> list[Missing]:
-    """What `graph` (as `read_source` gives it) needs beyond the nodes of `table` and the files of the surroundings.
+def find_missing(
+    graph: Mapping[str, Any],
+    engine: GraphEngine,
+    surroundings: Surroundings,
+    settings: Sequence[str] = (),
+    table: NodeTable | None = None,
+) -> list[Missing]:
+    """What `graph` (as `read_source` gives it) needs beyond the nodes of the engine and the files that are there.
 
-    Raises GraphError for what is no graph, or cannot be converted for another reason.
+    settings  "NODE.INPUT=VALUE", set first
+    table     other nodes than the engine's, as descriptions have them
+
+    Empty for what is no graph: `GraphEngine.check` says why. Raises GraphError for what cannot be converted, and for
+    settings that fit nothing.
     """
+    table = table or engine.table
     unknown = class_types(graph) - set(table.classes)
     classes = {**table.classes, **dict.fromkeys(unknown, _Unknown)}
     inner, workflow = unwrap(dict(graph))
     prompt = to_api(inner, classes, table.display_names) if is_ui_format(inner) else inner
-    wanted = [("node", str(node.get("class_type")), node_id) for node_id, node in _nodes(prompt, unknown)]
+    if shape_fault(prompt):
+        return []
+    prompt = apply_settings(prompt, settings, classes)
     with host.using(surroundings.host()):
         faults = validate(prompt, classes).node_errors
-    folder = Path(surroundings.input_folder)
-    files = [each for each in _missing_files(prompt, table, faults) if not _is_here(folder, each[2])]
-    wanted += [("model" if name in MODEL_FOLDERS else "input", value, node_id) for node_id, name, value in files]
-    inputs = {(node_id, value): name for node_id, name, value in files}
-    found: dict[tuple[str, str], list[str]] = {}
-    for kind, name, node_id in wanted:
-        found.setdefault((kind, name), []).append(node_id)
+        files = [each for each in _missing_files(prompt, table, faults) if not _is_here(each[2])]
+    wanted = [("node", str(node.get("class_type")), "", node_id) for node_id, node in _nodes(prompt, unknown)]
+    wanted += [("model" if name in MODEL_FOLDERS else "input", value, name, node_id) for node_id, name, value in files]
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for *what, node_id in wanted:
+        found.setdefault((what[0], what[1], what[2]), []).append(node_id)
     said = _said_by_workflow(workflow)
     return [
-        Missing(kind, name, tuple(ids), *_place(kind, inputs.get((ids[0], name), ""), said.get(name), surroundings))
-        for (kind, name), ids in found.items()
+        Missing(kind, name, tuple(ids), *_place(kind, input_name, said.get(name), engine))
+        for (kind, name, input_name), ids in found.items()
     ]
 
 
@@ -113,20 +128,26 @@ def _missing_files(prompt: Prompt, table: NodeTable, faults: Mapping[str, Any]) 
                 yield node_id, name, value
 
 
-def _is_here(folder: Path, name: str) -> bool:
+def _is_here(name: str) -> bool:
     """Whether an input file is there to be sent to a server that has none of that name."""
-    return "\0" not in name and len(name) < 500 and (folder / name).is_file()
+    try:
+        annotated_file(name)
+    except ImageError:
+        return False
+    return True
 
 
-def _place(kind: str, name: str, said: Mapping[str, Any] | None, here: Surroundings) -> tuple[str | None, str | None]:
-    """(folder, url) of a missing file."""
+def _place(
+    kind: str, input_name: str, said: Mapping[str, Any] | None, engine: GraphEngine
+) -> tuple[str | None, str | None]:
+    """(folder, url) of what is missing."""
     if kind == "node":
         return None, None
     if kind == "input":
-        return str(Path(here.input_folder)), None
+        return engine.input_folder, None
     folder, url = (said or {}).get("directory"), (said or {}).get("url")
-    folder = folder if isinstance(folder, str) and folder.isidentifier() else MODEL_FOLDERS[name]
-    return str(here.models_roots()[0] / folder), url if isinstance(url, str) else None
+    folder = folder if isinstance(folder, str) and folder.isidentifier() else MODEL_FOLDERS[input_name]
+    return f"{engine.models_folder}/{folder}", url if isinstance(url, str) else None
 
 
 def _said_by_workflow(workflow: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +15,20 @@ from ..svd_core.graph.convert import VIRTUAL
 from ..svd_core.graph.prompt import one_line
 from ..svd_core.graph.ui_graph import read_ui_graph
 
+logger = logging.getLogger(__name__)
+
 Source = str | os.PathLike | Mapping[str, Any]
 
-MEDIA_HEADS = (b"\x89PNG", b"RIFF")
-"""First bytes of a PNG and of a WebP; an mp4 has "ftyp" four bytes later."""
+MEDIA_HEADS = (b"\x89PNG", b"RIFF", b"\x1aE\xdf\xa3")
+"""First bytes of a PNG, a WebP and a WebM; an mp4 has "ftyp" four bytes later."""
 
 
 def read_source(source: Source) -> dict[str, Any]:
     """The graph in a file, as it was saved, or a copy of the dict.
 
-    An mp4, PNG or WebP gives the graph inside it: {"prompt", "workflow"}, as SaveVideo, SaveImage and SaveAnimatedWEBP
-    write it. Raises GraphError: `graph.file`, `graph.not_inside` for a video or picture without one, and what
-    `read_graph` raises; ImageError for a damaged one.
+    An mp4, WebM, PNG or WebP gives the graph inside it, as SaveVideo, SaveWEBM, SaveImage and SaveAnimatedWEBP write
+    it; a workflow beside it that cannot be read is left out, with a warning. Raises GraphError: `graph.file`,
+    `graph.not_inside` for a video or picture without one, and what `read_graph` raises; ImageError for a damaged one.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -47,7 +50,13 @@ def _is_media(path: Path) -> bool:
 def _read_inside(path: Path) -> dict[str, Any]:
     from ..svd_core.metadata import read_metadata
 
-    found = read_metadata(path)
+    found = read_metadata(path, ["prompt"])
+    try:
+        found |= read_metadata(path, ["workflow"])
+    except GraphError as error:
+        if not found:
+            raise
+        logger.warning("%s It is not handed on.", error)
     if not found:
         raise GraphError(
             f"{path.name} holds no graph: its program did not put one in, or another program has taken it out. "
@@ -59,22 +68,22 @@ def _read_inside(path: Path) -> dict[str, Any]:
 
 def class_types(graph: Mapping[str, Any]) -> set[str]:
     """Every node class that a graph names, in either format, subgraphs too; boxes of the page alone are none."""
-    inner, workflow = unwrap(dict(graph))
-    found: set[str] = set()
+    inner, _ = unwrap(dict(graph))
     if not is_ui_format(inner):
-        found |= {str(node.get("class_type")) for node in inner.values() if isinstance(node, Mapping)}
-    for each in (inner, workflow):
-        if each is not None and is_ui_format(each):
-            read = read_ui_graph(each)
-            graphs = (read.root, *read.subgraphs.values())
-            found |= {node.type for one in graphs for node in one.nodes.values()} - {*VIRTUAL, *read.subgraphs}
-    return found
+        return {str(node.get("class_type")) for node in inner.values() if isinstance(node, Mapping)}
+    read = read_ui_graph(inner)
+    graphs = (read.root, *read.subgraphs.values())
+    return {node.type for one in graphs for node in one.nodes.values()} - {*VIRTUAL, *read.subgraphs}
 
 
 def refuse_others(graph: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raise GraphError (`graph.not_allowed`) when a graph names a class that no pattern of `allowed` fits.
 
     allowed  class types, or patterns as in a shell: SVD*, Save*. Nothing of the graph is imported or asked for this.
+             A node that brings nodes while it runs is answered for by its own class
+
+    Asked twice: of the file before anything is imported, and of what it was converted to, because a pack may have a
+    class with the name of a box of the page alone.
     """
     others = sorted(
         name for name in class_types(graph) if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)

@@ -12,10 +12,13 @@ _calls = itertools.count(1)
 """Numbers the expansions of this process: ids of the nodes in them must not meet."""
 
 
-def _wire(kind: str, tooltip: str) -> sockets.Input:
-    """A socket whose node is handed on as a link: so a stage is computed again only when its own inputs change."""
-    socket, options = sockets.socket(kind, tooltip)
-    return (socket, {**options, "rawLink": True})
+def _handed_on(declared: sockets.Input) -> sockets.Input:
+    """An input whose link, if it has one, is handed on to the stages.
+
+    So a stage is computed again only when its own inputs change, and lists meet in the stages as they do in a row.
+    """
+    kind, options = declared
+    return (kind, {**options, "rawLink": True})
 
 
 class SVDImageToVideo(StageNode):
@@ -32,28 +35,27 @@ class SVDImageToVideo(StageNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": _wire(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
-                "clip_vision": _wire(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
-                "vae": _wire(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
-                "image": _wire(sockets.IMAGE, "The picture to animate. N pictures make N videos."),
-                "width": sockets.pixels(1024, "Width"),
-                "height": sockets.pixels(576, "Height"),
-                "fit": sockets.fit(),
-                "video_frames": sockets.frames(),
-                "fps": sockets.fps(),
-                "motion_bucket_id": sockets.motion_bucket_id(),
-                "noise_aug_strength": sockets.noise_aug_strength(),
-                "seed": sockets.seed("Seed of both noises. Image i of many uses seed + i."),
-                "steps": sockets.steps(),
-                "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
-                "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame"),
-                "decode_mode": sockets.decode_mode(),
-                "chunk_size": sockets.chunk_size(),
-                "context": sockets.context(),
-            }
+        inputs = {
+            "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
+            "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
+            "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
+            "image": sockets.socket(sockets.IMAGE, "The picture to animate. N pictures make N videos."),
+            "width": sockets.pixels(1024, "Width"),
+            "height": sockets.pixels(576, "Height"),
+            "fit": sockets.fit(),
+            "video_frames": sockets.frames(),
+            "fps": sockets.fps(),
+            "motion_bucket_id": sockets.motion_bucket_id(),
+            "noise_aug_strength": sockets.noise_aug_strength(),
+            "seed": sockets.seed("Seed of both noises. Image i of many uses seed + i."),
+            "steps": sockets.steps(),
+            "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
+            "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame"),
+            "decode_mode": sockets.decode_mode(),
+            "chunk_size": sockets.chunk_size(),
+            "context": sockets.context(),
         }
+        return {"required": {name: _handed_on(declared) for name, declared in inputs.items()}}
 
     def run(
         self, model, clip_vision, vae, image, width: int, height: int, fit: str, video_frames: int, fps: int,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from .pictures import pillow_damage
 Metadata = Mapping[str, Any]
 
 GRAPH_NAMES = ("prompt", "workflow")
+
+COMPUTED = ("is_changed",)
+"""What ComfyUI notes in a prompt while it runs, NaN among it, and so puts into its files."""
 
 _EXIF_PROMPT = 0x0110  # ComfyUI SaveAnimatedWEBP: the prompt in Model, the others in Make and the tags below it
 _EXIF_OTHERS = 0x010F
@@ -46,8 +49,8 @@ def exif_texts(metadata: Metadata | None) -> dict[int, str]:
     return tags
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The graphs inside an mp4, webm, png or webp: those of "prompt" and "workflow" that are there, parsed.
+def read_metadata(path: str | os.PathLike, names: Sequence[str] = GRAPH_NAMES) -> dict[str, Any]:
+    """The graphs inside an mp4, webm, png or webp: those of `names` that are there, parsed.
 
     What kind of file it is shows in its first bytes, not in its name. Raises ImageError when the file is missing,
     unreadable or of another kind, and GraphError as `graph.parse_graph` does: what came with a video is a
@@ -65,7 +68,11 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror or error}. Check that it is a file that you may read.",
             code="image.unreadable",
         ) from error
-    return {name: parse_graph(texts[name], f'the "{name}" inside {path.name}') for name in GRAPH_NAMES if name in texts}
+    return {
+        name: parse_graph(texts[name], f'the "{name}" inside {path.name}', dropped=COMPUTED)
+        for name in names
+        if name in texts
+    }
 
 
 def _read_texts(path: Path, head: bytes) -> dict[str, str]:

@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError, SettingError
+from .errors import ImageError, OutputError, SettingError
 from .metadata import Metadata, exif_texts, json_texts
 from .outputs import replacing
 
@@ -85,13 +85,17 @@ def write_png(path: str | os.PathLike, frame: torch.Tensor, metadata: Metadata |
 
 
 def describe_mp4(path: str | os.PathLike) -> str:
-    """What the file says it is, for people: "14 frames, 128x128, 7 fps"."""
+    """What the file says it is, for people: "14 frames, 128x128, 7 fps". Raises ImageError for what is no mp4."""
     import av
+    from av.error import FFmpegError
 
-    with av.open(str(path), format="mp4") as container:
-        stream = container.streams.video[0]
-        rate = f"{float(stream.average_rate or 0):g}"
-        return f"{stream.frames} frames, {stream.width}x{stream.height}, {rate} fps"
+    try:
+        with av.open(str(path), format="mp4") as container:
+            stream = container.streams.video[0]
+            rate = f"{float(stream.average_rate or 0):g}"
+            return f"{stream.frames} frames, {stream.width}x{stream.height}, {rate} fps"
+    except (FFmpegError, IndexError) as error:
+        raise ImageError(f"{path} is no mp4 that can be read; make it again.", code="image.unreadable") from error
 
 
 def encode_mp4(file: Path, frames: torch.Tensor, fps: float | Fraction, metadata: Metadata | None = None) -> None:

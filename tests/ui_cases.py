@@ -184,6 +184,34 @@ def a_primitive_behind_a_reroute():
 
 
 @graph
+def a_muted_and_a_bypassed_primitive():
+    sheet = Sheet()
+    muted = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",), mode=MUTED)
+    bypassed = sheet.add("PrimitiveNode", [64, "fixed"], outputs=("INT",), mode=BYPASSED)
+    save(sheet, scale(sheet, load(sheet), 128, {"width": (muted, 0), "height": (bypassed, 0)}))
+    return sheet.workflow()
+
+
+@graph
+def a_primitive_that_leaves_its_subgraph():
+    sheet, inside = Sheet(), Sheet("Gives a number")
+    number = inside.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
+    inside.output("side", "INT", (number, 0))
+    made = instance(sheet, inside, None, [])
+    save(sheet, scale(sheet, load(sheet), 128, {"width": (made, 0)}))
+    return sheet.workflow(inside)
+
+
+@graph
+def escapes_and_comments_in_a_prompt():
+    sheet = Sheet()
+    text = "a \\{red\\} ball // not this\n/* nor this */ on \\{sand\\|stone\\}"
+    slots = {"clip": ("CLIP", None)}
+    sheet.add("CLIPTextEncode", [text], slots, ("CONDITIONING",))
+    return sheet.workflow()
+
+
+@graph
 def a_bypassed_box_passes_its_image_on():
     sheet = Sheet()
     save(sheet, scale(sheet, load(sheet), mode=BYPASSED))
@@ -360,6 +388,16 @@ def a_width_shown_by_proxy():
     box = str(inside.nodes[0]["id"])
     proxies = {"proxyWidgets": [[box, "width"], [box, "crop"]]}
     save(sheet, (instance(sheet, inside, [352, "center"], [load(sheet)], properties=proxies), 0))
+    return sheet.workflow(inside)
+
+
+@graph
+def widgets_shown_by_proxy_with_prefixes_and_previews():
+    sheet, inside = Sheet(), shrink("Prefixed", promote=False)
+    box = str(inside.nodes[0]["id"])
+    shown = [[box, f"{box}: width"], [box, "$$canvas-image-preview"], [box, "no_such_widget"], [box, "height"]]
+    values = [352, "preview", 5, 80]
+    save(sheet, (instance(sheet, inside, values, [load(sheet)], properties={"proxyWidgets": shown}), 0))
     return sheet.workflow(inside)
 
 

@@ -7,7 +7,7 @@ are refused by name: today's page makes subgraphs of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import GraphError
@@ -16,7 +16,18 @@ from .hints import Hints
 from .page_text import Replacements, choose_alternatives
 from .prompt import WRAPPED, Prompt, one_line
 from .subgraphs import Scope, unfold
-from .ui_graph import BYPASSED, INPUT_NODE, MUTED, UIInput, UILink, UINode, Workflow, read_ui_graph, wrong_shape
+from .ui_graph import (
+    BYPASSED,
+    INPUT_NODE,
+    MUTED,
+    UIGraph,
+    UIInput,
+    UILink,
+    UINode,
+    Workflow,
+    read_ui_graph,
+    wrong_shape,
+)
 from .widgets import widget_values
 
 NOTES = ("Note", "MarkdownNote")
@@ -66,6 +77,8 @@ def to_api(
         values = choose_alternatives(declarations[node.type].inputs.values(), values, scope.path + node.id)
         inputs = _wrapped(values, declarations[node.type]) | _linked(scope, node, resolver)
         title = node.title or names.get(node.type, node.type)
+        if scope.path + node.id in prompt:
+            raise wrong_shape(f"two nodes have the id {scope.path}{node.id}")
         prompt[scope.path + node.id] = {"class_type": node.type, "inputs": inputs, "_meta": {"title": title}}
     return _without_links_to_nothing(prompt)
 
@@ -168,35 +181,51 @@ class _Resolver:
 
     read: Workflow
     nodes: Mapping[str, type]
+    _known: dict[tuple[str, str, str], tuple[str, int] | None] = field(default_factory=dict)
+    """Where links lead that were followed before: (path, link, wanted type) -> (node id, slot)."""
+    _setters: dict[int, dict[str, list[UINode]]] = field(default_factory=dict)
 
-    def follow(self, scope: Scope, slot: UIInput | None) -> tuple[str, int] | _Constant | None:
+    def follow(self, scope: Scope, slot: UIInput) -> tuple[str, int] | _Constant | None:
         """The (node id, slot) or constant that reaches an input; None when nothing does.
 
         Raises GraphError (`graph.shape`) when virtual nodes lead round in a circle.
         """
-        wanted = slot.type if slot is not None else "*"
-        seen = set()
-        while slot is not None and slot.link is not None:
-            if (scope.path, slot.link) in seen:
-                raise wrong_shape(f"link {slot.link} leads back to itself through boxes of the page alone")
-            seen.add((scope.path, slot.link))
-            link = scope.graph.links.get(slot.link)
-            if link is None:
-                return None
-            if link.source == INPUT_NODE and scope.outer is not None:
-                outer = scope.outer_input(link.source_slot)
-                if outer is None or outer.link is None:
-                    given = scope.given
-                    return _Constant(given[link.source_slot]) if link.source_slot in given else None
-                scope, slot, wanted = scope.outer, outer, outer.type
-                continue
-            found = self.step(scope, link, wanted)
-            if isinstance(found, _Constant) and len(seen) > 1:
-                return None  # the page sets a primitive's value on the boxes that it is joined to, and no farther
-            if not isinstance(found, _Step):
-                return found
-            scope, slot, wanted = found.scope, found.slot, found.wanted
-        return None
+        if self._is_from_primitive(scope, slot):
+            link = scope.graph.links[str(slot.link)]
+            return _primitive(scope, scope.graph.nodes[link.source]) if slot.widget is not None else None
+        at: _Step | tuple[str, int] | _Constant | None = _Step(scope, slot, slot.type)
+        seen: dict[tuple[str, str, str], None] = {}
+        while isinstance(at, _Step):
+            if at.slot is None or at.slot.link is None:
+                at = None
+                break
+            key = (at.scope.path, at.slot.link, at.wanted)
+            if key in seen:
+                raise wrong_shape(f"link {at.slot.link} leads back to itself through boxes of the page alone")
+            seen[key] = None
+            at = self._known[key] if key in self._known else self._before(at, at.slot.link)
+        if not isinstance(at, _Constant):
+            self._known.update(dict.fromkeys(seen, at))
+        return at
+
+    def _is_from_primitive(self, scope: Scope, slot: UIInput) -> bool:
+        """The page writes a primitive's value into the widgets that it is joined to, muted or not, and no farther."""
+        link = scope.graph.links.get(slot.link or "")
+        source = scope.graph.nodes.get(link.source) if link is not None else None
+        return source is not None and source.type == "PrimitiveNode" and _is_virtual(source, self.nodes)
+
+    def _before(self, at: _Step, link_id: str) -> _Step | tuple[str, int] | _Constant | None:
+        """One step back along a link."""
+        link = at.scope.graph.links.get(link_id)
+        if link is None:
+            return None
+        if link.source != INPUT_NODE or at.scope.outer is None:
+            return self.step(at.scope, link, at.wanted)
+        outer = at.scope.outer_input(link.source_slot)
+        if outer is not None and outer.link is not None:
+            return _Step(at.scope.outer, outer, outer.type)
+        given = at.scope.given
+        return _Constant(given[link.source_slot]) if link.source_slot in given else None
 
     def step(self, scope: Scope, link: UILink, wanted: str) -> _Step | tuple[str, int] | _Constant | None:
         """From the source of a link to what stands behind it, through the instances of subgraphs that it lies in."""
@@ -220,32 +249,39 @@ class _Resolver:
         if not _is_virtual(source, self.nodes):
             return (scope.path + source.id, link.source_slot)
         if source.type == "PrimitiveNode":
-            return _primitive(scope, source)
+            return None  # it is farther away than the page writes
         return self.virtual_input(scope, source, link.source_slot, wanted)
 
     def virtual_input(self, scope: Scope, node: UINode, place: int, wanted: str) -> _Step:
         """The input that stands behind output `place` of a reroute, a Get or a Set node."""
         if node.type == "GetNode":
             scope, node = self.setter_of(scope, node)
-        return _Step(scope, node.inputs[place] if place < len(node.inputs) else None, wanted)
+        return _Step(scope, node.inputs[place] if 0 <= place < len(node.inputs) else None, wanted)
 
     def setter_of(self, scope: Scope, getter: UINode) -> tuple[Scope, UINode]:
         """The one Set node with the name that `getter` asks for: in its own graph, else in one around it."""
-        name, around, found = _first(getter), scope, []
+        name, around = str(_first(getter)), scope
+        found: list[tuple[Scope, UINode]] = []
         while around is not None and not found:
-            found = [
-                (around, node)
-                for node in around.graph.nodes.values()
-                if node.type == "SetNode" and _first(node) == name
-            ]
+            found = [(around, node) for node in self._setters_in(around.graph).get(name, ())]
             around = around.outer
         if len(found) != 1:
             raise GraphError(
-                f'node {_short(scope.path + getter.id)} (GetNode) asks for "{_short(str(name))}", which {len(found)} '
+                f'node {_short(scope.path + getter.id)} (GetNode) asks for "{_short(name)}", which {len(found)} '
                 "Set nodes set; one must.",
                 code="graph.shape",
             )
         return found[0]
+
+    def _setters_in(self, graph: UIGraph) -> dict[str, list[UINode]]:
+        """The Set nodes of a graph by the name that they set."""
+        if id(graph) not in self._setters:
+            named: dict[str, list[UINode]] = {}
+            for node in graph.nodes.values():
+                if node.type == "SetNode":
+                    named.setdefault(str(_first(node)), []).append(node)
+            self._setters[id(graph)] = named
+        return self._setters[id(graph)]
 
 
 @dataclass(frozen=True)
@@ -258,9 +294,8 @@ class _Step:
 
 
 def _primitive(scope: Scope, node: UINode) -> _Constant | None:
-    for (box, _), value in scope.overrides.items():
-        if box == node.id:
-            return _Constant(value)
+    if (node.id, "value") in scope.overrides:
+        return _Constant(scope.overrides[node.id, "value"])
     values = node.values
     return _Constant(values[0]) if isinstance(values, list) and values else None
 
@@ -277,13 +312,13 @@ def _bypass_input(node: UINode, place: int, wanted: str) -> UIInput | None:
     """
     inputs = node.inputs
     if wanted == "*":
-        return inputs[place] if place < len(inputs) else (inputs[0] if inputs else None)
-    given = node.output_types[place] if place < len(node.output_types) else "*"
+        return inputs[place] if 0 <= place < len(inputs) else (inputs[0] if inputs else None)
+    given = node.output_types[place] if 0 <= place < len(node.output_types) else "*"
 
     def fits(each: UIInput) -> bool:
         return _connects(each.type, given) and _connects(each.type, wanted)
 
-    if place < len(inputs) and fits(inputs[place]):
+    if 0 <= place < len(inputs) and fits(inputs[place]):
         return inputs[place]
     exact = (each for each in inputs if each.type == wanted)
     return next(exact, None) or next((each for each in inputs if fits(each)), None)

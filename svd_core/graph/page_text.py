@@ -28,6 +28,7 @@ SAVERS = {
 NO_FILE_NAME = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 DATE_PARTS = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
 COMMENTS = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+ESCAPED = re.compile(r"\\([{}|])")
 MAX_NESTING = 32
 
 
@@ -114,7 +115,7 @@ def _decided(text: str, draw: random.Random, depth: int = 0) -> str:
         else:
             made.append(text[place])
             place += 1
-    return "".join(made)
+    return ESCAPED.sub(r"\1", "".join(made))
 
 
 def _options(text: str, place: int) -> tuple[list[str], int]:

@@ -6,10 +6,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import GraphError
 
@@ -17,8 +17,8 @@ MAX_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 64
 
 
-def read_graph(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file, with nothing in it that JSON does not have.
+def read_graph(path: str | Path, *, finite: bool = True) -> dict[str, Any]:
+    """The JSON object in a file, with nothing in it that JSON does not have (but numbers that are not `finite`).
 
     Raises GraphError: the file is not there (`graph.file`), larger than 32 MB or nested deeper than 64
     (`graph.too_large`), not UTF-8 (`graph.encoding`), not JSON (`graph.json`), holds NaN, Infinity or a number that
@@ -36,16 +36,23 @@ def read_graph(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         reason = error.strerror or error
         raise GraphError(f"cannot read the graph {path}: {reason}. Give a .json file.", code="graph.file") from error
-    return parse_graph(content, path.name)
+    return parse_graph(content, path.name, finite=finite)
 
 
-def parse_graph(content: bytes | str, name: str = "the graph") -> dict[str, Any]:
-    """As `read_graph`, from text. `name` is what messages call it."""
+def parse_graph(
+    content: bytes | str, name: str = "the graph", *, dropped: Collection[str] = (), finite: bool = True
+) -> dict[str, Any]:
+    """As `read_graph`, from text.
+
+    name     what messages call it
+    dropped  keys that are left out wherever they stand, with all that they hold
+    finite   whether NaN and infinities are refused
+    """
     if len(content) > MAX_BYTES:
         raise GraphError(f"{name} has {len(content)} bytes; a graph may have {MAX_BYTES}.", code="graph.too_large")
     text = _decode(content, name)
     _check_nesting(text, name)
-    graph = _parse(text, name)
+    graph = _parse(text, name, dropped, finite)
     _check_surrogates(graph, text, name)
     if not isinstance(graph, dict):
         raise GraphError(
@@ -107,18 +114,25 @@ def _check_nesting(text: str, name: str) -> None:
         raise GraphError(f"{name} is nested deeper than {MAX_NESTING}; no graph is.", code="graph.too_large")
 
 
-def _parse(text: str, name: str) -> Any:
-    def refuse_constant(word: str) -> NoReturn:
-        raise GraphError(
-            f"{name} holds {word}, which is not JSON and no value for a node; put a finite number there.",
-            code="graph.non_finite",
-        )
+class _NotFinite:
+    """Stands for NaN, an infinity or a number that overflows, until it is known whether it is left out."""
 
-    def finite(digits: str) -> float:
-        number = float(digits)
-        if not math.isfinite(number):
-            refuse_constant(digits)
-        return number
+    def __init__(self, word: str):
+        self.word = word
+
+
+def _parse(text: str, name: str, dropped: Collection[str], finite: bool) -> Any:
+    odd: list[_NotFinite] = []
+
+    def constant(word: str) -> Any:
+        if not finite:
+            return float(word)
+        odd.append(_NotFinite(word))
+        return odd[-1]
+
+    def number(digits: str) -> Any:
+        value = float(digits)
+        return value if math.isfinite(value) else constant(digits)
 
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -128,16 +142,21 @@ def _parse(text: str, name: str) -> Any:
                 f'{name} has the key "{twice}" twice in one object, so one of the two would be lost; remove one.',
                 code="graph.duplicate_key",
             )
-        return made
+        return {key: value for key, value in made.items() if key not in dropped} if dropped else made
 
     try:
-        return json.loads(
-            text, parse_constant=refuse_constant, parse_float=finite, object_pairs_hook=without_duplicates
-        )
+        graph = json.loads(text, parse_constant=constant, parse_float=number, object_pairs_hook=without_duplicates)
     except ValueError as error:
         raise GraphError(
             f"{name} is not JSON: {error}. Save it again with ComfyUI's Save or Export (API).", code="graph.json"
         ) from error
+    left = next((each for each in _parts(graph) if isinstance(each, _NotFinite)), None) if odd else None
+    if left is not None:
+        raise GraphError(
+            f"{name} holds {left.word}, which is not JSON and no value for a node; put a finite number there.",
+            code="graph.non_finite",
+        )
+    return graph
 
 
 def _check_surrogates(graph: Any, text: str, name: str) -> None:
@@ -155,13 +174,18 @@ def _check_surrogates(graph: Any, text: str, name: str) -> None:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    return (part for part in _parts(value) if isinstance(part, str))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Every value in a parsed file that holds no others, and the keys."""
     waiting = [value]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, str):
-            yield part
-        elif isinstance(part, list):
+        if isinstance(part, list):
             waiting.extend(part)
         elif isinstance(part, dict):
             waiting.extend(part)
             waiting.extend(part.values())
+        else:
+            yield part

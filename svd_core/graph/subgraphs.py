@@ -8,6 +8,7 @@ proxyWidgetMigration.ts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,12 @@ from .declared import Declarations
 from .ui_graph import INPUT_NODE, OUTPUT_NODE, UIGraph, UIInput, UILink, UINode, Workflow, wrong_shape
 from .widgets import widget_values
 
-MAX_BOXES = 100_000
-"""Boxes of an unfolded workflow: subgraphs inside subgraphs multiply."""
+MAX_BOXES = 50_000
+"""Boxes of an unfolded workflow, instances of subgraphs among them: subgraphs inside subgraphs multiply."""
 MAX_DEPTH = 64
+
+PREFIX = re.compile(r"\s*(\d+)\s*:\s*(.+)", re.DOTALL)
+"""How graphs of early 2025 name a widget of a box inside the box that they point to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +68,16 @@ def unfold(workflow: Workflow, declarations: Declarations) -> list[tuple[Scope, 
     root = Scope(workflow.root, "", None, None, {}, {}, {})
     promotion = _Promotion(workflow, declarations)
     waiting = [(root, node) for node in sorted(workflow.root.nodes.values(), key=_page_order, reverse=True)]
-    boxes = []
+    boxes, opened = [], 0
     while waiting:
         scope, node = waiting.pop()
         if node.type not in workflow.subgraphs:
             boxes.append((scope, node))
         elif node.is_active:
+            opened += 1
             inside = _open(promotion, scope, node)
             waiting.extend((inside, each) for each in reversed(inside.graph.nodes.values()))
-        if len(boxes) + len(waiting) > MAX_BOXES:
+        if len(boxes) + len(waiting) + opened > MAX_BOXES:
             raise GraphError(f"with its subgraphs unfolded it has over {MAX_BOXES} nodes.", code="graph.too_large")
     return boxes
 
@@ -96,12 +101,14 @@ def _open(promotion: _Promotion, outer: Scope, box: UINode) -> Scope:
     """The inside of one instance."""
     above, depth = outer, 1
     while above.box is not None:
-        if above.box.type == box.type or depth > MAX_DEPTH:
+        if above.box.type == box.type:
             raise wrong_shape(f"the subgraph of node {outer.path}{box.id} holds itself")
+        if depth > MAX_DEPTH:
+            raise GraphError(f"its subgraphs are nested deeper than {MAX_DEPTH}.", code="graph.too_large")
         above, depth = above.outer or outer, depth + 1
     graph = promotion.workflow.subgraphs[box.type]
     scope = Scope(graph, f"{outer.path}{box.id}:", box, outer, {}, dict(promotion.values(box)), {})
-    for (node_id, widget), value in promotion.legacy(box):
+    for (node_id, widget), value in promotion.legacy(box, graph):
         promotion.put(scope, node_id, widget, value)
     for (node_id, widget), value in outer.overrides.items():
         if node_id == box.id:
@@ -110,90 +117,110 @@ def _open(promotion: _Promotion, outer: Scope, box: UINode) -> Scope:
     return scope
 
 
+Target = tuple[str, str, Any]
+"""(box, widget, value) that a promoted input leads to."""
+
+
 @dataclass(frozen=True)
 class _Promotion:
-    """Which widgets an instance shows, and what they hold."""
+    """Which widgets an instance shows, and what they hold. What is found is kept, by the identity of box or graph."""
 
     workflow: Workflow
     declarations: Declarations
-    known: dict[int, dict[int, Any]] = field(default_factory=dict)
-    """What `values` has found, by the identity of the box."""
+    _values: dict[int, dict[int, Any]] = field(default_factory=dict)
+    _targets: dict[int, list[Target | None]] = field(default_factory=dict)
 
     def values(self, box: UINode, depth: int = 0) -> dict[int, Any]:
         """Port -> value of each promoted input: the instance's own, else that of the widget it leads to."""
-        if id(box) not in self.known:
-            self.known[id(box)] = self._values(box, depth)
-        return self.known[id(box)]
+        if id(box) not in self._values:
+            graph, saved = self.workflow.subgraphs[box.type], box.values
+            values: dict[int, Any] = {}
+            for place, found in enumerate(self.targets(graph, depth)):
+                if found is None:
+                    continue
+                number, name = len(values), graph.inputs[place].name
+                values[place] = found[2]
+                if isinstance(saved, dict):
+                    values[place] = saved.get(name, found[2])
+                elif number < len(saved):
+                    values[place] = saved[number]
+            self._values[id(box)] = values
+        return self._values[id(box)]
 
-    def _values(self, box: UINode, depth: int) -> dict[int, Any]:
-        graph = self.workflow.subgraphs[box.type]
-        saved = box.values
-        values: dict[int, Any] = {}
-        number = 0
-        for place in range(len(graph.inputs)):
-            found = self._target(graph, place, depth)
-            if found is None:
-                continue
-            name = graph.inputs[place].name
-            values[place] = found[2]
-            if isinstance(saved, dict):
-                values[place] = saved.get(name, found[2])
-            elif number < len(saved):
-                values[place] = saved[number]
-            number += 1
-        return values
+    def targets(self, graph: UIGraph, depth: int = 0) -> list[Target | None]:
+        """For each port of a subgraph, the first widget that it leads to."""
+        if depth > MAX_DEPTH:
+            raise wrong_shape("a subgraph holds itself")
+        if id(graph) not in self._targets:
+            starting = _links_by_port(graph)
+            self._targets[id(graph)] = [
+                next(filter(None, (self._target(graph, link, depth) for link in starting[place])), None)
+                for place in range(len(graph.inputs))
+            ]
+        return self._targets[id(graph)]
 
-    def legacy(self, box: UINode) -> Iterator[tuple[tuple[str, str], Any]]:
-        """((box inside, widget), value) for each entry of `proxyWidgets` that has one."""
+    def legacy(self, box: UINode, graph: UIGraph) -> Iterator[tuple[tuple[str, str], Any]]:
+        """((box inside, widget), value) for each entry of `proxyWidgets` that has one and means a widget."""
         entries, saved = box.properties.get("proxyWidgets"), box.values
         if not isinstance(entries, list) or not isinstance(saved, list):
             return
         for entry, value in zip(entries, saved, strict=False):
             if isinstance(entry, list) and len(entry) >= 2 and value is not None:
-                yield (str(entry[0]), str(entry[1])), value
+                node_id, widget = str(entry[0]), str(entry[1])
+                while (prefix := PREFIX.fullmatch(widget)) and not self._shows(graph, node_id, widget):
+                    widget = prefix[2]
+                if self._shows(graph, node_id, widget):
+                    yield (node_id, widget), value
 
     def put(self, scope: Scope, node_id: str, widget: str, value: Any) -> None:
         """Set a widget inside `scope`: on the input that leads to it if there is one, else on the box itself."""
         if node_id == "-1":
             self.put_on_port(scope, widget, value)
             return
-        for place in range(len(scope.graph.inputs)):
-            found = self._target(scope.graph, place, 0)
-            if found is not None and found[:2] == (node_id, widget):
-                scope.given[place] = value
-                return
-        scope.overrides[node_id, widget] = value
+        leads = {found[:2]: place for place, found in reversed(list(enumerate(self.targets(scope.graph)))) if found}
+        if (node_id, widget) in leads:
+            scope.given[leads[node_id, widget]] = value
+        else:
+            scope.overrides[node_id, widget] = value
 
     def put_on_port(self, scope: Scope, name: str, value: Any) -> None:
         """Set the promoted input called `name`, or the one that leads to a widget of that name."""
-        ports = scope.graph.inputs
-        named = [place for place, port in enumerate(ports) if port.name == name]
-        leading = (place for place in range(len(ports)) if (self._target(scope.graph, place, 0) or ("", ""))[1] == name)
-        place = named[0] if named else next(leading, None)
+        place = self._port(scope.graph, name)
         if place is not None:
             scope.given[place] = value
 
-    def _target(self, graph: UIGraph, place: int, depth: int) -> tuple[str, str, Any] | None:
-        """(box, widget, value) of the first widget that port `place` leads to."""
-        if depth > MAX_DEPTH:
-            raise wrong_shape("a subgraph holds itself")
-        for link in _links_from(graph, place):
-            box = graph.nodes.get(link.target)
-            if box is None or not 0 <= link.target_slot < len(box.inputs):
-                continue
-            slot = box.inputs[link.target_slot]
-            if box.type in self.workflow.subgraphs:
-                inside = self.workflow.subgraphs[box.type]
-                port = next((at for at, each in enumerate(inside.inputs) if each.name == slot.name), -1)
-                values = self.values(box, depth + 1)
-                if port in values:
-                    return box.id, slot.name, values[port]
-                continue
-            held = self._widgets(box)
-            name = slot.widget or slot.name
-            if name in held:
-                return box.id, name, held[name]
-        return None
+    def _port(self, graph: UIGraph, name: str) -> int | None:
+        named = (place for place, port in enumerate(graph.inputs) if port.name == name)
+        leading = (place for place, found in enumerate(self.targets(graph)) if found and found[1] == name)
+        return next(named, next(leading, None))
+
+    def _shows(self, graph: UIGraph, node_id: str, widget: str) -> bool:
+        """Whether an entry of `proxyWidgets` means a widget with a value, and not a preview or the page's own."""
+        if node_id == "-1":
+            return self._port(graph, widget) is not None
+        box = graph.nodes.get(node_id)
+        if box is None:
+            return False
+        if box.type in self.workflow.subgraphs:
+            return self._port(self.workflow.subgraphs[box.type], widget) is not None
+        if box.type == "PrimitiveNode":
+            return widget == "value"
+        return widget in self._widgets(box)
+
+    def _target(self, graph: UIGraph, link: UILink, depth: int) -> Target | None:
+        """The widget at the end of a link from a port, if there is one."""
+        box = graph.nodes.get(link.target)
+        if box is None or not 0 <= link.target_slot < len(box.inputs):
+            return None
+        slot = box.inputs[link.target_slot]
+        if box.type in self.workflow.subgraphs:
+            inside = self.workflow.subgraphs[box.type]
+            values = self.values(box, depth + 1)
+            port = next((at for at, each in enumerate(inside.inputs) if each.name == slot.name), -1)
+            return (box.id, slot.name, values[port]) if port in values else None
+        held = self._widgets(box)
+        name = slot.widget or slot.name
+        return (box.id, name, held[name]) if name in held else None
 
     def _widgets(self, box: UINode) -> Mapping[str, Any]:
         if box.type not in self.declarations.nodes:
@@ -201,7 +228,11 @@ class _Promotion:
         return widget_values(self.declarations[box.type].inputs.values(), box.values)
 
 
-def _links_from(graph: UIGraph, place: int) -> list[UILink]:
-    """The links that start at port `place`, in the order that the port lists them."""
-    listed = [graph.links[each] for each in graph.inputs[place].links if each in graph.links]
-    return listed or [link for link in graph.links.values() if link.source == INPUT_NODE and link.source_slot == place]
+def _links_by_port(graph: UIGraph) -> list[list[UILink]]:
+    """For each port the links that start there, in the order that it lists them; all that do, if it lists none."""
+    found: dict[int, list[UILink]] = {}
+    for link in graph.links.values():
+        if link.source == INPUT_NODE:
+            found.setdefault(link.source_slot, []).append(link)
+    listed = [[graph.links[each] for each in port.links if each in graph.links] for port in graph.inputs]
+    return [links or found.get(place, []) for place, links in enumerate(listed)]

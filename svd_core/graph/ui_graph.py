@@ -93,9 +93,13 @@ def read_ui_graph(workflow: Mapping[str, Any]) -> Workflow:
     subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
     extra = workflow.get("extra")
     groups = extra.get("groupNodes") if isinstance(extra, Mapping) else None
+    defined = [_read_subgraph(each) for each in _list(subgraphs, "subgraphs")]
+    by_id = dict(defined)
+    if len(by_id) < len(defined):
+        raise wrong_shape("two of its subgraphs have one id")
     return Workflow(
         _read_graph(workflow),
-        dict(_read_subgraph(each) for each in _list(subgraphs, "subgraphs")),
+        by_id,
         frozenset(groups if isinstance(groups, Mapping) else ()),
     )
 
@@ -108,7 +112,15 @@ def _read_graph(holder: Mapping[str, Any]) -> UIGraph:
     if len(by_id) < len(nodes):
         twice = Counter(node.id for node in nodes).most_common(1)[0][0]
         raise wrong_shape(f"two nodes have the id {twice}")
-    return UIGraph(by_id, dict(_read_link(each) for each in _list(holder.get("links"), "links") if each is not None))
+    return UIGraph(by_id, _read_links(_list(holder.get("links"), "links")))
+
+
+def _read_links(listed: list[Any]) -> dict[str, UILink]:
+    links: dict[str, UILink] = {}
+    for link_id, link in (_read_link(each) for each in listed if each is not None):
+        if links.setdefault(link_id, link) != link:
+            raise wrong_shape(f"two links have the id {link_id}")
+    return links
 
 
 def _read_subgraph(definition: Any) -> tuple[str, UIGraph]:

@@ -61,6 +61,10 @@ def shown(path: Path) -> str:
     return found
 
 
+SAVE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "made"}}
+PICTURE = {"1": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}}, "2": SAVE}
+
+
 # Again from a result
 
 
@@ -99,6 +103,41 @@ def test_a_hostile_graph_inside_a_picture_meets_the_same_door(tmp_path):
         assert refused.value.code in ("graph.json", "graph.non_finite", "graph.too_large", "graph.duplicate_key")
 
 
+def with_text(path: Path, **texts: str) -> Path:
+    """A PNG that holds these texts."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+    return path
+
+
+def test_what_comfyui_notes_in_a_prompt_while_it_runs_is_dropped(tmp_path):
+    noted = json.dumps({"1": {**PICTURE["1"], "is_changed": [float("nan")]}, "2": SAVE})
+    assert headless.open_graph(with_text(tmp_path / "a.png", prompt=noted)).prompt == PICTURE
+
+
+def test_a_workflow_that_cannot_be_read_does_not_spoil_the_prompt(tmp_path, caplog):
+    opened = headless.open_graph(with_text(tmp_path / "a.png", prompt=json.dumps(PICTURE), workflow="{"))
+    assert opened.prompt == PICTURE and opened.workflow is None
+    assert 'the "workflow" inside a.png is not JSON' in caplog.text
+    with pytest.raises(GraphError):
+        headless.open_graph(with_text(tmp_path / "b.png", workflow="{"))
+
+
+def test_a_webm_makes_itself_again(made):
+    webm = {"class_type": "SaveWEBM", "inputs": {"codec": "vp9", "fps": 6.0, "crf": 32.0, "filename_prefix": "w"}}
+    graph = {"1": PICTURE["1"], "2": {**webm, "inputs": {**webm["inputs"], "images": ["1", 0]}}}
+    command = ["--device", "cpu", *folders(made, "webm")]
+    (made / "webm.json").write_text(json.dumps(graph))
+    assert main(["run", str(made / "webm.json"), *command]) == 0
+    (first,) = results(made, "webm").values()
+    assert headless.open_graph(first).prompt == graph
+
+
 # The manifest
 
 
@@ -131,6 +170,27 @@ def test_the_frames_have_one_fingerprint_in_lossless_and_another_in_lossy_form(m
     assert frames_sha256(made / "made.json") is None
 
 
+def test_pictures_are_found_where_their_names_say_and_long_texts_are_none(made):
+    shutil.copy(TEMPLATES / "rocket.png", made / "output" / "earlier.png")
+    load = {"class_type": "LoadImage", "inputs": {"image": "earlier.png [output]"}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "long"}}
+    text = {"class_type": "PrimitiveString", "inputs": {"value": "x" * 300}}
+    (made / "long.json").write_text(json.dumps({"1": load, "2": save, "3": text}))
+    command = ["run", str(made / "long.json"), "--manifest", str(made / "long_made.json"), *folders(made, "output")]
+    assert main(command) == 0
+    (picture,) = json.loads((made / "long_made.json").read_text())["inputs"]
+    assert picture["node"] == "1" and picture["name"] == "earlier.png"
+    (made / "output" / "earlier.png").unlink()
+    for file in (made / "output").glob("long*"):
+        file.unlink()
+
+
+def test_a_manifest_that_cannot_be_written_is_said_before_the_run(made, capsys):
+    command = ["run", str(made / "graph.json"), "--manifest", str(made / "graph.json" / "none" / "m.json")]
+    assert main([*command, *folders(made, "never")]) == 2
+    assert not (made / "never").exists() and "graph.json" in capsys.readouterr().err
+
+
 # The allow-list
 
 
@@ -159,18 +219,29 @@ def test_nodes_inside_subgraphs_and_muted_ones_count():
     headless.refuse_others(workflow, ["Ev?l"])
 
 
-def test_a_workflow_beside_the_prompt_counts_too():
+def test_only_what_would_run_counts():
     both = {"output": {"1": {"class_type": "SVDSigmas"}}, "workflow": {"nodes": [{"id": 1, "type": "Evil"}]}}
-    with pytest.raises(GraphError, match="Evil"):
-        headless.refuse_others(both, ["SVD*"])
+    headless.refuse_others(both, ["SVD*"])
+    headless.refuse_others({"prompt": both["output"], "workflow": {"nodes": [{"odd": 1}]}}, ["SVD*"])
+
+
+def test_a_class_with_the_name_of_a_box_of_the_page_is_no_way_past(monkeypatch, tmp_path):
+    class Reroute:
+        OUTPUT_NODE = True
+        RETURN_TYPES = ()
+        INPUT_TYPES = classmethod(lambda cls: {})
+
+    monkeypatch.setitem(headless.NODES, "Reroute", Reroute)
+    with pytest.raises(GraphError, match='not allowed: "Reroute"'):
+        svd_stages.run_graph({"nodes": [{"id": 1, "type": "Reroute"}], "links": []}, allowed=["SVD*"])
 
 
 # What is missing
 
 
-def lacking(graph: dict[str, Any], folder: Path) -> list[headless.Missing]:
+def lacking(graph: Any, folder: Path, *settings: str) -> list[headless.Missing]:
     here = headless.Surroundings(models=folder / "models", input_folder=folder / "input")
-    return headless.find_missing(graph, headless.EMBEDDED_NODES, here)
+    return headless.find_missing(graph, headless.EmbeddedEngine(here), here, settings)
 
 
 def test_all_that_is_missing_is_named_at_once_with_its_folder(tmp_path):
@@ -189,6 +260,52 @@ def test_nothing_is_missing_where_all_is_there(tmp_path):
     (tmp_path / "input").mkdir()
     shutil.copy(TEMPLATES / "rocket.png", tmp_path / "input")
     assert lacking(small_graph(), tmp_path) == []
+
+
+def test_what_is_set_is_not_missing(tmp_path):
+    workflow = json.loads((TEMPLATES / "image_to_video.json").read_text())
+    found = lacking(workflow, tmp_path, "SVDCheckpointLoader.checkpoint=svd-nano", "LoadImage.image=other.png")
+    assert [(each.kind, each.name) for each in found] == [("input", "other.png")]
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {"1": {"class_type": ["a"], "inputs": {}}},
+        {"1": {"class_type": {"a": 1}, "inputs": {}}},
+        {"1": 5},
+        {"1": {"class_type": "LoadImage", "inputs": None}},
+        {"1": None, "2": []},
+        {"nodes": [{"id": 1, "type": "LoadImage", "properties": 5, "widgets_values": "x"}]},
+    ],
+)
+def test_an_odd_graph_is_left_to_validation(graph, tmp_path, capsys):
+    lacking(graph, tmp_path)
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    assert main(["validate", str(tmp_path / "graph.json")]) in (2, 3)
+    assert capsys.readouterr().err
+
+
+def test_a_name_too_long_for_a_file_is_a_missing_file(tmp_path, capsys):
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "x" * 300 + ".png"}}, "2": dict(SAVE)}
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    assert main(["validate", str(tmp_path / "graph.json"), "--input-dir", str(tmp_path)]) == 3
+    assert "missing input: xxx" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_have_each_their_folder(tmp_path, monkeypatch):
+    class Both:
+        OUTPUT_NODE = True
+        RETURN_TYPES = ()
+        FILE_INPUTS = ("ckpt_name", "image")
+        INPUT_TYPES = classmethod(lambda cls: {"required": {"ckpt_name": (["a"],), "image": (["a"],)}})
+
+    monkeypatch.setitem(headless.NODES, "Both", Both)
+    graph = {"1": {"class_type": "Both", "inputs": {"ckpt_name": "x", "image": "x"}}}
+    assert {each.kind: each.folder for each in lacking(graph, tmp_path)} == {
+        "model": str(tmp_path / "models" / "checkpoints"),
+        "input": str(tmp_path / "input"),
+    }
 
 
 def test_what_is_missing_is_one_json_line_each(tmp_path, capsys):
@@ -219,6 +336,7 @@ def test_a_workflows_word_does_not_name_a_folder_outside(tmp_path):
 def test_conversion_and_validation_go_by_saved_descriptions(tmp_path, capsys):
     info = object_info(headless.NODES, headless.DISPLAY_NAMES)
     info["FancyFilter"] = {"input": {"required": {"images": ["IMAGE"], "strength": ["FLOAT", {"default": 0.5}]}}}
+    info["FancyFilter"]["input"]["required"]["strength"][1] |= {"max": float("inf")}
     info["FancyFilter"] |= {"output": ["IMAGE"], "output_node": True}
     (tmp_path / "info.json").write_text(json.dumps(info))
     workflow = json.loads((TEMPLATES / "image_to_video.json").read_text())

@@ -93,6 +93,28 @@ def test_only_the_stages_whose_inputs_changed_run_again(runner):
     assert runner.ran == []
 
 
+class Lists:
+    """Two pictures of one size and two seeds, as lists."""
+
+    RETURN_TYPES = ("IMAGE", "INT")
+    OUTPUT_IS_LIST = (True, True)
+    FUNCTION = "give"
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",)}})
+
+    def give(self, image: torch.Tensor) -> tuple:
+        return ([image[:1], image[1:]], [7, 9])
+
+
+def test_lists_meet_in_the_box_as_they_do_in_the_stages(runner, monkeypatch):
+    monkeypatch.setitem(NODES, "Lists", Lists)
+    prompt = one_box(seed=["lists", 1])
+    prompt["lists"] = {"class_type": "Lists", "inputs": {"image": ["picture", 0]}}
+    prompt["box"]["inputs"]["image"] = ["lists", 0]
+    both = runner.videos(prompt)
+    alone = runner.videos(one_box("second.png", seed=9))
+    assert len(both) == 2 and torch.equal(both[1], alone[0])
+
+
 def test_two_boxes_in_one_graph_do_not_meet(runner):
     prompt = one_box()
     prompt["other"] = {"class_type": "SVDImageToVideo", "inputs": {**prompt["box"]["inputs"], "seed": 6}}
