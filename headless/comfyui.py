@@ -47,6 +47,16 @@ class ComfyUIEngine:
         self._start()
         return NodeTable(*checkout.known_nodes())
 
+    @property
+    def models_folder(self) -> str:
+        """The models folder that was named, else ComfyUI's own."""
+        return str(next(iter(self.surroundings.named_models()), self.folder / "models"))
+
+    @property
+    def input_folder(self) -> str:
+        """The input folder."""
+        return str(self.surroundings.input_folder)
+
     def check(self, graph: Graph) -> Validation:
         """What ComfyUI's own validation says. See `GraphEngine.check`."""
         self._start()

@@ -82,6 +82,20 @@ def test_engines_exclude_each_other(here, capsys):
         svd_stages.run_graph(GRAPH, comfyui="a", server="b")
 
 
+@pytest.mark.parametrize("named", [[], ["mine", "more"]], ids=["default", "named"])
+def test_each_engine_says_where_missing_files_belong(monkeypatch, named):
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    here = headless.Surroundings(models=named, input_folder="pictures")
+    own = {"embedded": here.models_roots()[0], "comfyui": Path("ComfyUI/models")}
+    for name, engine in {
+        "embedded": headless.choose_engine(here),
+        "comfyui": headless.choose_engine(here, comfyui="ComfyUI"),
+    }.items():
+        assert engine.models_folder == ("mine" if named else str(own[name])) and engine.input_folder == "pictures"
+    server = headless.choose_engine(headless.Surroundings(), server="localhost")
+    assert "server" in server.models_folder and "server" in server.input_folder
+
+
 def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(here):
     checkout = make_checkout(here / "ComfyUI")
     (checkout / "requirements.txt").write_text("torch\n")
