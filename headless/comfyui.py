@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
 from ..svd_core.graph.validate import shape_fault
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, tidy
-from .results import Results, file_inside, link_or_copy, place_inside
+from .results import Fill, Results, file_inside, link_or_copy, place_inside
 from .surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,16 @@ class ComfyUIEngine:
         self._start()
         return NodeTable(*checkout.known_nodes())
 
+    @property
+    def models_folder(self) -> str:
+        """The models folder that was named, else ComfyUI's own."""
+        return str(next(iter(self.surroundings.named_models()), self.folder / "models"))
+
+    @property
+    def input_folder(self) -> str:
+        """The input folder."""
+        return str(self.surroundings.input_folder)
+
     def check(self, graph: Graph) -> Validation:
         """What ComfyUI's own validation says. See `GraphEngine.check`."""
         self._start()
@@ -66,9 +77,10 @@ class ComfyUIEngine:
             prompt_id = str(uuid.uuid4())
             checked = self._validated(graph, prompt_id)
             ui, results = self._run(checked, prompt_id, graph, scratch, emit or ignore_events)
+            unsaid = replace(results, fill=filled_from(scratch, link_or_copy))  # nobody writes there any more
             for file in _files_below(scratch / "output"):  # some nodes save models and say nothing of it
                 if file not in brought:
-                    results.keep(_as_told(file.relative_to(scratch / "output")))
+                    unsaid.keep(_as_told(file.relative_to(scratch / "output")))
             faults = ""
             if checked.node_errors:
                 faults = str(refusal(None, checked.node_errors, graph.prompt, self.table))
@@ -79,16 +91,15 @@ class ComfyUIEngine:
     ) -> tuple[dict[str, Any], Results]:
         from ..nodes.comfy.running import ComfyRunner, stopping_at_signals
 
-        def fill(kind: str, subfolder: str, name: str, target: Path) -> None:
-            link_or_copy(place_inside(scratch / kind, subfolder, name), target)
-
         def told(event: str, data: dict[str, Any]) -> None:
             if event == "executed":
                 data = {**data, "files": results.keep(data.get("output")), "output": results.named(data.get("output"))}
             emit(event, data)
 
         here = self.surroundings.host()
-        results = Results({"output": here.output_folder, "temp": here.folder("temp")}, fill)
+        results = Results(
+            {"output": here.output_folder, "temp": here.folder("temp")}, filled_from(scratch, shutil.copyfile)
+        )
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
         emit("queued", {})
         with stopping_at_signals():
@@ -153,7 +164,7 @@ class ComfyUIEngine:
         here = self.surroundings.host()
         for name in ("input", "output", "temp"):
             (scratch / name).mkdir()
-        brought = _bring_outputs(graph.prompt, here.output_folder, scratch / "output")
+        brought = bring_outputs(graph.prompt, here.output_folder, scratch / "output")
         given = here.input_folder if here.input_folder.is_dir() else scratch / "input"
         precise = host.using(ComfyHost(self.surroundings.precision))
         with checkout.folders(given, scratch / "output", scratch / "temp"), precise, _quiet_stdout():
@@ -184,8 +195,16 @@ def _as_told(file: Path) -> dict[str, Any]:
     return {"files": [{"filename": file.name, "subfolder": file.parent.as_posix(), "type": "output"}]}
 
 
-def _bring_outputs(prompt: Prompt, output_folder: Path, scratch: Path) -> set[Path]:
-    """Bring the earlier results that a graph reads, as in "x.png [output]", to where its nodes will look for them."""
+def filled_from(scratch: Path, bring: Callable[[Path, Path], Any]) -> Fill:
+    """Result files from where nodes wrote them.
+
+    bring  copies while nodes run: one that opens its file again must not change what is kept of it
+    """
+    return lambda kind, subfolder, name, target: bring(place_inside(scratch / kind, subfolder, name), target)
+
+
+def bring_outputs(prompt: Prompt, output_folder: Path, scratch: Path) -> set[Path]:
+    """Copy the earlier results that a graph reads, as in "x.png [output]", to where its nodes will look for them."""
     brought = set()
     for node in prompt.values():
         inputs = node.get("inputs") if isinstance(node, dict) else None
@@ -195,6 +214,6 @@ def _bring_outputs(prompt: Prompt, output_folder: Path, scratch: Path) -> set[Pa
                 target = None if source is None else scratch / source.relative_to(output_folder)
                 if source is not None and target is not None and target not in brought:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    link_or_copy(source, target)
+                    shutil.copyfile(source, target)
                     brought.add(target)
     return brought

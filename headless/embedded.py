@@ -37,6 +37,16 @@ class EmbeddedEngine:
         """Our nodes and the stand-ins."""
         return EMBEDDED_NODES
 
+    @property
+    def models_folder(self) -> str:
+        """The first of the models folders."""
+        return str(self.surroundings.models_roots()[0])
+
+    @property
+    def input_folder(self) -> str:
+        """The input folder."""
+        return str(self.surroundings.input_folder)
+
     def check(self, graph: Graph) -> Validation:
         """Validate with the models and input files of the surroundings. See `GraphEngine.check`."""
         with host.using(self.surroundings.host()):

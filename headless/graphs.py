@@ -61,6 +61,16 @@ class GraphEngine(Protocol):
         """The nodes it knows."""
         ...
 
+    @property
+    def models_folder(self) -> str:
+        """Where a model that is missing belongs: a path, or words. Starts nothing and asks nobody."""
+        ...
+
+    @property
+    def input_folder(self) -> str:
+        """Where an input file that is missing belongs: a path, or words."""
+        ...
+
     def check(self, graph: Graph) -> Validation:
         """Raises GraphError when any output of the graph could not run (exit status 3 when only files are missing)."""
         ...

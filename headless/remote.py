@@ -76,6 +76,16 @@ class RemoteEngine:
             self._table = described_nodes(described)
         return self._table
 
+    @property
+    def models_folder(self) -> str:
+        """In words: where it is, only the server knows."""
+        return "the server's models folder"
+
+    @property
+    def input_folder(self) -> str:
+        """In words: what is here is sent there."""
+        return "the input folder here or on the server"
+
     def check(self, graph: Graph) -> Validation:
         """Our validation by the server's own descriptions of its nodes. See `GraphEngine.check`.
 

@@ -136,8 +136,8 @@ def _is_within(path: str, root: str) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same content under a second name, without copying where the disk can."""
+    """The same content under a second name, without copying where the disk can. Who writes to one writes to both."""
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copyfile(source, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import svd_stages
 from svd_stages import headless
 from svd_stages.__main__ import main
-from svd_stages.headless.comfyui import ComfyUIEngine
+from svd_stages.headless.comfyui import ComfyUIEngine, bring_outputs, filled_from
+from svd_stages.headless.results import Results
 from svd_stages.nodes.comfy.checkout import MARKS
 from svd_stages.svd_core.errors import MissingExtraError, SettingError
 
@@ -80,6 +82,39 @@ def test_engines_exclude_each_other(here, capsys):
         assert status == 2
     with pytest.raises(SettingError, match="one of the two"):
         svd_stages.run_graph(GRAPH, comfyui="a", server="b")
+
+
+@pytest.mark.parametrize("named", [[], ["mine", "more"]], ids=["default", "named"])
+def test_each_engine_says_where_missing_files_belong(monkeypatch, named):
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    here = headless.Surroundings(models=named, input_folder="pictures")
+    own = {"embedded": here.models_roots()[0], "comfyui": Path("ComfyUI/models")}
+    for name, engine in {
+        "embedded": headless.choose_engine(here),
+        "comfyui": headless.choose_engine(here, comfyui="ComfyUI"),
+    }.items():
+        assert engine.models_folder == ("mine" if named else str(own[name])) and engine.input_folder == "pictures"
+    server = headless.choose_engine(headless.Surroundings(), server="localhost")
+    assert "server" in server.models_folder and "server" in server.input_folder
+
+
+def test_a_node_that_writes_a_result_again_does_not_change_what_was_kept(here):
+    (here / "scratch" / "output").mkdir(parents=True)
+    written = here / "scratch" / "output" / "a.gif"
+    written.write_text("whole")
+    results = Results({"output": here / "out"}, filled_from(here / "scratch", shutil.copyfile))
+    (kept,) = results.keep({"images": [{"filename": "a.gif", "subfolder": "", "type": "output"}]})
+    written.write_text("ha")
+    assert kept.read_text() == "whole"
+
+
+def test_a_node_cannot_write_into_an_earlier_result_that_it_reads(here):
+    (here / "old.png").write_text("of an earlier run")
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "old.png [output]"}}}
+    (brought,) = bring_outputs(graph, here, here / "scratch")
+    assert brought.read_text() == "of an earlier run"
+    brought.write_text("ha")
+    assert (here / "old.png").read_text() == "of an earlier run"
 
 
 def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(here):

@@ -61,3 +61,11 @@ def test_the_same_content_has_a_second_name(tmp_path):
     link_or_copy(tmp_path / "a", tmp_path / "b")
     (tmp_path / "a").unlink()
     assert (tmp_path / "b").read_text() == "content"
+
+
+def test_a_link_s_second_name_is_no_link_to_what_is_gone_afterwards(tmp_path):
+    (tmp_path / "a").write_text("content")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    link_or_copy(tmp_path / "link", tmp_path / "b")
+    (tmp_path / "a").unlink()
+    assert (tmp_path / "b").read_text() == "content"
