@@ -15,6 +15,7 @@ from .graphs import (
     Graph,
     GraphEngine,
     Report,
+    check_place,
     describe_file,
     open_graph,
     write_text,

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..nodes.comfy import checkout
 from ..svd_core import host
-from ..svd_core.errors import GraphError, Interrupted
+from ..svd_core.errors import CheckpointError, GraphError, Interrupted
 from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
 from ..svd_core.graph.validate import shape_fault
 from .graphs import Graph, Report, ignore_events
@@ -42,6 +42,8 @@ class ComfyUIEngine:
     folder: Path
     custom_nodes: Sequence[str] = ()
 
+    name = "comfyui"
+
     @property
     def table(self) -> NodeTable:
         """ComfyUI's nodes and ours."""
@@ -57,6 +59,17 @@ class ComfyUIEngine:
     def input_folder(self) -> str:
         """The input folder."""
         return str(self.surroundings.input_folder)
+
+    def versions(self) -> dict[str, str]:
+        """ComfyUI's own."""
+        return {"comfyui": checkout.version()}
+
+    def model_file(self, folder: str, name: str) -> Path | None:
+        """What ComfyUI finds; a diffusers folder and the built-in model are found by us, as our nodes do."""
+        found = checkout.model_file(folder, name)
+        with contextlib.suppress(CheckpointError):
+            return found or (host.current().library.find(name) if folder == "checkpoints" else None)
+        return None
 
     def check(self, graph: Graph) -> Validation:
         """What ComfyUI's own validation says. See `GraphEngine.check`."""

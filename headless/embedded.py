@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..svd_core import host
-from ..svd_core.errors import GraphError
+from ..svd_core.errors import CheckpointError, GraphError
 from ..svd_core.graph import (
     Emit,
     Engine,
@@ -32,6 +32,8 @@ class EmbeddedEngine:
 
     surroundings: Surroundings
 
+    name = "embedded"
+
     @property
     def table(self) -> NodeTable:
         """Our nodes and the stand-ins."""
@@ -46,6 +48,16 @@ class EmbeddedEngine:
     def input_folder(self) -> str:
         """The input folder."""
         return str(self.surroundings.input_folder)
+
+    def versions(self) -> dict[str, str]:
+        """Nothing else."""
+        return {}
+
+    def model_file(self, folder: str, name: str) -> Path | None:
+        """A checkpoint's file or folder; there are no other models."""
+        with contextlib.suppress(CheckpointError):
+            return self.surroundings.host().library.find(name) if folder == "checkpoints" else None
+        return None
 
     def check(self, graph: Graph) -> Validation:
         """Validate with the models and input files of the surroundings. See `GraphEngine.check`."""

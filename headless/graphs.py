@@ -57,8 +57,22 @@ class GraphEngine(Protocol):
     """Something that runs graphs: the embedded executor, ComfyUI's own in this process, or a server."""
 
     @property
+    def name(self) -> str:
+        """embedded, comfyui or server."""
+        ...
+
+    @property
     def table(self) -> NodeTable:
         """The nodes it knows."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """What it runs on beside this package: {"comfyui": "0.3.64", ...}. Names are those of distributions."""
+        ...
+
+    def model_file(self, folder: str, name: str) -> Path | None:
+        """The file (or diffusers folder) that a graph's `name` means in a folder of models, as "checkpoints"; None
+        when it is not there, or elsewhere."""
         ...
 
     @property

@@ -58,6 +58,8 @@ class RemoteEngine:
     Raises ServerError when it cannot be reached, refuses us, or answers what no ComfyUI answers.
     """
 
+    name = "server"
+
     def __init__(self, surroundings: Surroundings, url: str, patience: Patience = Patience(), timeout: float = 60.0):
         _refuse_local_settings(surroundings)
         self._surroundings = surroundings
@@ -85,6 +87,19 @@ class RemoteEngine:
     def input_folder(self) -> str:
         """In words: what is here is sent there."""
         return "the input folder here or on the server"
+
+    def versions(self) -> dict[str, str]:
+        """Those that the server tells: its own, and of its Python and torch."""
+        with _no_route("/system_stats"):
+            told = self._server.get("/system_stats")
+        system = told.get("system") if isinstance(told, Mapping) else None
+        keys = {"comfyui": "comfyui_version", "python": "python_version", "torch": "pytorch_version"}
+        said = {name: system.get(key) for name, key in keys.items()} if isinstance(system, Mapping) else {}
+        return {name: one_line(value, 100) for name, value in said.items() if isinstance(value, str)}
+
+    def model_file(self, folder: str, name: str) -> Path | None:
+        """None: they are the server's."""
+        return None
 
     def check(self, graph: Graph) -> Validation:
         """Our validation by the server's own descriptions of its nodes. See `GraphEngine.check`.

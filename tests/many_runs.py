@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ def serve(requests: IO[str]) -> None:
         pid = os.fork()
         if pid == 0:
             status = 1
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
             try:
                 file_limit, arguments = json.loads(line)
                 if file_limit is not None:  # of which what it says is none

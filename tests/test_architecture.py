@@ -22,6 +22,7 @@ COMFYUI = {
     "app",
     "api_server",
     "comfy",
+    "comfyui_version",
     "cuda_malloc",
     "execution",
     "folder_paths",

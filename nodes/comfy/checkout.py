@@ -297,6 +297,21 @@ def known_nodes() -> tuple[dict[str, type], dict[str, str]]:
     return _nodes().NODE_CLASS_MAPPINGS, _nodes().NODE_DISPLAY_NAME_MAPPINGS
 
 
+def version() -> str:
+    """ComfyUI's own version, as its file says."""
+    import comfyui_version
+
+    return str(comfyui_version.__version__)
+
+
+def model_file(folder: str, name: str) -> Path | None:
+    """The file that `name` means in ComfyUI's folder of such models; None when there is none."""
+    import folder_paths
+
+    found = folder_paths.get_full_path(folder, name) if folder in folder_paths.folder_names_and_paths else None
+    return None if found is None else Path(found)
+
+
 def add_models(root: Path) -> None:
     """Have ComfyUI look for models in a folder of its own models folder's layout, before its own.
 
