@@ -25,6 +25,8 @@ EXPORT = """async (workflow) => {
   await new Promise((done) => setTimeout(done, 200));
   return (await app.graphToPrompt()).output;
 }"""
+RULES_OF = (1, 58)
+"""The version of the page whose rules ours are."""
 SVD_TEMPLATES = {"image_to_video", "txt_to_image_to_video"}
 
 
@@ -59,8 +61,21 @@ def difference(workflow: dict[str, Any], opened, table: NodeTable) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def current(opened) -> None:  # noqa: F811
+    """Earlier pages lose the values of nested promoted widgets, and run what is inside a muted subgraph."""
+    version = opened[0].evaluate("async () => (await app.graphToPrompt()).workflow.extra.frontendVersion")
+    if tuple(map(int, version.split(".")[:2])) < RULES_OF:
+        pytest.skip(f"the page is {version}; COMFYUI_FLAGS='--front-end-root FOLDER' serves one from 1.58 on")
+
+
 @pytest.mark.parametrize("name", GRAPHS)
-def test_subgraphs_reroutes_primitives_bypass_and_mute_are_exported_as_the_page_does(name, opened, table):  # noqa: F811
+def test_subgraphs_reroutes_primitives_bypass_and_mute_are_exported_as_the_page_does(
+    name,
+    opened,  # noqa: F811
+    table,
+    current,
+):
     assert difference(GRAPHS[name], opened, table) == []
 
 
