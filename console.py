@@ -100,7 +100,7 @@ class JsonConsole:
         if name == "executing":
             self._node = values["node"]
         with contextlib.suppress(BrokenPipeError):
-            self._line({"event": name, **values})
+            self._line(name, values)
 
     def missing(self, text: str, **values: Any) -> None:
         """{"event": "missing", "kind", "name", "nodes", "folder", "url"}."""
@@ -108,11 +108,12 @@ class JsonConsole:
 
     def result(self, text: str, **values: Any) -> None:
         """{"event": "result", ...values}."""
-        self._line({"event": "result", **values})
+        self._line("result", values)
 
     def close(self) -> None:
         """Nothing is open."""
 
-    def _line(self, value: dict[str, Any]) -> None:
-        self._stdout.write(json.dumps(value, ensure_ascii=True, default=str) + "\n")
+    def _line(self, event: str, values: dict[str, Any]) -> None:
+        line = {"event": event, **values, **{"event": event}}  # first, and what it says whatever the values are
+        self._stdout.write(json.dumps(line, ensure_ascii=True, default=str) + "\n")
         self._stdout.flush()

@@ -110,9 +110,7 @@ class ComfyUIEngine:
             emit(event, data)
 
         here = self.surroundings.host()
-        results = Results(
-            {"output": here.output_folder, "temp": here.folder("temp")}, filled_from(scratch, shutil.copyfile)
-        )
+        results = Results({"output": here.output_folder, "temp": here.folder("temp")}, filled_from(scratch))
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
         emit("queued", {})
         with stopping_at_signals():
@@ -208,10 +206,10 @@ def _as_told(file: Path) -> dict[str, Any]:
     return {"files": [{"filename": file.name, "subfolder": file.parent.as_posix(), "type": "output"}]}
 
 
-def filled_from(scratch: Path, bring: Callable[[Path, Path], Any]) -> Fill:
+def filled_from(scratch: Path, bring: Callable[[Path, Path], Any] = shutil.copyfile) -> Fill:
     """Result files from where nodes wrote them.
 
-    bring  copies while nodes run: one that opens its file again must not change what is kept of it
+    bring  must copy while nodes run: one that opens its file again must not change what was kept
     """
     return lambda kind, subfolder, name, target: bring(place_inside(scratch / kind, subfolder, name), target)
 

@@ -1,7 +1,8 @@
 """One set of events for every engine: what ComfyUI's messages mean to who watches a run.
 
-queued, cached {nodes}, executing {node, class_type, title}, progress {node, stage, done, total, unit}, executed {node,
-class_type, files or output}. Nodes are those of the file: what runs inside an expanded node is told as that node.
+queued {prompt_id of a server}, cached {nodes}, executing {node, class_type, title}, progress {node, stage, done, total,
+unit}, executed {node, class_type, files or output}. Nodes are those of the file: what runs inside an expanded node is
+told as that node.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from ..svd_core.graph import NodeTable, Prompt
 from ..svd_core.graph.prompt import name_node, one_line, title_of
 
 logger = logging.getLogger(__name__)
+
+MAX_STEPS = 2**53
+"""More than anybody counts, and what every reader of JSON and every bar takes."""
 
 
 class Watcher(Protocol):
@@ -54,7 +58,8 @@ class Narrator:
             tell(data)
 
     def _queued(self, data: Mapping[str, Any]) -> None:
-        self.watcher.event("queued", **data)
+        known = {"prompt_id": data["prompt_id"]} if "prompt_id" in data else {}
+        self.watcher.event("queued", **known)
 
     def _cached(self, data: Mapping[str, Any]) -> None:
         nodes = data.get("nodes")
@@ -82,8 +87,8 @@ class Narrator:
                 self._advance(str(state.get("display_node_id") or node), state.get("value"), state.get("max"))
 
     def _advance(self, node: str, value: Any, total: Any) -> None:
-        numbers = all(isinstance(each, (int, float)) and math.isfinite(each) for each in (value, total))
-        if not numbers or total <= 0 or value < 0:
+        numbers = all(isinstance(each, (int, float)) and 0 <= each <= MAX_STEPS for each in (value, total))
+        if not numbers or total == 0:
             return
         done, total = int(value), math.ceil(total)
         before = self._bars.get(node)

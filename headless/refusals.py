@@ -75,7 +75,7 @@ def tidy(node_errors: Any) -> dict[str, dict[str, Any]]:
         str(node_id): {
             "errors": [_tidy_fault(fault) for fault in _list(entry.get("errors"))],
             "dependent_outputs": [str(each) for each in _list(entry.get("dependent_outputs"))],
-            "class_type": entry.get("class_type"),
+            "class_type": entry["class_type"] if isinstance(entry.get("class_type"), str) else "",
         }
         for node_id, entry in entries
         if isinstance(entry, Mapping)

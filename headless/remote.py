@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..svd_core.errors import GraphError, ImageError, Interrupted, OutputError, ServerError, SettingError
+from ..svd_core.errors import GraphError, ImageError, Interrupted, ServerError, SettingError
 from ..svd_core.graph import (
     Emit,
     NodeTable,
@@ -45,7 +45,10 @@ _SOON = 0.05
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: how often a silent server is asked, how long one may be unreachable, and how long a stop may take."""
+    """Seconds: how often a silent server is asked, how long one may give no answer, and how long a stop may take.
+
+    No answer is also one with an HTTP status of 5xx or 429: what stands before a server says so while it is away.
+    """
 
     ask: float = 5.0
     unreachable: float = 60.0
@@ -106,18 +109,18 @@ class RemoteEngine:
 
         What its nodes check by themselves (VALIDATE_INPUTS), it decides when the graph is run; a note says so.
         """
+        _raise_shape_fault(graph.prompt)
         table = self._with_files_here(graph.prompt)
         return check_described(graph.prompt, table, f"the server at {self._server.address}")
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
         """Upload, queue, follow, fetch. See `GraphEngine.run`; SettingError, OutputError for results not written.
 
-        A run that is interrupted here is stopped on the server.
+        A run that ends here before it does on the server, by whatever is raised, is stopped there.
         """
         from ..svd_core.outputs import scratch_folder_beside
 
-        if fault := shape_fault(graph.prompt):
-            raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
+        _raise_shape_fault(graph.prompt)
         with scratch_folder_beside(self._surroundings.host().output_folder / "result"):
             pass  # raises now rather than after the video has been computed
         client_id, prompt_id = uuid.uuid4().hex, str(uuid.uuid4())
@@ -125,7 +128,7 @@ class RemoteEngine:
         told = emit or ignore_events
         following = _Following(self._server, self._patience, client_id)
         try:
-            with following, self._stopped_when_interrupted(prompt_id):
+            with following, self._stopped_unless_ended(following, prompt_id):
                 node_errors = self._queue(graph, prompt, client_id, prompt_id)
                 told("queued", {"prompt_id": prompt_id})
                 return self._follow(following, prompt, prompt_id, node_errors, told)
@@ -142,7 +145,7 @@ class RemoteEngine:
             if event == "executed":
                 data = {**data, "files": results.keep(data.get("output")), "output": results.named(data.get("output"))}
             emit(event, data)
-        entry = following.ended
+        entry = following.ended or {}
         outputs = entry.get("outputs")
         _raise_how_it_ended(entry, prompt)
         ui = {}
@@ -172,29 +175,31 @@ class RemoteEngine:
         return tidy(answer.get("node_errors"))
 
     @contextlib.contextmanager
-    def _stopped_when_interrupted(self, prompt_id: str) -> Iterator[None]:
-        """Take the run off the server's queue, or stop it, when something here ends before it does."""
+    def _stopped_unless_ended(self, following: _Following, prompt_id: str) -> Iterator[None]:
+        """Take the run off the server's queue, or stop it, when anything here ends before it does."""
         try:
             yield
-        except (KeyboardInterrupt, OutputError, BrokenPipeError):
-            with contextlib.suppress(ServerError, Refused):
+        except BaseException:
+            if following.ended is None:
                 self._stop(prompt_id)
             raise
 
     def _stop(self, prompt_id: str) -> None:
-        """Until it has ended there: between two looks it may begin."""
+        """Until it has ended there: between two looks it may begin. Raises nothing of a server that does not answer."""
         until = time.monotonic() + self._patience.stop
-        while time.monotonic() < until:
-            self._server.post("/queue", {"delete": [prompt_id]})
-            running, pending = self._queued()
-            if prompt_id in running:
-                self._server.post("/interrupt", {"prompt_id": prompt_id})
-            elif prompt_id not in pending:
-                return
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(ServerError, Refused):
+                if not self._is_there(prompt_id, self._server.within(left)):
+                    return
             time.sleep(0.1)
 
-    def _queued(self) -> tuple[list[str], list[str]]:
-        return queued_ids(self._server.get("/queue"))
+    def _is_there(self, prompt_id: str, server: Server) -> bool:
+        """Whether it waits or runs on the server, where it is told to stop."""
+        server.post("/queue", {"delete": [prompt_id]})
+        running, pending = queued_ids(server.get("/queue"))
+        if prompt_id in running:
+            server.post("/interrupt", {"prompt_id": prompt_id})
+        return prompt_id in running or prompt_id in pending
 
     def _fetch(self, kind: str, subfolder: str, name: str, target: Path) -> None:
         try:
@@ -266,7 +271,7 @@ class _Following:
         self._socket: WebSocket | None = None
         self._answered = time.monotonic()
         self._lost = 0
-        self.ended: Mapping[str, Any] = {}
+        self.ended: Mapping[str, Any] | None = None
 
     def __enter__(self) -> _Following:
         self._connect()
@@ -316,8 +321,8 @@ class _Following:
             if isinstance(entry, Mapping):
                 return entry
             running, pending = queued_ids(self._server.get("/queue"))
-        except ServerError:
-            if time.monotonic() - self._answered > self._patience.unreachable:
+        except (ServerError, Refused) as error:
+            if not _may_pass(error) or time.monotonic() - self._answered > self._patience.unreachable:
                 raise
             return None
         self._answered = time.monotonic()
@@ -328,6 +333,17 @@ class _Following:
                 code="server.lost",
             )
         return None
+
+
+def _may_pass(error: ServerError | Refused) -> bool:
+    """Whether a server that says this may answer a little later."""
+    return isinstance(error, ServerError) or error.status >= 500 or error.status == 429
+
+
+def _raise_shape_fault(prompt: Prompt) -> None:
+    """Raise GraphError for what is no graph at all."""
+    if fault := shape_fault(prompt):
+        raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
 
 
 def queued_ids(queue: Any) -> tuple[list[str], list[str]]:
@@ -341,7 +357,10 @@ def queued_ids(queue: Any) -> tuple[list[str], list[str]]:
 
 
 def _event_of(said: str | bytes | None, prompt_id: str) -> tuple[str | None, dict[str, Any]]:
-    """The name and data of a message when it is about this run. Binary ones are pictures for a page."""
+    """The name and data of a message when it is about this run. Binary ones are pictures for a page.
+
+    "queued" is an event of ours, and none of a server's.
+    """
     if not isinstance(said, str):
         return None, {}
     try:
@@ -349,9 +368,10 @@ def _event_of(said: str | bytes | None, prompt_id: str) -> tuple[str | None, dic
     except (ValueError, RecursionError):
         return None, {}
     data = message.get("data") if isinstance(message, Mapping) else None
-    if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id or not isinstance(message.get("type"), str):
+    if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
         return None, {}
-    return message["type"], dict(data)
+    event = message.get("type")
+    return (event, dict(data)) if isinstance(event, str) and event != "queued" else (None, {})
 
 
 def _is_end(event: str | None, data: Mapping[str, Any]) -> bool:

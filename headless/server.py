@@ -1,20 +1,25 @@
 """The routes of a running ComfyUI, called with the standard library: what is asked, how long, and what is believed.
 
 Nothing goes through a proxy, redirects to another place are refused, answers have limits, and the password in the
-address is sent to that server alone and is in no message.
+address is sent to that server alone and is in no message. An answer in JSON is complete in time or an error; a result
+may take as long as its bytes keep coming.
 """
 
 from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
+import math
 import secrets
+import socket
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +45,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A ComfyUI at `address`, scheme://host:port/path without a slash at its end. `timeout`: seconds for an answer."""
+    """A ComfyUI at `address`, scheme://host:port/path without a slash at its end.
+
+    timeout  seconds for each of these: to connect, to send what is asked, and to answer it completely. A result has
+             none for the whole of it, only for a silence
+    """
 
     address: str
     timeout: float = 60.0
@@ -59,20 +68,26 @@ class Server:
         except ValueError:
             parts, port = urllib.parse.urlsplit(""), None
         plain = text.isascii() and text.isprintable() and " " not in text
-        if parts.scheme not in ("http", "https") or not parts.hostname or not plain or parts.query or parts.fragment:
+        misplaced = parts.query or parts.fragment or "@" in parts.path  # a password's "/" ends the host
+        if parts.scheme not in ("http", "https") or not _is_host(parts.hostname) or not plain or misplaced:
             shown = text.rpartition("@")[2][:100]
             raise ServerError(
                 f'"{one_line(shown)}" is no address of a ComfyUI; write it as http://localhost:8188, with '
-                "USER:PASSWORD@ before the host where it wants a login.",
+                "USER:PASSWORD@ before the host where it wants a login; / ? # and @ in them as %2F %3F %23 and %40.",
                 code="server.url",
             )
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
         place = host if port is None else f"{host}:{port}"
         login = None
         if parts.username is not None:
             words = ":".join(urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
             login = "Basic " + base64.b64encode(words.encode()).decode()
         return cls(f"{parts.scheme}://{place}{parts.path.rstrip('/')}", timeout, login)
+
+    def within(self, seconds: float) -> Server:
+        """The same server, with so long for an answer."""
+        return replace(self, timeout=seconds)
 
     def get(self, route: str, **query: str) -> Any:
         """A route's answer, read as JSON. Raises ServerError, and Refused for an HTTP error."""
@@ -106,15 +121,16 @@ class Server:
 
     def download(self, route: str, target: Path, **query: str) -> None:
         """Write a route's answer to a file. Raises as `get` does, also when the answer breaks off; OSError."""
-        with self._open(route, query=query) as answer, target.open("wb") as file:
-            promised = answer.headers.get("Content-Length")
-            size = 0
+        answering = _InTime(self.timeout)
+        with self._open(route, query=query, answering=answering) as answer, target.open("wb") as file:
+            answering.until = math.inf
+            promised, size = answer.length, 0
             while chunk := _some(answer):
                 size += len(chunk)
                 if size > MAX_FILE:
                     raise ServerError(f"a result has more than {MAX_FILE} bytes; it is not fetched", code="server.size")
                 file.write(chunk)
-        if promised is not None and promised.isdigit() and int(promised) != size:
+        if promised not in (None, size):
             raise self._unreachable(f"a result broke off after {size} of {promised} bytes")
 
     def listen(self, client_id: str) -> WebSocket:
@@ -132,10 +148,13 @@ class Server:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
+        answering: _InTime | None = None,
     ) -> Any:
         url = self.address + route + (f"?{urllib.parse.urlencode(query)}" if query else "")
         request = urllib.request.Request(url, body, {**self._headers(), **(headers or {})})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _SamePlace())
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), _SamePlace(), answering or _InTime(self.timeout)
+        )
         try:
             return opener.open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
@@ -144,6 +163,11 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise self._unreachable(str(getattr(reason, "strerror", None) or reason or type(reason).__name__)) from None
+        except ValueError:  # of the library, about the place that a redirect names
+            raise ServerError(
+                f"the server at {self.address} sends us on to what is no address; give that of a ComfyUI's page.",
+                code="server.redirect",
+            ) from None
 
     def _refused(self, status: int, content: bytes) -> Exception:
         """The error for an answer with an HTTP error status."""
@@ -155,7 +179,7 @@ class Server:
             )
         try:
             return Refused(status, json.loads(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             return Refused(status, one_line(content.decode("utf-8", "replace"), 300))
 
     def _unreachable(self, reason: str) -> ServerError:
@@ -163,6 +187,60 @@ class Server:
             f"the server at {self.address} cannot be reached: {one_line(reason, 200)}. Is ComfyUI running there?",
             code="server.unreachable",
         )
+
+
+class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections whose answer ends at `until` (of time.monotonic), however slowly it drips: a socket's own
+    timeout begins again with every byte. Time begins when the first request has been sent; redirects get no more."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.until: float | None = None
+        self._seconds = seconds
+
+    def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
+        """As the library does, with answers of ours."""
+
+        def connect(*place: Any, **how: Any) -> http.client.HTTPConnection:
+            connection = http_class(*place, **how)
+            connection.response_class = self._answer
+            return connection
+
+        return super().do_open(connect, req, **http_conn_args)
+
+    def _answer(self, sock: Any, *more: Any, **how: Any) -> http.client.HTTPResponse:
+        self.until = self.until or time.monotonic() + self._seconds
+        answer = http.client.HTTPResponse(sock, *more, **how)
+        answer.fp = io.BufferedReader(_Dripping(answer.fp.detach(), sock, self))
+        return answer
+
+
+class _Dripping(io.RawIOBase):
+    """What comes from a socket, until its time is over. Raises TimeoutError then."""
+
+    def __init__(self, raw: Any, sock: socket.socket, limit: _InTime):
+        self._raw = raw
+        self._socket = sock
+        self._timeout = sock.gettimeout() or math.inf
+        self._limit = limit
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """What is there, or comes in time."""
+        left = (self._limit.until or math.inf) - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it takes too long to answer")
+        if left < self._timeout:
+            self._socket.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._raw.close()
+        super().close()
 
 
 class _SamePlace(urllib.request.HTTPRedirectHandler):
@@ -182,10 +260,18 @@ class _SamePlace(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def _is_host(name: str | None) -> bool:
+    """Whether a name can be looked up: labels that are neither empty nor long."""
+    try:
+        return bool((name or "").encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _some(answer: Any) -> bytes:
     try:
         return answer.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise ServerError(f"the server broke off its answer: {error}", code="server.unreachable") from error
 
 

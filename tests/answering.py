@@ -35,6 +35,10 @@ class Peer:
     """Route -> status and body, in place of what it would answer."""
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     """Route -> headers of that answer."""
+    failures: dict[str, list[int]] = field(default_factory=dict)
+    """First step of a route -> HTTP statuses of its next answers, before it answers as ever."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """First step of a route -> seconds until it answers."""
     begins: bool = True
     """Whether a queued prompt runs; else it waits in the queue."""
     ends: bool = True
@@ -77,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         self.note(url.path, b"")
         query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         peer = self.peer
+        if self.fails(url.path):
+            return None
         if url.path in peer.answers:
             return self.prepared(url.path)
         if url.path == "/ws":
@@ -101,6 +107,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.note(self.path, body)
         peer = self.peer
+        if self.fails(self.path):
+            return None
         if self.path in peer.answers:
             return self.prepared(self.path)
         if self.path == "/prompt":
@@ -116,6 +124,16 @@ class Handler(BaseHTTPRequestHandler):
                 peer.stopped = True
             return self.bytes(200, b"")
         return self.bytes(404, b"404: Not Found")
+
+    def fails(self, path: str) -> bool:
+        """Whether this request is one that fails; it has been answered then."""
+        route = f"/{path.split('/')[1]}"
+        time.sleep(self.peer.slow.get(route, 0.0))
+        statuses = self.peer.failures.get(route)
+        if statuses:
+            self.bytes(statuses.pop(0), b"<html>Bad Gateway</html>")
+            return True
+        return False
 
     def upload(self, body: bytes) -> dict[str, Any]:
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
@@ -145,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
                     break
                 if peer.prompt is not None and peer.begins and peer.told < len(peer.events):
                     event, data = peer.events[peer.told]
-                    self.tell({"type": event, "data": {**data, "prompt_id": peer.prompt["prompt_id"]}})
+                    self.tell({"type": event, "data": {"prompt_id": peer.prompt["prompt_id"], **data}})
                     peer.told += 1
                 time.sleep(0.002)
 

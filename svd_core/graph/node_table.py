@@ -39,11 +39,12 @@ def _described(class_type: str, entry: Any) -> type:
     inputs = {group: _group(class_type, group, entry) for group in ("required", "optional")}
     hidden = entry["input"].get("hidden")
     declared = {**inputs, "hidden": dict(hidden) if isinstance(hidden, Mapping) else {}}
-    outputs = entry.get("output", [])
-    if not isinstance(outputs, list):
-        raise _wrong(class_type, "its outputs are not a list")
+    outputs = entry.get("output") or []
+    for key in ("output", "output_name", "output_is_list"):
+        if not isinstance(entry.get(key) or [], list):
+            raise _wrong(class_type, f"its {key} is not a list")
     return type(
-        class_type,
+        one_line(class_type, 100),
         (),
         {
             "INPUT_TYPES": classmethod(lambda cls: declared),
@@ -61,12 +62,16 @@ def _described(class_type: str, entry: Any) -> type:
 def _group(class_type: str, group: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of one group in declared order: `input_order` has it even where JSON objects lost theirs."""
     inputs = entry["input"].get(group) or {}
-    if not isinstance(inputs, Mapping) or not all(isinstance(spec, list) and spec for spec in inputs.values()):
+    if not isinstance(inputs, Mapping) or not all(map(_is_input, inputs.values())):
         raise _wrong(class_type, f"its {group} inputs are not lists of a type and options")
     order = entry.get("input_order")
     names = order.get(group) if isinstance(order, Mapping) else None
     first = [name for name in names if name in inputs] if isinstance(names, list) else []
     return {name: inputs[name] for name in dict.fromkeys([*first, *inputs])}
+
+
+def _is_input(spec: Any) -> bool:
+    return isinstance(spec, list) and bool(spec) and not isinstance(spec[0], dict)
 
 
 def _wrong(class_type: str, reason: str) -> GraphError:

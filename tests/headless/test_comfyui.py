@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +101,7 @@ def test_a_node_that_writes_a_result_again_does_not_change_what_was_kept(here):
     (here / "scratch" / "output").mkdir(parents=True)
     written = here / "scratch" / "output" / "a.gif"
     written.write_text("whole")
-    results = Results({"output": here / "out"}, filled_from(here / "scratch", shutil.copyfile))
+    results = Results({"output": here / "out"}, filled_from(here / "scratch"))
     (kept,) = results.keep({"images": [{"filename": "a.gif", "subfolder": "", "type": "output"}]})
     written.write_text("ha")
     assert kept.read_text() == "whole"

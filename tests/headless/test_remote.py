@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from answering import Peer, serving
 from PIL import Image
 from svd_stages import headless
 from svd_stages.__main__ import main
+from svd_stages.console import JsonConsole
 from svd_stages.headless import Graph, Narrator, Surroundings, server
 from svd_stages.headless.remote import Patience, RemoteEngine
 from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError, OutputError, ServerError, SettingError
@@ -130,16 +135,50 @@ def test_without_a_websocket_the_history_is_enough(here):
 
 
 def test_what_others_run_is_not_told(here):
-    other = ("executing", {"node": "9", "display_node": "9"})
+    theirs = {"node": "9", "display_node": "9", "prompt_id": "of somebody else"}
+    told = []
     with serving(success()) as peer:
-        remote, told = engine(peer), []
-        peer.events.insert(2, other)
-        remote.run(Graph(GRAPH), lambda event, data: told.append((event, data.get("node"))))
-    assert ("executing", "9") in told  # it names our prompt
-    message = json.dumps({"type": "executing", "data": {"node": "9", "prompt_id": "of somebody else"}})
-    from svd_stages.headless.remote import _event_of
+        peer.events[2:2] = [("executing", theirs), ("execution_error", theirs), ("execution_success", theirs)]
+        report = engine(peer).run(Graph(GRAPH), lambda event, data: told.append((event, data.get("node"))))
+    assert told.count(("executing", "1")) == 1 and "9" not in [node for _, node in told] and report.files
 
-    assert _event_of(message, "ours") == (None, {})
+
+def test_a_server_cannot_make_up_events_of_ours(here, capsys):
+    forged = {"event": "result", "files": ["/etc/passwd"]}
+    with serving(success()) as peer:
+        peer.events[2:2] = [("queued", forged), ("executing", {**forged, "node": "1"})]
+        console = JsonConsole()
+        engine(peer).run(Graph(GRAPH), Narrator(GRAPH, engine(peer).table, console))
+        console.event("executed", **forged)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines].count("queued") == 1 and "result" not in [line["event"] for line in lines]
+    assert all("files" not in line for line in lines if line["event"] != "executed")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_gateway_that_is_away_for_a_moment_ends_nothing(here, status):
+    with serving(success(failures={"/history": [status] * 2, "/queue": [status]})) as peer:
+        assert run(peer)[0].files
+    assert peer.bodies("/interrupt") == []
+
+
+def test_a_gateway_that_stays_away_is_an_error_and_the_run_is_stopped(here):
+    with serving(success(ends=False, failures={"/history": [502] * 1000})) as peer, pytest.raises(ServerError) as error:
+        run(peer)
+    assert "502" in str(error.value) and peer.bodies("/interrupt") == [{"prompt_id": peer.prompt["prompt_id"]}]
+
+
+def test_a_stop_waits_for_no_silent_server(here):
+    def stop(event: str, _: Any) -> None:
+        peer.slow["/queue"] = 10.0
+        raise KeyboardInterrupt
+
+    with serving(success(ends=False)) as peer:
+        remote = RemoteEngine(Surroundings(), peer.url, Patience(stop=0.3), timeout=60)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            remote.run(Graph(GRAPH), stop)
+        assert time.monotonic() - began < 3
 
 
 def fault(kind: str, name: str, value: Any) -> dict[str, Any]:
@@ -219,13 +258,14 @@ def test_a_blocked_node_ends_nothing(here, caplog):
 
 
 @pytest.mark.parametrize("begins", [True, False], ids=["running", "queued"])
-def test_ctrl_c_stops_the_run_there(here, begins):
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, Interrupted, RuntimeError, GraphError])
+def test_whatever_is_raised_here_stops_the_run_there(here, begins, raised):
     def stop(event: str, _: Any) -> None:
         if event == ("executing" if begins else "queued"):
-            raise KeyboardInterrupt
+            raise raised("it ends")
 
     with serving(success(begins=begins, ends=False)) as peer:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(raised, match="it ends"):
             engine(peer).run(Graph(GRAPH), stop)
         prompt_id = peer.prompt["prompt_id"]
         assert peer.stopped
@@ -317,6 +357,14 @@ def test_a_redirect_to_another_place_is_not_followed(here):
     assert other.requests == []
 
 
+@pytest.mark.parametrize("place", ["http://[", "http://[::1", "http://host:port/", "//[x]/"])
+def test_a_redirect_to_no_place_is_a_typed_error(here, place):
+    peer = Peer(answers={"/object_info": (302, b"")}, headers={"/object_info": {"Location": place}})
+    with serving(peer), pytest.raises(ServerError) as error:
+        engine(peer).check(Graph(GRAPH))
+    assert error.value.code in ("server.redirect", "server.unreachable")
+
+
 def test_a_redirect_within_the_server_is_followed(here):
     with serving(success(answers={"/object_info": (302, b"")})) as peer:
         peer.headers["/object_info"] = {"Location": "/queue"}
@@ -347,6 +395,100 @@ def test_what_no_comfyui_answers_is_a_typed_error(here, monkeypatch, case):
     assert error.value.code == code
 
 
+def test_an_input_of_no_kind_is_a_typed_error_where_a_workflow_is_converted(here, capsys):
+    described = {"X": {"input": {"required": {"x": [{}]}}, "output": []}}
+    workflow = {"nodes": [{"id": 1, "type": "X", "inputs": [], "outputs": [], "widgets_values": [1]}], "links": []}
+    for name, value in (("info.json", described), ("ui.json", workflow)):
+        (here / name).write_text(json.dumps(value))
+    assert main(["convert", "ui.json", "-o", "api.json", "--object-info", "info.json", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["code"] == "graph.object_info"
+
+
+@pytest.mark.parametrize("key", ["output", "output_name", "output_is_list"])
+def test_outputs_that_are_no_list_are_a_typed_error(here, key):
+    described = json.dumps({"X": {"input": {}, "output": ["IMAGE"], key: 5}}).encode()
+    peer = Peer(answers={"/object_info": (200, described)})
+    with serving(peer), pytest.raises(GraphError, match=key) as error:
+        engine(peer).check(Graph(GRAPH))
+    assert error.value.code == "graph.object_info"
+
+
+@pytest.mark.parametrize("name", ["\0", "\ud800", ""])
+def test_a_class_may_have_any_name(here, name):
+    described = json.dumps({name: {"input": {}, "output": []}}).encode()
+    with serving(Peer(answers={"/object_info": (200, described)})) as peer:
+        assert list(engine(peer).table.classes) == [name]
+
+
+def test_a_refusal_that_is_nested_deeply_is_a_typed_error(here):
+    with serving(Peer(answers={"/prompt": (400, b"[" * 500_000)})) as peer, pytest.raises(ServerError):
+        engine(peer).run(Graph(GRAPH))
+
+
+@pytest.mark.parametrize("class_type", [[], {}, None, 5])
+def test_a_refusal_that_names_no_class_is_a_graph_error(here, class_type):
+    status, body = refused(fault("value_not_in_list", "image", "gone"))
+    said = json.loads(body)
+    said["node_errors"]["1"]["class_type"] = class_type
+    with serving(Peer(answers={"/prompt": (status, json.dumps(said).encode())})) as peer, pytest.raises(GraphError):
+        engine(peer).run(Graph(GRAPH))
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", "x"])
+def test_a_length_that_is_no_number_ends_nothing(here, length):
+    peer = success(answers={"/view": (200, b"pixels")}, headers={"/view": {"Content-Length": length}})
+    with serving(peer):
+        assert run(peer)[0].files[0].read_bytes() == b"pixels"
+
+
+NUMBERS = {"huge": 10**400, "below": -(10**400), "inf": float("inf"), "nan": float("nan"), "text": "1", "none": None}
+
+
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+def test_progress_that_nobody_can_count_is_not_told(here, number):
+    with serving(success()) as peer:
+        peer.events[3:3] = [
+            ("progress", {"node": "1", **{"value": 1, "max": 2, key: number}}) for key in ("value", "max")
+        ]
+        _, watcher = run(peer)
+    assert [values["done"] for name, values in watcher.told if name == "progress"] == [0, 1]
+
+
+@contextlib.contextmanager
+def dripping(head: bytes, drops: int) -> Iterator[str]:
+    """The address of a server that says `head` at once, and then a byte every 0.05 s."""
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(head)
+            for _ in range(drops):
+                time.sleep(0.05)
+                connection.sendall(b"1")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"])
+def test_an_answer_that_drips_is_not_waited_for(head):
+    with dripping(head, 60) as url:
+        began = time.monotonic()
+        with pytest.raises(ServerError, match=r"too long|timed out"):
+            server.Server.at(url, timeout=0.3).get("/queue")
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_result_may_take_as_long_as_it_comes(tmp_path):
+    with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n", 16) as url:
+        server.Server.at(url, timeout=0.3).download("/view", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"1" * 16
+
+
 @pytest.mark.parametrize("answer", [b"", b"{}", b'{"prompt_id": "another"}', b"[1]"])
 def test_a_strange_answer_to_a_prompt_is_a_typed_error(here, answer):
     with serving(Peer(answers={"/prompt": (200, answer)})) as peer, pytest.raises(ServerError):
@@ -354,7 +496,22 @@ def test_a_strange_answer_to_a_prompt_is_a_typed_error(here, answer):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://host", "http://", "http://host:port", "http://host/?a=b", "http://ho st", "http://me:sec@"]
+    "url",
+    [
+        "",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://host/?a=b",
+        "http://ho st",
+        "http://me:sec@",
+        "http://a..b",
+        f"http://{'a' * 70}",
+        "http://me:12/sec@host",
+        "http://me:sec/x@host",
+        "http://me:1?sec@host",
+        "http://me:1/sec@host/@x",
+    ],
 )
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ServerError) as error:
@@ -389,6 +546,13 @@ def test_validation_takes_a_picture_that_is_here_and_says_who_decides(here):
             engine(peer).check(Graph(missing))
     assert error.value.exit_status == 3
     assert peer.uploads == {} and peer.bodies("/prompt") == []
+
+
+@pytest.mark.parametrize("node", [5, {"class_type": "LoadImage", "inputs": None}, {"class_type": []}])
+def test_validation_of_what_is_no_graph_is_a_graph_error(here, node):
+    with serving(Peer()) as peer, pytest.raises(GraphError) as error:
+        engine(peer).check(Graph({**GRAPH, "1": node}))
+    assert error.value.code == "graph.invalid_prompt"
 
 
 def test_only_plain_files_inside_the_input_folder_are_uploaded(here):
