@@ -15,6 +15,8 @@ from .errors import SettingError
 from .schedule import align_your_steps_sigmas
 
 LEVELS = 1000
+WHOLE = 0.9999
+"""A KSampler's denoise above this walks the whole schedule."""
 THRESHOLD = 0.025  # linear_quadratic: how far the straight half goes; Mochi's inference script
 BETA = 0.6  # both parameters of the beta distribution; "Beta Sampling is All You Need", arXiv:2407.12173
 
@@ -42,6 +44,13 @@ def last_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) 
     if denoise <= 0.0:
         return torch.empty(0)
     return scheduled_sigmas(scheduler, int(steps / denoise), table)[-(steps + 1) :]
+
+
+def sampler_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
+    """What KSampler walks: `last_steps`, but the whole row for a denoise of 1, also where it is longer than asked."""
+    if denoise > WHOLE:
+        return scheduled_sigmas(scheduler, steps, table)
+    return last_steps(scheduler, steps, table, denoise)
 
 
 def part_of(sigmas: torch.Tensor, start: int, end: int, keep_noise: bool) -> torch.Tensor:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     Latent = dict[str, Any]
 
-WHOLE = 0.9999
-"""A KSampler's denoise above this walks the whole schedule."""
 OUTPUTS = ("output", "denoised_output")
 OUTPUT_TOOLTIPS = ("The latent after the last step.", "What the network took for clean in the last step.")
 
@@ -83,11 +81,11 @@ class KSampler:
         positive: Any, negative: Any, latent_image: Latent, denoise: float = 1.0,
     ) -> tuple[Latent]:  # fmt: skip
         """Raises SettingError for a sampler that only ComfyUI has."""
-        from ...svd_core.schedulers import last_steps
+        from ...svd_core.schedulers import sampler_steps
 
         check_sampler(sampler_name)
         own = model_of(model)
-        sigmas = last_steps(scheduler, steps, table_of(own), 1.0 if denoise > WHOLE else denoise)
+        sigmas = sampler_steps(scheduler, steps, table_of(own), denoise)
         guider = Guider(own, positive, negative, own.guidance.curve(cfg))
         return _walked(guider, Noise("comfyui", seed), sigmas, latent_image)[:1]
 

@@ -11,6 +11,7 @@ from svd_stages.svd_core.schedulers import (
     last_steps,
     level_table,
     part_of,
+    sampler_steps,
     scheduled_sigmas,
     turned,
 )
@@ -66,6 +67,16 @@ def test_a_denoise_below_one_takes_the_end_of_a_longer_row(scheduler):
     assert torch.equal(last_steps(scheduler, 10, TABLE, 0.5), scheduled_sigmas(scheduler, 20, TABLE)[-11:])
     assert torch.equal(last_steps(scheduler, 10, TABLE, 1.0), scheduled_sigmas(scheduler, 10, TABLE))
     assert len(last_steps(scheduler, 10, TABLE, 0.0)) == 0
+
+
+@pytest.mark.parametrize(("steps", "levels", "highest"), [(7, 9, 665.12), (12, 14, 682.34), (30, 32, 631.98)])
+def test_ksampler_walks_all_of_a_row_that_is_longer_than_asked(steps, levels, highest):
+    """The numbers are those of core's comfy.samplers.KSampler."""
+    row = sampler_steps("ddim_uniform", steps, TABLE, 1.0)
+    assert len(row) == levels and row[0].item() == pytest.approx(highest, rel=1e-5)
+    assert torch.equal(sampler_steps("ddim_uniform", steps, TABLE, 0.99995), row)
+    assert len(last_steps("ddim_uniform", steps, TABLE, 1.0)) == steps + 1
+    assert torch.equal(sampler_steps("karras", steps, TABLE, 0.5), last_steps("karras", steps, TABLE, 0.5))
 
 
 def test_two_parts_of_a_row_meet_and_make_the_whole():

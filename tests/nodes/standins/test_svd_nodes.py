@@ -151,6 +151,15 @@ def test_two_ksamplers_in_a_row_are_one(model, conditioned):
     assert part(whole, 3, 10000, "enable", "disable") is whole
 
 
+def test_ksampler_leaves_no_level_out_of_a_row_that_is_longer_than_asked(model, conditioned):
+    positive, negative, latent = conditioned
+    numbers = {"steps": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "ddim_uniform"}
+    sides = {"positive": positive, "negative": negative, "latent_image": latent}
+    all_steps = {"start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    (whole,) = run("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=4, **numbers, **sides, **all_steps)
+    assert torch.equal(ksampler(model, conditioned, **numbers)["samples"], whole["samples"])
+
+
 def test_samplers_of_parts_are_ksampler(model, conditioned):
     positive, negative, latent = conditioned
     (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
