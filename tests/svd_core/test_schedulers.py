@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from svd_stages.svd_core.errors import SettingError
@@ -60,6 +62,16 @@ def test_beta_puts_even_shares_of_the_distribution_between_its_levels():
     places = [(TABLE - sigma).abs().argmin().item() for sigma in row]
     found = [shares[min(199_999, int(place / 999 * 200_000))].item() for place in places]
     assert found == pytest.approx([1 - step / 8 for step in range(8)], abs=0.01)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_million_steps_are_no_work(scheduler):
+    """What 10,000 steps with a denoise of 0.01 ask for."""
+    started = time.monotonic()
+    row = scheduled_sigmas(scheduler, 1_000_000, TABLE)
+    assert time.monotonic() - started < 5
+    if scheduler in ("beta", "ddim_uniform"):
+        assert torch.equal(row, torch.cat([TABLE.flip(0)[: len(row) - 1], torch.zeros(1)])) and len(row) >= 1000
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
