@@ -79,13 +79,23 @@ def align_your_steps_part(steps: int, denoise: float) -> torch.Tensor:
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> torch.Tensor:
-    """Even steps in sigma^(1/rho). Karras et al. 2022 (arXiv:2206.00364), equation 5."""
+    """Even steps in sigma^(1/rho). Karras et al. 2022 (arXiv:2206.00364), equation 5.
+
+    Raises SettingError for a rho so small that float32 does not hold these powers.
+    """
+    least = math.log(max(sigma_min, sigma_max, 1.0)) / math.log(torch.finfo(torch.float32).max)
+    if rho <= least:
+        raise SettingError(f"rho must be above {least:.2g}, got {rho}; 7 is the usual value")
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return _end_in_zero((high + torch.linspace(0, 1, steps) * (low - high)) ** rho)
 
 
 def exponential(steps: int, sigma_min: float, sigma_max: float) -> torch.Tensor:
-    """Even steps in log sigma."""
+    """Even steps in log sigma. Raises SettingError for a level of 0, which has no log."""
+    if min(sigma_min, sigma_max) <= 0:
+        raise SettingError(
+            f"sigma_min and sigma_max must be above 0, got {sigma_min} and {sigma_max}; SVD's are 0.002 and 700"
+        )
     return _end_in_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), steps).exp())
 
 

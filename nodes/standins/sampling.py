@@ -31,9 +31,16 @@ OUTPUT_TOOLTIPS = ("The latent after the last step.", "What the network took for
 
 
 def _walked(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) -> tuple[Latent, Latent]:
-    """The LATENT at the last noise level, and the denoiser's last estimate. An empty row leaves it as it is."""
+    """The LATENT at the last noise level, and the denoiser's last estimate.
+
+    As in core an empty row leaves the LATENT as it is, and a single level, from which no step leads on, puts its noise
+    on it.
+    """
     if len(sigmas) == 0:
         return latent, latent
+    if sigmas.shape == (1,):
+        noisy = samplers.noised(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])
+        return noisy, noisy
     negative = guider.negative
     if negative is None:
         if guider.curve.guides:

@@ -179,6 +179,17 @@ SAMPLED: dict[str, dict] = {
         "halves": node("SplitSigmas", sigmas=["row", 0], step=1),
         "answer": custom(["halves", 0]),
     },
+    **{
+        f"one level, {part}": {
+            **BASE,
+            **VIDEO,
+            **EULER,
+            "row": scheduled("karras", 2),
+            "halves": node("SplitSigmas", sigmas=["row", 0], step=step),
+            "answer": custom(["halves", slot], latent_image=["clip", 0]),
+        }
+        for part, step, slot in (("the first", 0, 0), ("the last", 2, 1))
+    },
     "guider": {
         **LINEAR,
         **custom_advanced(

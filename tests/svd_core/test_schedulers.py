@@ -10,6 +10,8 @@ from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.schedulers import (
     SCHEDULERS,
     align_your_steps_part,
+    exponential,
+    karras,
     last_steps,
     level_table,
     part_of,
@@ -124,6 +126,19 @@ def test_align_your_steps_with_a_share_of_the_steps_is_the_end_of_the_row():
     assert whole.tolist() == pytest.approx([700, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0])
     assert torch.equal(align_your_steps_part(10, 0.5), whole[-6:])
     assert len(align_your_steps_part(10, 0.0)) == 0
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.001, 0.05, -1.0])
+def test_a_rho_too_small_for_float32_is_refused(rho):
+    with pytest.raises(SettingError, match=r"rho must be above 0\.074, got .*7 is the usual"):
+        karras(5, 0.002, 700.0, rho)
+    assert torch.isfinite(karras(5, 0.002, 700.0, 0.08)).all()
+
+
+@pytest.mark.parametrize("ends", [(0.0, 700.0), (0.002, 0.0), (0.0, 0.0)])
+def test_an_exponential_row_from_or_to_zero_is_refused(ends):
+    with pytest.raises(SettingError, match="must be above 0, got"):
+        exponential(5, *ends)
 
 
 def test_an_unknown_scheduler_and_no_steps_are_refused():
