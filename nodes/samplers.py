@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..svd_core.checkpoint.parts import SVDModel
     from ..svd_core.guidance import GuidanceCurve
     from ..svd_core.sample import Step
+    from ..svd_core.stages import Start
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +65,13 @@ def sample_and_estimate(
 
     from ..svd_core import stages
 
-    if latent.get("noise_mask") is not None:
-        raise SettingError(
-            "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "
-            "away, or run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
-        )
-    clips = wires.read_latent(latent)
-    count = clips.clips.shape[0]
+    start = _start_of(latent, request.noise, request.seed)
+    count = start.latents.shape[0]
     sides = zip(
         wires.read_conditioning(positive, count, "positive"),
         wires.read_conditioning(negative, count, "negative"),
         strict=True,
     )
-    start = stages.Start(clips.clips, request.noise, request.seed, clips.batch_index)
     row = stages.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
     clean: dict[int, torch.Tensor] = {}
 
@@ -86,3 +81,23 @@ def sample_and_estimate(
     sampled = stages.sample(host.current(), model, list(sides), start, request.curve, row, keep)
     estimate = torch.cat([clean[video].cpu() for video in range(count)]) / model.scaling_factor
     return wires.write_latent(sampled, like=latent), wires.write_latent(estimate, like=latent)
+
+
+def noised(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
+    """The LATENT at noise level sigma (), from where sampling would begin."""
+    from ..svd_core import stages
+
+    return wires.write_latent(stages.noised(model, _start_of(latent, noise, seed), sigma), like=latent)
+
+
+def _start_of(latent: dict[str, Any], noise: str, seed: int) -> Start:
+    """What the videos of a LATENT start from. Raises SettingError for a noise mask."""
+    from ..svd_core.stages import Start
+
+    if latent.get("noise_mask") is not None:
+        raise SettingError(
+            "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "
+            "away, or run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
+        )
+    clips = wires.read_latent(latent)
+    return Start(clips.clips, noise, seed, clips.batch_index)

@@ -15,6 +15,8 @@ from .errors import SettingError
 from .schedule import align_your_steps_sigmas
 
 LEVELS = 1000
+WHOLE = 0.9999
+"""A KSampler's denoise above this walks the whole schedule."""
 THRESHOLD = 0.025  # linear_quadratic: how far the straight half goes; Mochi's inference script
 BETA = 0.6  # both parameters of the beta distribution; "Beta Sampling is All You Need", arXiv:2407.12173
 
@@ -44,6 +46,13 @@ def last_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) 
     return scheduled_sigmas(scheduler, int(steps / denoise), table)[-(steps + 1) :]
 
 
+def sampler_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
+    """What KSampler walks: `last_steps`, but the whole row for a denoise of 1, also where it is longer than asked."""
+    if denoise > WHOLE:
+        return scheduled_sigmas(scheduler, steps, table)
+    return last_steps(scheduler, steps, table, denoise)
+
+
 def part_of(sigmas: torch.Tensor, start: int, end: int, keep_noise: bool) -> torch.Tensor:
     """Steps start to end of a row, as KSamplerAdvanced cuts it; an empty row when none are left.
 
@@ -70,13 +79,23 @@ def align_your_steps_part(steps: int, denoise: float) -> torch.Tensor:
 
 
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> torch.Tensor:
-    """Even steps in sigma^(1/rho). Karras et al. 2022 (arXiv:2206.00364), equation 5."""
+    """Even steps in sigma^(1/rho). Karras et al. 2022 (arXiv:2206.00364), equation 5.
+
+    Raises SettingError for a rho so small that float32 does not hold these powers.
+    """
+    least = math.log(max(sigma_min, sigma_max, 1.0)) / math.log(torch.finfo(torch.float32).max)
+    if rho <= least:
+        raise SettingError(f"rho must be above {least:.2g}, got {rho}; 7 is the usual value")
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return _end_in_zero((high + torch.linspace(0, 1, steps) * (low - high)) ** rho)
 
 
 def exponential(steps: int, sigma_min: float, sigma_max: float) -> torch.Tensor:
-    """Even steps in log sigma."""
+    """Even steps in log sigma. Raises SettingError for a level of 0, which has no log."""
+    if min(sigma_min, sigma_max) <= 0:
+        raise SettingError(
+            f"sigma_min and sigma_max must be above 0, got {sigma_min} and {sigma_max}; SVD's are 0.002 and 700"
+        )
     return _end_in_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), steps).exp())
 
 
@@ -130,27 +149,25 @@ def _linear_quadratic(table: torch.Tensor, steps: int) -> torch.Tensor:
 
 def _beta(table: torch.Tensor, steps: int) -> torch.Tensor:
     """Levels at even shares of a beta distribution, each once: many steps at both ends, few in between."""
-    shares = [1 - step / steps for step in range(steps)]
-    places = [round(_beta_quantile(share) * (LEVELS - 1)) for share in shares]
-    return _end_in_zero(table[list(dict.fromkeys(places))])
+    shares = 1 - torch.arange(steps, dtype=torch.float64) / steps
+    places = torch.searchsorted(_beta_borders(), shares, right=True)
+    return _end_in_zero(table[places.unique_consecutive()])
 
 
-def _beta_quantile(share: float) -> float:
-    """x with I_x(0.6, 0.6) = share, by bisection; 60 halvings are all that float64 has."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_share(middle) < share else (low, middle)
-    return high if share >= 1 else (low + high) / 2
+def _beta_borders() -> torch.Tensor:
+    """The shares at which the nearest level changes, (999,) rising: what lies below the middle between two levels.
+
+    Looked up among these, any number of shares costs next to nothing. The distribution is symmetric, which gives the
+    upper half, and exactly 1/2 in the middle, where ComfyUI takes the upper level.
+    """
+    lower = torch.arange((LEVELS - 1) // 2, dtype=torch.float64)
+    below = _beta_share((lower + 0.5) / (LEVELS - 1))
+    return torch.cat([below, below.new_tensor([0.5]), 1 - below.flip(0)])
 
 
-def _beta_share(x: float) -> float:
-    """I_x(0.6, 0.6), the regularised incomplete beta function. DLMF 8.17.22, a continued fraction for x below 1/2."""
-    if x > 0.5:
-        return 1.0 - _beta_share(1.0 - x)
-    if x <= 0.0:
-        return 0.0
-    tail = 1.0
+def _beta_share(x: torch.Tensor) -> torch.Tensor:
+    """I_x(0.6, 0.6) of x in (0, 1/2), the regularised incomplete beta function. DLMF 8.17.22, a continued fraction."""
+    tail = torch.ones_like(x)
     for term in range(60, 0, -1):
         index, odd = divmod(term, 2)
         if odd:

@@ -145,6 +145,12 @@ def sample(
     return torch.cat(videos)
 
 
+def noised(model: SVDModel, start: Start, sigma: torch.Tensor) -> torch.Tensor:
+    """What `sample` would start from at noise level sigma (): (N, F, 4, h, w) float32 CPU unscaled latents."""
+    videos = [_starting_video(model, start, index, sigma) for index in range(len(start.latents))]
+    return torch.cat(videos) / model.scaling_factor
+
+
 def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
     """The Karras schedule over the model's own noise range, (steps + 1,) float32."""
     return make_sigmas("karras", steps, model.sigma_min, model.sigma_max)

@@ -26,16 +26,21 @@ if TYPE_CHECKING:
 
     Latent = dict[str, Any]
 
-WHOLE = 0.9999
-"""A KSampler's denoise above this walks the whole schedule."""
 OUTPUTS = ("output", "denoised_output")
 OUTPUT_TOOLTIPS = ("The latent after the last step.", "What the network took for clean in the last step.")
 
 
 def _walked(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) -> tuple[Latent, Latent]:
-    """The LATENT at the last noise level, and the denoiser's last estimate. An empty row leaves it as it is."""
+    """The LATENT at the last noise level, and the denoiser's last estimate.
+
+    As in core an empty row leaves the LATENT as it is, and a single level, from which no step leads on, puts its noise
+    on it.
+    """
     if len(sigmas) == 0:
         return latent, latent
+    if sigmas.shape == (1,):
+        noisy = samplers.noised(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])
+        return noisy, noisy
     negative = guider.negative
     if negative is None:
         if guider.curve.guides:
@@ -83,11 +88,11 @@ class KSampler:
         positive: Any, negative: Any, latent_image: Latent, denoise: float = 1.0,
     ) -> tuple[Latent]:  # fmt: skip
         """Raises SettingError for a sampler that only ComfyUI has."""
-        from ...svd_core.schedulers import last_steps
+        from ...svd_core.schedulers import sampler_steps
 
         check_sampler(sampler_name)
         own = model_of(model)
-        sigmas = last_steps(scheduler, steps, table_of(own), 1.0 if denoise > WHOLE else denoise)
+        sigmas = sampler_steps(scheduler, steps, table_of(own), denoise)
         guider = Guider(own, positive, negative, own.guidance.curve(cfg))
         return _walked(guider, Noise("comfyui", seed), sigmas, latent_image)[:1]
 

@@ -155,6 +155,7 @@ SAMPLED: dict[str, dict] = {
         **BASE,
         "answer": ksampler("load", cfg=1.0, sampler_name="ddim", scheduler="ddim_uniform", steps=1),
     },
+    "longer than asked": {**BASE, "answer": ksampler("load", cfg=1.0, scheduler="ddim_uniform", steps=6)},
     "part of a video": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.4, steps=1, latent_image=["clip", 0])},
     "no denoise": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.0, latent_image=["clip", 0])},
     "frames of a longer video": {
@@ -177,6 +178,17 @@ SAMPLED: dict[str, dict] = {
         "row": scheduled("karras", 2),
         "halves": node("SplitSigmas", sigmas=["row", 0], step=1),
         "answer": custom(["halves", 0]),
+    },
+    **{
+        f"one level, {part}": {
+            **BASE,
+            **VIDEO,
+            **EULER,
+            "row": scheduled("karras", 2),
+            "halves": node("SplitSigmas", sigmas=["row", 0], step=step),
+            "answer": custom(["halves", slot], latent_image=["clip", 0]),
+        }
+        for part, step, slot in (("the first", 0, 0), ("the last", 2, 1))
     },
     "guider": {
         **LINEAR,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.schedulers import (
     SCHEDULERS,
     align_your_steps_part,
+    exponential,
+    karras,
     last_steps,
     level_table,
     part_of,
+    sampler_steps,
     scheduled_sigmas,
     turned,
 )
@@ -62,10 +67,30 @@ def test_beta_puts_even_shares_of_the_distribution_between_its_levels():
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_million_steps_are_no_work(scheduler):
+    """What 10,000 steps with a denoise of 0.01 ask for."""
+    started = time.monotonic()
+    row = scheduled_sigmas(scheduler, 1_000_000, TABLE)
+    assert time.monotonic() - started < 5
+    if scheduler in ("beta", "ddim_uniform"):
+        assert torch.equal(row, torch.cat([TABLE.flip(0)[: len(row) - 1], torch.zeros(1)])) and len(row) >= 1000
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_denoise_below_one_takes_the_end_of_a_longer_row(scheduler):
     assert torch.equal(last_steps(scheduler, 10, TABLE, 0.5), scheduled_sigmas(scheduler, 20, TABLE)[-11:])
     assert torch.equal(last_steps(scheduler, 10, TABLE, 1.0), scheduled_sigmas(scheduler, 10, TABLE))
     assert len(last_steps(scheduler, 10, TABLE, 0.0)) == 0
+
+
+@pytest.mark.parametrize(("steps", "levels", "highest"), [(7, 9, 665.12), (12, 14, 682.34), (30, 32, 631.98)])
+def test_ksampler_walks_all_of_a_row_that_is_longer_than_asked(steps, levels, highest):
+    """The numbers are those of core's comfy.samplers.KSampler."""
+    row = sampler_steps("ddim_uniform", steps, TABLE, 1.0)
+    assert len(row) == levels and row[0].item() == pytest.approx(highest, rel=1e-5)
+    assert torch.equal(sampler_steps("ddim_uniform", steps, TABLE, 0.99995), row)
+    assert len(last_steps("ddim_uniform", steps, TABLE, 1.0)) == steps + 1
+    assert torch.equal(sampler_steps("karras", steps, TABLE, 0.5), last_steps("karras", steps, TABLE, 0.5))
 
 
 def test_two_parts_of_a_row_meet_and_make_the_whole():
@@ -101,6 +126,19 @@ def test_align_your_steps_with_a_share_of_the_steps_is_the_end_of_the_row():
     assert whole.tolist() == pytest.approx([700, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0])
     assert torch.equal(align_your_steps_part(10, 0.5), whole[-6:])
     assert len(align_your_steps_part(10, 0.0)) == 0
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.001, 0.05, -1.0])
+def test_a_rho_too_small_for_float32_is_refused(rho):
+    with pytest.raises(SettingError, match=r"rho must be above 0\.074, got .*7 is the usual"):
+        karras(5, 0.002, 700.0, rho)
+    assert torch.isfinite(karras(5, 0.002, 700.0, 0.08)).all()
+
+
+@pytest.mark.parametrize("ends", [(0.0, 700.0), (0.002, 0.0), (0.0, 0.0)])
+def test_an_exponential_row_from_or_to_zero_is_refused(ends):
+    with pytest.raises(SettingError, match="must be above 0, got"):
+        exponential(5, *ends)
 
 
 def test_an_unknown_scheduler_and_no_steps_are_refused():

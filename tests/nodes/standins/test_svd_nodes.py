@@ -151,6 +151,35 @@ def test_two_ksamplers_in_a_row_are_one(model, conditioned):
     assert part(whole, 3, 10000, "enable", "disable") is whole
 
 
+def test_ksampler_leaves_no_level_out_of_a_row_that_is_longer_than_asked(model, conditioned):
+    positive, negative, latent = conditioned
+    numbers = {"steps": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "ddim_uniform"}
+    sides = {"positive": positive, "negative": negative, "latent_image": latent}
+    all_steps = {"start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    (whole,) = run("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=4, **numbers, **sides, **all_steps)
+    assert torch.equal(ksampler(model, conditioned, **numbers)["samples"], whole["samples"])
+
+
+def test_a_row_of_one_level_puts_its_noise_on_the_latent(model, conditioned):
+    """So that the first part of a row split after no step is gone on with as after any other number."""
+    positive, negative, latent = conditioned
+    (row,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
+    first, rest = run("SplitSigmas", sigmas=row, step=0)
+    (sampler,) = run("KSamplerSelect", sampler_name="euler")
+    wires = {"model": model, "cfg": 3.0, "positive": positive, "negative": negative, "sampler": sampler}
+
+    def sample(sigmas: torch.Tensor, latent: dict, add_noise: bool) -> tuple[dict, dict]:
+        noise = {"add_noise": add_noise, "noise_seed": 4}
+        return run("SamplerCustom", sigmas=sigmas, latent_image=latent, **noise, **wires)
+
+    noisy, estimate = sample(first, latent, True)
+    assert estimate is noisy
+    assert far(sample(rest, noisy, False)[0], ksampler(model, conditioned)) < 1e-3  # float32 at a level of 700
+    (end,) = run("AlignYourStepsScheduler", model_type="SVD", steps=10, denoise=0.04)
+    assert end.tolist() == [0.0]
+    assert torch.allclose(sample(end, noisy, True)[0]["samples"], noisy["samples"])
+
+
 def test_samplers_of_parts_are_ksampler(model, conditioned):
     positive, negative, latent = conditioned
     (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
@@ -253,7 +282,7 @@ def test_a_wire_with_something_else_is_refused(model, conditioned, class_type, s
     (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
     (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
     wires = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": torch.tensor([1.0, 0.0])}
-    wires[socket] = torch.tensor([1.0]) if socket == "sigmas" else "something else"
+    wires[socket] = torch.ones(1, 2) if socket == "sigmas" else "something else"
     told = "noise levels" if socket == "sigmas" else f"{socket} input.*{class_type}.*str"
     with pytest.raises(SettingError, match=told):
         run("SamplerCustomAdvanced", latent_image=latent, **wires)
