@@ -42,6 +42,9 @@ class Narrator:
     table: NodeTable
     watcher: Watcher
     _bars: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _brought: dict[str, str] = field(default_factory=dict)
+    """Node that an expanded one brought -> the node of the file that it is told as."""
+    _running: str | None = None
 
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         """Tell what `event` means, if anything."""
@@ -68,7 +71,9 @@ class Narrator:
     def _executing(self, data: Mapping[str, Any]) -> None:
         if data.get("node") is not None:
             node = self._node_of_file(data)
-            self.watcher.event("executing", node=node, class_type=self._class_type(node), title=self._title(node))
+            if node != self._running:
+                self._running = node
+                self.watcher.event("executing", node=node, class_type=self._class_type(node), title=self._title(node))
 
     def _executed(self, data: Mapping[str, Any]) -> None:
         node = self._node_of_file(data)
@@ -77,7 +82,8 @@ class Narrator:
 
     def _progress(self, data: Mapping[str, Any]) -> None:
         if data.get("node") is not None:
-            self._advance(str(data["node"]), data.get("value"), data.get("max"))
+            node = str(data["node"])
+            self._advance(self._brought.get(node, node), data.get("value"), data.get("max"))
 
     def _progress_state(self, data: Mapping[str, Any]) -> None:
         """Newer nodes tell their progress here only. A state that counts to 1 is a node that tells none."""
@@ -107,7 +113,9 @@ class Narrator:
 
     def _node_of_file(self, data: Mapping[str, Any]) -> str:
         node = str(data.get("node"))
-        return node if node in self.prompt else str(data.get("display_node") or node)
+        if node not in self.prompt:
+            self._brought[node] = str(data.get("display_node") or node)
+        return self._brought.get(node, node)
 
     def _class_type(self, node: str) -> str:
         return str(self.prompt.get(node, {}).get("class_type", ""))
