@@ -22,6 +22,7 @@ from ..svd_core.graph.validate import shape_fault
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, tidy
 from .results import Fill, Results, file_inside, link_or_copy, place_inside
+from .stopping import stopping_at_signals
 from .surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class ComfyUIEngine:
     def _run(
         self, checked: Validation, prompt_id: str, graph: Graph, scratch: Path, emit: Emit
     ) -> tuple[dict[str, Any], Results]:
-        from ..nodes.comfy.running import ComfyRunner, stopping_at_signals
+        from ..nodes.comfy.running import ComfyRunner
 
         def told(event: str, data: dict[str, Any]) -> None:
             if event == "executed":
@@ -113,7 +114,7 @@ class ComfyUIEngine:
         results = Results({"output": here.output_folder, "temp": here.folder("temp")}, filled_from(scratch))
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
         emit("queued", {})
-        with stopping_at_signals():
+        with stopping_at_signals(ComfyRunner.interrupt):
             ran = ComfyRunner().execute(checked.prompt, prompt_id, checked.outputs, extra, told)
         if ran.event == "execution_interrupted":
             raise Interrupted("the run was stopped")

@@ -202,12 +202,14 @@ class RemoteEngine:
         return prompt_id in running or prompt_id in pending
 
     def _fetch(self, kind: str, subfolder: str, name: str, target: Path) -> None:
-        try:
-            self._server.download("/view", target, filename=name, subfolder=subfolder, type=kind)
-        except Refused as refused:
-            raise ServerError(
-                f'the server does not give its result "{one_line(name, 100)}" ({refused.status})', code="server.result"
-            ) from None
+        until = time.monotonic() + self._patience.unreachable
+        while True:
+            try:
+                return self._server.download("/view", target, filename=name, subfolder=subfolder, type=kind)
+            except (ServerError, Refused) as error:
+                if not _may_pass(error) or time.monotonic() > until:
+                    raise _no_result(name, error) from None
+            time.sleep(min(self._patience.ask, 1.0))
 
     def _with_uploads(self, prompt: Prompt) -> Prompt:
         """The graph with the names that its input files have on the server, where they are afterwards."""
@@ -337,7 +339,17 @@ class _Following:
 
 def _may_pass(error: ServerError | Refused) -> bool:
     """Whether a server that says this may answer a little later."""
-    return isinstance(error, ServerError) or error.status >= 500 or error.status == 429
+    if isinstance(error, ServerError):
+        return error.code in ("server.unreachable", "server.answer")
+    return error.status >= 500 or error.status == 429
+
+
+def _no_result(name: str, error: ServerError | Refused) -> ServerError:
+    if isinstance(error, ServerError):
+        return error
+    return ServerError(
+        f'the server does not give its result "{one_line(name, 100)}" ({error.status})', code="server.result"
+    )
 
 
 def _raise_shape_fault(prompt: Prompt) -> None:

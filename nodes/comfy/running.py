@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +17,6 @@ from comfy_execution.utils import get_executing_context
 
 from ...svd_core.graph import Emit, Prompt
 from ...svd_core.graph.loops import complete
-
-logger = logging.getLogger(__name__)
 
 CLIENT = "svd-stages"
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
@@ -44,6 +40,11 @@ class ComfyRunner:
         newer = "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters
         kept: dict[str, Any] = {"cache_args": {"lru": size, "ram": 0.0}} if newer else {"cache_size": size}
         self._executor = execution.PromptExecutor(_Listener(lambda event, data: None), cache_type=kind, **kept)
+
+    @staticmethod
+    def interrupt() -> None:
+        """Stop what runs as ComfyUI's Cancel does: at the next step of the node that runs."""
+        management.interrupt_current_processing()
 
     def validate(
         self, prompt: Prompt, prompt_id: str, targets: Sequence[str] | None = None
@@ -126,30 +127,3 @@ def _told_elsewhere() -> Iterator[None]:
         yield
     finally:
         root.removeFilter(is_news)
-
-
-@contextmanager
-def stopping_at_signals() -> Iterator[None]:
-    """Inside the `with`, Ctrl-C (SIGTERM, SIGHUP where they mean the same) stops the run as ComfyUI's Cancel does: at
-    the next step of the node that runs. The second one raises KeyboardInterrupt at once.
-
-    Handlers that somebody else has set stay.
-    """
-    before: dict[signal.Signals, Any] = {}
-
-    def stop(number: int, frame: Any) -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        management.interrupt_current_processing()
-        logger.warning("stopping at the node's next step; once more stops at once")
-
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.default_int_handler:
-                before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -297,7 +297,11 @@ def test_core_s_svd_graph_gives_exactly_the_server_s_frames(place, random_checkp
 
 @pytest.mark.parametrize(
     ("engine", "number"),
-    [*((engine, signal.SIGINT) for engine in ENGINES), ("comfyui", signal.SIGKILL), ("remote", signal.SIGKILL)],
+    [
+        *((engine, signal.SIGINT) for engine in ENGINES),
+        *(("comfyui", number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)),
+        ("remote", signal.SIGKILL),
+    ],
     ids=lambda each: getattr(each, "name", each),
 )
 def test_a_run_that_is_stopped_leaves_no_result(place, tmp_path, engine, number):
@@ -308,7 +312,7 @@ def test_a_run_that_is_stopped_leaves_no_result(place, tmp_path, engine, number)
         [sys.executable if engine == "remote" else place.python, "-m", "svd_stages", *command],
         cwd=tmp_path, env=place.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # a shell lets what it starts in the background ignore the signal, and the tests may be started so
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None,
     )  # fmt: skip
     for line in process.stdout:
         told = json.loads(line)
@@ -320,8 +324,9 @@ def test_a_run_that_is_stopped_leaves_no_result(place, tmp_path, engine, number)
     status = process.wait(timeout=60)
     left = [name for name in files(tmp_path / "out") if "/." not in f"/{name}"] if (tmp_path / "out").exists() else []
     assert left == []
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert status == 130, words
+        assert ("stopping at the node's next step" in words) == (engine == "comfyui")
         assert told[-1]["code"] == "interrupted" and "Traceback" not in words
         assert not (tmp_path / "out").exists()
     if engine == "remote":

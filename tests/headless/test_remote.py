@@ -157,7 +157,7 @@ def test_a_server_cannot_make_up_events_of_ours(here, capsys):
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_a_gateway_that_is_away_for_a_moment_ends_nothing(here, status):
-    with serving(success(failures={"/history": [status] * 2, "/queue": [status]})) as peer:
+    with serving(success(failures={"/history": [status] * 2, "/queue": [status], "/view": [status]})) as peer:
         assert run(peer)[0].files
     assert peer.bodies("/interrupt") == []
 
