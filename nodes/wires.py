@@ -138,6 +138,12 @@ def write_latent(clips: torch.Tensor, like: dict[str, Any] | None = None) -> dic
     return {**(like or {}), "samples": clips.flatten(0, 1).float().cpu(), "svd": {"frames": frames}}
 
 
+def with_frames(latent: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:
+    """The LATENT with other samples. Of another number they are one clip, as in core: our key told of the old ones."""
+    kept = latent if len(samples) == len(latent["samples"]) else {k: v for k, v in latent.items() if k != "svd"}
+    return {**kept, "samples": samples}
+
+
 def write_conditioning(embeds: torch.Tensor, image_latents: torch.Tensor, micro: MicroConditioning) -> list[list[Any]]:
     """A CONDITIONING of N videos: embeds (N, 1, D), image latents (N, 4, h, w) unscaled, the user's fps."""
     return [[embeds, {"concat_latent_image": image_latents, **_micro_keys(micro)}]]

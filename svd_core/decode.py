@@ -103,7 +103,8 @@ def spares(vae: Vae, windows: list[Window], height: int, width: int, device: tor
     if len(windows) > 1:
         return may_spare  # the choice of windows was the user's: try
     chunk = max(1, frames * free // need - 4)
-    way_out = "" if may_spare else f"use mode windowed with chunk_size {chunk} and context 2, or fewer frames, or "
+    windowed = f"use SVDTemporalVAEDecode in mode windowed with chunk_size {chunk} and context 2, or fewer frames, or "
+    way_out = "" if may_spare else windowed
     raise MemoryBudgetError(
         f"decoding {frames} frames of {SCALE * width}x{SCALE * height} as one clip (mode exact) needs about "
         f"{in_words(least)}, and {in_words(free)} are free; {way_out or 'use '}a smaller size"

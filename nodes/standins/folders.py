@@ -28,6 +28,10 @@ def annotated_file(name: str | None) -> Path:
     """
     if name is None:  # null in the graph looks like a link to VALIDATE_INPUTS, which therefore lets it pass
         raise ImageError("the picture has no name, it is null; give the name of a file.", code="image.missing")
+    if not isinstance(name, str):
+        raise ImageError(
+            f"the name of a picture is a text, got {name!r}; give the name of a file.", code="image.missing"
+        )
     kind: host.Folder = "input"
     bare = name
     for annotation, annotated in _ANNOTATIONS.items():

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...svd_core.errors import SettingError
+from .. import wires
 from . import inputs, scaling
+
+METHODS = ("nearest-exact", "bilinear", "area", "bicubic")
+"""Of latents; lanczos is for pictures, and needs 8 bits."""
+ONLY_IN_COMFYUI = "bislerp"
 
 
 class LatentFromBatch:
@@ -32,7 +38,7 @@ class LatentFromBatch:
         first = min(count - 1, batch_index)
         part = slice(first, first + length)
         places = list(samples.get("batch_index", range(count)))[part]
-        return ({**samples, "samples": samples["samples"][part].clone(), "batch_index": places},)
+        return ({**wires.with_frames(samples, samples["samples"][part].clone()), "batch_index": places},)
 
 
 class RepeatLatentBatch:
@@ -55,7 +61,7 @@ class RepeatLatentBatch:
 
     def repeat(self, samples: dict[str, Any], amount: int) -> tuple[dict[str, Any]]:
         """A new LATENT. Repeats go on counting the places of `batch_index`."""
-        repeated = {**samples, "samples": samples["samples"].repeat(amount, 1, 1, 1)}
+        repeated = wires.with_frames(samples, samples["samples"].repeat(amount, 1, 1, 1))
         places = samples.get("batch_index")
         if places is not None:
             step = max(places) - min(places) + 1
@@ -79,7 +85,7 @@ class LatentUpscaleBy:
             "required": {
                 "samples": inputs.socket("LATENT", "The frames to resize."),
                 "upscale_method": (
-                    ["nearest-exact", "bilinear", "area", "bicubic", "bislerp"],
+                    [*METHODS, ONLY_IN_COMFYUI],
                     {"tooltip": "How new latent pixels are made."},
                 ),
                 "scale_by": ("FLOAT", factor),
@@ -87,12 +93,19 @@ class LatentUpscaleBy:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, upscale_method: str | None) -> bool | str:
-        """True, or why this method cannot be had."""
-        return upscale_method != "bislerp" or "bislerp runs only inside ComfyUI; choose bilinear or bicubic"
+    def VALIDATE_INPUTS(cls, upscale_method: str | None = None) -> bool | str:
+        """True, or why this method cannot be had. A wired one is None and is looked at when it is known."""
+        if upscale_method is None or upscale_method in METHODS:
+            return True
+        if upscale_method == ONLY_IN_COMFYUI:
+            return f"{upscale_method} runs only inside ComfyUI; choose bilinear or bicubic"
+        return f'there is no method "{upscale_method}" for latents; choose one of {", ".join(METHODS)}'
 
     def upscale(self, samples: dict[str, Any], upscale_method: str, scale_by: float) -> tuple[dict[str, Any]]:
-        """A new LATENT. Raises SettingError for a method that only ComfyUI has, or when nothing is left."""
+        """A new LATENT. Raises SettingError for a method that cannot be had, or when nothing is left."""
+        answer = self.VALIDATE_INPUTS(upscale_method)
+        if answer is not True:
+            raise SettingError(str(answer))
         channels_last = samples["samples"].movedim(1, -1)
         scaled = scaling.scale_images_by(channels_last, upscale_method, scale_by).movedim(-1, 1)
         return ({**samples, "samples": scaled},)

@@ -128,6 +128,8 @@ class AlignYourStepsScheduler:
         """True for SVD, and for a wired value, which is looked at when it is known."""
         if model_type in (None, "SVD"):
             return True
+        if model_type not in ("SD1", "SDXL"):
+            return f'there is no row of "{model_type}"; choose SVD'
         return f'the row of "{model_type}" is for image models, and only SVD runs here without ComfyUI; choose SVD'
 
     def get_sigmas(self, model_type: str, steps: int, denoise: float) -> tuple[torch.Tensor]:

@@ -53,7 +53,7 @@ class ModelLibrary:
         """The file or folder called `name`, the embedded one too; either path separator is understood.
 
         Only what was met in the folders is found, so no name leads out of them. Raises CheckpointError with the three
-        nearest names when there is none.
+        nearest names when there is none, also for what a graph has there that is no text at all.
         """
         if name is None:  # null in the graph looks like a link to VALIDATE_INPUTS, which therefore lets it pass
             raise CheckpointError(
@@ -63,8 +63,8 @@ class ModelLibrary:
         if name == EMBEDDED:
             return EMBEDDED_FILE
         found = self._found(CHECKPOINTS + PICKLES)
-        wanted = name.replace("\\", "/")
-        if wanted in found:
+        wanted = str(name).replace("\\", "/")
+        if wanted in found and isinstance(name, str):
             return found[wanted]
         folders = (*self.checkpoint_folders, *self.flat_folders)
         searched = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "no folder"

@@ -158,6 +158,12 @@ SAMPLED: dict[str, dict] = {
     "longer than asked": {**BASE, "answer": ksampler("load", cfg=1.0, scheduler="ddim_uniform", steps=6)},
     "part of a video": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.4, steps=1, latent_image=["clip", 0])},
     "no denoise": {**LINEAR, **VIDEO, "answer": ksampler(denoise=0.0, latent_image=["clip", 0])},
+    "a sampled video twice": {
+        **LINEAR,
+        "first": ksampler(steps=1),
+        "twice": node("RepeatLatentBatch", samples=["first", 0], amount=2),
+        "answer": ksampler(steps=1, denoise=0.5, latent_image=["twice", 0]),
+    },
     "frames of a longer video": {
         **LINEAR,
         "part": node("LatentFromBatch", samples=["cond", 2], batch_index=1, length=2),

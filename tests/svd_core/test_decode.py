@@ -75,7 +75,8 @@ def test_the_observer_sees_frames_go_by_and_can_stop(tiny, latents):
 def test_exact_refuses_with_the_need_and_the_way_out(tiny):
     whole = plan_windows(7, 7, 0)
     assert spares(tiny.vae, whole, 8, 8, CPU, free=2**40) is False
-    with pytest.raises(MemoryBudgetError, match=r"7 frames of 64x64 .* MiB.*windowed with chunk_size \d+"):
+    told = r"7 frames of 64x64 .* MiB.*SVDTemporalVAEDecode in mode windowed with chunk_size \d+"
+    with pytest.raises(MemoryBudgetError, match=told):
         spares(tiny.vae, whole, 8, 8, CPU, free=2**20)
 
 

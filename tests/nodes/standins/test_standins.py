@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from svd_stages import headless
 from svd_stages.nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core import host
 from svd_stages.svd_core.errors import ImageError, OutputError, SettingError
+from svd_stages.svd_core.graph.validate import validate
 from svd_stages.svd_core.metadata import read_metadata
 from svd_stages.svd_core.video import Video
 
@@ -159,6 +161,19 @@ def test_a_name_on_a_wire_is_looked_up_when_it_is_known():
 def test_null_for_a_name_says_so_when_it_runs(folders):
     with pytest.raises(ImageError, match="no name, it is null"):
         run("LoadImage", image=None)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name"),
+    [("LoadImage", "image"), ("ImageOnlyCheckpointLoader", "ckpt_name"), ("SVDCheckpointLoader", "checkpoint")],
+)
+@pytest.mark.parametrize("value", [5, 1.5, True, {}, ["a", "b", "c"]])
+def test_a_name_that_is_no_text_is_refused_in_words_before_the_run(folders, class_type, name, value):
+    node = {"class_type": class_type, "inputs": {"precision": "auto", name: {"__value__": value}}}
+    show = {"class_type": "PreviewImage", "inputs": {"images": ["load", 0]}}
+    found = validate({"load": node, "show": show}, headless.NODES).node_errors["load"]["errors"]
+    assert [each["type"] for each in found] == ["custom_validation_failed"]
+    assert str(value) in found[0]["details"]
 
 
 def test_another_content_under_the_same_name_is_a_change(folders):

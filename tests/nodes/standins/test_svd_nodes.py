@@ -14,6 +14,7 @@ from svd_stages.headless import NODES
 from svd_stages.nodes import program
 from svd_stages.nodes.standins import values
 from svd_stages.nodes.standins.values import Guidance, Model
+from svd_stages.nodes.wires import read_latent
 from svd_stages.svd_core.checkpoint.parts import Checkpoint
 from svd_stages.svd_core.errors import GraphError, SettingError
 from svd_stages.svd_core.graph.validate import raise_if_invalid, validate
@@ -274,6 +275,34 @@ def test_the_rows_of_image_models_and_bislerp_are_refused_by_name():
 
 
 @pytest.mark.parametrize(
+    ("class_type", "name", "value"),
+    [
+        ("KSampler", "sampler_name", "eule"),
+        ("KSamplerAdvanced", "sampler_name", "eule"),
+        ("KSamplerSelect", "sampler_name", "eule"),
+        ("KSamplerSelect", "sampler_name", ["euler", "ddim", "lms"]),
+        ("AlignYourStepsScheduler", "model_type", "SVD2"),
+        ("AlignYourStepsScheduler", "model_type", 5),
+        ("LatentUpscaleBy", "upscale_method", "lanczos"),
+        ("LatentUpscaleBy", "upscale_method", "foo"),
+        ("LatentUpscaleBy", "upscale_method", {}),
+    ],
+)
+def test_what_a_combo_does_not_offer_is_refused_before_anything_runs(class_type, name, value):
+    """Though VALIDATE_INPUTS, by naming the input, takes it from the engine's own check."""
+    node = {"class_type": class_type, "inputs": {name: {"__value__": value}}}
+    show = {"class_type": "PreviewImage", "inputs": {"images": ["choose", 0]}}
+    found = validate({"choose": node, "show": show}, NODES).node_errors["choose"]["errors"]
+    assert [each["extra_info"]["input_name"] for each in found if "there is no" in each["details"]] == [name]
+    assert all(each["type"] != "exception_during_validation" for each in found)
+
+
+def test_a_wired_method_for_pictures_does_not_resize_latents():
+    with pytest.raises(SettingError, match=r'no method "lanczos" for latents.*bicubic'):
+        run("LatentUpscaleBy", samples={"samples": torch.zeros(1, 4, 8, 8)}, upscale_method="lanczos", scale_by=2.0)
+
+
+@pytest.mark.parametrize(
     ("class_type", "socket"),
     [("KSamplerSelect", "sampler"), ("RandomNoise", "noise"), ("CFGGuider", "guider"), ("BasicScheduler", "sigmas")],
 )
@@ -375,6 +404,21 @@ def test_frames_of_a_latent_remember_their_places():
     (twice,) = run("RepeatLatentBatch", samples=part, amount=2)
     assert twice["batch_index"] == [2, 3, 4, 5, 6, 7]
     assert twice["samples"][:, 0, 0, 0].tolist() == [2, 3, 4, 2, 3, 4]
+
+
+def test_a_latent_with_another_number_of_frames_is_one_clip_as_in_core(tiny, model, conditioned):
+    sampled = ksampler(model, conditioned, steps=1)
+    assert sampled["svd"] == {"frames": FRAMES}
+    (twice,) = run("RepeatLatentBatch", samples=sampled, amount=2)
+    assert read_latent(twice).clips.shape == (1, 2 * FRAMES, 4, 8, 8)
+    again = ksampler(model, (*conditioned[:2], twice), steps=1, denoise=0.5)
+    assert again["svd"] == {"frames": 2 * FRAMES}
+    three_videos = {"samples": torch.cat([sampled["samples"]] * 3), "svd": {"frames": FRAMES}}
+    (part,) = run("LatentFromBatch", samples=three_videos, batch_index=1, length=4)
+    assert read_latent(part).clips.shape == (1, 4, 4, 8, 8)
+    (same,) = run("RepeatLatentBatch", samples=three_videos, amount=1)
+    assert read_latent(same).clips.shape == (3, FRAMES, 4, 8, 8)
+    assert three_videos["svd"] == sampled["svd"] == {"frames": FRAMES}
 
 
 def test_frames_are_taken_out_of_a_batch():

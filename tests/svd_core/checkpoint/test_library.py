@@ -111,6 +111,13 @@ def test_null_for_a_name_says_so(root):
         ModelLibrary.from_roots([root]).find(None)
 
 
+@pytest.mark.parametrize("value", [5, 1.5, True, {}, ["5"], ["svd.safetensors", 0, 1]])
+def test_what_is_no_text_is_answered_with_the_nearest_names(root, value):
+    touch(root / "diffusers" / "5" / "model_index.json")
+    with pytest.raises(CheckpointError, match=r'there is no checkpoint called ".*nearest names are ".*svd-nano"'):
+        ModelLibrary.from_roots([root]).find(value)
+
+
 def test_the_three_nearest_names_are_said(root):
     with pytest.raises(CheckpointError, match=r'"svd\.safetensors"') as raised:
         ModelLibrary.from_roots([root]).find("svd.safetensor")
