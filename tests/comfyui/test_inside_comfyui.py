@@ -27,6 +27,7 @@ SPACED = "SVD Stages, täglich [1]"
 SMALL = {
     "SVDCheckpointLoader": {"checkpoint": "svd-nano"},
     "SVDResizeImage": {"width": 64, "height": 64},
+    "SVDImageToVideo": {"width": 64, "height": 64, "video_frames": 3, "steps": 1},
     "SVDImageConditioning": {"video_frames": 2},
     "SVDEulerSampler": {"steps": 1},
 }
