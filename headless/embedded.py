@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..svd_core import host
-from ..svd_core.errors import CheckpointError, GraphError
+from ..svd_core.errors import CheckpointError
 from ..svd_core.graph import (
     Emit,
     Engine,
@@ -18,11 +18,10 @@ from ..svd_core.graph import (
     Validation,
     explain,
     object_info,
-    raise_if_invalid,
     validate,
 )
 from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_events
-from .refusals import marked
+from .refusals import raise_if_faulty, raise_if_refused
 from .surroundings import Surroundings
 
 
@@ -63,11 +62,7 @@ class EmbeddedEngine:
         """Validate with the models and input files of the surroundings. See `GraphEngine.check`."""
         with host.using(self.surroundings.host()):
             validation = validate(graph.prompt, NODES)
-        _raise_faults(validation)
-        if validation.node_errors:
-            words = explain(None, validation.node_errors, validation.prompt)
-            error = GraphError(words, code="graph.some_outputs", node_errors=validation.node_errors)
-            raise marked(error, EMBEDDED_NODES)
+        raise_if_faulty(validation, EMBEDDED_NODES)
         return validation
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
@@ -108,7 +103,7 @@ def validate_and_execute(
     keep: Sequence[str] = (),
 ) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
-    _raise_faults(validation)
+    raise_if_refused(validation, EMBEDDED_NODES)
     if emit is not None:
         emit("queued", {})
     result = Engine(NODES).run(
@@ -121,14 +116,6 @@ def validate_and_execute(
         node_context=_inference,
     )
     return validation, result
-
-
-def _raise_faults(validation: Validation) -> None:
-    """Raise GraphError when nothing can run, with the exit status of a missing file when nothing else is wrong."""
-    try:
-        raise_if_invalid(validation)
-    except GraphError as error:
-        raise marked(error, EMBEDDED_NODES) from None
 
 
 def _inference() -> contextlib.AbstractContextManager:

@@ -9,7 +9,7 @@ from typing import Any
 from ..svd_core import errors
 from ..svd_core.checkpoint.library import CHECKPOINTS, PICKLES
 from ..svd_core.errors import CheckpointError, GraphError, ImageError, NodeError, SVDStagesError
-from ..svd_core.graph import NodeTable, Prompt, explain, validate
+from ..svd_core.graph import NodeTable, Prompt, Validation, explain, raise_if_invalid, validate
 from ..svd_core.graph.declared import DeclaredInput, read_declaration
 from ..svd_core.graph.prompt import name_node, one_line
 from .graphs import EMBEDDED_NODES
@@ -37,6 +37,21 @@ def refusal(error: Any, node_errors: Any, prompt: Prompt, table: NodeTable) -> G
         first = next((fault for entry in faults.values() for fault in entry["errors"]), error)
         code = f"graph.{one_line(first['type'], 100)}"
     return marked(GraphError(explain(error, faults, prompt), code=code, node_errors=faults), table)
+
+
+def raise_if_refused(validation: Validation, table: NodeTable) -> None:
+    """Raise GraphError when nothing of a graph can run by our validation."""
+    try:
+        raise_if_invalid(validation)
+    except GraphError as error:
+        raise marked(error, table) from None
+
+
+def raise_if_faulty(validation: Validation, table: NodeTable) -> None:
+    """Raise GraphError when any output of a graph could not run by our validation."""
+    raise_if_refused(validation, table)
+    if validation.node_errors:
+        raise refusal(None, validation.node_errors, validation.prompt, table)
 
 
 def marked(error: GraphError, table: NodeTable) -> GraphError:

@@ -140,7 +140,7 @@ def _is_installed(distribution: str) -> bool:
 
 def _import_paths(checkout: Checkout) -> None:
     """Set ComfyUI's command line, and import what knows where its files are."""
-    sys.path.insert(0, str(checkout.folder))
+    sys.path.insert(0, str(checkout.folder))  # a checkout is no package: its modules import each other by bare names
     with _command_line(["main.py", "--disable-all-custom-nodes", *checkout.flags]):
         import comfy.options
 

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from .. import sockets
+from ..sockets import Input, socket
 from .values import EULER_NAMES, SAMPLER_NAMES, SCHEDULER_NAMES
-
-Input = tuple[Any, dict[str, Any]]
-
-
-def socket(kind: str, tooltip: str) -> Input:
-    """An input that only a wire fills."""
-    return (kind, {"tooltip": tooltip})
 
 
 def model() -> Input:
@@ -46,8 +39,7 @@ def sigmas() -> Input:
 
 def seed() -> Input:
     """The seed of the starting noise; the page adds its own control."""
-    tooltip = "Seed of the starting noise."
-    return ("INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": tooltip})
+    return sockets.seed("Seed of the starting noise.")
 
 
 def steps(default: int = 20) -> Input:
