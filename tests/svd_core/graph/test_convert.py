@@ -155,6 +155,15 @@ def test_a_word_that_the_next_widget_offers_is_its_value():
     assert inputs_of(page(box(1, "SeedThenMode", [7, "randomize", "fixed"])), "1") == {"seed": 7, "mode": "fixed"}
 
 
+def test_a_seed_that_is_declared_without_the_pages_control_has_no_place_for_it():
+    @toy({"seed": ("INT", {"control_after_generate": False}), "word": ("STRING", {})})
+    class Plain:
+        pass
+
+    found = to_api(page(box(1, "Plain", [7, "fixed"])), {"Plain": Plain})
+    assert found["1"]["inputs"] == {"seed": 7, "word": "fixed"}
+
+
 def test_a_type_in_small_letters_owns_a_place():
     assert inputs_of(page(box(1, "OddWidget", ["[]", 3])), "1") == {"points": "[]", "count": 3}
 

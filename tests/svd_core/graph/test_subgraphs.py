@@ -112,6 +112,38 @@ def test_an_output_that_is_an_input_goes_straight_through():
     assert to_api(sheet.workflow(inside), NODES)["3"]["inputs"]["images"] == ["1", 0]
 
 
+def test_values_of_an_instance_go_to_its_ports_in_order():
+    sheet, inside = Sheet(), Sheet("Two sides")
+    image, wide, high = inside.input("picture", "IMAGE"), inside.input("wide", "INT"), inside.input("high", "INT")
+    inside.output("small", "IMAGE", scale(inside, image, 100, {"width": wide, "height": high}))
+    save(sheet, (instance(sheet, inside, [224, 80], [load(sheet), None, None]), 0))
+    (box,) = [node for node in to_api(sheet.workflow(inside), NODES).values() if node["class_type"] == "ImageScale"]
+    assert (box["inputs"]["width"], box["inputs"]["height"]) == (224, 80)
+
+
+def test_only_the_value_of_a_primitive_inside_is_shown():
+    workflow = copy.deepcopy(GRAPHS["a_primitive_inside_shown_by_proxy"])
+    (box,) = [node for node in workflow["nodes"] if "proxyWidgets" in node["properties"]]
+    ((number, _),) = box["properties"]["proxyWidgets"]
+    box["properties"]["proxyWidgets"] = [[number, "control_after_generate"], [number, "value"]]
+    box["widgets_values"] = ["randomize", 512]
+    assert widths(to_api(workflow, NODES)) == [512]
+
+
+def test_a_primitive_writes_into_widgets_alone():
+    sheet = Sheet()
+    number = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
+    sheet.add("ImageScale", ["lanczos", 64, 96, "disabled"], {"width": ("INT", (number, 0))})
+    assert widths(to_api(sheet.workflow(), NODES)) == [64]
+
+
+def test_the_order_of_inputs_is_the_one_that_a_description_states():
+    inputs = {"required": {"second": ["INT", {}], "first": ["INT", {}]}}
+    table = described_nodes({"Odd": {"input": inputs, "input_order": {"required": ["first", "second"]}, "output": []}})
+    workflow = {"nodes": [{"id": 1, "type": "Odd", "widgets_values": [1, 2]}], "links": []}
+    assert to_api(workflow, table.classes)["1"]["inputs"] == {"first": 1, "second": 2}
+
+
 def test_a_graph_is_converted_by_descriptions_as_by_classes():
     info = object_info(NODES, EMBEDDED_NODES.display_names)
     table = described_nodes(info)
