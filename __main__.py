@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any
 
 from . import __version__, headless
+from .batch_commands import add_batch
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
 from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
@@ -90,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_download, _add_bench,
     ):  # fmt: skip
         add(commands)
+    add_batch(commands, _add_command, _surroundings)
     return parser
 
 
@@ -317,7 +319,7 @@ def validate(arguments: argparse.Namespace, console: Console) -> None:
     engine = _engine(arguments, surroundings)
     table = engine.table if arguments.object_info is None else _table(arguments)
     for missing in headless.find_missing(source, engine, surroundings, arguments.settings, table):
-        console.missing(missing.describe(), **asdict(missing))
+        console.told("missing", missing.describe(), **asdict(missing))
     graph = _open_allowed(source, arguments, table)
     if arguments.object_info is None:
         checked = engine.check(graph)

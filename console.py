@@ -22,8 +22,8 @@ class Console(Protocol):
         """What an engine does: queued, cached, executing, executed. See headless/events.py."""
         ...
 
-    def missing(self, text: str, **values: Any) -> None:
-        """Something that a graph needs and is not there: a line for people, values for programs."""
+    def told(self, name: str, text: str, /, **values: Any) -> None:
+        """An event that people are told, too: `missing`, what a graph needs and is not there; `batch`, who works."""
         ...
 
     def result(self, text: str, **values: Any) -> None:
@@ -54,7 +54,7 @@ class TerminalConsole:
     def event(self, name: str, /, **values: Any) -> None:
         """People see the bars."""
 
-    def missing(self, text: str, **values: Any) -> None:
+    def told(self, name: str, text: str, /, **values: Any) -> None:
         """Say the line on stderr."""
         self.close()
         sys.stderr.write(text + "\n")
@@ -102,9 +102,9 @@ class JsonConsole:
         with contextlib.suppress(BrokenPipeError):
             self._line(name, values)
 
-    def missing(self, text: str, **values: Any) -> None:
-        """{"event": "missing", "kind", "name", "nodes", "folder", "url"}."""
-        self.event("missing", **values)
+    def told(self, name: str, text: str, /, **values: Any) -> None:
+        """{"event": name, ...values}: of "missing" kind, name, nodes, folder, url."""
+        self.event(name, **values)
 
     def result(self, text: str, **values: Any) -> None:
         """{"event": "result", ...values}."""

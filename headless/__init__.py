@@ -4,6 +4,7 @@ The command line, the Python calls and anything else that renders outside ComfyU
 """
 
 from .animation import Animation, animate, animate_file, animation_graph
+from .batching import Ask, Engine, batch_status, plan_batch, retry_batch, run_batch
 from .described import check_described
 from .embedded import EmbeddedEngine
 from .engines import choose_engine, run_graph
@@ -31,7 +32,9 @@ __all__ = [
     "NODES",
     "PACKAGE",
     "Animation",
+    "Ask",
     "EmbeddedEngine",
+    "Engine",
     "Graph",
     "GraphEngine",
     "Missing",
@@ -41,6 +44,7 @@ __all__ = [
     "animate",
     "animate_file",
     "animation_graph",
+    "batch_status",
     "check_described",
     "check_place",
     "choose_engine",
@@ -49,8 +53,11 @@ __all__ = [
     "find_missing",
     "make_manifest",
     "open_graph",
+    "plan_batch",
     "read_source",
     "refuse_others",
+    "retry_batch",
+    "run_batch",
     "run_graph",
     "write_text",
 ]

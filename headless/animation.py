@@ -109,17 +109,17 @@ def animate(
         compile=compile,
     )
     here = Surroundings(models, device, precision, reporter=on_progress, vram=vram).host()
-    return _as_output(_animate_images(as_images(image), animation, here), output_type)
+    return _as_output(animate_images(as_images(image), animation, here), output_type)
 
 
-def _animate_images(images: torch.Tensor, animation: Animation, here: host.HeadlessHost) -> list[torch.Tensor]:
+def animate_images(images: torch.Tensor, animation: Animation, here: host.HeadlessHost) -> list[torch.Tensor]:
     """The shipped graph without its file nodes: images in, the frames of each video out."""
     with host.using(here):
         graph = animation_graph(animation, here, "input.png")
         loader, decoder = _only(graph.prompt, "LoadImage"), _only(graph.prompt, "SVDTemporalVAEDecode")
         files = ("CreateVideo", "SaveVideo")
         prompt = {key: node for key, node in graph.prompt.items() if node["class_type"] not in files}
-        _, result = validate_and_execute(Graph(prompt), given={loader: [images, None]}, keep=(decoder,))
+        _, result = validate_and_execute(Graph(prompt), given={loader: [[images], [None]]}, keep=(decoder,))
     return result.values[decoder][0]
 
 
@@ -143,7 +143,7 @@ def animate_file(
         here = replace(surroundings, input_folder=image.parent, output_folder=folder).host()
         with host.using(here):
             graph = animation_graph(animation, here, image.name)
-            given = {_only(graph.prompt, "LoadImage"): [images, None]}
+            given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
             _, result = validate_and_execute(graph, emit=emit, given=given)
         made = written(here, result.ui)
         names = [output, *itertools.islice(free_names(output, 2), len(made) - 1)]

@@ -99,7 +99,7 @@ def _check_output_folder(graph: Graph, here: host.HeadlessHost) -> None:
 def validate_and_execute(
     graph: Graph,
     emit: Emit | None = None,
-    given: Mapping[str, Sequence[Any]] | None = None,
+    given: Mapping[str, Sequence[list[Any]]] | None = None,
     keep: Sequence[str] = (),
 ) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
@@ -113,12 +113,12 @@ def validate_and_execute(
         emit=emit,
         given=given,
         keep=keep,
-        node_context=_inference,
+        node_context=inference,
     )
     return validation, result
 
 
-def _inference() -> contextlib.AbstractContextManager:
+def inference() -> contextlib.AbstractContextManager:
     """Nodes run as in ComfyUI: no gradients are kept."""
     import torch
 

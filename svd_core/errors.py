@@ -74,6 +74,13 @@ class OutputError(SVDStagesError):
     exit_status = 4
 
 
+class BatchError(SVDStagesError):
+    """A batch cannot be planned or run as it is: its manifest, its run folder, another driver."""
+
+    code = "batch"
+    exit_status = 2
+
+
 class ServerError(SVDStagesError):
     """A ComfyUI server cannot be reached, refuses the caller, or answers what no ComfyUI answers."""
 

@@ -30,14 +30,20 @@ def frames_sha256(path: Path) -> str | None:
 
     Container, metadata and dates do not count, so two runs of one graph have the same. Raises ImageError.
     """
-    frames = {**dict.fromkeys(MOVING, _moving), **dict.fromkeys(STILL, _still)}.get(path.suffix.lower())
+    frames = frames_of(path)
     if frames is None:
         return None
     digest = hashlib.sha256()
-    for frame in frames(path):
+    for frame in frames:
         digest.update(f"{frame.shape[1]}x{frame.shape[0]}:".encode())
         digest.update(frame.tobytes())
     return digest.hexdigest()
+
+
+def frames_of(path: Path) -> Iterator[Any] | None:
+    """The frames of a video or picture, (H, W, 3) uint8 each; None for other files. Iterating raises ImageError."""
+    reader = {**dict.fromkeys(MOVING, _moving), **dict.fromkeys(STILL, _still)}.get(path.suffix.lower())
+    return None if reader is None else reader(path)
 
 
 def _moving(path: Path) -> Iterator[Any]:

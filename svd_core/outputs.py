@@ -97,9 +97,9 @@ def save_numbered(place: Place, extension: str, write: Callable[[Path], None], c
     """
     with _temporary_file(place.folder, place.filename(counter or 1, extension)) as temporary:
         write(temporary)
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         number = next_counter(place) if counter is None else counter
-        while not _put_under_new_name(temporary, place.folder / place.filename(number, extension)):
+        while not put_under_new_name(temporary, place.folder / place.filename(number, extension)):
             number += 1
     return Saved(place.filename(number, extension), number)
 
@@ -112,9 +112,25 @@ def save_as(path: Path, write: Callable[[Path], None]) -> Path:
     """
     with _temporary_file(path.parent, path.name) as temporary:
         write(temporary)
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         names = itertools.chain([path], _next_names(path))
-        return next(name for name in names if _put_under_new_name(temporary, name))
+        return next(name for name in names if put_under_new_name(temporary, name))
+
+
+def copy_to_new_name(source: Path, path: Path, link: bool = True) -> Path:
+    """A file under a second name: `path`, or when that is taken the next free one. Who writes to one writes to both.
+
+    A copy where `link` is False or the disk cannot link. Raises OutputError.
+    """
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(source, path)
+            return path
+    return save_as(path, lambda temporary: _copy_content(source, temporary))
+
+
+def _copy_content(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 @contextlib.contextmanager
@@ -130,7 +146,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise OutputError(f"{path} is {kind}; name a file that may be written.", code="output.not_a_file")
     with _temporary_file(path.parent, path.name) as temporary:
         yield temporary
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
 
 
@@ -207,17 +223,22 @@ def _remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _flush_to_disk(file: Path) -> None:
+def flush_to_disk(file: Path) -> None:
     """Without this a power cut could leave the final name with an empty file under it."""
     with open(file, "r+b") as stream:
         os.fsync(stream.fileno())
 
 
-def _put_under_new_name(temporary: Path, path: Path) -> bool:
-    """Give the complete file a name that is free. False when somebody has the name."""
+def put_under_new_name(temporary: Path, path: Path) -> bool:
+    """Give the complete file a name that is free, on the same disk. False when somebody has the name.
+
+    On network disks the answer to a link that was made can be lost, and the second try be told that it is there.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
+        with contextlib.suppress(OSError):
+            return os.path.samefile(temporary, path)
         return False
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:

@@ -5,7 +5,7 @@ Every function takes the node classes as an argument; nothing here knows a node,
 
 from .convert import to_api
 from .describe import object_info
-from .edit import apply_settings, set_value
+from .edit import Target, apply_settings, find_target, read_value, set_value, with_value
 from .engine import Emit, Engine, RunResult
 from .explain import explain
 from .node_table import NodeTable, described_nodes
@@ -19,17 +19,21 @@ __all__ = [
     "NodeTable",
     "Prompt",
     "RunResult",
+    "Target",
     "Validation",
     "apply_settings",
     "described_nodes",
     "explain",
+    "find_target",
     "is_ui_format",
     "object_info",
     "parse_graph",
     "raise_if_invalid",
     "read_graph",
+    "read_value",
     "set_value",
     "to_api",
     "unwrap",
     "validate",
+    "with_value",
 ]

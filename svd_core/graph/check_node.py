@@ -108,7 +108,7 @@ def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, e
             )
         return
     found = _convert(declared, check) or (
-        None if exempt else _check_value(declared, unwrap_value(check.inputs[name]), around.hints)
+        None if exempt else check_value(declared, unwrap_value(check.inputs[name]), around.hints)
     )
     if found is not None:
         check.problems.append(found)
@@ -239,8 +239,8 @@ def check_finite(value: Any) -> None:
             waiting.extend((each, depth + 1) for each in (part.values() if isinstance(part, dict) else part))
 
 
-def _check_value(declared: DeclaredInput, value: Any, hints: Hints) -> Problem | None:
-    """Minimum, maximum and the options of a combo."""
+def check_value(declared: DeclaredInput, value: Any, hints: Hints) -> Problem | None:
+    """The problem with a value's size, or that it is none of a combo's options."""
     options = declared.options
     try:
         if "min" in options and value < options["min"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GraphError, nearest
@@ -40,10 +41,39 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
     Raises GraphError (`graph.setting`) that names the nearest nodes or inputs. Ranges and options are left to
     `validate`, which knows the exceptions.
     """
-    target, equals, text = setting.partition("=")
-    node_name, dot, input_name = target.strip().rpartition(".")
-    if not (equals and dot and node_name and input_name):
+    name, equals, text = setting.partition("=")
+    if not equals:
         raise _wrong(f"a setting is NODE.INPUT=VALUE, as in KSampler.seed=7; got {setting!r}.")
+    target = find_target(prompt, name, nodes)
+    if looks_like_link(prompt[target.node_id].get("inputs", {}).get(target.declared.name)):
+        logger.warning(
+            '%s: "%s" was linked, and now is %s; its source is no longer heard',
+            target.where,
+            target.declared.name,
+            text,
+        )
+    return with_value(prompt, target.node_id, target.declared.name, read_value(target, text))
+
+
+@dataclass(frozen=True)
+class Target:
+    """An input of a node of a graph that takes a value. `where` names the node in messages."""
+
+    node_id: str
+    declared: DeclaredInput
+    where: str
+
+    @property
+    def name(self) -> str:
+        """ "NODE.INPUT" with the node's id."""
+        return f"{self.node_id}.{self.declared.name}"
+
+
+def find_target(prompt: Prompt, name: str, nodes: Mapping[str, type]) -> Target:
+    """The input that `NODE.INPUT` means, see `set_value`. Raises GraphError (`graph.setting`) with what is near."""
+    node_name, dot, input_name = name.strip().rpartition(".")
+    if not (dot and node_name and input_name):
+        raise _wrong(f"an input is NODE.INPUT, as in KSampler.seed, set by NODE.INPUT=VALUE; got {name!r}.")
     node_id = _find_node(prompt, node_name)
     class_type = str(prompt[node_id].get("class_type"))
     if class_type not in nodes:
@@ -53,10 +83,12 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
     where = name_node(prompt, node_id)
     if input_name not in inputs:
         raise _wrong(f'{where} has no input "{input_name}"; nearest are {nearest(input_name, inputs) or "none"}.')
-    value = _read_value(inputs[input_name], text, where)
+    return Target(node_id, inputs[input_name], where)
+
+
+def with_value(prompt: Prompt, node_id: str, input_name: str, value: Any) -> Prompt:
+    """A copy of `prompt` with one value in it."""
     node = prompt[node_id]
-    if looks_like_link(node.get("inputs", {}).get(input_name)):
-        logger.warning('%s: "%s" was linked, and now is %s; its source is no longer heard', where, input_name, text)
     return {**prompt, node_id: {**node, "inputs": {**node.get("inputs", {}), input_name: value}}}
 
 
@@ -74,7 +106,9 @@ def _find_node(prompt: Prompt, name: str) -> str:
     raise _wrong(f'no node has the id, type or title "{name}"; nearest are {known}.')
 
 
-def _read_value(declared: DeclaredInput, text: str, where: str) -> Any:
+def read_value(target: Target, text: str) -> Any:
+    """What a text means to an input; see `set_value`. Raises GraphError (`graph.setting`)."""
+    declared, where = target.declared, target.where
     kind, choices = declared.kind, declared.choices
     if choices is not None:
         return next((each for each in choices if str(each) == text), text)

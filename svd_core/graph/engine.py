@@ -60,7 +60,7 @@ class Engine:
         *,
         extra_data: Mapping[str, Any] | None = None,
         emit: Emit | None = None,
-        given: Mapping[str, Sequence[Any]] | None = None,
+        given: Mapping[str, Sequence[list[Any]]] | None = None,
         keep: Collection[str] = (),
         node_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         prompt_id: str = "",
@@ -70,7 +70,8 @@ class Engine:
         prompt        from `Validation.prompt`: constants converted, defaults filled in. It is not changed
         extra_data    `extra_pnginfo` in it is what the hidden input EXTRA_PNGINFO gets
         emit          told ComfyUI's events, with `prompt_id` in each
-        given         outputs of nodes that do not run, one value per slot; they need be neither nodes nor known classes
+        given         outputs of nodes that do not run: for each slot the list of its values, as `RunResult.values` has
+                      them; they need be neither nodes nor known classes
         node_context  makes a context manager around each call of a node, such as torch.inference_mode
 
         Raises NodeError from what a node raised; KeyboardInterrupt and Interrupted as they are; GraphError for an id
@@ -117,7 +118,7 @@ class _Run:
     store: Store
     known: dict[Hashable, Key]
     instances: dict[tuple[str, str], tuple[Any, str]]
-    given: Mapping[str, Sequence[Any]]
+    given: Mapping[str, Sequence[list[Any]]]
     extra_data: Mapping[str, Any]
     observer: Emit | None
     prompt_id: str
@@ -151,7 +152,7 @@ class _Run:
             self.store.want(self.keys[node_id])
         for node_id, row in self.given.items():
             self.store.want(self.keys[node_id])
-            self.store.put(self.keys[node_id], [[value] for value in row], {})
+            self.store.put(self.keys[node_id], [list(values) for values in row], {})
         needed = [node_id for node_id in prompt if node_id in self.keys and node_id not in self.given]
         self.tell("execution_start")
         cached = [node_id for node_id in needed if self.store.get(self.keys[node_id]) is not None]

@@ -229,7 +229,7 @@ def test_a_node_of_the_file_that_only_a_new_one_reads_keeps_what_it_needs():
 def test_a_new_node_may_read_what_is_given():
     nodes = {**TOYS, "Later": brings_for({"a": ["load", 0], "b": 0}, [["new", 0]])}
     prompt = graph(e=node("Later", after=1), show=node("Show", value=["e", 0]), load=node("Number", value=1))
-    assert run(prompt, nodes, given={"load": [42]}).ui["show"] == {"value": ["42"]}
+    assert run(prompt, nodes, given={"load": [[42]]}).ui["show"] == {"value": ["42"]}
 
 
 def test_equal_values_of_a_mapped_expansion_are_each_given():

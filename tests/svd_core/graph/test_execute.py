@@ -288,18 +288,18 @@ def test_given_values_stand_for_nodes_that_do_not_run():
     prompt = graph(
         load=node("NotInstalled", file="x"), b=node("Add", a=["load", 0], b=["nowhere", 1]), x=node("Show", value=B)
     )
-    result = run(prompt, given={"load": [20], "nowhere": [None, 3]}, keep=["b"])
+    result = run(prompt, given={"load": [[20]], "nowhere": [[None], [3]]}, keep=["b"])
     assert result.values == {"b": [[23]]} and result.ui["x"] == {"value": ["23"]}
 
 
 def test_ancestors_of_a_given_node_do_not_run():
     prompt = shown(B, a=node("Fails", value=1), b=node("Add", a=A, b=1))
-    assert run(prompt, given={"b": [5]}).ui["show"] == {"value": ["5"]}
+    assert run(prompt, given={"b": [[5]]}).ui["show"] == {"value": ["5"]}
 
 
 def test_a_given_node_with_too_few_values_is_refused():
     with pytest.raises(GraphError, match="slot 1 of it is read") as caught:
-        Engine(TOYS).run(shown(["a", 1]), ["show"], given={"a": [1]})
+        Engine(TOYS).run(shown(["a", 1]), ["show"], given={"a": [[1]]})
     assert caught.value.code == "graph.bad_slot"
 
 

@@ -1,0 +1,266 @@
+"""`svd-stages batch`: its arguments, and what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import headless
+from .console import Console
+from .svd_core.batch.driver import Options, Progress
+from .svd_core.batch.export import FIELDS, export
+from .svd_core.batch.folder import RunFolder
+from .svd_core.batch.lock import parse_shard
+from .svd_core.batch.manifest import parse_seeds
+from .svd_core.batch.report import Status, damaged
+from .svd_core.checkpoint.library import EMBEDDED
+from .svd_core.errors import BatchError
+
+Here = Callable[[argparse.Namespace, Console], headless.Surroundings]
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+
+def add_batch(commands: Any, add_command: AddCommand, here: Here) -> None:
+    """Add `batch` with its own commands.
+
+    add_command  adds one with the options that all commands have: (commands, name, command, help)
+    here         makes the surroundings of the common options
+    """
+    text = "many images to videos, on many processes or machines; stopped or killed, the same command goes on"
+    parser = commands.add_parser("batch", help=text, description=text[0].upper() + text[1:] + ".")
+    parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def run(arguments: argparse.Namespace, console: Console) -> None:
+        _run(arguments, here(arguments, console), console)
+
+    def plan(arguments: argparse.Namespace, console: Console) -> None:
+        _plan(arguments, here(arguments, console), console)
+
+    run_parser = add_command(parts, "run", run, "make the video of each row that has none yet")
+    _add_source(run_parser)
+    _add_engine(run_parser)
+    run_parser.add_argument("--limit", type=_count, metavar="N", help="stop after N videos")
+    run_parser.add_argument(
+        "--deadline", type=_seconds, metavar="SECONDS", help="end a render that takes longer (default: five times what "
+        "95 of 100 take, at least ten minutes)",
+    )  # fmt: skip
+    plan_parser = add_command(
+        parts, "plan", plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
+    )
+    _add_source(plan_parser)
+    plan_parser.add_argument("--measure", action="store_true", help="make the first video, to tell how long all take")
+    status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs")
+    _add_run(status_parser)
+    status_parser.add_argument("--verify", action="store_true", help="read every video and compare its sha256")
+    retry_parser = add_command(parts, "retry", _retry, "have failed rows made again by the next run")
+    _add_run(retry_parser)
+    retry_parser.add_argument(
+        "--code", action="append", default=[], metavar="CODE", help="only those that failed with this code, as status "
+        "tells it, or a pattern: image.*; repeatable (default: all)",
+    )  # fmt: skip
+    _add_export(add_command(parts, "export", _export, "give the videos names for people"))
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", nargs="?", type=Path, metavar="MANIFEST_OR_FOLDER", help="CSV, JSON Lines or Parquet with a column "
+        "image and any of seed, name and NODE.INPUT; or a folder of pictures (default: what was planned in the run)",
+    )  # fmt: skip
+    _add_run(parser)
+    parser.add_argument(
+        "--graph", type=Path, metavar="GRAPH.json", help="what makes each video: a saved graph, either format, or a "
+        "video with its graph inside (default: that of the run, else the shipped image_to_video)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", default=EMBEDDED, metavar="NAME", help=f"checkpoint of the shipped graph (default: {EMBEDDED})"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
+        help="set a value for all rows; NODE is an id, a class or a title; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", default="", metavar="SEEDS", help="make each row that names no seed with each of these: 7, 0,5,9 or "
+        "0-3 (default: one seed that follows from the image and the values)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="the folder that all images lie in (default: that of the manifest)"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", dest="run_folder", help="the run's folder: plan, videos, "
+        "records, and why rows failed",
+    )  # fmt: skip
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group("engine", "who renders")
+    which = engine.add_mutually_exclusive_group()
+    which.add_argument(
+        "--ray", metavar="ADDRESS", help="all machines of a Ray cluster: auto, or HOST:6379 (needs the ray extra)"
+    )
+    which.add_argument(
+        "--shard", metavar="i/N", help="part i of N of the rows, in plain processes without Ray: N terminals, or the "
+        "jobs of a Slurm array",
+    )  # fmt: skip
+    engine.add_argument(
+        "--workers", type=_count, metavar="N", help="processes (default: one for each GPU; without one, for each CPU)"
+    )
+    engine.add_argument(
+        "--threads", type=_count, default=1, metavar="N", help="of a worker on a CPU (default: 1). Videos depend on "
+        "this in their last digits, and on no other of these",
+    )  # fmt: skip
+    engine.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="where the driver keeps its account: on a local disk (default: in "
+        "the run's folder, if that is one)",
+    )  # fmt: skip
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("target", type=Path, metavar="FOLDER", help="where the names go, and clips.csv")
+    fields = ", ".join(f"{{{name}}}" for name in FIELDS)
+    parser.add_argument(
+        "--names", metavar="TEMPLATE", help=f"of {fields} (default: {{name}}, with the seed where it needs one)"
+    )
+    parser.add_argument("--copy", action="store_true", help="copies, instead of second names of the same files")
+
+
+def _run(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
+    shard = parse_shard(arguments.shard) if arguments.shard else None
+    engine = headless.Engine(arguments.workers, arguments.ray, shard, arguments.threads, arguments.ledger)
+    options = Options(deadline=arguments.deadline, limit=arguments.limit)
+    shown = _Shown(console)
+    began = time.monotonic()
+    status = headless.run_batch(_ask(arguments), surroundings, engine, options, shown.watch, shown.begin)
+    seconds = time.monotonic() - began
+    summary = {
+        **status.as_dict(),
+        "rendered": shown.rendered,
+        "seconds": round(seconds, 1),
+        "run": arguments.run_folder,
+    }
+    lines = [status.describe(), f"{shown.rendered} made in {seconds:.1f} s"]
+    sheet = arguments.run_folder / "contact_sheet.jpg"
+    if shard is None and sheet.is_file():
+        lines.append(f"some of them: {sheet}")
+    headless.write_text(arguments.run_folder / "summary.json", json.dumps(summary, indent=1, default=str) + "\n")
+    console.result("\n".join(lines), **summary)
+    _raise_if_failed(status, arguments.run_folder)
+
+
+def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
+    ask = _ask(arguments)
+    if ask.source is None:
+        raise BatchError("batch plan needs a manifest or a folder of pictures.", code="batch.no_source")
+    status = headless.plan_batch(ask, surroundings)
+    if arguments.measure and status.seconds is None and status.left:
+        engine, options = headless.Engine(workers=1), Options(limit=1)
+        again = headless.Ask(arguments.run_folder)
+        status = headless.run_batch(again, surroundings, engine, options, _Shown(console).watch)
+    console.result(status.describe(), **status.as_dict(), run=arguments.run_folder)
+
+
+def _status(arguments: argparse.Namespace, console: Console) -> None:
+    status = headless.batch_status(arguments.run_folder)
+    text, found = [status.describe()], []
+    if arguments.verify:
+        console.report("verifying", 0, status.counts["done"], "clip")
+
+        def advance(count: int) -> None:
+            console.report("verifying", count, status.counts["done"], "clip")
+
+        found = [{"task": task, "fault": fault} for task, fault in damaged(RunFolder(arguments.run_folder), advance)]
+        text += [f"damaged: {each['task']}: {each['fault']}" for each in found] or ["every video is what was written"]
+    console.result("\n".join(text), **status.as_dict(), damaged=found, run=arguments.run_folder)
+    if found:
+        raise _failed(f"{len(found)} videos are damaged; delete them and their records, and run again", "batch.damaged")
+
+
+def _retry(arguments: argparse.Namespace, console: Console) -> None:
+    count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",))
+    text = f"{count} rows are to do again: svd-stages batch run --run {arguments.run_folder}"
+    console.result(text, retried=count, run=arguments.run_folder)
+
+
+def _export(arguments: argparse.Namespace, console: Console) -> None:
+    found = export(RunFolder(arguments.run_folder), arguments.target, arguments.names, arguments.copy)
+    text = f"{found.made} new names in {arguments.target}, {found.kept} were there; clips.csv says which row is which"
+    console.result(text, made=found.made, kept=found.kept, target=arguments.target)
+
+
+def _ask(arguments: argparse.Namespace) -> headless.Ask:
+    return headless.Ask(
+        run=arguments.run_folder,
+        source=arguments.source,
+        graph=arguments.graph,
+        settings=arguments.settings,
+        model=arguments.model,
+        seeds=parse_seeds(arguments.seeds) if arguments.seeds else (),
+        images=arguments.images,
+    )
+
+
+class _Shown:
+    """A driver's progress on the console."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._begun = False
+        self.rendered = 0
+
+    def begin(self, pool: str, status: Status) -> None:
+        """What works on how much."""
+        text = f"{status.left} of {status.tasks} videos to make, {pool}"
+        self._console.told("batch", text, workers=pool, **status.as_dict())
+
+    def watch(self, progress: Progress, outcome: dict[str, Any] | None) -> None:
+        """A `driver.Watch`."""
+        if not self._begun:
+            self._begun = True
+            self._console.report("rendering", 0, progress.total - progress.before, "clip")
+        if outcome is None:
+            return
+        self.rendered += outcome["state"] == "done"
+        left = progress.seconds_left
+        about = {"rate": round(progress.rate, 4), "seconds_left": None if left is None else round(left)}
+        self._console.event("clip", **outcome, **about)
+        self._console.report("rendering", progress.finished, progress.total - progress.before, "clip")
+
+
+def _raise_if_failed(status: Status, run: Path) -> None:
+    failed = status.counts["failed"] + status.counts["quarantined"] + status.bad
+    if failed:
+        raise _failed(
+            f"not all rows have a video: {status.counts['failed']} failed, {status.counts['quarantined']} quarantined, "
+            f"{status.bad} that cannot be taken. `svd-stages batch status --run {run}` says why; `batch retry --code "
+            "CODE` has them tried again.",
+            "batch.rows_failed",
+        )
+
+
+def _failed(text: str, code: str) -> BatchError:
+    error = BatchError(text, code=code)
+    error.exit_status = 4
+    return error
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f'a whole number from 1 is needed, and not "{text}"')
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f'seconds are a number above 0, and not "{text}"')
+    return value

@@ -1,0 +1,54 @@
+"""Checkpoints by content: the sha256 of a file or folder, read once as long as it does not change."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from .. import __version__
+from ..svd_core.errors import CheckpointError
+from ..svd_core.fingerprint import file_sha256
+from ..svd_core.outputs import replacing
+
+
+def model_sha256(path: Path) -> str:
+    """The sha256 of a checkpoint file; of a diffusers folder, of the names and sums of its weights and settings.
+
+    What was found is kept with the system's temporary files, by path, size and time: gigabytes are read once on each
+    machine and not by each worker. Raises CheckpointError.
+    """
+    try:
+        if path.is_file():
+            return _remembered(path)
+        files = sorted(each for each in path.rglob("*") if each.suffix in (".json", ".safetensors") and each.is_file())
+        sums = [f"{file.relative_to(path).as_posix()} {_remembered(file)}" for file in files]
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror}.", code="checkpoint.unreadable"
+        ) from error
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def code_version() -> str:
+    """The part of our version that stays while clips stay the same: the major one, before 1.0 also the minor one."""
+    major, minor, *_ = __version__.split(".")
+    return major if major != "0" else f"{major}.{minor}"
+
+
+def _remembered(file: Path) -> str:
+    status = file.stat()
+    about = f"{os.path.realpath(file)} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    folder = Path(tempfile.gettempdir()) / f"svd-stages-{getpass.getuser()}" / "sums"
+    note = folder / hashlib.sha256(about.encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        found = note.read_text(encoding="ascii")
+        if len(found) == 64 and note.stat().st_uid == folder.parent.stat().st_uid == getattr(os, "getuid", int)():
+            return found
+    found = file_sha256(file)
+    with contextlib.suppress(OSError, CheckpointError), replacing(note) as temporary:
+        temporary.write_text(found, encoding="ascii")
+    return found

@@ -1,0 +1,495 @@
+"""The driver: hands tasks to workers, one at a time each, and decides what a failure means.
+
+    todo -> running -> done
+                    -> failed       the row's own fault, with its code; nothing changes when it is tried again
+                    -> todo         its worker died, hung or lost its device: that is an attempt. Or a disk was full,
+                                    or gone for a while: that is none
+                    -> quarantined  after `Options.attempts` attempts
+
+Who killed a process? A worker renders one task while it encodes the one before and reads the image of the next. The
+rendered one is blamed; all that were there go on alone, with nothing beside them, so that the next death is certain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import BatchError, SVDStagesError
+from .folder import RunFolder
+from .ledger import Change, Ledger, State
+from .pool import Answer, Pool
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_DEADLINE = 600.0
+"""Seconds that a render has at least, before it is called hung."""
+LONGEST_START = 3600.0
+"""Seconds that a worker has to load its models."""
+STARTS = 3
+"""Deaths before a worker was ready, in a row, after which it is given up."""
+LONGEST_PAUSE = 300.0
+PASSING_TRIES = 12
+"""How often trouble of a disk or network is waited for: about half an hour in all."""
+ANOTHER_FIRST = 3.0
+"""Seconds in which a task that comes back is left to other workers than the one that had it."""
+_FLUSH = 0.2
+_REFILL = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a driver goes about it.
+
+    attempts  a task that ended its worker so often is quarantined
+    deadline  seconds for one render; None: five times what 95 of 100 take, and at least ten minutes
+    limit     stop after so many tasks; None: all
+    pause     seconds that a full disk is waited for at first; doubled up to five minutes
+    """
+
+    attempts: int = 3
+    deadline: float | None = None
+    limit: int | None = None
+    pause: float = 1.0
+
+
+@dataclass
+class Progress:
+    """How far a driver is: tasks in all, finished before it began and since, and what the last ones took."""
+
+    total: int
+    before: int
+    done: int = 0
+    failed: int = 0
+    quarantined: int = 0
+    began: float = field(default_factory=time.monotonic)
+    workers: int = 0
+
+    @property
+    def finished(self) -> int:
+        """Since this driver began."""
+        return self.done + self.failed + self.quarantined
+
+    @property
+    def rate(self) -> float:
+        """Tasks finished in a second."""
+        return self.finished / max(1e-6, time.monotonic() - self.began)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At this rate; None before anything is finished."""
+        left = self.total - self.before - self.finished
+        return left / self.rate if self.finished else None
+
+
+Watch = Callable[[Progress, dict[str, Any] | None], None]
+"""Called with the progress and what became of a task (`task`, `state`, ...), or None about once a second."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """A task on its way. `alone`: nothing may run beside it. `tries`: how often passing trouble met it."""
+
+    task: Task
+    attempts: int
+    alone: bool = False
+    last_worker: int | None = None
+    begun: float = 0.0
+    put_back: float = 0.0
+    not_before: float = 0.0
+    tries: int = 0
+    is_finished: bool = False
+    deaths: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A worker, and what it has: the task that is rendered, that is encoded, whose image is read."""
+
+    worker: int
+    asked: str | None = None
+    since: float = 0.0
+    is_ready: bool = False
+    is_hung: bool = False
+    starts: int = 0
+    gone: SVDStagesError | None = None
+    rendering: _Work | None = None
+    encoding: _Work | None = None
+    reserved: _Work | None = None
+
+
+class Driver:
+    """One batch, from what the ledger says is to do until nothing is left.
+
+    probes  kind of device -> what a small render of it gave, of earlier runs; grows by those that are met
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        ledger: Ledger,
+        pool: Pool,
+        options: Options,
+        watch: Watch,
+        probes: dict[str, str] | None = None,
+    ):
+        self._folder, self._ledger, self._pool = folder, ledger, pool
+        self._options, self._watch = options, watch
+        self.probes = {} if probes is None else probes
+        self._slots = [_Slot(worker) for worker in pool.workers]
+        self._queue: deque[_Work] = deque()
+        self._later: list[_Work] = []
+        self._place = -1
+        self._picked = 0
+        self._changes: dict[str, Change] = {}
+        self._failures: dict[str, dict[str, Any]] = {}
+        self._flushed = self._ticked = 0.0
+        self._pause, self._paused_until = options.pause, 0.0
+        self._seconds: deque[float] = deque(maxlen=500)
+        counts = ledger.counts()
+        before = counts["done"] + counts["failed"] + counts["quarantined"]
+        self.progress = Progress(sum(counts.values()), before)
+
+    def run(self) -> Progress:
+        """Work until all is done, failed or quarantined, or the limit is reached.
+
+        Raises BatchError when no worker can work (with its reason); KeyboardInterrupt goes through, and the ledger has
+        what was known by then.
+        """
+        try:
+            while True:
+                self._hand_out()
+                if self._is_over():
+                    break
+                for answer in self._pool.answers(self._patience()):
+                    self._take_answer(self._slots[answer.worker], answer)
+                self._end_hung()
+                self._flush()
+                self._tick()
+            self._flush(wait=True)
+        finally:
+            self._leave()
+        return self.progress
+
+    # Handing out
+
+    def _hand_out(self) -> None:
+        if time.monotonic() < self._paused_until:
+            return
+        for slot in self._slots:
+            if slot.asked is None and slot.gone is None:
+                if slot.is_ready:
+                    self._give_work(slot)
+                elif self._is_needed():
+                    self._ask(slot, "hello")
+
+    def _give_work(self, slot: _Slot) -> None:
+        if slot.encoding is not None and slot.encoding.alone:
+            self._ask(slot, "drain")
+            return
+        work = self._pick(slot)
+        if work is None or (work.alone and slot.encoding is not None):
+            slot.reserved = work
+            if slot.encoding is not None:
+                self._ask(slot, "drain")
+            return
+        if not work.alone and self._queue and not self._queue[0].alone and not self._is_at_limit():
+            slot.reserved = self._pick(slot)
+        slot.rendering, work.last_worker, work.begun = work, slot.worker, time.monotonic()
+        self._note(work, "running")
+        upcoming = None if slot.reserved is None else slot.reserved.task.as_dict()
+        self._ask(slot, "work", work.task.as_dict(), upcoming, work.attempts + 1)
+
+    def _ask(self, slot: _Slot, call: str, *arguments: Any) -> None:
+        slot.asked, slot.since = call, time.monotonic()
+        self._pool.ask(slot.worker, call, *arguments)
+
+    def _pick(self, slot: _Slot) -> _Work | None:
+        """The next task for a worker: one that it has read already, one that is to be tried again, the next of the
+        plan, or one that another worker has only read."""
+        if slot.reserved is not None:
+            work, slot.reserved = slot.reserved, None
+            return work
+        if self._is_at_limit():
+            return None
+        work = self._pick_again(slot) or self._pick_new()
+        if work is not None:
+            self._picked += 1
+            return work
+        for other in self._slots:
+            if other.reserved is not None and other.asked is not None:
+                work, other.reserved = other.reserved, None
+                return work
+        return None
+
+    def _pick_again(self, slot: _Slot) -> _Work | None:
+        """What is due; not at once what this worker had, while there are others."""
+        now, others = time.monotonic(), sum(each.is_ready for each in self._slots) > 1
+        for index, work in enumerate(self._later):
+            is_anothers = work.last_worker != slot.worker or now - work.put_back > ANOTHER_FIRST
+            if work.not_before <= now and (is_anothers or not others):
+                return self._later.pop(index)
+        return None
+
+    def _pick_new(self) -> _Work | None:
+        if not self._queue:
+            for place, task, attempts in self._ledger.todo(self._place, _REFILL):
+                self._place = place
+                self._queue.append(_Work(task, attempts, alone=attempts > 0))
+        return self._queue.popleft() if self._queue else None
+
+    def _is_at_limit(self) -> bool:
+        return self._options.limit is not None and self._picked >= self._options.limit
+
+    def _is_needed(self) -> bool:
+        """Whether a worker that is not ready yet will have something to do."""
+        if self._later or self._queue or any(slot.reserved for slot in self._slots):
+            return True
+        self._refill()
+        return bool(self._queue) and not self._is_at_limit()
+
+    def _refill(self) -> None:
+        work = self._pick_new()
+        if work is not None:
+            self._queue.appendleft(work)
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to do, or to wait for. Raises BatchError when all workers are gone."""
+        if all(slot.gone for slot in self._slots):
+            first = self._slots[0].gone
+            assert first is not None
+            raise first
+        busy = any(slot.rendering or slot.encoding or slot.reserved for slot in self._slots)
+        if busy or time.monotonic() < self._paused_until:
+            return False
+        if self._is_at_limit():
+            return True
+        if self._later:
+            return False
+        self._refill()
+        return not self._queue
+
+    # Answers
+
+    def _take_answer(self, slot: _Slot, answer: Answer) -> None:
+        asked, slot.asked = slot.asked, None
+        if answer.died is not None:
+            self._bury(slot, asked, "it hung" if slot.is_hung else answer.died)
+        elif asked == "hello":
+            self._welcome(slot, answer.value)
+        else:
+            for outcome in answer.value:
+                self._take_outcome(slot, outcome)
+            if asked == "work":
+                slot.encoding, slot.rendering = slot.rendering, None
+
+    def _welcome(self, slot: _Slot, told: dict[str, Any]) -> None:
+        refused = told.get("refused")
+        if refused is None:
+            known = self.probes.setdefault(told["device"], told["probe"])
+            if known != told["probe"]:
+                refused = {
+                    "code": "batch.worker_differs",
+                    "message": f"the {told['device']} of {told['host']} renders otherwise than another one did: its "
+                    "libraries or its driver differ, or it is faulty. It gets no work.",
+                    "exit_status": 4,
+                }
+        if refused is not None:
+            slot.gone = _error(refused)
+            logger.warning("worker %d is not used: %s", slot.worker + 1, slot.gone)
+            return
+        slot.is_ready, slot.starts = True, 0
+        self.progress.workers = sum(each.is_ready for each in self._slots)
+
+    def _take_outcome(self, slot: _Slot, outcome: dict[str, Any]) -> None:
+        if slot.rendering is not None and outcome["task"] == slot.rendering.task.id:
+            work, slot.rendering = slot.rendering, None
+        else:
+            work, slot.encoding = slot.encoding, None
+        assert work is not None and work.task.id == outcome["task"]
+        if work.is_finished:
+            return
+        if outcome["state"] == "done":
+            self._finish(work, "done", seconds=outcome["seconds"])
+        elif outcome["state"] == "failed":
+            self._fail(work, {name: value for name, value in outcome.items() if name not in ("task", "state")})
+        elif outcome["why"] == "no_space":
+            self._wait_for_space(outcome["message"])
+            self._put_back(work)
+        else:
+            self._try_later(work, outcome["message"])
+
+    def _finish(self, work: _Work, state: State, code: str | None = None, seconds: float | None = None) -> None:
+        work.is_finished = True
+        self._note(work, state, code)
+        if state == "done":
+            self.progress.done += 1
+            self._pause = self._options.pause
+            if seconds is not None:
+                self._seconds.append(seconds)
+        elif state == "failed":
+            self.progress.failed += 1
+        else:
+            self.progress.quarantined += 1
+        about = {"task": work.task.id, "image": work.task.image, "state": state}
+        self._watch(self.progress, about if code is None else {**about, "code": code})
+
+    def _fail(self, work: _Work, failure: dict[str, Any]) -> None:
+        self._failures[work.task.id] = {**failure, **self._about(work)}
+        self._finish(work, "failed", failure["code"])
+
+    def _about(self, work: _Work) -> dict[str, Any]:
+        return {"image": work.task.image, "values": dict(work.task.values), "attempts": work.deaths}
+
+    def _try_later(self, work: _Work, message: str) -> None:
+        work.tries += 1
+        if work.tries > PASSING_TRIES:
+            self._fail(work, {"code": "output.failed", "message": f"{message} It did not pass in {work.tries} tries."})
+            return
+        work.not_before = time.monotonic() + min(LONGEST_PAUSE, self._options.pause * 2 ** (work.tries - 1))
+        self._put_back(work)
+
+    def _put_back(self, work: _Work) -> None:
+        self._note(work, "todo")
+        work.put_back = time.monotonic()
+        self._later.append(work)
+
+    def _wait_for_space(self, message: str) -> None:
+        """No space: nobody gets work for a while."""
+        now = time.monotonic()
+        if now >= self._paused_until:
+            logger.warning(
+                "paused for %.0f s: %s The batch goes on by itself when there is space.", self._pause, message
+            )
+            self._paused_until = now + self._pause
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+
+    # Deaths
+
+    def _bury(self, slot: _Slot, asked: str | None, how: str) -> None:
+        """A worker's process has died."""
+        hung, slot.is_hung, slot.is_ready = slot.is_hung, False, False
+        if asked == "hello":
+            slot.starts += 1
+            if slot.starts >= STARTS:
+                slot.gone = BatchError(
+                    f"worker {slot.worker + 1} died {STARTS} times before it was ready ({how}); what it printed stands "
+                    "above. Often memory is short: use fewer workers.",
+                    code="batch.no_workers",
+                )
+                slot.gone.exit_status = 4
+                logger.warning("%s", slot.gone)
+            return
+        blamed = slot.rendering or slot.encoding
+        for work in (slot.rendering, slot.encoding, slot.reserved):
+            if work is not None and not work.is_finished:
+                work.alone = True
+                if work is blamed:
+                    self._count_death(work, slot, how, hung)
+                elif self._folder.is_done(work.task.id):
+                    self._finish(work, "done")
+                else:
+                    self._put_back(work)
+        slot.rendering = slot.encoding = slot.reserved = None
+
+    def _count_death(self, work: _Work, slot: _Slot, how: str, hung: bool) -> None:
+        if self._folder.is_done(work.task.id):
+            self._finish(work, "done")
+            return
+        work.attempts += 1
+        work.deaths.append(f"worker {slot.worker + 1}: {how}")
+        logger.warning("worker %d: %s, with %s (attempt %d)", slot.worker + 1, how, work.task.image, work.attempts)
+        if work.attempts < self._options.attempts:
+            self._put_back(work)
+            return
+        code = "batch.hung" if hung else "batch.killed"
+        message = f"its worker ended {work.attempts} times while it was rendered ({how}); it is not tried again."
+        self._failures[work.task.id] = {"code": code, "message": message, "quarantined": True, **self._about(work)}
+        self._finish(work, "quarantined", code)
+
+    def _end_hung(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            limit = LONGEST_START if slot.asked == "hello" else self._deadline()
+            if slot.asked is not None and not slot.is_hung and now - slot.since > limit:
+                logger.warning("worker %d has not answered for %.0f s; it is ended", slot.worker + 1, now - slot.since)
+                slot.is_hung = True
+                self._pool.end(slot.worker)
+
+    def _deadline(self) -> float:
+        if self._options.deadline is not None:
+            return self._options.deadline
+        if len(self._seconds) < 5:
+            return max(SHORTEST_DEADLINE, LONGEST_START)  # the first may have to compile
+        return max(SHORTEST_DEADLINE, 5 * sorted(self._seconds)[math.ceil(0.95 * len(self._seconds)) - 1])
+
+    # The account
+
+    def _note(self, work: _Work, state: State, code: str | None = None) -> None:
+        self._changes[work.task.id] = Change(work.task.id, state, work.attempts, code)
+
+    def _flush(self, wait: bool = False) -> None:
+        """Write down what is known, now and then. A full disk pauses; with `wait`, until it is not."""
+        while self._changes or self._failures:
+            if not wait and time.monotonic() - self._flushed < _FLUSH and len(self._changes) < _REFILL:
+                return
+            self._flushed = time.monotonic()
+            try:
+                self._write_down()
+                return
+            except (sqlite3.OperationalError, SVDStagesError) as error:
+                if isinstance(error, SVDStagesError) and error.code != "output.no_space":
+                    raise
+                self._wait_for_space(f"the account cannot be written ({error}).")
+                if not wait:
+                    return
+                time.sleep(max(0.0, self._paused_until - time.monotonic()))
+
+    def _write_down(self) -> None:
+        for task_id in list(self._failures):
+            self._folder.write_failure(task_id, self._failures[task_id])
+            del self._failures[task_id]
+        self._ledger.record(list(self._changes.values()))
+        self._changes.clear()
+
+    def _leave(self) -> None:
+        """Note what was running as to do. What cannot be written is found again in the run folder."""
+        for work in self._on_the_way():
+            if not work.is_finished:
+                self._note(work, "todo")
+        with contextlib.suppress(sqlite3.Error, SVDStagesError):
+            self._write_down()
+
+    def _on_the_way(self) -> Iterator[_Work]:
+        for slot in self._slots:
+            yield from (work for work in (slot.rendering, slot.encoding, slot.reserved) if work is not None)
+
+    def _patience(self) -> float:
+        """Seconds to wait for answers: until somebody is due, at most one."""
+        if self._paused_until > time.monotonic():
+            return min(1.0, max(0.01, self._paused_until - time.monotonic()))
+        return 0.05 if self._later else 0.5
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._ticked < 1.0:
+            return
+        self._ticked = time.monotonic()
+        for slot in self._slots:  # a worker tells of the clip that it encoded when the next one is rendered
+            work = slot.encoding
+            if work is not None and not work.is_finished and self._folder.is_done(work.task.id):
+                self._finish(work, "done", seconds=time.monotonic() - work.begun)
+        self._watch(self.progress, None)
+
+
+def _error(refused: dict[str, Any]) -> SVDStagesError:
+    error = BatchError(refused["message"], code=refused["code"])
+    error.exit_status = refused["exit_status"]
+    return error

@@ -1,0 +1,85 @@
+"""One driver for a run, or one for each shard of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BatchError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 1) of `count`: every task belongs to one of them, whatever the order of rows."""
+
+    index: int = 1
+    count: int = 1
+
+    def has(self, task_id: str) -> bool:
+        """Whether a task belongs to it."""
+        return self.count == 1 or int(task_id[:15], 16) % self.count == self.index - 1
+
+    @property
+    def name(self) -> str:
+        """For names of files: "2-of-8", and "" for a whole run."""
+        return "" if self.count == 1 else f"{self.index}-of-{self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """A shard as a person writes it: 2/8. Raises BatchError."""
+    index, slash, count = text.partition("/")
+    numbers = [int(each) for each in (index, count) if each.isascii() and each.isdigit()]
+    if not slash or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise BatchError(f'a shard is i/N with i from 1 to N, as in 2/8, and not "{text[:40]}".', code="batch.shard")
+    return Shard(*numbers)
+
+
+@contextlib.contextmanager
+def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
+    """Inside the `with`, no other driver works on this shard of a run, and none on shards of another division.
+
+    Raises BatchError (`batch.another_driver`) at once when one does. A driver that was killed holds nothing. Where two
+    machines see the folder through a network disk that knows no locks, clips are still made whole and kept once.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = run / "drivers"
+    folder.mkdir(parents=True, exist_ok=True)
+    own = f"{shard.index}-of-{shard.count}"
+    lock = FileLock(folder / f"{own}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise _another(run, folder / f"{own}.json") from error
+    try:
+        for other in sorted(folder.glob("*-of-*.lock")):
+            if other.stem.rpartition("-of-")[2] != str(shard.count):
+                try:
+                    with FileLock(other, timeout=0):
+                        pass
+                except Timeout as error:
+                    raise _another(run, other.with_suffix(".json")) from error
+        about = folder / f"{own}.json"
+        about.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
+        yield
+        about.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _another(run: Path, about: Path) -> BatchError:
+    try:
+        found = json.loads(about.read_text(encoding="utf-8"))
+        who = f" (process {found['pid']} on {found['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = ""
+    return BatchError(
+        f"another driver{who} works on {run}; wait for it, or stop it. `svd-stages batch status --run {run}` shows how "
+        "far it is.",
+        code="batch.another_driver",
+    )

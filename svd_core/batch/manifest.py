@@ -1,0 +1,223 @@
+"""Rows out of a manifest (CSV, JSON Lines, Parquet) or a folder of pictures.
+
+Columns: `image` (needed), `seed`, `name`, and any `NODE.INPUT` of the graph. Empty cells and absent keys leave the
+graph's own value. What is wrong with one row is said in that row, and the others go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import BatchError, GraphError, nearest
+from ..extras import import_extra
+from ..graph.read import parse_graph
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif")
+"""Suffixes that make a file of a folder a row; what is in the file decides when it is opened."""
+LONGEST_ROW = 1024 * 1024
+"""Characters of one line."""
+HIGHEST_SEED = 2**64 - 1
+_OWN = ("image", "seed", "name")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a manifest, or one picture of a folder.
+
+    number  of its line, from 1; in a folder its place
+    values  "NODE.INPUT" as the column is called -> text of a cell, or the JSON value
+    fault   (code, message) when the row cannot be read
+    """
+
+    number: int
+    image: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    name: str | None = None
+    fault: tuple[str, str] | None = None
+
+
+def read_rows(source: Path, seeds: Sequence[int] = ()) -> Iterator[Row]:
+    """The rows of a manifest, or of all pictures below a folder, sorted.
+
+    seeds  each row that names none is taken once with each of these
+
+    Raises BatchError for a source that cannot be read as a whole, or has an unknown column; MissingExtraError when
+    Parquet is not installed.
+    """
+    rows = _read_folder(source) if source.is_dir() else _read_file(source)
+    for row in rows:
+        if seeds and row.seed is None and row.fault is None:
+            yield from (replace(row, seed=seed) for seed in seeds)
+        else:
+            yield row
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as a person writes them: "7", "0,5,9", "0-3", "1-3,10". Raises BatchError."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,20})\s*(?:-\s*(\d{1,20})\s*)?", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not (first <= last <= HIGHEST_SEED and last - first < 1_000_000):
+            raise BatchError(
+                f'seeds are whole numbers, as in "7", "0,5,9" or "0-3", and not "{text[:60]}".', code="manifest.seed"
+            )
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _read_folder(folder: Path) -> Iterator[Row]:
+    """Links to folders are not followed: they may lead out, or round. Hidden files and folders are left out."""
+    number = 0
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(PICTURES) and not name.startswith("."):
+                number += 1
+                yield Row(number, Path(parent, name).relative_to(folder).as_posix())
+    if not number:
+        raise BatchError(
+            f"there is no picture in {folder}; pictures end in {', '.join(PICTURES)}.", code="manifest.empty"
+        )
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    readers = {".csv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise BatchError(
+            f"{path} is neither a folder nor a manifest; a manifest ends in {', '.join(readers)}.",
+            code="manifest.format",
+        )
+    empty = True
+    try:
+        for row in reader(path):
+            empty = False
+            yield row
+    except OSError as error:
+        raise BatchError(
+            f"the manifest {path} cannot be read: {error.strerror or error}. Check the path.", code="manifest.file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BatchError(
+            f"the manifest {path} is not UTF-8 text (byte {error.start} of a part of it); save it as UTF-8.",
+            code="manifest.encoding",
+        ) from error
+    if empty:
+        raise BatchError(f"the manifest {path} has no rows; write one line for each video.", code="manifest.empty")
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(_limited(stream, path), strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            _check_columns(path, header)
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise BatchError(f'{path} has the column "{twice[0]}" twice; remove one.', code="manifest.columns")
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                number = reader.line_num
+                if len(cells) != len(header):
+                    told = f"line {number} has {len(cells)} cells, the header has {len(header)}; mend the line."
+                    yield Row(number, "", fault=("manifest.row", told))
+                    continue
+                named = {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip() != ""}
+                yield _row(number, named)
+        except csv.Error as error:
+            raise BatchError(
+                f"{path} is not CSV, line {reader.line_num}: {error}. Save it again as CSV with commas.",
+                code="manifest.csv",
+            ) from error
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    known: set[str] = set()
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(_limited(stream, path), 1):
+            if not line.strip():
+                continue
+            try:
+                found = parse_graph(line, f"line {number}")
+            except GraphError as error:
+                told = f"line {number} is no JSON object that can be taken: {error}"
+                yield Row(number, "", fault=("manifest." + error.code.removeprefix("graph."), told))
+                continue
+            if not found.keys() <= known:
+                _check_columns(path, [*found, "image"])
+                known |= found.keys()
+            yield _row(number, {key: value for key, value in found.items() if value is not None})
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    parquet, arrow = import_extra("pyarrow.parquet", "parquet"), import_extra("pyarrow", "parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(1024):
+                for found in batch.to_pylist():
+                    number += 1
+                    yield _row(number, {key: value for key, value in found.items() if value is not None})
+    except arrow.ArrowException as error:
+        raise BatchError(f"{path} is not a Parquet file that can be read: {error}.", code="manifest.parquet") from error
+
+
+def _limited(lines: TextIO, path: Path) -> Iterator[str]:
+    while line := lines.readline(LONGEST_ROW + 1):
+        if len(line) > LONGEST_ROW:
+            raise BatchError(
+                f"{path} has a line of more than {LONGEST_ROW} characters; is it a manifest?", code="manifest.too_large"
+            )
+        if "\0" in line:
+            raise BatchError(f"{path} holds zero bytes; is it a manifest?", code="manifest.encoding")
+        yield line
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise BatchError unless there is an image, and every other column may be a NODE.INPUT."""
+    if "image" not in names:
+        raise BatchError(
+            f'{path} has no column "image"; the first line names the columns, and "image" is the path of a picture.',
+            code="manifest.columns",
+        )
+    for name in names:
+        if name not in _OWN and "." not in name:
+            near = nearest(name, _OWN)
+            raise BatchError(
+                f'{path} has a column "{name[:60]}"; columns are {", ".join(_OWN)} and inputs of the graph as '
+                f"NODE.INPUT, such as SVDMicroConditioning.fps. The nearest are {near}.",
+                code="manifest.columns",
+            )
+
+
+def _row(number: int, found: Mapping[str, Any]) -> Row:
+    image, name, seed = found.get("image"), found.get("name"), found.get("seed")
+    values = {key: value for key, value in found.items() if key not in _OWN}
+    if not isinstance(image, str) or image == "":
+        return Row(number, "", fault=("manifest.image", f"row {number} names no image; give the path of a picture."))
+    try:
+        return Row(number, image, values, _seed(seed), None if name is None else str(name))
+    except ValueError:
+        told = f"row {number}: a seed is a whole number from 0 to {HIGHEST_SEED}, got {str(seed)[:60]!r}."
+        return Row(number, image, fault=("manifest.seed", told))
+
+
+def _seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or (isinstance(seed, str) and not (seed.isascii() and seed.isdigit())):
+        raise ValueError(seed)
+    number = int(seed)
+    if (number != seed and not isinstance(seed, str)) or not 0 <= number <= HIGHEST_SEED:
+        raise ValueError(seed)
+    return number

@@ -1,0 +1,134 @@
+"""The plan of a batch: each row of the manifest with its task, or with what is wrong with it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BatchError, SVDStagesError
+from ..outputs import replacing
+from .images import Image, ImageFolder
+from .manifest import Row
+from .tasks import Task, derived_seed, digest, task_id
+
+_AT_ONCE = 4096
+"""Rows whose images are hashed together."""
+
+
+@dataclass(frozen=True)
+class PlannedRow:
+    """A row and its task; without one, `code` and `message` say why. `name` is what a person would call its clip."""
+
+    number: int
+    name: str
+    image: str
+    task: Task | None
+    code: str = ""
+    message: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        if self.task is None:
+            return {"row": self.number, "name": self.name, "image": self.image, **self.fault()}
+        return {"row": self.number, "name": self.name, "task": self.task.as_dict()}
+
+    def fault(self) -> dict[str, str]:
+        """Its code and message."""
+        return {"code": self.code, "message": self.message}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How a row becomes the values of a graph.
+
+    values   the values that a row's columns mean, "NODE.INPUT" by node id -> value; raises SVDStagesError
+    seeds    the inputs that take the seed, as "NODE.INPUT" by node id
+    shared   what all rows have in common, for JSON: clips of other graphs, models or settings have other ids
+    """
+
+    values: Callable[[Mapping[str, Any]], dict[str, Any]]
+    seeds: Sequence[str]
+    shared: Mapping[str, Any]
+
+
+@dataclass
+class Totals:
+    """What a plan comes to. `duplicates` are rows whose clip an earlier row gives."""
+
+    rows: int = 0
+    tasks: int = 0
+    duplicates: int = 0
+    bad: int = 0
+
+
+def plan_rows(rows: Iterable[Row], images: ImageFolder, binding: Binding) -> Iterator[PlannedRow]:
+    """Look at each row's image, and give it its task. A row that cannot be taken says why; nothing else is raised."""
+    shared = digest(binding.shared)
+    waiting = iter(rows)
+    while group := list(itertools.islice(waiting, _AT_ONCE)):
+        looked_at = images.look([row.image for row in group if row.fault is None])
+        for row in group:
+            yield _plan_row(row, looked_at.get(row.image), binding, shared)
+
+
+def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, shared: str) -> PlannedRow:
+    name = row.name or str(Path(row.image).with_suffix("").as_posix())
+    if row.fault is not None or image is None:
+        code, message = row.fault or ("manifest.image", "the row names no image.")
+        return PlannedRow(row.number, name, row.image, None, code, message)
+    if isinstance(image, SVDStagesError):
+        return PlannedRow(row.number, name, row.image, None, image.code, str(image))
+    try:
+        values = binding.values(row.values)
+    except SVDStagesError as error:
+        return PlannedRow(row.number, name, row.image, None, error.code, f"row {row.number}: {error}")
+    seed = None
+    if binding.seeds:
+        seed = derived_seed(image.sha256, values) if row.seed is None else row.seed
+        values = {**values, **dict.fromkeys(binding.seeds, seed)}
+    task = Task(task_id(shared, image.sha256, values), image.name, image.sha256, values, seed)
+    return PlannedRow(row.number, name, image.name, task)
+
+
+def write_plan(path: Path, planned: Iterable[PlannedRow]) -> Totals:
+    """Write the plan, a JSON object a line, and count. Each task counts once."""
+    totals, seen = Totals(), set()
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for row in planned:
+            totals.rows += 1
+            totals.bad += row.task is None
+            if row.task is not None:
+                totals.duplicates += row.task.id in seen
+                seen.add(row.task.id)
+            stream.write(json.dumps(row.as_dict()) + "\n")
+    totals.tasks = len(seen)
+    return totals
+
+
+def read_plan(path: Path) -> Iterator[PlannedRow]:
+    """The rows of a plan. Raises BatchError when there is none, or it was damaged."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                found = json.loads(line)
+                task = Task(**found["task"]) if "task" in found else None
+                image = found.get("image", task.image if task else "")
+                yield PlannedRow(
+                    found["row"], found["name"], image, task, found.get("code", ""), found.get("message", "")
+                )
+    except FileNotFoundError as error:
+        raise BatchError(
+            f"nothing was planned in {path.parent}; give the manifest or folder, too: "
+            f"svd-stages batch run MANIFEST --graph GRAPH.json --run {path.parent}",
+            code="batch.no_plan",
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BatchError(
+            f"the plan {path} cannot be read ({error}); give the manifest again to plan anew. Clips that are done are "
+            "found again.",
+            code="batch.plan",
+        ) from error

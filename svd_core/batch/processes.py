@@ -1,0 +1,132 @@
+"""Workers as plain processes on this machine; needs nothing beside Python."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import child
+from .pool import Answer
+from .worker import LOST_DEVICE, Setup
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_WAIT = 60.0
+"""Seconds before a process is started again that died again and again, each time earlier than that."""
+_PATIENCE = 8
+"""Early deaths in a row after which it begins to wait."""
+
+
+class ProcessPool:
+    """A `Pool` of processes.
+
+    environments  one for each worker, laid over this process's own: {"CUDA_VISIBLE_DEVICES": "1"}
+    """
+
+    def __init__(self, setup: Setup, environments: Sequence[Mapping[str, str]]):
+        self._setup, self._environments = setup, environments
+        self._answers: queue.Queue[Answer] = queue.Queue()
+        self._early_deaths = [0] * len(environments)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._processes = [self._start(worker) for worker in self.workers]
+
+    @property
+    def name(self) -> str:
+        """How many."""
+        count = len(self._environments)
+        return f"{count} {'process' if count == 1 else 'processes'}"
+
+    @property
+    def workers(self) -> Sequence[int]:
+        """Their numbers."""
+        return range(len(self._environments))
+
+    def ask(self, worker: int, call: str, *arguments: Any) -> None:
+        """See `Pool.ask`. To a process that has just died nothing comes; that it died is the answer."""
+        stdin = self._processes[worker].stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            stdin.write(json.dumps([call, arguments]) + "\n")
+            stdin.flush()
+
+    def answers(self, timeout: float) -> list[Answer]:
+        """See `Pool.answers`. A process that died has been started again when this tells of it."""
+        found: list[Answer] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._take(timeout))
+            while True:
+                found.append(self._take(0))
+        return found
+
+    def end(self, worker: int) -> None:
+        """See `Pool.end`."""
+        self._processes[worker].kill()
+
+    def close(self) -> None:
+        """End all processes."""
+        with self._lock:
+            self._closed = True
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    if stream is not None:
+                        stream.close()
+
+    def _take(self, timeout: float) -> Answer:
+        return self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait()
+
+    def _start(self, worker: int) -> subprocess.Popen[str]:
+        """A new process, told its setup, and a thread that hears it."""
+        environment = {**os.environ, **self._environments[worker]}
+        process = subprocess.Popen(
+            [sys.executable, "-m", child.__name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the driver's
+        )
+        stdin = process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError):
+            stdin.write(json.dumps([self._setup.as_dict(), sys.path]) + "\n")
+            stdin.flush()
+        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+        return process
+
+    def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
+        """Hand on what a process answers; when it dies, start another and say so."""
+        began = time.monotonic()
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):  # the half line of a process that was killed
+                self._answers.put(Answer(worker, json.loads(line)))
+        status = process.wait()
+        is_early = time.monotonic() - began < _LONGEST_WAIT
+        self._early_deaths[worker] = self._early_deaths[worker] + 1 if is_early else 0
+        if self._early_deaths[worker] > _PATIENCE:
+            time.sleep(min(_LONGEST_WAIT, 2.0 ** (self._early_deaths[worker] - _PATIENCE)))
+        with self._lock:
+            if not self._closed:
+                self._processes[worker] = self._start(worker)
+                self._answers.put(Answer(worker, died=_how(status)))
+
+
+def _how(status: int) -> str:
+    if status == LOST_DEVICE:
+        return "its device was lost"
+    return f"killed by signal {-status}" if status < 0 else f"ended with status {status}"

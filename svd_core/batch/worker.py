@@ -1,0 +1,230 @@
+"""The worker's side: a process that loads the models once and makes one clip after the other.
+
+While a clip is rendered, the next one's image is read and the last one is encoded and put in place, each on a thread
+of its own. Whatever is wrong with a row is an answer; what ends the process (a crash, a lost device, SIGKILL) is seen
+by the driver.
+"""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ImageError, OutputError, SVDStagesError
+from .folder import RunFolder
+from .rendering import Rendered, Renderer, make_renderer
+from .spool import Spool
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.EMFILE, errno.ENFILE, errno.ENOBUFS,
+}  # fmt: skip
+"""Trouble of a disk or a network that may be over later."""
+LOST_DEVICE = 75
+"""Exit status of a worker whose device is gone: EX_TEMPFAIL of sysexits.h."""
+
+Outcome = dict[str, Any]
+"""What became of a task, for JSON: `task`, `state` and what goes with it.
+
+done    seconds (None when it was done before), is_ours
+failed  code, message, node_id, class_type: nothing changes when it is tried again
+again   why ("no_space" or "passing"), message: worth another try later
+"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told when it starts; `as_dict` is for JSON.
+
+    run     the run folder
+    run_id  of the run, so that two runs on a machine keep apart what they have rendered
+    runner  import path of the renderer, see `rendering`
+    config  what it is called with
+    shared  what `Renderer.describe` must say
+    """
+
+    run: str
+    run_id: str
+    runner: str
+    config: Mapping[str, Any]
+    shared: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `Setup(**that)` is the setup again."""
+        return {
+            "run": self.run,
+            "run_id": self.run_id,
+            "runner": self.runner,
+            "config": dict(self.config),
+            "shared": dict(self.shared),
+        }
+
+
+class Worker:
+    """Makes clips. All calls come from one thread, one after the other."""
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self._folder = RunFolder(Path(setup.run))
+        self._spool = Spool(spool_folder(setup.run_id))
+        self._reader = ThreadPoolExecutor(1, "read")
+        self._writer = ThreadPoolExecutor(1, "encode")
+        self._prepared: dict[str, Future[Any]] = {}
+        self._encoding: Future[Outcome] | None = None
+        self._renderer: Renderer | None = None
+
+    def hello(self) -> dict[str, Any]:
+        """Load what is needed. {"host", "pid", "device", "probe"}, or {"refused": code, message, exit_status}."""
+        try:
+            renderer = make_renderer(self._setup.runner, self._setup.config)
+            found = dict(renderer.describe())
+            if found != dict(self._setup.shared):
+                raise SVDStagesError(_difference(found, self._setup.shared), code="batch.worker_differs")
+            device, probe = renderer.probe()
+        except SVDStagesError as error:
+            return {"refused": {"code": error.code, "message": str(error), "exit_status": error.exit_status}}
+        except Exception as error:
+            logger.exception("this worker cannot begin")
+            return {"refused": {"code": "error", "message": f"{type(error).__name__}: {error}", "exit_status": 4}}
+        self._renderer = renderer
+        for task_id in list(self._spool.ids()):
+            if self._folder.is_done(task_id):
+                self._spool.drop(task_id)
+        return {"host": socket.gethostname(), "pid": os.getpid(), "device": device, "probe": probe}
+
+    def work(self, task: Mapping[str, Any], upcoming: Mapping[str, Any] | None, attempt: int) -> list[Outcome]:
+        """Render a task and begin to encode it; read the image of `upcoming` meanwhile.
+
+        Answers with what is known by then: of the clip that was encoded beside, and of this one when it failed or
+        had been made before.
+        """
+        this = Task(**task)
+        if self._folder.is_done(this.id):
+            return [*self.drain(), {"task": this.id, "state": "done", "seconds": None, "is_ours": False}]
+        began = time.monotonic()
+        try:
+            rendered = self._spool.find(this.id)
+            if rendered is None:
+                prepared = self._prepare(this)
+                self._read_ahead(upcoming)
+                rendered = self._render(this, prepared)
+            else:
+                logger.info("%s was rendered before; it is only encoded", this.id[:12])
+        except Exception as error:
+            return [*self.drain(), self._failure(this, error)]
+        seconds = time.monotonic() - began
+        before = self.drain()
+        self._encoding = self._writer.submit(self._encode, this, rendered, seconds, attempt)
+        return before
+
+    def drain(self) -> list[Outcome]:
+        """Wait for the clip that is being encoded; what became of it."""
+        encoding, self._encoding = self._encoding, None
+        return [] if encoding is None else [encoding.result()]
+
+    def _read_ahead(self, upcoming: Mapping[str, Any] | None) -> None:
+        self._prepared.clear()
+        if upcoming is not None:
+            task = Task(**upcoming)
+            self._prepared[task.id] = self._reader.submit(self._ready.prepare, task)
+
+    def _prepare(self, task: Task) -> Any:
+        reading = self._prepared.pop(task.id, None) or self._reader.submit(self._ready.prepare, task)
+        return reading.result()
+
+    def _render(self, task: Task, prepared: Any) -> Rendered:
+        rendered = self._ready.render(task, prepared)
+        try:
+            self._spool.keep(task.id, rendered)
+        except OSError as error:
+            logger.warning("what was rendered is kept in memory alone: %s", error)
+        return rendered
+
+    def _encode(self, task: Task, rendered: Rendered, seconds: float, attempt: int) -> Outcome:
+        """Files, record, both in place."""
+        began = time.monotonic()
+        try:
+            with self._folder.scratch(task.id) as scratch:
+                made = self._ready.encode(task, rendered, scratch)
+                encoding = time.monotonic() - began
+                record = {**self._record(task, attempt), "seconds": {"render": seconds, "encode": encoding}}
+                is_ours = self._folder.commit(task.id, made, record)
+        except Exception as error:
+            return self._failure(task, error)
+        self._spool.drop(task.id)
+        return {"task": task.id, "state": "done", "seconds": seconds + encoding, "is_ours": is_ours}
+
+    def _record(self, task: Task, attempt: int) -> dict[str, Any]:
+        return {
+            "image": {"name": task.image, "sha256": task.image_sha256},
+            "values": dict(task.values),
+            "seed": task.seed,
+            "attempt": attempt,
+            "made_by": dict(self._setup.shared),
+            "host": socket.gethostname(),
+        }
+
+    @property
+    def _ready(self) -> Renderer:
+        assert self._renderer is not None, "hello comes first"
+        return self._renderer
+
+    def _failure(self, task: Task, error: Exception) -> Outcome:
+        """What an error means for its row. A lost device ends the process, and the driver counts that."""
+        if self._ready.is_lost(error):
+            logger.error("the device is lost: %s", error)
+            os._exit(LOST_DEVICE)
+        return {"task": task.id, **explain_error(error)}
+
+
+def explain_error(error: BaseException) -> Outcome:
+    """`failed` or `again`, as in `Outcome`."""
+    numbers = {each.errno for each in _chain(error) if isinstance(each, OSError)}
+    if numbers & NO_SPACE or getattr(error, "code", None) == "output.no_space":
+        return {"state": "again", "why": "no_space", "message": str(error)}
+    if numbers & PASSING and not isinstance(error, ImageError):
+        return {"state": "again", "why": "passing", "message": str(error)}
+    if isinstance(error, SVDStagesError):
+        where = {"node_id": getattr(error, "node_id", None), "class_type": getattr(error, "class_type", None)}
+        return {"state": "failed", "code": error.code, "message": str(error), **where}
+    if isinstance(error, OSError):
+        told = OutputError(f"{error.filename or 'a file'}: {error.strerror or error}", code="output.failed")
+        return {"state": "failed", "code": told.code, "message": str(told)}
+    return {"state": "failed", "code": f"error.{type(error).__name__}", "message": str(error) or repr(error)}
+
+
+def spool_folder(run_id: str) -> Path:
+    """Where this machine keeps what was rendered for a run."""
+    return Path(tempfile.gettempdir()) / f"svd-stages-{getpass.getuser()}" / "batch" / run_id
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what caused it."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    told = "; ".join(f"{name} is {found.get(name)} here and {wanted.get(name)} in the plan" for name in names)
+    return (
+        f"this worker ({socket.gethostname()}) would make other clips: {told}. Give it the same package and models, "
+        "or plan anew."
+    )
