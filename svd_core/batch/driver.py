@@ -175,6 +175,7 @@ class Driver:
                 self._flush()
                 self._tick()
             self._flush(wait=True)
+            self._folder.sweep()
         finally:
             self._leave()
         return self.progress

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from ..extras import import_extra
 from .pool import Answer
 from .worker import Setup, Worker
 
+PATIENCE = 10.0
+"""Seconds in which a cluster's address must answer."""
 _OBJECT_STORE = 100 * 1024 * 1024
 """Bytes; Ray would take a third of the memory, of which nothing here makes use."""
 
@@ -115,6 +118,9 @@ class _Actor:
 
 def _begin(ray: Any, address: str | None, count: int | None, cpus: int) -> None:
     """Connect to a cluster, or start a Ray here."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        _check_listens(host, int(port))
     quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -132,6 +138,18 @@ def _begin(ray: Any, address: str | None, count: int | None, cpus: int) -> None:
         raise BatchError(
             f"Ray cannot be used at {address or 'this machine'}: {_first_line(error)}. Start it with ray start --head, "
             "or leave --ray out to work on this machine alone.",
+            code="batch.ray",
+        ) from error
+
+
+def _check_listens(host: str, port: int) -> None:
+    """Raise BatchError when nobody answers there: Ray itself would try for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=PATIENCE).close()
+    except OSError as error:
+        raise BatchError(
+            f"no Ray answers at {host}:{port} ({error.strerror or error}). Start it there with ray start --head "
+            f"--port={port}, or leave --ray out to work on this machine alone.",
             code="batch.ray",
         ) from error
 

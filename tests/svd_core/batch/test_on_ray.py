@@ -1,0 +1,81 @@
+"""The same batches on Ray: actors that are killed, drivers that are killed, and a cluster of two nodes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from batches import Batch, drive, images, kill, wait_until, workers_of
+
+pytest.importorskip("ray", reason='needs Ray: pip install "svd-stages[ray]"')
+
+
+def test_actors_that_are_killed_cost_at_most_a_render_each(tmp_path):
+    batch = Batch.planned(tmp_path / "run", images(200), seconds=0.03)
+    drawn = random.Random(0)
+    with batch.driver("4", "ray", "local") as driver:
+        for number in range(1, 5):
+            wait_until(lambda number=number: batch.count() >= 40 * number)
+            kill(drawn.choice(workers_of(driver.pid)))
+        assert driver.wait(240) == 0, batch.said()
+    assert batch.states() == {"done": 200}
+    assert batch.count() <= 204
+    batch.check_clips()
+
+
+def test_a_driver_on_ray_that_is_killed_costs_what_was_in_flight(tmp_path):
+    batch = Batch.planned(tmp_path / "run", [*images(120), "bad-1.png", "crash-1.png"], seconds=0.03)
+    with batch.driver("2", "ray", "local") as driver:
+        wait_until(lambda: batch.count() >= 50)
+        kill(driver.pid)
+        driver.wait()
+    assert batch.run("2", "ray", "local") == 0, batch.said()
+    assert batch.states() == {"done": 120, "failed": 1, "quarantined": 1}
+    assert batch.count() <= 121 + 3 + 2
+    batch.check_clips()
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """The address of a cluster of two nodes on this machine, one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def test_two_nodes_make_the_same_clips_as_one_process(tmp_path, two_nodes):
+    from svd_stages.svd_core.batch.on_ray import RayPool
+    from svd_stages.svd_core.batch.processes import ProcessPool
+
+    def clips(batch: Batch) -> dict[str, str]:
+        records = [batch.folder.read_record(task) for task in batch.folder.walk().done]
+        return {record["task"]: record["files"][0]["sha256"] for record in records if record}
+
+    one, two, cluster = (Batch.planned(tmp_path / name, images(40), seconds=0.01) for name in ("1", "2", "ray"))
+    for batch, count in ((one, 1), (two, 2)):
+        pool = ProcessPool(batch.setup(), [{}] * count)
+        drive(batch, pool)
+        pool.close()
+    pool = RayPool(cluster.setup(), two_nodes, None, gpus=0)
+    assert list(pool.workers) == [0, 1]
+    drive(cluster, pool)
+    pool.close()
+    assert clips(one) == clips(two) == clips(cluster)
+    assert len(clips(one)) == 40
+    assert len({line.split()[1] for line in cluster.log.read_text().splitlines()}) == 2, "one of the nodes made nothing"
+
+
+def test_no_cluster_at_an_address_is_said(tmp_path):
+    from svd_stages.svd_core.batch.on_ray import RayPool
+    from svd_stages.svd_core.errors import BatchError
+
+    batch = Batch.planned(tmp_path / "run", images(1))
+    with pytest.raises(BatchError, match="no Ray answers at 127.0.0.1:1 "):
+        RayPool(batch.setup(), "127.0.0.1:1", 1)
