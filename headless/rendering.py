@@ -20,7 +20,7 @@ from ..svd_core import host
 from ..svd_core.batch.images import check_unchanged
 from ..svd_core.batch.rendering import Rendered
 from ..svd_core.batch.tasks import Task
-from ..svd_core.errors import GraphError
+from ..svd_core.errors import GraphError, SettingError
 from ..svd_core.fingerprint import frames_sha256
 from ..svd_core.graph import Engine, Prompt, validate
 from ..svd_core.graph.prompt import looks_like_link
@@ -93,7 +93,8 @@ class GraphRenderer:
         return describe_models(self._settings.models, self._host)
 
     def probe(self) -> tuple[str, str]:
-        """(the device, a small render: the means of squares of its frames, in hex, 8 bits each)."""
+        """(the device, a small render: the means of squares of its frames, in hex, 8 bits each). Raises SettingError
+        when it is NaN."""
         import torch
 
         ramp = torch.linspace(0, 1, 128)
@@ -101,6 +102,12 @@ class GraphRenderer:
         with _silently():
             frames = animate_images(image[None], PROBE, self._host)[0]
         squares = torch.nn.functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), _PROBE_SQUARES)
+        if not squares.isfinite().all():
+            raise SettingError(
+                f"{self._host.device()} renders NaN or infinity with svd-nano at precision {self._settings.precision}; "
+                "try fp32.",
+                code="batch.worker_differs",
+            )
         return _device_name(self._host.device()), bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
 
     def prepare(self, task: Task) -> list[list[Any]]:

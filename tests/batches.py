@@ -153,10 +153,10 @@ def wait_until(condition: Any, seconds: float = 60) -> None:
 
 
 def drive(
-    batch: Batch, pool: Pool, options: Options = Options(), shard: Shard | None = None, told: list | None = None
+    batch: Batch, pool: Pool, options: Options | None = None, shard: Shard | None = None, told: list | None = None
 ) -> Progress:
     """A driver in this process."""
-    shard = shard or Shard()
+    options, shard = options or Options(), shard or Shard()
     with sole_driver(batch.path, shard):
         ledger = Ledger(batch.path / f"ledger{shard.name}.sqlite")
         try:

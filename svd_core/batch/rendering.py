@@ -38,7 +38,7 @@ class Renderer(Protocol):
         ...
 
     def probe(self) -> tuple[str, str]:
-        """(the kind of device, the sha256 of a small render): equal kinds must render alike."""
+        """(the kind of device, a small render as bytes in hex): devices of one kind must render alike."""
         ...
 
     def prepare(self, task: Task) -> Any:

@@ -7,13 +7,13 @@ import random
 import sqlite3
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 from batches import Batch, drive, images, kill, task_of, wait_until, workers_of
 from svd_stages.svd_core.batch.processes import ProcessPool
 from svd_stages.svd_core.errors import BatchError
+
 
 def test_workers_that_are_killed_cost_at_most_a_render_each(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(200), seconds=0.03)
@@ -167,4 +167,3 @@ def test_a_worker_that_differs_from_the_plan_gets_no_work(tmp_path):
     finally:
         pool.close()
     assert batch.count() == 0
-
