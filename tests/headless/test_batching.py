@@ -221,16 +221,8 @@ def test_another_model_under_the_same_name_makes_other_clips(here, photos, graph
     from svd_stages.svd_core.checkpoint.library import EMBEDDED_FILE
 
     shutil.copy(EMBEDDED_FILE, models / "mine.safetensors")
-    arguments = (
-        "plan",
-        photos,
-        "--run",
-        "run",
-        "--graph",
-        graph,
-        "--set",
-        "SVDCheckpointLoader.checkpoint=mine.safetensors",
-    )
+    mine = "SVDCheckpointLoader.checkpoint=mine.safetensors"
+    arguments = ("plan", photos, "--run", "run", "--graph", graph, "--set", mine)
     assert batch(*arguments) == 0
     tasks = {row.task.id for row in batching.read_plan(here / "run" / "plan.jsonl") if row.task}
     with (models / "mine.safetensors").open("r+b") as file:
@@ -279,9 +271,9 @@ def test_the_driver_loads_neither_torch_nor_a_model(photos, graph, tmp_path):
     import subprocess
     import sys
 
+    arguments = ["batch", "plan", str(photos), "--run", str(tmp_path / "run"), "--graph", str(graph)]
     code = (
-        "import sys; from svd_stages.__main__ import main; "
-        f"status = main(['batch', 'plan', {str(photos)!r}, '--run', {str(tmp_path / 'run')!r}, '--graph', {str(graph)!r}]); "
+        f"import sys; from svd_stages.__main__ import main; status = main({arguments!r}); "
         "print(status, sorted({'torch', 'diffusers', 'transformers', 'ray'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sqlite3
@@ -149,9 +150,9 @@ def test_a_second_driver_refuses_and_the_first_goes_on(tmp_path):
 
 def test_shards_in_three_processes_make_all_rows_once(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(60), seconds=0.01)
-    with batch.driver("1", "shard", "1/3") as a, batch.driver("1", "shard", "2/3") as b:
-        with batch.driver("1", "shard", "3/3") as c:
-            assert [each.wait(60) for each in (a, b, c)] == [0, 0, 0]
+    with contextlib.ExitStack() as ended:
+        drivers = [ended.enter_context(batch.driver("1", "shard", f"{number}/3")) for number in (1, 2, 3)]
+        assert [driver.wait(60) for driver in drivers] == [0, 0, 0]
     assert batch.states() == {"done": 60}
     assert set(batch.renders().values()) == {1}
     batch.check_clips()

@@ -77,5 +77,5 @@ def test_no_cluster_at_an_address_is_said(tmp_path):
     from svd_stages.svd_core.errors import BatchError
 
     batch = Batch.planned(tmp_path / "run", images(1))
-    with pytest.raises(BatchError, match="no Ray answers at 127.0.0.1:1 "):
+    with pytest.raises(BatchError, match=r"no Ray answers at 127\.0\.0\.1:1 "):
         RayPool(batch.setup(), "127.0.0.1:1", 1)
