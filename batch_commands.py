@@ -14,7 +14,7 @@ from .console import Console
 from .svd_core.batch.driver import Options, Progress
 from .svd_core.batch.export import FIELDS, export
 from .svd_core.batch.folder import RunFolder
-from .svd_core.batch.lock import parse_shard
+from .svd_core.batch.lock import drivers_at_work, parse_shard
 from .svd_core.batch.manifest import parse_seeds
 from .svd_core.batch.report import Status, damaged
 from .svd_core.checkpoint.library import EMBEDDED
@@ -168,7 +168,8 @@ def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, co
 
 def _status(arguments: argparse.Namespace, console: Console) -> None:
     status = headless.batch_status(arguments.run_folder)
-    text, found = [status.describe()], []
+    drivers = drivers_at_work(arguments.run_folder)
+    text, found = [status.describe(), *(f"at work: {driver}" for driver in drivers)], []
     if arguments.verify:
         console.report("verifying", 0, status.counts["done"], "clip")
 
@@ -177,7 +178,8 @@ def _status(arguments: argparse.Namespace, console: Console) -> None:
 
         found = [{"task": task, "fault": fault} for task, fault in damaged(RunFolder(arguments.run_folder), advance)]
         text += [f"damaged: {each['task']}: {each['fault']}" for each in found] or ["every video is what was written"]
-    console.result("\n".join(text), **status.as_dict(), damaged=found, run=arguments.run_folder)
+    told = {**status.as_dict(), "drivers": drivers, "damaged": found}
+    console.result("\n".join(text), **told, run=arguments.run_folder)
     if found:
         raise _failed(f"{len(found)} videos are damaged; delete them and their records, and run again", "batch.damaged")
 

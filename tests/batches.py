@@ -182,6 +182,7 @@ def main() -> int:
     from svd_stages.svd_core.errors import BatchError
 
     logging.basicConfig(level=logging.INFO)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
     run, config, workers, *rest = sys.argv[1:]
     told = dict(zip(rest[::2], rest[1::2], strict=True))
     batch = Batch(Path(run), json.loads(config))
@@ -194,6 +195,8 @@ def main() -> int:
         pool = ProcessPool(batch.setup(), [{}] * int(workers))
     try:
         drive(batch, pool, Options(deadline=deadline, pause=0.2), shard)
+    except KeyboardInterrupt:
+        return 130
     except BatchError as error:
         print(f"{error.code}: {error}", flush=True)
         return 9

@@ -72,14 +72,32 @@ def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
         lock.release()
 
 
-def _another(run: Path, about: Path) -> BatchError:
+def drivers_at_work(run: Path) -> list[str]:
+    """Who works on a run now: "process 12 on host", with its shard."""
+    from filelock import FileLock, Timeout
+
+    found = []
+    for lock in sorted((run / "drivers").glob("*-of-*.lock")):
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            part = "" if lock.stem == "1-of-1" else f", shard {lock.stem.replace('-of-', '/')}"
+            found.append(f"{_who(lock.with_suffix('.json'))}{part}")
+    return found
+
+
+def _who(about: Path) -> str:
     try:
         found = json.loads(about.read_text(encoding="utf-8"))
-        who = f" (process {found['pid']} on {found['host']})"
+        return f"process {found['pid']} on {found['host']}"
     except (OSError, ValueError, KeyError, TypeError):
-        who = ""
+        return "a process"
+
+
+def _another(run: Path, about: Path) -> BatchError:
     return BatchError(
-        f"another driver{who} works on {run}; wait for it, or stop it. `svd-stages batch status --run {run}` shows how "
-        "far it is.",
+        f"another driver ({_who(about)}) works on {run}; wait for it, or stop it. `svd-stages batch status --run {run}` "
+        "shows how far it is.",
         code="batch.another_driver",
     )

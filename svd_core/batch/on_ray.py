@@ -40,6 +40,7 @@ class RayPool:
     def __init__(self, setup: Setup, address: str | None, count: int | None, gpus: float | None = None, cpus: int = 1):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU see what is there
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         self._ray = ray = import_extra("ray", "ray")
         _begin(ray, address, count, cpus)
         has = ray.cluster_resources()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
+import socket
 import sqlite3
 import time
 from dataclasses import replace
@@ -12,6 +14,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from batches import Batch, drive, images, kill, task_of, wait_until, workers_of
+from svd_stages.svd_core.batch.lock import drivers_at_work
 from svd_stages.svd_core.batch.processes import ProcessPool
 from svd_stages.svd_core.errors import BatchError
 
@@ -136,14 +139,31 @@ def test_a_lost_ledger_is_built_again(tmp_path):
     assert batch.count() <= 22 + 2
 
 
+def test_a_driver_that_is_stopped_ends_its_workers_and_the_next_one_goes_on(tmp_path):
+    batch = Batch.planned(tmp_path / "run", images(40), seconds=0.1)
+    with batch.driver("2") as driver:
+        wait_until(lambda: batch.count() >= 6)
+        workers = workers_of(driver.pid)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(5) == 130
+        wait_until(lambda: not any(is_running(pid) for pid in workers), 2)
+    with sqlite3.connect(batch.path / "ledger.sqlite") as ledger:
+        assert not ledger.execute("SELECT 1 FROM tasks WHERE state = 'running' OR attempts > 0").fetchall()
+    assert batch.run("2") == 0
+    assert batch.states() == {"done": 40}
+    assert batch.count() <= 40 + 2
+
+
 def test_a_second_driver_refuses_and_the_first_goes_on(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(20), seconds=0.1)
     with batch.driver("1") as first:
         wait_until(lambda: batch.count() >= 2)
         assert batch.run("1") == 9
         assert "batch.another_driver" in batch.said()
+        assert drivers_at_work(batch.path) == [f"process {first.pid} on {socket.gethostname()}"]
         assert batch.run("1", "shard", "1/2") == 9
         assert first.wait(60) == 0
+    assert drivers_at_work(batch.path) == []
     assert batch.states() == {"done": 20}
     assert batch.count() == 20
 
