@@ -97,7 +97,7 @@ def _who(about: Path) -> str:
 
 def _another(run: Path, about: Path) -> BatchError:
     return BatchError(
-        f"another driver ({_who(about)}) works on {run}; wait for it, or stop it. `svd-stages batch status --run {run}` "
-        "shows how far it is.",
+        f"another driver ({_who(about)}) works on {run}; wait for it, or stop it. `svd-stages batch status --run "
+        f"{run}` shows how far it is.",
         code="batch.another_driver",
     )
