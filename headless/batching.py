@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,13 +68,13 @@ class Ask:
     images    the folder that all images lie in; None: that of the manifest, or the folder itself
     """
 
-    run: Path
-    source: Path | None = None
+    run: str | os.PathLike
+    source: str | os.PathLike | None = None
     graph: Source | None = None
     settings: Sequence[str] = ()
     model: str = EMBEDDED
     seeds: Sequence[int] = ()
-    images: Path | None = None
+    images: str | os.PathLike | None = None
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
     return told
 
 
-def batch_status(run: Path) -> Status:
+def batch_status(run: str | os.PathLike) -> Status:
     """How a batch stands, by what lies in its folder; a driver may be at work. Raises BatchError."""
-    folder, ledger = RunFolder(run), Ledger(None)
+    folder, ledger = RunFolder(Path(run)), Ledger(None)
     try:
         _take_plan(folder, ledger, None)
         ledger.reconcile(folder.walk())
@@ -171,7 +172,7 @@ def batch_status(run: Path) -> Status:
         ledger.close()
 
 
-def retry_batch(run: Path, patterns: Sequence[str] = ("*",), engine: Engine = HERE) -> int:
+def retry_batch(run: str | os.PathLike, patterns: Sequence[str] = ("*",), engine: Engine = HERE) -> int:
     """Have failed and quarantined tasks whose code fits a pattern (`image.*`) made again at the next run; how many.
 
     Raises BatchError, also while a driver works on the run.
@@ -193,14 +194,21 @@ def retry_batch(run: Path, patterns: Sequence[str] = ("*",), engine: Engine = HE
 @contextmanager
 def _opened(ask: Ask, engine: Engine) -> Iterator[tuple[RunFolder, Ledger]]:
     """The run folder and the ledger, for the one driver."""
-    if ask.source is None and not (ask.run / "run.json").is_file():
-        raise _nothing_planned(ask.run)
-    check_place(ask.run / "run.json")
+    folder = RunFolder(Path(ask.run))
+    if ask.source is None and not folder.settings_file.is_file():
+        raise _nothing_planned(folder.path)
+    check_place(folder.settings_file)
     shard = engine.shard or Shard()
-    with sole_driver(ask.run, shard):
-        ledger = Ledger(engine.ledger or default_ledger(RunFolder(ask.run), shard))
+    with sole_driver(folder.path, shard):
+        ledger = Ledger(engine.ledger or default_ledger(folder, shard))
         try:
-            yield RunFolder(ask.run), ledger
+            yield folder, ledger
+        except sqlite3.Error as error:
+            raise BatchError(
+                f"the ledger {ledger.path} cannot be written: {error}. Free some space, or name another place (--ledger "
+                "FILE); what was made stays.",
+                code="batch.ledger",
+            ) from error
         finally:
             ledger.close()
 
@@ -237,14 +245,15 @@ def _is_on_network(path: Path) -> bool:
 
 def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledger, shard: Shard | None) -> None:
     assert ask.source is not None
+    source = Path(ask.source)
+    base = source if source.is_dir() else source.parent
+    root = base if ask.images is None else Path(ask.images)
     before = folder.read_settings() or {}
     here = surroundings.host()
     with host.using(here):
         graph = _graph(ask, before, surroundings)
         cut_before_savers(graph)
         image, seeds = _image_input(graph), _seed_inputs(graph)
-        root = ask.images or (ask.source if ask.source.is_dir() else ask.source.parent)
-        base = ask.source if ask.source.is_dir() else ask.source.parent
         models = _Models(graph, here)
         shared = {
             "format": FORMAT,
@@ -254,7 +263,7 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
             "precision": surroundings.precision,
         }
         binding = Binding(_Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared)
-        rows = read_rows(ask.source, ask.seeds)
+        rows = read_rows(source, ask.seeds)
         planned = plan_rows(rows, ImageFolder(root, base, ledger), binding)
         write_plan(folder.plan_file, planned)
     folder.write_settings(

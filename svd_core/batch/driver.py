@@ -370,7 +370,7 @@ class Driver:
         now = time.monotonic()
         if now >= self._paused_until:
             logger.warning(
-                "paused for %.0f s: %s The batch goes on by itself when there is space.", self._pause, message
+                "paused for %.2g s: %s The batch goes on by itself when there is space.", self._pause, message
             )
             self._paused_until = now + self._pause
             self._pause = min(LONGEST_PAUSE, self._pause * 2)

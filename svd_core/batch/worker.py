@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, OutputError, SVDStagesError
+from ..errors import ImageError, SVDStagesError
 from .folder import RunFolder
 from .rendering import Rendered, Renderer, make_renderer
 from .spool import Spool
@@ -194,16 +194,16 @@ class Worker:
 def explain_error(error: BaseException) -> Outcome:
     """`failed` or `again`, as in `Outcome`."""
     numbers = {each.errno for each in _chain(error) if isinstance(each, OSError)}
+    told = f"{error.filename or 'a file'}: {error.strerror or error}." if isinstance(error, OSError) else str(error)
     if numbers & NO_SPACE or getattr(error, "code", None) == "output.no_space":
-        return {"state": "again", "why": "no_space", "message": str(error)}
+        return {"state": "again", "why": "no_space", "message": told}
     if numbers & PASSING and not isinstance(error, ImageError):
-        return {"state": "again", "why": "passing", "message": str(error)}
+        return {"state": "again", "why": "passing", "message": told}
     if isinstance(error, SVDStagesError):
         where = {"node_id": getattr(error, "node_id", None), "class_type": getattr(error, "class_type", None)}
         return {"state": "failed", "code": error.code, "message": str(error), **where}
     if isinstance(error, OSError):
-        told = OutputError(f"{error.filename or 'a file'}: {error.strerror or error}", code="output.failed")
-        return {"state": "failed", "code": told.code, "message": str(told)}
+        return {"state": "failed", "code": "output.failed", "message": told}
     return {"state": "failed", "code": f"error.{type(error).__name__}", "message": str(error) or repr(error)}
 
 
