@@ -205,8 +205,8 @@ def _opened(ask: Ask, engine: Engine) -> Iterator[tuple[RunFolder, Ledger]]:
             yield folder, ledger
         except sqlite3.Error as error:
             raise BatchError(
-                f"the ledger {ledger.path} cannot be written: {error}. Free some space, or name another place (--ledger "
-                "FILE); what was made stays.",
+                f"the ledger {ledger.path} cannot be written: {error}. Free some space, or name another place "
+                "(--ledger FILE); what was made stays.",
                 code="batch.ledger",
             ) from error
         finally:
