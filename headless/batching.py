@@ -246,10 +246,10 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
     here = surroundings.host()
     with host.using(here):
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
-        if any(node.get("class_type") not in NODES for node in graph.values()):
-            raise_if_faulty(validate(graph, NODES), EMBEDDED_NODES)
+        image = _image_input(graph)
+        raise_if_faulty(validate(graph, NODES, given={image[0]: None}), EMBEDDED_NODES)
         cut_before_savers(graph)
-        image, seeds = _image_input(graph), _seed_inputs(graph)
+        seeds = _seed_inputs(graph)
         root = ask.images or (ask.source if ask.source.is_dir() else ask.source.parent)
         base = ask.source if ask.source.is_dir() else ask.source.parent
         models = _Models(graph, here)

@@ -33,8 +33,8 @@ class Image:
 class Memory(Protocol):
     """What was hashed before. See `ledger.Ledger`."""
 
-    def known_image(self, path: str) -> tuple[int, int, str] | None:
-        """(bytes, time of change in ns, sha256)."""
+    def known_images(self, paths: Sequence[str]) -> dict[str, tuple[int, int, str]]:
+        """Path -> (bytes, time of change in ns, sha256), of those that are known."""
         ...
 
     def remember_images(self, found: Sequence[tuple[str, int, int, str]]) -> None:
@@ -63,16 +63,18 @@ class ImageFolder:
     def look(self, paths: Sequence[str]) -> dict[str, Image | ImageError]:
         """What each path, as a manifest has it, means. Files are hashed side by side."""
         found: dict[str, Image | ImageError] = {}
-        to_hash: list[tuple[str, str, str, os.stat_result]] = []
+        located: list[tuple[str, str, str, os.stat_result]] = []
         for path in dict.fromkeys(paths):
             try:
-                name, real, status = self._locate(path)
+                located.append((path, *self._locate(path)))
             except ImageError as error:
                 found[path] = error
-                continue
-            known = self.memory.known_image(real)
-            if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
-                found[path] = Image(name, known[2])
+        known = self.memory.known_images([real for _, _, real, _ in located])
+        to_hash = []
+        for path, name, real, status in located:
+            size, changed, sha256 = known.get(real, (None, None, ""))
+            if (size, changed) == (status.st_size, status.st_mtime_ns):
+                found[path] = Image(name, sha256)
             else:
                 to_hash.append((path, name, real, status))
         hashed = list(_hash_all([real for _, _, real, _ in to_hash]))

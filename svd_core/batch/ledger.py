@@ -21,6 +21,8 @@ STATES: tuple[State, ...] = ("todo", "running", "done", "failed", "quarantined")
 _MARK = 0x53564442
 """SQLite's application_id of our files: "SVDB"."""
 _VERSION = 1
+_PARAMETERS = 900
+"""Values of one question: SQLite took 999 once."""
 _TABLES = f"""
 BEGIN;
 PRAGMA application_id = {_MARK};
@@ -163,9 +165,15 @@ class Ledger:
             "SELECT id, state, coalesce(code, '') FROM tasks WHERE state IN ('failed', 'quarantined')"
         )
 
-    def known_image(self, path: str) -> tuple[int, int, str] | None:
-        """(bytes, time of change in ns, sha256) of a file as it was when it was hashed."""
-        return self._db.execute("SELECT bytes, changed, sha256 FROM images WHERE path = ?", (path,)).fetchone()
+    def known_images(self, paths: Sequence[str]) -> dict[str, tuple[int, int, str]]:
+        """Path -> (bytes, time of change in ns, sha256) of files as they were when they were hashed."""
+        found = {}
+        for start in range(0, len(paths), _PARAMETERS):
+            some = paths[start : start + _PARAMETERS]
+            marks = ",".join("?" * len(some))
+            rows = self._db.execute(f"SELECT path, bytes, changed, sha256 FROM images WHERE path IN ({marks})", some)
+            found.update((path, (size, changed, sha256)) for path, size, changed, sha256 in rows)
+        return found
 
     def remember_images(self, found: Sequence[tuple[str, int, int, str]]) -> None:
         """Keep (path, bytes, time, sha256) of files that were hashed."""

@@ -80,10 +80,11 @@ def _read_folder(folder: Path) -> Iterator[Row]:
     number = 0
     for parent, folders, files in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = "" if parent == str(folder) else Path(parent).relative_to(folder).as_posix() + "/"
         for name in sorted(files):
             if name.lower().endswith(PICTURES) and not name.startswith("."):
                 number += 1
-                yield Row(number, Path(parent, name).relative_to(folder).as_posix())
+                yield Row(number, below + name)
     if not number:
         raise BatchError(
             f"there is no picture in {folder}; pictures end in {', '.join(PICTURES)}.", code="manifest.empty"

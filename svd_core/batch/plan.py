@@ -18,6 +18,8 @@ from .tasks import Task, derived_seed, digest, task_id
 
 _AT_ONCE = 4096
 """Rows whose images are hashed together."""
+_LONGEST = 800
+"""Characters of a message about a row."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,26 @@ def plan_rows(rows: Iterable[Row], images: ImageFolder, binding: Binding) -> Ite
 def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, shared: str) -> PlannedRow:
     name = row.name or _without_suffix(image.name if isinstance(image, Image) else row.image)
     if row.fault is not None or image is None:
-        code, message = row.fault or ("manifest.image", "the row names no image.")
-        return PlannedRow(row.number, name, row.image, None, code, message)
+        return _bad(row, name, *(row.fault or ("manifest.image", "the row names no image.")))
     if isinstance(image, SVDStagesError):
-        return PlannedRow(row.number, name, row.image, None, image.code, str(image))
+        return _bad(row, name, image.code, str(image))
     try:
         values = binding.values(row.values)
         models = binding.models(values)
     except SVDStagesError as error:
-        return PlannedRow(row.number, name, row.image, None, error.code, f"row {row.number}: {error}")
+        return _bad(row, name, error.code, f"row {row.number}: {error}")
     seed = None
     if binding.seeds:
         seed = _seed_of(row, image, {name: each for name, each in values.items() if name not in models}, binding.seeds)
         values = {**dict.fromkeys(binding.seeds, seed), **values}
     task = Task(task_id(shared, image.sha256, {**values, **models}), image.name, image.sha256, values, seed)
     return PlannedRow(row.number, name, image.name, task)
+
+
+def _bad(row: Row, name: str, code: str, message: str) -> PlannedRow:
+    """Cut to what a person reads: a cell may have a million characters."""
+    message = message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
+    return PlannedRow(row.number, name[:_LONGEST], row.image[:_LONGEST], None, code, message)
 
 
 def _seed_of(row: Row, image: Image, values: Mapping[str, Any], seeds: Sequence[str]) -> int:

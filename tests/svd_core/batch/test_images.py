@@ -142,7 +142,7 @@ def test_an_image_that_vanishes_while_it_is_hashed_is_said_and_not_kept(root, le
 
     monkeypatch.setattr(ImageFolder, "_locate", vanishing)
     assert look(root, ledger, "a.png") == ["image.unreadable"]
-    assert ledger.known_image(str(root / "a.png")) is None
+    assert ledger.known_images([str(root / "a.png")]) == {}
 
 
 def test_a_changed_or_missing_image_is_told_from_the_planned_one(root):

@@ -170,9 +170,12 @@ def test_everything_is_there_after_the_file_is_opened_again(tmp_path):
     first.close()
     second = Ledger(tmp_path / "sub" / "ledger.sqlite")
     assert states(second)[A.id] == ("failed", 2, "x") and todo(second) == [B]
-    assert second.known_image("/a.png") == (3, 4, "sum") and second.known_image("/b.png") is None
+    assert second.known_images(["/b.png", "/a.png"]) == {"/a.png": (3, 4, "sum")} and second.known_images([]) == {}
     second.remember_images([("/a.png", 5, 6, "other")])
-    assert second.known_image("/a.png") == (5, 6, "other")
+    assert second.known_images(["/a.png"]) == {"/a.png": (5, 6, "other")}
+    many = [(f"/{number}.png", number, 1, "x") for number in range(2500)]
+    second.remember_images(many)
+    assert second.known_images([path for path, *_ in many]) == {path: tuple(rest) for path, *rest in many}
     second.close()
 
 

@@ -184,6 +184,12 @@ def test_what_is_wrong_with_a_row_is_said_there_and_the_others_are_planned(photo
     assert "row 5" in planned[4].message and all(each.message for each in planned if each.task is None)
 
 
+def test_what_is_said_of_a_row_is_short_whatever_is_in_it(photos):
+    for bad in (row("x" * 1_000_000), Row(1, "a.png", {"1.x": "bad"}, name="y" * 1_000_000)):
+        (found,) = plan(photos, [bad])
+        assert found.task is None and len(json.dumps(found.as_dict())) < 5000
+
+
 def test_clips_are_called_by_the_row_or_by_the_image_below_its_folder(photos):
     named, plain, absolute = plan(photos, [Row(1, "a.png", name="x"), row("sub/c.png"), row(str(photos / "sub/c.png"))])
     assert (named.name, plain.name, absolute.name) == ("x", "sub/c", "sub/c")
