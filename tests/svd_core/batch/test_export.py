@@ -163,6 +163,7 @@ def test_links_are_the_clip_and_copies_are_others(tmp_path):
     assert (tmp_path / "links" / "a.mp4").samefile(clip)
     assert not (tmp_path / "copies" / "a.mp4").samefile(clip)
     assert (tmp_path / "copies" / "a.mp4").read_bytes() == clip.read_bytes()
+    assert export(folder, tmp_path / "copies", copies=True) == Exported(0, 1)
 
 
 def test_all_files_of_a_task_have_names(tmp_path):

@@ -74,7 +74,8 @@ def test_a_task_s_files_are_all_of_it(folder):
 def test_what_is_done_is_never_changed(folder):
     commit(folder, A, b"first")
     before = {path: path.stat() for path in (clip(folder, A), folder.record_file(A))}
-    assert not commit(folder, A, b"second")
+    assert not commit(folder, A, b"second", b"and more")
+    assert len(files(folder)) == 2
     assert {path: path.stat() for path in before} == before and clip(folder, A).read_bytes() == b"first"
 
 

@@ -116,5 +116,7 @@ def test_many_clips_are_chosen_evenly_each_once(folder, tmp_path):
         commit(folder, row(number, "").task.id, [b"x"], ".txt")
     chosen = [each.number for each in sheet_module._chosen(folder)]
     assert len(chosen) == len(set(chosen)) == MOST and chosen == sorted(chosen)
+    write_plan(folder.plan_file, rows[:60])
+    assert [each.number for each in sheet_module._chosen(folder)] == list(range(30))
     gaps = np.diff(chosen)
     assert chosen[0] == 0 and chosen[-1] >= 195 and gaps.min() >= 3 and gaps.max() <= 4
