@@ -19,7 +19,7 @@ from ..svd_core.batch.driver import Driver, Options, Progress, Watch
 from ..svd_core.batch.folder import RunFolder
 from ..svd_core.batch.images import ImageFolder
 from ..svd_core.batch.ledger import Ledger
-from ..svd_core.batch.lock import Shard, sole_driver
+from ..svd_core.batch.lock import Shard, sole_driver, sole_owner
 from ..svd_core.batch.manifest import read_rows
 from ..svd_core.batch.plan import Binding, plan_rows, read_plan, write_plan
 from ..svd_core.batch.pool import Pool
@@ -29,17 +29,18 @@ from ..svd_core.batch.sheet import write_sheet
 from ..svd_core.batch.tasks import digest
 from ..svd_core.batch.worker import Setup
 from ..svd_core.checkpoint.library import EMBEDDED
-from ..svd_core.errors import BatchError, GraphError
+from ..svd_core.errors import BatchError, GraphError, SVDStagesError
 from ..svd_core.extras import has_extra
-from ..svd_core.graph import Prompt, Target, explain, find_target, read_value, with_value
+from ..svd_core.graph import Prompt, Target, apply_settings, explain, find_target, read_value, validate, with_value
 from ..svd_core.graph.check_node import check_value
 from ..svd_core.graph.declared import Declarations
 from ..svd_core.graph.hints import Hints
 from ..svd_core.graph.prompt import looks_like_link
 from .animation import Animation, animation_graph
-from .graphs import NODES, check_place, open_graph
+from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from .models import code_version, model_sha256
 from .preflight import MODEL_FOLDERS
+from .refusals import raise_if_faulty
 from .rendering import GraphRenderer, RenderSettings, cut_before_savers
 from .sources import Source
 from .surroundings import Surroundings
@@ -50,6 +51,8 @@ NETWORK_DISKS = (
 )  # fmt: skip
 LIBRARIES = 1_000_000_000
 """Bytes that Python, torch and a small clip take."""
+REMEMBERED = 10_000
+"""Values of rows that are kept as they were read."""
 COPY_EVERY = 300.0
 """Seconds between copies of a ledger that is not in the run folder."""
 RUNNER = f"{GraphRenderer.__module__}:{GraphRenderer.__qualname__}"
@@ -200,17 +203,19 @@ def _opened(ask: Ask, engine: Engine) -> Iterator[tuple[RunFolder, Ledger]]:
     check_place(folder.settings_file)
     shard = engine.shard or Shard()
     with sole_driver(folder.path, shard):
-        ledger = Ledger(engine.ledger or default_ledger(folder, shard))
-        try:
-            yield folder, ledger
-        except sqlite3.Error as error:
-            raise BatchError(
-                f"the ledger {ledger.path} cannot be written: {error}. Free some space, or name another place "
-                "(--ledger FILE); what was made stays.",
-                code="batch.ledger",
-            ) from error
-        finally:
-            ledger.close()
+        path = engine.ledger or default_ledger(folder, shard)
+        with sole_owner(path):
+            ledger = Ledger(path)
+            try:
+                yield folder, ledger
+            except sqlite3.Error as error:
+                raise BatchError(
+                    f"the ledger {path} cannot be written: {error}. Free some space, or name another place "
+                    "(--ledger FILE); what was made stays.",
+                    code="batch.ledger",
+                ) from error
+            finally:
+                ledger.close()
 
 
 def default_ledger(folder: RunFolder, shard: Shard) -> Path:
@@ -251,9 +256,11 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
     before = folder.read_settings() or {}
     here = surroundings.host()
     with host.using(here):
-        graph = _graph(ask, before, surroundings)
+        graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
+        image = _image_input(graph)
+        raise_if_faulty(validate(graph, NODES, given={image[0]: None}), EMBEDDED_NODES)
         cut_before_savers(graph)
-        image, seeds = _image_input(graph), _seed_inputs(graph)
+        seeds = _seed_inputs(graph)
         models = _Models(graph, here)
         shared = {
             "format": FORMAT,
@@ -262,7 +269,7 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
             "models": models.of_graph(),
             "precision": surroundings.precision,
         }
-        binding = Binding(_Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared)
+        binding = Binding(_Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared, models.of_values)
         rows = read_rows(source, ask.seeds)
         planned = plan_rows(rows, ImageFolder(root, base, ledger), binding)
         write_plan(folder.plan_file, planned)
@@ -339,12 +346,17 @@ class _Models:
 
     def of_graph(self) -> dict[str, str]:
         """ "NODE.INPUT" -> sha256. Raises CheckpointError."""
-        return {
-            f"{node_id}.{name}": self.sum_of(value)
-            for node_id, node in self._graph.items()
-            for name, value in node["inputs"].items()
-            if MODEL_FOLDERS.get(name) == "checkpoints" and isinstance(value, str)
-        }
+        return self.of_values(
+            {
+                f"{node_id}.{name}": value
+                for node_id, node in self._graph.items()
+                for name, value in node["inputs"].items()
+            }
+        )
+
+    def of_values(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """The same of values by "NODE.INPUT"; those that name no model are left out. Raises CheckpointError."""
+        return {name: self.sum_of(value) for name, value in values.items() if _names_model(name) and type(value) is str}
 
     def sum_of(self, name: str) -> str:
         """The sha256 of a checkpoint. Raises CheckpointError."""
@@ -353,25 +365,32 @@ class _Models:
         return self.sums[name]
 
 
+def _names_model(name: str) -> bool:
+    """Whether the input called "NODE.INPUT" takes a checkpoint's name."""
+    return MODEL_FOLDERS.get(name.rpartition(".")[2]) == "checkpoints"
+
+
 class _Values:
-    """What the columns of a row mean for a graph. Called with a row's values; each value is looked at once."""
+    """What the columns of a row mean for a graph. Called with a row's values; equal ones are looked at once."""
 
     def __init__(self, graph: Prompt, models: _Models, image: str):
         self._graph, self._models, self._image = graph, models, image
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, Target | SVDStagesError] = {}
         self._read: dict[tuple[str, str], Any] = {}
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         values = {}
         for column, value in columns.items():
-            target = self._targets.get(column)
-            if target is None:
-                target = self._targets[column] = self._target(column)
-            text = value if isinstance(value, str) else json.dumps(value)
-            key = (column, text)
-            if key not in self._read:
-                self._read[key] = self._value(target, text)
-            values[target.name] = self._read[key]
+            target = _once(self._targets, column, lambda column=column: self._target(column))
+            text = _text(value, target)
+            if len(self._read) > REMEMBERED:
+                self._read.clear()
+            found = _once(self._read, (column, text), lambda target=target, text=text: self._value(target, text))
+            if target.name in values and values[target.name] != found:
+                raise GraphError(
+                    f"{target.where} is given two values for {target.declared.name}.", code="graph.setting"
+                )
+            values[target.name] = found
         return values
 
     def _target(self, column: str) -> Target:
@@ -386,7 +405,7 @@ class _Values:
 
     def _value(self, target: Target, text: str) -> Any:
         value = read_value(target, text)
-        if MODEL_FOLDERS.get(target.declared.name) == "checkpoints":
+        if _names_model(target.name):
             self._models.sum_of(value)
             return value
         found = check_value(target.declared, value, Hints())
@@ -395,6 +414,31 @@ class _Values:
             faults = {target.node_id: {"errors": [found], "class_type": node["class_type"], "dependent_outputs": []}}
             raise GraphError(explain(None, faults, self._graph), code=f"graph.{found['type']}")
         return value
+
+
+def _once(known: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
+    """What `find` gave for this key before, or gives now; what it raised is raised again."""
+    if key not in known:
+        try:
+            known[key] = find()
+        except SVDStagesError as error:
+            known[key] = error
+    if isinstance(known[key], SVDStagesError):
+        raise known[key].with_traceback(None)
+    return known[key]
+
+
+def _text(value: Any, target: Target) -> str:
+    """A value of JSON or Parquet as a cell has it. 7.0 is 7 where whole numbers are taken: tables with gaps have it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer() and target.declared.kind == "INT":
+        return str(int(value))
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        told = f'input "{target.declared.name}" of {target.where} takes what JSON can hold: {error}.'
+        raise GraphError(told, code="graph.setting") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ STILL = (".png", ".webp", ".jpg", ".jpeg", ".gif")
 def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda read: None) -> str:
     """The sha256 of a file's bytes, in hex. `on_bytes` is called with how many were read so far; raising stops it."""
     digest, read = hashlib.sha256(), 0
-    with open(path, "rb") as stream:
-        while block := stream.read(BLOCK):
+    with open(path, "rb", buffering=0) as stream:
+        size = min(BLOCK, os.fstat(stream.fileno()).st_size + 1)  # room for 8 MB costs more than to hash a small file
+        while block := stream.read(size):
             digest.update(block)
             read += len(block)
             on_bytes(read)

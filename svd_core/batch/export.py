@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BatchError
+from ..errors import BatchError, OutputError
 from ..outputs import copy_to_new_name, free_names, replacing
 from .folder import RunFolder
 from .plan import PlannedRow
@@ -20,6 +20,9 @@ from .report import planned_clips
 FIELDS = ("name", "seed", "row", "task")
 TABLE = "clips.csv"
 LONGEST_NAME = 150
+"""Bytes of a folder's or file's name; a number and a suffix may come behind."""
+DEEPEST = 16
+"""Folders and file of a name; more in front are left out."""
 _KEPT = set(string.ascii_letters + string.digits + "-_.,+=@()[] ")
 
 
@@ -57,7 +60,7 @@ def export(
             on_row(number)
             chosen = template or ("{name}_{seed}" if often[row.name] > 1 else "{name}")
             for path, clip in _names(target, chosen, row, folder.clips(record)):
-                placed, is_new = _place(clip, path, copies)
+                placed, is_new = _place(clip, path, target, copies)
                 made, kept = made + is_new, kept + (not is_new)
                 assert row.task is not None
                 file = placed.relative_to(target).as_posix()
@@ -67,18 +70,20 @@ def export(
 
 def _check_template(template: str | None) -> None:
     try:
-        (template or "").format(**dict.fromkeys(FIELDS, ""))
-        fields = [name for _, name, _, _ in string.Formatter().parse(template or "{name}") if name is not None]
-    except (ValueError, KeyError, IndexError, AttributeError):
-        fields = [""]
-    if not fields or not set(fields) <= set(FIELDS):
+        parts = list(string.Formatter().parse(template or "{name}"))
+        fields = [name for _, name, _, _ in parts if name is not None]
+        plain = all(not spec and not how for _, _, spec, how in parts)
+    except ValueError:
+        fields, plain = [], False
+    if not fields or not plain or not set(fields) <= set(FIELDS):
         told = ", ".join(f"{{{name}}}" for name in FIELDS)
         raise BatchError(f'names are made of {told}, and not as in "{(template or "")[:60]}".', code="batch.names")
 
 
 def _names(target: Path, template: str, row: PlannedRow, clips: list[Path]) -> Iterator[tuple[Path, Path]]:
     assert row.task is not None
-    values: dict[str, Any] = {"name": row.name, "seed": row.task.seed, "row": row.number, "task": row.task.id[:12]}
+    seed = "" if row.task.seed is None else row.task.seed
+    values: dict[str, Any] = {"name": row.name, "seed": seed, "row": row.number, "task": row.task.id[:12]}
     stem = _safe(template.format(**values)) or row.task.id[:12]
     for number, clip in enumerate(clips, 1):
         last = stem if number == 1 else f"{stem}_{number:05}"
@@ -91,13 +96,23 @@ def _safe(name: str) -> str:
         "".join(letter if letter in _KEPT or (ord(letter) > 127 and letter.isprintable()) else "_" for letter in part)
         for part in name.replace("\\", "/").split("/")
     ]
-    kept = [part.strip(" .")[:LONGEST_NAME] for part in parts]
-    return "/".join(part for part in kept if part)
+    kept = [_shortened(part.strip(" .")) for part in parts]
+    return "/".join([part for part in kept if part][-DEEPEST:])
 
 
-def _place(clip: Path, path: Path, copies: bool) -> tuple[Path, bool]:
+def _shortened(part: str) -> str:
+    return part.encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(" .")
+
+
+def _place(clip: Path, path: Path, target: Path, copies: bool) -> tuple[Path, bool]:
     """Put a clip under the first name that is free or is its own already; where, and whether it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):  # another clip's name is that of a folder of this one's
+        path = target / clip.name
+    except OSError as error:
+        told = f"{path.parent} could not be made: {error.strerror}. Try another folder."
+        raise OutputError(told, code="output.no_folder") from error
     for candidate in (path, *_taken(path)):
         if candidate.is_file() and (candidate.samefile(clip) or filecmp.cmp(candidate, clip, shallow=False)):
             return candidate, False

@@ -84,8 +84,9 @@ class RunFolder:
         return [self._folder_of(record["task"]) / each["name"] for each in record["files"]]
 
     def read_record(self, task_id: str) -> dict[str, Any] | None:
-        """The record of a task that is done; None when there is none that can be read."""
-        return _read_json(self.record_file(task_id))
+        """The record of a task that is done; None when there is none that can be read, or it is another's."""
+        record = _read_json(self.record_file(task_id))
+        return record if record is not None and _is_record(record, task_id) else None
 
     def read_settings(self) -> dict[str, Any] | None:
         """run.json; None when nothing was planned here."""
@@ -122,15 +123,15 @@ class RunFolder:
     def commit(self, task_id: str, made: Sequence[tuple[Path, Mapping[str, Any]]], record: Mapping[str, Any]) -> bool:
         """Put a task's files in place, then its record. False when another had done so before; nothing is changed then.
 
-        made    finished files inside a `scratch`, each with what the record is to say of it. They are checked, and
-                have left the scratch afterwards. Several files are named <id>.ext, <id>_2.ext, ...
+        made    finished files inside a `scratch`, each with what the record is to say of it. Several files are named
+                <id>.ext, <id>_2.ext, ...
         record  gets `task` and `files` (name, bytes, sha256 and what is said of each)
 
         Raises OSError. A process that is killed on the way leaves what the next one completes or replaces.
         """
         folder = self._folder_of(task_id)
         folder.mkdir(parents=True, exist_ok=True)
-        files = []
+        files, others = [], []
         for number, (path, facts) in enumerate(made, 1):
             name = f"{task_id}{'' if number == 1 else f'_{number}'}{path.suffix.lower()}"
             flush_to_disk(path)
@@ -138,14 +139,19 @@ class RunFolder:
             if not put_under_new_name(path, folder / name):
                 if self.is_done(task_id):
                     return False
-                os.replace(path, folder / name)  # its writer died before the record: nobody has it yet
-        text = json.dumps({"task": task_id, "files": files, **record}, indent=1)
+                others.append((path, files[-1]))
         temporary = made[0][0].parent / "record"
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps({"task": task_id, "files": files, **record}, indent=1), encoding="utf-8")
         flush_to_disk(temporary)
-        is_ours = put_under_new_name(temporary, folder / f"{task_id}.json")
+        if not put_under_new_name(temporary, folder / f"{task_id}.json"):
+            if self.is_done(task_id):
+                return False
+            os.replace(temporary, folder / f"{task_id}.json")  # it cannot be read
+        for path, told in others:  # of a writer that died before its record, or was overtaken: the record decides
+            if file_sha256(folder / told["name"]) != told["sha256"]:
+                os.replace(path, folder / told["name"])
         _flush_folder(folder)
-        return is_ours
+        return True
 
     def write_failure(self, task_id: str, failure: Mapping[str, Any]) -> None:
         """Say why a task failed."""
@@ -230,6 +236,20 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _is_record(found: Mapping[str, Any], task_id: str) -> bool:
+    """Whether this is what `commit` writes. A name in it is a plain one: no path leads out of the folder."""
+    files = found.get("files")
+    return found.get("task") == task_id and isinstance(files, list) and all(map(_is_told, files))
+
+
+def _is_told(file: Any) -> bool:
+    if not isinstance(file, dict):
+        return False
+    name, size, sha256 = (file.get(key) for key in ("name", "bytes", "sha256"))
+    is_plain = isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
+    return is_plain and type(size) is int and isinstance(sha256, str)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

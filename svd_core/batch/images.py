@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ READERS = 8
 """Threads that hash: the disk is waited for, and hashing lets others run."""
 _AT_ONCE = 64
 """Files that a thread takes at a time."""
+_QUICK = 0.0002
+"""Seconds for a file below which threads would only wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Image:
 class Memory(Protocol):
     """What was hashed before. See `ledger.Ledger`."""
 
-    def known_image(self, path: str) -> tuple[int, int, str] | None:
-        """(bytes, time of change in ns, sha256)."""
+    def known_images(self, paths: Sequence[str]) -> dict[str, tuple[int, int, str]]:
+        """Path -> (bytes, time of change in ns, sha256), of those that are known."""
         ...
 
     def remember_images(self, found: Sequence[tuple[str, int, int, str]]) -> None:
@@ -60,16 +63,18 @@ class ImageFolder:
     def look(self, paths: Sequence[str]) -> dict[str, Image | ImageError]:
         """What each path, as a manifest has it, means. Files are hashed side by side."""
         found: dict[str, Image | ImageError] = {}
-        to_hash: list[tuple[str, str, str, os.stat_result]] = []
+        located: list[tuple[str, str, str, os.stat_result]] = []
         for path in dict.fromkeys(paths):
             try:
-                name, real, status = self._locate(path)
+                located.append((path, *self._locate(path)))
             except ImageError as error:
                 found[path] = error
-                continue
-            known = self.memory.known_image(real)
-            if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
-                found[path] = Image(name, known[2])
+        known = self.memory.known_images([real for _, _, real, _ in located])
+        to_hash = []
+        for path, name, real, status in located:
+            size, changed, sha256 = known.get(real, (None, None, ""))
+            if (size, changed) == (status.st_size, status.st_mtime_ns):
+                found[path] = Image(name, sha256)
             else:
                 to_hash.append((path, name, real, status))
         hashed = list(_hash_all([real for _, _, real, _ in to_hash]))
@@ -85,6 +90,8 @@ class ImageFolder:
         """(name below the root, real path, status). Raises ImageError: outside, missing, no plain file."""
         if "\0" in path:
             raise ImageError("the name of an image holds a zero byte; mend the manifest.", code="image.missing")
+        if not path.isprintable() and path != (shown := path.encode("utf-8", "backslashreplace").decode()):
+            raise ImageError(f'the name of "{shown}" is not UTF-8; rename the file.', code="image.name")
         folder, last = os.path.split(os.path.join(self._real_base, path))
         real_folder = self._real_folders.get(folder)
         if real_folder is None:
@@ -112,10 +119,13 @@ class ImageFolder:
 
 
 def _hash_all(paths: Sequence[str]) -> Iterator[str | ImageError]:
-    groups = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
-    if len(groups) < 2:
-        yield from _hash_each(paths)
+    began = time.monotonic()
+    yield from _hash_each(paths[:_AT_ONCE])
+    rest = paths[_AT_ONCE:]
+    if time.monotonic() - began < _QUICK * _AT_ONCE:
+        yield from _hash_each(rest)
         return
+    groups = [rest[start : start + _AT_ONCE] for start in range(0, len(rest), _AT_ONCE)]
     with ThreadPoolExecutor(READERS) as pool:
         for group in pool.map(_hash_each, groups):
             yield from group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import BatchError
+from ..outputs import replacing
 from .folder import Found
 from .tasks import Task
 
 State = Literal["todo", "running", "done", "failed", "quarantined"]
 STATES: tuple[State, ...] = ("todo", "running", "done", "failed", "quarantined")
 
-_TABLES = """
+_MARK = 0x53564442
+"""SQLite's application_id of our files: "SVDB"."""
+_VERSION = 1
+_PARAMETERS = 900
+"""Values of one question: SQLite took 999 once."""
+_TABLES = f"""
+BEGIN;
+PRAGMA application_id = {_MARK};
+PRAGMA user_version = {_VERSION};
 CREATE TABLE IF NOT EXISTS tasks (
     id TEXT PRIMARY KEY, place INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'todo',
     attempts INTEGER NOT NULL DEFAULT 0, code TEXT, task TEXT NOT NULL
@@ -26,8 +35,8 @@ CREATE INDEX IF NOT EXISTS by_state ON tasks (state, place);
 CREATE TABLE IF NOT EXISTS images (
     path TEXT PRIMARY KEY, bytes INTEGER NOT NULL, changed INTEGER NOT NULL, sha256 TEXT NOT NULL
 ) WITHOUT ROWID;
+COMMIT;
 """
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -48,24 +57,18 @@ class Ledger:
 
     def __init__(self, path: Path | None):
         """Open the file, or make it; None: in memory."""
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
-        try:
+        with _no_ledger(path), contextlib.ExitStack() as opened:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _check_head(path)
+            self._db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
+            opened.callback(self._db.close)
+            if not _is_ledger(self._db):
+                self._db.executescript(_TABLES)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")  # the outputs are the truth: the last moment may be lost
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise sqlite3.DatabaseError(f"it was written by another version of SVD Stages ({version})")
-            if version == 0:
-                self._db.executescript(_TABLES + f"PRAGMA user_version={_VERSION};")
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise BatchError(
-                f"the ledger {path} cannot be used: {error}. Delete it: it is built again from the run folder.",
-                code="batch.ledger",
-            ) from error
+            opened.pop_all()
 
     def close(self) -> None:
         """Close the file."""
@@ -74,16 +77,17 @@ class Ledger:
     def plan(self, tasks: Iterable[Task]) -> None:
         """Have these tasks, in this order, and no others. Those that were there keep their state and attempts."""
         with self._transaction() as db:
-            db.execute("CREATE TEMP TABLE planned (id TEXT PRIMARY KEY) WITHOUT ROWID")
-            numbered = iter(enumerate(tasks))
-            while group := list(itertools.islice(numbered, 10_000)):
-                db.executemany("INSERT OR IGNORE INTO planned VALUES (?)", ((task.id,) for _, task in group))
-                db.executemany(
-                    "INSERT INTO tasks (id, place, task) VALUES (?, ?, ?) "
-                    "ON CONFLICT (id) DO UPDATE SET place = min(place, excluded.place)",
-                    ((task.id, place, json.dumps(task.as_dict())) for place, task in group),
-                )
+            db.execute("CREATE TEMP TABLE planned (id TEXT PRIMARY KEY, place INTEGER, task TEXT) WITHOUT ROWID")
+            db.executemany(
+                "INSERT OR IGNORE INTO planned VALUES (?, ?, ?)",
+                ((task.id, place, json.dumps(task.as_dict())) for place, task in enumerate(tasks)),
+            )
             db.execute("DELETE FROM tasks WHERE id NOT IN (SELECT id FROM planned)")
+            db.execute(
+                "INSERT INTO tasks (id, place, task) SELECT id, place, task FROM planned WHERE true ON CONFLICT (id) "
+                "DO UPDATE SET place = excluded.place, task = excluded.task "
+                "WHERE place != excluded.place OR task != excluded.task"
+            )
             db.execute("DROP TABLE planned")
 
     def reconcile(self, found: Found) -> None:
@@ -161,9 +165,15 @@ class Ledger:
             "SELECT id, state, coalesce(code, '') FROM tasks WHERE state IN ('failed', 'quarantined')"
         )
 
-    def known_image(self, path: str) -> tuple[int, int, str] | None:
-        """(bytes, time of change in ns, sha256) of a file as it was when it was hashed."""
-        return self._db.execute("SELECT bytes, changed, sha256 FROM images WHERE path = ?", (path,)).fetchone()
+    def known_images(self, paths: Sequence[str]) -> dict[str, tuple[int, int, str]]:
+        """Path -> (bytes, time of change in ns, sha256) of files as they were when they were hashed."""
+        found = {}
+        for start in range(0, len(paths), _PARAMETERS):
+            some = paths[start : start + _PARAMETERS]
+            marks = ",".join("?" * len(some))
+            rows = self._db.execute(f"SELECT path, bytes, changed, sha256 FROM images WHERE path IN ({marks})", some)
+            found.update((path, (size, changed, sha256)) for path, size, changed, sha256 in rows)
+        return found
 
     def remember_images(self, found: Sequence[tuple[str, int, int, str]]) -> None:
         """Keep (path, bytes, time, sha256) of files that were hashed."""
@@ -171,14 +181,52 @@ class Ledger:
             db.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", found)
 
     def copy_to(self, path: Path) -> None:
-        """A copy of the file, as of now."""
-        path.unlink(missing_ok=True)
-        with sqlite3.connect(path) as copy:
+        """A copy of the file, as of now; the one before stays until this one is complete."""
+        with replacing(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as copy:
             self._db.backup(copy)
-        copy.close()
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
+
+
+@contextlib.contextmanager
+def _no_ledger(path: Path | None) -> Iterator[None]:
+    """What keeps a file from being a ledger, as a BatchError with the way out."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise BatchError(
+            f"the ledger {path} cannot be used: {error}. Delete it: it is built again from the run folder.",
+            code="batch.ledger",
+        ) from error
+    except OSError as error:
+        raise BatchError(
+            f"the ledger {path} cannot be made: {error.strerror}. Name a file in a folder on this machine's disk.",
+            code="batch.ledger",
+        ) from error
+
+
+def _check_head(path: Path) -> None:
+    """SQLite takes a short text for an empty database, and would write over it."""
+    head = path.read_bytes()[:16] if path.is_file() and path.stat().st_size < 512 else b""
+    if head:
+        raise sqlite3.DatabaseError("it is not a database")
+
+
+def _is_ledger(db: sqlite3.Connection) -> bool:
+    """Whether these are our tables; False for a new file. Raises sqlite3.DatabaseError for anything else."""
+    mark, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    if mark != _MARK:
+        if db.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+            return False
+        raise sqlite3.DatabaseError("it is the database of another program")
+    if version != _VERSION:
+        raise sqlite3.DatabaseError(f"it was written by another version of SVD Stages ({version})")
+    (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if fault != "ok":
+        raise sqlite3.DatabaseError(f"it is damaged ({fault})")
+    return True
 
 
 class _Transaction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BatchError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Shard:
 def parse_shard(text: str) -> Shard:
     """A shard as a person writes it: 2/8. Raises BatchError."""
     index, slash, count = text.partition("/")
-    numbers = [int(each) for each in (index, count) if each.isascii() and each.isdigit()]
+    numbers = [int(each) for each in (index, count) if each.isascii() and each.isdigit() and len(each) < 10]
     if not slash or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
         raise BatchError(f'a shard is i/N with i from 1 to N, as in 2/8, and not "{text[:40]}".', code="batch.shard")
     return Shard(*numbers)
@@ -56,6 +59,10 @@ def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise _another(run, folder / f"{own}.json") from error
+    except NotImplementedError:  # what filelock raises for a disk that knows no locks
+        logger.warning("%s is on a disk without locks; see to it that no other driver works on this run", run)
+        yield
+        return
     try:
         for other in sorted(folder.glob("*-of-*.lock")):
             if other.stem.rpartition("-of-")[2] != str(shard.count):
@@ -66,8 +73,10 @@ def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
                     raise _another(run, other.with_suffix(".json")) from error
         about = folder / f"{own}.json"
         about.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
-        yield
-        about.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            about.unlink(missing_ok=True)
     finally:
         lock.release()
 
@@ -84,7 +93,28 @@ def drivers_at_work(run: Path) -> list[str]:
         except Timeout:
             part = "" if lock.stem == "1-of-1" else f", shard {lock.stem.replace('-of-', '/')}"
             found.append(f"{_who(lock.with_suffix('.json'))}{part}")
+        except NotImplementedError:
+            continue
     return found
+
+
+@contextlib.contextmanager
+def sole_owner(ledger: Path) -> Iterator[None]:
+    """Inside the `with`, no other driver uses this ledger, be it of another run or another shard.
+
+    Raises BatchError (`batch.another_driver`) at once when one does: each would forget the other's tasks.
+    """
+    from filelock import FileLock, Timeout
+
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(ledger.with_name(f"{ledger.name}.lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise BatchError(
+            f"another driver uses the ledger {ledger}; give each run, and each shard, one of its own.",
+            code="batch.another_driver",
+        ) from error
 
 
 def _who(about: Path) -> str:

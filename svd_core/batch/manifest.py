@@ -24,6 +24,8 @@ LONGEST_ROW = 1024 * 1024
 """Characters of one line."""
 HIGHEST_SEED = 2**64 - 1
 _OWN = ("image", "seed", "name")
+_PLAIN = (str, int, float, list, dict)
+"""What a value may be. Parquet has dates, decimals and bytes, too."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,24 @@ def parse_seeds(text: str) -> list[int]:
 def _read_folder(folder: Path) -> Iterator[Row]:
     """Links to folders are not followed: they may lead out, or round. Hidden files and folders are left out."""
     number = 0
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = "" if parent == str(folder) else Path(parent).relative_to(folder).as_posix() + "/"
         for name in sorted(files):
             if name.lower().endswith(PICTURES) and not name.startswith("."):
                 number += 1
-                yield Row(number, Path(parent, name).relative_to(folder).as_posix())
+                yield Row(number, below + name)
     if not number:
         raise BatchError(
             f"there is no picture in {folder}; pictures end in {', '.join(PICTURES)}.", code="manifest.empty"
         )
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise BatchError(
+        f"the folder {error.filename} cannot be read: {error.strerror}. Give a manifest of the pictures to take.",
+        code="manifest.file",
+    ) from error
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -168,7 +178,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for found in batch.to_pylist():
                     number += 1
                     yield _row(number, {key: value for key, value in found.items() if value is not None})
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise BatchError(f"{path} is not a Parquet file that can be read: {error}.", code="manifest.parquet") from error
 
 
@@ -205,11 +217,19 @@ def _row(number: int, found: Mapping[str, Any]) -> Row:
     values = {key: value for key, value in found.items() if key not in _OWN}
     if not isinstance(image, str) or image == "":
         return Row(number, "", fault=("manifest.image", f"row {number} names no image; give the path of a picture."))
+    for key, value in values.items():
+        if not isinstance(value, _PLAIN):
+            told = f'row {number}: "{key[:60]}" is a {type(value).__name__}; give text, a number, or true or false.'
+            return Row(number, image, fault=("manifest.value", told))
     try:
         return Row(number, image, values, _seed(seed), None if name is None else str(name))
-    except ValueError:
-        told = f"row {number}: a seed is a whole number from 0 to {HIGHEST_SEED}, got {str(seed)[:60]!r}."
+    except (ValueError, TypeError, OverflowError):
+        told = f"row {number}: a seed is a whole number from 0 to {HIGHEST_SEED}, got {_shown(seed)}."
         return Row(number, image, fault=("manifest.seed", told))
+
+
+def _shown(value: Any) -> str:
+    return repr(value[:60] if isinstance(value, str) else value)[:62]
 
 
 def _seed(seed: Any) -> int | None:

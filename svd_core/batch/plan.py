@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from .tasks import Task, derived_seed, digest, task_id
 
 _AT_ONCE = 4096
 """Rows whose images are hashed together."""
+_LONGEST = 800
+"""Characters of a message about a row."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class Binding:
     values   the values that a row's columns mean, "NODE.INPUT" by node id -> value; raises SVDStagesError
     seeds    the inputs that take the seed, as "NODE.INPUT" by node id
     shared   what all rows have in common, for JSON: clips of other graphs, models or settings have other ids
+    models   of values, the sha256 of each model that they name, by "NODE.INPUT": the clip comes from what is in it
     """
 
     values: Callable[[Mapping[str, Any]], dict[str, Any]]
     seeds: Sequence[str]
     shared: Mapping[str, Any]
+    models: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
 
 
 @dataclass
@@ -76,22 +81,41 @@ def plan_rows(rows: Iterable[Row], images: ImageFolder, binding: Binding) -> Ite
 
 
 def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, shared: str) -> PlannedRow:
-    name = row.name or str(Path(row.image).with_suffix("").as_posix())
+    name = row.name or _without_suffix(image.name if isinstance(image, Image) else row.image)
     if row.fault is not None or image is None:
-        code, message = row.fault or ("manifest.image", "the row names no image.")
-        return PlannedRow(row.number, name, row.image, None, code, message)
+        return _bad(row, name, *(row.fault or ("manifest.image", "the row names no image.")))
     if isinstance(image, SVDStagesError):
-        return PlannedRow(row.number, name, row.image, None, image.code, str(image))
+        return _bad(row, name, image.code, str(image))
     try:
         values = binding.values(row.values)
+        models = binding.models(values)
     except SVDStagesError as error:
-        return PlannedRow(row.number, name, row.image, None, error.code, f"row {row.number}: {error}")
+        return _bad(row, name, error.code, f"row {row.number}: {error}")
     seed = None
     if binding.seeds:
-        seed = derived_seed(image.sha256, values) if row.seed is None else row.seed
-        values = {**values, **dict.fromkeys(binding.seeds, seed)}
-    task = Task(task_id(shared, image.sha256, values), image.name, image.sha256, values, seed)
+        seed = _seed_of(row, image, {name: each for name, each in values.items() if name not in models}, binding.seeds)
+        values = {**dict.fromkeys(binding.seeds, seed), **values}
+    task = Task(task_id(shared, image.sha256, {**values, **models}), image.name, image.sha256, values, seed)
     return PlannedRow(row.number, name, image.name, task)
+
+
+def _bad(row: Row, name: str, code: str, message: str) -> PlannedRow:
+    """Cut to what a person reads: a cell may have a million characters."""
+    message = message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
+    return PlannedRow(row.number, name[:_LONGEST], row.image[:_LONGEST], None, code, message)
+
+
+def _seed_of(row: Row, image: Image, values: Mapping[str, Any], seeds: Sequence[str]) -> int:
+    """The row's own; else, when columns give all seeds of the graph, the first of these; else what follows from it."""
+    if row.seed is not None:
+        return row.seed
+    if all(name in values for name in seeds):
+        return values[seeds[0]]
+    return derived_seed(image.sha256, values)
+
+
+def _without_suffix(path: str) -> str:
+    return os.path.splitext(path)[0].replace(os.sep, "/")
 
 
 def write_plan(path: Path, planned: Iterable[PlannedRow]) -> Totals:
@@ -126,7 +150,7 @@ def read_plan(path: Path) -> Iterator[PlannedRow]:
             f"svd-stages batch run MANIFEST --graph GRAPH.json --run {path.parent}",
             code="batch.no_plan",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BatchError(
             f"the plan {path} cannot be read ({error}); give the manifest again to plan anew. Clips that are done are "
             "found again.",

@@ -20,6 +20,8 @@ MOST = 60
 _COLUMNS = 3
 _FRAME = 160
 """Width of a frame in pixels; its height follows."""
+_LABEL = 60
+"""Characters of a name, its last ones."""
 _LINE = 16
 _GAP = 8
 _PAPER, _INK = (24, 24, 24), (220, 220, 220)
@@ -74,7 +76,8 @@ def _strip(folder: RunFolder, row: PlannedRow) -> Image.Image | None:
         strip.paste(frame, (left, 0))
         left += frame.width
     seed = "" if row.task.seed is None else f"  {row.task.seed}"
-    label = f"{row.name}{seed}".encode("latin-1", "replace").decode("latin-1")
+    name = " ".join(row.name[-_LABEL:].split())
+    label = f"{name}{seed}".encode("latin-1", "replace").decode("latin-1")
     ImageDraw.Draw(strip).text((2, frames[0].height + 2), label, fill=_INK)
     return strip
 

@@ -8,11 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .rendering import Rendered
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SUFFIX = ".safetensors"
 
@@ -28,23 +33,27 @@ class Spool:
         from safetensors.numpy import save_file
 
         self.path.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned(task_id)
         temporary = self.path / f".{task_id}.{os.getpid()}"
+        about = {"facts": json.dumps(rendered.facts), "sum": _sum(rendered.arrays)}
         try:
-            save_file(dict(rendered.arrays), temporary, metadata={"facts": json.dumps(rendered.facts)})
+            save_file(dict(rendered.arrays), temporary, metadata=about)
             os.replace(temporary, self.path / f"{task_id}{_SUFFIX}")
         finally:
             temporary.unlink(missing_ok=True)
 
     def find(self, task_id: str) -> Rendered | None:
-        """What was kept for a task; None when there is nothing, or it cannot be read."""
+        """What was kept for a task; None when there is nothing, or it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path / f"{task_id}{_SUFFIX}", framework="np") as file:
-                facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-                return Rendered({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError):
+                about = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads(about.get("facts", ""))
+        except (OSError, SafetensorError, ValueError, RecursionError):
             return None
+        return Rendered(arrays, facts) if isinstance(facts, dict) and about.get("sum") == _sum(arrays) else None
 
     def drop(self, task_id: str) -> None:
         """It became a clip."""
@@ -58,5 +67,23 @@ class Spool:
 
     def remove_if_empty(self) -> None:
         """Take the folder away when nothing is kept."""
+        self._remove_abandoned("")
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    def _remove_abandoned(self, task_id: str) -> None:
+        """Remove what writers of a task ("": of any) had begun when they were killed."""
+        import psutil
+
+        for path in self.path.glob(f".{task_id}*"):
+            pid = path.name.rpartition(".")[2]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def _sum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Nothing is flushed to the disk, so after a power cut a file may be there with zeros in it."""
+    found = 0
+    for name in sorted(arrays):
+        found = zlib.crc32(arrays[name].tobytes(), zlib.crc32(name.encode(), found))
+    return f"{found:08x}"

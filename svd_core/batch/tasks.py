@@ -10,6 +10,7 @@ from typing import Any
 
 MAX_SEED = 2**53
 """Derived seeds are below this: a page's JSON keeps such numbers exactly."""
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Task:
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value. Raises ValueError for NaN and infinities."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(value: Any) -> str:
@@ -54,12 +55,13 @@ def task_id(shared: str, image_sha256: str, values: Mapping[str, Any]) -> str:
     """The id of the clip that these give.
 
     shared  digest of what all rows have in common: graph, models, settings, version of the code
+    values  by "NODE.INPUT"; for one that names a model, its sha256
     """
     return digest([shared, image_sha256, values])
 
 
 def derived_seed(image_sha256: str, values: Mapping[str, Any]) -> int:
-    """The seed of a row that names none: from its image and its other values, 0 <= seed < 2**53.
+    """The seed of a row that names none: from its image and its values but models, 0 <= seed < 2**53.
 
     Neither its place in the manifest nor the model counts: two models can be compared on the same noise.
     """
