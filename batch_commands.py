@@ -62,6 +62,7 @@ def add_batch(commands: Any, add_command: AddCommand, here: Here) -> None:
         "--code", action="append", default=[], metavar="CODE", help="only those that failed with this code, as status "
         "tells it, or a pattern: image.*; repeatable (default: all)",
     )  # fmt: skip
+    _add_ledger(retry_parser)
     _add_export(add_command(parts, "export", _export, "give the videos names for people"))
 
 
@@ -89,6 +90,14 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="the folder that all images lie in (default: that of the manifest)"
     )
+    _add_ledger(parser)
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="where the driver keeps its account: on a local disk (default: in "
+        "the run's folder, if that is one)",
+    )  # fmt: skip
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +124,6 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--threads", type=_count, default=1, metavar="N", help="of a worker on a CPU (default: 1). Videos depend on "
         "this in their last digits, and on no other of these",
     )  # fmt: skip
-    engine.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="where the driver keeps its account: on a local disk (default: in "
-        "the run's folder, if that is one)",
-    )  # fmt: skip
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -133,11 +138,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
     shard = parse_shard(arguments.shard) if arguments.shard else None
-    engine = headless.Engine(arguments.workers, arguments.ray, shard, arguments.threads, arguments.ledger)
+    workers = headless.Workers(arguments.workers, arguments.ray, shard, arguments.threads)
     options = Options(deadline=arguments.deadline, limit=arguments.limit)
     shown = _Shown(console)
     began = time.monotonic()
-    status = headless.run_batch(_ask(arguments), surroundings, engine, options, shown.watch, shown.begin)
+    status = headless.run_batch(_ask(arguments), surroundings, workers, options, shown.watch, shown.begin)
     seconds = time.monotonic() - began
     summary = {
         **status.as_dict(),
@@ -160,9 +165,9 @@ def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, co
         raise BatchError("batch plan needs a manifest or a folder of pictures.", code="batch.no_source")
     status = headless.plan_batch(ask, surroundings)
     if arguments.measure and status.seconds is None and status.left:
-        engine, options = headless.Engine(workers=1), Options(limit=1)
-        again = headless.Ask(arguments.run_folder)
-        status = headless.run_batch(again, surroundings, engine, options, _Shown(console).watch)
+        again = headless.Ask(arguments.run_folder, ledger=arguments.ledger)
+        workers, options = headless.Workers(count=1), Options(limit=1)
+        status = headless.run_batch(again, surroundings, workers, options, _Shown(console).watch)
     console.result(status.describe(), **status.as_dict(), run=arguments.run_folder)
 
 
@@ -185,7 +190,7 @@ def _status(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _retry(arguments: argparse.Namespace, console: Console) -> None:
-    count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",))
+    count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",), arguments.ledger)
     text = f"{count} rows are to do again: svd-stages batch run --run {arguments.run_folder}"
     console.result(text, retried=count, run=arguments.run_folder)
 
@@ -205,6 +210,7 @@ def _ask(arguments: argparse.Namespace) -> headless.Ask:
         model=arguments.model,
         seeds=parse_seeds(arguments.seeds) if arguments.seeds else (),
         images=arguments.images,
+        ledger=arguments.ledger,
     )
 
 

@@ -4,7 +4,7 @@ The command line, the Python calls and anything else that renders outside ComfyU
 """
 
 from .animation import Animation, animate, animate_file, animation_graph
-from .batching import Ask, Engine, batch_status, plan_batch, retry_batch, run_batch
+from .batching import Ask, batch_status, plan_batch, retry_batch, run_batch
 from .described import check_described
 from .embedded import EmbeddedEngine
 from .engines import choose_engine, run_graph
@@ -25,6 +25,7 @@ from .manifest import make_manifest
 from .preflight import Missing, find_missing
 from .sources import read_source, refuse_others
 from .surroundings import PACKAGE, Surroundings, default_models_roots
+from .workers import Workers
 
 __all__ = [
     "DISPLAY_NAMES",
@@ -34,13 +35,13 @@ __all__ = [
     "Animation",
     "Ask",
     "EmbeddedEngine",
-    "Engine",
     "Graph",
     "GraphEngine",
     "Missing",
     "Narrator",
     "Report",
     "Surroundings",
+    "Workers",
     "animate",
     "animate_file",
     "animation_graph",

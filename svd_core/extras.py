@@ -1,22 +1,18 @@
-"""Optional packages: imported where they are used; a missing one is an error that names the extra that brings it."""
+"""Optional packages: a missing one is an error that names the extra that brings it."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from typing import Any
 
 from .errors import MissingExtraError
 
 
-def import_extra(module: str, extra: str) -> Any:
-    """The module. Raises MissingExtraError when its package is not installed; what it raises itself goes through."""
-    package = module.partition(".")[0]
+def require_extra(package: str, extra: str) -> None:
+    """Raise MissingExtraError when a package is not installed. It is not imported."""
     if not has_extra(package):
         raise MissingExtraError(
             f'this needs the package {package}, which is not installed. Run pip install "svd-stages[{extra}]".'
         )
-    return importlib.import_module(module)
 
 
 def has_extra(package: str) -> bool:

@@ -63,7 +63,7 @@ def in_a_batch(pictures: Path, run: Path, clips: int) -> float:
             began.append(time.monotonic())
 
     ask = headless.Ask(run, pictures)
-    status = headless.run_batch(ask, headless.Surroundings(), headless.Engine(workers=2), watch=watch)
+    status = headless.run_batch(ask, headless.Surroundings(), headless.Workers(2), watch=watch)
     assert status.counts["done"] == clips and began
     return (time.monotonic() - began[0]) * 2 / clips
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import BatchError, GraphError, nearest
-from ..extras import import_extra
+from ..extras import require_extra
 from ..graph.read import parse_graph
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif")
@@ -169,7 +169,10 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    parquet, arrow = import_extra("pyarrow.parquet", "parquet"), import_extra("pyarrow", "parquet")
+    require_extra("pyarrow", "parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow.names)
@@ -178,7 +181,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for found in batch.to_pylist():
                     number += 1
                     yield _row(number, {key: value for key, value in found.items() if value is not None})
-    except (arrow.ArrowException, ValueError, OverflowError, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise BatchError(f"{path} is not a Parquet file that can be read: {error}.", code="manifest.parquet") from error

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import BatchError
-from ..extras import import_extra
+from ..extras import require_extra
 from .pool import Answer
 from .worker import Setup, Worker
 
@@ -41,7 +41,10 @@ class RayPool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU see what is there
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-        self._ray = ray = import_extra("ray", "ray")
+        require_extra("ray", "ray")
+        import ray
+
+        self._ray: Any = ray
         _begin(ray, address, count, cpus)
         has = ray.cluster_resources()
         gpus = (1 if has.get("GPU", 0) >= 1 else 0) if gpus is None else gpus

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,34 @@ class Binding:
 
 @dataclass
 class Totals:
-    """What a plan comes to. `duplicates` are rows whose clip an earlier row gives."""
+    """What a plan comes to.
+
+    tasks       clips that are wanted, each counted once
+    duplicates  rows whose clip an earlier row gives
+    bad         code -> (how many rows have no task because of it, what is said of the first)
+    """
 
     rows: int = 0
-    tasks: int = 0
     duplicates: int = 0
-    bad: int = 0
+    bad: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _seen: set[str] = field(default_factory=set)
+
+    @property
+    def tasks(self) -> int:
+        """How many there are."""
+        return len(self._seen)
+
+    def counting(self, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
+        """The same rows, counted as they go by."""
+        for row in planned:
+            self.rows += 1
+            if row.task is None:
+                count, first = self.bad.get(row.code, (0, row.message))
+                self.bad[row.code] = count + 1, first
+            else:
+                self.duplicates += row.task.id in self._seen
+                self._seen.add(row.task.id)
+            yield row
 
 
 def plan_rows(rows: Iterable[Row], images: ImageFolder, binding: Binding) -> Iterator[PlannedRow]:
@@ -92,6 +114,9 @@ def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, 
     except SVDStagesError as error:
         return _bad(row, name, error.code, f"row {row.number}: {error}")
     seed = None
+    if row.seed is not None and not binding.seeds:
+        told = f"row {row.number} names a seed, but the graph takes none; leave it out."
+        return _bad(row, name, "manifest.seed", told)
     if binding.seeds:
         seed = _seed_of(row, image, {name: each for name, each in values.items() if name not in models}, binding.seeds)
         values = {**dict.fromkeys(binding.seeds, seed), **values}
@@ -118,19 +143,10 @@ def _without_suffix(path: str) -> str:
     return os.path.splitext(path)[0].replace(os.sep, "/")
 
 
-def write_plan(path: Path, planned: Iterable[PlannedRow]) -> Totals:
-    """Write the plan, a JSON object a line, and count. Each task counts once."""
-    totals, seen = Totals(), set()
+def write_plan(path: Path, planned: Iterable[PlannedRow]) -> None:
+    """Write the plan, a JSON object a line."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        for row in planned:
-            totals.rows += 1
-            totals.bad += row.task is None
-            if row.task is not None:
-                totals.duplicates += row.task.id in seen
-                seen.add(row.task.id)
-            stream.write(json.dumps(row.as_dict()) + "\n")
-    totals.tasks = len(seen)
-    return totals
+        stream.writelines(json.dumps(row.as_dict()) + "\n" for row in planned)
 
 
 def read_plan(path: Path) -> Iterator[PlannedRow]:

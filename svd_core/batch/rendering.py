@@ -7,7 +7,7 @@ in the worker's process, once. The batch itself knows no graph, no node and no t
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,5 @@ class Renderer(Protocol):
 
 
 def make_renderer(runner: str, config: Mapping[str, Any]) -> Renderer:
-    """The renderer at an import path, `module:name`."""
-    module, _, name = runner.partition(":")
-    return getattr(importlib.import_module(module), name)(config)
+    """The renderer at an import path, `module:name`. The path is the driver's own, and in no file that it reads."""
+    return pkgutil.resolve_name(runner)(config)

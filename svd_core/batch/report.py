@@ -11,7 +11,7 @@ from typing import Any
 from ..fingerprint import file_sha256
 from .folder import RunFolder
 from .ledger import Ledger, State
-from .plan import PlannedRow, read_plan
+from .plan import PlannedRow, Totals, read_plan
 
 _SAMPLED = 200
 """Records that are read to know what a clip takes."""
@@ -102,20 +102,9 @@ def _time(hours: float) -> str:
     return f"about {hours * 60:.0f} min" if hours < 1 else f"about {hours:.1f} h"
 
 
-def status_of(folder: RunFolder, ledger: Ledger) -> Status:
-    """How a planned batch stands, by its ledger. Raises BatchError when nothing was planned."""
-    rows, bad, examples = 0, {}, {}
-    seen: set[str] = set()
-    duplicates = 0
-    for row in read_plan(folder.plan_file):
-        rows += 1
-        if row.task is None:
-            bad[row.code] = bad.get(row.code, 0) + 1
-            examples.setdefault(row.code, row.message)
-            continue
-        duplicates += row.task.id in seen
-        seen.add(row.task.id)
-    reasons = [Reason("row", code, count, examples[code]) for code, count in bad.items()]
+def status_of(folder: RunFolder, ledger: Ledger, totals: Totals) -> Status:
+    """How a planned batch stands, by its ledger."""
+    reasons = [Reason("row", code, count, example) for code, (count, example) in totals.bad.items()]
     for state, code, count, task_id in ledger.codes():
         failure = folder.read_failure(task_id) or {}
         reasons.append(
@@ -123,7 +112,8 @@ def status_of(folder: RunFolder, ledger: Ledger) -> Status:
         )
     reasons.sort(key=lambda reason: -reason.count)
     seconds = _usual_seconds(folder, itertools.islice(ledger.done(), _SAMPLED))
-    return Status(rows, duplicates, ledger.counts(), sum(bad.values()), reasons, seconds)
+    bad = sum(count for count, _ in totals.bad.values())
+    return Status(totals.rows, totals.duplicates, ledger.counts(), bad, reasons, seconds)
 
 
 def _usual_seconds(folder: RunFolder, task_ids: Iterable[str]) -> float | None:

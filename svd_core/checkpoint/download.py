@@ -8,7 +8,6 @@ download is broken off: the next one goes on from where it was. huggingface_hub'
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MissingExtraError, OutputError
+from ..extras import has_extra
 from .catalog import CatalogEntry, CatalogFile, entry
 from .header import read_header
 from .progress import Advance, Progress, no_progress
@@ -89,7 +89,7 @@ def fetch(wanted: CatalogEntry, models_root: Path, progress: Progress, endpoint:
 
 
 def _require_hub() -> None:
-    if importlib.util.find_spec("huggingface_hub") is None:
+    if not has_extra("huggingface_hub"):
         raise MissingExtraError(
             'downloading needs the package huggingface_hub, which is not installed. Run pip install "svd-stages[hub]", '
             "or download the file in a browser and put it into a models folder's checkpoints/."

@@ -228,10 +228,10 @@ def test_a_graph_that_no_batch_can_be_made_of_is_refused_as_a_whole(photos, grap
 
 def test_a_fault_of_a_hundred_thousand_rows_is_looked_for_once(photos):
     """Their messages name what is near, which takes a millisecond each time."""
-    from svd_stages.headless.batching import _Models, _Values
+    from svd_stages.headless.binding import Models, Values
 
     here = headless.Surroundings().host()
-    values = _Values(GRAPH, _Models(GRAPH, here), f"{IMAGE}.image")
+    values = Values(GRAPH, Models(GRAPH, here), f"{IMAGE}.image")
     seen = set()
     for number in range(20_000):
         for columns in ({"NoNode.x": number}, {"SVDMicroConditioning.fps": -1}):

@@ -82,7 +82,7 @@ def test_a_driver_that_raised_holds_nothing_and_is_not_named_later(tmp_path):
     assert list((tmp_path / "drivers").glob("*.json")) == []
     with sole_driver(tmp_path, Shard()):
         (tmp_path / "drivers" / "1-of-1.json").write_text("damaged")
-        assert "another driver works" in refuses(tmp_path, "1/1")
+        assert "another driver (a process) works" in refuses(tmp_path, "1/1")
 
 
 def test_a_disk_without_locks_is_worked_on_with_a_warning(tmp_path, monkeypatch, caplog):

@@ -10,7 +10,7 @@ import pytest
 from svd_stages.svd_core.batch.images import Image, ImageFolder
 from svd_stages.svd_core.batch.ledger import Ledger
 from svd_stages.svd_core.batch.manifest import Row
-from svd_stages.svd_core.batch.plan import Binding, PlannedRow, plan_rows, read_plan, write_plan
+from svd_stages.svd_core.batch.plan import Binding, PlannedRow, Totals, plan_rows, read_plan, write_plan
 from svd_stages.svd_core.batch.tasks import MAX_SEED, Task, canonical, derived_seed, digest, task_id
 from svd_stages.svd_core.errors import BatchError, SettingError
 
@@ -198,9 +198,17 @@ def test_clips_are_called_by_the_row_or_by_the_image_below_its_folder(photos):
 def test_a_plan_is_read_as_it_was_written_and_counted(photos, tmp_path):
     rows = [row("a.png"), row("a.png", number=2), row("twin.png", number=3), row("gone.png"), row("b.png", 5, fps=1.5)]
     planned = plan(photos, rows)
-    totals = write_plan(tmp_path / "run" / "plan.jsonl", iter(planned))
-    assert (totals.rows, totals.tasks, totals.duplicates, totals.bad) == (5, 2, 2, 1)
-    assert list(read_plan(tmp_path / "run" / "plan.jsonl")) == planned
+    write_plan(tmp_path / "run" / "plan.jsonl", iter(planned))
+    totals = Totals()
+    assert list(totals.counting(read_plan(tmp_path / "run" / "plan.jsonl"))) == planned
+    assert (totals.rows, totals.tasks, totals.duplicates) == (5, 2, 2)
+    assert {code: count for code, (count, _) in totals.bad.items()} == {"image.missing": 1}
+
+
+def test_a_seed_that_no_node_takes_is_a_fault_of_its_row(photos):
+    rows = [Row(1, "a.png", seed=3), Row(2, "a.png")]
+    seeded, plain = plan(photos, rows, Binding(lambda values: {}, (), {}))
+    assert seeded.code == "manifest.seed" and plain.task is not None and plain.task.seed is None
 
 
 def test_a_plan_that_fails_on_the_way_leaves_the_one_before(photos, tmp_path):
