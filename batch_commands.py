@@ -52,6 +52,7 @@ def add_batch(commands: Any, add_command: AddCommand, here: Here) -> None:
         parts, "plan", plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
     )
     _add_source(plan_parser)
+    plan_parser.add_argument("--workers", type=_count, default=1, metavar="N", help="tell the time for so many")
     plan_parser.add_argument("--measure", action="store_true", help="make the first video, to tell how long all take")
     status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs")
     _add_run(status_parser)
@@ -77,7 +78,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "video with its graph inside (default: that of the run, else the shipped image_to_video)",
     )  # fmt: skip
     parser.add_argument(
-        "--model", default=EMBEDDED, metavar="NAME", help=f"checkpoint of the shipped graph (default: {EMBEDDED})"
+        "--model", metavar="NAME", help=f"the shipped image_to_video with this checkpoint (default: {EMBEDDED})"
     )
     parser.add_argument(
         "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
@@ -154,7 +155,8 @@ def _run(arguments: argparse.Namespace, surroundings: headless.Surroundings, con
     sheet = arguments.run_folder / "contact_sheet.jpg"
     if shard is None and sheet.is_file():
         lines.append(f"some of them: {sheet}")
-    headless.write_text(arguments.run_folder / "summary.json", json.dumps(summary, indent=1, default=str) + "\n")
+    name = f"summary-{shard.name}.json" if shard is not None and shard.name else "summary.json"
+    headless.write_text(arguments.run_folder / name, json.dumps(summary, indent=1, default=str) + "\n")
     console.result("\n".join(lines), **summary)
     _raise_if_failed(status, arguments.run_folder)
 
@@ -168,7 +170,7 @@ def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, co
         again = headless.Ask(arguments.run_folder, ledger=arguments.ledger)
         workers, options = headless.Workers(count=1), Options(limit=1)
         status = headless.run_batch(again, surroundings, workers, options, _Shown(console).watch)
-    console.result(status.describe(), **status.as_dict(), run=arguments.run_folder)
+    console.result(status.describe(arguments.workers), **status.as_dict(), run=arguments.run_folder)
 
 
 def _status(arguments: argparse.Namespace, console: Console) -> None:
@@ -182,7 +184,9 @@ def _status(arguments: argparse.Namespace, console: Console) -> None:
             console.report("verifying", count, status.counts["done"], "clip")
 
         found = [{"task": task, "fault": fault} for task, fault in damaged(RunFolder(arguments.run_folder), advance)]
-        text += [f"damaged: {each['task']}: {each['fault']}" for each in found] or ["every video is what was written"]
+        text += [f"damaged: {each['task']}: {each['fault']}" for each in found]
+        if not found and status.counts["done"]:
+            text.append("every video is what was written")
     told = {**status.as_dict(), "drivers": drivers, "damaged": found}
     console.result("\n".join(text), **told, run=arguments.run_folder)
     if found:

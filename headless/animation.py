@@ -15,6 +15,7 @@ from ..svd_core.errors import GraphError, ImageError, SettingError
 from ..svd_core.graph import Emit, Prompt
 from ..svd_core.options import DEFAULT, ModelOptions
 from ..svd_core.pictures import as_images
+from ..svd_core.sizes import check_multiple
 from .embedded import validate_and_execute, written
 from .graphs import Graph, Report, open_graph
 from .surroundings import PACKAGE, Surroundings
@@ -207,8 +208,6 @@ def _check_values(values: Animation) -> None:
     """Raise SettingError now rather than after a checkpoint has been loaded."""
     if values.fps != int(values.fps):
         raise SettingError(f"fps must be a whole number, got {values.fps}; the model knows no others")
-    from ..svd_core.images import check_multiple
-
     for name in ("width", "height"):
         check_multiple(name, getattr(values, name), 64)
 

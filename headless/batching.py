@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,23 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..svd_core import host
 from ..svd_core.batch.driver import Driver, Options, Progress, Watch
+from ..svd_core.batch.environment import Environment
 from ..svd_core.batch.folder import RunFolder
 from ..svd_core.batch.images import ImageFolder
 from ..svd_core.batch.ledger import Ledger
-from ..svd_core.batch.lock import Shard, sole_driver, sole_owner
+from ..svd_core.batch.lock import Shard, planning, sole_driver, sole_owner
 from ..svd_core.batch.manifest import read_rows
-from ..svd_core.batch.plan import Binding, Totals, plan_rows, read_plan, write_plan
+from ..svd_core.batch.plan import Binding, Totals, plan_rows, read_plan, written
 from ..svd_core.batch.pool import Pool
 from ..svd_core.batch.reconcile import reconcile
 from ..svd_core.batch.report import Status, status_of
 from ..svd_core.batch.sheet import write_sheet
 from ..svd_core.batch.tasks import digest
-from ..svd_core.batch.worker import Setup
+from ..svd_core.batch.worker import Setup, open_spool, tidy_spool
 from ..svd_core.checkpoint.library import EMBEDDED
-from ..svd_core.errors import BatchError
+from ..svd_core.errors import BatchError, SVDStagesError
 from ..svd_core.graph import Prompt, apply_settings, find_target, validate
+from ..svd_core.private import private_folder
 from .animation import Animation, animation_graph
 from .binding import Models, Values, image_input, seed_inputs, without
 from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
@@ -39,6 +44,8 @@ from .rendering import GraphRenderer, RenderSettings, cut_before_savers
 from .sources import Source
 from .surroundings import Surroundings
 from .workers import Workers, make_pool, memory_needed
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 NETWORK_DISKS = (
@@ -55,9 +62,9 @@ class Ask:
 
     run       the run folder
     source    a manifest, or a folder of pictures; None: what was planned there before
-    graph     what makes each clip; None: that of the run, or the shipped image_to_video with `model`
+    graph     what makes each clip; None: that of the run, or the shipped image_to_video
     settings  "NODE.INPUT=VALUE" for all rows
-    model     of the shipped graph
+    model     of the shipped graph, which it asks for; None: svd-nano
     seeds     each row that names none is made once with each
     images    the folder that all images lie in; None: that of the manifest, or the folder itself
     ledger    where the driver keeps its account; None: in the run folder, or where that is a network disk, elsewhere
@@ -67,7 +74,7 @@ class Ask:
     source: str | os.PathLike | None = None
     graph: Source | None = None
     settings: Sequence[str] = ()
-    model: str = EMBEDDED
+    model: str | None = None
     seeds: Sequence[int] = ()
     images: str | os.PathLike | None = None
     ledger: str | os.PathLike | None = None
@@ -81,7 +88,7 @@ def plan_batch(ask: Ask, surroundings: Surroundings, workers: Workers = HERE) ->
 
     Raises BatchError, GraphError, CheckpointError; a row that cannot be taken is no error here.
     """
-    with _opened(ask, workers) as (folder, ledger):
+    with _opened(ask, workers) as (folder, ledger), planning(folder.path):
         totals = _plan(ask, surroundings, folder, ledger, workers.shard)
         reconcile(folder, ledger)
         return status_of(folder, ledger, totals)
@@ -105,24 +112,41 @@ def run_batch(
     """
     with _opened(ask, workers) as (folder, ledger):
         if ask.source is not None:
-            totals = _plan(ask, surroundings, folder, ledger, workers.shard)
+            with planning(folder.path):
+                totals = _plan(ask, surroundings, folder, ledger, workers.shard)
         else:
+            _refuse_what_needs_a_plan(ask, surroundings, folder)
             totals = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
         if status.left:
             with _pool(folder, surroundings, workers, status.left) as pool:
                 begin(pool.name, status)
+                environment = Environment.from_dict(folder.read_environment(), str(folder.environment_file))
                 watching = _also_copying(watch, folder, ledger)
-                driver = Driver(folder, ledger, pool, options, watching, folder.read_probes())
                 try:
-                    driver.run()
+                    Driver(folder, ledger, pool, options, watching, environment).run()
                 finally:
-                    folder.write_probes(driver.probes)
+                    _keep(environment, folder)
             status = status_of(folder, ledger, totals)
         if status.counts["done"] and workers.shard is None:
             write_sheet(folder, folder.path / "contact_sheet.jpg")
         return status
+
+
+def _refuse_what_needs_a_plan(ask: Ask, surroundings: Surroundings, folder: RunFolder) -> None:
+    """Raise BatchError when something is asked for that the plan of the run does not have."""
+    names = ("graph", "settings", "model", "seeds", "images")
+    asked = [name for name in names if getattr(ask, name) not in (None, (), [])]
+    planned = (folder.read_settings() or {}).get("precision", "auto")
+    if surroundings.precision not in ("auto", planned):
+        asked.append("precision")
+    if asked:
+        raise BatchError(
+            f"{', '.join(asked)} would change what was planned in {folder.path}; give the manifest or the folder of "
+            "pictures, too, so that it is planned anew. What is done and stays the same is not made again.",
+            code="batch.no_source",
+        )
 
 
 def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
@@ -135,9 +159,25 @@ def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
         assert ledger.path is not None
         if ledger.path.parent != folder.path and time.monotonic() - copied > COPY_EVERY:
             copied = time.monotonic()
-            ledger.copy_to(folder.path / f"{ledger.path.stem}-copy.sqlite")
+            try:
+                ledger.copy_to(_copy_of(ledger.path, folder))
+            except (SVDStagesError, sqlite3.Error, OSError) as error:
+                logger.warning("the ledger was not copied into the run folder: %s", error)
 
     return told
+
+
+def _copy_of(ledger: Path, folder: RunFolder) -> Path:
+    """Where a ledger that lies elsewhere is copied to."""
+    return folder.path / f"{ledger.stem}-copy.sqlite"
+
+
+def _keep(environment: Environment, folder: RunFolder) -> None:
+    """Write env.json. A full disk must not hide why a driver ended."""
+    try:
+        folder.write_environment(environment.as_dict(folder.read_environment()))
+    except SVDStagesError as error:
+        logger.warning("what the clips are made with was not written down: %s", error)
 
 
 def batch_status(run: str | os.PathLike) -> Status:
@@ -183,6 +223,8 @@ def _opened(ask: Ask, workers: Workers) -> Iterator[tuple[RunFolder, Ledger]]:
     with sole_driver(folder.path, shard):
         path = Path(ask.ledger) if ask.ledger else default_ledger(folder, shard)
         with sole_owner(path):
+            if not path.exists() and path.parent != folder.path and (copy := _copy_of(path, folder)).is_file():
+                shutil.copyfile(copy, path)  # another machine's driver counted attempts in it
             ledger = Ledger(path)
             try:
                 yield folder, ledger
@@ -202,8 +244,10 @@ def default_ledger(folder: RunFolder, shard: Shard) -> Path:
     name = f"ledger-{shard.name}.sqlite" if shard.name else "ledger.sqlite"
     if not _is_on_network(folder.path):
         return folder.path / name
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "svd-stages" / digest(os.path.realpath(folder.path))[:16] / name
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svd-stages"
+    if _is_on_network(caches):  # as homes of clusters are
+        caches = private_folder("ledgers")
+    return caches / digest(os.path.realpath(folder.path))[:16] / name
 
 
 def _nothing_planned(run: Path) -> BatchError:
@@ -232,6 +276,10 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
     base = source if source.is_dir() else source.parent
     root = base if ask.images is None else Path(ask.images)
     before = folder.read_settings() or {}
+    asked = digest([_state_of(source), os.path.abspath(root), list(ask.settings), list(ask.seeds), ask.model,
+                    str(ask.graph), surroundings.precision, __version__])  # fmt: skip
+    if shard is not None and before.get("asked") == asked:
+        return _take_plan(folder, ledger, shard)  # another shard has just planned the same
     here = surroundings.host()
     with host.using(here):
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
@@ -250,21 +298,32 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
         binding = Binding(Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared, models.of_values)
         rows = read_rows(source, ask.seeds)
         planned = plan_rows(rows, ImageFolder(root, base, ledger), binding)
-        write_plan(folder.plan_file, planned)
+        totals = Totals()
+        rows = totals.counting(written(folder.plan_file, planned))
+        ledger.plan(row.task for row in rows if row.task is not None and (shard is None or shard.has(row.task.id)))
     folder.write_settings(
         {
             "format": FORMAT,
+            "asked": asked,
             "run_id": before.get("run_id") or secrets.token_hex(8),
             "graph": graph,
             "image": list(image),
             "seeds": seeds,
-            "images": os.path.realpath(root),
+            "images": os.path.abspath(root),
             "models": sorted(models.sums),
             "shared": {"code": code_version(), **{f"model {name}": sha for name, sha in sorted(models.sums.items())}},
             "precision": surroundings.precision,
         }
     )
-    return _take_plan(folder, ledger, shard)
+    return totals
+
+
+def _state_of(source: Path) -> list[Any]:
+    """A manifest as it is now, or the folders of pictures: adding or removing one changes its folder's time."""
+    folders = [source]
+    if source.is_dir():
+        folders = [Path(parent) for parent, _, _ in os.walk(source)]
+    return [[os.path.abspath(each), each.stat().st_mtime_ns, each.stat().st_size] for each in sorted(folders)]
 
 
 def _free_seeds(ask: Ask, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
@@ -272,7 +331,7 @@ def _free_seeds(ask: Ask, graph: Prompt, before: Mapping[str, Any]) -> list[str]
     was planned. Raises BatchError when seeds are asked for and none is left to take them."""
     fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in ask.settings}
     seeds = [name for name in seed_inputs(graph) if name not in fixed]
-    if ask.graph is None and "seeds" in before:
+    if ask.graph is None and ask.model is None and "seeds" in before:
         seeds = [name for name in seeds if name in before["seeds"]]
     if ask.seeds and not seeds:
         raise BatchError(
@@ -297,9 +356,9 @@ def _graph(ask: Ask, before: Mapping[str, Any], surroundings: Surroundings) -> P
     """The graph of all rows, with the settings in it."""
     if ask.graph is not None:
         return open_graph(ask.graph, ask.settings).prompt
-    if before.get("graph"):
+    if before.get("graph") and ask.model is None:
         return open_graph({"prompt": before["graph"]}, ask.settings).prompt
-    shipped = animation_graph(Animation(model=ask.model), surroundings.host(), "image.png").prompt
+    shipped = animation_graph(Animation(model=ask.model or EMBEDDED), surroundings.host(), "image.png").prompt
     return open_graph({"prompt": shipped}, ask.settings).prompt
 
 
@@ -312,16 +371,26 @@ def _pool(folder: RunFolder, surroundings: Surroundings, workers: Workers, left:
         image=settings["image"],
         images=settings["images"],
         models=settings["models"],
-        roots=[os.path.realpath(root) for root in surroundings.models_roots()],
+        roots=[os.path.abspath(root) for root in surroundings.models_roots()],
         device=surroundings.device,
         precision=settings["precision"],
         vram=surroundings.vram,
         threads=workers.threads,
     )
-    setup = Setup(os.path.realpath(folder.path), settings["run_id"], RUNNER, config.as_dict(), settings["shared"])
+    setup = Setup(
+        run=os.path.abspath(folder.path),
+        run_id=settings["run_id"],
+        spool=f"{settings['run_id']}-{__version__}",
+        runner=RUNNER,
+        config=config.as_dict(),
+        shared=settings["shared"],
+    )
     memory = memory_needed(settings["models"], surroundings.host())
     pool = make_pool(setup, workers, surroundings.device, left, memory)
     try:
         yield pool
     finally:
         pool.close()
+        spool = open_spool(setup.spool)
+        tidy_spool(spool, folder)
+        spool.remove_if_empty()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import os
-import tempfile
+import re
 from pathlib import Path
 
 from .. import __version__
-from ..svd_core.errors import CheckpointError
+from ..svd_core.errors import CheckpointError, OutputError
 from ..svd_core.fingerprint import file_sha256
 from ..svd_core.outputs import replacing
+from ..svd_core.private import private_folder
 
 
 def model_sha256(path: Path) -> str:
@@ -42,13 +42,15 @@ def code_version() -> str:
 def _remembered(file: Path) -> str:
     status = file.stat()
     about = f"{os.path.realpath(file)} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    folder = Path(tempfile.gettempdir()) / f"svd-stages-{getpass.getuser()}" / "sums"
-    note = folder / hashlib.sha256(about.encode()).hexdigest()
+    try:
+        note = private_folder("sums") / hashlib.sha256(about.encode()).hexdigest()
+    except OSError:
+        return file_sha256(file)
     with contextlib.suppress(OSError, ValueError):
         found = note.read_text(encoding="ascii")
-        if len(found) == 64 and note.stat().st_uid == folder.parent.stat().st_uid == getattr(os, "getuid", int)():
+        if re.fullmatch(r"[0-9a-f]{64}", found):
             return found
     found = file_sha256(file)
-    with contextlib.suppress(OSError, CheckpointError), replacing(note) as temporary:
+    with contextlib.suppress(OSError, OutputError), replacing(note) as temporary:
         temporary.write_text(found, encoding="ascii")
     return found

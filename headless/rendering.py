@@ -6,8 +6,11 @@ which savers store in 8 bits, and plain values: that is `Rendered`, and what is 
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import json
 import logging
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,9 +95,11 @@ class GraphRenderer:
         """The version of the code, and the models by sha256. Raises CheckpointError for one that is not here."""
         return describe_models(self._settings.models, self._host)
 
-    def probe(self) -> tuple[str, str]:
-        """(the device, a small render: the means of squares of its frames, in hex, 8 bits each). Raises SettingError
-        when it is NaN."""
+    def probe(self) -> dict[str, Any]:
+        """The device; libraries, precision and, on a CPU, threads; the means of squares of a small render's frames.
+
+        Raises SettingError when these are NaN.
+        """
         import torch
 
         ramp = torch.linspace(0, 1, 128)
@@ -108,11 +113,19 @@ class GraphRenderer:
                 "try fp32.",
                 code="batch.worker_differs",
             )
-        return _device_name(self._host.device()), bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
+        device = self._host.device()
+        makes = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
+        makes["precision"] = f"{self._settings.precision} on {device.type}"
+        if device.type == "cpu":
+            makes["threads"] = str(self._settings.threads)
+        shown = bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
+        return {"device": _device_name(device), "makes": makes, "probe": shown}
 
     def prepare(self, task: Task) -> list[list[Any]]:
         """What the LoadImage node gives, for each slot a list. Raises ImageError."""
         node_id, name = self._settings.image
+        if not os.path.isdir(self._settings.images):  # a disk that is away for a while is no fault of the row
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self._settings.images)
         with host.using(self._host):
             path = annotated_file(task.image)
             check_unchanged(path, task.image_sha256)

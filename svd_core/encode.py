@@ -12,12 +12,12 @@ from .errors import SettingError
 from .images import (
     PREPROCESSES,
     check_images,
-    check_multiple,
     clip_input_center_crop,
     clip_input_reference,
     clip_input_whole,
     to_pixels,
 )
+from .sizes import check_multiple
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,6 @@ global, and only the override is a ContextVar.
 from __future__ import annotations
 
 import contextlib
-import getpass
-import tempfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .checkpoint.library import ModelLibrary
 from .errors import SettingError
+from .private import temp_folder
 
 if TYPE_CHECKING:
     import torch
@@ -195,7 +194,7 @@ class HeadlessHost:
     def folder(self, kind: Folder) -> Path:
         """The folder given at construction."""
         if kind == "temp":
-            return self.temp_folder or Path(tempfile.gettempdir()) / f"svd-stages-{getpass.getuser()}"
+            return self.temp_folder or temp_folder()
         return {"input": self.input_folder, "output": self.output_folder}[kind]
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import ImageError, SettingError
+from .sizes import check_multiple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,15 +50,6 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
 def to_images(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] to images (B, H, W, 3) float32 clamped to [0, 1]."""
     return (pixels.float() / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
-
-
-def check_multiple(name: str, value: int, step: int) -> None:
-    """Raise SettingError, naming the nearest good sizes, unless `value` is a positive multiple of `step`."""
-    if value > 0 and value % step == 0:
-        return
-    below = max(step, value // step * step)
-    near = f"{below} or {below + step}" if value > step else str(step)
-    raise SettingError(f"{name} must be a multiple of {step}, got {value}; the nearest good sizes are {near}")
 
 
 def cut_to_multiple(images: torch.Tensor, step: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from svd_stages.svd_core.batch.driver import Driver, Options, Progress
 from svd_stages.svd_core.batch.folder import RunFolder
 from svd_stages.svd_core.batch.ledger import Ledger
 from svd_stages.svd_core.batch.lock import Shard, parse_shard, sole_driver
-from svd_stages.svd_core.batch.plan import PlannedRow, read_plan, write_plan
-from svd_stages.svd_core.batch.pool import Pool
+from svd_stages.svd_core.batch.plan import PlannedRow, read_plan, written
+from svd_stages.svd_core.batch.pool import Answer, Pool
 from svd_stages.svd_core.batch.reconcile import reconcile
 from svd_stages.svd_core.batch.tasks import Task, digest, task_id
-from svd_stages.svd_core.batch.worker import Setup
+from svd_stages.svd_core.batch.worker import Setup, open_spool, tidy_spool
 
 TESTS = Path(__file__).parent
 
@@ -52,14 +52,20 @@ class Batch:
         tasks = [task_of(image) for image in images]
         rows = [PlannedRow(number, task.image, task.image, task) for number, task in enumerate(tasks, 1)]
         write_plan(batch.folder.plan_file, rows)
+        batch.folder.write_settings({"run_id": batch.run_id})
         return batch
+
+    @property
+    def run_id(self) -> str:
+        return digest(str(self.path))[:16]
 
     def tasks(self) -> list[Task]:
         return [row.task for row in read_plan(self.folder.plan_file) if row.task is not None]
 
     def setup(self) -> Setup:
         config = {"log": str(self.log), **self.config}
-        return Setup(str(self.path), digest(str(self.path))[:16], "standin:StandIn", config, config.get("describe", {}))
+        spool = f"tests-{self.run_id}"
+        return Setup(str(self.path), self.run_id, spool, "standin:StandIn", config, config.get("describe", {}))
 
     def renders(self) -> Counter[str]:
         """How often each task was rendered, or begun to be."""
@@ -112,6 +118,12 @@ class Batch:
         return (self.path / "driver.log").read_text()
 
 
+def write_plan(path: Path, rows: Iterable[PlannedRow]) -> None:
+    """Write a plan whole."""
+    for _ in written(path, rows):
+        pass
+
+
 def task_of(image: str, seed: int = 3) -> Task:
     """The task of an image whose bytes are its name."""
     sha256 = digest(image)
@@ -150,6 +162,53 @@ def wait_until(condition: Any, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+class Scripted:
+    """Workers that answer at once: every task is done one call later, unless `answer` says otherwise.
+
+    It writes no clips. `asked` is all that they were asked: (worker, call, task's image or None, image read ahead).
+    """
+
+    name = "workers of a test"
+
+    def __init__(self, count: int = 1, hello: Any = None):
+        self.workers = range(count)
+        self.asked: list[tuple[int, str, str | None, str | None]] = []
+        self.hello = hello or (lambda worker: {"host": "h", "pid": worker, "makes": {}, "device": "d", "probe": "10"})
+        self._encoding: dict[int, str] = {}
+        self._answers: list[Answer] = []
+
+    def ask(self, worker: int, call: str, *arguments: Any) -> None:
+        _, task, upcoming = arguments[:3] if call == "work" else (None, None, None)
+        self.asked.append((worker, call, task and task["image"], upcoming and upcoming["image"]))
+        if call == "hello":
+            self._answers.append(Answer(worker, self.hello(worker)))
+            return
+        before = self._encoding.pop(worker, None)
+        done = [] if before is None else [{"task": before, "state": "done", "seconds": 0.1, "is_ours": True}]
+        outcome = None if task is None else self.answer(task, worker)
+        if task is not None and outcome is None:
+            self._encoding[worker] = task["id"]
+        if isinstance(outcome, Answer):
+            self._answers.append(outcome)
+        else:
+            self._answers.append(Answer(worker, [*done, *([outcome] if outcome else [])]))
+
+    def answer(self, task: dict[str, Any], worker: int) -> Any:
+        return None
+
+    def answers(self, timeout: float) -> list[Answer]:
+        if not self._answers:
+            time.sleep(min(timeout, 0.02))
+        answers, self._answers = self._answers, []
+        return answers
+
+    def end(self, worker: int) -> None:
+        self._answers.append(Answer(worker, died="ended"))
+
+    def close(self) -> None:
+        pass
 
 
 def drive(
@@ -202,6 +261,9 @@ def main() -> int:
         return 9
     finally:
         pool.close()
+        spool = open_spool(batch.setup().spool)
+        tidy_spool(spool, batch.folder)
+        spool.remove_if_empty()
     return 0
 
 

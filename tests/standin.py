@@ -34,8 +34,8 @@ class StandIn:
     def describe(self) -> dict[str, str]:
         return dict(self._config.get("describe", {}))
 
-    def probe(self) -> tuple[str, str]:
-        return "stand-in", "00ff"
+    def probe(self) -> dict[str, Any]:
+        return {"device": "stand-in", "makes": self._config.get("makes", {}), "probe": "00ff"}
 
     def prepare(self, task: Task) -> str:
         if "unreadable" in task.image:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import secrets
 import sqlite3
 import time
 from collections import deque
@@ -22,11 +23,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BatchError, SVDStagesError
+from ..errors import BatchError, OutputError, SVDStagesError
+from .environment import Environment
 from .folder import RunFolder
 from .ledger import Change, Ledger, State
 from .pool import Answer, Pool
-from .tasks import Task
+from .waiting import Waiting, Work
+from .worker import PASSING
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +42,9 @@ STARTS = 3
 LONGEST_PAUSE = 300.0
 PASSING_TRIES = 12
 """How often trouble of a disk or network is waited for: about half an hour in all."""
-ANOTHER_FIRST = 3.0
-"""Seconds in which a task that comes back is left to other workers than the one that had it."""
-PROBE_TOLERANCE = 2
-"""Of 255: other kernels add in another order, which is not another picture."""
 _FLUSH = 0.2
-_REFILL = 1000
+_MANY = 1000
+"""Changes that are written down at once."""
 
 
 @dataclass(frozen=True)
@@ -97,42 +97,24 @@ Watch = Callable[[Progress, dict[str, Any] | None], None]
 
 
 @dataclass(eq=False)
-class _Work:
-    """A task on its way. `alone`: nothing may run beside it. `tries`: how often passing trouble met it."""
-
-    task: Task
-    attempts: int
-    alone: bool = False
-    last_worker: int | None = None
-    begun: float = 0.0
-    put_back: float = 0.0
-    not_before: float = 0.0
-    tries: int = 0
-    is_finished: bool = False
-    deaths: list[str] = field(default_factory=list)
-
-
-@dataclass(eq=False)
 class _Slot:
     """A worker, and what it has: the task that is rendered, that is encoded, whose image is read."""
 
     worker: int
+    greeting: str = ""
     asked: str | None = None
     since: float = 0.0
     is_ready: bool = False
     is_hung: bool = False
     starts: int = 0
     gone: SVDStagesError | None = None
-    rendering: _Work | None = None
-    encoding: _Work | None = None
-    reserved: _Work | None = None
+    rendering: Work | None = None
+    encoding: Work | None = None
+    reserved: Work | None = None
 
 
 class Driver:
-    """One batch, from what the ledger says is to do until nothing is left.
-
-    probes  kind of device -> what a small render of it gave, of earlier runs; grows by those that are met
-    """
+    """One batch, from what the ledger says is to do until nothing is left."""
 
     def __init__(
         self,
@@ -141,16 +123,13 @@ class Driver:
         pool: Pool,
         options: Options,
         watch: Watch,
-        probes: dict[str, str] | None = None,
+        environment: Environment | None = None,
     ):
         self._folder, self._ledger, self._pool = folder, ledger, pool
         self._options, self._watch = options, watch
-        self.probes = {} if probes is None else probes
+        self._environment = environment or Environment()
         self._slots = [_Slot(worker) for worker in pool.workers]
-        self._queue: deque[_Work] = deque()
-        self._later: list[_Work] = []
-        self._place = -1
-        self._picked = 0
+        self._waiting = Waiting(ledger)
         self._changes: dict[str, Change] = {}
         self._failures: dict[str, dict[str, Any]] = {}
         self._flushed = self._ticked = 0.0
@@ -163,8 +142,8 @@ class Driver:
     def run(self) -> Progress:
         """Work until all is done, failed or quarantined, or the limit is reached.
 
-        Raises BatchError when no worker can work (with its reason); KeyboardInterrupt goes through, and the ledger has
-        what was known by then.
+        Raises BatchError when no worker can work (with its reason), or the ledger cannot be written; KeyboardInterrupt
+        goes through, and the ledger has what was known by then.
         """
         try:
             while True:
@@ -192,6 +171,7 @@ class Driver:
                 if slot.is_ready:
                     self._give_work(slot)
                 elif self._is_needed():
+                    slot.greeting = secrets.token_hex(4)
                     self._ask(slot, "hello")
 
     def _give_work(self, slot: _Slot) -> None:
@@ -204,28 +184,27 @@ class Driver:
             if slot.encoding is not None:
                 self._ask(slot, "drain")
             return
-        if not work.alone and self._queue and not self._queue[0].alone and not self._is_at_limit():
-            slot.reserved = self._pick(slot)
         slot.rendering, work.last_worker, work.begun = work, slot.worker, time.monotonic()
+        if not work.alone and not self._is_at_limit():
+            slot.reserved = self._waiting.take_ahead()
         self._note(work, "running")
         upcoming = None if slot.reserved is None else slot.reserved.task.as_dict()
         self._ask(slot, "work", work.task.as_dict(), upcoming, work.attempts + 1)
 
     def _ask(self, slot: _Slot, call: str, *arguments: Any) -> None:
         slot.asked, slot.since = call, time.monotonic()
-        self._pool.ask(slot.worker, call, *arguments)
+        self._pool.ask(slot.worker, call, slot.greeting, *arguments)
 
-    def _pick(self, slot: _Slot) -> _Work | None:
-        """The next task for a worker: one that it has read already, one that is to be tried again, the next of the
-        plan, or one that another worker has only read."""
+    def _pick(self, slot: _Slot) -> Work | None:
+        """The next task for a worker: one that it has read already, one that waits, or one that another worker has
+        only read."""
         if slot.reserved is not None:
             work, slot.reserved = slot.reserved, None
             return work
         if self._is_at_limit():
             return None
-        work = self._pick_again(slot) or self._pick_new()
+        work = self._waiting.take(slot.worker, sum(each.is_ready for each in self._slots) > 1)
         if work is not None:
-            self._picked += 1
             return work
         for other in self._slots:
             if other.reserved is not None and other.asked is not None:
@@ -233,36 +212,16 @@ class Driver:
                 return work
         return None
 
-    def _pick_again(self, slot: _Slot) -> _Work | None:
-        """What is due; not at once what this worker had, while there are others."""
-        now, others = time.monotonic(), sum(each.is_ready for each in self._slots) > 1
-        for index, work in enumerate(self._later):
-            is_anothers = work.last_worker != slot.worker or now - work.put_back > ANOTHER_FIRST
-            if work.not_before <= now and (is_anothers or not others):
-                return self._later.pop(index)
-        return None
-
-    def _pick_new(self) -> _Work | None:
-        if not self._queue:
-            for place, task, attempts in self._ledger.todo(self._place, _REFILL):
-                self._place = place
-                self._queue.append(_Work(task, attempts, alone=attempts > 0))
-        return self._queue.popleft() if self._queue else None
-
     def _is_at_limit(self) -> bool:
-        return self._options.limit is not None and self._picked >= self._options.limit
+        """Whether as many clips are done or on their way as are wanted."""
+        on_the_way = sum(not work.is_finished for work in self._on_the_way())
+        return self._options.limit is not None and self.progress.done + on_the_way >= self._options.limit
 
     def _is_needed(self) -> bool:
         """Whether a worker that is not ready yet will have something to do."""
-        if self._later or self._queue or any(slot.reserved for slot in self._slots):
+        if any(slot.reserved for slot in self._slots):
             return True
-        self._refill()
-        return bool(self._queue) and not self._is_at_limit()
-
-    def _refill(self) -> None:
-        work = self._pick_new()
-        if work is not None:
-            self._queue.appendleft(work)
+        return not self._is_at_limit() and not self._waiting.is_empty()
 
     def _is_over(self) -> bool:
         """Whether nothing is left to do, or to wait for. Raises BatchError when all workers are gone."""
@@ -270,15 +229,9 @@ class Driver:
             first = self._slots[0].gone
             assert first is not None
             raise first
-        busy = any(slot.rendering or slot.encoding or slot.reserved for slot in self._slots)
-        if busy or time.monotonic() < self._paused_until:
+        if next(self._on_the_way(), None) is not None or time.monotonic() < self._paused_until:
             return False
-        if self._is_at_limit():
-            return True
-        if self._later:
-            return False
-        self._refill()
-        return not self._queue
+        return self._is_at_limit() or self._waiting.is_empty()
 
     # Answers
 
@@ -288,25 +241,19 @@ class Driver:
             self._bury(slot, asked, "it hung" if slot.is_hung else answer.died)
         elif asked == "hello":
             self._welcome(slot, answer.value)
+        elif answer.value is None:
+            self._bury_idle(slot, asked)
         else:
             for outcome in answer.value:
                 self._take_outcome(slot, outcome)
-            if asked == "work":
+            if slot.encoding is not None:  # not told of, though nothing is encoded any more
+                self._bury(slot, asked, "it forgot a clip")
+            elif asked == "work":
                 slot.encoding, slot.rendering = slot.rendering, None
 
     def _welcome(self, slot: _Slot, told: dict[str, Any]) -> None:
-        refused = told.get("refused")
-        if refused is None:
-            known = self.probes.setdefault(told["device"], told["probe"])
-            if not are_alike(known, told["probe"]):
-                refused = {
-                    "code": "batch.worker_differs",
-                    "message": f"the {told['device']} of {told['host']} renders otherwise than another one did: its "
-                    "libraries or its driver differ, or it is faulty. It gets no work.",
-                    "exit_status": 4,
-                }
-        if refused is not None:
-            slot.gone = _error(refused)
+        slot.gone = self._environment.take(told)
+        if slot.gone is not None:
             logger.warning("worker %d is not used: %s", slot.worker + 1, slot.gone)
             return
         slot.is_ready, slot.starts = True, 0
@@ -315,9 +262,10 @@ class Driver:
     def _take_outcome(self, slot: _Slot, outcome: dict[str, Any]) -> None:
         if slot.rendering is not None and outcome["task"] == slot.rendering.task.id:
             work, slot.rendering = slot.rendering, None
-        else:
+        elif slot.encoding is not None and outcome["task"] == slot.encoding.task.id:
             work, slot.encoding = slot.encoding, None
-        assert work is not None and work.task.id == outcome["task"]
+        else:  # of what this slot no longer has
+            return
         if work.is_finished:
             return
         if outcome["state"] == "done":
@@ -327,10 +275,12 @@ class Driver:
         elif outcome["why"] == "no_space":
             self._wait_for_space(outcome["message"])
             self._put_back(work)
+        elif outcome["why"] == "memory":
+            self._try_elsewhere(work, outcome)
         else:
             self._try_later(work, outcome["message"])
 
-    def _finish(self, work: _Work, state: State, code: str | None = None, seconds: float | None = None) -> None:
+    def _finish(self, work: Work, state: State, code: str | None = None, seconds: float | None = None) -> None:
         work.is_finished = True
         self._note(work, state, code)
         if state == "done":
@@ -345,14 +295,14 @@ class Driver:
         about = {"task": work.task.id, "image": work.task.image, "state": state}
         self._watch(self.progress, about if code is None else {**about, "code": code})
 
-    def _fail(self, work: _Work, failure: dict[str, Any]) -> None:
+    def _fail(self, work: Work, failure: dict[str, Any]) -> None:
         self._failures[work.task.id] = {**failure, **self._about(work)}
         self._finish(work, "failed", failure["code"])
 
-    def _about(self, work: _Work) -> dict[str, Any]:
+    def _about(self, work: Work) -> dict[str, Any]:
         return {"image": work.task.image, "values": dict(work.task.values), "attempts": work.deaths}
 
-    def _try_later(self, work: _Work, message: str) -> None:
+    def _try_later(self, work: Work, message: str) -> None:
         work.tries += 1
         if work.tries > PASSING_TRIES:
             self._fail(work, {"code": "output.failed", "message": f"{message} It did not pass in {work.tries} tries."})
@@ -360,10 +310,18 @@ class Driver:
         work.not_before = time.monotonic() + min(LONGEST_PAUSE, self._options.pause * 2 ** (work.tries - 1))
         self._put_back(work)
 
-    def _put_back(self, work: _Work) -> None:
+    def _try_elsewhere(self, work: Work, outcome: dict[str, Any]) -> None:
+        """Memory was short: another worker may have more, or this one later."""
+        work.tries += 1
+        if work.tries >= self._options.attempts:
+            self._fail(work, {"code": outcome["code"], "message": outcome["message"]})
+            return
+        self._put_back(work, elsewhere=True)
+
+    def _put_back(self, work: Work, elsewhere: bool = False) -> None:
+        """Where it was, what was rendered of it is mostly still there."""
         self._note(work, "todo")
-        work.put_back = time.monotonic()
-        self._later.append(work)
+        self._waiting.put_back(work, elsewhere)
 
     def _wait_for_space(self, message: str) -> None:
         """No space: nobody gets work for a while."""
@@ -403,7 +361,14 @@ class Driver:
                     self._put_back(work)
         slot.rendering = slot.encoding = slot.reserved = None
 
-    def _count_death(self, work: _Work, slot: _Slot, how: str, hung: bool) -> None:
+    def _bury_idle(self, slot: _Slot, asked: str | None) -> None:
+        """A worker's process had died before it was asked: what it was to render was never begun."""
+        rendering, slot.rendering = slot.rendering, None
+        if rendering is not None:
+            self._put_back(rendering)
+        self._bury(slot, asked, "it died while it waited")
+
+    def _count_death(self, work: Work, slot: _Slot, how: str, hung: bool) -> None:
         if self._folder.is_done(work.task.id):
             self._finish(work, "done")
             return
@@ -411,7 +376,7 @@ class Driver:
         work.deaths.append(f"worker {slot.worker + 1}: {how}")
         logger.warning("worker %d: %s, with %s (attempt %d)", slot.worker + 1, how, work.task.image, work.attempts)
         if work.attempts < self._options.attempts:
-            self._put_back(work)
+            self._put_back(work, elsewhere=True)
             return
         code = "batch.hung" if hung else "batch.killed"
         message = f"its worker ended {work.attempts} times while it was rendered ({how}); it is not tried again."
@@ -436,20 +401,20 @@ class Driver:
 
     # The account
 
-    def _note(self, work: _Work, state: State, code: str | None = None) -> None:
+    def _note(self, work: Work, state: State, code: str | None = None) -> None:
         self._changes[work.task.id] = Change(work.task.id, state, work.attempts, code)
 
     def _flush(self, wait: bool = False) -> None:
         """Write down what is known, now and then. A full disk pauses; with `wait`, until it is not."""
         while self._changes or self._failures:
-            if not wait and time.monotonic() - self._flushed < _FLUSH and len(self._changes) < _REFILL:
+            if not wait and time.monotonic() - self._flushed < _FLUSH and len(self._changes) < _MANY:
                 return
             self._flushed = time.monotonic()
             try:
                 self._write_down()
                 return
-            except (sqlite3.OperationalError, SVDStagesError) as error:
-                if isinstance(error, SVDStagesError) and error.code != "output.no_space":
+            except (sqlite3.OperationalError, OutputError) as error:
+                if not _may_pass(error):
                     raise
                 self._wait_for_space(f"the account cannot be written ({error}).")
                 if not wait:
@@ -471,7 +436,8 @@ class Driver:
         with contextlib.suppress(sqlite3.Error, SVDStagesError):
             self._write_down()
 
-    def _on_the_way(self) -> Iterator[_Work]:
+    def _on_the_way(self) -> Iterator[Work]:
+        """What the workers have."""
         for slot in self._slots:
             yield from (work for work in (slot.rendering, slot.encoding, slot.reserved) if work is not None)
 
@@ -479,7 +445,7 @@ class Driver:
         """Seconds to wait for answers: until somebody is due, at most one."""
         if self._paused_until > time.monotonic():
             return min(1.0, max(0.01, self._paused_until - time.monotonic()))
-        return 0.05 if self._later else 0.5
+        return 0.05 if self._waiting.has_returned else 0.5
 
     def _tick(self) -> None:
         if time.monotonic() - self._ticked < 1.0:
@@ -492,13 +458,9 @@ class Driver:
         self._watch(self.progress, None)
 
 
-def are_alike(probe: str, other: str) -> bool:
-    """Whether two small renders, bytes in hex, differ nowhere by more than `PROBE_TOLERANCE`."""
-    pair = bytes.fromhex(probe), bytes.fromhex(other)
-    return len(pair[0]) == len(pair[1]) and all(abs(a - b) <= PROBE_TOLERANCE for a, b in zip(*pair, strict=True))
-
-
-def _error(refused: dict[str, Any]) -> SVDStagesError:
-    error = BatchError(refused["message"], code=refused["code"])
-    error.exit_status = refused["exit_status"]
-    return error
+def _may_pass(error: sqlite3.OperationalError | OutputError) -> bool:
+    """Whether a disk that is full, busy or away for a while is the reason."""
+    if isinstance(error, OutputError):
+        cause = error.__cause__
+        return error.code == "output.no_space" or (isinstance(cause, OSError) and cause.errno in PASSING)
+    return any(word in str(error) for word in ("full", "locked", "busy", "I/O"))

@@ -1,7 +1,7 @@
 """The run folder: what is asked for, and clips with their records. Its files are the truth about a batch.
 
-    run.json               what all rows share, see `headless/batch.py`
-    env.json               what a small render gave on each kind of device, so that others can be told from it
+    run.json               what all rows share, see `headless/batching.py`
+    env.json               what the clips are made with, and what a small render gave on each kind of device
     plan.jsonl             one line for each row of the manifest, see `plan.PlannedRow`
     out/ab/cd/<id>.mp4     clips, by the id of their task; never changed, never written over
     out/ab/cd/<id>.json    the record of each, put there last: a clip without one is not done
@@ -101,13 +101,18 @@ class RunFolder:
         record = self.read_record(task_id)
         return record is not None and all(path.is_file() for path in self.clips(record))
 
-    def read_probes(self) -> dict[str, str]:
-        """env.json: kind of device -> what a small render of it gave."""
-        return {name: value for name, value in (_read_json(self.path / "env.json") or {}).items() if type(value) is str}
+    @property
+    def environment_file(self) -> Path:
+        """What the clips are made with, and what a small render gave on each kind of device."""
+        return self.path / "env.json"
 
-    def write_probes(self, probes: Mapping[str, str]) -> None:
+    def read_environment(self) -> dict[str, Any]:
+        """env.json; empty when there is none that can be read."""
+        return _read_json(self.environment_file) or {}
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Put env.json in place."""
-        _write_json(self.path / "env.json", probes)
+        _write_json(self.environment_file, environment)
 
     @contextlib.contextmanager
     def scratch(self, task_id: str) -> Iterator[Path]:
@@ -170,8 +175,12 @@ class RunFolder:
         found = Found()
         for folder in _folders(self.path / "out", depth=2):
             records, clips = set(), set()
-            for name in _names(folder):
-                (records if name.endswith(".json") else clips).add(name[:ID_LENGTH])
+            for entry in _entries(folder):
+                name = entry.name
+                if not name.endswith(".json"):
+                    clips.add(name[:ID_LENGTH])
+                elif entry.stat().st_size:  # where names cannot be linked, one is claimed by an empty file
+                    records.add(name[:ID_LENGTH])
             found.done |= records & clips
             found.orphans |= clips - records
             found.strays |= records - clips
@@ -212,10 +221,13 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
 
 
 def _names(folder: Path) -> Iterator[str]:
+    return (entry.name for entry in _entries(folder))
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry.name
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
         return
 

@@ -139,13 +139,15 @@ def _hash_one(path: str) -> str | ImageError:
     try:
         return file_sha256(Path(path))
     except OSError as error:
-        return ImageError(f"the image {path} cannot be read: {error.strerror}.", code="image.unreadable")
+        unreadable = ImageError(f"the image {path} cannot be read: {error.strerror}.", code="image.unreadable")
+        unreadable.__cause__ = error
+        return unreadable
 
 
 def check_unchanged(path: Path, sha256: str) -> None:
     """Raise ImageError (`image.changed`) when a file is no longer what was planned, or is gone."""
     found = _hash_one(str(path))
     if isinstance(found, ImageError):
-        raise found
+        raise found from found.__cause__
     if found != sha256:
         raise ImageError(f"the image {path} was changed after it was planned; plan again.", code="image.changed")

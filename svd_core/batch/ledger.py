@@ -186,8 +186,9 @@ class Ledger:
             self._db.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """All or nothing; inside another one, a part of that."""
+        return contextlib.nullcontext(self._db) if self._db.in_transaction else _Transaction(self._db)
 
 
 @contextlib.contextmanager

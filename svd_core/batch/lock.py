@@ -81,6 +81,18 @@ def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def planning(run: Path) -> Iterator[None]:
+    """Inside the `with`, no other shard plans this run; waits for the one that does."""
+    from filelock import FileLock
+
+    try:
+        with FileLock(run / "drivers" / "plan.lock"):
+            yield
+    except NotImplementedError:
+        yield
+
+
 def drivers_at_work(run: Path) -> list[str]:
     """Who works on a run now: "process 12 on host", with its shard."""
     from filelock import FileLock, Timeout
@@ -106,7 +118,13 @@ def sole_owner(ledger: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    ledger.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BatchError(
+            f"the ledger {ledger} cannot be made: {error.strerror}. Name another place (--ledger FILE).",
+            code="batch.ledger",
+        ) from error
     try:
         with FileLock(ledger.with_name(f"{ledger.name}.lock"), timeout=0):
             yield
@@ -115,6 +133,9 @@ def sole_owner(ledger: Path) -> Iterator[None]:
             f"another driver uses the ledger {ledger}; give each run, and each shard, one of its own.",
             code="batch.another_driver",
         ) from error
+    except NotImplementedError:
+        logger.warning("%s is on a disk without locks, on which a ledger is not safe; see --ledger", ledger)
+        yield
 
 
 def _who(about: Path) -> str:

@@ -79,7 +79,7 @@ def _read_folder(folder: Path) -> Iterator[Row]:
     """Links to folders are not followed: they may lead out, or round. Hidden files and folders are left out."""
     number = 0
     for parent, folders, files in os.walk(folder, onerror=_raise_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_run(Path(parent, name)))
         below = "" if parent == str(folder) else Path(parent).relative_to(folder).as_posix() + "/"
         for name in sorted(files):
             if name.lower().endswith(PICTURES) and not name.startswith("."):
@@ -96,6 +96,11 @@ def _raise_unreadable(error: OSError) -> None:
         f"the folder {error.filename} cannot be read: {error.strerror}. Give a manifest of the pictures to take.",
         code="manifest.file",
     ) from error
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a batch: what it shows was made, and would be made again and again."""
+    return (folder / "drivers").is_dir() and (folder / "run.json").exists()
 
 
 def _read_file(path: Path) -> Iterator[Row]:

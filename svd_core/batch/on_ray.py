@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class RayPool:
         actor = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)(_Actor)
         self._actors = [actor.remote(json.dumps(setup.as_dict()), sys.path) for _ in range(min(count, room))]
         self._asked: dict[Any, int] = {}
+        self._ending: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -81,6 +83,7 @@ class RayPool:
         """See `Pool.answers`."""
         waiting = list(self._asked)
         if not waiting:
+            time.sleep(timeout)
             return []
         ready, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
         if len(waiting) > 1:
@@ -89,6 +92,7 @@ class RayPool:
 
     def end(self, worker: int) -> None:
         """See `Pool.end`. Ray starts the actor again."""
+        self._ending.add(worker)
         self._ray.kill(self._actors[worker], no_restart=False)
 
     def close(self) -> None:
@@ -100,6 +104,9 @@ class RayPool:
 
     def _answer(self, reference: Any) -> Answer:
         worker = self._asked.pop(reference)
+        if worker in self._ending:  # whatever it said at last
+            self._ending.discard(worker)
+            return Answer(worker, died="ended")
         try:
             return Answer(worker, json.loads(self._ray.get(reference)))
         except self._ray.exceptions.RayActorError as error:

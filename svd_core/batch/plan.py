@@ -143,10 +143,12 @@ def _without_suffix(path: str) -> str:
     return os.path.splitext(path)[0].replace(os.sep, "/")
 
 
-def write_plan(path: Path, planned: Iterable[PlannedRow]) -> None:
-    """Write the plan, a JSON object a line."""
+def written(path: Path, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
+    """The same rows, while they are written down, a JSON object a line; the file is in place when the last went by."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row.as_dict()) + "\n" for row in planned)
+        for row in planned:
+            stream.write(json.dumps(row.as_dict()) + "\n")
+            yield row
 
 
 def read_plan(path: Path) -> Iterator[PlannedRow]:

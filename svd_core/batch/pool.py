@@ -41,7 +41,8 @@ class Pool(Protocol):
         ...
 
     def end(self, worker: int) -> None:
-        """End a worker's process now. Its answer is that it died."""
+        """End the process of a worker that has been asked something. Its answer is that it died, whatever it was about
+        to say."""
         ...
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ class ProcessPool:
     def __init__(self, setup: Setup, environments: Sequence[Mapping[str, str]]):
         self._setup, self._environments = setup, environments
         self._answers: queue.Queue[Answer] = queue.Queue()
+        self._ending: set[int] = set()
         self._early_deaths = [0] * len(environments)
         self._lock = threading.Lock()
         self._closed = False
@@ -63,13 +64,20 @@ class ProcessPool:
         """See `Pool.answers`. A process that died has been started again when this tells of it."""
         found: list[Answer] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._take(timeout))
+            found.append(self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait())
             while True:
-                found.append(self._take(0))
-        return found
+                found.append(self._answers.get_nowait())
+        told = []
+        for answer in found:
+            if answer.died is not None:
+                self._ending.discard(answer.worker)
+            if answer.worker not in self._ending:  # what it said when it was to be ended comes too late
+                told.append(answer)
+        return told
 
     def end(self, worker: int) -> None:
         """See `Pool.end`."""
+        self._ending.add(worker)
         self._processes[worker].kill()
 
     def close(self) -> None:
@@ -84,9 +92,6 @@ class ProcessPool:
                 with contextlib.suppress(OSError):
                     if stream is not None:
                         stream.close()
-
-    def _take(self, timeout: float) -> Answer:
-        return self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait()
 
     def _start(self, worker: int) -> subprocess.Popen[str]:
         """A new process, told its setup, and a thread that hears it."""
@@ -120,10 +125,20 @@ class ProcessPool:
         self._early_deaths[worker] = self._early_deaths[worker] + 1 if is_early else 0
         if self._early_deaths[worker] > _PATIENCE:
             time.sleep(min(_LONGEST_WAIT, 2.0 ** (self._early_deaths[worker] - _PATIENCE)))
+        while not self._start_again(worker):
+            time.sleep(1.0)
+        self._answers.put(Answer(worker, died=_how(status)))
+
+    def _start_again(self, worker: int) -> bool:
+        """False when no process can be had now."""
         with self._lock:
-            if not self._closed:
-                self._processes[worker] = self._start(worker)
-                self._answers.put(Answer(worker, died=_how(status)))
+            try:
+                if not self._closed:
+                    self._processes[worker] = self._start(worker)
+                return True
+            except OSError as error:
+                logger.warning("no process can be started for worker %d: %s", worker + 1, error)
+                return False
 
 
 def _how(status: int) -> str:

@@ -19,6 +19,9 @@ def reconcile(folder: RunFolder, ledger: Ledger) -> None:
     folder.sweep()
     found = folder.walk()
     for task_id in filter(ledger.knows, found.orphans | found.strays):  # another shard may be about to write its record
+        if folder.is_done(task_id):  # it was completed meanwhile
+            found.done.add(task_id)
+            continue
         logger.warning("%s is not whole; it is made again", task_id[:12])
         folder.forget_unfinished(task_id)
     ledger.reconcile(found)

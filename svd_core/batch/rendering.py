@@ -37,8 +37,13 @@ class Renderer(Protocol):
         """What must be equal on all workers: version of the code, models by sha256, ..."""
         ...
 
-    def probe(self) -> tuple[str, str]:
-        """(the kind of device, a small render as bytes in hex): devices of one kind must render alike."""
+    def probe(self) -> Mapping[str, Any]:
+        """What decides how clips come out beyond `describe`, known only here:
+
+        device  its kind
+        makes   what must be equal in a run, for JSON: versions of libraries, precision
+        probe   a small render as bytes in hex: devices of one kind must render alike
+        """
         ...
 
     def prepare(self, task: Task) -> Any:

@@ -124,12 +124,16 @@ def _usual_seconds(folder: RunFolder, task_ids: Iterable[str]) -> float | None:
 
 
 def damaged(folder: RunFolder, on_clip: Callable[[int], None] = lambda count: None) -> Iterator[tuple[str, str]]:
-    """Read every clip that is done, and compare it with its record: (task id, what is wrong) for each that differs."""
-    for number, task_id in enumerate(sorted(folder.walk().done), 1):
+    """Read every clip that has a record, and compare it with that: (task id, what is wrong) for each that differs.
+
+    Clips without a record are none yet: their writer works, or was killed and they are made again.
+    """
+    found = folder.walk()
+    for number, task_id in enumerate(sorted(found.done | found.strays), 1):
         record = folder.read_record(task_id)
         on_clip(number)
-        if record is None or record.get("task") != task_id:
-            yield task_id, "its record cannot be read"
+        if record is None:
+            yield task_id, "it has no record that can be read"
             continue
         for path, told in zip(folder.clips(record), record["files"], strict=True):
             fault = _fault(path, told)

@@ -6,6 +6,7 @@ Files are named by task and hold tensors in safetensors' form: nothing in them c
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import zlib
@@ -24,21 +25,26 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Spool:
-    """A folder of renders, for one run on one machine."""
+    """A folder of renders, for one run on one machine. `path` None keeps nothing."""
 
-    path: Path
+    path: Path | None
 
     def keep(self, task_id: str, rendered: Rendered) -> None:
         """Write it down, complete or not at all. Raises OSError."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        if self.path is None:
+            return
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_abandoned(task_id)
         temporary = self.path / f".{task_id}.{os.getpid()}"
         about = {"facts": json.dumps(rendered.facts), "sum": _sum(rendered.arrays)}
         try:
             save_file(dict(rendered.arrays), temporary, metadata=about)
             os.replace(temporary, self.path / f"{task_id}{_SUFFIX}")
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(errno.EIO, str(error), str(temporary)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -46,6 +52,8 @@ class Spool:
         """What was kept for a task; None when there is nothing, or it is damaged."""
         from safetensors import SafetensorError, safe_open
 
+        if self.path is None:
+            return None
         try:
             with safe_open(self.path / f"{task_id}{_SUFFIX}", framework="np") as file:
                 about = file.metadata() or {}
@@ -57,24 +65,27 @@ class Spool:
 
     def drop(self, task_id: str) -> None:
         """It became a clip."""
-        with contextlib.suppress(OSError):
-            (self.path / f"{task_id}{_SUFFIX}").unlink()
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                (self.path / f"{task_id}{_SUFFIX}").unlink()
 
     def ids(self) -> Iterator[str]:
         """The tasks that something is kept for."""
-        with contextlib.suppress(FileNotFoundError):
-            yield from (name.removesuffix(_SUFFIX) for name in os.listdir(self.path) if name.endswith(_SUFFIX))
+        with contextlib.suppress(OSError):
+            yield from (name.removesuffix(_SUFFIX) for name in os.listdir(self.path or "") if name.endswith(_SUFFIX))
 
     def remove_if_empty(self) -> None:
         """Take the folder away when nothing is kept."""
-        self._remove_abandoned("")
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        if self.path is not None:
+            self._remove_abandoned("")
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def _remove_abandoned(self, task_id: str) -> None:
         """Remove what writers of a task ("": of any) had begun when they were killed."""
         import psutil
 
+        assert self.path is not None
         for path in self.path.glob(f".{task_id}*"):
             pid = path.name.rpartition(".")[2]
             if pid.isdecimal() and not psutil.pid_exists(int(pid)):

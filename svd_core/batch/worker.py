@@ -8,11 +8,9 @@ by the driver.
 from __future__ import annotations
 
 import errno
-import getpass
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, SVDStagesError
+from ..errors import SVDStagesError
+from ..private import private_folder
 from .folder import RunFolder
 from .rendering import Rendered, Renderer, make_renderer
 from .spool import Spool
@@ -42,7 +41,8 @@ Outcome = dict[str, Any]
 
 done    seconds (None when it was done before), is_ours
 failed  code, message, node_id, class_type: nothing changes when it is tried again
-again   why ("no_space" or "passing"), message: worth another try later
+again   why, message: worth another try. no_space: when there is space; passing: later; memory: on another worker, and
+        `code` is what to call it when none can
 """
 
 
@@ -51,7 +51,8 @@ class Setup:
     """What a worker is told when it starts; `as_dict` is for JSON.
 
     run     the run folder
-    run_id  of the run, so that two runs on a machine keep apart what they have rendered
+    run_id  what its run.json says: a worker that finds another, or none, is not on the same disk
+    spool   name of the folder on each machine for what was rendered: other runs, and other versions, have others
     runner  import path of the renderer, see `rendering`
     config  what it is called with
     shared  what `Renderer.describe` must say
@@ -59,6 +60,7 @@ class Setup:
 
     run: str
     run_id: str
+    spool: str
     runner: str
     config: Mapping[str, Any]
     shared: Mapping[str, str]
@@ -68,6 +70,7 @@ class Setup:
         return {
             "run": self.run,
             "run_id": self.run_id,
+            "spool": self.spool,
             "runner": self.runner,
             "config": dict(self.config),
             "shared": dict(self.shared),
@@ -80,41 +83,53 @@ class Worker:
     def __init__(self, setup: Setup):
         self._setup = setup
         self._folder = RunFolder(Path(setup.run))
-        self._spool = Spool(spool_folder(setup.run_id))
+        self._spool = open_spool(setup.spool)
         self._reader = ThreadPoolExecutor(1, "read")
         self._writer = ThreadPoolExecutor(1, "encode")
         self._prepared: dict[str, Future[Any]] = {}
         self._encoding: Future[Outcome] | None = None
         self._renderer: Renderer | None = None
+        self._greeting = ""
+        self._about: dict[str, Any] = {}
 
-    def hello(self) -> dict[str, Any]:
-        """Load what is needed. {"host", "pid", "device", "probe"}, or {"refused": code, message, exit_status}."""
+    def hello(self, greeting: str) -> dict[str, Any]:
+        """Load what is needed, and forget what was begun before.
+
+        greeting  what all later calls begin with, so that a process that was started again is known for one
+
+        {"host", "pid"} and what `Renderer.probe` gives, or {"refused": code, message, exit_status}.
+        """
+        self._drain()
+        self._prepared.clear()
         try:
+            self._check_run_folder()
             renderer = make_renderer(self._setup.runner, self._setup.config)
             found = dict(renderer.describe())
             if found != dict(self._setup.shared):
                 raise SVDStagesError(_difference(found, self._setup.shared), code="batch.worker_differs")
-            device, probe = renderer.probe()
+            self._about = dict(renderer.probe())
         except SVDStagesError as error:
             return {"refused": {"code": error.code, "message": str(error), "exit_status": error.exit_status}}
         except Exception as error:
             logger.exception("this worker cannot begin")
             return {"refused": {"code": "error", "message": f"{type(error).__name__}: {error}", "exit_status": 4}}
-        self._renderer = renderer
-        for task_id in list(self._spool.ids()):
-            if self._folder.is_done(task_id):
-                self._spool.drop(task_id)
-        return {"host": socket.gethostname(), "pid": os.getpid(), "device": device, "probe": probe}
+        self._renderer, self._greeting = renderer, greeting
+        tidy_spool(self._spool, self._folder)
+        return {"host": socket.gethostname(), "pid": os.getpid(), **self._about}
 
-    def work(self, task: Mapping[str, Any], upcoming: Mapping[str, Any] | None, attempt: int) -> list[Outcome]:
+    def work(
+        self, greeting: str, task: Mapping[str, Any], upcoming: Mapping[str, Any] | None, attempt: int
+    ) -> list[Outcome] | None:
         """Render a task and begin to encode it; read the image of `upcoming` meanwhile.
 
         Answers with what is known by then: of the clip that was encoded beside, and of this one when it failed or
-        had been made before.
+        had been made before. None when this process was not greeted so: it knows of no clip beside.
         """
+        if not self._is_greeted(greeting):
+            return None
         this = Task(**task)
         if self._folder.is_done(this.id):
-            return [*self.drain(), {"task": this.id, "state": "done", "seconds": None, "is_ours": False}]
+            return [*self._drain(), {"task": this.id, "state": "done", "seconds": None, "is_ours": False}]
         began = time.monotonic()
         try:
             rendered = self._spool.find(this.id)
@@ -125,14 +140,20 @@ class Worker:
             else:
                 logger.info("%s was rendered before; it is only encoded", this.id[:12])
         except Exception as error:
-            return [*self.drain(), self._failure(this, error)]
+            return [*self._drain(), self._failure(this, error)]
         seconds = time.monotonic() - began
-        before = self.drain()
+        before = self._drain()
         self._encoding = self._writer.submit(self._encode, this, rendered, seconds, attempt)
         return before
 
-    def drain(self) -> list[Outcome]:
-        """Wait for the clip that is being encoded; what became of it."""
+    def drain(self, greeting: str) -> list[Outcome] | None:
+        """Wait for the clip that is being encoded; what became of it. None as in `work`."""
+        return self._drain() if self._is_greeted(greeting) else None
+
+    def _is_greeted(self, greeting: str) -> bool:
+        return self._renderer is not None and greeting == self._greeting
+
+    def _drain(self) -> list[Outcome]:
         encoding, self._encoding = self._encoding, None
         return [] if encoding is None else [encoding.result()]
 
@@ -164,7 +185,10 @@ class Worker:
                 record = {**self._record(task, attempt), "seconds": {"render": seconds, "encode": encoding}}
                 is_ours = self._folder.commit(task.id, made, record)
         except Exception as error:
-            return self._failure(task, error)
+            outcome = self._failure(task, error)
+            if outcome["state"] == "failed":
+                self._spool.drop(task.id)  # whoever has it tried again wants it rendered, too
+            return outcome
         self._spool.drop(task.id)
         return {"task": task.id, "state": "done", "seconds": seconds + encoding, "is_ours": is_ours}
 
@@ -174,9 +198,19 @@ class Worker:
             "values": dict(task.values),
             "seed": task.seed,
             "attempt": attempt,
-            "made_by": dict(self._setup.shared),
+            "made_by": {**self._setup.shared, **self._about.get("makes", {})},
+            "device": self._about.get("device"),
             "host": socket.gethostname(),
         }
+
+    def _check_run_folder(self) -> None:
+        settings = self._folder.read_settings()
+        if settings is None or settings.get("run_id") != self._setup.run_id:
+            raise SVDStagesError(
+                f"{socket.gethostname()} sees another folder at {self._setup.run}, or none: its videos would be lost. "
+                "The run folder must lie on a disk that all machines see under one path.",
+                code="batch.run_folder",
+            )
 
     @property
     def _ready(self) -> Renderer:
@@ -197,7 +231,11 @@ def explain_error(error: BaseException) -> Outcome:
     told = f"{error.filename or 'a file'}: {error.strerror or error}." if isinstance(error, OSError) else str(error)
     if numbers & NO_SPACE or getattr(error, "code", None) == "output.no_space":
         return {"state": "again", "why": "no_space", "message": told}
-    if numbers & PASSING and not isinstance(error, ImageError):
+    if any("OutOfMemory" in type(each).__name__ or isinstance(each, MemoryError) for each in _chain(error)):
+        return {"state": "again", "why": "memory", "code": "memory.exhausted", "message": told}
+    if isinstance(error, SVDStagesError) and error.code.partition(".")[0] == "memory":
+        return {"state": "again", "why": "memory", "code": error.code, "message": told}
+    if numbers & PASSING:
         return {"state": "again", "why": "passing", "message": told}
     if isinstance(error, SVDStagesError):
         where = {"node_id": getattr(error, "node_id", None), "class_type": getattr(error, "class_type", None)}
@@ -207,9 +245,20 @@ def explain_error(error: BaseException) -> Outcome:
     return {"state": "failed", "code": f"error.{type(error).__name__}", "message": str(error) or repr(error)}
 
 
-def spool_folder(run_id: str) -> Path:
-    """Where this machine keeps what was rendered for a run."""
-    return Path(tempfile.gettempdir()) / f"svd-stages-{getpass.getuser()}" / "batch" / run_id
+def open_spool(name: str) -> Spool:
+    """Where this machine keeps what was rendered for a run. What cannot be kept is rendered again after a kill."""
+    try:
+        return Spool(private_folder("batch", name))
+    except OSError as error:
+        logger.warning("what is rendered cannot be kept on this machine: %s", error)
+        return Spool(None)
+
+
+def tidy_spool(spool: Spool, folder: RunFolder) -> None:
+    """Drop what was rendered for clips that are done, or that failed."""
+    for task_id in list(spool.ids()):
+        if folder.is_done(task_id) or folder.failure_file(task_id).exists():
+            spool.drop(task_id)
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

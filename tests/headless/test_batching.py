@@ -208,7 +208,7 @@ def test_numbers_that_are_none_fail_their_row_and_write_nothing(here, photos, gr
     def broken(self, *arguments, **named):
         return ([frames * float("nan") for frames in decode(self, *arguments, **named)[0]],)
 
-    monkeypatch.setattr(batching.GraphRenderer, "probe", lambda self: ("this device", "00"))
+    monkeypatch.setattr(batching.GraphRenderer, "probe", lambda self: {"device": "this", "probe": "00"})
     monkeypatch.setattr(SVDTemporalVAEDecode, "run", broken)
     assert batch("run", photos, "--run", "run", "--graph", graph, "--limit", "1") == 4
     assert [reason.code for reason in headless.batch_status(here / "run").reasons] == ["output.not_finite"]
@@ -250,7 +250,9 @@ def test_what_cannot_be_a_batch_is_refused_before_anything_is_made(here, photos,
     with pytest.raises(BatchError, match="nothing was planned in"):
         headless.run_batch(headless.Ask(here / "nowhere"), headless.Surroundings())
     prompt = json.loads(graph.read_text())
+    (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
     silent = {key: node for key, node in prompt.items() if node["class_type"] != "SaveVideo"}
+    silent = {**silent, "look": {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}}
     with pytest.raises(GraphError, match="saves nothing"):
         headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": silent}), headless.Surroundings())
     second = {**prompt, "second": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
@@ -260,6 +262,30 @@ def test_what_cannot_be_a_batch_is_refused_before_anything_is_made(here, photos,
     assert not (here / "nowhere").exists()
 
 
+def test_what_would_change_the_plan_needs_its_source(here, photos, graph, capsys):
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+    for option in (["--graph", graph], ["--set", "SVDEulerSampler.steps=3"], ["--seeds", "1"], ["--precision", "bf16"]):
+        assert batch("run", "--run", "run", *option) == 2
+        assert f"{option[0].strip('-').replace('set', 'settings')} would change" in capsys.readouterr().err
+    assert batch("plan", photos, "--run", "run", "--set", "SVDNoiseAugmentation.seed=7", "--seeds", "1-2") == 2
+    assert "takes no seeds of rows" in capsys.readouterr().err
+    assert batch("plan", photos, "--run", "run", "--set", "SVDNoiseAugmentation.seed=7") == 0
+    assert {row.task.seed for row in batching.read_plan(here / "run" / "plan.jsonl") if row.task} == {None}
+
+
+def test_shards_plan_once(here, photos, graph, monkeypatch):
+    arguments = ("run", photos, "--run", "run", "--graph", graph, "--limit", "1")
+    assert batch(*arguments, "--shard", "1/2") == 0
+    planned = (here / "run" / "plan.jsonl").stat().st_mtime_ns
+    assert batch(*arguments, "--shard", "2/2") == 0
+    assert (here / "run" / "plan.jsonl").stat().st_mtime_ns == planned
+    assert len(records(here / "run")) == 2
+    assert {path.name for path in (here / "run").glob("summary*")} == {"summary-1-of-2.json", "summary-2-of-2.json"}
+    shutil.copy(photos / "a.png", photos / "d.png")
+    assert batch(*arguments, "--shard", "2/2") == 0
+    assert (here / "run" / "plan.jsonl").stat().st_mtime_ns != planned
+
+
 def test_a_limit_stops_after_so_many(here, photos, graph):
     status = headless.run_batch(
         headless.Ask(here / "run", photos, graph), headless.Surroundings(), options=Options(limit=2)
@@ -267,11 +293,11 @@ def test_a_limit_stops_after_so_many(here, photos, graph):
     assert (status.counts["done"], status.left) == (2, 1)
 
 
-def test_the_driver_loads_neither_torch_nor_a_model(photos, graph, tmp_path):
+def test_a_plan_loads_neither_torch_nor_a_model(photos, tmp_path):
     import subprocess
     import sys
 
-    arguments = ["batch", "plan", str(photos), "--run", str(tmp_path / "run"), "--graph", str(graph)]
+    arguments = ["batch", "plan", str(photos), "--run", str(tmp_path / "run")]
     code = (
         f"import sys; from svd_stages.__main__ import main; status = main({arguments!r}); "
         "print(status, sorted({'torch', 'diffusers', 'transformers', 'ray'} & set(sys.modules)))"

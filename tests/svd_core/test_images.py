@@ -9,7 +9,6 @@ from PIL import Image
 from svd_stages.svd_core.errors import ImageError, SettingError
 from svd_stages.svd_core.images import (
     check_images,
-    check_multiple,
     clip_input_center_crop,
     clip_input_reference,
     clip_input_whole,
@@ -18,6 +17,7 @@ from svd_stages.svd_core.images import (
     to_images,
     to_pixels,
 )
+from svd_stages.svd_core.sizes import check_multiple
 
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SIZES = [(250, 170), (1024, 576), (64, 300), (224, 224), (100, 90)]

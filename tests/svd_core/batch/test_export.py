@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
+from batches import write_plan
 from svd_stages.svd_core.batch.export import LONGEST_NAME, Exported, export
 from svd_stages.svd_core.batch.folder import RunFolder
-from svd_stages.svd_core.batch.plan import PlannedRow, write_plan
+from svd_stages.svd_core.batch.plan import PlannedRow
 from svd_stages.svd_core.batch.tasks import Task
 from svd_stages.svd_core.errors import BatchError
 

@@ -90,7 +90,6 @@ def test_the_next_one_completes_what_a_killed_writer_left(folder):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "{",
         "[]",
         "{}",
@@ -306,14 +305,23 @@ def test_failures_are_read_as_written_and_forgotten(folder):
     assert folder.walk() == Found()
 
 
-def test_settings_and_probes_are_read_as_written_and_damage_is_none(folder):
-    assert folder.read_settings() is None and folder.read_probes() == {}
+def test_settings_and_the_environment_are_read_as_written_and_damage_is_none(folder):
+    assert folder.read_settings() is None and folder.read_environment() == {}
     folder.write_settings({"graph": {"1": {}}})
-    folder.write_probes({"cpu": "ab"})
-    assert folder.read_settings() == {"graph": {"1": {}}} and folder.read_probes() == {"cpu": "ab"}
-    folder.settings_file.write_text("{")
-    (folder.path / "env.json").write_text('{"cpu": 5, "gpu": "x"}')
-    assert folder.read_settings() is None and folder.read_probes() == {"gpu": "x"}
+    folder.write_environment({"probes": {"cpu": "ab"}})
+    assert folder.read_settings() == {"graph": {"1": {}}}
+    assert folder.read_environment() == {"probes": {"cpu": "ab"}}
+    for file in (folder.settings_file, folder.environment_file):
+        file.write_text("{")
+    assert folder.read_settings() is None and folder.read_environment() == {}
+
+
+def test_a_record_that_is_only_claimed_is_none(folder):
+    """As where names cannot be linked, and the writer was killed between claim and content."""
+    commit(folder, A, b"one")
+    folder.record_file(A).write_bytes(b"")
+    found = folder.walk()
+    assert A in found.orphans and A not in found.done
 
 
 def test_reconciling_makes_again_what_is_not_whole_of_its_own_tasks_alone(folder):

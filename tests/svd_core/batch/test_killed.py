@@ -125,6 +125,22 @@ def test_a_full_disk_pauses_and_nothing_is_rendered_again(tmp_path):
     batch.check_clips()
 
 
+def test_a_worker_that_dies_while_the_disk_is_full_loses_nothing(tmp_path):
+    full = tmp_path / "full"
+    batch = Batch.planned(tmp_path / "run", images(20), seconds=0.05, full=str(full))
+    with batch.driver("2") as driver:
+        wait_until(lambda: batch.states()["done"] >= 4)
+        full.touch()
+        wait_until(lambda: "paused" in batch.said())
+        time.sleep(0.3)
+        kill(workers_of(driver.pid)[0])
+        time.sleep(0.3)
+        full.unlink()
+        assert driver.wait(60) == 0
+    assert batch.states() == {"done": 20}
+    batch.check_clips()
+
+
 def test_a_lost_ledger_is_built_again(tmp_path):
     batch = Batch.planned(tmp_path / "run", [*images(20), *images(2, "bad")], seconds=0.01)
     with batch.driver("2") as driver:

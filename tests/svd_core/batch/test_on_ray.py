@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -36,6 +37,23 @@ def test_a_driver_on_ray_that_is_killed_costs_what_was_in_flight(tmp_path):
     batch.check_clips()
 
 
+def test_an_actor_that_dies_while_the_disk_is_full_loses_nothing(tmp_path):
+    full = tmp_path / "full"
+    batch = Batch.planned(tmp_path / "run", images(12), seconds=0.05, full=str(full))
+    with batch.driver("2", "ray", "local") as driver:
+        wait_until(lambda: batch.states()["done"] >= 4)
+        full.touch()
+        wait_until(lambda: "paused" in batch.said())
+        time.sleep(0.3)
+        for pid in workers_of(driver.pid):
+            kill(pid)
+        time.sleep(0.3)
+        full.unlink()
+        assert driver.wait(120) == 0, batch.said()
+    assert batch.states() == {"done": 12}
+    batch.check_clips()
+
+
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
     """The address of a cluster of two nodes on this machine, one CPU each."""
@@ -58,7 +76,7 @@ def test_two_nodes_make_the_same_clips_as_one_process(tmp_path, two_nodes):
         records = [batch.folder.read_record(task) for task in batch.folder.walk().done]
         return {record["task"]: record["files"][0]["sha256"] for record in records if record}
 
-    one, two, cluster = (Batch.planned(tmp_path / name, images(40), seconds=0.01) for name in ("1", "2", "ray"))
+    one, two, cluster = (Batch.planned(tmp_path / name, images(40), seconds=0.1) for name in ("1", "2", "ray"))
     for batch, count in ((one, 1), (two, 2)):
         pool = ProcessPool(batch.setup(), [{}] * count)
         drive(batch, pool)

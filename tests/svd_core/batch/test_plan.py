@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
+from batches import write_plan
 from svd_stages.svd_core.batch.images import Image, ImageFolder
 from svd_stages.svd_core.batch.ledger import Ledger
 from svd_stages.svd_core.batch.manifest import Row
-from svd_stages.svd_core.batch.plan import Binding, PlannedRow, Totals, plan_rows, read_plan, write_plan
+from svd_stages.svd_core.batch.plan import Binding, PlannedRow, Totals, plan_rows, read_plan
 from svd_stages.svd_core.batch.tasks import MAX_SEED, Task, canonical, derived_seed, digest, task_id
 from svd_stages.svd_core.errors import BatchError, SettingError
 
@@ -135,11 +136,6 @@ def test_a_column_for_a_seed_of_the_graph_is_not_written_over(photos):
     assert one.task.values["9.seed"] == 5 and one.task.values["12.noise_seed"] == one.task.seed
     assert both.task.values == {"9.seed": 5, "12.noise_seed": 6} and both.task.seed == 5
     assert with_seed.task.values == {"9.seed": 5, "12.noise_seed": 8}
-
-
-def test_a_graph_without_seeds_has_tasks_without(photos):
-    with_seed, without = plan(photos, [row("a.png", 7), row("a.png")], Binding(values_of, [], {}))
-    assert with_seed.task == without.task and without.task.seed is None
 
 
 def test_a_model_counts_by_what_is_in_it_and_leaves_the_seed_alone(photos):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import write_plan
 from PIL import Image
 from svd_stages.svd_core.batch import sheet as sheet_module
 from svd_stages.svd_core.batch.folder import RunFolder
-from svd_stages.svd_core.batch.plan import PlannedRow, write_plan
+from svd_stages.svd_core.batch.plan import PlannedRow
 from svd_stages.svd_core.batch.sheet import MOST, write_sheet
 from svd_stages.svd_core.batch.tasks import Task
 
