@@ -39,5 +39,5 @@ def _is_anothers(status: os.stat_result) -> bool:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user without a name
         return str(os.getuid()) if hasattr(os, "getuid") else "user"
