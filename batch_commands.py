@@ -122,8 +122,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--workers", type=_count, metavar="N", help="processes (default: one for each GPU; without one, for each CPU)"
     )
     engine.add_argument(
-        "--threads", type=_count, default=1, metavar="N", help="of a worker on a CPU (default: 1). Videos depend on "
-        "this in their last digits, and on no other of these",
+        "--threads", type=_count, default=1, metavar="N", help="of a worker on a CPU (default: 1); the same for a "
+        "whole run, because videos depend on it in their last digits",
     )  # fmt: skip
 
 

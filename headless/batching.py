@@ -276,8 +276,7 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
     base = source if source.is_dir() else source.parent
     root = base if ask.images is None else Path(ask.images)
     before = folder.read_settings() or {}
-    asked = digest([_state_of(source), os.path.abspath(root), list(ask.settings), list(ask.seeds), ask.model,
-                    str(ask.graph), surroundings.precision, __version__])  # fmt: skip
+    asked = _what_is_asked(ask, surroundings)
     if shard is not None and before.get("asked") == asked:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
     here = surroundings.host()
@@ -318,8 +317,18 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
     return totals
 
 
+def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
+    """All that a plan comes from, as it is now; two shards that were started with one command ask the same."""
+    assert ask.source is not None
+    graph = ask.graph
+    if isinstance(graph, (str, os.PathLike)) and Path(graph).is_file():
+        graph = str(_state_of(Path(graph)))
+    said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, surroundings.precision)]
+    return digest([_state_of(Path(ask.source)), said, __version__])
+
+
 def _state_of(source: Path) -> list[Any]:
-    """A manifest as it is now, or the folders of pictures: adding or removing one changes its folder's time."""
+    """A file as it is now, or the folders of pictures: adding or removing one changes its folder's time."""
     folders = [source]
     if source.is_dir():
         folders = [Path(parent) for parent, _, _ in os.walk(source)]
