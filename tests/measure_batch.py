@@ -2,8 +2,9 @@
 
     python tests/measure_batch.py [CLIPS] [TURNS]
 
-svd-nano, 14 frames of 128x128, 25 steps, one thread each. The two ways take turns. Told are the seconds from clip to clip
-of a process, after its first, and how much longer the batch takes (less than 0: it takes less). A loop writes no files.
+svd-nano, 14 frames of 128x128, 25 steps, one thread each. The two ways take turns. Told are the seconds from clip to
+clip of a process, after its first, and how much longer the batch takes (less than 0: it takes less). A loop writes no
+files.
 """
 
 from __future__ import annotations
