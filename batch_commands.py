@@ -16,7 +16,7 @@ from .svd_core.batch.export import FIELDS, export
 from .svd_core.batch.folder import RunFolder
 from .svd_core.batch.lock import drivers_at_work, parse_shard
 from .svd_core.batch.manifest import parse_seeds
-from .svd_core.batch.report import Status, damaged
+from .svd_core.batch.report import Status, counted, damaged
 from .svd_core.checkpoint.library import EMBEDDED
 from .svd_core.errors import BatchError
 
@@ -168,8 +168,11 @@ def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, co
     status = headless.plan_batch(ask, surroundings)
     if arguments.measure and status.seconds is None and status.left:
         again = headless.Ask(arguments.run_folder, ledger=arguments.ledger)
-        workers, options = headless.Workers(count=1), Options(limit=1)
+        workers, options = headless.Workers(count=1), Options(limit=1, failures=1)
         status = headless.run_batch(again, surroundings, workers, options, _Shown(console).watch)
+        if status.seconds is None:
+            reason = next((f"{each.code}: {each.example}" for each in status.reasons if each.state != "row"), "no row")
+            raise _failed(f"the first video could not be made, so nothing was measured: {reason}", "batch.rows_failed")
     console.result(status.describe(arguments.workers), **status.as_dict(), run=arguments.run_folder)
 
 
@@ -195,7 +198,10 @@ def _status(arguments: argparse.Namespace, console: Console) -> None:
 
 def _retry(arguments: argparse.Namespace, console: Console) -> None:
     count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",), arguments.ledger)
-    text = f"{count} rows are to do again: svd-stages batch run --run {arguments.run_folder}"
+    text = f"{counted(count, 'clip')} to make again: svd-stages batch run --run {arguments.run_folder}"
+    if not count:
+        text = "no clip has failed with such a code; `batch status` tells the codes. Rows that cannot be taken have no "
+        text += "clip: mend the manifest or the images, and give it again"
     console.result(text, retried=count, run=arguments.run_folder)
 
 
@@ -238,7 +244,7 @@ class _Shown:
             self._console.report("rendering", 0, progress.total - progress.before, "clip")
         if outcome is None:
             return
-        self.rendered += outcome["state"] == "done"
+        self.rendered += outcome["made"]
         left = progress.seconds_left
         about = {"rate": round(progress.rate, 4), "seconds_left": None if left is None else round(left)}
         self._console.event("clip", **outcome, **about)
@@ -250,8 +256,9 @@ def _raise_if_failed(status: Status, run: Path) -> None:
     if failed:
         raise _failed(
             f"not all rows have a video: {status.counts['failed']} failed, {status.counts['quarantined']} quarantined, "
-            f"{status.bad} that cannot be taken. `svd-stages batch status --run {run}` says why; `batch retry --code "
-            "CODE` has them tried again.",
+            f"{status.bad} that cannot be taken. `svd-stages batch status --run {run}` says why. `batch retry --code "
+            "CODE` has those tried again that failed; for the others, mend the manifest or the images and give it "
+            "again.",
             "batch.rows_failed",
         )
 

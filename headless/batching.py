@@ -22,7 +22,7 @@ from ..svd_core.batch.environment import Environment
 from ..svd_core.batch.folder import RunFolder
 from ..svd_core.batch.images import ImageFolder
 from ..svd_core.batch.ledger import Ledger
-from ..svd_core.batch.lock import Shard, planning, sole_driver, sole_owner
+from ..svd_core.batch.lock import Shard, drivers_at_work, planning, sole_driver, sole_owner
 from ..svd_core.batch.manifest import read_rows
 from ..svd_core.batch.plan import Binding, Totals, plan_rows, read_plan, written
 from ..svd_core.batch.pool import Pool
@@ -36,7 +36,7 @@ from ..svd_core.errors import BatchError, SVDStagesError
 from ..svd_core.graph import Prompt, apply_settings, find_target, validate
 from ..svd_core.private import private_folder
 from .animation import Animation, animation_graph
-from .binding import Models, Values, image_input, seed_inputs, without
+from .binding import Models, Values, essence, image_input, seed_inputs, without
 from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from .models import code_version
 from .refusals import raise_if_faulty
@@ -49,8 +49,10 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 NETWORK_DISKS = (
-    "nfs", "cifs", "smb", "lustre", "ceph", "gluster", "beegfs", "gpfs", "afs", "fuse.s3", "fuse.ssh", "fuse.gcs", "9p",
+    "nfs", "cifs", "smb", "lustre", "ceph", "gluster", "beegfs", "gpfs", "afs", "9p", "weka", "panfs", "s3", "ssh",
+    "gcs", "rclone", "juicefs", "mountpoint",
 )  # fmt: skip
+"""How the kinds of disks that lie behind a network begin, with or without "fuse."."""
 COPY_EVERY = 300.0
 """Seconds between copies of a ledger that is not in the run folder."""
 RUNNER = f"{GraphRenderer.__module__}:{GraphRenderer.__qualname__}"
@@ -116,7 +118,8 @@ def run_batch(
                 totals = _plan(ask, surroundings, folder, ledger, workers.shard)
         else:
             _refuse_what_needs_a_plan(ask, surroundings, folder)
-            totals = _take_plan(folder, ledger, workers.shard)
+            with planning(folder.path):
+                totals = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
         if status.left:
@@ -129,7 +132,7 @@ def run_batch(
                 finally:
                     _keep(environment, folder)
             status = status_of(folder, ledger, totals)
-        if status.counts["done"] and workers.shard is None:
+        if status.counts["done"] and (workers.shard or Shard()).count == 1:
             write_sheet(folder, folder.path / "contact_sheet.jpg")
         return status
 
@@ -246,7 +249,14 @@ def default_ledger(folder: RunFolder, shard: Shard) -> Path:
         return folder.path / name
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svd-stages"
     if _is_on_network(caches):  # as homes of clusters are
-        caches = private_folder("ledgers")
+        try:
+            caches = private_folder("ledgers")
+        except OSError as error:
+            raise BatchError(
+                f"no place for the ledger was found on a local disk ({error.filename}: {error.strerror}); name one "
+                "(--ledger FILE).",
+                code="batch.ledger",
+            ) from error
     return caches / digest(os.path.realpath(folder.path))[:16] / name
 
 
@@ -267,7 +277,7 @@ def _is_on_network(path: Path) -> bool:
     real = os.path.realpath(path)
     disks = [each for each in psutil.disk_partitions(all=True) if is_below(real, each.mountpoint)]
     kind = max(disks, key=lambda each: len(each.mountpoint)).fstype.lower() if disks else ""
-    return kind.startswith(NETWORK_DISKS)
+    return kind.removeprefix("fuse.").startswith(NETWORK_DISKS)
 
 
 def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledger, shard: Shard | None) -> Totals:
@@ -277,7 +287,8 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
     root = base if ask.images is None else Path(ask.images)
     before = folder.read_settings() or {}
     asked = _what_is_asked(ask, surroundings)
-    if shard is not None and before.get("asked") == asked:
+    others = len(drivers_at_work(folder.path)) > 1
+    if shard is not None and others and before.get("asked") == asked:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
     here = surroundings.host()
     with host.using(here):
@@ -290,7 +301,7 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
         shared = {
             "format": FORMAT,
             "code": code_version(),
-            "graph": digest(without(graph, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
+            "graph": digest(without(essence(graph), [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
             "models": models.of_graph(),
             "precision": surroundings.precision,
         }
@@ -298,12 +309,14 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
         rows = read_rows(source, ask.seeds)
         planned = plan_rows(rows, ImageFolder(root, base, ledger), binding)
         totals = Totals()
-        rows = totals.counting(written(folder.plan_file, planned))
+        head = digest([shared, image, seeds])
+        rows = totals.counting(written(folder.plan_file, head, planned))
         ledger.plan(row.task for row in rows if row.task is not None and (shard is None or shard.has(row.task.id)))
     folder.write_settings(
         {
             "format": FORMAT,
             "asked": asked,
+            "plan": head,
             "run_id": before.get("run_id") or secrets.token_hex(8),
             "graph": graph,
             "image": list(image),
@@ -332,7 +345,12 @@ def _state_of(source: Path) -> list[Any]:
     folders = [source]
     if source.is_dir():
         folders = [Path(parent) for parent, _, _ in os.walk(source)]
-    return [[os.path.abspath(each), each.stat().st_mtime_ns, each.stat().st_size] for each in sorted(folders)]
+    try:
+        return [[os.path.abspath(each), each.stat().st_mtime_ns, each.stat().st_size] for each in sorted(folders)]
+    except OSError as error:
+        raise BatchError(
+            f"{error.filename} cannot be read: {error.strerror}. Check the path.", code="manifest.file"
+        ) from error
 
 
 def _free_seeds(ask: Ask, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
@@ -353,10 +371,11 @@ def _free_seeds(ask: Ask, graph: Prompt, before: Mapping[str, Any]) -> list[str]
 
 def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> Totals:
     """Have the tasks of the plan in the ledger, those of the shard; what the plan comes to."""
-    if folder.read_settings() is None:
+    settings = folder.read_settings()
+    if settings is None:
         raise _nothing_planned(folder.path)
     totals = Totals()
-    tasks = (row.task for row in totals.counting(read_plan(folder.plan_file)))
+    tasks = (row.task for row in totals.counting(read_plan(folder.plan_file, settings.get("plan"))))
     ledger.plan(task for task in tasks if task is not None and (shard is None or shard.has(task.id)))
     return totals
 

@@ -12,10 +12,11 @@ from ..svd_core.graph import Prompt, Target, explain, find_target, read_value, w
 from ..svd_core.graph.check_node import check_value
 from ..svd_core.graph.declared import Declarations
 from ..svd_core.graph.hints import Hints
-from ..svd_core.graph.prompt import looks_like_link
+from ..svd_core.graph.prompt import looks_like_link, sources_of, with_ancestors
 from .graphs import NODES
 from .models import model_sha256
 from .preflight import MODEL_FOLDERS
+from .rendering import cut_before_savers
 
 REMEMBERED = 10_000
 """Values of rows that are kept as they were read."""
@@ -43,6 +44,15 @@ def seed_inputs(graph: Prompt) -> list[str]:
             if is_seed and not linked:
                 found.append(f"{node_id}.{name}")
     return found
+
+
+def essence(graph: Prompt) -> Prompt:
+    """What makes the clips: class and inputs of the savers and of what they need, and no titles or bystanders."""
+    sources = {key: sources_of(node) for key, node in graph.items()}
+    needed = with_ancestors(cut_before_savers(graph).savers, sources)
+    return {
+        key: {name: node[name] for name in ("class_type", "inputs")} for key, node in graph.items() if key in needed
+    }
 
 
 def without(graph: Prompt, inputs: Iterable[Sequence[str]]) -> Prompt:

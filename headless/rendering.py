@@ -26,7 +26,8 @@ from ..svd_core.batch.tasks import Task
 from ..svd_core.errors import GraphError, SettingError
 from ..svd_core.fingerprint import frames_sha256
 from ..svd_core.graph import Engine, Prompt, validate
-from ..svd_core.graph.prompt import looks_like_link
+from ..svd_core.graph.declared import return_types
+from ..svd_core.graph.prompt import looks_like_link, name_node
 from .animation import Animation, animate_images
 from .embedded import inference, written
 from .graphs import EMBEDDED_NODES, NODES
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 PROBE = Animation(width=64, height=64, num_frames=2, steps=1)
 """What every worker renders before it gets work, with svd-nano: about a second."""
 _PROBE_SQUARES = 8
+LOADERS = ("SVDCheckpointLoader", "ImageOnlyCheckpointLoader")
+STORED = ("IMAGE", "FLOAT", "INT", "STRING", "BOOLEAN")
+"""Wires whose values can be kept in a file until a saver has them."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class GraphRenderer:
 
         ramp = torch.linspace(0, 1, 128)
         image = torch.stack([ramp.expand(128, 128), ramp[:, None].expand(128, 128), 1 - ramp.expand(128, 128)], -1)
+        self._load_models()
         with _silently():
             frames = animate_images(image[None], PROBE, self._host)[0]
         squares = torch.nn.functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), _PROBE_SQUARES)
@@ -120,6 +125,16 @@ class GraphRenderer:
             makes["threads"] = str(self._settings.threads)
         shown = bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
         return {"device": _device_name(device), "makes": makes, "probe": shown}
+
+    def _load_models(self) -> None:
+        """Have the graph's checkpoints open, so that no render is slower than others for it."""
+        loaders = [key for key, node in self._settings.graph.items() if node["class_type"] in LOADERS]
+        if not loaders:
+            return
+        with host.using(self._host):
+            checked = validate(self._settings.graph, NODES, (), keep=loaders)
+            raise_if_faulty(checked, EMBEDDED_NODES)
+            self._engine.run(checked.prompt, [], keep=loaders, node_context=inference)
 
     def prepare(self, task: Task) -> list[list[Any]]:
         """What the LoadImage node gives, for each slot a list. Raises ImageError."""
@@ -202,8 +217,20 @@ def cut_before_savers(prompt: Prompt) -> Cut:
                 waiting += [source] if source not in behind else []
                 behind.add(source)
             else:
+                _check_stored(prompt, source, slot)
                 slots[source, slot] = None
     return Cut(tuple(savers), tuple(sorted(slots)))
+
+
+def _check_stored(prompt: Prompt, source: str, slot: int) -> None:
+    """Raise GraphError for what a saver reads and no file can keep."""
+    kind = return_types(NODES[prompt[source]["class_type"]])[slot]
+    if kind not in STORED and not isinstance(kind, (list, tuple)):
+        raise GraphError(
+            f"a saver reads {kind} of {name_node(prompt, source)}; a batch saves {', '.join(STORED)}. Take that link "
+            "out.",
+            code="graph.not_saved",
+        )
 
 
 def bind(graph: Prompt, image: Sequence[str], task: Task) -> Prompt:
@@ -233,9 +260,9 @@ def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
                 told.append({"value": value})
             else:
                 raise GraphError(
-                    f'a saver reads slot {slot} of node "{node_id}", which is neither images nor a plain value; a '
-                    "batch cannot save that.",
-                    code="graph.saves_nothing",
+                    f'a saver reads slot {slot} of node "{node_id}", which gave {type(value).__name__} and neither '
+                    "images nor a plain value; a batch cannot save that.",
+                    code="graph.not_saved",
                 )
     return Rendered(arrays, facts)
 

@@ -25,15 +25,15 @@ def private_folder(*parts: str) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or _is_anothers(status):
-            raise PermissionError(13, "it is another user's, or others may write to it", str(folder))
+            raise PermissionError(13, "it is another user's", str(folder))
+        if status.st_mode & 0o077:  # made with a wider umask
+            folder.chmod(0o700)
     return folder
 
 
 def _is_anothers(status: os.stat_result) -> bool:
-    """Whether others than this user could have put something there. Windows has no such temporary folder."""
-    return hasattr(os, "getuid") and (
-        status.st_uid != os.getuid() or bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    )
+    """Whether it is not this user's. Windows has a temporary folder for each user."""
+    return hasattr(os, "getuid") and status.st_uid != os.getuid()
 
 
 def _user() -> str:

@@ -120,7 +120,7 @@ class Batch:
 
 def write_plan(path: Path, rows: Iterable[PlannedRow]) -> None:
     """Write a plan whole."""
-    for _ in written(path, rows):
+    for _ in written(path, "of a test", rows):
         pass
 
 

@@ -1,4 +1,5 @@
-"""A worker as a process of its own: reads a JSON list [call, arguments] a line, answers a JSON value a line.
+"""A worker as a process of its own: reads a JSON list [call, arguments] a line, says that it begins, and answers a JSON
+value a line.
 
     python -m svd_stages.svd_core.batch.child, with the setup as the first line
 
@@ -18,6 +19,9 @@ from typing import IO, Any
 
 from .worker import Setup, Worker
 
+BEGUN = "begun\n"
+"""A line that is no answer: what was asked is begun."""
+
 
 def main() -> None:
     """Serve until the input ends."""
@@ -34,6 +38,8 @@ def main() -> None:
     threading.Thread(target=_listen, args=(sys.stdin, asked), daemon=True).start()
     while True:
         call, arguments = asked.get()
+        answers.write(BEGUN)
+        answers.flush()
         answers.write(json.dumps(getattr(worker, call)(*arguments)) + "\n")
         answers.flush()
 

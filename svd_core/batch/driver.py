@@ -53,19 +53,21 @@ class Options:
 
     attempts  a task that ended its worker so often is quarantined
     deadline  seconds for one render; None: five times what 95 of 100 take, and at least ten minutes
-    limit     stop after so many tasks; None: all
+    limit     stop after so many clips; None: all
+    failures  stop when so many tasks have failed; None: go on
     pause     seconds that a full disk is waited for at first; doubled up to five minutes
     """
 
     attempts: int = 3
     deadline: float | None = None
     limit: int | None = None
+    failures: int | None = None
     pause: float = 1.0
 
 
 @dataclass
 class Progress:
-    """How far a driver is: tasks in all, finished before it began and since, and what the last ones took."""
+    """How far a driver is: tasks in all, finished before it began, and since."""
 
     total: int
     before: int
@@ -73,7 +75,6 @@ class Progress:
     failed: int = 0
     quarantined: int = 0
     began: float = field(default_factory=time.monotonic)
-    workers: int = 0
 
     @property
     def finished(self) -> int:
@@ -107,6 +108,8 @@ class _Slot:
     is_ready: bool = False
     is_hung: bool = False
     starts: int = 0
+    tries: int = 0
+    not_before: float = 0.0
     gone: SVDStagesError | None = None
     rendering: Work | None = None
     encoding: Work | None = None
@@ -170,7 +173,7 @@ class Driver:
             if slot.asked is None and slot.gone is None:
                 if slot.is_ready:
                     self._give_work(slot)
-                elif self._is_needed():
+                elif slot.not_before <= time.monotonic() and self._is_needed():
                     slot.greeting = secrets.token_hex(4)
                     self._ask(slot, "hello")
 
@@ -213,7 +216,9 @@ class Driver:
         return None
 
     def _is_at_limit(self) -> bool:
-        """Whether as many clips are done or on their way as are wanted."""
+        """Whether as many clips are done or on their way as are wanted, or too many have failed."""
+        if self._options.failures is not None and self.progress.finished - self.progress.done >= self._options.failures:
+            return True
         on_the_way = sum(not work.is_finished for work in self._on_the_way())
         return self._options.limit is not None and self.progress.done + on_the_way >= self._options.limit
 
@@ -239,10 +244,10 @@ class Driver:
         asked, slot.asked = slot.asked, None
         if answer.died is not None:
             self._bury(slot, asked, "it hung" if slot.is_hung else answer.died)
-        elif asked == "hello":
-            self._welcome(slot, answer.value)
         elif answer.value is None:
             self._bury_idle(slot, asked)
+        elif asked == "hello":
+            self._welcome(slot, answer.value)
         else:
             for outcome in answer.value:
                 self._take_outcome(slot, outcome)
@@ -252,12 +257,19 @@ class Driver:
                 slot.encoding, slot.rendering = slot.rendering, None
 
     def _welcome(self, slot: _Slot, told: dict[str, Any]) -> None:
+        if "again" in told:  # a disk that is away for a while, memory that is short
+            slot.tries += 1
+            if slot.tries <= PASSING_TRIES:
+                slot.not_before = time.monotonic() + self._later(slot.tries)
+                logger.warning("worker %d is not ready yet: %s", slot.worker + 1, told["again"])
+                return
+            told = {"refused": {"code": "batch.no_workers", "message": told["again"], "exit_status": 4}}
+        slot.tries = 0
         slot.gone = self._environment.take(told)
         if slot.gone is not None:
             logger.warning("worker %d is not used: %s", slot.worker + 1, slot.gone)
             return
         slot.is_ready, slot.starts = True, 0
-        self.progress.workers = sum(each.is_ready for each in self._slots)
 
     def _take_outcome(self, slot: _Slot, outcome: dict[str, Any]) -> None:
         if slot.rendering is not None and outcome["task"] == slot.rendering.task.id:
@@ -269,7 +281,7 @@ class Driver:
         if work.is_finished:
             return
         if outcome["state"] == "done":
-            self._finish(work, "done", seconds=outcome["seconds"])
+            self._finish(work, "done", seconds=outcome["seconds"], made=outcome["is_ours"])
         elif outcome["state"] == "failed":
             self._fail(work, {name: value for name, value in outcome.items() if name not in ("task", "state")})
         elif outcome["why"] == "no_space":
@@ -280,7 +292,10 @@ class Driver:
         else:
             self._try_later(work, outcome["message"])
 
-    def _finish(self, work: Work, state: State, code: str | None = None, seconds: float | None = None) -> None:
+    def _finish(
+        self, work: Work, state: State, code: str | None = None, seconds: float | None = None, made: bool = True
+    ) -> None:
+        """A task came to its end. `made`: by one of our workers."""
         work.is_finished = True
         self._note(work, state, code)
         if state == "done":
@@ -292,7 +307,7 @@ class Driver:
             self.progress.failed += 1
         else:
             self.progress.quarantined += 1
-        about = {"task": work.task.id, "image": work.task.image, "state": state}
+        about = {"task": work.task.id, "image": work.task.image, "state": state, "made": made and state == "done"}
         self._watch(self.progress, about if code is None else {**about, "code": code})
 
     def _fail(self, work: Work, failure: dict[str, Any]) -> None:
@@ -307,16 +322,21 @@ class Driver:
         if work.tries > PASSING_TRIES:
             self._fail(work, {"code": "output.failed", "message": f"{message} It did not pass in {work.tries} tries."})
             return
-        work.not_before = time.monotonic() + min(LONGEST_PAUSE, self._options.pause * 2 ** (work.tries - 1))
+        work.not_before = time.monotonic() + self._later(work.tries)
         self._put_back(work)
 
     def _try_elsewhere(self, work: Work, outcome: dict[str, Any]) -> None:
         """Memory was short: another worker may have more, or this one later."""
-        work.tries += 1
-        if work.tries >= self._options.attempts:
+        work.shortages += 1
+        if work.shortages >= self._options.attempts:
             self._fail(work, {"code": outcome["code"], "message": outcome["message"]})
             return
+        work.not_before = time.monotonic() + self._later(work.shortages)
         self._put_back(work, elsewhere=True)
+
+    def _later(self, tries: int) -> float:
+        """Seconds to wait before the next of so many tries."""
+        return min(LONGEST_PAUSE, self._options.pause * 2 ** min(10, tries - 1))
 
     def _put_back(self, work: Work, elsewhere: bool = False) -> None:
         """Where it was, what was rendered of it is mostly still there."""
@@ -327,9 +347,7 @@ class Driver:
         """No space: nobody gets work for a while."""
         now = time.monotonic()
         if now >= self._paused_until:
-            logger.warning(
-                "paused for %.2g s: %s The batch goes on by itself when there is space.", self._pause, message
-            )
+            logger.warning("paused for %.2g s: %s The batch goes on by itself when that is over.", self._pause, message)
             self._paused_until = now + self._pause
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
 

@@ -150,4 +150,6 @@ def check_unchanged(path: Path, sha256: str) -> None:
     if isinstance(found, ImageError):
         raise found from found.__cause__
     if found != sha256:
-        raise ImageError(f"the image {path} was changed after it was planned; plan again.", code="image.changed")
+        raise ImageError(
+            f"the image {path} was changed after it was planned; give the manifest again.", code="image.changed"
+        )

@@ -15,6 +15,9 @@ from ..errors import BatchError
 
 logger = logging.getLogger(__name__)
 
+_LOOKED_AT = 1.0
+"""Seconds in which `drivers_at_work` has surely let go of a lock again."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -46,7 +49,7 @@ def parse_shard(text: str) -> Shard:
 def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
     """Inside the `with`, no other driver works on this shard of a run, and none on shards of another division.
 
-    Raises BatchError (`batch.another_driver`) at once when one does. A driver that was killed holds nothing. Where two
+    Raises BatchError (`batch.another_driver`) when one does. A driver that was killed holds nothing. Where two
     machines see the folder through a network disk that knows no locks, clips are still made whole and kept once.
     """
     from filelock import FileLock, Timeout
@@ -56,7 +59,7 @@ def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
     own = f"{shard.index}-of-{shard.count}"
     lock = FileLock(folder / f"{own}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOOKED_AT)
     except Timeout as error:
         raise _another(run, folder / f"{own}.json") from error
     except NotImplementedError:  # what filelock raises for a disk that knows no locks
@@ -86,11 +89,13 @@ def planning(run: Path) -> Iterator[None]:
     """Inside the `with`, no other shard plans this run; waits for the one that does."""
     from filelock import FileLock
 
+    lock = FileLock(run / "drivers" / "plan.lock")
+    with contextlib.suppress(NotImplementedError):
+        lock.acquire()
     try:
-        with FileLock(run / "drivers" / "plan.lock"):
-            yield
-    except NotImplementedError:
         yield
+    finally:
+        lock.release()
 
 
 def drivers_at_work(run: Path) -> list[str]:
@@ -105,7 +110,7 @@ def drivers_at_work(run: Path) -> list[str]:
         except Timeout:
             part = "" if lock.stem == "1-of-1" else f", shard {lock.stem.replace('-of-', '/')}"
             found.append(f"{_who(lock.with_suffix('.json'))}{part}")
-        except NotImplementedError:
+        except (NotImplementedError, OSError):  # nobody knows
             continue
     return found
 
@@ -125,9 +130,9 @@ def sole_owner(ledger: Path) -> Iterator[None]:
             f"the ledger {ledger} cannot be made: {error.strerror}. Name another place (--ledger FILE).",
             code="batch.ledger",
         ) from error
+    lock = FileLock(ledger.with_name(f"{ledger.name}.lock"))
     try:
-        with FileLock(ledger.with_name(f"{ledger.name}.lock"), timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise BatchError(
             f"another driver uses the ledger {ledger}; give each run, and each shard, one of its own.",
@@ -135,7 +140,10 @@ def sole_owner(ledger: Path) -> Iterator[None]:
         ) from error
     except NotImplementedError:
         logger.warning("%s is on a disk without locks, on which a ledger is not safe; see --ledger", ledger)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _who(about: Path) -> str:

@@ -143,18 +143,25 @@ def _without_suffix(path: str) -> str:
     return os.path.splitext(path)[0].replace(os.sep, "/")
 
 
-def written(path: Path, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
-    """The same rows, while they are written down, a JSON object a line; the file is in place when the last went by."""
+def written(path: Path, head: str, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
+    """The same rows, while they are written down, a JSON object a line; the file is in place when the last went by.
+
+    head  the first line: what the plan belongs to, as run.json says it, too
+    """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps({"plan": head}) + "\n")
         for row in planned:
             stream.write(json.dumps(row.as_dict()) + "\n")
             yield row
 
 
-def read_plan(path: Path) -> Iterator[PlannedRow]:
-    """The rows of a plan. Raises BatchError when there is none, or it was damaged."""
+def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
+    """The rows of a plan. Raises BatchError when there is none, it was damaged, or its head is another than asked."""
     try:
         with path.open(encoding="utf-8") as stream:
+            found_head = json.loads(next(stream, "{}"))["plan"]
+            if head is not None and found_head != head:
+                raise ValueError("planning was broken off before it was whole")
             for line in stream:
                 found = json.loads(line)
                 task = Task(**found["task"]) if "task" in found else None

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 class Answer:
     """A worker's answer to what it was asked: `value`, or how its process `died` before it answered.
 
+    Neither: its process had died before, and what was asked was never begun.
+
     A process that died is started again by the pool, and must be asked for `hello` first.
     """
 

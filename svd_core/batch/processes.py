@@ -34,12 +34,17 @@ class ProcessPool:
 
     def __init__(self, setup: Setup, environments: Sequence[Mapping[str, str]]):
         self._setup, self._environments = setup, environments
-        self._answers: queue.Queue[Answer] = queue.Queue()
-        self._ending: set[int] = set()
+        self._answers: queue.Queue[tuple[Answer | None, int]] = queue.Queue()
+        self._begun: set[int] = set()  # pids of processes that are at work
+        self._asked: dict[int, int] = {}  # worker -> pid of the process that was asked and has not answered
+        self._ending: dict[int, int] = {}  # worker -> pid of the process that was ended and is not dead yet
         self._early_deaths = [0] * len(environments)
         self._lock = threading.Lock()
         self._closed = False
-        self._processes = [self._start(worker) for worker in self.workers]
+        self._processes: list[subprocess.Popen[str]] = []
+        with self._lock:  # one that dies at once is started again when all are there
+            for worker in self.workers:
+                self._processes.append(self._start(worker))
 
     @property
     def name(self) -> str:
@@ -54,7 +59,9 @@ class ProcessPool:
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
         """See `Pool.ask`. To a process that has just died nothing comes; that it died is the answer."""
-        stdin = self._processes[worker].stdin
+        process = self._processes[worker]
+        self._asked[worker] = process.pid
+        stdin = process.stdin
         assert stdin is not None
         with contextlib.suppress(OSError, ValueError):
             stdin.write(json.dumps([call, arguments]) + "\n")
@@ -62,23 +69,45 @@ class ProcessPool:
 
     def answers(self, timeout: float) -> list[Answer]:
         """See `Pool.answers`. A process that died has been started again when this tells of it."""
-        found: list[Answer] = []
+        found: list[tuple[Answer | None, int]] = []
         with contextlib.suppress(queue.Empty):
             found.append(self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait())
             while True:
                 found.append(self._answers.get_nowait())
-        told = []
-        for answer in found:
-            if answer.died is not None:
-                self._ending.discard(answer.worker)
-            if answer.worker not in self._ending:  # what it said when it was to be ended comes too late
-                told.append(answer)
-        return told
+        heard = [self._heard(answer, pid) for answer, pid in found]
+        return [answer for answer in heard if answer is not None]
+
+    def _heard(self, answer: Answer | None, pid: int) -> Answer | None:
+        """What the driver is told; None: nothing. No answer at all: the process has begun with what it was asked.
+
+        Not told is what a process said when it was to be ended: that it died is its answer. Nor that one died after
+        whose death the next one was asked: that one answers, and was not greeted. Of one that died before it began with
+        what it was asked, it is told that nobody was greeted, too.
+        """
+        if answer is None:
+            self._begun.add(pid)
+            return None
+        is_ended = self._ending.get(answer.worker) == pid
+        if answer.died is None:
+            if is_ended:
+                return None
+            self._begun.discard(pid)
+            self._asked.pop(answer.worker, None)
+            return answer
+        if is_ended:
+            del self._ending[answer.worker]
+        asked, had_begun = self._asked.get(answer.worker), pid in self._begun
+        self._begun.discard(pid)
+        if asked not in (None, pid):
+            return None
+        self._asked.pop(answer.worker, None)
+        return answer if asked is None or had_begun else Answer(answer.worker)
 
     def end(self, worker: int) -> None:
         """See `Pool.end`."""
-        self._ending.add(worker)
-        self._processes[worker].kill()
+        process = self._processes[worker]
+        self._ending[worker] = process.pid
+        process.kill()
 
     def close(self) -> None:
         """End all processes."""
@@ -118,16 +147,19 @@ class ProcessPool:
         began = time.monotonic()
         assert process.stdout is not None
         for line in process.stdout:
+            if line == child.BEGUN:
+                self._answers.put((None, process.pid))
+                continue
             with contextlib.suppress(ValueError):  # the half line of a process that was killed
-                self._answers.put(Answer(worker, json.loads(line)))
+                self._answers.put((Answer(worker, json.loads(line)), process.pid))
         status = process.wait()
         is_early = time.monotonic() - began < _LONGEST_WAIT
         self._early_deaths[worker] = self._early_deaths[worker] + 1 if is_early else 0
         if self._early_deaths[worker] > _PATIENCE:
-            time.sleep(min(_LONGEST_WAIT, 2.0 ** (self._early_deaths[worker] - _PATIENCE)))
+            time.sleep(min(_LONGEST_WAIT, 2.0 ** min(10, self._early_deaths[worker] - _PATIENCE)))
         while not self._start_again(worker):
             time.sleep(1.0)
-        self._answers.put(Answer(worker, died=_how(status)))
+        self._answers.put((Answer(worker, died=_how(status)), process.pid))
 
     def _start_again(self, worker: int) -> bool:
         """False when no process can be had now."""

@@ -54,11 +54,6 @@ class Status:
         """Tasks that are neither done nor given up."""
         return self.counts["todo"] + self.counts["running"]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row has its clip."""
-        return self.tasks == self.counts["done"] and not self.bad
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {

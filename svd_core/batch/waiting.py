@@ -21,7 +21,7 @@ class Work:
     alone        nothing may run beside it: it was there when a process died
     last_worker  who had it; `elsewhere`: another one suits it better than that
     not_before   of the clock, when it may be tried again
-    tries        how often trouble met it that was not its own
+    tries        how often trouble met it that was not its own; `shortages`: of memory
     """
 
     task: Task
@@ -33,6 +33,7 @@ class Work:
     put_back: float = 0.0
     not_before: float = 0.0
     tries: int = 0
+    shortages: int = 0
     is_finished: bool = False
     deaths: list[str] = field(default_factory=list)
 

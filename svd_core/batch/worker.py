@@ -97,7 +97,7 @@ class Worker:
 
         greeting  what all later calls begin with, so that a process that was started again is known for one
 
-        {"host", "pid"} and what `Renderer.probe` gives, or {"refused": code, message, exit_status}.
+        {"host", "pid"} and what `Renderer.probe` gives; {"refused": code, message, exit_status}; or {"again": why}.
         """
         self._drain()
         self._prepared.clear()
@@ -109,8 +109,13 @@ class Worker:
                 raise SVDStagesError(_difference(found, self._setup.shared), code="batch.worker_differs")
             self._about = dict(renderer.probe())
         except SVDStagesError as error:
+            if explain_error(error)["state"] == "again":
+                return {"again": str(error)}
             return {"refused": {"code": error.code, "message": str(error), "exit_status": error.exit_status}}
         except Exception as error:
+            outcome = explain_error(error)
+            if outcome["state"] == "again":
+                return {"again": outcome["message"]}
             logger.exception("this worker cannot begin")
             return {"refused": {"code": "error", "message": f"{type(error).__name__}: {error}", "exit_status": 4}}
         self._renderer, self._greeting = renderer, greeting
@@ -204,6 +209,11 @@ class Worker:
         }
 
     def _check_run_folder(self) -> None:
+        try:
+            self._folder.settings_file.read_bytes()
+        except OSError as error:
+            if error.errno in PASSING:
+                raise
         settings = self._folder.read_settings()
         if settings is None or settings.get("run_id") != self._setup.run_id:
             raise SVDStagesError(

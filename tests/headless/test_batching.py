@@ -17,6 +17,7 @@ from svd_stages.__main__ import main
 from svd_stages.headless import batching
 from svd_stages.svd_core.batch.driver import Options
 from svd_stages.svd_core.batch.folder import RunFolder
+from svd_stages.svd_core.batch.lock import Shard, sole_driver
 from svd_stages.svd_core.batch.pool import Answer
 from svd_stages.svd_core.batch.worker import Setup, Worker
 from svd_stages.svd_core.errors import BatchError, GraphError
@@ -273,11 +274,52 @@ def test_what_would_change_the_plan_needs_its_source(here, photos, graph, capsys
     assert {row.task.seed for row in batching.read_plan(here / "run" / "plan.jsonl") if row.task} == {None}
 
 
-def test_shards_plan_once(here, photos, graph, monkeypatch):
-    arguments = ("run", photos, "--run", "run", "--graph", graph, "--limit", "1")
+def test_a_plan_that_was_broken_off_is_not_run(here, photos, graph, capsys):
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+    before = (here / "run" / "run.json").read_text()
+    assert batch("plan", photos, "--run", "run", "--graph", graph, "--set", "SVDEulerSampler.steps=2") == 0
+    (here / "run" / "run.json").write_text(before)
+    assert batch("run", "--run", "run") == 2
+    assert "planning was broken off" in " ".join(capsys.readouterr().err.split()) and not records(here / "run")
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+
+
+def test_titles_and_bystanders_make_no_other_clips(here, photos, graph):
+    def ids() -> set[str]:
+        assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+        return {row.task.id for row in batching.read_plan(here / "run" / "plan.jsonl") if row.task}
+
+    before, prompt = ids(), json.loads(graph.read_text())
+    (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
+    prompt["look"] = {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}
+    prompt[decoder]["_meta"] = {"title": "another"}
+    graph.write_text(json.dumps(prompt))
+    assert ids() == before
+    prompt[decoder]["inputs"]["context"] = 3
+    graph.write_text(json.dumps(prompt))
+    assert ids().isdisjoint(before)
+
+
+def test_a_source_that_is_not_there_is_told(here, graph, capsys):
+    assert batch("plan", here / "nothing.csv", "--run", "run", "--graph", graph) == 2
+    assert "nothing.csv cannot be read: No such file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_measuring_what_fails_says_why_and_fails_no_other_row(here, photos, graph, capsys):
+    for name in ("a.png", "b.png", "more/c.png"):
+        whole = (photos / name).read_bytes()
+        (photos / name).write_bytes(whole[: len(whole) // 2])
+    assert batch("plan", photos, "--run", "run", "--graph", graph, "--measure") == 4
+    assert "nothing was measured: image.damaged" in " ".join(capsys.readouterr().err.split())
+    assert headless.batch_status(here / "run").counts["failed"] == 1
+
+
+def test_shards_that_work_at_once_plan_once(here, photos, graph):
+    arguments = ("run", photos, "--run", "run", "--graph", graph, "--limit", "1", "--seeds", "0-7")
     assert batch(*arguments, "--shard", "1/2") == 0
     planned = (here / "run" / "plan.jsonl").stat().st_mtime_ns
-    assert batch(*arguments, "--shard", "2/2") == 0
+    with sole_driver(here / "run", Shard(1, 2)):  # it is still at work
+        assert batch(*arguments, "--shard", "2/2") == 0
     assert (here / "run" / "plan.jsonl").stat().st_mtime_ns == planned
     assert len(records(here / "run")) == 2
     assert {path.name for path in (here / "run").glob("summary*")} == {"summary-1-of-2.json", "summary-2-of-2.json"}

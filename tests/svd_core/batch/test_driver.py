@@ -140,6 +140,31 @@ def test_an_outcome_of_what_a_worker_no_longer_has_is_not_heard(tmp_path):
     assert outcomes(told) == dict.fromkeys(images(5), "done") and len(told) == 5
 
 
+def test_a_worker_that_is_not_ready_yet_is_waited_for(tmp_path):
+    tries: list[int] = []
+
+    def hello(worker: int) -> Any:
+        tries.append(worker)
+        return {"again": "memory is short"} if len(tries) < 3 else Scripted().hello(worker)
+
+    told: list[dict[str, Any]] = []
+    drive(Batch.planned(tmp_path / "run", images(3)), Scripted(1, hello), Options(pause=0.01), told=told)
+    assert len(tries) == 3 and outcomes(told) == dict.fromkeys(images(3), "done")
+    with pytest.raises(BatchError, match="memory is short"):
+        never = Scripted(1, lambda worker: {"again": "memory is short"})
+        drive(Batch.planned(tmp_path / "other", images(3)), never, Options(pause=0.0001))
+
+
+def test_so_many_failures_end_it_when_that_is_asked(tmp_path):
+    class AllFail(Scripted):
+        def answer(self, task: dict[str, Any], worker: int) -> Any:
+            return {"task": task["id"], "state": "failed", "code": "node", "message": "no"}
+
+    told: list[dict[str, Any]] = []
+    drive(Batch.planned(tmp_path / "run", images(9)), AllFail(), Options(limit=1, failures=1), told=told)
+    assert list(outcomes(told).values()) == ["failed"]
+
+
 def test_a_limit_counts_what_is_done(tmp_path):
     class FirstFail(Scripted):
         def answer(self, task: dict[str, Any], worker: int) -> Any:

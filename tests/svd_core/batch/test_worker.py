@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
 import subprocess
 import time
 from dataclasses import replace
@@ -120,7 +121,9 @@ def test_a_folder_of_anothers_is_not_believed(tmp_path, monkeypatch, caplog):
         spool = open_spool("x")
     assert spool.path is None and "cannot be kept" in caplog.text
     assert list(spool.ids()) == [] and spool.find("0" * 64) is None
-    (tmp_path / "ours").chmod(0o777)
+    (tmp_path / "ours" / "a").chmod(0o775)  # as the usual umask has it
+    assert private.private_folder("a").stat().st_mode & 0o77 == 0
+    monkeypatch.setattr(private.os, "getuid", lambda: 54321)
     with pytest.raises(PermissionError, match="another user's"):
         private.private_folder("a")
 
@@ -154,6 +157,66 @@ def test_what_a_process_says_when_it_is_to_be_ended_comes_too_late(tmp_path):
         assert wait_for(pool).value["device"] == "stand-in"
     finally:
         pool.close()
+
+
+def test_one_that_is_asked_before_its_death_is_heard_is_answered_by_the_next(tmp_path):
+    batch = Batch.planned(tmp_path / "run", images(1))
+    pool = ProcessPool(batch.setup(), [{}])
+    try:
+        pool.ask(0, "hello", "a")
+        wait_for(pool)
+        first = pool._processes[0]
+        kill(first.pid)
+        wait_until(lambda: pool._processes[0] is not first)
+        pool.ask(0, "work", "a", batch.tasks()[0].as_dict(), None, 1)
+        answer = wait_for(pool)
+        assert (answer.value, answer.died) == (None, None) and pool.answers(0.3) == []
+        pool.ask(0, "hello", "b")
+        assert wait_for(pool).value["device"] == "stand-in"
+    finally:
+        pool.close()
+
+
+def test_processes_that_die_idle_at_any_time_lose_nothing_and_blame_nobody(tmp_path):
+    batch = Batch.planned(tmp_path / "run", images(60), seconds=0.01)
+    pool = ProcessPool(batch.setup(), [{}, {}])
+    told: list[dict[str, Any]] = []
+    killed: set[int] = set()
+
+    class Deadly:
+        """The pool, whose processes are killed just after they answered."""
+
+        name, workers, ask, end, close = pool.name, pool.workers, pool.ask, pool.end, pool.close
+
+        def answers(self, timeout: float) -> list[Answer]:
+            found = pool.answers(timeout)
+            for answer in found:
+                if type(answer.value) is list and len(told) // 7 not in killed:
+                    killed.add(len(told) // 7)
+                    kill(pool._processes[answer.worker].pid)
+            return found
+
+    try:
+        drive(batch, Deadly(), told=told)
+    finally:
+        pool.close()
+    assert batch.states() == {"done": 60} and len(told) == 60 and len(killed) >= 5
+    with sqlite3.connect(batch.path / "ledger.sqlite") as ledger:
+        assert ledger.execute("SELECT sum(attempts) FROM tasks").fetchone()[0] <= len(killed)
+    batch.check_clips()
+
+
+def test_a_worker_that_cannot_begin_now_is_asked_again(tmp_path, monkeypatch, caplog):
+    batch = Batch.planned(tmp_path / "run", images(2), describe={"fails": "3"})
+    worker = Worker(replace(batch.setup(), shared={"fails": "3"}))
+
+    def stale(self: Path) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", stale)
+        assert "Stale file handle" in worker.hello("a")["again"]
+    assert worker.hello("a")["device"] == "stand-in"
 
 
 def test_a_process_that_cannot_be_started_again_is_waited_for(tmp_path, monkeypatch, caplog):
