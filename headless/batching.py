@@ -32,7 +32,7 @@ from ..svd_core.batch.sheet import write_sheet
 from ..svd_core.batch.tasks import digest
 from ..svd_core.batch.worker import Setup, open_spool, tidy_spool
 from ..svd_core.checkpoint.library import EMBEDDED
-from ..svd_core.errors import BatchError, SVDStagesError
+from ..svd_core.errors import BatchError, GraphError, SVDStagesError
 from ..svd_core.graph import Prompt, apply_settings, find_target, validate
 from ..svd_core.private import private_folder
 from .animation import Animation, animation_graph
@@ -40,7 +40,7 @@ from .binding import Models, Values, essence, image_input, seed_inputs, without
 from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from .models import code_version
 from .refusals import raise_if_faulty
-from .rendering import GraphRenderer, RenderSettings, cut_before_savers
+from .rendering import GraphRenderer, RenderSettings
 from .sources import Source
 from .surroundings import Surroundings
 from .workers import Workers, make_pool, memory_needed
@@ -91,7 +91,7 @@ def plan_batch(ask: Ask, surroundings: Surroundings, workers: Workers = HERE) ->
     Raises BatchError, GraphError, CheckpointError; a row that cannot be taken is no error here.
     """
     with _opened(ask, workers) as (folder, ledger), planning(folder.path):
-        totals = _plan(ask, surroundings, folder, ledger, workers.shard)
+        totals, _ = _plan(ask, surroundings, folder, ledger, workers.shard)
         reconcile(folder, ledger)
         return status_of(folder, ledger, totals)
 
@@ -115,15 +115,15 @@ def run_batch(
     with _opened(ask, workers) as (folder, ledger):
         if ask.source is not None:
             with planning(folder.path):
-                totals = _plan(ask, surroundings, folder, ledger, workers.shard)
+                totals, settings = _plan(ask, surroundings, folder, ledger, workers.shard)
         else:
             _refuse_what_needs_a_plan(ask, surroundings, folder)
             with planning(folder.path):
-                totals = _take_plan(folder, ledger, workers.shard)
+                totals, settings = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
         if status.left:
-            with _pool(folder, surroundings, workers, status.left) as pool:
+            with _pool(folder, settings, surroundings, workers, status.left) as pool:
                 begin(pool.name, status)
                 environment = Environment.from_dict(folder.read_environment(), str(folder.environment_file))
                 watching = _also_copying(watch, folder, ledger)
@@ -187,7 +187,7 @@ def batch_status(run: str | os.PathLike) -> Status:
     """How a batch stands, by what lies in its folder; a driver may be at work. Raises BatchError."""
     folder, ledger = RunFolder(Path(run)), Ledger(None)
     try:
-        totals = _take_plan(folder, ledger, None)
+        totals, _ = _take_plan(folder, ledger, None)
         ledger.reconcile(folder.walk())
         return status_of(folder, ledger, totals)
     finally:
@@ -280,7 +280,10 @@ def _is_on_network(path: Path) -> bool:
     return kind.removeprefix("fuse.").startswith(NETWORK_DISKS)
 
 
-def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledger, shard: Shard | None) -> Totals:
+def _plan(
+    ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledger, shard: Shard | None
+) -> tuple[Totals, Mapping[str, Any]]:
+    """Plan anew: what it comes to, and run.json."""
     assert ask.source is not None
     source = Path(ask.source)
     base = source if source.is_dir() else source.parent
@@ -295,13 +298,18 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
         image = image_input(graph)
         raise_if_faulty(validate(graph, NODES, given={image[0]: None}), EMBEDDED_NODES)
-        cut_before_savers(graph)
-        seeds = _free_seeds(ask, graph, before)
+        makes = essence(graph)
+        if image[0] not in makes:
+            raise GraphError(
+                "no saver of the graph needs its LoadImage, so all rows would give the same; link it to what is saved.",
+                code="graph.images",
+            )
+        seeds = [name for name in _free_seeds(ask, graph, before) if name.rpartition(".")[0] in makes]
         models = Models(graph, here)
         shared = {
             "format": FORMAT,
             "code": code_version(),
-            "graph": digest(without(essence(graph), [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
+            "graph": digest(without(makes, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
             "models": models.of_graph(),
             "precision": surroundings.precision,
         }
@@ -312,22 +320,21 @@ def _plan(ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledge
         head = digest([shared, image, seeds])
         rows = totals.counting(written(folder.plan_file, head, planned))
         ledger.plan(row.task for row in rows if row.task is not None and (shard is None or shard.has(row.task.id)))
-    folder.write_settings(
-        {
-            "format": FORMAT,
-            "asked": asked,
-            "plan": head,
-            "run_id": before.get("run_id") or secrets.token_hex(8),
-            "graph": graph,
-            "image": list(image),
-            "seeds": seeds,
-            "images": os.path.abspath(root),
-            "models": sorted(models.sums),
-            "shared": {"code": code_version(), **{f"model {name}": sha for name, sha in sorted(models.sums.items())}},
-            "precision": surroundings.precision,
-        }
-    )
-    return totals
+    settings = {
+        "format": FORMAT,
+        "asked": asked,
+        "plan": head,
+        "run_id": before.get("run_id") or secrets.token_hex(8),
+        "graph": graph,
+        "image": list(image),
+        "seeds": seeds,
+        "images": os.path.abspath(root),
+        "models": sorted(models.sums),
+        "shared": {"code": code_version(), **{f"model {name}": sha for name, sha in sorted(models.sums.items())}},
+        "precision": surroundings.precision,
+    }
+    folder.write_settings(settings)
+    return totals, settings
 
 
 def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
@@ -369,15 +376,15 @@ def _free_seeds(ask: Ask, graph: Prompt, before: Mapping[str, Any]) -> list[str]
     return seeds
 
 
-def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> Totals:
-    """Have the tasks of the plan in the ledger, those of the shard; what the plan comes to."""
+def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[Totals, Mapping[str, Any]]:
+    """Have the tasks of the plan in the ledger, those of the shard; what the plan comes to, and run.json."""
     settings = folder.read_settings()
     if settings is None:
         raise _nothing_planned(folder.path)
     totals = Totals()
     tasks = (row.task for row in totals.counting(read_plan(folder.plan_file, settings.get("plan"))))
     ledger.plan(task for task in tasks if task is not None and (shard is None or shard.has(task.id)))
-    return totals
+    return totals, settings
 
 
 def _graph(ask: Ask, before: Mapping[str, Any], surroundings: Surroundings) -> Prompt:
@@ -391,9 +398,9 @@ def _graph(ask: Ask, before: Mapping[str, Any], surroundings: Surroundings) -> P
 
 
 @contextmanager
-def _pool(folder: RunFolder, surroundings: Surroundings, workers: Workers, left: int) -> Iterator[Pool]:
-    settings = folder.read_settings()
-    assert settings is not None
+def _pool(
+    folder: RunFolder, settings: Mapping[str, Any], surroundings: Surroundings, workers: Workers, left: int
+) -> Iterator[Pool]:
     config = RenderSettings(
         graph=settings["graph"],
         image=settings["image"],

@@ -135,6 +135,9 @@ def test_two_columns_for_one_input_agree_or_are_refused(photos):
 def test_seeds_go_into_every_seed_of_the_graph(photos):
     two = copy.deepcopy(GRAPH)
     two["20"] = copy.deepcopy(two[SAMPLER])
+    (decoder,) = [key for key, node in two.items() if node["class_type"] == "SVDTemporalVAEDecode"]
+    two["21"] = {"class_type": "SVDTemporalVAEDecode", "inputs": {**two[decoder]["inputs"], "latent": ["20", 0]}}
+    two["22"] = {"class_type": "SaveImage", "inputs": {"images": ["21", 0], "filename_prefix": "x"}}
     assert one(photos, {"seed": 11}, graph=two).task.values == {"9.seed": 11, "20.seed": 11}
     derived = one(photos, {}, graph=two).task
     assert derived.values == {"9.seed": derived.seed, "20.seed": derived.seed}
