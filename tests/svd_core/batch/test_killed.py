@@ -171,7 +171,7 @@ def test_a_driver_that_is_stopped_ends_its_workers_and_the_next_one_goes_on(tmp_
 
 
 def test_a_second_driver_refuses_and_the_first_goes_on(tmp_path):
-    batch = Batch.planned(tmp_path / "run", images(20), seconds=0.1)
+    batch = Batch.planned(tmp_path / "run", images(60), seconds=0.2)
     with batch.driver("1") as first:
         wait_until(lambda: batch.count() >= 2)
         assert batch.run("1") == 9
@@ -180,8 +180,8 @@ def test_a_second_driver_refuses_and_the_first_goes_on(tmp_path):
         assert batch.run("1", "shard", "1/2") == 9
         assert first.wait(60) == 0
     assert drivers_at_work(batch.path) == []
-    assert batch.states() == {"done": 20}
-    assert batch.count() == 20
+    assert batch.states() == {"done": 60}
+    assert batch.count() == 60
 
 
 def test_shards_in_three_processes_make_all_rows_once(tmp_path):
