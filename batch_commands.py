@@ -172,7 +172,8 @@ def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, co
         status = headless.run_batch(again, surroundings, workers, options, _Shown(console).watch)
         if status.seconds is None:
             reason = next((f"{each.code}: {each.example}" for each in status.reasons if each.state != "row"), "no row")
-            raise _failed(f"the first video could not be made, so nothing was measured: {reason}", "batch.rows_failed")
+            told = f"the first video could not be made, so nothing was measured: {reason}"
+            raise BatchError(told, code="batch.rows_failed", exit_status=4)
     console.result(status.describe(arguments.workers), **status.as_dict(), run=arguments.run_folder)
 
 
@@ -190,10 +191,11 @@ def _status(arguments: argparse.Namespace, console: Console) -> None:
         text += [f"damaged: {each['task']}: {each['fault']}" for each in found]
         if not found and status.counts["done"]:
             text.append("every video is what was written")
-    told = {**status.as_dict(), "drivers": drivers, "damaged": found}
-    console.result("\n".join(text), **told, run=arguments.run_folder)
+    values = {**status.as_dict(), "drivers": drivers, "damaged": found}
+    console.result("\n".join(text), **values, run=arguments.run_folder)
     if found:
-        raise _failed(f"{len(found)} videos are damaged; delete them and their records, and run again", "batch.damaged")
+        told = f"{counted(len(found), 'video')} damaged; delete them and their records, and run again"
+        raise BatchError(told, code="batch.damaged", exit_status=4)
 
 
 def _retry(arguments: argparse.Namespace, console: Console) -> None:
@@ -254,19 +256,14 @@ class _Shown:
 def _raise_if_failed(status: Status, run: Path) -> None:
     failed = status.counts["failed"] + status.counts["quarantined"] + status.bad
     if failed:
-        raise _failed(
+        raise BatchError(
             f"not all rows have a video: {status.counts['failed']} failed, {status.counts['quarantined']} quarantined, "
             f"{status.bad} that cannot be taken. `svd-stages batch status --run {run}` says why. `batch retry --code "
             "CODE` has those tried again that failed; for the others, mend the manifest or the images and give it "
             "again.",
-            "batch.rows_failed",
+            code="batch.rows_failed",
+            exit_status=4,
         )
-
-
-def _failed(text: str, code: str) -> BatchError:
-    error = BatchError(text, code=code)
-    error.exit_status = 4
-    return error
 
 
 def _count(text: str) -> int:

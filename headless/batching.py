@@ -38,7 +38,7 @@ from ..svd_core.private import private_folder
 from .animation import Animation, animation_graph
 from .binding import Models, Values, essence, image_input, seed_inputs, without
 from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
-from .models import code_version
+from .models import code_version, facts_of
 from .refusals import raise_if_faulty
 from .rendering import GraphRenderer, RenderSettings
 from .sources import Source
@@ -330,7 +330,7 @@ def _plan(
         "seeds": seeds,
         "images": os.path.abspath(root),
         "models": sorted(models.sums),
-        "shared": {"code": code_version(), **{f"model {name}": sha for name, sha in sorted(models.sums.items())}},
+        "shared": facts_of(models.sums),
         "precision": surroundings.precision,
     }
     folder.write_settings(settings)

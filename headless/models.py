@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import __version__
@@ -37,6 +38,11 @@ def code_version() -> str:
     """The part of our version that stays while clips stay the same: the major one, before 1.0 also the minor one."""
     major, minor, *_ = __version__.split(".")
     return major if major != "0" else f"{major}.{minor}"
+
+
+def facts_of(sums: Mapping[str, str]) -> dict[str, str]:
+    """What workers of a batch must agree on: the version of the code, and the sha256 of each model by name."""
+    return {"code": code_version(), **{f"model {name}": sums[name] for name in sorted(sums)}}
 
 
 def _remembered(file: Path) -> str:

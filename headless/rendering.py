@@ -31,7 +31,8 @@ from ..svd_core.graph.prompt import looks_like_link, name_node
 from .animation import Animation, animate_images
 from .embedded import inference, written
 from .graphs import EMBEDDED_NODES, NODES
-from .models import code_version, model_sha256
+from .models import facts_of, model_sha256
+from .preflight import MODEL_FOLDERS
 from .refusals import raise_if_faulty
 from .surroundings import Surroundings
 
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 PROBE = Animation(width=64, height=64, num_frames=2, steps=1)
 """What every worker renders before it gets work, with svd-nano: about a second."""
 _PROBE_SQUARES = 8
-LOADERS = ("SVDCheckpointLoader", "ImageOnlyCheckpointLoader")
 STORED = ("IMAGE", "FLOAT", "INT", "STRING", "BOOLEAN")
 """Wires whose values can be kept in a file until a saver has them."""
 
@@ -97,7 +97,7 @@ class GraphRenderer:
 
     def describe(self) -> dict[str, str]:
         """The version of the code, and the models by sha256. Raises CheckpointError for one that is not here."""
-        return describe_models(self._settings.models, self._host)
+        return facts_of({name: model_sha256(self._host.library.find(name)) for name in self._settings.models})
 
     def probe(self) -> dict[str, Any]:
         """The device; libraries, precision and, on a CPU, threads; the means of squares of a small render's frames.
@@ -128,7 +128,7 @@ class GraphRenderer:
 
     def _load_models(self) -> None:
         """Have the graph's checkpoints open, so that no render is slower than others for it."""
-        loaders = [key for key, node in self._settings.graph.items() if node["class_type"] in LOADERS]
+        loaders = [key for key, node in self._settings.graph.items() if MODEL_FOLDERS.keys() & node["inputs"]]
         if not loaders:
             return
         with host.using(self._host):
@@ -248,13 +248,16 @@ def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
     GraphError for what a saver cannot be given here."""
     import torch
 
+    from ..svd_core.video import check_frames, in_8_bits
+
     arrays, facts = {}, {}
     for (node_id, slot), row in values.items():
         told = facts[f"{node_id} {slot}"] = []
         for number, value in enumerate(row):
             if isinstance(value, torch.Tensor):
                 name = f"{node_id} {slot} {number}"
-                arrays[name] = _in_8_bits(value)
+                check_frames(value)
+                arrays[name] = in_8_bits(value)
                 told.append({"array": name})
             elif value is None or isinstance(value, (bool, int, float, str)):
                 told.append({"value": value})
@@ -279,20 +282,6 @@ def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
             for each in told
         ]
     return found
-
-
-def describe_models(names: Sequence[str], here: host.HeadlessHost) -> dict[str, str]:
-    """What workers must agree on: the version of the code, and each model's sha256."""
-    return {"code": code_version(), **{f"model {name}": model_sha256(here.library.find(name)) for name in names}}
-
-
-def _in_8_bits(images: torch.Tensor) -> Any:
-    import torch
-
-    from ..svd_core.video import check_frames
-
-    check_frames(images)
-    return (images.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
 @contextmanager

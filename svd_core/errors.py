@@ -75,10 +75,18 @@ class OutputError(SVDStagesError):
 
 
 class BatchError(SVDStagesError):
-    """A batch cannot be planned or run as it is: its manifest, its run folder, another driver."""
+    """A batch cannot be planned or run as it is: its manifest, its run folder, another driver.
+
+    Exit status 4 when rows or workers failed.
+    """
 
     code = "batch"
     exit_status = 2
+
+    def __init__(self, message: str, *, code: str | None = None, exit_status: int | None = None):
+        super().__init__(message, code=code)
+        if exit_status is not None:
+            self.exit_status = exit_status
 
 
 class ServerError(SVDStagesError):

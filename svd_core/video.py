@@ -345,10 +345,15 @@ def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> No
 
 def _as_bytes(frames: torch.Tensor) -> Iterator[np.ndarray]:
     """Each frame (H, W, C) uint8, clipped and rounded to nearest."""
+    for frame in frames:
+        yield in_8_bits(frame)
+
+
+def in_8_bits(frames: torch.Tensor) -> np.ndarray:
+    """Frames of any shape as they are saved: uint8, clipped and rounded to nearest. k / 255 gives k again."""
     import torch
 
-    for frame in frames:
-        yield (frame.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
+    return (frames.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()
 
 
 def _pad_to_even(pixels: np.ndarray) -> np.ndarray:

@@ -97,10 +97,9 @@ class Batch:
     @contextlib.contextmanager
     def driver(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """A driver in a process of its own: `python batches.py RUN ...`. It and its workers are ended afterwards."""
-        paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, str(TESTS / "batches.py"), str(self.path), json.dumps(self.config), *arguments]
         with open(self.path / "driver.log", "ab") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": paths})
+            process = subprocess.Popen(command, stdout=said, stderr=said)
         try:
             yield process
         finally:

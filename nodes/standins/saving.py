@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core import host
@@ -34,6 +36,15 @@ def ui_entry(filename: str, place: Place, kind: host.Folder) -> dict[str, str]:
 def place_in(kind: host.Folder, prefix: str, images: torch.Tensor) -> Place:
     """The place that a prefix means for images (B, H, W, C)."""
     return place_for(host.current().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
+
+
+def save_moving(
+    images: torch.Tensor, prefix: str, extension: str, encode: Callable[[Path], None], animated: bool = True
+) -> dict[str, Any]:
+    """One file in the output folder for images (F, H, W, C); `encode` fills it. What the node shows."""
+    place = place_in("output", prefix, images)
+    saved = save_numbered(place, extension, encode)
+    return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (animated,)}}
 
 
 def _save_pngs(
@@ -165,13 +176,12 @@ class SaveAnimatedWEBP:
         """images (F, H, W, 3 or 4) in [0, 1]."""
         from ...svd_core.video import encode_webp
 
-        metadata = graph_metadata(prompt, extra_pnginfo)
-        place = place_in("output", filename_prefix, images)
-        effort = self._METHODS[method]
-        saved = save_numbered(
-            place, "webp", lambda file: encode_webp(file, images, fps, lossless, quality, effort, metadata)
-        )
-        return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (len(images) != 1,)}}
+        metadata, effort = graph_metadata(prompt, extra_pnginfo), self._METHODS[method]
+
+        def encode(file: Path) -> None:
+            encode_webp(file, images, fps, lossless, quality, effort, metadata)
+
+        return save_moving(images, filename_prefix, "webp", encode, animated=len(images) != 1)
 
 
 class SaveAnimatedPNG:
@@ -215,6 +225,6 @@ class SaveAnimatedPNG:
         from ...svd_core.video import encode_apng
 
         metadata = graph_metadata(prompt, extra_pnginfo)
-        place = place_in("output", filename_prefix, images)
-        saved = save_numbered(place, "png", lambda file: encode_apng(file, images, fps, compress_level, metadata))
-        return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (True,)}}
+        return save_moving(
+            images, filename_prefix, "png", lambda file: encode_apng(file, images, fps, compress_level, metadata)
+        )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
-from ...svd_core.outputs import save_numbered
-from .saving import HIDDEN, PREFIX_TOOLTIP, graph_metadata, place_in, ui_entry
+from .saving import HIDDEN, PREFIX_TOOLTIP, graph_metadata, save_moving
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +84,9 @@ class SaveVideo:
         from ...svd_core.video import encode_mp4
 
         metadata = graph_metadata(prompt, extra_pnginfo)
-        place = place_in("output", filename_prefix, video.frames)
-        saved = save_numbered(place, "mp4", lambda file: encode_mp4(file, video.frames, video.fps, metadata))
-        return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (True,)}}
+        return save_moving(
+            video.frames, filename_prefix, "mp4", lambda file: encode_mp4(file, video.frames, video.fps, metadata)
+        )
 
 
 class SaveWEBM:
@@ -131,6 +130,6 @@ class SaveWEBM:
         from ...svd_core.video import encode_webm
 
         metadata = graph_metadata(prompt, extra_pnginfo)
-        place = place_in("output", filename_prefix, images)
-        saved = save_numbered(place, "webm", lambda file: encode_webm(file, images, fps, codec, crf, metadata))
-        return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (True,)}}
+        return save_moving(
+            images, filename_prefix, "webm", lambda file: encode_webm(file, images, fps, codec, crf, metadata)
+        )

@@ -31,9 +31,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what is printed is no answer
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    setup, *path = json.loads(sys.stdin.readline())
-    sys.path[:] = [*sys.path, *(each for each in path[0] if each not in sys.path)]
-    worker = Worker(Setup(**setup))
+    worker = Worker(Setup(**json.loads(sys.stdin.readline())))
     asked: queue.Queue[tuple[str, list[Any]]] = queue.Queue()
     threading.Thread(target=_listen, args=(sys.stdin, asked), daemon=True).start()
     while True:

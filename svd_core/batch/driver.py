@@ -363,8 +363,8 @@ class Driver:
                     f"worker {slot.worker + 1} died {STARTS} times before it was ready ({how}); what it printed stands "
                     "above. Often memory is short: use fewer workers.",
                     code="batch.no_workers",
+                    exit_status=4,
                 )
-                slot.gone.exit_status = 4
                 logger.warning("%s", slot.gone)
             return
         blamed = slot.rendering or slot.encoding

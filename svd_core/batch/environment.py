@@ -44,7 +44,7 @@ class Environment:
         The first worker of a run, and the first device of a kind, say what is right.
         """
         if "refused" in told:
-            return _error(**told["refused"])
+            return BatchError(**told["refused"])
         makes = self.makes = self.makes or dict(told.get("makes", {}))
         others = [
             f"{name} {told['makes'].get(name)} and not {makes[name]}" for name in makes if _differs(told, makes, name)
@@ -57,10 +57,10 @@ class Environment:
         return None
 
     def _refusal(self, what: str) -> SVDStagesError:
-        return _error(
-            "batch.worker_differs",
+        return BatchError(
             f"{what}. It gets no work: make it equal, or delete {self.where} to go on with what is there now.",
-            4,
+            code="batch.worker_differs",
+            exit_status=4,
         )
 
 
@@ -79,9 +79,3 @@ def _differs(told: Mapping[str, Any], makes: Mapping[str, str], name: str) -> bo
 def _texts(found: Any) -> dict[str, str]:
     pairs = found.items() if isinstance(found, dict) else ()
     return {name: value for name, value in pairs if isinstance(value, str)}
-
-
-def _error(code: str, message: str, exit_status: int) -> SVDStagesError:
-    error = BatchError(message, code=code)
-    error.exit_status = exit_status
-    return error

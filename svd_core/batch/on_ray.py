@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +58,7 @@ class RayPool:
                 code="batch.no_workers",
             )
         actor = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)(_Actor)
-        self._actors = [actor.remote(json.dumps(setup.as_dict()), sys.path) for _ in range(min(count, room))]
+        self._actors = [actor.remote(json.dumps(setup.as_dict())) for _ in range(min(count, room))]
         self._asked: dict[Any, int] = {}
         self._ending: set[int] = set()
 
@@ -118,8 +117,7 @@ class RayPool:
 class _Actor:
     """A worker in an actor's process."""
 
-    def __init__(self, setup: str, path: list[str]):
-        sys.path[:] = [*sys.path, *(each for each in path if each not in sys.path)]
+    def __init__(self, setup: str):
         self._worker = Worker(Setup(**json.loads(setup)))
 
     def call(self, name: str, arguments: str) -> str:

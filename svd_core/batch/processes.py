@@ -137,7 +137,7 @@ class ProcessPool:
         stdin = process.stdin
         assert stdin is not None
         with contextlib.suppress(OSError):
-            stdin.write(json.dumps([self._setup.as_dict(), sys.path]) + "\n")
+            stdin.write(json.dumps(self._setup.as_dict()) + "\n")
             stdin.flush()
         threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
         return process
