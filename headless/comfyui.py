@@ -7,7 +7,6 @@ import copy
 import logging
 import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from ..svd_core import host
 from ..svd_core.errors import CheckpointError, GraphError, Interrupted
 from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
 from ..svd_core.graph.validate import shape_fault
+from ..svd_core.private import private_folder
+from ..svd_core.unfinished import unfinished_folder
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, tidy
 from .results import Fill, Results, file_inside, link_or_copy, place_inside
@@ -75,7 +76,7 @@ class ComfyUIEngine:
     def check(self, graph: Graph) -> Validation:
         """What ComfyUI's own validation says. See `GraphEngine.check`."""
         self._start()
-        with tempfile.TemporaryDirectory(prefix="svd-stages-") as scratch, self._around(Path(scratch), graph):
+        with unfinished_folder(private_folder("scratch")) as scratch, self._around(scratch, graph):
             checked = self._validated(graph, str(uuid.uuid4()))
             if checked.node_errors:
                 raise refusal(None, checked.node_errors, graph.prompt, self.table)

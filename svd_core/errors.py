@@ -1,7 +1,7 @@
 """The errors a user can meet. Each says what is needed, what was given and the way out, and knows its exit status.
 
 Exit statuses of the command line: 2 bad usage or bad graph, 3 a model or input file is missing or not what it should
-be, or a server cannot be reached, 4 a node failed, 130 interrupted.
+be, or a server cannot be reached, 4 a node failed, 130 interrupted (143 by SIGTERM).
 """
 
 from __future__ import annotations

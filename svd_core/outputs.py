@@ -12,21 +12,14 @@ import errno
 import itertools
 import os
 import re
-import secrets
 import shutil
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OutputError, SettingError
-
-_TEMPORARY_PREFIX = ".svd-stages-"
-_TEMPORARY_SUFFIX = ".part"
-_ABANDONED_AFTER = 24 * 3600
-"""Seconds since the last write after which a temporary file's writer was surely killed."""
+from .unfinished import unfinished_file, unfinished_folder
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -160,23 +153,29 @@ def scratch_folder_beside(path: Path) -> Iterator[Path]:
         raise SettingError(f'"{path}" is a folder; name the file to write.', code="output.not_writable")
     made = [parent for parent in path.absolute().parents if not parent.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path.parent)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=_TEMPORARY_SUFFIX)
-    except OSError as error:
-        raise SettingError(
-            f'nothing can be written into "{path.parent}" ({error.strerror}); choose another place.',
-            code="output.not_writable",
-        ) from error
-    try:
-        with folder as name:
-            yield Path(name)
-    except OSError as error:
-        raise _output_error(path, error) from error
+        with _folder_in(path.parent) as folder:
+            try:
+                yield folder
+            except OSError as error:
+                raise _output_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()
+
+
+@contextlib.contextmanager
+def _folder_in(parent: Path) -> Iterator[Path]:
+    """`unfinished_folder`, with a SettingError when it cannot be made."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(unfinished_folder(parent))
+        except OSError as error:
+            raise SettingError(
+                f'nothing can be written into "{parent}" ({error.strerror}); choose another place.',
+                code="output.not_writable",
+            ) from error
+        yield folder
 
 
 def free_names(path: Path, first: int) -> Iterator[Path]:
@@ -198,29 +197,11 @@ def _next_names(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _temporary_file(folder: Path, final_name: str) -> Iterator[Path]:
     """A new name in `folder`, gone afterwards. Trouble of the operating system becomes an OutputError."""
-    temporary = folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        yield temporary
+        with unfinished_file(folder) as temporary:
+            yield temporary
     except OSError as error:
         raise _output_error(folder / final_name, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left behind. A living writer's file or folder has a recent date."""
-    for left in folder.glob(f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"):
-        with contextlib.suppress(OSError):
-            status = left.lstat()
-            if time.time() - status.st_mtime <= _ABANDONED_AFTER:
-                continue
-            if stat.S_ISREG(status.st_mode):
-                left.unlink()
-            elif stat.S_ISDIR(status.st_mode):
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def flush_to_disk(file: Path) -> None:

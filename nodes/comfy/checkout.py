@@ -14,15 +14,16 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import MissingExtraError, SettingError, nearest
 from ...svd_core.graph.prompt import one_line
+from ...svd_core.private import private_folder
+from ...svd_core.unfinished import unfinished_folder
 from .. import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class _Process:
 
     started: Checkout | None = None
     loaded: set[str] = set()
-    page: tempfile.TemporaryDirectory | None = None
+    page: Path | None = None
 
 
 def start(checkout: Checkout) -> None:
@@ -172,15 +173,22 @@ def _import_nodes() -> None:
     import folder_paths
     import server
 
-    _Process.page = tempfile.TemporaryDirectory(prefix="svd-stages-page-")
-    atexit.register(_Process.page.cleanup)
-    comfy.cli_args.args.front_end_root = _Process.page.name  # without one it wants the page's own package
+    _Process.page = _empty_folder()
+    comfy.cli_args.args.front_end_root = str(_Process.page)  # without one it wants the page's own package
     if not os.path.isdir(folder_paths.get_user_directory()):
-        folder_paths.set_user_directory(_Process.page.name)
+        folder_paths.set_user_directory(str(_Process.page))
     loop = asyncio.new_event_loop()  # never runs
     atexit.register(loop.close)
     server.PromptServer(loop)
     _complete(_nodes().init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+
+
+def _empty_folder() -> Path:
+    """One that is there as long as this process."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(unfinished_folder(private_folder("scratch")))
+        atexit.register(stack.pop_all().close)
+    return folder
 
 
 def _nodes() -> Any:

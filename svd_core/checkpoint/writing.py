@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
+from ..unfinished import unfinished_folder
 from .header import DTYPE_BYTES
 from .tensors import LazyTensor, Tensors, torch_dtypes
 
@@ -71,21 +70,15 @@ def in_place(destination: Path, folder: bool = False) -> Iterator[Path]:
     """
     refuse_existing(destination)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{destination.name[:100]}.", suffix=".part", dir=destination.parent))
+        with unfinished_folder(destination.parent) as work:
+            inside = work / destination.name
+            if folder:
+                inside.mkdir()
+            yield inside
+            refuse_existing(destination)
+            os.rename(inside, destination)
     except OSError as error:
         raise _cannot_write(destination, error) from error
-    try:
-        inside = work / destination.name
-        if folder:
-            inside.mkdir()
-        yield inside
-        refuse_existing(destination)
-        os.rename(inside, destination)
-    except OSError as error:
-        raise _cannot_write(destination, error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def refuse_existing(destination: Path) -> None:

@@ -10,7 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import av
+import killed_writers
 import pytest
+from PIL import Image, ImageSequence
 from svd_stages.svd_core import outputs
 from svd_stages.svd_core.errors import OutputError, SettingError
 
@@ -95,23 +98,46 @@ def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path, monkeypatc
     assert len(names(tmp_path)) == 2
 
 
-SAVE_FIFTY = """
+SAVE_MANY = """
 import sys
 from pathlib import Path
 from svd_stages.svd_core import outputs
 
 place = outputs.place_for(Path(sys.argv[1]), "shared/a")
-for index in range(50):
+for index in range(200):
     outputs.save_numbered(place, "txt", lambda file: file.write_text(f"{sys.argv[2]} {index}"))
 """
 
 
-def test_two_processes_under_one_prefix_keep_all_their_files(tmp_path):
-    processes = [subprocess.Popen([sys.executable, "-c", SAVE_FIFTY, tmp_path, who]) for who in ("one", "two")]
-    assert [process.wait(60) for process in processes] == [0, 0]
+def test_eight_processes_under_one_prefix_keep_all_their_1600_files(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", SAVE_MANY, tmp_path, str(who)]) for who in range(8)]
+    assert [process.wait(120) for process in processes] == [0] * 8
     files = list((tmp_path / "shared").iterdir())
-    assert len(files) == 100
-    assert {file.read_text() for file in files} == {f"{who} {index}" for who in ("one", "two") for index in range(50)}
+    assert len(files) == 1600
+    assert {file.read_text() for file in files} == {f"{who} {index}" for who in range(8) for index in range(200)}
+
+
+def test_of_200_killed_writers_no_broken_file_stays_and_nothing_unfinished_after_the_next_start(tmp_path):
+    script = [sys.executable, Path(killed_writers.__file__), tmp_path, "200", "8"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=True)
+    killed, amid = map(int, done.stdout.split())
+    assert killed == 200 and amid > 20, done.stderr
+    saved = [path for path in sorted(tmp_path.iterdir()) if path.suffix != ".part"]
+    assert len({path.suffix for path in saved}) == 3 and len(saved) > 20
+    for path in saved:
+        assert whole_frames(path) == (1 if path.suffix == ".png" else killed_writers.FRAMES), path
+    outputs.save_numbered(outputs.place_for(tmp_path, "next"), "txt", put("next"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def whole_frames(path: Path) -> int:
+    """How many frames of the right size a file has, decoded to the end. Raises for half a file."""
+    size = (killed_writers.SIDE, killed_writers.SIDE)
+    if path.suffix == ".mp4":
+        with av.open(str(path)) as container:
+            return sum((frame.width, frame.height) == size for frame in container.decode(video=0))
+    with Image.open(path) as picture:
+        return sum(frame.convert("RGB").size == size for frame in ImageSequence.Iterator(picture))
 
 
 @pytest.mark.parametrize("trouble", [ValueError("no"), KeyboardInterrupt()])
@@ -169,6 +195,7 @@ def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
     ("number", "code"),
     [
         (errno.ENOSPC, "output.no_space"),
+        (errno.EDQUOT, "output.no_space"),
         (errno.EROFS, "output.not_writable"),
         (errno.EIO, "output.failed"),
     ],
