@@ -1,7 +1,7 @@
 """The headless door: `svd-stages`, or `python -m svd_stages`. Reads arguments, calls, and turns errors into words.
 
 Exit status: 0 done, 2 bad usage or bad graph, 3 a model or input file is missing or not what it should be, or a server
-cannot be reached, 4 a node failed, 130 interrupted.
+cannot be reached, 4 a node failed, 130 interrupted, 143 ended by SIGTERM (a stop is 128 and the number of its signal).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Command = Callable[[argparse.Namespace, Console], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = make_parser().parse_args(argv)
-    console: Console = JsonConsole() if arguments.json else TerminalConsole()
+    stop = _Stop()
+    console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
         for planner in ("memory", "decode", "stages"):
@@ -48,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{__package__}.svd_core.fuse").setLevel(logging.INFO)
     _quiet_libraries()
-    stop = _Stop()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except (KeyboardInterrupt, Interrupted):
-        return _interrupted(arguments, console)
+        return _interrupted(arguments, console, stop.asked)
     except BrokenPipeError:
         _stop_printing()  # whoever read our output has gone
         return 0
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _stop_printing()
         return _fail(arguments, console, f"the output could not be printed: {error.strerror}", "output.stdout", 4)
     except SVDStagesError as error:
-        if stop.asked:  # it came up in what a library does when it is stopped
-            return _interrupted(arguments, console)
+        if stop.asked is not None:  # it came up in what a library does when it is stopped
+            return _interrupted(arguments, console, stop.asked)
         if arguments.debug:
             traceback.print_exc()
         return _fail(arguments, console, str(error), error.code, error.exit_status, **_where(error))
@@ -468,10 +468,11 @@ class _Stop:
     What is stopped in the middle of its import fails in other ways: an ImportError, an abort, an exit by SIGINT.
     """
 
-    asked = False
+    asked: int | None = None
+    """The number of the signal that came first."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked = self.asked or number
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 again = threading.Timer(0.05, signal.raise_signal, (number,))
@@ -482,8 +483,10 @@ class _Stop:
         raise KeyboardInterrupt
 
 
-def _interrupted(arguments: argparse.Namespace, console: Console) -> int:
-    return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", 130)
+def _interrupted(arguments: argparse.Namespace, console: Console, number: int | None) -> int:
+    """The status that a shell gives a program which a signal ended; without a signal that of Ctrl-C."""
+    status = 128 + (number or signal.SIGINT)
+    return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", status)
 
 
 def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:

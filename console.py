@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -35,14 +36,30 @@ class Console(Protocol):
         ...
 
 
-class TerminalConsole:
+class _Asking:
+    """At each report of progress it looks whether the user has asked to stop, and raises KeyboardInterrupt.
+
+    The signal's own one can be lost: Python drops what is raised while it clears away an object.
+    """
+
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        self._is_stopped = is_stopped
+
+    def _go_on(self) -> None:
+        if self._is_stopped():
+            raise KeyboardInterrupt
+
+
+class TerminalConsole(_Asking):
     """A bar on stderr, results on stdout."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(is_stopped)
         self._bar: tqdm | None = None
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Open the stage's bar at 0 done, move it, leave it standing when complete."""
+        self._go_on()
         if done == 0:
             self.close()
             self._bar = tqdm(total=total, desc=f"{stage:<10}", unit=unit, file=sys.stderr, dynamic_ncols=True)
@@ -79,18 +96,20 @@ class LogAboveBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-class JsonConsole:
+class JsonConsole(_Asking):
     """One JSON object a line on stdout: {"event": "progress", ...}, those of `event`, and {"event": "result", ...}.
 
     When the reader has gone, a run is told to nobody and goes on; the result raises BrokenPipeError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(is_stopped)
         self._stdout = sys.stdout  # nodes that print are sent elsewhere
         self._node: str | None = None
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """{"event": "progress", "stage", "done", "total", "unit"}, and "node" where it is known."""
+        self._go_on()
         node = node or self._node
         where = {} if node is None else {"node": node}
         self.event("progress", stage=stage, done=done, total=total, unit=unit, **where)

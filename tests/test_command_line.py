@@ -438,3 +438,32 @@ def test_compile_puts_the_options_before_the_sampler():
     assert prompt[options["inputs"]["model"][0]]["class_type"] == "SVDCheckpointLoader"
     plain = headless.animation_graph(headless.Animation(), headless.Surroundings().host(), "picture.png").prompt
     assert all(node["class_type"] != "SVDModelOptions" for node in plain.values())
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_stop_that_python_loses_ends_the_run_at_its_next_report(here, monkeypatch, form):
+    """What is raised while an object is cleared away is dropped."""
+    import signal
+
+    class Unlucky:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    from svd_stages.svd_core import stages
+
+    encode = stages.encode
+
+    def encode_unluckily(*arguments):
+        unlucky = Unlucky()
+        del unlucky
+        return encode(*arguments)
+
+    monkeypatch.setattr(stages, "encode", encode_unluckily)
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert main(["animate", "rocket.png", *form]) == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert files_in(here) == ["rocket.png"]

@@ -15,6 +15,8 @@ from typing import Any
 
 import av
 import pytest
+import svd_stages
+import torch
 from many_runs import Runner, runner
 from PIL import Image, ImageSequence
 from svd_stages import headless
@@ -23,7 +25,11 @@ INPUT = headless.PACKAGE / "example_workflows"
 FRAMES = 3
 SIDE = 192
 SAVERS = {"mp4": "SaveVideo", "webp": "SaveAnimatedWEBP", "png": "SaveImage"}
-STATUS = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 130}
+MANY = int(os.environ.get("SVD_STAGES_MANY_STOPS", "6"))
+"""How many runs are stopped one after the other; 25 takes minutes."""
+SOON = 5.0
+"""Seconds that a run may take beyond its step, which here takes less than one."""
+STATUS = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def link(node: str, slot: int = 0) -> list[Any]:
@@ -123,7 +129,9 @@ def stop_somewhere(runs: Runner, folder: Path, number: signal.Signals, after: fl
     time.sleep(after)
     with contextlib.suppress(ProcessLookupError):  # it was done before
         os.kill(run.pid, number)
+    asked = time.monotonic()
     status = run.wait()
+    assert time.monotonic() - asked < SOON
     assert status in (STATUS[number], 0)
     final, temporary = left_in(folder / "out")
     assert_complete(final)
@@ -140,13 +148,43 @@ def test_a_run_that_is_stopped_leaves_whole_files_or_none(runs, whole, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
 def test_nor_do_many_one_after_the_other_and_the_next_run_saves_beside_them(runs, whole, tmp_path, number):
-    stopped = [stop_somewhere(runs, tmp_path, number, index / 10 * whole[1]) for index in range(1, 10)]
-    assert sum(stopped) > 2
+    stopped = [stop_somewhere(runs, tmp_path, number, share * whole[1]) for share in stops()]
+    assert sum(stopped) > MANY // 4
     before, _ = left_in(tmp_path / "out")
     kept = {path: path.read_bytes() for path in before}
     assert runs.run(*arguments(tmp_path, clip_graph())) == 0
     after, _ = left_in(tmp_path / "out")
     assert len(after) == len(before) + FRAMES + 2 and all(path.read_bytes() == kept[path] for path in before)
+
+
+def stops() -> list[float]:
+    """When to stop each of many runs, as shares of a run's time."""
+    return [random.uniform(0, 1) for _ in range(MANY)]
+
+
+@pytest.mark.slow
+def test_after_each_of_many_stops_the_next_run_of_the_same_process_is_right():
+    """By the KeyboardInterrupt that Ctrl-C in a notebook is, at random times of a call."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # a timer's signal, for Ctrl-C's
+    rocket = INPUT / "rocket.png"
+    settings = {"width": 64, "height": 64, "num_frames": FRAMES, "steps": 3, "seed": 5}
+    svd_stages.animate(rocket, **settings)
+    began = time.monotonic()
+    undisturbed = svd_stages.animate(rocket, **settings)
+    seconds, stopped = time.monotonic() - began, 0
+    try:
+        for share in stops():
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, share * seconds))
+            try:
+                svd_stages.animate(rocket, **settings)
+            except KeyboardInterrupt:
+                stopped += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert torch.equal(svd_stages.animate(rocket, **settings), undisturbed)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > MANY // 4
 
 
 def picture_graph(**more: Any) -> dict[str, Any]:
