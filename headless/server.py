@@ -151,7 +151,8 @@ class Server:
         answering: _InTime | None = None,
     ) -> Any:
         url = self.address + route + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        request = urllib.request.Request(url, body, {**self._headers(), **(headers or {})})
+        # the address is http or https, see `server_at`
+        request = urllib.request.Request(url, body, {**self._headers(), **(headers or {})})  # noqa: S310
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), _SamePlace(), answering or _InTime(self.timeout)
         )

@@ -196,7 +196,7 @@ def _shake_hands(
         answered[name.strip().lower()] = value.strip()
     if status.split(" ")[1:2] != ["101"]:
         raise WebSocketError(f"the server does not open a websocket: {status[:80]}")
-    accepted = base64.b64encode(hashlib.sha1(key + GUID).digest()).decode()
+    accepted = base64.b64encode(hashlib.sha1(key + GUID, usedforsecurity=False).digest()).decode()
     if answered.get("sec-websocket-accept") != accepted or answered.get("upgrade", "").lower() != "websocket":
         raise WebSocketError("the server's handshake is not one of a websocket")
     if answered.get("sec-websocket-extensions") or answered.get("sec-websocket-protocol"):

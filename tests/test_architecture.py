@@ -266,9 +266,18 @@ def _called_name(node: ast.Call) -> str:
         (("sys.path.append", "sys.path.insert", "site.addsitedir"), ("",)),
         (("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"), ("",)),
         (("random.seed", "np.random.seed", "numpy.random.seed", "np.random.rand", "np.random.randn"), ("",)),
-        (("torch.load", "pickle.load", "pickle.loads"), ("",)),
+        (("torch.load", "pickle.load", "pickle.loads", "torch.jit.load", "torch.hub.load", "np.load"), ("",)),
+        (("os.system", "os.popen", "os.execv", "os.execve", "os.spawnv", "os.startfile", "os.fork"), ("",)),
     ],
-    ids=["print", "code from text", "the search path", "torch's global seed", "other global seeds", "pickles"],
+    ids=[
+        "print",
+        "code from text",
+        "the search path",
+        "torch's global seed",
+        "other global seeds",
+        "pickles",
+        "programs",
+    ],
 )
 def test_nothing_is_called_that_no_stage_may_call(names, folders):
     found = [

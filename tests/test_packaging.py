@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-NOT_SHIPPED = ("tests/", ".ci/", ".gitignore", "pyproject.toml", "requirements.txt")
+NOT_SHIPPED = ("tests/", ".ci/", ".gitignore", "pyproject.toml", "requirements.txt", "requirements-dev.lock")
 
 
 def tracked_files() -> set[str]:
