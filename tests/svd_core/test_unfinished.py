@@ -107,3 +107,13 @@ def test_a_file_has_the_rights_of_any_new_one_and_a_folder_is_for_this_user(tmp_
     with unfinished_file(tmp_path) as file, unfinished_folder(tmp_path) as folder:
         assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_what_is_neither_file_nor_folder_is_nobodys_to_remove(tmp_path):
+    pipe, link = (tmp_path / f".svd-stages-{unfinished._machine()}{name}.part" for name in "pl")
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path)
+    for path in (pipe, link):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    remove_abandoned(tmp_path)
+    assert pipe.is_fifo() and link.is_symlink()
