@@ -127,7 +127,7 @@ class ComfyUIEngine:
         from ..nodes.comfy.running import ComfyRunner
 
         if fault := shape_fault(graph.prompt):
-            raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
+            raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
         prompt: Prompt = {node_id: {"inputs": {}, **node} for node_id, node in copy.deepcopy(graph.prompt).items()}
         ok, error, outputs, node_errors = ComfyRunner().validate(prompt, prompt_id)
         if not ok:

@@ -137,9 +137,8 @@ def _check_undeclared(declaration: Declaration, check: NodeCheck, around: Around
             found = _check_link(name, value, around, None)
             check.problems.extend([found] if found else [])
             continue
-        if name in declaration.hidden:
-            continue
-        check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
+        if name not in declaration.hidden:
+            check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
         try:
             check_finite(value)
         except ValueError as error:
@@ -201,9 +200,11 @@ def _convert(declared: DeclaredInput, check: NodeCheck) -> Problem | None:
     raw = unwrap_value(check.inputs[name])
     value = raw
     try:
+        _refuse_other_kind(declared, raw)
         if isinstance(declared.kind, str) and declared.kind in CONVERTED:
             value = CONVERTED[declared.kind](raw)
         check_finite(value)
+        check_finite(check.inputs[name])  # what a wrapper holds beside its value, too
     except (ValueError, TypeError, OverflowError) as error:
         return _not_converted(declared, raw, error)
     if value is not raw and value != raw:
@@ -211,6 +212,15 @@ def _convert(declared: DeclaredInput, check: NodeCheck) -> Problem | None:
     if not (is_wrapped(check.inputs[name]) and isinstance(value, list)):
         check.inputs[name] = value
     return None
+
+
+def _refuse_other_kind(declared: DeclaredInput, value: Any) -> None:
+    """Raise ValueError for what ComfyUI would quietly read as something else: "false" as true, a seed of 1.9 as 1."""
+    if declared.kind == "BOOLEAN" and not (isinstance(value, bool) or value in (0, 1)):
+        raise ValueError("write true or false, without quotes; any text is true to ComfyUI")
+    fractional = isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+    if declared.is_seed and (isinstance(value, bool) or fractional):
+        raise ValueError("a seed is a whole number, and is not rounded")
 
 
 def _not_converted(declared: DeclaredInput, value: Any, error: Exception) -> Problem:

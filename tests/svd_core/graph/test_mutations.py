@@ -30,6 +30,7 @@ DIFFERENCES = {
     "hides the other faults of its node",
     "slot": "ComfyUI counts negative slots from the end, and takes true for 1",
     "finite": "NaN and infinities are taken by ComfyUI where no limit stops them",
+    "flag": "text and null are flags to ComfyUI, and a seed is cut to a whole number",
     "compare": "a value that cannot be compared with its limits is an exception to ComfyUI",
     "default": "a required widget that is missing gets its declared default here",
     "undeclared": "links that no class declares are not looked at by ComfyUI",
@@ -184,7 +185,7 @@ class Comparison:
             else:
                 names.add(name)
                 kinds = ("return_type_mismatch", "value_smaller_than_min", "value_bigger_than_max", "value_not_in_list")
-                may += Counter({(kind, fault_of(error)[1]): 1 for kind in kinds if name in ("slot", "finite")})
+                may += Counter({(kind, fault_of(error)[1]): 1 for kind in kinds if name in ("slot", "finite", "flag")})
         return kept, may, raising, names
 
     def wanted(self, node_id: str, error: dict[str, Any]) -> tuple[str | None, bool]:
@@ -208,6 +209,8 @@ class Comparison:
             return "link", True
         if kind == "invalid_input_type" and "not a finite number" in error["details"]:
             return "finite", False
+        if kind == "invalid_input_type" and ("true or false" in error["details"] or "a seed is" in error["details"]):
+            return "flag", False
         if kind == "invalid_input_type" and "not supported between" in error["details"]:
             return "compare", True
         is_new = declared is not None and (declared.kind == "COMBO" or self.is_of_new_kind(node_id))
@@ -275,7 +278,7 @@ def test_decisions_and_faults_of_200_mutants_are_comfyuis_or_named_as_different(
 def test_every_mutant_ends_in_a_decision_and_nothing_else(around):
     """Validation, its words and, where all is of toys, the run."""
     ends: Counter[str] = Counter()
-    for prompt in mutants(300):
+    for prompt in mutants(400):
         before = json.dumps(prompt)
         checked = validate(prompt, NODES)
         assert json.dumps(prompt) == before
