@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from ..svd_core.graph import (
 from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_events
 from .refusals import raise_if_faulty, raise_if_refused
 from .surroundings import Surroundings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class EmbeddedEngine:
             _check_output_folder(graph, here)
             validation, result = validate_and_execute(graph, emit=with_files)
         faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
-        return Report(written(here, result.ui), result.ui, faults, validation.node_errors)
+        return Report(written(here, result.ui), result.ui, faults, validation.node_errors, validation.notes)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
         """Every node of the table, in the shape of ComfyUI's /object_info."""
@@ -104,6 +107,8 @@ def validate_and_execute(
 ) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
     raise_if_refused(validation, EMBEDDED_NODES)
+    for note in validation.notes:
+        logger.warning("%s", note)
     if emit is not None:
         emit("queued", {})
     result = Engine(NODES).run(

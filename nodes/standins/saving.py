@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core import host
+from ...svd_core.graph.redaction import redacted
 from ...svd_core.metadata import Metadata
 from ...svd_core.outputs import Place, next_counter, place_for, save_numbered
 
@@ -24,8 +25,11 @@ HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
 def graph_metadata(prompt: Any, extra_pnginfo: dict[str, Any] | None) -> Metadata:
-    """What ComfyUI puts into its files: the API graph as "prompt", and all of extra_pnginfo, such as "workflow"."""
-    return {**({} if prompt is None else {"prompt": prompt}), **(extra_pnginfo or {})}
+    """What ComfyUI puts into its files: the API graph as "prompt", and all of extra_pnginfo, such as "workflow".
+
+    Without secrets and absolute paths, see `redacted`: what is in a file goes where the file goes.
+    """
+    return redacted({**({} if prompt is None else {"prompt": prompt}), **(extra_pnginfo or {})})
 
 
 def ui_entry(filename: str, place: Place, kind: host.Folder) -> dict[str, str]:

@@ -22,6 +22,7 @@ from .hints import Hints
 from .loops import settle_all
 from .prompt import WRAPPED, is_wrapped, looks_like_link, unwrap_value
 from .read import MAX_NESTING
+from .redaction import is_secret_name
 from .v3 import asked as asked_of
 
 Problem = dict[str, Any]
@@ -77,7 +78,19 @@ def check_node(node_id: str, around: Around) -> NodeCheck:
             check.problems.extend(_ask_class(node_id, declaration, check, asked, asks_all))
     except Exception as error:
         check.problems.append(_class_raised(error))
+    check.problems = [_without_secrets(found, check) for found in check.problems]
     return check
+
+
+def _without_secrets(found: Problem, check: NodeCheck) -> Problem:
+    """The same problem; of an input with a secret's name without the value, which errors and logs would repeat."""
+    info = found["extra_info"]
+    name = info.get("input_name")
+    value = check.inputs.get(name)
+    if not isinstance(name, str) or not is_secret_name(name) or looks_like_link(value):
+        return found
+    hidden = {key: "" for key in ("received_value", "exception_message", "nearest") if key in info}
+    return {**found, "message": "The value does not fit", "details": name, "extra_info": {**info, **hidden}}
 
 
 def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, exempt: bool, typed: bool) -> None:

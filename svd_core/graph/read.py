@@ -24,10 +24,11 @@ MAX_MARKS = 2_000_000
 def read_graph(path: str | Path, *, finite: bool = True) -> dict[str, Any]:
     """The JSON object in a file, with nothing in it that JSON does not have (but numbers that are not `finite`).
 
-    Raises GraphError: the file is not there (`graph.file`), larger than 32 MB, nested deeper than 64, with a string of
-    more than a million characters or far more values than any graph (`graph.too_large`), not UTF-8 (`graph.encoding`), not JSON (`graph.json`), holds NaN, Infinity or a number that
-    overflows (`graph.non_finite`), a key twice (`graph.duplicate_key`), half of a surrogate pair (`graph.encoding`),
-    or is not an object (`graph.shape`). A byte order mark is dropped.
+    Raises GraphError: the file is not there (`graph.file`), larger than 32 MB, nested deeper than 64, has a string of
+    more than a million characters or far more values than any graph (`graph.too_large`), is not UTF-8
+    (`graph.encoding`), not JSON (`graph.json`), holds NaN, Infinity or a number that overflows (`graph.non_finite`), a
+    key twice (`graph.duplicate_key`), half of a surrogate pair (`graph.encoding`), or is not an object
+    (`graph.shape`). A byte order mark is dropped.
     """
     path = Path(path)
     try:

@@ -1,9 +1,10 @@
 """Whether a graph can run: ComfyUI's checks with its error objects, and a few that it lacks. Nothing is run.
 
 Where this differs from ComfyUI 0.3.64, on purpose: cycles, dangling links and slots out of range are named on their
-node (there, a RecursionError or a KeyError); NaN and infinities are refused; a missing required widget that declares
-a default gets it, with a note; text is no flag and a fraction no seed; nodes behind undeclared links and behind links of a wrong type are checked too; a node
-is said to fail exactly the outputs that need it; and everything comes in the order of the file.
+node (there, a RecursionError or a KeyError); NaN and infinities are refused, as are text for a flag ("false" is true
+there) and a seed with a fraction; a missing required widget that declares a default gets it, with a note; nodes behind
+undeclared links and behind links of a wrong type are checked too; a node is said to fail exactly the outputs that need
+it; and everything comes in the order of the file.
 """
 
 from __future__ import annotations
