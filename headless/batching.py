@@ -37,6 +37,7 @@ from ..svd_core.graph import Prompt, apply_settings, find_target, validate
 from ..svd_core.private import private_folder
 from .animation import Animation, animation_graph
 from .binding import Models, Values, essence, image_input, seed_inputs, without
+from .costs import refuse_too_expensive
 from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from .models import code_version, facts_of
 from .refusals import raise_if_faulty
@@ -297,7 +298,9 @@ def _plan(
     with host.using(here):
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
         image = image_input(graph)
-        raise_if_faulty(validate(graph, NODES, given={image[0]: None}), EMBEDDED_NODES)
+        checked = validate(graph, NODES, given={image[0]: None})
+        raise_if_faulty(checked, EMBEDDED_NODES)
+        refuse_too_expensive(checked.prompt, checked.outputs, here)
         makes = essence(graph)
         if image[0] not in makes:
             raise GraphError(

@@ -19,6 +19,7 @@ from ..svd_core import host
 from ..svd_core.errors import CheckpointError, GraphError, Interrupted
 from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
 from ..svd_core.graph.validate import shape_fault
+from .costs import refuse_too_expensive
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, tidy
 from .results import Fill, Results, file_inside, link_or_copy, place_inside
@@ -132,6 +133,7 @@ class ComfyUIEngine:
         ok, error, outputs, node_errors = ComfyRunner().validate(prompt, prompt_id)
         if not ok:
             raise refusal(error or {}, node_errors, graph.prompt, self.table)
+        refuse_too_expensive(prompt, outputs, self.surroundings.host())
         return Validation(True, None, [each for each in prompt if each in outputs], tidy(node_errors), prompt)
 
     def _start(self) -> None:
