@@ -8,7 +8,6 @@ the least that the stage takes, held against all the memory there is, free or no
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..svd_core import host
+from ..svd_core.checkpoint.folder import read_config
 from ..svd_core.checkpoint.header import read_header
 from ..svd_core.errors import CheckpointError, GraphError
 from ..svd_core.graph import Prompt
@@ -238,7 +238,7 @@ def _read_widths(path: Path) -> tuple[int, int]:
         shapes = (tensors[name].shape if name in tensors else (0,) for name in (_UNET_FIRST, _VAE_FIRST))
         unet, vae = (int(shape[0]) for shape in shapes)
         return unet, vae
-    configs = (json.loads((path / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "vae"))
+    configs = (read_config(path / part / "config.json") for part in ("unet", "vae"))
     unet, vae = (int(config["block_out_channels"][0]) for config in configs)
     return unet, vae
 

@@ -21,6 +21,7 @@ from ..svd_core.graph import (
     object_info,
     validate,
 )
+from . import changes
 from .costs import refuse_too_expensive
 from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_events
 from .refusals import raise_if_faulty, raise_if_refused
@@ -124,6 +125,7 @@ def validate_and_execute(
         given=given,
         keep=keep,
         node_context=inference,
+        watch=changes.InputCheck(validation.prompt) if changes.is_asked_for() else None,
     )
     return validation, result
 
