@@ -31,6 +31,8 @@ from ..graph.redaction import redacted, redacted_text
 from ..outputs import flush_to_disk, put_under_new_name, replacing
 
 ID_LENGTH = 64
+_LARGEST = 64 * 1024 * 1024
+"""Bytes of a JSON file of a run: a graph has 32 MB at most."""
 _ABANDONED_AFTER = 24 * 3600
 """Seconds after which what another machine left in tmp/ has surely no writer any more."""
 
@@ -202,6 +204,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what killed writers left in tmp/: those of this machine that run no more, and very old ones."""
+        if (self.path / "tmp").is_symlink():  # to what is not ours
+            return
         for name in list(_names(self.path / "tmp")):
             path = self.path / "tmp" / name
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -246,6 +250,8 @@ def _runs(pid: int) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
+        if path.stat().st_size > _LARGEST:
+            return None
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

@@ -121,10 +121,17 @@ def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, e
             )
         return
     found = _convert(declared, check) or (
-        None if exempt else check_value(declared, unwrap_value(check.inputs[name]), around.hints)
+        None
+        if exempt and not _is_null_choice(declared, check)
+        else check_value(declared, unwrap_value(check.inputs[name]), around.hints)
     )
     if found is not None:
         check.problems.append(found)
+
+
+def _is_null_choice(declared: DeclaredInput, check: NodeCheck) -> bool:
+    """Whether null stands where a choice belongs: a class that looks at its values is told null for links, too."""
+    return declared.choices is not None and check.inputs[declared.name] is None
 
 
 def _fill_or_miss(declared: DeclaredInput, check: NodeCheck) -> None:

@@ -38,6 +38,7 @@ DIFFERENCES = {
     "list": "the options of combos of the new kind are not looked at by ComfyUI before 0.10",
     "class": "an exception of the node's class is said to be of inner validation, and hides its node's other faults",
     "name": "core's LoadImage breaks on a name that comes by a link, and on null, which looks the same to it",
+    "null": "null where a choice belongs looks like a link to a class that validates its values, and passes",
     "wrapped": "ComfyUI unwraps a list that looks like a link, and then takes it for one",
     "shape": "what is no graph or no node is an exception to ComfyUI, at the latest when anything of the graph is run",
 }
@@ -214,6 +215,9 @@ class Comparison:
         if kind == "invalid_input_type" and "not supported between" in error["details"]:
             return "compare", True
         is_new = declared is not None and (declared.kind == "COMBO" or self.is_of_new_kind(node_id))
+        is_asked = hasattr(NODES[self.prompt[node_id]["class_type"]], "VALIDATE_INPUTS")
+        if kind == "value_not_in_list" and error["extra_info"]["received_value"] is None and is_asked:
+            return "null", False
         if kind == "value_not_in_list" and is_new:
             return "list", False
         return None, False
