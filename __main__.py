@@ -32,7 +32,7 @@ from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
 from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
 from .svd_core.graph import NodeTable, described_nodes, read_graph
-from .svd_core.graph.redaction import redacted, redacted_text
+from .svd_core.graph.redaction import redacted_text
 from .svd_core.options import CHOICES
 
 Command = Callable[[argparse.Namespace, Console], None]
@@ -496,7 +496,7 @@ def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str,
             "code": code,
             "message": redacted_text(text),
             "exit_status": status,
-            **redacted(where),
+            **redacted_text(where),
         }
         sys.stdout.write(json.dumps(line, default=str) + "\n")
     sys.stderr.write(textwrap.fill(f"svd-stages: {text}", 100, break_long_words=False, break_on_hyphens=False) + "\n")

@@ -411,6 +411,8 @@ def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
         fault = "it is not as a plan leaves it"
     elif not _RUN_ID.fullmatch(settings["run_id"]):  # it names a folder
         fault = "its run_id is none"
+    elif any(node.get("class_type") not in NODES for node in graph.values()):
+        fault = "its graph has nodes that are not known here"
     elif len(image) != 2 or image[0] not in graph:
         fault = "it names no node that takes the image"
     else:

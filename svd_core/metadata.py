@@ -98,8 +98,7 @@ def _read_png_texts(path: Path) -> dict[str, str]:
     comf = _read_comf_chunks(path)
     with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["PNG"]) as image:
         texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
-        animated = getattr(image, "is_animated", False)
-    return {**texts, **comf} if animated else texts
+    return {**texts, **comf}
 
 
 def _read_comf_chunks(path: Path) -> dict[str, str]:

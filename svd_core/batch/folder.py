@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fingerprint import file_sha256
-from ..graph.redaction import redacted, redacted_text
+from ..graph.redaction import redacted_text
 from ..outputs import flush_to_disk, put_under_new_name, replacing
 
 ID_LENGTH = 64
@@ -163,8 +163,7 @@ class RunFolder:
 
     def write_failure(self, task_id: str, failure: Mapping[str, Any]) -> None:
         """Say why a task failed, without secrets and absolute paths."""
-        told = {"message": redacted_text(failure["message"])} if isinstance(failure.get("message"), str) else {}
-        _write_json(self.failure_file(task_id), {"task": task_id, **redacted(failure), **told})
+        _write_json(self.failure_file(task_id), {"task": task_id, **redacted_text(failure)})
 
     def read_failure(self, task_id: str) -> dict[str, Any] | None:
         """Why a task failed; None when it has not."""

@@ -74,9 +74,9 @@ def redacted(value: Any) -> Any:
     return _Cleaner.of(value).copied(value)
 
 
-def redacted_text(text: str, graphs: Any = ()) -> str:
-    """A message without keys and absolute paths, and without what is secret in `graphs`."""
-    return _in_words(_Cleaner.of(graphs).without_sought(text))
+def redacted_text(said: Any, graphs: Any = ()) -> Any:
+    """A message, or an object of them, without keys and absolute paths, and without what is secret in `graphs`."""
+    return _Cleaner.of([said, graphs]).copied(said, words=True)
 
 
 @dataclass(frozen=True)
