@@ -33,6 +33,7 @@ from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
 from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
 from .svd_core.graph import NodeTable, described_nodes, read_graph
 from .svd_core.options import CHOICES
+from .svd_core.redaction import redacted_text
 
 Command = Callable[[argparse.Namespace, Console], None]
 
@@ -493,7 +494,13 @@ def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str,
     console.close()
     text = "".join(character if character.isprintable() else "?" for character in text)
     if arguments.json:
-        line = {"event": "error", "code": code, "message": text, "exit_status": status, **where}
+        line = {
+            "event": "error",
+            "code": code,
+            "message": redacted_text(text),
+            "exit_status": status,
+            **redacted_text(where),
+        }
         sys.stdout.write(json.dumps(line, default=str) + "\n")
     sys.stderr.write(textwrap.fill(f"svd-stages: {text}", 100, break_long_words=False, break_on_hyphens=False) + "\n")
     return status

@@ -120,7 +120,7 @@ def animate_images(images: torch.Tensor, animation: Animation, here: host.Headle
         loader, decoder = _only(graph.prompt, "LoadImage"), _only(graph.prompt, "SVDTemporalVAEDecode")
         files = ("CreateVideo", "SaveVideo")
         prompt = {key: node for key, node in graph.prompt.items() if node["class_type"] not in files}
-        _, result = validate_and_execute(Graph(prompt), given={loader: [[images], [None]]}, keep=(decoder,))
+        _, result = validate_and_execute(Graph(prompt), here, given={loader: [[images], [None]]}, keep=(decoder,))
     return result.values[decoder][0]
 
 
@@ -145,7 +145,7 @@ def animate_file(
         with host.using(here):
             graph = animation_graph(animation, here, image.name)
             given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
-            _, result = validate_and_execute(graph, emit=emit, given=given)
+            _, result = validate_and_execute(graph, here, emit=emit, given=given)
         made = written(here, result.ui)
         names = [output, *itertools.islice(free_names(output, 2), len(made) - 1)]
         for temporary, final in zip(made, names, strict=True):

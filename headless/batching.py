@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import re
 import secrets
 import shutil
 import sqlite3
@@ -34,9 +35,11 @@ from ..svd_core.batch.worker import Setup, open_spool, tidy_spool
 from ..svd_core.checkpoint.library import EMBEDDED
 from ..svd_core.errors import BatchError, GraphError, SVDStagesError
 from ..svd_core.graph import Prompt, apply_settings, find_target, validate
+from ..svd_core.graph.validate import shape_fault
 from ..svd_core.private import private_folder
 from .animation import Animation, animation_graph
 from .binding import Models, Values, essence, image_input, seed_inputs, without
+from .costs import refuse_too_expensive
 from .graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from .models import code_version, facts_of
 from .refusals import raise_if_faulty
@@ -55,6 +58,7 @@ NETWORK_DISKS = (
 """How the kinds of disks that lie behind a network begin, with or without "fuse."."""
 COPY_EVERY = 300.0
 """Seconds between copies of a ledger that is not in the run folder."""
+_RUN_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 RUNNER = f"{GraphRenderer.__module__}:{GraphRenderer.__qualname__}"
 
 
@@ -297,7 +301,9 @@ def _plan(
     with host.using(here):
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
         image = image_input(graph)
-        raise_if_faulty(validate(graph, NODES, given={image[0]: None}), EMBEDDED_NODES)
+        checked = validate(graph, NODES, given={image[0]: None})
+        raise_if_faulty(checked, EMBEDDED_NODES)
+        refuse_too_expensive(checked.prompt, checked.outputs, here)
         makes = essence(graph)
         if image[0] not in makes:
             raise GraphError(
@@ -324,7 +330,7 @@ def _plan(
         "format": FORMAT,
         "asked": asked,
         "plan": head,
-        "run_id": before.get("run_id") or secrets.token_hex(8),
+        "run_id": _run_id(before),
         "graph": graph,
         "image": list(image),
         "seeds": seeds,
@@ -335,6 +341,12 @@ def _plan(
     }
     folder.write_settings(settings)
     return totals, settings
+
+
+def _run_id(before: Mapping[str, Any]) -> str:
+    """The one that the run has, if it is one; else a new one."""
+    known = before.get("run_id")
+    return known if isinstance(known, str) and _RUN_ID.fullmatch(known) else secrets.token_hex(8)
 
 
 def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
@@ -381,10 +393,38 @@ def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[
     settings = folder.read_settings()
     if settings is None:
         raise _nothing_planned(folder.path)
+    _check_settings(settings, folder)
     totals = Totals()
     tasks = (row.task for row in totals.counting(read_plan(folder.plan_file, settings.get("plan"))))
     ledger.plan(task for task in tasks if task is not None and (shard is None or shard.has(task.id)))
     return totals, settings
+
+
+def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
+    """Raise BatchError unless run.json is one that `_plan` wrote: a run folder may be a stranger's."""
+    graph: Any = settings.get("graph")
+    image: Any = settings.get("image")
+    texts = [settings.get(key) for key in ("run_id", "plan", "images", "precision")]
+    lists = [settings.get(key) for key in ("image", "seeds", "models")]
+    sound = all(isinstance(text, str) for text in texts) and all(map(_is_texts, lists))
+    if not sound or shape_fault(graph) is not None or not isinstance(settings.get("shared"), dict):
+        fault = "it is not as a plan leaves it"
+    elif not _RUN_ID.fullmatch(settings["run_id"]):  # it names a folder
+        fault = "its run_id is none"
+    elif any(node.get("class_type") not in NODES for node in graph.values()):
+        fault = "its graph has nodes that are not known here"
+    elif len(image) != 2 or image[0] not in graph:
+        fault = "it names no node that takes the image"
+    else:
+        return
+    raise BatchError(
+        f"{folder.settings_file} cannot be taken: {fault}. Give the manifest again to plan anew, in a new folder.",
+        code="batch.plan",
+    )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _graph(ask: Ask, before: Mapping[str, Any], surroundings: Surroundings) -> Prompt:

@@ -20,6 +20,7 @@ from ..svd_core.graph import Emit, NodeTable, Prompt, Validation, explain
 from ..svd_core.graph.validate import shape_fault
 from ..svd_core.private import private_folder
 from ..svd_core.unfinished import unfinished_folder
+from .costs import refuse_too_expensive
 from .graphs import Graph, Report, ignore_events
 from .refusals import node_failure, refusal, tidy
 from .results import Fill, Results, file_inside, link_or_copy, place_inside
@@ -128,11 +129,12 @@ class ComfyUIEngine:
         from ..nodes.comfy.running import ComfyRunner
 
         if fault := shape_fault(graph.prompt):
-            raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
+            raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
         prompt: Prompt = {node_id: {"inputs": {}, **node} for node_id, node in copy.deepcopy(graph.prompt).items()}
         ok, error, outputs, node_errors = ComfyRunner().validate(prompt, prompt_id)
         if not ok:
             raise refusal(error or {}, node_errors, graph.prompt, self.table)
+        refuse_too_expensive(prompt, outputs, self.surroundings.host())
         return Validation(True, None, [each for each in prompt if each in outputs], tidy(node_errors), prompt)
 
     def _start(self) -> None:

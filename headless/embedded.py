@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,13 @@ from ..svd_core.graph import (
     object_info,
     validate,
 )
+from . import changes
+from .costs import refuse_too_expensive
 from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_events
 from .refusals import raise_if_faulty, raise_if_refused
 from .surroundings import Surroundings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,11 @@ class EmbeddedEngine:
 
     def check(self, graph: Graph) -> Validation:
         """Validate with the models and input files of the surroundings. See `GraphEngine.check`."""
-        with host.using(self.surroundings.host()):
+        here = self.surroundings.host()
+        with host.using(here):
             validation = validate(graph.prompt, NODES)
-        raise_if_faulty(validation, EMBEDDED_NODES)
+            raise_if_faulty(validation, EMBEDDED_NODES)
+            refuse_too_expensive(validation.prompt, validation.outputs, here)
         return validation
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
@@ -76,9 +83,9 @@ class EmbeddedEngine:
 
         with host.using(here):
             _check_output_folder(graph, here)
-            validation, result = validate_and_execute(graph, emit=with_files)
+            validation, result = validate_and_execute(graph, here, emit=with_files)
         faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
-        return Report(written(here, result.ui), result.ui, faults, validation.node_errors)
+        return Report(written(here, result.ui), result.ui, faults, validation.node_errors, validation.notes)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
         """Every node of the table, in the shape of ComfyUI's /object_info."""
@@ -98,12 +105,16 @@ def _check_output_folder(graph: Graph, here: host.HeadlessHost) -> None:
 
 def validate_and_execute(
     graph: Graph,
+    here: host.HeadlessHost,
     emit: Emit | None = None,
     given: Mapping[str, Sequence[list[Any]]] | None = None,
     keep: Sequence[str] = (),
 ) -> tuple[Validation, RunResult]:
     validation = validate(graph.prompt, NODES, given=given, keep=keep)
     raise_if_refused(validation, EMBEDDED_NODES)
+    refuse_too_expensive(validation.prompt, validation.outputs, here)
+    for note in validation.notes:
+        logger.warning("%s", note)
     if emit is not None:
         emit("queued", {})
     result = Engine(NODES).run(
@@ -114,6 +125,7 @@ def validate_and_execute(
         given=given,
         keep=keep,
         node_context=inference,
+        watch=changes.InputCheck(validation.prompt) if changes.is_asked_for() else None,
     )
     return validation, result
 

@@ -1,6 +1,6 @@
 """What a result was made from: graph, seeds, models, pictures, versions, and a fingerprint of each file.
 
-It adds no absolute path to what the graph itself says, so that it can be handed on.
+It has no absolute path and no secret that is known as one, see `redacted`, so that it can be handed on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..nodes.standins.folders import annotated_file
 from ..svd_core import host
 from ..svd_core.errors import ImageError, OutputError
 from ..svd_core.fingerprint import file_sha256, frames_sha256
+from ..svd_core.redaction import redacted, redacted_text
 from .graphs import Graph, GraphEngine, Report
 from .preflight import MODEL_FOLDERS
 from .surroundings import Surroundings
@@ -36,11 +37,13 @@ def make_manifest(
 
     Keys: format, svd_stages, engine, versions, device, precision, graph (API format, as it ran), graph_sha256, seeds
     ("node.input" -> number), models (node, input, name, files: None where they cannot be looked at), inputs and files
-    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing). Names are below their folders, and no
-    path of this machine is added to what the graph itself says. Raises OutputError for a file that is gone.
+    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing), notes (what was filled in or ignored).
+    The graph is without secrets and absolute paths; names are below their folders. Raises OutputError for a file that
+    is gone.
     """
     here = surroundings.host()
-    text = json.dumps(graph.prompt, sort_keys=True, ensure_ascii=True)
+    shown = redacted(graph.prompt)
+    text = json.dumps(shown, sort_keys=True, ensure_ascii=True)
     is_local = engine.name != "server"
     own = {name: _version(name) for name in LIBRARIES} if is_local else {}
     try:
@@ -52,12 +55,13 @@ def make_manifest(
                 "versions": {"python": platform.python_version(), **own, **engine.versions()},
                 "device": str(here.device()) if is_local else None,
                 "precision": surroundings.precision if is_local else None,
-                "graph": graph.prompt,
+                "graph": shown,
                 "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "seeds": dict(_seeds(graph.prompt)),
                 "models": list(_models(graph.prompt, engine, here)),
                 "inputs": list(_pictures(graph.prompt, here)),
                 "files": [{**_file(path, here.output_folder), "frames_sha256": _shown(path)} for path in report.files],
+                "notes": [redacted_text(note, graph.prompt) for note in report.notes],
                 "seconds": round(seconds, 2),
             }
     except OSError as error:
@@ -96,7 +100,7 @@ def _models(prompt: Mapping[str, Any], engine: GraphEngine, here: host.HeadlessH
         if name in MODEL_FOLDERS:
             path = engine.model_file(MODEL_FOLDERS[name], value)
             files = None if path is None else _hashed(path, here)
-            yield {"node": node_id, "input": name, "name": value, "files": files}
+            yield {"node": node_id, "input": name, "name": redacted(value), "files": files}
 
 
 def _hashed(path: Path, here: host.HeadlessHost) -> list[dict[str, Any]]:

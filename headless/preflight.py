@@ -121,7 +121,7 @@ def _missing_files(prompt: Prompt, table: NodeTable, faults: Mapping[str, Any]) 
     for node_id, entry in faults.items():
         for fault in entry["errors"]:
             name = fault["extra_info"].get("input_name")
-            value = prompt[node_id]["inputs"].get(name)
+            value = prompt[node_id].get("inputs", {}).get(name)
             info = {**fault["extra_info"], "received_value": value}
             named = isinstance(value, str) and names_a_file(table, entry["class_type"], info)
             if named and fault["type"] in ("custom_validation_failed", "value_not_in_list"):

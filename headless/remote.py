@@ -355,7 +355,7 @@ def _no_result(name: str, error: ServerError | Refused) -> ServerError:
 def _raise_shape_fault(prompt: Prompt) -> None:
     """Raise GraphError for what is no graph at all."""
     if fault := shape_fault(prompt):
-        raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
+        raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
 
 
 def queued_ids(queue: Any) -> tuple[list[str], list[str]]:

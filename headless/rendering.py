@@ -29,6 +29,7 @@ from ..svd_core.graph import Engine, Prompt, validate
 from ..svd_core.graph.declared import return_types
 from ..svd_core.graph.prompt import looks_like_link, name_node
 from .animation import Animation, animate_images
+from .costs import refuse_too_expensive
 from .embedded import inference, written
 from .graphs import EMBEDDED_NODES, NODES
 from .models import facts_of, model_sha256
@@ -154,6 +155,7 @@ class GraphRenderer:
         with host.using(self._host):
             checked = validate(prompt, NODES, self._cut.savers, given=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
+            refuse_too_expensive(checked.prompt, checked.outputs, self._host)
             sources = list(dict.fromkeys(node_id for node_id, _ in self._cut.slots))
             kept = [each for each in sources if each not in given]
             result = self._engine.run(checked.prompt, [], given=given, keep=kept, node_context=inference)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ImageError, OutputError
-from .graph.read import parse_graph
+from .graph.read import MAX_BYTES, parse_graph
 from .pictures import pillow_damage
 
 Metadata = Mapping[str, Any]
@@ -95,19 +95,26 @@ def _read_texts(path: Path, head: bytes) -> dict[str, str]:
 def _read_png_texts(path: Path) -> dict[str, str]:
     from PIL import Image
 
+    comf = _read_comf_chunks(path)
     with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["PNG"]) as image:
         texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
-        animated = getattr(image, "is_animated", False)
-    return {**texts, **_read_comf_chunks(path)} if animated else texts
+    return {**texts, **comf}
 
 
 def _read_comf_chunks(path: Path) -> dict[str, str]:
-    """The texts of an animated PNG of ComfyUI's: chunks `comf` of "name\\0text"."""
-    found = {}
+    """The texts of an animated PNG of ComfyUI's: chunks `comf` of "name\\0text".
+
+    Raises ImageError for a file with more in its chunks that are no picture than graphs may have: whoever reads it
+    next would take it all into memory.
+    """
+    found, total = {}, 0
     with open(path, "rb") as stream:
         stream.seek(8)
         while len(head := stream.read(8)) == 8:
             size, kind = int.from_bytes(head[:4], "big"), head[4:]
+            total += 0 if kind in (b"IDAT", b"fdAT") else size
+            if total > _MOST_BESIDE:
+                raise _too_large(path)
             if kind == b"comf":
                 name, _, text = stream.read(size).decode("latin-1").partition("\0")
                 found[name] = text
@@ -117,19 +124,50 @@ def _read_comf_chunks(path: Path) -> dict[str, str]:
 
 
 def _read_webp_texts(path: Path) -> dict[str, str]:
+    """From the EXIF chunk alone: no picture is decoded."""
     from PIL import Image
 
-    with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["WEBP"]) as image:
-        values = [value for value in image.getexif().values() if isinstance(value, str)]
+    exif = Image.Exif()
+    with _damage_explained(path, *pillow_damage()):
+        exif.load(_read_exif_chunk(path))
+        values = [value for value in exif.values() if isinstance(value, str)]
     named = (value.rstrip("\0").partition(":") for value in values)
     return {name: text for name, _, text in named}
+
+
+def _read_exif_chunk(path: Path) -> bytes:
+    """The EXIF chunk of a RIFF file; empty when there is none."""
+    with open(path, "rb") as stream:
+        stream.seek(12)
+        while len(head := stream.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"EXIF":
+                if size > _MOST_BESIDE:
+                    raise _too_large(path)
+                return stream.read(size)
+            stream.seek(size + size % 2, os.SEEK_CUR)
+    return b""
+
+
+_MOST_BESIDE = 3 * MAX_BYTES
+"""Bytes that a file may have beside its pictures: two graphs, and what else programs put in."""
+
+
+def _too_large(path: Path) -> ImageError:
+    return ImageError(
+        f"{path} has more than {_MOST_BESIDE // 2**20} MB beside its picture; give the .json file of the graph.",
+        code="image.too_large",
+    )
 
 
 def _read_video_texts(path: Path, form: str) -> dict[str, str]:
     import av
     from av.error import FFmpegError
 
-    with _damage_explained(path, FFmpegError, UnicodeDecodeError), av.open(str(path), format=form) as container:
+    with (
+        _damage_explained(path, FFmpegError, UnicodeDecodeError),
+        av.open(os.path.abspath(path), format=form) as container,
+    ):  # which no protocol's name begins
         return dict(container.metadata)
 
 

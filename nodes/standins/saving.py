@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...svd_core import host
 from ...svd_core.metadata import Metadata
 from ...svd_core.outputs import Place, next_counter, place_for, save_numbered
+from ...svd_core.redaction import redacted
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,11 @@ HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
 def graph_metadata(prompt: Any, extra_pnginfo: dict[str, Any] | None) -> Metadata:
-    """What ComfyUI puts into its files: the API graph as "prompt", and all of extra_pnginfo, such as "workflow"."""
-    return {**({} if prompt is None else {"prompt": prompt}), **(extra_pnginfo or {})}
+    """What ComfyUI puts into its files: the API graph as "prompt", and all of extra_pnginfo, such as "workflow".
+
+    Without secrets and absolute paths, see `redacted`: what is in a file goes where the file goes.
+    """
+    return redacted({**({} if prompt is None else {"prompt": prompt}), **(extra_pnginfo or {})})
 
 
 def ui_entry(filename: str, place: Place, kind: host.Folder) -> dict[str, str]:

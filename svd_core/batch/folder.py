@@ -28,8 +28,11 @@ from typing import Any
 
 from ..fingerprint import file_sha256
 from ..outputs import flush_to_disk, put_under_new_name, replacing
+from ..redaction import redacted_text
 
 ID_LENGTH = 64
+_LARGEST = 64 * 1024 * 1024
+"""Bytes of a JSON file of a run: a graph has 32 MB at most."""
 _ABANDONED_AFTER = 24 * 3600
 """Seconds after which what another machine left in tmp/ has surely no writer any more."""
 
@@ -159,8 +162,8 @@ class RunFolder:
         return True
 
     def write_failure(self, task_id: str, failure: Mapping[str, Any]) -> None:
-        """Say why a task failed."""
-        _write_json(self.failure_file(task_id), {"task": task_id, **failure})
+        """Say why a task failed, without secrets and absolute paths."""
+        _write_json(self.failure_file(task_id), {"task": task_id, **redacted_text(failure)})
 
     def read_failure(self, task_id: str) -> dict[str, Any] | None:
         """Why a task failed; None when it has not."""
@@ -200,6 +203,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what killed writers left in tmp/: those of this machine that run no more, and very old ones."""
+        if (self.path / "tmp").is_symlink():  # to what is not ours
+            return
         for name in list(_names(self.path / "tmp")):
             path = self.path / "tmp" / name
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -244,6 +249,8 @@ def _runs(pid: int) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
+        if path.stat().st_size > _LARGEST:
+            return None
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..errors import BatchError
 from ..outputs import replacing
 from .folder import Found
-from .tasks import Task
+from .tasks import Task, read_task
 
 State = Literal["todo", "running", "done", "failed", "quarantined"]
 STATES: tuple[State, ...] = ("todo", "running", "done", "failed", "quarantined")
@@ -64,6 +64,7 @@ class Ledger:
                 _check_head(path)
             self._db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
             opened.callback(self._db.close)
+            self._db.execute("PRAGMA trusted_schema=OFF")  # what a stranger's tables compute calls nothing of ours
             if not _is_ledger(self._db):
                 self._db.executescript(_TABLES)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -119,7 +120,10 @@ class Ledger:
             "SELECT place, task, attempts FROM tasks WHERE state = 'todo' AND place > ? ORDER BY place LIMIT ?",
             (after, count),
         )
-        return [(place, Task(**json.loads(task)), attempts) for place, task, attempts in rows]
+        try:
+            return [(place, read_task(json.loads(task)), attempts) for place, task, attempts in rows]
+        except (ValueError, RecursionError) as error:
+            raise sqlite3.DatabaseError(str(error)) from error
 
     def record(self, changes: Sequence[Change]) -> None:
         """Write what became of tasks, all or nothing."""
@@ -223,6 +227,9 @@ def _is_ledger(db: sqlite3.Connection) -> bool:
         if db.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
             return False
         raise sqlite3.DatabaseError("it is the database of another program")
+    made = set(db.execute("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex%'"))
+    if not made <= {("table", "tasks"), ("table", "images"), ("index", "by_state")}:
+        raise sqlite3.DatabaseError("it holds more than a ledger does")
     if version != _VERSION:
         raise sqlite3.DatabaseError(f"it was written by another version of SVD Stages ({version})")
     (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()

@@ -150,7 +150,7 @@ def _who(about: Path) -> str:
     try:
         found = json.loads(about.read_text(encoding="utf-8"))
         return f"process {found['pid']} on {found['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "a process"
 
 

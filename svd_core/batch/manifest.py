@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", 
 """Suffixes that make a file of a folder a row; what is in the file decides when it is opened."""
 LONGEST_ROW = 1024 * 1024
 """Characters of one line."""
+LARGEST_COLUMN = 2**30
+"""Bytes of one column of a row group of Parquet, unpacked."""
+_UNSUSPICIOUS = 16 * 2**20
+_MOST_GROWTH = 100
+"""Above `_UNSUSPICIOUS`, how many times larger than it is packed. Names of files grow five times or so."""
+_ROWS_AT_ONCE = 64
 HIGHEST_SEED = 2**64 - 1
 _OWN = ("image", "seed", "name")
 _PLAIN = (str, int, float, list, dict)
@@ -131,14 +138,16 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(_limited(stream, path), strict=True)
+        lines = _Lines(stream, path)
+        reader = csv.reader(lines, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
             _check_columns(path, header)
-            twice = sorted({name for name in header if header.count(name) > 1})
+            twice = sorted(name for name, count in Counter(header).items() if count > 1)
             if twice:
                 raise BatchError(f'{path} has the column "{twice[0]}" twice; remove one.', code="manifest.columns")
             for cells in reader:
+                lines.taken = 0
                 if not any(cell.strip() for cell in cells):
                     continue
                 number = reader.line_num
@@ -158,7 +167,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
 def _read_json_lines(path: Path) -> Iterator[Row]:
     known: set[str] = set()
     with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(_limited(stream, path), 1):
+        for number, line in enumerate(lines := _Lines(stream, path), 1):
+            lines.taken = 0
             if not line.strip():
                 continue
             try:
@@ -176,13 +186,15 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 def _read_parquet(path: Path) -> Iterator[Row]:
     require_extra("pyarrow", "parquet")
     import pyarrow
-    from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with _opened_parquet(path) as file:
             _check_columns(path, file.schema_arrow.names)
+            _check_expansion(path, file.metadata)
             number = 0
-            for batch in file.iter_batches(1024):
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                if batch.nbytes > _ROWS_AT_ONCE * LONGEST_ROW:
+                    raise _bomb(path, f"{_ROWS_AT_ONCE} of its rows take {batch.nbytes} bytes")
                 for found in batch.to_pylist():
                     number += 1
                     yield _row(number, {key: value for key, value in found.items() if value is not None})
@@ -192,15 +204,50 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise BatchError(f"{path} is not a Parquet file that can be read: {error}.", code="manifest.parquet") from error
 
 
-def _limited(lines: TextIO, path: Path) -> Iterator[str]:
-    while line := lines.readline(LONGEST_ROW + 1):
-        if len(line) > LONGEST_ROW:
-            raise BatchError(
-                f"{path} has a line of more than {LONGEST_ROW} characters; is it a manifest?", code="manifest.too_large"
-            )
-        if "\0" in line:
-            raise BatchError(f"{path} holds zero bytes; is it a manifest?", code="manifest.encoding")
-        yield line
+def _opened_parquet(path: Path) -> Any:
+    """A file whose footer has no more in it than one of a list of pictures."""
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(path, thrift_string_size_limit=16 * 2**20, thrift_container_size_limit=100_000)
+
+
+def _check_expansion(path: Path, footer: Any) -> None:
+    """Raise BatchError when what a column grows to, by the footer, is what no list of pictures does."""
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for place in range(group.num_columns):
+            column = group.column(place)
+            large, small = column.total_uncompressed_size, max(1, column.total_compressed_size)
+            if large > LARGEST_COLUMN or (large > _UNSUSPICIOUS and large > _MOST_GROWTH * small):
+                raise _bomb(path, f'its column "{column.path_in_schema[:60]}" grows from {small} to {large} bytes')
+
+
+def _bomb(path: Path, why: str) -> BatchError:
+    return BatchError(
+        f"{path} is too large when it is unpacked: {why}. Write it again in smaller row groups, or as JSON Lines.",
+        code="manifest.too_large",
+    )
+
+
+@dataclass
+class _Lines:
+    """The lines of a file. Who reads sets `taken`, the characters of a row so far, to 0 when a row is complete."""
+
+    stream: TextIO
+    path: Path
+    taken: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.stream.readline(LONGEST_ROW + 1):
+            self.taken += len(line)
+            if self.taken > LONGEST_ROW:
+                raise BatchError(
+                    f"{self.path} has a line of more than {LONGEST_ROW} characters; is it a manifest?",
+                    code="manifest.too_large",
+                )
+            if "\0" in line:
+                raise BatchError(f"{self.path} holds zero bytes; is it a manifest?", code="manifest.encoding")
+            yield line
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:

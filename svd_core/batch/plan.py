@@ -14,10 +14,12 @@ from ..errors import BatchError, SVDStagesError
 from ..outputs import replacing
 from .images import Image, ImageFolder
 from .manifest import Row
-from .tasks import Task, derived_seed, digest, task_id
+from .tasks import Task, derived_seed, digest, read_task, task_id
 
 _AT_ONCE = 4096
 """Rows whose images are hashed together."""
+LONGEST_LINE = 8 * 1024 * 1024
+"""Characters of a line of a plan: a row of a manifest with every letter escaped, and then some."""
 _LONGEST = 800
 """Characters of a message about a row."""
 
@@ -155,20 +157,29 @@ def written(path: Path, head: str, planned: Iterable[PlannedRow]) -> Iterator[Pl
             yield row
 
 
+def _read_row(found: Mapping[str, Any]) -> PlannedRow:
+    """A row as it was written down. Raises ValueError and its kin for anything else."""
+    task = read_task(found["task"]) if "task" in found else None
+    texts = [found["name"], found.get("image", task.image if task else ""), found.get("code", "")]
+    texts.append(found.get("message", ""))
+    if type(found["row"]) is not int or not all(isinstance(text, str) for text in texts):
+        raise ValueError("it holds what is no row")
+    name, image, code, message = texts
+    return PlannedRow(found["row"], name, image, task, code, message)
+
+
 def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
     """The rows of a plan. Raises BatchError when there is none, it was damaged, or its head is another than asked."""
     try:
         with path.open(encoding="utf-8") as stream:
-            found_head = json.loads(next(stream, "{}"))["plan"]
+            lines = iter(lambda: stream.readline(LONGEST_LINE + 1), "")
+            found_head = json.loads(next(lines, "{}"))["plan"]
             if head is not None and found_head != head:
                 raise ValueError("planning was broken off before it was whole")
-            for line in stream:
-                found = json.loads(line)
-                task = Task(**found["task"]) if "task" in found else None
-                image = found.get("image", task.image if task else "")
-                yield PlannedRow(
-                    found["row"], found["name"], image, task, found.get("code", ""), found.get("message", "")
-                )
+            for line in lines:
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(f"a line has more than {LONGEST_LINE} characters")
+                yield _read_row(json.loads(line))
     except FileNotFoundError as error:
         raise BatchError(
             f"nothing was planned in {path.parent}; give the manifest or folder, too: "

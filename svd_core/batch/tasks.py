@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_SEED = 2**53
 """Derived seeds are below this: a page's JSON keeps such numbers exactly."""
+_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -39,6 +41,21 @@ class Task:
             "values": dict(self.values),
             "seed": self.seed,
         }
+
+
+def read_task(found: Any) -> Task:
+    """The task that a file tells of. Raises ValueError when it is none: its id is part of the names of files."""
+    task = Task(**found) if isinstance(found, dict) and found.keys() <= Task.__dataclass_fields__.keys() else None
+    if task is None or not _is_sound(task):
+        raise ValueError("it holds what is no task")
+    return task
+
+
+def _is_sound(task: Task) -> bool:
+    texts = (task.id, task.image, task.image_sha256)
+    seed = task.seed is None or (isinstance(task.seed, int) and not isinstance(task.seed, bool))
+    texts_alone = all(isinstance(each, str) for each in texts) and isinstance(task.values, dict)
+    return seed and texts_alone and bool(_ID.fullmatch(task.id))
 
 
 def canonical(value: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import SVDStagesError
 from ..private import private_folder
+from ..redaction import redacted
 from .folder import RunFolder
 from .rendering import Rendered, Renderer, make_renderer
 from .spool import Spool
@@ -200,7 +201,7 @@ class Worker:
     def _record(self, task: Task, attempt: int) -> dict[str, Any]:
         return {
             "image": {"name": task.image, "sha256": task.image_sha256},
-            "values": dict(task.values),
+            "values": redacted(task.values),
             "seed": task.seed,
             "attempt": attempt,
             "made_by": {**self._setup.shared, **self._about.get("makes", {})},

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..redaction import is_secret_name
 from .call import call_mapped, constant_lists
 from .declared import (
     CONVERTED,
@@ -77,7 +78,19 @@ def check_node(node_id: str, around: Around) -> NodeCheck:
             check.problems.extend(_ask_class(node_id, declaration, check, asked, asks_all))
     except Exception as error:
         check.problems.append(_class_raised(error))
+    check.problems = [_without_secrets(found, check) for found in check.problems]
     return check
+
+
+def _without_secrets(found: Problem, check: NodeCheck) -> Problem:
+    """The same problem; of an input with a secret's name without the value, which errors and logs would repeat."""
+    info = found["extra_info"]
+    name = info.get("input_name")
+    value = check.inputs.get(name)
+    if not isinstance(name, str) or not is_secret_name(name) or looks_like_link(value):
+        return found
+    hidden = {key: "" for key in ("received_value", "exception_message", "nearest") if key in info}
+    return {**found, "message": "The value does not fit", "details": name, "extra_info": {**info, **hidden}}
 
 
 def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, exempt: bool, typed: bool) -> None:
@@ -108,10 +121,17 @@ def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, e
             )
         return
     found = _convert(declared, check) or (
-        None if exempt else check_value(declared, unwrap_value(check.inputs[name]), around.hints)
+        None
+        if exempt and not _is_null_choice(declared, check)
+        else check_value(declared, unwrap_value(check.inputs[name]), around.hints)
     )
     if found is not None:
         check.problems.append(found)
+
+
+def _is_null_choice(declared: DeclaredInput, check: NodeCheck) -> bool:
+    """Whether null stands where a choice belongs: a class that looks at its values is told null for links, too."""
+    return declared.choices is not None and check.inputs[declared.name] is None
 
 
 def _fill_or_miss(declared: DeclaredInput, check: NodeCheck) -> None:
@@ -137,9 +157,8 @@ def _check_undeclared(declaration: Declaration, check: NodeCheck, around: Around
             found = _check_link(name, value, around, None)
             check.problems.extend([found] if found else [])
             continue
-        if name in declaration.hidden:
-            continue
-        check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
+        if name not in declaration.hidden:
+            check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
         try:
             check_finite(value)
         except ValueError as error:
@@ -201,9 +220,11 @@ def _convert(declared: DeclaredInput, check: NodeCheck) -> Problem | None:
     raw = unwrap_value(check.inputs[name])
     value = raw
     try:
+        _refuse_other_kind(declared, raw)
         if isinstance(declared.kind, str) and declared.kind in CONVERTED:
             value = CONVERTED[declared.kind](raw)
         check_finite(value)
+        check_finite(check.inputs[name])  # what a wrapper holds beside its value, too
     except (ValueError, TypeError, OverflowError) as error:
         return _not_converted(declared, raw, error)
     if value is not raw and value != raw:
@@ -211,6 +232,15 @@ def _convert(declared: DeclaredInput, check: NodeCheck) -> Problem | None:
     if not (is_wrapped(check.inputs[name]) and isinstance(value, list)):
         check.inputs[name] = value
     return None
+
+
+def _refuse_other_kind(declared: DeclaredInput, value: Any) -> None:
+    """Raise ValueError for what ComfyUI would quietly read as something else: "false" as true, a seed of 1.9 as 1."""
+    if declared.kind == "BOOLEAN" and not (isinstance(value, bool) or value in (0, 1)):
+        raise ValueError("write true or false, without quotes; any text is true to ComfyUI")
+    fractional = isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+    if declared.is_seed and (isinstance(value, bool) or fractional):
+        raise ValueError("a seed is a whole number, and is not rounded")
 
 
 def _not_converted(declared: DeclaredInput, value: Any, error: Exception) -> Problem:

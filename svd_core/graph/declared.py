@@ -35,6 +35,11 @@ class DeclaredInput:
         return (self.kind, self.options)
 
     @property
+    def is_seed(self) -> bool:
+        """Whether it takes a seed: a whole number by that name, which the page may change after a run."""
+        return self.kind == "INT" and "seed" in self.name
+
+    @property
     def choices(self) -> list[Any] | None:
         """The values that a combo offers; None when this is no combo, or its list is made elsewhere."""
         if isinstance(self.kind, (list, tuple)):

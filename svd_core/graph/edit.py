@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, type]) -> Prompt:
     """A copy of `prompt` with each `NODE.INPUT=VALUE` of `settings` set, in order. See `set_value`.
 
-    Raises GraphError also for what is no graph (`graph.invalid_prompt`).
+    Raises GraphError also for what is no graph (`graph.invalid_prompt`, `graph.too_large`).
     """
     if fault := shape_fault(prompt):
-        raise GraphError(explain(fault[0], {}, {}), code="graph.invalid_prompt")
+        raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
     for setting in settings:
         prompt = set_value(prompt, setting, nodes)
     return prompt

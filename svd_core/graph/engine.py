@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ from .waiting import Waiting
 
 Emit = Callable[[str, dict[str, Any]], None]
 """Called with ComfyUI's event names and data. What it raises stops the run."""
+Watch = Callable[[str, Mapping[str, Any], Mapping[str, list[Any]]], AbstractContextManager[Any]]
+"""Called with a node's id, the node, and the lists that its links bring, by input."""
 Slot = tuple[Key, int]
 
 
@@ -64,6 +66,7 @@ class Engine:
         keep: Collection[str] = (),
         node_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         prompt_id: str = "",
+        watch: Watch | None = None,
     ) -> RunResult:
         """Run the nodes that `outputs` and `keep` need, and return what they show and hold.
 
@@ -73,6 +76,7 @@ class Engine:
         given         outputs of nodes that do not run: for each slot the list of its values, as `RunResult.values` has
                       them; they need be neither nodes nor known classes
         node_context  makes a context manager around each call of a node, such as torch.inference_mode
+        watch         makes another one inside it, which is told what the node is given
 
         Raises NodeError from what a node raised; KeyboardInterrupt and Interrupted as they are; GraphError for an id
         that is not in the graph, or a cycle.
@@ -93,6 +97,7 @@ class Engine:
             observer=emit,
             prompt_id=prompt_id,
             node_context=node_context,
+            watch=watch,
         )
         try:
             return complete(run.run(outputs, keep))
@@ -123,6 +128,7 @@ class _Run:
     observer: Emit | None
     prompt_id: str
     node_context: Callable[[], AbstractContextManager[Any]]
+    watch: Watch | None = None
     waiting: Waiting = field(default_factory=Waiting)
     unfinished: dict[str, _Unfinished] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
@@ -379,7 +385,24 @@ class _Run:
                 return None
         self.tell("executing", node=node_id, display_node=self.graph.get_display_node_id(node_id))
         function = function_of(instance, hidden)
-        return call_node(function, told, whole_lists, self.node_context, lambda each: self.blocked(node_id, each))
+        context = self.context_of(node_id, node, told)
+        return call_node(function, told, whole_lists, context, lambda each: self.blocked(node_id, each))
+
+    def context_of(
+        self, node_id: str, node: Mapping[str, Any], told: Mapping[str, list[Any]]
+    ) -> Callable[[], AbstractContextManager[Any]]:
+        """What makes the context of a node's calls."""
+        watch = self.watch
+        if watch is None:
+            return self.node_context
+        brought = {name: told[name] for name, value in node["inputs"].items() if looks_like_link(value)}
+
+        @contextmanager
+        def both() -> Iterator[None]:
+            with self.node_context(), watch(node_id, node, brought):
+                yield
+
+        return both
 
     async def lazy_wanted(
         self, check: Callable[..., Any], told: Mapping[str, list[Any]], whole_lists: bool

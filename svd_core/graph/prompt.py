@@ -15,6 +15,9 @@ Prompt = dict[str, dict[str, Any]]
 Sources = Mapping[str, Sequence[str]]
 """Node id -> the ids that it reads from."""
 
+MAX_NODES = 20_000
+"""Nodes of a graph. Those that people make have a thousand at most."""
+
 WRAPPED = "__value__"
 """A list that is a value and not a link stands in a graph as `{"__value__": [...]}`."""
 

@@ -15,15 +15,20 @@ from ..errors import GraphError
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 64
+MAX_STRING = 1024 * 1024
+"""Characters of one string, as it is written."""
+MAX_MARKS = 2_000_000
+"""Brackets, commas and colons: what a file becomes in memory goes by them, not by its bytes."""
 
 
 def read_graph(path: str | Path, *, finite: bool = True) -> dict[str, Any]:
     """The JSON object in a file, with nothing in it that JSON does not have (but numbers that are not `finite`).
 
-    Raises GraphError: the file is not there (`graph.file`), larger than 32 MB or nested deeper than 64
-    (`graph.too_large`), not UTF-8 (`graph.encoding`), not JSON (`graph.json`), holds NaN, Infinity or a number that
-    overflows (`graph.non_finite`), a key twice (`graph.duplicate_key`), half of a surrogate pair (`graph.encoding`),
-    or is not an object (`graph.shape`). A byte order mark is dropped.
+    Raises GraphError: the file is not there (`graph.file`), larger than 32 MB, nested deeper than 64, has a string of
+    more than a million characters or far more values than any graph (`graph.too_large`), is not UTF-8
+    (`graph.encoding`), not JSON (`graph.json`), holds NaN, Infinity or a number that overflows (`graph.non_finite`), a
+    key twice (`graph.duplicate_key`), half of a surrogate pair (`graph.encoding`), or is not an object
+    (`graph.shape`). A byte order mark is dropped.
     """
     path = Path(path)
     try:
@@ -51,7 +56,7 @@ def parse_graph(
     if len(content) > MAX_BYTES:
         raise GraphError(f"{name} has {len(content)} bytes; a graph may have {MAX_BYTES}.", code="graph.too_large")
     text = _decode(content, name)
-    _check_nesting(text, name)
+    _check_limits(text, name)
     graph = _parse(text, name, dropped, finite)
     _check_surrogates(graph, text, name)
     if not isinstance(graph, dict):
@@ -106,12 +111,25 @@ def _decode(content: bytes | str, name: str) -> str:
         ) from error
 
 
-def _check_nesting(text: str, name: str) -> None:
-    """Count brackets outside of strings, before a parser may recurse over them."""
-    outside = "".join(re.sub(r"\\.", "", text, flags=re.DOTALL).split('"')[::2])
+def _check_limits(text: str, name: str) -> None:
+    """Look at strings, and at what stands between them, before a parser makes anything of it or recurses over it."""
+    plain = text.replace("\\\\", "__").replace('\\"', "__")  # what ends no string; every length stays
+    if plain.count('"') > 2 * MAX_MARKS:
+        raise _too_large(name, "more strings than any graph has")
+    parts = plain.split('"')
+    longest = max(map(len, parts[1::2]), default=0)
+    if longest > MAX_STRING:
+        raise _too_large(name, f"a string of {longest} characters; {MAX_STRING} is the limit")
+    outside = "".join(parts[::2])
+    if sum(map(outside.count, "[]{},:")) > MAX_MARKS:
+        raise _too_large(name, "more values than any graph has")
     depths = accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", outside))
     if max(depths, default=0) > MAX_NESTING:
         raise GraphError(f"{name} is nested deeper than {MAX_NESTING}; no graph is.", code="graph.too_large")
+
+
+def _too_large(name: str, what: str) -> GraphError:
+    return GraphError(f"{name} has {what}. Is it a graph?", code="graph.too_large")
 
 
 class _NotFinite:

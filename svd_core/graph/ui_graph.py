@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import GraphError
+from .prompt import MAX_NODES
 
 MUTED = 2
 BYPASSED = 4
@@ -88,7 +89,8 @@ class Workflow:
 
 
 def read_ui_graph(workflow: Mapping[str, Any]) -> Workflow:
-    """Read a UI-format graph. Raises GraphError (`graph.shape`) that says what is not as ComfyUI saves it."""
+    """Read a UI-format graph. Raises GraphError: `graph.shape` that says what is not as ComfyUI saves it, and
+    `graph.too_large`."""
     definitions = workflow.get("definitions")
     subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
     extra = workflow.get("extra")
@@ -97,11 +99,11 @@ def read_ui_graph(workflow: Mapping[str, Any]) -> Workflow:
     by_id = dict(defined)
     if len(by_id) < len(defined):
         raise wrong_shape("two of its subgraphs have one id")
-    return Workflow(
-        _read_graph(workflow),
-        by_id,
-        frozenset(groups if isinstance(groups, Mapping) else ()),
-    )
+    root = _read_graph(workflow)
+    boxes = len(root.nodes) + sum(len(each.nodes) for each in by_id.values())
+    if boxes > MAX_NODES:
+        raise GraphError(f"it has {boxes} nodes; a graph may have {MAX_NODES}.", code="graph.too_large")
+    return Workflow(root, by_id, frozenset(groups if isinstance(groups, Mapping) else ()))
 
 
 def _read_graph(holder: Mapping[str, Any]) -> UIGraph:

@@ -1,9 +1,10 @@
 """Whether a graph can run: ComfyUI's checks with its error objects, and a few that it lacks. Nothing is run.
 
 Where this differs from ComfyUI 0.3.64, on purpose: cycles, dangling links and slots out of range are named on their
-node (there, a RecursionError or a KeyError); NaN and infinities are refused; a missing required widget that declares
-a default gets it, with a note; nodes behind undeclared links and behind links of a wrong type are checked too; a node
-is said to fail exactly the outputs that need it; and everything comes in the order of the file.
+node (there, a RecursionError or a KeyError); NaN and infinities are refused, as are text for a flag ("false" is true
+there) and a seed with a fraction; a missing required widget that declares a default gets it, with a note; nodes behind
+undeclared links and behind links of a wrong type are checked too; a node is said to fail exactly the outputs that need
+it; and everything comes in the order of the file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .check_node import Around, NodeCheck, Problem, check_node, problem
 from .declared import Declarations, is_output
 from .explain import explain
 from .hints import Hints
-from .prompt import Prompt, dependents_of, name_node, run_order, sources_of, title_of, with_ancestors
+from .prompt import MAX_NODES, Prompt, dependents_of, name_node, run_order, sources_of, title_of, with_ancestors
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def shape_fault(prompt: Any) -> tuple[Problem] | None:
 
     if not isinstance(prompt, Mapping):
         return fault("The graph is not a JSON object", f"got {type(prompt).__name__}")
+    if len(prompt) > MAX_NODES:
+        return (problem("too_large", f"A graph may have {MAX_NODES} nodes", f"it has {len(prompt)}"),)
     if isinstance(prompt.get("nodes"), list):
         return fault("The graph is in UI format; convert it to API format first", "it has a list of nodes")
     for node_id, node in prompt.items():

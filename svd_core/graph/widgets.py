@@ -56,7 +56,7 @@ def _is_after_generate(declared: DeclaredInput, value: Any, following: DeclaredI
     """
     said = declared.options.get("control_after_generate")
     explicit = bool(said)
-    if not explicit and not (said is None and declared.kind == "INT" and "seed" in declared.name):
+    if not explicit and not (said is None and declared.is_seed):
         return False
     if isinstance(value, bool):
         return following is None or following.kind != "BOOLEAN"

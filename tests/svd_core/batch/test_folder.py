@@ -228,7 +228,7 @@ def start_committer(folder: RunFolder, name: str, first: int, start: float) -> s
 
 
 def test_of_two_processes_one_wins_each_clip_and_a_killed_one_leaves_none_that_is_half(folder):
-    start = time.time() + 1.0
+    start = time.time() + 2.0
     racers = [start_committer(folder, name, 0, start) for name in ("left", "right")]
     killed = start_committer(folder, "dead", 500, start)
     time.sleep(max(0.0, start + 0.15 - time.time()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,3 +249,78 @@ def mutant(seed: int, bases: Sequence[Mapping[str, Any]], nodes: Mapping[str, ty
             continue
         done += 1
     return garden.prompt
+
+
+ODD_BYTES = (
+    b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b'"', b"\\", b"\\u", b"\\ud800", b"NaN",
+    b"-Infinity", b"1e999", b"[" * 70, b"{" * 70, b"]", b"}", b",", b":", b"null", b"true", b'{"a":1,"a":2}', b"//",
+    b"9" * 5000, b"-", b"'", b'"__value__"', b'"class_type"', b'"nodes":[', b"\x1b[2J", b"\r\n", b"\xe2\x80\xae",
+)  # fmt: skip
+
+
+def torn(seed: int, files: Sequence[bytes]) -> bytes:
+    """One of `files` after one to six changes of its bytes: cut, doubled, moved, flipped, overwritten, put in."""
+    rng = random.Random(seed)
+    content = bytearray(rng.choice(files))
+    for _ in range(rng.choice([1, 1, 2, 3, 6])):
+        start = rng.randrange(len(content) + 1)
+        stop = min(len(content), start + rng.choice([1, 1, 2, 7, 60, 2000]))
+        piece, at = bytes(content[start:stop]), rng.randrange(len(content) + 1)
+        what = rng.randrange(6)
+        if what == 0:
+            del content[start:stop]
+        elif what == 1:
+            content[at:at] = piece
+        elif what == 2:
+            content[start:stop] = bytes(rng.randrange(256) for _ in piece[:8])
+        elif what == 3:
+            content[start:stop] = rng.choice(ODD_BYTES)
+        elif what == 4:
+            content[at:at] = rng.choice(ODD_BYTES)
+        elif start < len(content):
+            content[start] ^= 1 << rng.randrange(8)
+    return bytes(content)
+
+
+ODD_PARTS: list[Any] = [
+    *ODD_CONSTANTS, *ODD_SOURCES, *ODD_IDS, -10, -20, "-10", "-20", 2, 4, [[]], [[1, 2, 0, 3, 0, "*"]], [None],
+    [{"name": "a", "link": 1}], {"subgraphs": []}, {"subgraphs": [{}]}, {"subgraphs": [{"id": 1, "nodes": []}]},
+    {"groupNodes": {"a": {}}}, [["1", "width"], ["-1", "x"], [[], {}]], "Reroute", "PrimitiveNode", "GetNode",
+    "SetNode", "workflow>a", "%a.b%", "%date:" + "y" * 99 + "%", "{" * 50 + "a|b" + "}" * 50,
+]  # fmt: skip
+
+
+def bent(seed: int, graphs: Sequence[Mapping[str, Any]]) -> Any:
+    """One of `graphs`, of any format, after one to five changes of its parts, wherever they stand in it."""
+    rng = random.Random(seed)
+    root = {"": copy.deepcopy(dict(rng.choice(graphs)))}
+    for _ in range(rng.choice([1, 1, 2, 3, 5])):
+        places = list(_places(root))
+        holder, key = rng.choice(places)
+        other, name = rng.choice(places)
+        what = rng.randrange(6)
+        if what == 0 and holder is not root:
+            del holder[key]
+        elif what == 1:
+            holder[key] = copy.deepcopy(other[name])
+        elif what == 2 and isinstance(holder, list):
+            holder.insert(key, copy.deepcopy(other[name]))
+        elif what == 3 and isinstance(holder, dict) and holder is not root:
+            holder[rng.choice([name if isinstance(name, str) else "id", *ODD_IDS])] = holder.pop(key)
+        elif what == 4 and isinstance(holder[key], int) and not isinstance(holder[key], bool):
+            holder[key] = rng.choice([holder[key] + 1, holder[key] - 1, -holder[key], 0, str(holder[key])])
+        else:
+            holder[key] = copy.deepcopy(rng.choice(ODD_PARTS))
+    return root[""]
+
+
+def _places(root: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (holder, key) in a tree of lists and dicts."""
+    waiting = [root]
+    while waiting:
+        part = waiting.pop()
+        entries = list(part.items() if isinstance(part, dict) else enumerate(part))
+        for key, value in entries:
+            yield part, key
+            if isinstance(value, (dict, list)):
+                waiting.append(value)

@@ -30,6 +30,7 @@ DIFFERENCES = {
     "hides the other faults of its node",
     "slot": "ComfyUI counts negative slots from the end, and takes true for 1",
     "finite": "NaN and infinities are taken by ComfyUI where no limit stops them",
+    "flag": "text and null are flags to ComfyUI, and a seed is cut to a whole number",
     "compare": "a value that cannot be compared with its limits is an exception to ComfyUI",
     "default": "a required widget that is missing gets its declared default here",
     "undeclared": "links that no class declares are not looked at by ComfyUI",
@@ -37,6 +38,7 @@ DIFFERENCES = {
     "list": "the options of combos of the new kind are not looked at by ComfyUI before 0.10",
     "class": "an exception of the node's class is said to be of inner validation, and hides its node's other faults",
     "name": "core's LoadImage breaks on a name that comes by a link, and on null, which looks the same to it",
+    "null": "null where a choice belongs looks like a link to a class that validates its values, and passes",
     "wrapped": "ComfyUI unwraps a list that looks like a link, and then takes it for one",
     "shape": "what is no graph or no node is an exception to ComfyUI, at the latest when anything of the graph is run",
 }
@@ -184,7 +186,7 @@ class Comparison:
             else:
                 names.add(name)
                 kinds = ("return_type_mismatch", "value_smaller_than_min", "value_bigger_than_max", "value_not_in_list")
-                may += Counter({(kind, fault_of(error)[1]): 1 for kind in kinds if name in ("slot", "finite")})
+                may += Counter({(kind, fault_of(error)[1]): 1 for kind in kinds if name in ("slot", "finite", "flag")})
         return kept, may, raising, names
 
     def wanted(self, node_id: str, error: dict[str, Any]) -> tuple[str | None, bool]:
@@ -208,9 +210,14 @@ class Comparison:
             return "link", True
         if kind == "invalid_input_type" and "not a finite number" in error["details"]:
             return "finite", False
+        if kind == "invalid_input_type" and ("true or false" in error["details"] or "a seed is" in error["details"]):
+            return "flag", False
         if kind == "invalid_input_type" and "not supported between" in error["details"]:
             return "compare", True
         is_new = declared is not None and (declared.kind == "COMBO" or self.is_of_new_kind(node_id))
+        is_asked = hasattr(NODES[self.prompt[node_id]["class_type"]], "VALIDATE_INPUTS")
+        if kind == "value_not_in_list" and error["extra_info"]["received_value"] is None and is_asked:
+            return "null", False
         if kind == "value_not_in_list" and is_new:
             return "list", False
         return None, False
@@ -275,7 +282,7 @@ def test_decisions_and_faults_of_200_mutants_are_comfyuis_or_named_as_different(
 def test_every_mutant_ends_in_a_decision_and_nothing_else(around):
     """Validation, its words and, where all is of toys, the run."""
     ends: Counter[str] = Counter()
-    for prompt in mutants(300):
+    for prompt in mutants(400):
         before = json.dumps(prompt)
         checked = validate(prompt, NODES)
         assert json.dumps(prompt) == before

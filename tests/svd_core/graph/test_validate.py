@@ -317,20 +317,21 @@ STRANGE = [
 def _mutate(prompt: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """`prompt` with one to three strange things in it."""
     prompt = copy.deepcopy(prompt)
+    strange = copy.deepcopy(STRANGE)  # which may come to hold itself
     for _ in range(rng.randint(1, 3)):
         node_id = rng.choice(list(prompt))
         what = rng.randrange(6)
         if what == 0:
             del prompt[node_id]
         elif what == 1:
-            prompt[node_id] = rng.choice(STRANGE)
+            prompt[node_id] = rng.choice(strange)
         elif isinstance(prompt[node_id], dict) and what == 2:
-            prompt[node_id]["class_type"] = rng.choice([*TOYS, *STRANGE])
+            prompt[node_id]["class_type"] = rng.choice([*TOYS, *strange])
         elif isinstance(prompt[node_id], dict) and what == 3:
-            prompt[node_id]["inputs"] = rng.choice(STRANGE)
+            prompt[node_id]["inputs"] = rng.choice(strange)
         elif isinstance(prompt[node_id], dict) and isinstance(prompt[node_id].get("inputs"), dict):
             name = rng.choice([*prompt[node_id]["inputs"], "value", "strange"])
-            prompt[node_id]["inputs"][name] = rng.choice([*STRANGE, [rng.choice(list(prompt)), 0]])
+            prompt[node_id]["inputs"][name] = rng.choice([*strange, [rng.choice(list(prompt)), 0]])
         if not prompt:
             break
     return prompt
