@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import __version__
 from ..svd_core import host
+from ..svd_core.background import GREY, KEEP, Background, read_background
 from ..svd_core.batch.driver import Driver, Options, Progress, Watch
 from ..svd_core.batch.environment import Environment
 from ..svd_core.batch.folder import RunFolder
@@ -70,6 +71,9 @@ class Ask:
     seeds     each row that names none is made once with each
     images    the folder that all images lie in; None: that of the manifest, or the folder itself
     ledger    where the driver keeps its account; None: in the run folder, or where that is a network disk, elsewhere
+
+    Transparent parts of images are put on the surroundings' background. Where that is None, on that of the run, else
+    with the shipped graph on grey, as `animate` does, and with another as ComfyUI has it.
     """
 
     run: str | os.PathLike
@@ -141,9 +145,11 @@ def _refuse_what_needs_a_plan(ask: Ask, surroundings: Surroundings, folder: RunF
     """Raise BatchError when something is asked for that the plan of the run does not have."""
     names = ("graph", "settings", "model", "seeds", "images")
     asked = [name for name in names if getattr(ask, name) not in (None, (), [])]
-    planned = (folder.read_settings() or {}).get("precision", "auto")
-    if surroundings.precision not in ("auto", planned):
+    planned = folder.read_settings() or {}
+    if surroundings.precision not in ("auto", planned.get("precision", "auto")):
         asked.append("precision")
+    if surroundings.background not in (None, _known_background(planned)):
+        asked.append("background")
     if asked:
         raise BatchError(
             f"{', '.join(asked)} would change what was planned in {folder.path}; give the manifest or the folder of "
@@ -293,6 +299,9 @@ def _plan(
     others = len(drivers_at_work(folder.path)) > 1
     if shard is not None and others and before.get("asked") == asked:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
+    background = surroundings.background or _known_background(before)
+    if background is None:
+        background = read_background(GREY) if ask.graph is None else KEEP
     here = surroundings.host()
     with host.using(here):
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
@@ -312,6 +321,7 @@ def _plan(
             "graph": digest(without(makes, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
             "models": models.of_graph(),
             "precision": surroundings.precision,
+            "background": background,
         }
         binding = Binding(Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared, models.of_values)
         rows = read_rows(source, ask.seeds)
@@ -332,9 +342,16 @@ def _plan(
         "models": sorted(models.sums),
         "shared": facts_of(models.sums),
         "precision": surroundings.precision,
+        "background": background,
     }
     folder.write_settings(settings)
     return totals, settings
+
+
+def _known_background(settings: Mapping[str, Any]) -> Background | None:
+    """The background of a run.json; None where there is none."""
+    known = settings.get("background")
+    return tuple(known) if isinstance(known, list) else known
 
 
 def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
@@ -343,7 +360,8 @@ def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
     graph = ask.graph
     if isinstance(graph, (str, os.PathLike)) and Path(graph).is_file():
         graph = str(_state_of(Path(graph)))
-    said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, surroundings.precision)]
+    about = (surroundings.precision, surroundings.background)
+    said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, *about)]
     return digest([_state_of(Path(ask.source)), said, __version__])
 
 
@@ -410,6 +428,7 @@ def _pool(
         device=surroundings.device,
         precision=settings["precision"],
         vram=surroundings.vram,
+        background=_known_background(settings),
         threads=workers.threads,
     )
     setup = Setup(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-_BITS_PER_SAMPLE = 258  # TIFF 6.0, section 8
+_TIFF_WIDTH, _TIFF_HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION = 256, 257, 258, 274  # TIFF 6.0, section 8
 _PNG_BIT_DEPTH_AT = 24  # signature 8, chunk head 8, width 4, height 4: PNG specification, 11.2.1
 _DEMUXERS = {"PNG": "png_pipe", "TIFF": "tiff_pipe"}
 _CHANNELS = {"ya16": 2, "rgb48": 3, "rgba64": 4}
@@ -29,8 +29,11 @@ def is_deep(picture: Image.Image, stream: IO[bytes]) -> bool:
     if picture.mode not in ("RGB", "RGBA", "LA"):
         return False
     if picture.format == "PNG":
+        before = stream.tell()
         stream.seek(_PNG_BIT_DEPTH_AT)
-        return stream.read(1) == b"\x10"
+        depth = stream.read(1)
+        stream.seek(before)
+        return depth == b"\x10"
     bits = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
     return picture.format == "TIFF" and set(bits) == {16}
 
@@ -52,6 +55,41 @@ def read_deep(stream: IO[bytes], form: str, orientation: int, shown: Image.Image
     upright = _TURNS.get(orientation, _TURNS[1])(stored)
     seen = np.asarray(shown.convert("RGBA" if stored.shape[2] == 4 else "RGB"))
     return upright if np.array_equal(upright >> 8, seen) else None
+
+
+def grey_with_alpha(stream: IO[bytes]) -> tuple[int, int] | None:
+    """(width, height) of a TIFF of one picture with 16 bits of grey and of alpha, which Pillow does not know; of any
+    other file None. From the header; may raise what Pillow raises over a damaged one."""
+    tags = _tiff_tags(stream)
+    if not tags or set(tags.get(_BITS_PER_SAMPLE, ())) != {16} or len(tags[_BITS_PER_SAMPLE]) != 2 or tags.next:
+        return None
+    return int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
+
+
+def read_grey_with_alpha(stream: IO[bytes]) -> np.ndarray | None:
+    """(H, W, 4) uint16, upright, of what `grey_with_alpha` found; None when it is damaged."""
+    stored = _decode(stream, "tiff_pipe")
+    if stored is None or stored.shape[2] != 2:
+        return None
+    return _TURNS.get(_tiff_tags(stream).get(_ORIENTATION, 1), _TURNS[1])(stored[..., [0, 0, 0, 1]])
+
+
+def _tiff_tags(stream: IO[bytes]) -> Any:
+    """The first directory of a TIFF, Pillow's ImageFileDirectory_v2; None for what is no TIFF."""
+    from PIL import TiffImagePlugin
+
+    before = stream.tell()
+    try:
+        stream.seek(0)
+        head = stream.read(8)
+        if head[:4] not in (b"II*\0", b"MM\0*"):
+            return None
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        stream.seek(tags.next)
+        tags.load(stream)
+        return tags
+    finally:
+        stream.seek(before)
 
 
 def _decode(stream: IO[bytes], demuxer: str) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from .background import KEEP, Background, in_words, put_on
 from .colours import DEEP_WHITE, note_ignored, transparency, write_colours
-from .deep import is_deep, read_deep
+from .deep import grey_with_alpha, is_deep, read_deep, read_grey_with_alpha
 from .errors import ImageError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ _ORIENTATION = 0x0112  # EXIF 2.32
 _EMPTY_MASK_SIDE = 64  # ComfyUI LoadImage, for pictures without transparency
 
 
-def load_picture(
-    path: str | os.PathLike, background: Background | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def load_picture(path: str | os.PathLike, background: Background | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """A picture file as images (B, H, W, 3) float32 in [0, 1] and mask (B, H, W), 1 where it is transparent.
 
     background  what transparent parts are put on. KEEP leaves the colours that the file has there, as ComfyUI's
@@ -70,22 +68,42 @@ def load_picture(
 
     path = Path(path)
     name = shown_name(path)
-    with _WHOLE_FILES, _open_picture(path, name) as (picture, stream):
-        orientation = picture.getexif().get(_ORIENTATION, 1)
-        deep = is_deep(picture, stream)
-        note_ignored(name, picture)
-        frames = _same_size_frames(name, picture)
-        samples = None
-        if deep and len(frames) == 1:
-            samples = read_deep(stream, str(picture.format), orientation, frames[0])
-    if deep and samples is None:
-        logger.warning("%s has 16 bits a channel in a form of which only 8 are read here; save it as plain PNG", name)
-    images, mask = _as_tensors(name, frames) if samples is None else _deep_as_tensors(samples)
-    if len(frames) > 1:
-        logger.warning("%s holds %d pictures: each becomes an image, and a video, of its own", name, len(frames))
+    with _WHOLE_FILES, _open_bytes(path, name) as stream, _damage_explained(name):
+        samples = _grey_with_alpha(name, stream)
+        images, mask = _read(name, stream) if samples is None else _deep_as_tensors(samples)
+    if len(images) > 1:
+        logger.warning("%s holds %d pictures: each becomes an image, and a video, of its own", name, len(images))
     if mask is None:
-        return images, torch.zeros(len(frames), _EMPTY_MASK_SIDE, _EMPTY_MASK_SIDE)
+        return images, torch.zeros(len(images), _EMPTY_MASK_SIDE, _EMPTY_MASK_SIDE)
     return _on_background(name, images, mask, background), mask
+
+
+def _read(name: str, stream: IO[bytes]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images (B, H, W, 3) and mask (B, H, W), or None without transparency, of a file that Pillow knows."""
+    picture = _opened(name, stream)
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    deep = is_deep(picture, stream)
+    note_ignored(name, picture)
+    frames = _same_size_frames(name, picture)
+    if deep and len(frames) == 1:
+        samples = read_deep(stream, str(picture.format), orientation, frames[0])
+        if samples is not None:
+            return _deep_as_tensors(samples)
+    if deep:
+        logger.warning("%s has 16 bits a channel in a form of which only 8 are read here; save it as plain PNG", name)
+    return _as_tensors(name, frames)
+
+
+def _grey_with_alpha(name: str, stream: IO[bytes]) -> np.ndarray | None:
+    """(H, W, 4) uint16 of the one kind of picture that only PyAV knows; None of all others."""
+    size = grey_with_alpha(stream)
+    if size is None:
+        return None
+    _check_size(name, size[0] * size[1], LARGEST_PICTURE, f"{size[0]}x{size[1]}")
+    samples = read_grey_with_alpha(stream)
+    if samples is None:
+        raise _damaged(name)
+    return samples
 
 
 def shown_name(path: str | os.PathLike) -> str:
@@ -93,9 +111,7 @@ def shown_name(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _on_background(
-    name: str, images: torch.Tensor, mask: torch.Tensor, background: Background | None
-) -> torch.Tensor:
+def _on_background(name: str, images: torch.Tensor, mask: torch.Tensor, background: Background | None) -> torch.Tensor:
     if not mask.any():
         return images
     if background is None:
@@ -182,32 +198,41 @@ _WHOLE_FILES = _WholeFiles()
 
 
 @contextlib.contextmanager
-def _open_picture(path: Path, name: str) -> Iterator[tuple[Image.Image, IO[bytes]]]:
-    """Open by content and check what the header tells. Any failure while the file is open is an ImageError."""
+def _damage_explained(name: str) -> Iterator[None]:
+    """Any failure while the file is open is an ImageError."""
     from PIL import Image
 
-    with _open_bytes(path, name) as stream:
-        try:
-            Image.init()
-            known = [name for name in FORMATS if name in Image.OPEN]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is stricter
-                picture = Image.open(stream, formats=known)
-            _check_header(name, picture, stream)
-            yield picture, stream
-        except Image.UnidentifiedImageError as error:
-            raise ImageError(
-                f"{name} is not a picture in a format that is read here; save it as {', '.join(FORMATS[:-1])} or "
-                f"{FORMATS[-1]} and use that.",
-                code="image.unsupported",
-            ) from error
-        except Image.DecompressionBombError as error:
-            raise _too_large(name, "far more than that", LARGEST_PICTURE) from error
-        except pillow_damage() as error:
-            raise ImageError(
-                f"{name} is truncated or damaged and cannot be read whole; fetch or export it again.",
-                code="image.damaged",
-            ) from error
+    try:
+        yield
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not a picture in a format that is read here; save it as {', '.join(FORMATS[:-1])} or "
+            f"{FORMATS[-1]} and use that.",
+            code="image.unsupported",
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "far more than that", LARGEST_PICTURE) from error
+    except pillow_damage() as error:
+        raise _damaged(name) from error
+
+
+def _opened(name: str, stream: IO[bytes]) -> Image.Image:
+    """Open by content and check what the header tells."""
+    from PIL import Image
+
+    Image.init()
+    known = [form for form in FORMATS if form in Image.OPEN]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is stricter
+        picture = Image.open(stream, formats=known)
+    _check_header(name, picture, stream)
+    return picture
+
+
+def _damaged(name: str) -> ImageError:
+    return ImageError(
+        f"{name} is truncated or damaged and cannot be read whole; fetch or export it again.", code="image.damaged"
+    )
 
 
 def _open_bytes(path: Path, name: str) -> IO[bytes]:
@@ -341,7 +366,7 @@ def _pixels_of(picture: Image.Image) -> np.ndarray:
         raise ImageError(f'a PIL image of mode "{picture.mode}" has no sure scale; give the path of its file')
     try:
         upright = ImageOps.exif_transpose(picture)
-        clear = "A" in upright.getbands() or "transparency" in upright.info and upright.mode == "P"
+        clear = "A" in upright.getbands() or ("transparency" in upright.info and upright.mode == "P")
         if clear:
             return np.array(upright.convert("RGBA"))
         colours = np.empty((upright.height, upright.width, 3), np.float32)
