@@ -5,7 +5,6 @@ A file may hide any colour under full transparency, often black or rubbish, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -43,10 +42,10 @@ def read_background(given: str | float | Sequence[float]) -> Background:
             return (red / 255, green / 255, blue / 255)
     if isinstance(given, (int, float)):
         given = (given, given, given)
-    levels = [float(level) for level in given if isinstance(level, (int, float)) and math.isfinite(level)]
-    if len(levels) != 3 or len(given) != 3 or not all(0 <= level <= 1 for level in levels):
+    levels = list(given) if isinstance(given, Sequence) else []
+    if len(levels) != 3 or not all(isinstance(level, (int, float)) and 0 <= level <= 1 for level in levels):
         raise _no_background(given)
-    return (levels[0], levels[1], levels[2])
+    return (float(levels[0]), float(levels[1]), float(levels[2]))
 
 
 def _no_background(given: object) -> SettingError:

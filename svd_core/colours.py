@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 DEEP_WHITE = 65535
 """White of 16-bit channels, and what ComfyUI takes it to be in 32-bit grey."""
 
+_BLACK_POINT_COMPENSATION = 0x2000  # lcms2.h; with the relative intent what editors of photographs do
+
 
 def write_colours(name: str, frame: Image.Image, out: np.ndarray) -> None:
     """The colours of an upright frame into `out` (H, W, 3) float32.
@@ -42,11 +44,18 @@ def transparency(frame: Image.Image) -> np.ndarray | None:
     """
     import numpy as np
 
-    if frame.mode == "P" and "transparency" in frame.info:
-        frame = frame.convert("RGBA")
-    if "A" not in frame.getbands():
+    if not has_alpha(frame):
         return None
+    if frame.mode == "P":
+        frame = frame.convert("RGBA")
     return 1 - np.asarray(frame.getchannel("A"), np.float32) / 255
+
+
+def has_alpha(frame: Image.Image) -> bool:
+    """Whether a frame has an alpha channel, or a palette with transparent colours."""
+    if frame.mode == "P":
+        return "transparency" in frame.info
+    return frame.mode != "LAB" and "A" in frame.getbands()
 
 
 def note_ignored(name: str, picture: Image.Image) -> None:
@@ -102,8 +111,14 @@ def _by_profile(frame: Image.Image, profile: bytes) -> Image.Image | None:
     from PIL import ImageCms
 
     try:
-        inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(frame, inks, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.profileToProfile(
+            frame,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=_BLACK_POINT_COMPENSATION,
+        )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from .background import KEEP, Background, in_words, put_on
-from .colours import DEEP_WHITE, note_ignored, transparency, write_colours
+from .colours import DEEP_WHITE, has_alpha, note_ignored, transparency, write_colours
 from .deep import grey_with_alpha, is_deep, read_deep, read_grey_with_alpha
 from .errors import ImageError
 
@@ -366,8 +366,7 @@ def _pixels_of(picture: Image.Image) -> np.ndarray:
         raise ImageError(f'a PIL image of mode "{picture.mode}" has no sure scale; give the path of its file')
     try:
         upright = ImageOps.exif_transpose(picture)
-        clear = "A" in upright.getbands() or ("transparency" in upright.info and upright.mode == "P")
-        if clear:
+        if has_alpha(upright):
             return np.array(upright.convert("RGBA"))
         colours = np.empty((upright.height, upright.width, 3), np.float32)
         write_colours("the PIL image", upright, colours)
