@@ -117,7 +117,7 @@ def _by_profile(frame: Image.Image, profile: bytes) -> Image.Image | None:
             ImageCms.createProfile("sRGB"),
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
-            flags=_BLACK_POINT_COMPENSATION,
+            flags=_BLACK_POINT_COMPENSATION,  # pyright: ignore[reportArgumentType]  # Flags came after Pillow 10.0
         )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None

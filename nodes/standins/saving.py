@@ -176,8 +176,9 @@ class SaveAnimatedWEBP:
         extra_pnginfo: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """images (F, H, W, 3 or 4) in [0, 1]."""
-        from ...svd_core.video import encode_webp
+        from ...svd_core.video import check_frames, encode_webp
 
+        check_frames(images)
         metadata, effort = graph_metadata(prompt, extra_pnginfo), self._METHODS[method]
 
         def encode(file: Path) -> None:
