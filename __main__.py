@@ -29,8 +29,9 @@ from typing import Any
 from . import __version__, headless
 from .batch_commands import add_batch
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
+from .svd_core.background import Background, read_background
 from .svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE
-from .svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
+from .svd_core.errors import GraphError, Interrupted, NodeError, SettingError, SVDStagesError
 from .svd_core.graph import NodeTable, described_nodes, read_graph
 from .svd_core.options import CHOICES
 from .svd_core.redaction import redacted_text
@@ -92,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_download, _add_bench,
     ):  # fmt: skip
         add(commands)
-    add_batch(commands, _add_command, _surroundings)
+    add_batch(commands, _add_command, _surroundings, _add_background)
     return parser
 
 
@@ -139,6 +140,7 @@ def _add_animate(commands: Any) -> None:
     parser.add_argument(
         "--fit", default="stretch", choices=("stretch", "crop", "pad"), help="how the picture fits the size"
     )
+    _add_background(parser, "grey 0.5")
     parser.add_argument("--frames", type=int, metavar="N", help=of_model)
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default: 25)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another video (default: 0)")
@@ -165,9 +167,18 @@ def _add_run(commands: Any) -> None:
     parser = _add_command(commands, "run", run, "run a saved graph, API or UI format")
     _add_graph(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="default: output")
+    _add_background(parser, "keep, with a note")
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE.json", help="write what the results were made from: graph, seeds, "
         "versions, sha256 of models, pictures and frames",
+    )  # fmt: skip
+
+
+def _add_background(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--background", type=_background, metavar="COLOUR", help="put transparent parts of pictures on it: white, "
+        "#336699, a grey level such as 0.5; keep: animate the colours that are hidden there, as ComfyUI does (default: "
+        f"{default})",
     )  # fmt: skip
 
 
@@ -404,6 +415,13 @@ def _size(text: str) -> int:
     return int(float(found[1]) * 1024 ** " KMG".index(found[2].upper() or " "))
 
 
+def _background(text: str) -> Background:
+    try:
+        return read_background(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _by_name(checkpoint: Path) -> Path:
     """The built-in model's file when its name is given: that name means the same in every command."""
     return EMBEDDED_FILE if str(checkpoint) == EMBEDDED else checkpoint
@@ -424,6 +442,7 @@ def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Pa
         precision=arguments.precision,
         reporter=console.report,
         vram=arguments.vram,
+        background=getattr(arguments, "background", None),
         **folders,
     )
 

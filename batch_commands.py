@@ -21,14 +21,16 @@ from .svd_core.checkpoint.library import EMBEDDED
 from .svd_core.errors import BatchError
 
 Here = Callable[[argparse.Namespace, Console], headless.Surroundings]
+AddBackground = Callable[[argparse.ArgumentParser, str], None]
 AddCommand = Callable[..., argparse.ArgumentParser]
 
 
-def add_batch(commands: Any, add_command: AddCommand, here: Here) -> None:
+def add_batch(commands: Any, add_command: AddCommand, here: Here, add_background: AddBackground) -> None:
     """Add `batch` with its own commands.
 
     add_command  adds one with the options that all commands have: (commands, name, command, help)
     here         makes the surroundings of the common options
+    add_background  adds the option that says what transparent parts are put on: (parser, its default in words)
     """
     text = "many images to videos, on many processes or machines; stopped or killed, the same command goes on"
     parser = commands.add_parser("batch", help=text, description=text[0].upper() + text[1:] + ".")
@@ -42,6 +44,7 @@ def add_batch(commands: Any, add_command: AddCommand, here: Here) -> None:
 
     run_parser = add_command(parts, "run", run, "make the video of each row that has none yet")
     _add_source(run_parser)
+    add_background(run_parser, "that of the run, else grey 0.5, and with --graph keep")
     _add_engine(run_parser)
     run_parser.add_argument("--limit", type=_count, metavar="N", help="stop after N videos")
     run_parser.add_argument(
@@ -52,6 +55,7 @@ def add_batch(commands: Any, add_command: AddCommand, here: Here) -> None:
         parts, "plan", plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
     )
     _add_source(plan_parser)
+    add_background(plan_parser, "that of the run, else grey 0.5, and with --graph keep")
     plan_parser.add_argument("--workers", type=_count, default=1, metavar="N", help="tell the time for so many")
     plan_parser.add_argument("--measure", action="store_true", help="make the first video, to tell how long all take")
     status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..svd_core import host
+from ..svd_core.background import GREY, read_background
 from ..svd_core.checkpoint.library import EMBEDDED
 from ..svd_core.errors import GraphError, ImageError, SettingError
 from ..svd_core.graph import Emit, Prompt
 from ..svd_core.options import DEFAULT, ModelOptions
-from ..svd_core.pictures import as_images
+from ..svd_core.pictures import as_images, shown_name
 from ..svd_core.sizes import check_multiple
 from .embedded import validate_and_execute, written
 from .graphs import Graph, Report, open_graph
@@ -73,6 +74,7 @@ def animate(
     decode_chunk: int = 8,
     decode_context: int = 2,
     compile: str = "off",
+    background: str | float | Sequence[float] = GREY,
     models: Sequence[str | os.PathLike] = (),
     device: str = "auto",
     precision: str = "auto",
@@ -84,6 +86,7 @@ def animate(
 
     image        a file, a PIL image, or an array or tensor (H, W, 3) or (B, H, W, 3): float in [0, 1], or uint8
     compile      off, regional or full; see SVDModelOptions
+    background   for transparent parts: a grey level from 0 to 1, three, "white", "#336699"; "keep": as ComfyUI does
     vram         bytes of the device's memory to get by with; None: all that is free
     output_type  pt: float32 tensor, np: float32 array, pil: a list of frames for each video
 
@@ -109,8 +112,9 @@ def animate(
         decode_context=decode_context,
         compile=compile,
     )
+    images = as_images(image, read_background(background))
     here = Surroundings(models, device, precision, reporter=on_progress, vram=vram).host()
-    return _as_output(animate_images(as_images(image), animation, here), output_type)
+    return _as_output(animate_images(images, animation, here), output_type)
 
 
 def animate_images(images: torch.Tensor, animation: Animation, here: host.HeadlessHost) -> list[torch.Tensor]:
@@ -130,16 +134,17 @@ def animate_file(
     """Animate a picture file to an mp4 at `output`: the shipped graph with values set.
 
     A file at `output` is replaced. A picture file that holds several pictures makes several videos: `output`, then the
-    free ones of output_00002 and so on. Nothing is left behind when it fails. Raises SettingError when `output` cannot
-    be written, ImageError for what is no picture, and what `run` raises.
+    free ones of output_00002 and so on. Nothing is left behind when it fails. Transparent parts are put on the
+    surroundings' background, on grey when they have none. Raises SettingError when `output` cannot be written,
+    ImageError for what is no picture, and what `run` raises.
     """
     from ..svd_core.outputs import free_names, scratch_folder_beside
 
     if not image.is_file():
-        raise ImageError(f'there is no image file "{image}"; give the path of a PNG, JPEG or WebP picture')
+        raise ImageError(f'there is no image file "{shown_name(image)}"; give the path of a PNG, JPEG or WebP picture')
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
-    images = as_images(image)
+    images = as_images(image, surroundings.background or read_background(GREY))
     with scratch_folder_beside(output) as folder:
         here = replace(surroundings, input_folder=image.parent, output_folder=folder).host()
         with host.using(here):

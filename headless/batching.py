@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import __version__
 from ..svd_core import host
+from ..svd_core.background import GREY, KEEP, Background, read_background
 from ..svd_core.batch.driver import Driver, Options, Progress, Watch
 from ..svd_core.batch.environment import Environment
 from ..svd_core.batch.folder import RunFolder
@@ -74,6 +75,9 @@ class Ask:
     seeds     each row that names none is made once with each
     images    the folder that all images lie in; None: that of the manifest, or the folder itself
     ledger    where the driver keeps its account; None: in the run folder, or where that is a network disk, elsewhere
+
+    Transparent parts of images are put on the surroundings' background. Where that is None, on that of the run, else
+    with the shipped graph on grey, as `animate` does, and with another as ComfyUI has it.
     """
 
     run: str | os.PathLike
@@ -145,9 +149,11 @@ def _refuse_what_needs_a_plan(ask: Ask, surroundings: Surroundings, folder: RunF
     """Raise BatchError when something is asked for that the plan of the run does not have."""
     names = ("graph", "settings", "model", "seeds", "images")
     asked = [name for name in names if getattr(ask, name) not in (None, (), [])]
-    planned = (folder.read_settings() or {}).get("precision", "auto")
-    if surroundings.precision not in ("auto", planned):
+    planned = folder.read_settings() or {}
+    if surroundings.precision not in ("auto", planned.get("precision", "auto")):
         asked.append("precision")
+    if surroundings.background not in (None, _known_background(planned)):
+        asked.append("background")
     if asked:
         raise BatchError(
             f"{', '.join(asked)} would change what was planned in {folder.path}; give the manifest or the folder of "
@@ -297,6 +303,7 @@ def _plan(
     others = len(drivers_at_work(folder.path)) > 1
     if shard is not None and others and before.get("asked") == asked:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
+    background = _background(ask, surroundings, before)
     here = surroundings.host()
     with host.using(here):
         graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
@@ -318,6 +325,7 @@ def _plan(
             "graph": digest(without(makes, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
             "models": models.of_graph(),
             "precision": surroundings.precision,
+            "background": background,
         }
         binding = Binding(Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared, models.of_values)
         rows = read_rows(source, ask.seeds)
@@ -338,6 +346,7 @@ def _plan(
         "models": sorted(models.sums),
         "shared": facts_of(models.sums),
         "precision": surroundings.precision,
+        "background": background,
     }
     folder.write_settings(settings)
     return totals, settings
@@ -349,13 +358,28 @@ def _run_id(before: Mapping[str, Any]) -> str:
     return known if isinstance(known, str) and _RUN_ID.fullmatch(known) else secrets.token_hex(8)
 
 
+def _background(ask: Ask, surroundings: Surroundings, before: Mapping[str, Any]) -> Background:
+    """What transparent parts are put on: as asked, as the run has it, else grey for the shipped graph alone."""
+    known = surroundings.background or _known_background(before)
+    if known is not None:
+        return known
+    return read_background(GREY) if ask.graph is None else KEEP
+
+
+def _known_background(settings: Mapping[str, Any]) -> Background | None:
+    """The background of a run.json; None where there is none. Raises SettingError for what is none."""
+    known = settings.get("background")
+    return None if known is None else read_background(known)
+
+
 def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
     """All that a plan comes from, as it is now; two shards that were started with one command ask the same."""
     assert ask.source is not None
     graph = ask.graph
     if isinstance(graph, (str, os.PathLike)) and Path(graph).is_file():
         graph = str(_state_of(Path(graph)))
-    said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, surroundings.precision)]
+    about = (surroundings.precision, surroundings.background)
+    said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, *about)]
     return digest([_state_of(Path(ask.source)), said, __version__])
 
 
@@ -450,6 +474,7 @@ def _pool(
         device=surroundings.device,
         precision=settings["precision"],
         vram=surroundings.vram,
+        background=_known_background(settings),
         threads=workers.threads,
     )
     setup = Setup(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..svd_core import host
+from ..svd_core.background import KEEP, read_background
 from ..svd_core.errors import SettingError
 from .embedded import EmbeddedEngine
 from .events import Narrator, Watcher
@@ -30,6 +31,12 @@ def choose_engine(
 
     Raises SettingError when they do not go together.
     """
+    if surroundings.background not in (None, KEEP) and (comfyui is not None or server is not None):
+        raise SettingError(
+            "a background is for pictures that SVD Stages loads, and a ComfyUI loads its own; leave it out, or put the "
+            "picture on its colour in the graph (ImageCompositeMasked)",
+            code="setting.background",
+        )
     if comfyui is not None and server is not None:
         raise SettingError("a graph runs on a ComfyUI in this process or on a server; give one of the two")
     if custom_nodes and comfyui is None:
@@ -60,6 +67,7 @@ def run_graph(
     custom_nodes: Sequence[str] = (),
     server: str | None = None,
     allowed: Sequence[str] = (),
+    background: str | float | Sequence[float] | None = None,
 ) -> Report:
     """Run a saved graph (a file or a dict, API or UI format); what `svd-stages run` does.
 
@@ -74,6 +82,8 @@ def run_graph(
                   results are fetched into output_dir. Models, device, precision and memory are the server's own
     allowed       class types or patterns (SVD*, Save*): a graph with others is refused before anything is imported.
                   Empty: every class that the engine knows
+    background    what LoadImage puts transparent parts on, as in `animate`. "keep" and None: nothing, as in ComfyUI;
+                  None with a note
 
     With neither, no ComfyUI is needed. Results never take a name that is taken.
 
@@ -83,7 +93,8 @@ def run_graph(
     source = read_source(graph)
     if allowed:
         refuse_others(source, as_list(allowed))
-    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram)
+    chosen = None if background is None else read_background(background)
+    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram, chosen)
     engine = choose_engine(surroundings, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table)
     if allowed:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..nodes.standins.folders import annotated_file
 from ..svd_core import host
+from ..svd_core.background import KEEP
 from ..svd_core.errors import ImageError, OutputError
 from ..svd_core.fingerprint import file_sha256, frames_sha256
 from ..svd_core.redaction import redacted, redacted_text
@@ -35,7 +36,8 @@ def make_manifest(
     engine  the one that the graph ran on. A server's models, device and libraries are its own: of them only names are
             known, and the versions that it tells
 
-    Keys: format, svd_stages, engine, versions, device, precision, graph (API format, as it ran), graph_sha256, seeds
+    Keys: format, svd_stages, engine, versions, device, precision, background (what transparent parts of pictures were
+    put on), graph (API format, as it ran), graph_sha256, seeds
     ("node.input" -> number), models (node, input, name, files: None where they cannot be looked at), inputs and files
     (name, bytes, sha256; frames_sha256 of results, None for what shows nothing), notes (what was filled in or ignored).
     The graph is without secrets and absolute paths; names are below their folders. Raises OutputError for a file that
@@ -55,6 +57,7 @@ def make_manifest(
                 "versions": {"python": platform.python_version(), **own, **engine.versions()},
                 "device": str(here.device()) if is_local else None,
                 "precision": surroundings.precision if is_local else None,
+                "background": surroundings.background or KEEP,
                 "graph": shown,
                 "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "seeds": dict(_seeds(graph.prompt)),

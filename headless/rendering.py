@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..nodes.standins.folders import annotated_file
 from ..svd_core import host
+from ..svd_core.background import Background
 from ..svd_core.batch.images import check_unchanged
 from ..svd_core.batch.rendering import Rendered
 from ..svd_core.batch.tasks import Task
-from ..svd_core.errors import GraphError, SettingError
+from ..svd_core.errors import GraphError, ImageError, SettingError
 from ..svd_core.fingerprint import frames_sha256
 from ..svd_core.graph import Engine, Prompt, validate
 from ..svd_core.graph.declared import return_types
@@ -55,6 +56,7 @@ class RenderSettings:
     image   (node id, input) that takes the image
     images  the folder of images
     models  names of checkpoints that rows render with
+    background  what transparent parts of the rows' images are put on
     """
 
     graph: Prompt
@@ -65,6 +67,7 @@ class RenderSettings:
     device: str = "auto"
     precision: str = "auto"
     vram: int | None = None
+    background: Background | None = None
     threads: int = 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +81,7 @@ class RenderSettings:
             "device": self.device,
             "precision": self.precision,
             "vram": self.vram,
+            "background": self.background,
             "threads": self.threads,
         }
 
@@ -91,7 +95,12 @@ class GraphRenderer:
         self._settings = settings = RenderSettings(**config)
         torch.set_num_threads(settings.threads)  # another number of threads adds in another order
         self._host = Surroundings(
-            settings.roots, settings.device, settings.precision, input_folder=settings.images, vram=settings.vram
+            settings.roots,
+            settings.device,
+            settings.precision,
+            input_folder=settings.images,
+            vram=settings.vram,
+            background=settings.background,
         ).host()
         self._engine = Engine(NODES, "classic")  # keeps what the next graph has, too: the models
         self._cut = cut_before_savers(settings.graph)
@@ -146,7 +155,13 @@ class GraphRenderer:
             path = annotated_file(task.image)
             check_unchanged(path, task.image_sha256)
             node = NODES[self._settings.graph[node_id]["class_type"]]()
-            return [[value] for value in getattr(node, node.FUNCTION)(**{name: task.image})]
+            loaded = getattr(node, node.FUNCTION)(**{name: task.image})
+        if (count := len(loaded[0])) > 1:
+            raise ImageError(
+                f"{task.image} holds {count} pictures, and a row of a batch animates one; take out the one you mean.",
+                code="image.animated",
+            )
+        return [[value] for value in loaded]
 
     def render(self, task: Task, prepared: list[list[Any]]) -> Rendered:
         """The graph up to its savers. Raises GraphError, NodeError."""

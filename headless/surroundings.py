@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..svd_core import host
+from ..svd_core.background import Background
 from ..svd_core.checkpoint.library import ModelLibrary
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -16,7 +17,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where and on what to run; what the command line's common options say. vram: bytes to get by with."""
+    """Where and on what to run; what the command line's common options say.
+
+    vram        bytes to get by with
+    background  what LoadImage puts transparent parts on; KEEP and None leave them as ComfyUI does, None with a note
+    """
 
     models: Sequence[str | os.PathLike] = ()
     device: str = "auto"
@@ -25,6 +30,7 @@ class Surroundings:
     output_folder: str | os.PathLike = "output"
     reporter: host.Reporter = field(default=host.ignore_progress)
     vram: int | None = None
+    background: Background | None = None
 
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
@@ -36,6 +42,7 @@ class Surroundings:
             output_folder=Path(self.output_folder),
             reporter=self.reporter,
             vram=self.vram,
+            background=self.background,
         )
 
     def models_roots(self) -> list[Path]:

@@ -147,7 +147,7 @@ class SVDImageConditioning(StageNode):
         from ..svd_core.conditioning import MicroConditioning, empty_videos, join_image
 
         image_latents = wires.read_latent(image_latent).clips.flatten(0, 1)
-        embeds, image_latents = join_image(clip_vision_output.image_embeds, image_latents)
+        embeds, image_latents = join_image(wires.read_embeds(clip_vision_output), image_latents)
         micro = MicroConditioning()
         return (
             wires.write_conditioning(embeds, image_latents, micro),

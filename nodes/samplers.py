@@ -94,10 +94,10 @@ def _start_of(latent: dict[str, Any], noise: str, seed: int) -> Start:
     """What the videos of a LATENT start from. Raises SettingError for a noise mask."""
     from ..svd_core.stages import Start
 
+    clips = wires.read_latent(latent)
     if latent.get("noise_mask") is not None:
         raise SettingError(
             "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "
             "away, or run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
         )
-    clips = wires.read_latent(latent)
     return Start(clips.clips, noise, seed, clips.batch_index)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..svd_core.errors import SettingError
+from ..svd_core.errors import ImageError, SettingError
 from . import program
 
 if TYPE_CHECKING:
@@ -111,22 +111,57 @@ def curve(given: GuidanceCurve | None, min_guidance: float, max_guidance: float)
     return given or GuidanceCurve("linear", min_guidance, max_guidance)
 
 
-def read_latent(latent: dict[str, Any]) -> Clips:
-    """Read a LATENT. Raises SettingError for shapes that are no SVD latent."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False) or samples.ndim != 4 or samples.shape[1] != 4 or not samples.shape[0]:
+def images(value: Any) -> torch.Tensor:
+    """The IMAGE of a wire, (B, H, W, C) float32 CPU, for nodes that pictures only pass through: any size and values.
+
+    What animates a picture asks more of it, `svd_core.images.check_images`. Raises ImageError when it is none.
+    """
+    from ..svd_core.tensors import plain
+
+    tensor = plain(value, "an image", ImageError)
+    if tensor.ndim != 4 or 0 in tensor.shape:
+        raise ImageError(f"an image must be shaped (batch, height, width, channels), got {tuple(tensor.shape)}")
+    return tensor
+
+
+def samples(latent: Any) -> torch.Tensor:
+    """The samples of a LATENT, as they are. Raises SettingError when it is none."""
+    from ..svd_core.tensors import plain
+
+    if not isinstance(latent, dict) or "samples" not in latent:
         raise SettingError(
-            f"a latent for SVD is shaped (frames, 4, height/8, width/8), got {tuple(samples.shape)}; latents of other "
+            f'a latent is a dict that holds "samples", got {type(latent).__name__}; connect a LATENT output'
+        )
+    plain(latent["samples"], "a latent's samples")
+    if not latent["samples"].ndim:
+        raise SettingError("a latent's samples must be a batch, got a single number; connect a LATENT output")
+    return latent["samples"]
+
+
+def read_latent(latent: dict[str, Any]) -> Clips:
+    """Read a LATENT. Raises SettingError for what is no SVD latent: other shapes, numbers that are not finite.
+
+    Values may be large: a latent that still carries noise holds thousands.
+    """
+    from ..svd_core.tensors import is_finite, plain
+
+    given = plain(samples(latent), "a latent's samples")
+    if given.ndim != 4 or given.shape[1] != 4 or 0 in given.shape:
+        raise SettingError(
+            f"a latent for SVD is shaped (frames, 4, height/8, width/8), got {tuple(given.shape)}; latents of other "
             f"video models do not fit"
         )
+    if not is_finite(given):
+        raise SettingError(
+            "the latent holds NaN or infinite numbers; look at the node it comes from", code="latent.not_finite"
+        )
     frames = frames_per_clip(latent)
-    clips = samples.detach().to("cpu").float()
-    return Clips(clips.reshape(-1, frames, *clips.shape[1:]), latent.get("batch_index"))
+    return Clips(given.reshape(-1, frames, *given.shape[1:]), latent.get("batch_index"))
 
 
 def frames_per_clip(latent: dict[str, Any]) -> int:
     """F of a LATENT: our key when it divides the sample count, else all samples are one clip."""
-    count = latent["samples"].shape[0]
+    count = samples(latent).shape[0]
     ours = latent.get("svd")
     told = ours.get("frames") if isinstance(ours, dict) else None
     return told if isinstance(told, int) and told > 0 and count % told == 0 else count
@@ -138,10 +173,28 @@ def write_latent(clips: torch.Tensor, like: dict[str, Any] | None = None) -> dic
     return {**(like or {}), "samples": clips.flatten(0, 1).float().cpu(), "svd": {"frames": frames}}
 
 
-def with_frames(latent: dict[str, Any], samples: torch.Tensor) -> dict[str, Any]:
+def with_frames(latent: dict[str, Any], others: torch.Tensor) -> dict[str, Any]:
     """The LATENT with other samples. Of another number they are one clip, as in core: our key told of the old ones."""
-    kept = latent if len(samples) == len(latent["samples"]) else {k: v for k, v in latent.items() if k != "svd"}
-    return {**kept, "samples": samples}
+    kept = latent if len(others) == len(latent["samples"]) else {k: v for k, v in latent.items() if k != "svd"}
+    return {**kept, "samples": others}
+
+
+def read_embeds(output: Any) -> torch.Tensor:
+    """The embeddings (B, D) float32 CPU of a CLIP_VISION_OUTPUT, ours or core's. Raises SettingError for another."""
+    from ..svd_core.tensors import is_finite, plain
+
+    if getattr(output, "image_embeds", None) is None:
+        raise SettingError(
+            f"a CLIP embedding is what SVDCLIPVisionEncode or CLIPVisionEncode gives, got {type(output).__name__}"
+        )
+    embeds = plain(output.image_embeds, "a CLIP embedding")
+    if embeds.ndim != 2 or 0 in embeds.shape or not is_finite(embeds):
+        raise SettingError(
+            f"a CLIP embedding is shaped (images, width) and finite, got {tuple(embeds.shape)}"
+            f"{'' if is_finite(embeds) else ' with NaN or infinite numbers'}; look at the node it comes from",
+            code="embedding",
+        )
+    return embeds
 
 
 def write_conditioning(embeds: torch.Tensor, image_latents: torch.Tensor, micro: MicroConditioning) -> list[list[Any]]:
@@ -151,16 +204,19 @@ def write_conditioning(embeds: torch.Tensor, image_latents: torch.Tensor, micro:
 
 def with_micro(conditioning: list[list[Any]], micro: MicroConditioning) -> list[list[Any]]:
     """The CONDITIONING with other micro-conditioning. Every entry is copied."""
+    check_conditioning(conditioning)
     return [[embeds, {**keys, **_micro_keys(micro)}] for embeds, keys in conditioning]
 
 
 def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> list[Conditioning]:
     """The conditioning of each of `videos` videos. Missing keys have core's defaults (fps 6, bucket 127, strength 0).
 
-    Raises SettingError for several entries, missing image latents, and counts that fit no reading.
+    Raises SettingError for what is no CONDITIONING, several entries, missing image latents, numbers that are not
+    finite, and counts that fit no reading.
     """
     from ..svd_core.conditioning import Conditioning, MicroConditioning
 
+    check_conditioning(conditioning, side)
     if len(conditioning) != 1:
         raise SettingError(
             f"the {side} conditioning has {len(conditioning)} entries, and a model of SVD Stages takes one; for "
@@ -172,13 +228,44 @@ def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> 
             f"the {side} conditioning carries no image (no embedding or no concat_latent_image); make it with "
             f"SVDImageConditioning or core's SVD_img2vid_Conditioning"
         )
+    embeds = _conditioning_tensor(embeds, 3, f"the {side} conditioning's embedding")
+    image_latents = _conditioning_tensor(keys["concat_latent_image"], 4, f"the {side} conditioning's image latent")
     micro = MicroConditioning(
         fps=keys.get("fps", 6),
         motion_bucket_id=keys.get("motion_bucket_id", 127),
         noise_aug_strength=keys.get("augmentation_level", 0.0),
     )
-    pairs = _split_by_video(embeds.float().cpu(), keys["concat_latent_image"].float().cpu(), videos, side)
+    pairs = _split_by_video(embeds, image_latents, videos, side)
     return [Conditioning(embed, image_latent, micro) for embed, image_latent in pairs]
+
+
+def check_conditioning(conditioning: Any, side: str = "given") -> None:
+    """Raise SettingError unless it is a list of [embedding, dict of keys]."""
+
+    def is_entry(entry: Any) -> bool:
+        return isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[1], dict)
+
+    if not isinstance(conditioning, (list, tuple)) or not all(map(is_entry, conditioning)):
+        raise SettingError(
+            f"the {side} conditioning must be a list of [embedding, keys], got {type(conditioning).__name__}; "
+            f"connect a CONDITIONING output"
+        )
+
+
+def _conditioning_tensor(value: Any, ndim: int, what: str) -> torch.Tensor:
+    from ..svd_core.tensors import is_finite, plain
+
+    tensor = plain(value, what)
+    if tensor.ndim != ndim or 0 in tensor.shape:
+        shape = "(images, tokens, width)" if ndim == 3 else "(images, 4, height/8, width/8)"
+        raise SettingError(
+            f"{what} is shaped {shape}, got {tuple(tensor.shape)}; connect what SVDImageConditioning gives"
+        )
+    if not is_finite(tensor):
+        raise SettingError(
+            f"{what} holds NaN or infinite numbers; look at the node it comes from", code="conditioning.not_finite"
+        )
+    return tensor
 
 
 def split(conditioning: list[list[Any]], videos: int, side: str) -> list[list[list[Any]]]:

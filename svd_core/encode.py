@@ -51,7 +51,7 @@ def embed_images(
     if preprocess not in PREPROCESSES:
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
     look = _LOOKS[preprocess]
-    pixels = look(images, clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
+    pixels = look(check_images(images), clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
     # One image at a time: each then equals its single run to the last bit.
     answers = []
     for each in pixels:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from .background import Background
 from .checkpoint.library import ModelLibrary
 from .errors import SettingError
 from .private import temp_folder
@@ -44,6 +45,11 @@ class Host(Protocol):
     @property
     def precision(self) -> str:
         """What precision `auto` means when the user said so for the whole run: auto, fp16, bf16 or fp32."""
+        ...
+
+    @property
+    def background(self) -> Background | None:
+        """What transparent parts of pictures are put on, where the program loads them by our nodes; None: not said."""
         ...
 
     def device(self) -> torch.device:
@@ -100,6 +106,7 @@ class HeadlessHost:
 
     temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
     vram         bytes of the device's memory to get by with; None: all that is free
+    background   what transparent parts of pictures are put on, see `pictures.load_picture`
     """
 
     library: ModelLibrary = field(default_factory=ModelLibrary)
@@ -110,6 +117,7 @@ class HeadlessHost:
     temp_folder: Path | None = None
     reporter: Reporter = ignore_progress
     vram: int | None = None
+    background: Background | None = None
 
     def device(self) -> torch.device:
         """`device_name`, or for `auto` the first of CUDA, MPS and CPU that is there.

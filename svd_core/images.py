@@ -5,6 +5,8 @@ Images are (B, H, W, 3) float32 in [0, 1] (ComfyUI's IMAGE), pixels are (B, 3, H
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,22 +14,35 @@ import torch.nn.functional as F
 
 from .errors import ImageError, SettingError
 from .sizes import check_multiple
+from .tensors import plain
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+logger = logging.getLogger(__name__)
+
 FITS = ("stretch", "crop", "pad")
 PREPROCESSES = ("reference", "center_crop", "whole")
 SHORTEST_SIDE = 16  # pixels; less is no picture to animate
+LONGEST_SHAPE = 8
+"""Long side to short side. CLIP sees a square, and SVD was trained at 16 to 9."""
+VISIBLE_PULL = 1.1
+"""A picture stretched more than this in one direction looks wrong."""
+FARTHEST_VALUE = 64.0
+"""Of a picture with noise of strength 10, the most that a node takes, six standard deviations are 60."""
+BRIGHTEST_MEAN = 4.0
+"""Noise of any strength leaves a picture's mean in [0, 1], give or take 1.5 at strength 10 and 16 by 16 pixels."""
 
 
 def check_images(images: torch.Tensor) -> torch.Tensor:
     """The images as (B, H, W, 3) float32 on the CPU: alpha dropped, single channels repeated.
 
-    Values outside [0, 1] pass, because noise augmentation makes them on purpose.
-    Raises ImageError for other shapes, for sides under 16 pixels and for numbers that are not finite.
+    Values outside [0, 1] pass, because noise augmentation makes them on purpose, up to a strength of 10; what has the
+    scale of 0 to 255 does not. Raises ImageError for that, for what is no tensor of such a shape, for numbers that are
+    not finite, for sides under 16 pixels, and for shapes longer than 8 to 1.
     """
+    images = plain(images, "an image", ImageError)
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or images.shape[0] == 0:
         raise ImageError(f"an image must be shaped (batch, height, width, 3), got {tuple(images.shape)}")
     height, width = images.shape[1:3]
@@ -36,10 +51,28 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
             f"an image must be at least {SHORTEST_SIDE} pixels on each side, got {width}x{height}; use a larger one",
             code="image.too_small",
         )
-    images = images[..., :3].to("cpu", torch.float32).expand(-1, -1, -1, 3)
-    if not torch.isfinite(images).all():
-        raise ImageError("the image holds NaN or infinite numbers; look at the node it comes from", code="image.nan")
+    if max(height, width) > LONGEST_SHAPE * min(height, width):
+        raise ImageError(
+            f"an image to animate must be at most {LONGEST_SHAPE} times as long as it is short, got {width}x{height}, "
+            f"which is {max(height, width) / min(height, width):.1f} times; cut out a part of it",
+            code="image.too_narrow",
+        )
+    images = images[..., :3].expand(-1, -1, -1, 3)
+    _check_values(images)
     return images
+
+
+def _check_values(images: torch.Tensor) -> None:
+    low, high = map(float, torch.aminmax(images))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("the image holds NaN or infinite numbers; look at the node it comes from", code="image.nan")
+    mean = float(images.mean()) if high > BRIGHTEST_MEAN else 0.0
+    if max(-low, high) > FARTHEST_VALUE or mean > BRIGHTEST_MEAN:
+        raise ImageError(
+            f"an image must hold values in [0, 1], and a little beyond, got {low:g} to {high:g}; divide what goes to "
+            f"255 by 255, and connect latents to a decoder first",
+            code="image.range",
+        )
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -79,11 +112,24 @@ def resize_images(images: torch.Tensor, width: int, height: int, fit: str) -> to
     if fit not in FITS:
         raise SettingError(f'fit must be one of {", ".join(FITS)}, got "{fit}"')
     images = check_images(images)
+    _tell_sizes(images, width, height, fit)
     resize = _resize_8_bit if _is_8_bit(images) else _resize_float
     if fit == "pad":
         return torch.stack([_pad_to(resize(image, *_inside(image, width, height)), width, height) for image in images])
     box = _covering_box if fit == "crop" else _whole_box
     return torch.stack([resize(image, width, height, box(image, width, height)) for image in images])
+
+
+def _tell_sizes(images: torch.Tensor, width: int, height: int, fit: str) -> None:
+    from_height, from_width = images.shape[1:3]
+    pull = (width / from_width) / (height / from_height)
+    if fit == "stretch" and not 1 / VISIBLE_PULL <= pull <= VISIBLE_PULL:
+        logger.warning(
+            "the picture of %dx%d is stretched to %dx%d, which shows; fit crop and fit pad keep its shape",
+            from_width, from_height, width, height,
+        )  # fmt: skip
+    else:
+        logger.info("the picture of %dx%d becomes %dx%d (%s)", from_width, from_height, width, height, fit)
 
 
 def clip_input_reference(images: torch.Tensor, size: int, mean: tuple, std: tuple) -> torch.Tensor:

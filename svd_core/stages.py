@@ -22,6 +22,7 @@ from .errors import SettingError
 from .fuse.rewrites import why_not
 from .guidance import GuidanceCurve
 from .host import Advance, Host
+from .images import check_images
 from .memory import decode_bytes, denoise_bytes, encode_bytes, in_words, place_weights
 from .sample import Step, sample_euler, starting_noise, starting_point
 from .schedule import check_walk, make_sigmas
@@ -68,6 +69,7 @@ def load(host: Host, name: str, precision: str) -> Checkpoint:
 
 def embed(host: Host, clip_vision: ClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
     """`embed_images` of images (N, H, W, 3) in [0, 1], on the host's device."""
+    images = check_images(images)
     with (
         host.progress("embedding", images.shape[0], "image") as advance,
         host.on_device(clip_vision) as device,
@@ -77,6 +79,7 @@ def embed(host: Host, clip_vision: ClipVision, images: torch.Tensor, preprocess:
 
 def encode(host: Host, vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
+    images = check_images(images)
     _, height, width, _ = images.shape
     need = encode_bytes(vae, height, width)
     with host.progress("encoding", images.shape[0], "image") as advance, host.on_device(vae, need) as device:

@@ -10,6 +10,7 @@ metadata names -> what can be JSON; ComfyUI's names are "prompt" (the API graph)
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from .outputs import replacing
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+logger = logging.getLogger(__name__)
 
 MAX_FPS = 1024
 
@@ -200,6 +203,9 @@ def _encode_frames(container: Any, frames: torch.Tensor, rate: Fraction, encoder
 
     stream = container.add_stream(encoder.name, rate=rate, options=encoder.options)
     stream.height, stream.width = (size + size % 2 for size in frames.shape[1:3])
+    if (stream.height, stream.width) != tuple(frames.shape[1:3]):
+        sizes = (*frames.shape[2:0:-1], stream.width, stream.height)
+        logger.warning("the video of %dx%d is saved as %dx%d: its last row or column is there twice", *sizes)
     stream.pix_fmt = encoder.pixels
     context = stream.codec_context
     context.thread_count = 1
@@ -327,6 +333,11 @@ def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> No
     """
     import torch
 
+    if not isinstance(frames, torch.Tensor) or frames.layout != torch.strided or frames.device.type == "meta":
+        raise SettingError(
+            f"saving needs images, a dense tensor with numbers in it, got {type(frames).__name__}; connect an IMAGE.",
+            code="video.frames",
+        )
     shape = tuple(frames.shape)
     if len(shape) != 4 or shape[3] not in channels or 0 in shape or not frames.is_floating_point():
         raise SettingError(

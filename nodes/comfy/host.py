@@ -39,6 +39,11 @@ class ComfyHost:
         )
 
     @property
+    def background(self) -> None:
+        """ComfyUI's own LoadImage reads pictures, and leaves what is under their transparency."""
+        return None
+
+    @property
     def precision(self) -> str:
         """What was asked; fp32 or fp16 when ComfyUI was started with --force-fp32 or --force-fp16, else auto."""
         if self.asked_precision != "auto":

@@ -25,7 +25,12 @@ def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     from ...svd_core import stages
     from ...svd_core.images import cut_to_multiple
 
-    return stages.encode(host.current(), vae, cut_to_multiple(images[..., :3], 8))
+    images = wires.images(images)[..., :3]
+    cut = cut_to_multiple(images, 8)
+    if cut.shape != images.shape:
+        sizes = (*images.shape[2:0:-1], *cut.shape[2:0:-1])
+        logger.warning("the picture of %dx%d is cut to %dx%d; SVDResizeImage keeps all of it", *sizes)
+    return stages.encode(host.current(), vae, cut)
 
 
 class SVD_img2vid_Conditioning:

@@ -34,7 +34,7 @@ class LatentFromBatch:
 
     def frombatch(self, samples: dict[str, Any], batch_index: int, length: int) -> tuple[dict[str, Any]]:
         """A new LATENT."""
-        count = samples["samples"].shape[0]
+        count = wires.samples(samples).shape[0]
         first = min(count - 1, batch_index)
         part = slice(first, first + length)
         places = list(samples.get("batch_index", range(count)))[part]
@@ -61,7 +61,8 @@ class RepeatLatentBatch:
 
     def repeat(self, samples: dict[str, Any], amount: int) -> tuple[dict[str, Any]]:
         """A new LATENT. Repeats go on counting the places of `batch_index`."""
-        repeated = wires.with_frames(samples, samples["samples"].repeat(amount, 1, 1, 1))
+        frames = wires.samples(samples)
+        repeated = wires.with_frames(samples, frames.repeat(amount, *[1] * (frames.ndim - 1)))
         places = samples.get("batch_index")
         if places is not None:
             step = max(places) - min(places) + 1
@@ -106,6 +107,6 @@ class LatentUpscaleBy:
         answer = self.VALIDATE_INPUTS(upscale_method)
         if answer is not True:
             raise SettingError(str(answer))
-        channels_last = samples["samples"].movedim(1, -1)
+        channels_last = wires.read_latent(samples).clips.flatten(0, 1).movedim(1, -1)
         scaled = scaling.scale_images_by(channels_last, upscale_method, scale_by).movedim(-1, 1)
         return ({**samples, "samples": scaled},)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...svd_core import host
 from ...svd_core.errors import ImageError
+from .. import wires
 from . import folders, scaling
 
 if TYPE_CHECKING:
@@ -44,10 +46,14 @@ class LoadImage:
         return hashlib.sha256(folders.annotated_file(image).read_bytes()).hexdigest()
 
     def load_image(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, H, W, 3) in [0, 1] and mask (B, H, W), or (B, 64, 64) of zeros for a picture without alpha."""
+        """images (B, H, W, 3) in [0, 1] and mask (B, H, W), or (B, 64, 64) of zeros for a picture without alpha.
+
+        Transparent parts keep the colours that the file has there, as in core, unless the host's background says
+        otherwise.
+        """
         from ...svd_core.pictures import load_picture
 
-        return load_picture(folders.annotated_file(image))
+        return load_picture(folders.annotated_file(image), host.current().background)
 
 
 class ImageScale:
@@ -82,7 +88,7 @@ class ImageScale:
         self, image: torch.Tensor, upscale_method: str, width: int, height: int, crop: str
     ) -> tuple[torch.Tensor]:
         """images (B, H, W, C) -> (B, height, width, C)."""
-        return (scaling.scale_images(image, upscale_method, width, height, crop),)
+        return (scaling.scale_images(wires.images(image), upscale_method, width, height, crop),)
 
 
 class ImageScaleBy:
@@ -110,7 +116,7 @@ class ImageScaleBy:
 
     def upscale(self, image: torch.Tensor, upscale_method: str, scale_by: float) -> tuple[torch.Tensor]:
         """images (B, H, W, C) -> both sides times scale_by, rounded. Raises SettingError when nothing is left."""
-        return (scaling.scale_images_by(image, upscale_method, scale_by),)
+        return (scaling.scale_images_by(wires.images(image), upscale_method, scale_by),)
 
 
 class ImageFromBatch:
@@ -137,5 +143,6 @@ class ImageFromBatch:
 
     def frombatch(self, image: torch.Tensor, batch_index: int, length: int) -> tuple[torch.Tensor]:
         """A copy of the frames."""
-        first = min(image.shape[0] - 1, batch_index)
-        return (image[first : first + length].clone(),)
+        images = wires.images(image)
+        first = min(images.shape[0] - 1, batch_index)
+        return (images[first : first + length].clone(),)

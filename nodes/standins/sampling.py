@@ -36,7 +36,9 @@ def _walked(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) 
     As in core an empty row leaves the LATENT as it is, and a single level, from which no step leads on, puts its noise
     on it.
     """
-    if len(sigmas) == 0:
+    from ...svd_core.tensors import plain
+
+    if plain(sigmas, "a row of sigmas").numel() == 0:
         return latent, latent
     if sigmas.shape == (1,):
         noisy = samplers.noised(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])

@@ -38,7 +38,10 @@ def ui_entry(filename: str, place: Place, kind: host.Folder) -> dict[str, str]:
 
 
 def place_in(kind: host.Folder, prefix: str, images: torch.Tensor) -> Place:
-    """The place that a prefix means for images (B, H, W, C)."""
+    """The place that a prefix means for images (B, H, W, C). Raises SettingError and OutputError for no images."""
+    from ...svd_core.video import check_frames
+
+    check_frames(images)
     return place_for(host.current().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
 
 
@@ -55,9 +58,8 @@ def _save_pngs(
     images: torch.Tensor, kind: host.Folder, prefix: str, metadata: Metadata, compress_level: int
 ) -> dict[str, Any]:
     """Each image (H, W, C) of the batch in a file of its own, with numbers that follow each other."""
-    from ...svd_core.video import check_frames, encode_png
+    from ...svd_core.video import encode_png
 
-    check_frames(images)
     place = place_in(kind, prefix, images)
     counter = next_counter(place)
     entries = []
@@ -178,8 +180,9 @@ class SaveAnimatedWEBP:
         extra_pnginfo: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """images (F, H, W, 3 or 4) in [0, 1]."""
-        from ...svd_core.video import encode_webp
+        from ...svd_core.video import check_frames, encode_webp
 
+        check_frames(images)
         metadata, effort = graph_metadata(prompt, extra_pnginfo), self._METHODS[method]
 
         def encode(file: Path) -> None:

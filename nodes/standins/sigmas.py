@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...svd_core.errors import SettingError
 from . import inputs
 from .values import Model, model_of
 
@@ -21,6 +22,16 @@ def table_of(model: Model) -> torch.Tensor:
     from ...svd_core.schedulers import level_table
 
     return level_table(model.model.sigma_min, model.model.sigma_max)
+
+
+def read_row(sigmas: Any) -> torch.Tensor:
+    """A row of noise levels as it came on a wire, of any length and direction. Raises SettingError for another."""
+    from ...svd_core.tensors import plain
+
+    row = plain(sigmas, "a row of sigmas")
+    if row.ndim != 1:
+        raise SettingError(f"sigmas must be a row of noise levels, got shape {tuple(row.shape)}")
+    return row
 
 
 class BasicScheduler:
@@ -160,7 +171,8 @@ class SplitSigmas:
 
     def get_sigmas(self, sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Both rows have the level where they meet."""
-        return sigmas[: step + 1], sigmas[step:]
+        row = read_row(sigmas)
+        return row[: step + 1], row[step:]
 
 
 class SplitSigmasDenoise:
@@ -179,8 +191,9 @@ class SplitSigmasDenoise:
 
     def get_sigmas(self, sigmas: torch.Tensor, denoise: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Both rows have the level where they meet; as in core the first is empty when the second has no step."""
-        last = round(max(len(sigmas) - 1, 0) * denoise)
-        return sigmas[:-last] if last else sigmas[:0], sigmas[-(last + 1) :]
+        row = read_row(sigmas)
+        last = round(max(len(row) - 1, 0) * denoise)
+        return row[:-last] if last else row[:0], row[-(last + 1) :]
 
 
 class FlipSigmas:
@@ -200,4 +213,4 @@ class FlipSigmas:
         """A new row."""
         from ...svd_core.schedulers import turned
 
-        return (turned(sigmas),)
+        return (turned(read_row(sigmas)),)

@@ -142,16 +142,16 @@ def test_a_folder_becomes_videos_and_a_second_run_makes_none(here, photos, graph
         assert sheet.width > 3 * 2 * 160
 
 
-def test_an_animation_makes_a_video_of_each_of_its_pictures(here, photos, graph):
+def test_a_file_of_several_pictures_is_refused_and_the_other_rows_are_made(here, photos, graph):
     frames = [Image.open(photos / name) for name in ("a.png", "b.png")]
     frames[0].save(photos / "two.webp", save_all=True, append_images=frames[1:], lossless=True, duration=100)
-    for name in ("a.png", "b.png", "more/c.png"):
+    for name in ("b.png", "more/c.png"):
         (photos / name).unlink()
-    assert batch("run", photos, "--run", "run", "--graph", graph) == 0
+    assert batch("run", photos, "--run", "run", "--graph", graph) == 4
     (record,) = records(here / "run").values()
-    assert len(record["files"]) == 2
-    assert len({each["frames_sha256"] for each in record["files"]}) == 2
-    assert all(path.is_file() for path in RunFolder(here / "run").clips(record))
+    assert record["image"]["name"] == "a.png"
+    (failed,) = (here / "run" / "failed").iterdir()
+    assert "image.animated" in failed.read_text()
 
 
 def test_every_saver_of_a_graph_gives_its_files(here, photos, graph):

@@ -23,7 +23,22 @@ GRAPH = {
     "workflow": {"nodes": [{"id": 1}], "version": 0.4},
 }
 PATCHES = torch.tensor(
-    [(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.5, 0.5), (0.9, 0.6, 0.2), (0.1, 0.4, 0.7)]
+    [
+        (0, 0, 0),
+        (1, 1, 1),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (0.5, 0.5, 0.5),
+        (0.9, 0.6, 0.2),
+        (0.1, 0.4, 0.7),
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 0),
+        (0.8, 0.7, 0.6),
+        (0.02, 0.02, 0.02),
+        (0.98, 0.97, 0.99),
+    ]
 )
 
 
@@ -102,18 +117,55 @@ def test_an_mp4_is_h264_that_every_player_takes_and_says_its_colours(tmp_path):
     assert content.index(b"moov") < content.index(b"mdat")
 
 
-def test_flat_colours_in_an_mp4_are_right_when_read_as_bt_709(tmp_path):
-    frames = PATCHES[:, None, None].expand(-1, 32, 32, 3)
-    video.write_mp4(tmp_path / "a.mp4", frames, 7)
-    errors = {"709": [], "601": []}
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        for wanted, frame in zip(PATCHES, container.decode(video=0), strict=True):
-            y, cb, cr = (float(plane.mean()) for plane in planes(frame))
-            assert 16 <= y <= 235
-            for name, kr, kb in (("709", 0.2126, 0.0722), ("601", 0.299, 0.114)):
-                errors[name].append(np.abs(limited_range_to_rgb(y, cb, cr, kr, kb) - wanted.numpy() * 255).max())
-    assert max(errors["709"]) <= 3
-    assert max(errors["601"]) > 20
+SIZES = [(32, 32), (320, 576), (480, 640), (576, 1024), (1080, 1920)]
+"""Small, SD (where players that find no tags take BT.601), the video's own, HD: (height, width)."""
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("kind", ["mp4", "vp9", "av1"])
+def test_a_player_sees_flat_colours_within_two_steps(tmp_path, kind, height, width):
+    """Read twice: by ITU-R BT.709 in float64 from the planes, and by ffmpeg's own conversion from what the file says.
+
+    Of av1 by the planes only: ffmpeg's conversion of 10 bits is itself three steps off.
+    """
+    if height > {"mp4": 1080, "vp9": 576, "av1": 480}[kind]:
+        pytest.skip("slow, and no other than at smaller sizes")
+    patches = PATCHES if height < 400 else PATCHES[2:5]
+    frames = patches[:, None, None].expand(-1, height, width, 3)
+    if kind == "mp4":
+        video.write_mp4(tmp_path / "a", frames, 7)
+    else:
+        video.encode_webm(tmp_path / "a", frames, 7, kind, crf=1.0)
+    as_601 = []
+    with av.open(str(tmp_path / "a")) as container:
+        tags = container.streams.video[0].codec_context
+        assert tags.color_primaries == tags.color_trc == tags.colorspace == tags.color_range == 1
+        for wanted, frame in zip(as_bytes(patches).astype(float), container.decode(video=0), strict=True):
+            assert (frame.colorspace, frame.color_range) == (1, 1)
+            scale = 4 if "10" in frame.format.name else 1
+            y, cb, cr = (plane.mean() / scale for plane in planes(frame))
+            assert np.abs(limited_range_to_rgb(y, cb, cr, 0.2126, 0.0722) - wanted).max() <= 2
+            as_601.append(np.abs(limited_range_to_rgb(y, cb, cr, 0.299, 0.114) - wanted).max())
+            if kind != "av1":
+                seen = frame.reformat(format="rgb24", dst_color_range="JPEG").to_ndarray().astype(float)
+                assert np.abs(seen - wanted).max() <= 2
+    assert max(as_601) > 20
+
+
+def test_an_mp4_says_its_colours_in_the_container_too(tmp_path):
+    """ISO/IEC 14496-12, ColourInformationBox: primaries, transfer and matrix of BT.709, not of full range."""
+    video.write_mp4(tmp_path / "a.mp4", clip(2), 7)
+    content = (tmp_path / "a.mp4").read_bytes()
+    at = content.index(b"colrnclx") + 8
+    assert content[at : at + 7] == bytes([0, 1, 0, 1, 0, 1, 0])
+
+
+def test_a_size_that_grows_is_told(tmp_path, caplog):
+    video.write_mp4(tmp_path / "a.mp4", clip(2, 577, 1001), 7)
+    assert "1001x577" in caplog.text and "1002x578" in caplog.text
+    caplog.clear()
+    video.write_mp4(tmp_path / "b.mp4", clip(2, 64, 64), 7)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 48), (32, 47), (31, 31), (1, 1), (5, 2)])
