@@ -77,6 +77,7 @@ def animate(
     device: str = "auto",
     precision: str = "auto",
     vram: int | None = None,
+    on_oom: host.OnOom = "strict",
     output_type: OutputType = "pt",
     on_progress: host.Reporter = host.ignore_progress,
 ) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
@@ -85,6 +86,7 @@ def animate(
     image        a file, a PIL image, or an array or tensor (H, W, 3) or (B, H, W, 3): float in [0, 1], or uint8
     compile      off, regional or full; see SVDModelOptions
     vram         bytes of the device's memory to get by with; None: all that is free
+    on_oom       strict, or adapt: where windows run out of memory, they get smaller
     output_type  pt: float32 tensor, np: float32 array, pil: a list of frames for each video
 
     Raises SettingError, ImageError, CheckpointError, NodeError.
@@ -109,7 +111,7 @@ def animate(
         decode_context=decode_context,
         compile=compile,
     )
-    here = Surroundings(models, device, precision, reporter=on_progress, vram=vram).host()
+    here = Surroundings(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).host()
     return _as_output(animate_images(as_images(image), animation, here), output_type)
 
 
@@ -140,8 +142,10 @@ def animate_file(
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
     images = as_images(image)
+    notes: list[host.Note] = []
+    told = host.both(notes.append, surroundings.on_note)
     with scratch_folder_beside(output) as folder:
-        here = replace(surroundings, input_folder=image.parent, output_folder=folder).host()
+        here = replace(surroundings, input_folder=image.parent, output_folder=folder, on_note=told).host()
         with host.using(here):
             graph = animation_graph(animation, here, image.name)
             given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
@@ -150,7 +154,7 @@ def animate_file(
         names = [output, *itertools.islice(free_names(output, 2), len(made) - 1)]
         for temporary, final in zip(made, names, strict=True):
             os.replace(temporary, final)
-    return Report(names, result.ui)
+    return Report(names, result.ui, notes=notes)
 
 
 def animation_graph(animation: Animation, here: host.Host, image_name: str) -> Graph:

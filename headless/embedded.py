@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ class EmbeddedEngine:
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
         """Validate and run. See `GraphEngine.run`; SettingError when a saver could not write its result."""
-        here = self.surroundings.host()
+        notes: list[host.Note] = []
+        here = replace(self.surroundings.host(), on_note=host.both(notes.append, self.surroundings.on_note))
         told = emit or ignore_events
 
         def with_files(event: str, data: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ class EmbeddedEngine:
             _check_output_folder(graph, here)
             validation, result = validate_and_execute(graph, emit=with_files)
         faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
-        return Report(written(here, result.ui), result.ui, faults, validation.node_errors)
+        return Report(written(here, result.ui), result.ui, faults, validation.node_errors, notes)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
         """Every node of the table, in the shape of ComfyUI's /object_info."""

@@ -55,6 +55,7 @@ def run_graph(
     device: str = "auto",
     precision: str = "auto",
     vram: int | None = None,
+    on_oom: host.OnOom = "strict",
     on_progress: host.Reporter = host.ignore_progress,
     comfyui: str | os.PathLike | None = None,
     custom_nodes: Sequence[str] = (),
@@ -66,6 +67,8 @@ def run_graph(
     graph         a JSON file, a dict, or an mp4, PNG or WebP with its graph inside
     settings      "NODE.INPUT=VALUE" each
     vram          bytes of the device's memory to get by with; None: all that is free
+    on_oom        strict: memory that runs out is an error; adapt: windows that are decoded get smaller, which are other
+                  pixels and a note of the report
     on_progress   called with (stage, done, total, unit)
     comfyui       a ComfyUI checkout: the graph runs on its executor and its core nodes in this process, which must be
                   its Python. No server, no open port; a process has one ComfyUI, with the settings of the first call
@@ -83,7 +86,7 @@ def run_graph(
     source = read_source(graph)
     if allowed:
         refuse_others(source, as_list(allowed))
-    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram)
+    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram, on_oom)
     engine = choose_engine(surroundings, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table)
     if allowed:

@@ -36,7 +36,8 @@ def make_manifest(
 
     Keys: format, svd_stages, engine, versions, device, precision, graph (API format, as it ran), graph_sha256, seeds
     ("node.input" -> number), models (node, input, name, files: None where they cannot be looked at), inputs and files
-    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing). Names are below their folders, and no
+    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing), notes (code, message and facts of what
+    was made otherwise than was asked). Names are below their folders, and no
     path of this machine is added to what the graph itself says. Raises OutputError for a file that is gone.
     """
     here = surroundings.host()
@@ -58,6 +59,7 @@ def make_manifest(
                 "models": list(_models(graph.prompt, engine, here)),
                 "inputs": list(_pictures(graph.prompt, here)),
                 "files": [{**_file(path, here.output_folder), "frames_sha256": _shown(path)} for path in report.files],
+                "notes": [note.as_dict() for note in report.notes],
                 "seconds": round(seconds, 2),
             }
     except OSError as error:

@@ -16,7 +16,12 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where and on what to run; what the command line's common options say. vram: bytes to get by with."""
+    """Where and on what to run; what the command line's common options say.
+
+    vram     bytes to get by with
+    on_oom   strict or adapt, see `svd_core.host.OnOom`
+    on_note  told each note of a run at once; they are in the report, too
+    """
 
     models: Sequence[str | os.PathLike] = ()
     device: str = "auto"
@@ -25,6 +30,8 @@ class Surroundings:
     output_folder: str | os.PathLike = "output"
     reporter: host.Reporter = field(default=host.ignore_progress)
     vram: int | None = None
+    on_oom: host.OnOom = "strict"
+    on_note: host.OnNote = host.ignore_note
 
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
@@ -36,6 +43,8 @@ class Surroundings:
             output_folder=Path(self.output_folder),
             reporter=self.reporter,
             vram=self.vram,
+            on_oom=self.on_oom,
+            on_note=self.on_note,
         )
 
     def models_roots(self) -> list[Path]:
