@@ -176,12 +176,12 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
         where = (error, whole.crossed[place])
         now = state_of(checkpoint)
         assert [key for key, value in before.items() if now[key] != value] == [], where
-        if ALL or number % 6 == 5 or place == places[-1]:
+        if ALL or number % 10 == 9 or place == places[-1]:
             assert torch.equal(run(checkpoint, image, Boundaries()), wanted), where
     assert torch.isfinite(wanted).all() and len(set(whole.crossed)) > 30
 
 
-@pytest.mark.parametrize("error", ERRORS if ALL else ERRORS[:2])
+@pytest.mark.parametrize("error", ERRORS if ALL else ERRORS[1:2])
 def test_a_checkpoint_whose_loading_broke_loads_again(error):
     wanted = stages.load(host.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
     whole = Boundaries()
