@@ -94,7 +94,6 @@ class GraphRenderer:
         ).host()
         self._engine = Engine(NODES, "classic")  # keeps what the next graph has, too: the models
         self._cut = cut_before_savers(settings.graph)
-        self._notes = _Notes()
 
     def describe(self) -> dict[str, str]:
         """The version of the code, and the models by sha256. Raises CheckpointError for one that is not here."""
@@ -152,16 +151,16 @@ class GraphRenderer:
         """The graph up to its savers. Raises GraphError, NodeError."""
         prompt = self._prompt(task)
         given = {self._settings.image[0]: prepared}
-        with host.using(replace(self._host, on_note=self._notes.keep)):
+        notes: list[host.Note] = []
+        with host.using(replace(self._host, on_note=notes.append)):
             checked = validate(prompt, NODES, self._cut.savers, given=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
             sources = list(dict.fromkeys(node_id for node_id, _ in self._cut.slots))
             kept = [each for each in sources if each not in given]
-            told = self._notes.told
-            result = self._engine.run(checked.prompt, [], given=given, keep=kept, emit=told, node_context=inference)
+            result = self._engine.run(checked.prompt, [], given=given, keep=kept, node_context=inference)
         values = {**result.values, **given}
         packed = pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
-        return replace(packed, notes=self._notes.of_this_run())
+        return replace(packed, notes=[note.as_dict() for note in notes])
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         """The savers, into `folder`. Raises NodeError, OutputError."""
@@ -191,36 +190,6 @@ class GraphRenderer:
 
     def _prompt(self, task: Task) -> Prompt:
         return bind(self._settings.graph, self._settings.image, task)
-
-
-class _Notes:
-    """The notes of nodes, kept as long as the engine keeps their results for the next graph."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, list[dict[str, Any]]] = {}
-        self._used: set[str] = set()
-        self._running = ""
-
-    def told(self, event: str, data: Mapping[str, Any]) -> None:
-        """An event of the engine."""
-        if event == "execution_start":
-            self._used = set()
-        elif event == "execution_cached":
-            self._used |= set(data["nodes"])
-        elif event == "executing":
-            self._running = str(data.get("display_node") or data["node"])
-            if self._running not in self._used:
-                self._used.add(self._running)
-                self._kept[self._running] = []
-
-    def keep(self, note: host.Note) -> None:
-        """A note of the node that runs."""
-        self._kept.setdefault(self._running, []).append(note.as_dict())
-
-    def of_this_run(self) -> list[dict[str, Any]]:
-        """Those of the nodes that ran or whose results were used again."""
-        self._kept = {node: notes for node, notes in self._kept.items() if node in self._used}
-        return [note for notes in self._kept.values() for note in notes]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_from_python_they_are_in_the_report(here):
     assert [note.code for note in report.notes] == ["numbers.float32"] and told == report.notes
 
 
-def test_a_clip_of_a_batch_has_them_also_when_it_is_made_of_what_was_computed_for_another(here):
+def test_each_clip_of_a_batch_has_its_own(here):
     graph = json.loads((here / "graph.json").read_text())
     (image,) = [key for key, node in graph.items() if node["class_type"] == "LoadImage"]
     (saver,) = [key for key, node in graph.items() if node["class_type"].startswith("Save")]
