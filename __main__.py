@@ -161,6 +161,14 @@ def _add_animate(commands: Any) -> None:
         "--compile", choices=CHOICES["compile"], default="off",
         help="torch.compile on the network: its repeated pieces, or a whole step (default: off)",
     )  # fmt: skip
+    _add_on_oom(parser)
+
+
+def _add_on_oom(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-oom", choices=("strict", "adapt"), default="strict", help="when memory runs out while windows are "
+        "decoded: an error, or smaller windows, which give other pixels and are noted (default: strict)",
+    )  # fmt: skip
 
 
 def _add_run(commands: Any) -> None:
@@ -172,6 +180,7 @@ def _add_run(commands: Any) -> None:
         "--manifest", type=Path, metavar="FILE.json", help="write what the results were made from: graph, seeds, "
         "versions, sha256 of models, pictures and frames",
     )  # fmt: skip
+    _add_on_oom(parser)
 
 
 def _add_background(parser: argparse.ArgumentParser, default: str) -> None:
@@ -443,6 +452,8 @@ def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Pa
         reporter=console.report,
         vram=arguments.vram,
         background=getattr(arguments, "background", None),
+        on_oom=getattr(arguments, "on_oom", "strict"),
+        on_note=lambda note: console.event("note", **note.as_dict()),
         **folders,
     )
 

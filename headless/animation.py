@@ -79,6 +79,7 @@ def animate(
     device: str = "auto",
     precision: str = "auto",
     vram: int | None = None,
+    on_oom: host.OnOom = "strict",
     output_type: OutputType = "pt",
     on_progress: host.Reporter = host.ignore_progress,
 ) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
@@ -88,6 +89,7 @@ def animate(
     compile      off, regional or full; see SVDModelOptions
     background   for transparent parts: a grey level from 0 to 1, three, "white", "#336699"; "keep": as ComfyUI does
     vram         bytes of the device's memory to get by with; None: all that is free
+    on_oom       strict, or adapt: where windows run out of memory, they get smaller
     output_type  pt: float32 tensor, np: float32 array, pil: a list of frames for each video
 
     Raises SettingError, ImageError, CheckpointError, NodeError.
@@ -113,7 +115,7 @@ def animate(
         compile=compile,
     )
     images = as_images(image, read_background(background))
-    here = Surroundings(models, device, precision, reporter=on_progress, vram=vram).host()
+    here = Surroundings(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).host()
     return _as_output(animate_images(images, animation, here), output_type)
 
 
@@ -145,8 +147,10 @@ def animate_file(
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
     images = as_images(image, surroundings.background or read_background(GREY))
+    notes: list[host.Note] = []
+    told = host.both(notes.append, surroundings.on_note)
     with scratch_folder_beside(output) as folder:
-        here = replace(surroundings, input_folder=image.parent, output_folder=folder).host()
+        here = replace(surroundings, input_folder=image.parent, output_folder=folder, on_note=told).host()
         with host.using(here):
             graph = animation_graph(animation, here, image.name)
             given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
@@ -155,7 +159,7 @@ def animate_file(
         names = [output, *itertools.islice(free_names(output, 2), len(made) - 1)]
         for temporary, final in zip(made, names, strict=True):
             os.replace(temporary, final)
-    return Report(names, result.ui)
+    return Report(names, result.ui, notes=notes)
 
 
 def animation_graph(animation: Animation, here: host.Host, image_name: str) -> Graph:

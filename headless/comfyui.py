@@ -89,7 +89,9 @@ class ComfyUIEngine:
 
         self._start()
         output_folder = Path(self.surroundings.output_folder)
-        with scratch_folder_beside(output_folder / _BESIDE) as scratch, self._around(scratch, graph) as brought:
+        notes: list[host.Note] = []
+        told = host.both(notes.append, self.surroundings.on_note)
+        with scratch_folder_beside(output_folder / _BESIDE) as scratch, self._around(scratch, graph, told) as brought:
             prompt_id = str(uuid.uuid4())
             checked = self._validated(graph, prompt_id)
             ui, results = self._run(checked, prompt_id, graph, scratch, emit or ignore_events)
@@ -100,7 +102,7 @@ class ComfyUIEngine:
             faults = ""
             if checked.node_errors:
                 faults = str(refusal(None, checked.node_errors, graph.prompt, self.table))
-        return Report(results.files, ui, faults, checked.node_errors)
+        return Report(results.files, ui, faults, checked.node_errors, notes)
 
     def _run(
         self, checked: Validation, prompt_id: str, graph: Graph, scratch: Path, emit: Emit
@@ -172,7 +174,7 @@ class ComfyUIEngine:
         return ["--reserve-vram", f"{max(0, total - self.surroundings.vram) / GIB:.3f}"]
 
     @contextlib.contextmanager
-    def _around(self, scratch: Path, graph: Graph) -> Iterator[set[Path]]:
+    def _around(self, scratch: Path, graph: Graph, on_note: host.OnNote = host.ignore_note) -> Iterator[set[Path]]:
         """ComfyUI's folders, our host and a quiet stdout inside the `with`; gives the earlier results put there."""
         from ..nodes.comfy.host import ComfyHost
 
@@ -181,8 +183,8 @@ class ComfyUIEngine:
             (scratch / name).mkdir()
         brought = bring_outputs(graph.prompt, here.output_folder, scratch / "output")
         given = here.input_folder if here.input_folder.is_dir() else scratch / "input"
-        precise = host.using(ComfyHost(self.surroundings.precision))
-        with checkout.folders(given, scratch / "output", scratch / "temp"), precise, _quiet_stdout():
+        ours = host.using(ComfyHost(self.surroundings.precision, self.surroundings.on_oom, on_note))
+        with checkout.folders(given, scratch / "output", scratch / "temp"), ours, _quiet_stdout():
             yield brought
 
 

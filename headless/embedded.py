@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_
 from .refusals import raise_if_faulty, raise_if_refused
 from .surroundings import Surroundings
 
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ class EmbeddedEngine:
 
     def run(self, graph: Graph, emit: Emit | None = None) -> Report:
         """Validate and run. See `GraphEngine.run`; SettingError when a saver could not write its result."""
-        here = self.surroundings.host()
+        notes: list[host.Note] = []
+        here = replace(self.surroundings.host(), on_note=host.both(notes.append, self.surroundings.on_note))
         told = emit or ignore_events
 
         def with_files(event: str, data: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class EmbeddedEngine:
             _check_output_folder(graph, here)
             validation, result = validate_and_execute(graph, here, emit=with_files)
         faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
-        return Report(written(here, result.ui), result.ui, faults, validation.node_errors, validation.notes)
+        return Report(written(here, result.ui), result.ui, faults, validation.node_errors, notes)
 
     def object_info(self) -> dict[str, dict[str, Any]]:
         """Every node of the table, in the shape of ComfyUI's /object_info."""
@@ -114,7 +114,7 @@ def validate_and_execute(
     raise_if_refused(validation, EMBEDDED_NODES)
     refuse_too_expensive(validation.prompt, validation.outputs, here)
     for note in validation.notes:
-        logger.warning("%s", note)
+        here.note(host.Note("graph.note", note))
     if emit is not None:
         emit("queued", {})
     result = Engine(NODES).run(

@@ -62,6 +62,7 @@ def run_graph(
     device: str = "auto",
     precision: str = "auto",
     vram: int | None = None,
+    on_oom: host.OnOom = "strict",
     on_progress: host.Reporter = host.ignore_progress,
     comfyui: str | os.PathLike | None = None,
     custom_nodes: Sequence[str] = (),
@@ -74,6 +75,8 @@ def run_graph(
     graph         a JSON file, a dict, or an mp4, PNG or WebP with its graph inside
     settings      "NODE.INPUT=VALUE" each
     vram          bytes of the device's memory to get by with; None: all that is free
+    on_oom        strict: memory that runs out is an error; adapt: windows that are decoded get smaller, which are other
+                  pixels and a note of the report
     on_progress   called with (stage, done, total, unit)
     comfyui       a ComfyUI checkout: the graph runs on its executor and its core nodes in this process, which must be
                   its Python. No server, no open port; a process has one ComfyUI, with the settings of the first call
@@ -94,7 +97,9 @@ def run_graph(
     if allowed:
         refuse_others(source, as_list(allowed))
     chosen = None if background is None else read_background(background)
-    surroundings = Surroundings(models, device, precision, input_dir, output_dir, on_progress, vram, chosen)
+    surroundings = Surroundings(
+        models, device, precision, input_dir, output_dir, on_progress, vram, background=chosen, on_oom=on_oom
+    )
     engine = choose_engine(surroundings, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table)
     if allowed:

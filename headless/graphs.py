@@ -20,6 +20,7 @@ from ..svd_core.graph import (
     to_api,
     unwrap,
 )
+from ..svd_core.host import Note
 from .sources import Source, read_source
 from .surroundings import as_list
 
@@ -45,14 +46,14 @@ class Report:
     ui           each output node's answer in ComfyUI's shape
     faults       as a sentence, why some outputs of the graph could not run; empty when all did
     node_errors  the same in ComfyUI's shape
-    notes        sentences about what was ignored, filled in or converted; of the embedded engine
+    notes        what was ignored, filled in or converted, and what was made otherwise than was asked
     """
 
     files: list[Path]
     ui: dict[str, dict[str, Any]]
     faults: str = ""
     node_errors: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 class GraphEngine(Protocol):

@@ -39,9 +39,9 @@ def make_manifest(
     Keys: format, svd_stages, engine, versions, device, precision, background (what transparent parts of pictures were
     put on), graph (API format, as it ran), graph_sha256, seeds
     ("node.input" -> number), models (node, input, name, files: None where they cannot be looked at), inputs and files
-    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing), notes (what was filled in or ignored).
-    The graph is without secrets and absolute paths; names are below their folders. Raises OutputError for a file that
-    is gone.
+    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing), notes (code, message and facts of what
+    was ignored, filled in or made otherwise than was asked). The graph is without secrets and absolute paths; names are
+    below their folders. Raises OutputError for a file that is gone.
     """
     here = surroundings.host()
     shown = redacted(graph.prompt)
@@ -64,7 +64,7 @@ def make_manifest(
                 "models": list(_models(graph.prompt, engine, here)),
                 "inputs": list(_pictures(graph.prompt, here)),
                 "files": [{**_file(path, here.output_folder), "frames_sha256": _shown(path)} for path in report.files],
-                "notes": [redacted_text(note, graph.prompt) for note in report.notes],
+                "notes": [redacted_text(note.as_dict(), graph.prompt) for note in report.notes],
                 "seconds": round(seconds, 2),
             }
     except OSError as error:

@@ -24,7 +24,7 @@ from ..svd_core.background import Background
 from ..svd_core.batch.images import check_unchanged
 from ..svd_core.batch.rendering import Rendered
 from ..svd_core.batch.tasks import Task
-from ..svd_core.errors import GraphError, ImageError, SettingError
+from ..svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError
 from ..svd_core.fingerprint import frames_sha256
 from ..svd_core.graph import Engine, Prompt, validate
 from ..svd_core.graph.declared import return_types
@@ -167,7 +167,8 @@ class GraphRenderer:
         """The graph up to its savers. Raises GraphError, NodeError."""
         prompt = self._prompt(task)
         given = {self._settings.image[0]: prepared}
-        with host.using(self._host):
+        notes: list[host.Note] = []
+        with host.using(replace(self._host, on_note=notes.append)):
             checked = validate(prompt, NODES, self._cut.savers, given=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
             refuse_too_expensive(checked.prompt, checked.outputs, self._host)
@@ -175,7 +176,8 @@ class GraphRenderer:
             kept = [each for each in sources if each not in given]
             result = self._engine.run(checked.prompt, [], given=given, keep=kept, node_context=inference)
         values = {**result.values, **given}
-        return pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
+        packed = pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
+        return replace(packed, notes=[note.as_dict() for note in notes])
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         """The savers, into `folder`. Raises NodeError, OutputError."""
@@ -194,15 +196,13 @@ class GraphRenderer:
 
     def is_lost(self, error: BaseException) -> bool:
         """Whether CUDA said that its context is broken, which no later call mends. Too little memory does not."""
-        import torch
+        from ..svd_core.trouble import is_device_loss
 
-        lost = getattr(torch, "AcceleratorError", ())
-        while error is not None:
-            if not isinstance(error, torch.OutOfMemoryError) and (
-                (lost and isinstance(error, lost)) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
-            ):
+        found: BaseException | None = error
+        while found is not None:
+            if isinstance(found, DeviceLostError) or is_device_loss(found):
                 return True
-            error = error.__cause__  # type: ignore[assignment]
+            found = found.__cause__
         return False
 
     def _prompt(self, task: Task) -> Prompt:

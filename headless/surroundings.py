@@ -21,6 +21,8 @@ class Surroundings:
 
     vram        bytes to get by with
     background  what LoadImage puts transparent parts on; KEEP and None leave them as ComfyUI does, None with a note
+    on_oom      strict or adapt, see `svd_core.host.OnOom`
+    on_note     told each note of a run at once; they are in the report, too
     """
 
     models: Sequence[str | os.PathLike] = ()
@@ -31,6 +33,8 @@ class Surroundings:
     reporter: host.Reporter = field(default=host.ignore_progress)
     vram: int | None = None
     background: Background | None = None
+    on_oom: host.OnOom = "strict"
+    on_note: host.OnNote = host.ignore_note
 
     def host(self) -> host.HeadlessHost:
         """The host of such a run. Touches no disk and asks no device."""
@@ -43,6 +47,8 @@ class Surroundings:
             reporter=self.reporter,
             vram=self.vram,
             background=self.background,
+            on_oom=self.on_oom,
+            on_note=self.on_note,
         )
 
     def models_roots(self) -> list[Path]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from .checkpoint.parts import ClipVision, Vae
-from .errors import SettingError
+from .errors import NonFiniteError, SettingError
+from .finite import DAMAGED, is_finite
 from .images import (
     PREPROCESSES,
     check_images,
@@ -46,7 +47,8 @@ def embed_images(
     preprocess is `reference` (whole frame) or one of ComfyUI core's, `center_crop` (middle square) and `whole` (frame);
     the encoder is on `device`.
     What `on_image`, told the images done, raises stops the work.
-    Raises SettingError for another word, ImageError for what is no picture.
+    Raises SettingError for another word, ImageError for what is no picture, NonFiniteError for an embedding with NaN or
+    infinity.
     """
     if preprocess not in PREPROCESSES:
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
@@ -56,6 +58,7 @@ def embed_images(
     answers = []
     for each in pixels:
         answers.append(clip_vision.embed(each[None].to(device)))
+        _check(answers[-1][0], "the CLIP encoder", "numbers.embedding")
         on_image(len(answers))
     return ImageEmbedding(*(torch.cat(rows).float().cpu() for rows in zip(*answers, strict=True)))
 
@@ -73,7 +76,7 @@ def encode_images(
     """Unscaled image latents (B, 4, H/8, W/8) float32 CPU of images (B, H, W, 3): the posterior's mode.
 
     The encoder is on `device`. With `spare` a large image's activations lie on the CPU: the same bits. Raises
-    SettingError unless H and W are multiples of 8.
+    SettingError unless H and W are multiples of 8, NonFiniteError for a latent with NaN or infinity.
     """
     images = check_images(images)
     check_multiple("the image's height", images.shape[1], 8)
@@ -83,5 +86,15 @@ def encode_images(
     with vae.encoding(spare) as encode:
         for each in pixels:
             latents.append(encode(each[None].to(device)).float().cpu())
+            _check(latents[-1], "the VAE's encoder", "numbers.image_latent")
             on_image(len(latents))
     return torch.cat(latents)
+
+
+def _check(answer: torch.Tensor, who: str, code: str) -> None:
+    if not is_finite(answer):
+        raise NonFiniteError(
+            f"{who} answers the picture with NaN or infinity. Use precision bf16 or fp32. Where fp32 was used, "
+            f"{DAMAGED}",
+            code=code,
+        )

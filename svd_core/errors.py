@@ -103,6 +103,20 @@ class MemoryBudgetError(SVDStagesError):
     exit_status = 4
 
 
+class NonFiniteError(SVDStagesError):
+    """NaN or infinity came up where a video was computed. No file is made of such numbers."""
+
+    code = "numbers"
+    exit_status = 4
+
+
+class DeviceLostError(SVDStagesError):
+    """The device is gone for this process: only another process can go on."""
+
+    code = "device.lost"
+    exit_status = 4
+
+
 class MissingExtraError(SVDStagesError):
     """An optional package is needed. The message names the extra that brings it."""
 

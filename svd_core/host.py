@@ -8,7 +8,8 @@ global, and only the override is a ContextVar.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
     from .checkpoint.parts import OwnPart
 
+logger = logging.getLogger(__name__)
+
 Folder = Literal["input", "output", "temp"]
+OnOom = Literal["strict", "adapt"]
+"""When memory runs out where windows are decoded. strict: that is an error; adapt: smaller windows, which are other
+pixels, and the run's record says so."""
 After = Literal["host", "stays", "leaves"]
 """Where a part's weights are when the work is done: as is the host's custom, still on the device, or off it."""
 Advance = Callable[[int], None]
@@ -32,6 +38,40 @@ Advance = Callable[[int], None]
 
 Raises `Interrupted` (or the program's own error) when asked to stop.
 """
+
+
+@dataclass(frozen=True)
+class Note:
+    """That a result was made otherwise than was asked, which its user should know and its record should keep.
+
+    code   stable, for programs: `<room>.<what>`
+    facts  what JSON can hold
+    """
+
+    code: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: code, message and the facts."""
+        return {"code": self.code, "message": self.text, **self.facts}
+
+
+OnNote = Callable[[Note], None]
+
+
+def ignore_note(note: Note) -> None:
+    """Keeps nothing."""
+
+
+def both(first: OnNote, second: OnNote) -> OnNote:
+    """Tells two."""
+
+    def tell(note: Note) -> None:
+        first(note)
+        second(note)
+
+    return tell
 
 
 class Host(Protocol):
@@ -87,6 +127,19 @@ class Host(Protocol):
         """Let the user see the video that is being sampled, (F, 4, h, w) scaled latents, if the program can."""
         ...
 
+    def note(self, note: Note) -> None:
+        """Tell the user, and whoever keeps the record of the run."""
+        ...
+
+    @property
+    def on_oom(self) -> OnOom:
+        """What the user chose for when memory runs out."""
+        ...
+
+    def release(self) -> None:
+        """Give back memory that is kept for reuse and that nothing uses."""
+        ...
+
     def folder(self, kind: Folder) -> Path:
         """The folder for input files, results, or previews. It may not exist yet."""
         ...
@@ -107,6 +160,9 @@ class HeadlessHost:
     temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
     vram         bytes of the device's memory to get by with; None: all that is free
     background   what transparent parts of pictures are put on, see `pictures.load_picture`
+    on_note      keeps the notes of a run, which are logged as well
+
+    Raises SettingError for another `on_oom` than strict and adapt.
     """
 
     library: ModelLibrary = field(default_factory=ModelLibrary)
@@ -118,6 +174,12 @@ class HeadlessHost:
     reporter: Reporter = ignore_progress
     vram: int | None = None
     background: Background | None = None
+    on_oom: OnOom = "strict"
+    on_note: OnNote = ignore_note
+
+    def __post_init__(self) -> None:
+        if self.on_oom not in ("strict", "adapt"):
+            raise SettingError(f'on_oom must be strict or adapt, got "{self.on_oom}"')
 
     def device(self) -> torch.device:
         """`device_name`, or for `auto` the first of CUDA, MPS and CPU that is there.
@@ -198,6 +260,21 @@ class HeadlessHost:
 
     def show(self, clean: torch.Tensor) -> None:
         """There is no page to show it on."""
+
+    def note(self, note: Note) -> None:
+        """Log it, and hand it on."""
+        logger.warning("%s", note.text)
+        self.on_note(note)
+
+    def release(self) -> None:
+        """Empty the cache of torch's allocator on the device."""
+        import torch
+
+        device = self.device()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
 
     def folder(self, kind: Folder) -> Path:
         """The folder given at construction."""

@@ -31,20 +31,25 @@ WHOLE_UNET_LIVE_TENSORS = 28  # alive there when the UNet is called as it is, pe
 PIECE_LIVE_TENSORS = 14  # of a piece of rows, in the same place: what the feed-forward makes of them
 
 
-def decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
-    """Peak activation bytes of decoding `frames` frames of height x width pixels as one clip."""
-    frame = vae.first_width * height * width * vae.itemsize
+def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
+    """Peak activation bytes of decoding `frames` frames of height x width pixels as one clip.
+
+    itemsize  bytes of one number; None: the decoder's own
+    """
+    itemsize = itemsize or vae.itemsize
+    frame = vae.first_width * height * width * itemsize
     if not vae.streams:
         return DECODER_LIVE_TENSORS * frame * frames
     lying = DECODER_LYING_TENSORS * frame if _is_cut(2 * frame) else 0
-    return frames * frame + lying + spared_decode_bytes(vae, frames, height, width)
+    return frames * frame + lying + spared_decode_bytes(vae, frames, height, width, itemsize)
 
 
-def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int) -> int:
+def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
     """The same for a decoder that streams, with the clip's activations on the CPU."""
     from .fuse.decoder import SLAB
 
-    frame, slab = vae.first_width * height * width * vae.itemsize, SLAB * vae.itemsize
+    itemsize = itemsize or vae.itemsize
+    frame, slab = vae.first_width * height * width * itemsize, SLAB * itemsize
     largest = (2 * frame, frame, frame // 4, frame // 16)  # of one frame, where the decoder comes up to each level
     spatial = max(SPATIAL_SLAB_TENSORS * slab if _is_cut(each) else SPATIAL_LIVE_TENSORS * each for each in largest)
     return max(spatial, SLAB_LIVE_TENSORS * min(slab, frames * frame))

@@ -10,7 +10,8 @@ import torch
 
 from .augment import augmentation_noise, seeded
 from .denoise import Denoiser
-from .errors import SettingError
+from .errors import NonFiniteError, SettingError
+from .finite import DAMAGED, is_finite
 
 NOISES = ("comfyui", "diffusers", "none")
 
@@ -33,7 +34,7 @@ def sample_euler(
 
     Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without its second-order correction.
     x (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0]; sigmas (N + 1,) float32 on the CPU, falling. What
-    `on_step` raises stops the loop.
+    `on_step` raises stops the loop. Raises NonFiniteError after the step that brought NaN or infinity.
 
     Noise levels and x are float32, and the step is written as diffusers and ComfyUI's core write it: a long step down
     from 700 cancels most of x, so with only one or two steps its rounding (up to 1e-4) is seen in the latents.
@@ -43,6 +44,13 @@ def sample_euler(
         clean = denoise(x, sigma)
         slope = (x - clean) / sigma
         x = x + slope * (sigma_next - sigma)
+        if not is_finite(x):
+            raise NonFiniteError(
+                f"step {index + 1} of {steps} (sigma {sigma.item():.4g}) brought NaN or infinity into the latent. fp16 "
+                f"cannot hold large numbers: use precision bf16 or fp32, less guidance or more steps. Where fp32 was "
+                f"used, {DAMAGED}",
+                code="numbers.latent",
+            )
         if on_step is not None:
             on_step(Step(index + 1, steps, sigma.item(), x, clean))
     return x

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 
 from .checkpoint.parts import Vae
-from .decode import SCALE
-from .errors import SettingError
+from .decode import SCALE, refuse_faults
+from .errors import NonFiniteError, SettingError
 from .images import to_images
 
 
@@ -24,14 +24,16 @@ def decode_in_tiles(
     overlap: int,
     device: torch.device,
     on_frame: Callable[[int], None] = lambda done: None,
+    on_lost: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Unscaled latents (F, 4, h, w), each frame on its own: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
     tile     side of a tile, overlap what neighbours share, in latent pixels
 
     Each frame is decoded three times, in square tiles and in two kinds of long ones, and the three are averaged. The
-    decoder is on `device`. What `on_frame`, told the frames done, raises stops the work. Raises SettingError when tiles
-    would not move on.
+    decoder is on `device`. What `on_frame`, told the frames done, raises stops the work. `on_lost` is told the numbers
+    of frames with NaN or infinity, which are then not there; without it they raise NonFiniteError. Raises SettingError
+    when tiles would not move on.
     """
     if not 0 <= overlap < tile // 2:
         raise SettingError(f"tiles of {tile} latent pixels must overlap by less than half of that, got {overlap}")
@@ -40,13 +42,19 @@ def decode_in_tiles(
     def decode(piece: torch.Tensor) -> torch.Tensor:
         return vae.decode_clip(piece.to(device)).float().cpu()
 
-    frames = []
-    for frame in latents.split(1):
+    images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
+    for index, frame in enumerate(latents.split(1)):
         passes = {shape: _blended(decode, frame, shape, overlap) for shape in _different(frame, shapes)}
         pixels = torch.stack([passes[_fitted(frame, shape)] for shape in shapes]).mean(0)
-        frames.append(to_images(pixels))
-        on_frame(len(frames))
-    return torch.cat(frames)
+        try:
+            refuse_faults(pixels, index, len(latents))
+            images[index] = to_images(pixels)[0]
+        except NonFiniteError:
+            if on_lost is None:
+                raise
+            on_lost(index)
+        on_frame(index + 1)
+    return images
 
 
 def _fitted(frame: torch.Tensor, shape: tuple[int, int]) -> tuple[int, int]:

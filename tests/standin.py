@@ -1,7 +1,7 @@
 """A renderer that makes no clips: for tests of batches, thousands of rows long. Each render is a line in a log.
 
-What a row does is told by its image's name: ok, bad (fails), crash (ends the process), hang, lost (its device), odd
-(raises what nobody expects).
+What a row does is told by its image's name: ok, bad (fails), crash (ends the process), hang, lost (its device), noted,
+odd (raises what nobody expects).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class StandIn:
             raise DeviceLost(task.image)
         if kind == "odd":
             raise ZeroDivisionError("nobody expects this")
-        return Rendered({"frames": frames_of(task)}, {"seed": task.seed})
+        notes = [{"code": "stand.in", "message": "noted"}] if kind == "noted" else []
+        return Rendered({"frames": frames_of(task)}, {"seed": task.seed}, notes)
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         if (full := self._config.get("full")) and os.path.exists(full):

@@ -7,16 +7,19 @@ must be importable by tests that only read it.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.checkpoint.library import ModelLibrary
-from ...svd_core.host import Advance, After, Folder
+from ...svd_core.host import Advance, After, Folder, Note, OnNote, OnOom, ignore_note
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,13 @@ class ComfyHost:
     """What a stage needs, from the running ComfyUI. Has no state: every answer is ComfyUI's answer of that moment.
 
     asked_precision  what the user asked of a headless run; "auto": what ComfyUI was started with
+    on_oom           likewise
+    on_note          keeps the notes of a headless run, which are logged as well
     """
 
     asked_precision: str = "auto"
+    on_oom: OnOom = "strict"
+    on_note: OnNote = ignore_note
 
     @property
     def library(self) -> ModelLibrary:
@@ -63,8 +70,10 @@ class ComfyHost:
         """Have ComfyUI load `part`, ours or its own, with `need` bytes free beside it.
 
         Other models leave the card as far as that asks for. Afterwards `part` is one of the models that ComfyUI keeps
-        on the card until it needs the room, unless it is to leave.
+        on the card until it needs the room, unless it is to leave. When memory runs out all of them leave, as they do
+        where ComfyUI itself meets that.
         """
+        from ...svd_core.trouble import is_shortage
         from . import owned, parts
 
         own = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
@@ -72,6 +81,10 @@ class ComfyHost:
         owned.load_whole(patcher, need)
         try:
             yield patcher.load_device
+        except (MemoryError, RuntimeError) as error:
+            if is_shortage(error):
+                _management().unload_all_models()
+            raise
         finally:
             if after == "leaves":
                 owned.evict(patcher)
@@ -122,6 +135,15 @@ class ComfyHost:
         from . import preview
 
         preview.send(clean)
+
+    def note(self, note: Note) -> None:
+        """Log it, and hand it on."""
+        logger.warning("%s", note.text)
+        self.on_note(note)
+
+    def release(self) -> None:
+        """Empty the caches as ComfyUI does."""
+        _management().soft_empty_cache()
 
     def folder(self, kind: Folder) -> Path:
         """ComfyUI's input, output or temp folder."""

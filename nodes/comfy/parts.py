@@ -13,6 +13,7 @@ import comfy.sd
 import torch
 
 from ...svd_core.errors import SettingError
+from ...svd_core.precision import float32_bytes, in_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,11 @@ class CoreVae:
     @property
     def itemsize(self) -> int:
         """Bytes of one number it computes with."""
-        return self.vae.vae_dtype.itemsize
+        return self._dtype.itemsize
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.first_stage_model.decoder.parameters()).dtype
 
     @contextlib.contextmanager
     def encoding(self, spare: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
@@ -55,7 +60,16 @@ class CoreVae:
         self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
     ) -> torch.Tensor:
         """Core's decoder in one call. `VAE.decode` would cut the clip by what memory is free."""
-        return self.vae.first_stage_model.decode(latents.to(self.vae.vae_dtype))
+        return self.vae.first_stage_model.decode(latents.to(self._dtype))
+
+    def in_float32(self) -> contextlib.AbstractContextManager[None]:
+        """The decoder's weights; core's own are back afterwards."""
+        return in_float32(self.vae.first_stage_model.decoder)
+
+    @property
+    def float32_bytes(self) -> int:
+        """What that takes."""
+        return float32_bytes(self.vae.first_stage_model.decoder)
 
 
 @dataclass(frozen=True, eq=False)

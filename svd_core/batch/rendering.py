@@ -8,7 +8,7 @@ in the worker's process, once. The batch itself knows no graph, no node and no t
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 class Rendered:
     """What a render gave, and encoding needs: arrays, and what JSON can hold.
 
+    notes  for the record: what was made otherwise than was asked
+
     It outlives the process that made it (`spool`), so a clip whose writer is killed is not rendered again.
     """
 
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[Mapping[str, Any]] = ()
 
 
 class Renderer(Protocol):

@@ -39,7 +39,8 @@ class Spool:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_abandoned(task_id)
         temporary = self.path / f".{task_id}.{os.getpid()}"
-        about = {"facts": json.dumps(rendered.facts), "sum": _sum(rendered.arrays)}
+        told = {"facts": json.dumps(rendered.facts), "notes": json.dumps(list(rendered.notes))}
+        about = {**told, "sum": _sum(rendered.arrays)}
         try:
             save_file(dict(rendered.arrays), temporary, metadata=about)
             os.replace(temporary, self.path / f"{task_id}{_SUFFIX}")
@@ -58,10 +59,11 @@ class Spool:
             with safe_open(self.path / f"{task_id}{_SUFFIX}", framework="np") as file:
                 about = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = json.loads(about.get("facts", ""))
+            facts, notes = (json.loads(about.get(name, "")) for name in ("facts", "notes"))
         except (OSError, SafetensorError, ValueError, RecursionError):
             return None
-        return Rendered(arrays, facts) if isinstance(facts, dict) and about.get("sum") == _sum(arrays) else None
+        is_whole = isinstance(facts, dict) and isinstance(notes, list) and about.get("sum") == _sum(arrays)
+        return Rendered(arrays, facts, notes) if is_whole else None
 
     def drop(self, task_id: str) -> None:
         """It became a clip."""

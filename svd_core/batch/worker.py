@@ -188,7 +188,8 @@ class Worker:
             with self._folder.scratch(task.id) as scratch:
                 made = self._ready.encode(task, rendered, scratch)
                 encoding = time.monotonic() - began
-                record = {**self._record(task, attempt), "seconds": {"render": seconds, "encode": encoding}}
+                about = {"notes": list(rendered.notes), "seconds": {"render": seconds, "encode": encoding}}
+                record = {**self._record(task, attempt), **about}
                 is_ours = self._folder.commit(task.id, made, record)
         except Exception as error:
             outcome = self._failure(task, error)

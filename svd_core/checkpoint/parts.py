@@ -78,6 +78,15 @@ class Vae(Protocol):
         """
         ...
 
+    def in_float32(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the `with` the decoder computes in float32; afterwards it has its own weights again."""
+        ...
+
+    @property
+    def float32_bytes(self) -> int:
+        """Bytes that `in_float32` takes beside the weights."""
+        ...
+
 
 class ClipVision(Protocol):
     """A CLIP image tower with its projection, on the host's device, and how its input is normalised (per channel)."""
@@ -184,19 +193,13 @@ class SVDVae:
 
     @contextlib.contextmanager
     def encoding(self, spare: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """The encoder, in float32 where the VAE asks for it (`force_upcast`); its own precision is back afterwards."""
+        """The encoder, in float32 where the VAE asks for it (`force_upcast`); its own weights are back afterwards."""
+        from ..precision import in_float32
+
         parts: tuple[torch.nn.Module, ...] = (self.vae.encoder, self.vae.quant_conv)
-        own = [next(part.parameters()).dtype for part in parts]
-        upcast = self.force_upcast or own[0] != own[1]
-        try:
-            if upcast:
-                for part in parts:
-                    part.float()
+        differ = len({next(part.parameters()).dtype for part in parts}) > 1
+        with in_float32(*parts) if self.force_upcast or differ else contextlib.nullcontext():
             yield functools.partial(self._posterior_mode, spare=spare)
-        finally:
-            if upcast:
-                for part, dtype in zip(parts, own, strict=True):
-                    part.to(dtype)
 
     def _posterior_mode(self, pixels: torch.Tensor, spare: bool) -> torch.Tensor:
         import torch
@@ -240,6 +243,19 @@ class SVDVae:
             return decode(decoder, latents, torch.device("cpu") if spare else latents.device, on_part=on_part)
         image_only = latents.new_zeros((1, latents.shape[0]))
         return decoder(latents, num_frames=latents.shape[0], image_only_indicator=image_only)
+
+    def in_float32(self) -> contextlib.AbstractContextManager[None]:
+        """The decoder's weights."""
+        from ..precision import in_float32
+
+        return in_float32(self.vae.decoder)
+
+    @property
+    def float32_bytes(self) -> int:
+        """What that takes."""
+        from ..precision import float32_bytes
+
+        return float32_bytes(self.vae.decoder)
 
     @property
     def force_upcast(self) -> bool:

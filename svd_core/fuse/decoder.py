@@ -88,7 +88,8 @@ class _Clip:
     def decoded(self) -> torch.Tensor:
         decoder = self._decoder
         self._residual(decoder.mid_block.resnets[0], before=decoder.conv_in)
-        for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=True):
+        # with one layer a block diffusers makes an attention that it does not use
+        for attention, block in zip(decoder.mid_block.attentions, decoder.mid_block.resnets[1:], strict=False):
             self._residual(block, before=attention)
         before: Any = None
         for up_block in decoder.up_blocks:

@@ -375,6 +375,59 @@ def refusals(borders: Borders) -> dict[str, str]:
     return {name: _said(attempt) for name, attempt in attempts.items()}
 
 
+def in_trouble(borders: Borders) -> dict[str, Any]:
+    """What comes of core's VAE in float16 when it overflows or memory runs out, and of a MODEL that gives NaN."""
+    import comfy.model_management as management
+
+    torch, vae, first = borders.torch, borders.vae, borders.vae.first_stage_model
+    host, errors = borders.module("svd_core.host"), borders.module("svd_core.errors")
+    decode, notes = first.decode, []
+
+    def frames():
+        return borders.node("SVDTemporalVAEDecode", vae, borders.latents, "exact", 8, 2)[0][0]
+
+    def overflowing(latents):
+        pixels = decode(latents)
+        return pixels if pixels.dtype == torch.float32 else pixels * float("inf")
+
+    def too_large(_latents):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    first.half().float()
+    wanted = frames()
+    first.half()
+    vae.vae_dtype = torch.float16
+    own = [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
+    first.decode = overflowing
+    with host.using(type(host.current())(on_note=notes.append)):
+        again = frames()
+    kept = own == [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
+    first.decode = too_large
+    short = _code(frames, errors.MemoryBudgetError)
+    loaded = len(management.current_loaded_models)
+    first.decode = decode
+    after = frames()
+    nothing = borders.model.clone()
+    nothing.set_model_unet_function_wrapper(lambda apply, told: apply(told["input"], told["timestep"], **told["c"]) / 0)
+    ours = borders.our_conditioning(borders.own.clip, borders.own.vae)
+    return {
+        "notes": [note.code for note in notes],
+        "in float32 again": difference(again, wanted),
+        "its own weights are back": kept,
+        "memory": [short, loaded],
+        "in float16 afterwards": difference(after, wanted),
+        "nan": _code(lambda: borders.sampler(nothing, ours), errors.NonFiniteError),
+    }
+
+
+def _code(attempt, kind) -> str:
+    try:
+        attempt()
+    except kind as error:
+        return error.code
+    return "nothing"
+
+
 def _said(attempt) -> str:
     try:
         attempt()
@@ -411,6 +464,7 @@ def main() -> None:
             "memory": memory(borders),
             "cost": cost(borders),
             "refusals": refusals(borders),
+            "in_trouble": in_trouble(borders),
         }
     sys.stdout.write("\n" + json.dumps(told))
 

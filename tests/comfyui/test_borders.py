@@ -64,6 +64,15 @@ def test_our_sampler_costs_no_more_than_cores_on_cores_model(told):
     assert told["cost"]["memory"] < DEARER
 
 
+def test_what_goes_wrong_with_cores_parts_is_answered_as_with_ours(told):
+    found = told["in_trouble"]
+    assert found["notes"] == ["numbers.float32"] and found["its own weights are back"]
+    assert found["in float32 again"] == 0.0
+    assert found["memory"] == ["memory.exhausted", 0]
+    assert 0.0 < found["in float16 afterwards"] < 0.1
+    assert found["nan"] == "numbers.latent"
+
+
 def test_parts_of_other_families_are_refused_in_plain_words(told):
     said = told["refusals"]
     assert "another family (Linear)" in said["model"] and "ImageOnlyCheckpointLoader" in said["model"]

@@ -21,7 +21,8 @@ def spool(tmp_path) -> Spool:
 
 def rendered(seed: int = 0) -> Rendered:
     frames = np.random.default_rng(seed).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    return Rendered({"9 0 0": frames}, {"9 0": [{"array": "9 0 0"}], "8 2": [{"value": 7.5}, {"value": None}]})
+    facts = {"9 0": [{"array": "9 0 0"}], "8 2": [{"value": 7.5}, {"value": None}]}
+    return Rendered({"9 0 0": frames}, facts, [{"code": "numbers.float32", "message": "told"}])
 
 
 def test_what_is_kept_is_found_as_it_was(spool):
@@ -30,7 +31,8 @@ def test_what_is_kept_is_found_as_it_was(spool):
     spool.keep(B, rendered(2))
     found = spool.find(A)
     assert found is not None
-    assert found.facts == rendered(1).facts and found.arrays.keys() == {"9 0 0"}
+    assert found.facts == rendered(1).facts and found.notes == rendered(1).notes
+    assert found.arrays.keys() == {"9 0 0"}
     assert np.array_equal(found.arrays["9 0 0"], rendered(1).arrays["9 0 0"])
     assert found.arrays["9 0 0"].dtype == np.uint8
     assert set(spool.ids()) == {A, B}
@@ -63,7 +65,7 @@ def with_facts(text: bytes) -> bytes:
     """A file of the right form, whose facts are this text."""
     import json
 
-    head = json.dumps({"__metadata__": {"facts": text.decode()}}).encode()
+    head = json.dumps({"__metadata__": {"facts": text.decode(), "notes": "[]"}}).encode()
     return len(head).to_bytes(8, "little") + head
 
 

@@ -251,3 +251,12 @@ def test_a_run_inside_the_folder_of_pictures_is_no_picture(tmp_path):
     (batch.path / "drivers").mkdir()
     (batch.path / "contact_sheet.jpg").touch()
     assert [row.image for row in read_rows(Path(tmp_path))] == ["a.png"]
+
+
+@pytest.mark.parametrize(("image", "codes"), [("ok-1.png", []), ("noted-1.png", ["stand.in"])])
+def test_what_was_noted_of_a_render_is_in_its_record(tmp_path, image, codes):
+    batch = Batch.planned(tmp_path / "run", [image])
+    assert batch.run("1") == 0
+    (task,) = batch.tasks()
+    record = batch.folder.read_record(task.id)
+    assert record is not None and [note["code"] for note in record["notes"]] == codes

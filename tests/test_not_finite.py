@@ -1,0 +1,242 @@
+"""NaN or infinity injected anywhere into whole runs: no file is written of it, or the right one after a second try.
+
+SVD_STAGES_INJECTIONS=1000 injects so often; without it, a fixed 45 of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mini import mini_checkpoint
+from PIL import Image
+from svd_stages.headless.embedded import validate_and_execute
+from svd_stages.headless.graphs import Graph
+from svd_stages.nodes.standins.values import Model
+from svd_stages.svd_core import stages
+from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.svd_core.errors import NodeError, NonFiniteError
+from svd_stages.svd_core.host import HeadlessHost, Note, using
+
+INJECTIONS = int(os.environ.get("SVD_STAGES_INJECTIONS", "45"))
+FRAMES, STEPS = 2, 2
+VALUES = (float("nan"), float("inf"), float("-inf"))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+STAGES = ("clip", "encoder", "sampler", "decoder")
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One number in one call of a stage.
+
+    only_short  it comes up in 16 bits only, as an overflow does
+    """
+
+    stage: str
+    dtype: torch.dtype
+    value: float
+    call: int
+    place: float
+    only_short: bool
+    sampler: str
+    decoder: str
+
+    @staticmethod
+    def drawn(draw: random.Random) -> Injection:
+        return Injection(
+            stage=draw.choice(STAGES),
+            dtype=draw.choice(DTYPES),
+            value=draw.choice(VALUES),
+            call=draw.randrange(STEPS),
+            place=draw.random(),
+            only_short=draw.random() < 0.5,
+            sampler=draw.choice(("SVDEulerSampler", "KSampler", "SamplerCustomAdvanced")),
+            decoder=draw.choice(("exact", "windowed", "VAEDecode", "VAEDecodeTiled")),
+        )
+
+    def put(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The same numbers but for one."""
+        numbers = numbers.clone()
+        numbers[np.unravel_index(int(self.place * numbers.numel()), numbers.shape)] = self.value
+        return numbers
+
+
+def graph(injection: Injection) -> dict:
+    """A picture to PNGs, by nodes of ours or by core's."""
+    cond = {"positive": ["cond", 0], "negative": ["cond", 1]}
+    latent = ["sample", 0]
+    samplers = {
+        "SVDEulerSampler": {"model": ["ckpt", 0], "latent": ["cond", 2], "seed": 5, "steps": STEPS, **cond},
+        "KSampler": {
+            "model": ["core", 0], "latent_image": ["cond", 2], "seed": 5, "steps": STEPS, "cfg": 2.0,
+            "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0, **cond,
+        },
+        "SamplerCustomAdvanced": {
+            "noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0],
+            "latent_image": ["cond", 2],
+        },
+    }  # fmt: skip
+    ours = {"vae": ["ckpt", 2], "latent": latent, "mode": injection.decoder, "chunk_size": 1, "context": 1}
+    core = {"vae": ["core", 2], "samples": latent}
+    is_ours = injection.decoder in ("exact", "windowed")
+    tiles = {"tile_size": 64, "overlap": 0, "temporal_size": 64, "temporal_overlap": 8}
+    decoders = {"VAEDecode": core, "VAEDecodeTiled": {**core, **tiles}}
+    prompt = {
+        "load": ("LoadImage", {"image": "given.png"}),
+        "ckpt": ("SVDCheckpointLoader", {"checkpoint": "svd-nano", "precision": "auto"}),
+        "core": ("ImageOnlyCheckpointLoader", {"ckpt_name": "svd-nano"}),
+        "seen": ("SVDCLIPVisionEncode", {"clip_vision": ["ckpt", 1], "image": ["load", 0]}),
+        "enc": ("SVDVAEEncode", {"vae": ["ckpt", 2], "image": ["load", 0]}),
+        "cond": (
+            "SVDImageConditioning",
+            {"clip_vision_output": ["seen", 0], "image_latent": ["enc", 0], "video_frames": FRAMES},
+        ),
+        "noise": ("RandomNoise", {"noise_seed": 5}),
+        "guider": ("CFGGuider", {"model": ["core", 0], "cfg": 2.0, **cond}),
+        "euler": ("KSamplerSelect", {"sampler_name": "euler"}),
+        "sigmas": ("SVDSigmas", {"steps": STEPS}),
+        "sample": (injection.sampler, samplers[injection.sampler]),
+        "decode": (
+            "SVDTemporalVAEDecode" if is_ours else injection.decoder,
+            ours if is_ours else decoders[injection.decoder],
+        ),
+        "save": ("SaveImage", {"images": ["decode", 0], "filename_prefix": "video"}),
+    }
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in prompt.items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoints() -> dict[torch.dtype, Checkpoint]:
+    return {dtype: mini_checkpoint(dtype) for dtype in DTYPES}
+
+
+@pytest.fixture(scope="module")
+def given_image() -> torch.Tensor:
+    return torch.rand((1, 32, 32, 3), generator=torch.Generator().manual_seed(1))
+
+
+def run(injection: Injection, checkpoint: Checkpoint, image: torch.Tensor, folder: Path) -> list[Note]:
+    """Run the graph into `folder`; what was noted."""
+    notes: list[Note] = []
+    model = Model(checkpoint.model)
+    given = {
+        "load": [[image], [None]],
+        "ckpt": [[checkpoint.model], [checkpoint.clip_vision], [checkpoint.vae]],
+        "core": [[model], [checkpoint.clip_vision], [checkpoint.vae]],
+    }
+    with using(HeadlessHost(device_name="cpu", output_folder=folder, on_note=notes.append)):
+        validate_and_execute(Graph(graph(injection)), given=given)
+    return notes
+
+
+def inject(injection: Injection, patch: pytest.MonkeyPatch) -> list[bool]:
+    """Have the number come up once, or always in the same place where it is no matter of precision. Whether it did."""
+    came: list[bool] = []
+    calls = iter(range(1000))
+
+    def strikes(dtype: torch.dtype) -> bool:
+        """Whether this call is the one. Calls in float32 are second tries where precision is shorter."""
+        again = injection.dtype != torch.float32 and dtype == torch.float32 and injection.stage == "decoder"
+        hit = not injection.only_short if again else next(calls) == (injection.call if counts else 0)
+        came.append(hit)
+        return hit
+
+    counts = injection.stage in ("sampler", "decoder") and injection.decoder != "exact"
+    if injection.stage == "sampler":
+        original_denoiser = stages.make_denoiser
+
+        def denoiser(*arguments, **options):
+            denoise = original_denoiser(*arguments, **options)
+            return lambda x, sigma: injection.put(denoise(x, sigma)) if strikes(x.dtype) else denoise(x, sigma)
+
+        patch.setattr(stages, "make_denoiser", denoiser)
+    elif injection.stage == "decoder":
+        original_decode = SVDVae.decode_clip
+
+        def decode(self, *arguments, **options):
+            pixels = original_decode(self, *arguments, **options)
+            return injection.put(pixels) if strikes(pixels.dtype) else pixels
+
+        patch.setattr(SVDVae, "decode_clip", decode)
+    elif injection.stage == "encoder":
+        original_mode = SVDVae._posterior_mode
+        patch.setattr(SVDVae, "_posterior_mode", lambda *a, **k: injection.put(original_mode(*a, **k)))
+        came.append(True)
+    else:
+        original_embed = SVDClipVision.embed
+
+        def embed(self, pixels):
+            embeds, *others = original_embed(self, pixels)
+            return injection.put(embeds), *others
+
+        patch.setattr(SVDClipVision, "embed", embed)
+        came.append(True)
+    return came
+
+
+def in_full(checkpoint: Checkpoint) -> Checkpoint:
+    """The same numbers with a decoder in float32."""
+    return replace(checkpoint, vae=SVDVae(copy.deepcopy(checkpoint.vae.vae).float()))
+
+
+def pictures(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
+
+
+CODES = {
+    "clip": "numbers.embedding",
+    "encoder": "numbers.image_latent",
+    "sampler": "numbers.latent",
+    "decoder": "numbers.frames",
+}
+
+
+def test_what_is_no_number_is_written_nowhere(checkpoints, given_image, tmp_path, monkeypatch):
+    draw = random.Random(8)
+    outcomes = {"refused": 0, "again": 0, "untouched": 0}
+    full = {dtype: in_full(checkpoint) for dtype, checkpoint in checkpoints.items()}
+    known: dict[tuple, list[np.ndarray]] = {}
+
+    def references(injection: Injection, precise: bool) -> list[np.ndarray]:
+        """The frames of an undisturbed run, or of one whose decoder is in float32 from the start."""
+        key = (injection.dtype, injection.sampler, injection.decoder, precise)
+        if key not in known:
+            folder = tmp_path / f"reference{len(known)}"
+            assert run(injection, (full if precise else checkpoints)[injection.dtype], given_image, folder) == []
+            known[key] = pictures(folder)
+        return known[key]
+
+    for number in range(INJECTIONS):
+        injection = Injection.drawn(draw)
+        checkpoint, folder = checkpoints[injection.dtype], tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            inject(injection, patch)
+            try:
+                notes = run(injection, checkpoint, given_image, folder)
+            except NodeError as error:
+                assert isinstance(error.__cause__, NonFiniteError), injection
+                assert (error.code, error.exit_status) == (CODES[injection.stage], 4), injection
+                assert not folder.exists() or list(folder.iterdir()) == [], injection
+                outcomes["refused"] += 1
+                assert not (injection.stage == "decoder" and injection.only_short and checkpoint.vae.itemsize == 2)
+                if injection.stage == "sampler":
+                    assert re.search(r"step \d of 2 \(sigma", str(error)), injection
+                continue
+        # A window's context may hold anything; all other frames were made again.
+        assert injection.stage == "decoder" and (injection.only_short or not notes), injection
+        again = {frame for note in notes for each in note.facts["windows"] for frame in range(*each["frames"])}
+        assert len(notes) <= 1 and bool(again) == bool(notes)
+        found = pictures(folder)
+        assert len(found) == FRAMES
+        for index, picture in enumerate(found):
+            assert np.array_equal(picture, references(injection, index in again)[index]), injection
+        outcomes["again" if notes else "untouched"] += 1
+    print(outcomes)
+    assert outcomes["refused"] > INJECTIONS // 2 and outcomes["again"] >= INJECTIONS // 20, outcomes
