@@ -38,10 +38,10 @@ def convert_checkpoint(
                 the result does not say it either, and a warning tells how to
 
     Types are kept (of several variants in a folder the one with the most digits is taken), one tensor is in memory at
-    a time, and `destination` appears when it is complete. What the one file holds beside the model (the text tower, a
-    second decoder) is left out. Raises CheckpointError when `source` is not a whole SVD or holds what the other form
-    cannot, SettingError when `destination` is named as the other form or `num_frames` is out of its range, and
-    OutputError when there is something at `destination` already or it cannot be written.
+    a time, and `destination` appears when it is complete, if nobody changed `source` meanwhile. What the one file holds
+    beside the model (the text tower, a second decoder) is left out. Raises CheckpointError when `source` is not a whole
+    SVD or holds what the other form cannot, SettingError when `destination` is named as the other form or `num_frames`
+    is out of its range, and OutputError when there is something at `destination` already or it cannot be written.
     """
     source, destination = Path(source), Path(destination)
     _check_arguments(source, destination, num_frames)
@@ -96,6 +96,7 @@ def save_single_file(checkpoint: Checkpoint, path: str | Path) -> Path:
 def _write_file(opened: OpenCheckpoint, path: Path, progress: Progress) -> Path:
     with in_place(path) as work, progress("writing", len(single_file_tensors(opened)), "tensor") as advance:
         write_single_file(opened, work, _counting(advance))
+        opened.check_unchanged()
     return path
 
 
@@ -103,6 +104,7 @@ def _write_folder(opened: OpenCheckpoint, path: Path, progress: Progress) -> Pat
     total = sum(len(component.tensors) for component in opened.components())
     with in_place(path, folder=True) as work, progress("writing", total, "tensor") as advance:
         write_folder(opened, work, _counting(advance))
+        opened.check_unchanged()
     return path
 
 

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .facts import INDEX_KEY, Facts, facts_from_table
+from .files import open_plain
 from .opened import Component, OpenCheckpoint
 from .tensors import open_tensors
+from .texts import parse_table
 from .writing import write_safetensors
 
 INDEX = "model_index.json"
 PIPELINE = "StableVideoDiffusionPipeline"
 MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_VALUES = 50_000  # an index of shards has two for each tensor
 WEIGHTS = re.compile(r"(?P<stem>diffusion_pytorch_model|model)(?P<rest>[-.\w]*)\.safetensors")
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
 PREFERRED = {
@@ -84,12 +87,18 @@ def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
     configs = {part: read_config(path / part.folder / "config.json") for part in PARTS}
     facts = read_facts(path, index, unet=configs[UNET], vae=configs[VAE])
     with ExitStack() as opened:
-        components = []
-        for part in PARTS:
-            files = choose_weights(path / part.folder, part, precision)
-            tensors = opened.enter_context(open_tensors(files))
-            components.append(Component(part.title, configs[part], tensors, _shown(part)))
-        yield OpenCheckpoint(path.name, facts, *components)
+        parts = {
+            part: opened.enter_context(open_tensors(choose_weights(path / part.folder, part, precision)))
+            for part in PARTS
+        }
+        components = [Component(part.title, configs[part], parts[part].tensors, _shown(part)) for part in PARTS]
+
+        def check_unchanged() -> None:
+            for files in parts.values():
+                files.check_unchanged()
+
+        yield OpenCheckpoint(path.name, facts, *components, check_unchanged=check_unchanged)
+        check_unchanged()  # all of them, while all are open
 
 
 def _shown(part: Part):
@@ -119,22 +128,20 @@ def read_index(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON table at `path`. Raises CheckpointError when it is missing, too large or damaged."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON table")
-    except FileNotFoundError as error:
+    if not path.exists():
         raise CheckpointError(
             f'the folder "{path.parent}" needs a file {path.name}, and there is none. Download the folder again.',
             code="checkpoint.missing_parts",
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+        )
+    try:
+        with open_plain(path) as file:
+            if file.state.size > MAX_CONFIG_BYTES:
+                raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+            return parse_table(file.read(MAX_CONFIG_BYTES), MAX_CONFIG_VALUES)
+    except ValueError as error:
         raise CheckpointError(
-            f'"{path}" cannot be used: {error}. Download the folder again.', code="checkpoint.damaged"
+            f'"{printable(path)}" cannot be used: {error}. Download the folder again.', code="checkpoint.damaged"
         ) from error
-    return config
 
 
 def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> Facts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CheckpointError
 from .opened import Component, OpenCheckpoint
+from .settings import believed, wrong_configuration
 from .tensors import LazyTensor, torch_dtypes
 
 if TYPE_CHECKING:
@@ -18,19 +19,6 @@ SHOWN = 10
 """How many names an error lists."""
 LONGEST = 200
 """How many characters of a name it shows."""
-CLIP_SETTINGS = (
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
-"""What is taken from a CLIP tower's config.json: what shapes the numbers. Others could name code to fetch and run."""
 POSITIONS = "position_ids"
 """A buffer that old versions of transformers wrote: a row of numbers that the CLIP tower makes itself."""
 
@@ -53,8 +41,7 @@ def empty_clip(opened: OpenCheckpoint) -> nn.Module:
     """The CLIP image tower on the meta device."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    def build(config: dict[str, Any]) -> nn.Module:
-        settings = {key: config[key] for key in CLIP_SETTINGS if key in config}
+    def build(settings: dict[str, Any]) -> nn.Module:
         return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
 
     return _empty(opened, opened.clip, build)
@@ -65,16 +52,12 @@ def _empty(opened: OpenCheckpoint, component: Component, build: Any) -> nn.Modul
     from huggingface_hub.errors import StrictDataclassError
 
     wrong_values = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+    settings = believed(opened, component)
     try:
         with torch.device("meta"):
-            return build(component.config)
+            return build(settings)
     except (*wrong_values, StrictDataclassError) as error:
-        reason = str(error).split("\n")[0][:300]
-        raise CheckpointError(
-            f"the {component.title} of {opened.name} cannot be built from its configuration: {reason}. Download the "
-            "checkpoint again, or the published one of the same model.",
-            code="checkpoint.config",
-        ) from error
+        raise wrong_configuration(opened, component, str(error).split("\n")[0][:300]) from error
 
 
 def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> None:
@@ -153,17 +136,17 @@ def fill(component: Component, module: nn.Module, dtype_of: Callable[[str], torc
 
 
 def read_as(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of the tensor in `dtype`: what is read may be the pages of the file, which others may write to.
+    """The tensor of a checkpoint that was opened from disk, in `dtype` and in memory of its own.
 
     Raises CheckpointError when a number is not finite in that type.
     """
-    import torch
-
-    tensor = component.tensors[name].read()
-    copied = tensor.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-    if not _finite(copied):
-        _refuse_numbers(component.shown(name), tensor, dtype)
-    return copied
+    stored = component.tensors[name].read()
+    tensor = stored.to(dtype).contiguous()
+    if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a third of what was read: the rest would stay, too
+        tensor = tensor.clone()
+    if not _finite(tensor):
+        _refuse_numbers(component.shown(name), stored, dtype)
+    return tensor
 
 
 def _finite(tensor: torch.Tensor) -> bool:
