@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..errors import SettingError
 from ..host import Advance
@@ -50,13 +51,24 @@ def convert_checkpoint(
         opened = read if num_frames is None else replace(read, facts=replace(read.facts, num_frames=num_frames))
         if opened.facts.num_frames is None:
             _warn_of_frames(source, destination)
-        for component, empty in zip(opened.components(), (empty_unet, empty_vae, empty_clip), strict=True):
-            check(opened, component, empty(opened))
+        modules = empty_unet(opened), empty_vae(opened), empty_clip(opened)
+        for component, module in zip(opened.components(), modules, strict=True):
+            check(opened, component, module)
         if source.is_dir():
-            _write_file(opened, destination, progress)
+            _write_file(_with_all_settings(opened, *modules), destination, progress)
         else:
             _write_folder(opened, destination, progress)
     return destination
+
+
+def _with_all_settings(opened: OpenCheckpoint, unet: Any, vae: Any, clip: Any) -> OpenCheckpoint:
+    """The same with those settings, too, that a folder's config files leave to the libraries."""
+    return replace(
+        opened,
+        unet=replace(opened.unet, config=dict(unet.config)),
+        vae=replace(opened.vae, config=dict(vae.config)),
+        clip=replace(opened.clip, config=clip.config.to_dict()),
+    )
 
 
 def _check_arguments(source: Path, destination: Path, num_frames: int | None) -> None:

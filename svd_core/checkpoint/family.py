@@ -35,12 +35,16 @@ class Family(Enum):
     DIFFUSERS_SVD_UNET = "diffusers UNet of an SVD"
     DIFFUSERS_UNET = "diffusers UNet"
     DIFFUSERS_VAE = "diffusers VAE"
+    VAE = "VAE"
     CLIP_TOWER = "CLIP image tower"
+    EMPTY = "empty"
     UNKNOWN = "unknown"
 
 
 PART_OF_FOLDER = "it is one part of a diffusers folder. Choose the folder, the one with model_index.json in it"
 FROM_TEXT = "it makes single pictures from text. Load it with ComfyUI's Load Checkpoint"
+PUBLISHED = "Choose a whole SVD: svd.safetensors, svd_xt.safetensors, or a diffusers folder"
+ONE_PART = f"it is one part of a checkpoint alone. {PUBLISHED}"
 TURNTABLE = "it turns an object before the camera. Load it with ComfyUI's own nodes for SV3D"
 WAY_OUT = {
     Family.SVD_IMAGE_DECODER: (
@@ -57,13 +61,17 @@ WAY_OUT = {
     Family.DIFFUSERS_SVD_UNET: PART_OF_FOLDER,
     Family.DIFFUSERS_UNET: PART_OF_FOLDER,
     Family.DIFFUSERS_VAE: PART_OF_FOLDER,
-    Family.CLIP_TOWER: PART_OF_FOLDER,
-    Family.UNKNOWN: "it holds no model that is known here",
+    Family.VAE: ONE_PART,
+    Family.CLIP_TOWER: ONE_PART,
+    Family.EMPTY: f"it holds no tensor at all. {PUBLISHED}",
+    Family.UNKNOWN: f"it holds no model that is known here. {PUBLISHED}",
 }
 
 
 def family_of(tensors: Infos) -> Family:
     """The family of a file with these tensors."""
+    if not tensors:
+        return Family.EMPTY
     if CONV_IN not in tensors and any(mark in name for name in tensors for mark in LORA_MARKS):
         return Family.LORA  # first: some carry the full model's prefixes
     if any(name.startswith(UNET_PREFIX) for name in tensors):
@@ -72,7 +80,9 @@ def family_of(tensors: Infos) -> Family:
         temporal = any(".temporal_transformer_blocks." in name for name in tensors)
         return Family.DIFFUSERS_SVD_UNET if temporal else Family.DIFFUSERS_UNET
     if "encoder.conv_in.weight" in tensors and "decoder.conv_in.weight" in tensors:
-        return Family.DIFFUSERS_VAE
+        return Family.VAE if any(name.startswith("decoder.up.") for name in tensors) else Family.DIFFUSERS_VAE
+    if all(name.startswith(VAE_PREFIX) for name in tensors):
+        return Family.VAE
     if any(name.endswith("visual_projection.weight") for name in tensors):
         return Family.CLIP_TOWER
     return Family.UNKNOWN

@@ -80,7 +80,8 @@ PARTS = (UNET, VAE, CLIP)
 def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
     """The diffusers folder at `path`, to be read inside the `with`.
 
-    `precision` (fp16, bf16 or fp32) decides which variant of the weights is taken where there are several. Raises
+    `precision` (fp16, bf16 or fp32) decides which variant of the weights is taken where there are several. Files of the
+    folder may be links that lead out of it, as those of the hub's cache all are; no text in it names a file. Raises
     CheckpointError when the folder is another pipeline's, or lacks a part.
     """
     index = read_index(path)
@@ -97,7 +98,7 @@ def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
             for files in parts.values():
                 files.check_unchanged()
 
-        yield OpenCheckpoint(path.name, facts, *components, check_unchanged=check_unchanged)
+        yield OpenCheckpoint(printable(path.name), facts, *components, check_unchanged=check_unchanged)
         check_unchanged()  # all of them, while all are open
 
 
@@ -111,16 +112,16 @@ def read_index(path: Path) -> dict[str, Any]:
     pipeline = index.get("_class_name")
     if pipeline != PIPELINE:
         raise CheckpointError(
-            f'an SVD checkpoint is needed, and the folder "{path.name}" is for {ascii(pipeline)[:100]}. Choose a '
-            f"folder whose {INDEX} names {PIPELINE}.",
+            f'an SVD checkpoint is needed, and the folder "{printable(path.name)}" is for {ascii(pipeline)[:100]}. '
+            f"Choose a folder whose {INDEX} names {PIPELINE}.",
             code="checkpoint.family",
         )
     for part in PARTS:
         named = index.get(part.folder)
         if not isinstance(named, list) or len(named) != 2 or named[1] != part.class_name:
             raise CheckpointError(
-                f'the {part.title} of the folder "{path.name}" must be a {part.class_name}, and its {INDEX} says '
-                f"{ascii(named)[:100]}. Choose the folder of a published SVD.",
+                f'the {part.title} of the folder "{printable(path.name)}" must be a {part.class_name}, and its '
+                f"{INDEX} says {ascii(named)[:100]}. Choose the folder of a published SVD.",
                 code="checkpoint.family",
             )
     return index
@@ -130,7 +131,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """The JSON table at `path`. Raises CheckpointError when it is missing, too large or damaged."""
     if not path.exists():
         raise CheckpointError(
-            f'the folder "{path.parent}" needs a file {path.name}, and there is none. Download the folder again.',
+            f'the folder "{printable(path.parent)}" needs a file {path.name}, and there is none. Download '
+            "the folder again.",
             code="checkpoint.missing_parts",
         )
     try:
@@ -164,7 +166,7 @@ def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dic
     own = index.get(INDEX_KEY, {})
     if not isinstance(own, dict):
         own = {}
-    return facts_from_table(f'the folder "{path.name}"', {**table, **own})
+    return facts_from_table(f'the folder "{printable(path.name)}"', {**table, **own})
 
 
 def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
@@ -185,8 +187,8 @@ def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
         (_, count), files = next(iter(sorted(sets.items())))
         lacking = next(number for number in range(1, count + 1) if number not in files)
         raise CheckpointError(
-            f'the {part.title} in "{folder}" is not complete: of {count} files, number {lacking} is missing. Download '
-            "the folder again.",
+            f'the {part.title} in "{printable(folder)}" is not complete: of {count} files, number {lacking} is missing. '
+            "Download the folder again.",
             code="checkpoint.missing_parts",
         )
     return complete
@@ -223,10 +225,10 @@ def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
         if variant in found:
             return found[variant]
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.ckpt") for file in folder.glob(pattern))
-    has = f"only {pickles[0]}, a pickle, which can run any program hidden in it" if pickles else "no weights"
+    has = f"only {printable(pickles[0])}, a pickle, which can run any program hidden in it" if pickles else "no weights"
     raise CheckpointError(
-        f'the {part.title} needs a file {part.stem}.safetensors in "{folder}", and there is {has}. Download the '
-        ".safetensors of the same folder.",
+        f'the {part.title} needs a file {part.stem}.safetensors in "{printable(folder)}", and there is {has}. '
+        "Download the .safetensors of the same folder.",
         code="checkpoint.pickle" if pickles else "checkpoint.missing_parts",
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, SettingError
+from ..errors import CheckpointError, SettingError, printable
 from .folder import INDEX, open_folder
 from .idle import LeftOut, leave_out
 from .keymap import LEFTOVERS
@@ -98,8 +98,8 @@ def open_checkpoint(path: str | Path, precision: str) -> AbstractContextManager[
         return open_single_file(path)
     if not (path / INDEX).is_file():
         raise CheckpointError(
-            f'the folder "{path}" has no {INDEX}, which a diffusers folder begins with. Choose the folder that has it, '
-            "or a .safetensors file.",
+            f'the folder "{printable(path)}" has no {INDEX}, which a diffusers folder begins with. Choose the folder '
+            "that has it, or a .safetensors file.",
             code="checkpoint.family",
         )
     return open_folder(path, precision)

@@ -71,7 +71,7 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
         missing = list(dict.fromkeys(component.shown(name) for name in lacking))  # one of the file may be three here
         raise CheckpointError(
             f"the {component.title} of {opened.name} lacks {len(lacking)} of its {len(needed)} tensors: "
-            f"{_listed(missing)}. The checkpoint is not complete; download it again, or the published one.",
+            f"{listed(missing)}. The checkpoint is not complete; download it again, or the published one.",
             code="checkpoint.missing_tensors",
         )
     present = {name: component.tensors[name] for name in needed}
@@ -83,7 +83,7 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} tensors of the {component.title} of {opened.name} have the wrong shape: "
-            f"{_listed(wrong, '; ')}. The checkpoint is of another model, or damaged; download the published one.",
+            f"{listed(wrong, '; ')}. The checkpoint is of another model, or damaged; download the published one.",
             code="checkpoint.shape",
         )
     _check_dtypes(opened, component, present)
@@ -91,7 +91,7 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
     if homeless:
         raise CheckpointError(
             f"{len(homeless)} tensors of the {component.title} of {opened.name} have no place in the model: "
-            f"{_listed(homeless)}. The checkpoint is of another model, or was changed; download the published one.",
+            f"{listed(homeless)}. The checkpoint is of another model, or was changed; download the published one.",
             code="checkpoint.unused_tensors",
         )
 
@@ -102,12 +102,13 @@ def _check_dtypes(opened: OpenCheckpoint, component: Component, present: dict[st
     if other:
         raise CheckpointError(
             f"{len(other)} tensors of the {component.title} of {opened.name} are of a type that is not read here: "
-            f"{_listed(other)}. Needed are {', '.join(known)}; use the fp16 or fp32 file of the same model.",
+            f"{listed(other)}. Needed are {', '.join(known)}; use the fp16 or fp32 file of the same model.",
             code="checkpoint.dtype",
         )
 
 
-def _listed(names: list[str], separator: str = ", ") -> str:
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first ten of `names`, and how many more there are."""
     rest = len(names) - SHOWN
     return separator.join(map(readable, names[:SHOWN])) + (f"{separator}and {rest} more" if rest > 0 else "")
 
@@ -144,13 +145,13 @@ def read_as(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor
     tensor = stored.to(dtype).contiguous()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a third of what was read: the rest would stay, too
         tensor = tensor.clone()
-    if not _finite(tensor):
+    if not finite(tensor):
         _refuse_numbers(component.shown(name), stored, dtype)
     return tensor
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are; a twelfth of the time that copying them takes."""
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are: a small part of the time that reading them takes, so that loading always asks."""
     import torch
 
     return not tensor.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(tensor))
@@ -160,7 +161,7 @@ def _refuse_numbers(name: str, stored: torch.Tensor, dtype: torch.dtype) -> NoRe
     """Raise CheckpointError for a tensor that is not finite in `dtype`: because it never was, or is too large."""
     import torch
 
-    if not _finite(stored):
+    if not finite(stored):
         raise CheckpointError(
             f'"{name}" holds numbers that are not finite (NaN or infinity). The checkpoint is damaged, or its training '
             "failed; download it again, or the published one.",

@@ -78,7 +78,7 @@ def _reader(file: PlainFile, info: TensorInfo) -> Callable[[], torch.Tensor]:
         import torch
 
         stored = torch.empty(info.size, dtype=torch.uint8)
-        file.read_into(info.start, memoryview(stored.numpy()))
+        file.read_into(info.start, stored.numpy().data)
         return stored.view(torch_dtypes()[info.dtype]).reshape(info.shape)
 
     return read
