@@ -19,6 +19,7 @@ from .modules import check, empty_clip, empty_unet, empty_vae
 from .opened import OpenCheckpoint, open_in_memory
 from .parts import Checkpoint
 from .progress import Progress, no_progress
+from .settings import check_settings
 from .single_file import single_file_tensors, write_single_file
 from .writing import in_place, refuse_existing
 
@@ -51,6 +52,7 @@ def convert_checkpoint(
         opened = read if num_frames is None else replace(read, facts=replace(read.facts, num_frames=num_frames))
         if opened.facts.num_frames is None:
             _warn_of_frames(source, destination)
+        check_settings(opened)
         modules = empty_unet(opened), empty_vae(opened), empty_clip(opened)
         for component, module in zip(opened.components(), modules, strict=True):
             check(opened, component, module)

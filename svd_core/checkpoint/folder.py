@@ -92,13 +92,13 @@ def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
             part: opened.enter_context(open_tensors(choose_weights(path / part.folder, part, precision)))
             for part in PARTS
         }
-        components = [Component(part.title, configs[part], parts[part].tensors, _shown(part)) for part in PARTS]
+        unet, vae, clip = (Component(part.title, configs[part], parts[part].tensors, _shown(part)) for part in PARTS)
 
         def check_unchanged() -> None:
             for files in parts.values():
                 files.check_unchanged()
 
-        yield OpenCheckpoint(printable(path.name), facts, *components, check_unchanged=check_unchanged)
+        yield OpenCheckpoint(printable(path.name), facts, unet, vae, clip, check_unchanged=check_unchanged)
         check_unchanged()  # all of them, while all are open
 
 
@@ -187,8 +187,8 @@ def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
         (_, count), files = next(iter(sorted(sets.items())))
         lacking = next(number for number in range(1, count + 1) if number not in files)
         raise CheckpointError(
-            f'the {part.title} in "{printable(folder)}" is not complete: of {count} files, number {lacking} is missing. '
-            "Download the folder again.",
+            f'the {part.title} in "{printable(folder)}" is not complete: of {count} files, number {lacking} is '
+            "missing. Download the folder again.",
             code="checkpoint.missing_parts",
         )
     return complete

@@ -16,7 +16,7 @@ from .files import PlainFile, open_plain
 from .texts import parse_table
 
 MAX_HEADER_BYTES = 4_000_000  # the published SVD files have 0.3 MB
-MAX_TENSORS = 20_000  # they have 2446
+MAX_TENSORS = 10_000  # they have 2446
 MAX_RANK = 8
 MAX_VALUES = 16 * MAX_TENSORS
 """Texts, numbers, lists and tables in a header: a tensor of rank 8 has 14 beside its texts."""

@@ -18,6 +18,7 @@ from .keymap import LEFTOVERS
 from .modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, readable
 from .opened import OpenCheckpoint
 from .parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+from .settings import check_settings
 from .single_file import open_single_file
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, lean: bool
     With `lean` without the UNet's idle weights, whose names come along.
     """
     facts = opened.facts
+    check_settings(opened)
     modules: tuple[Any, Any, Any] = empty_unet(opened), empty_vae(opened), empty_clip(opened)
     for component, module in zip(opened.components(), modules, strict=True):
         check(opened, component, module)

@@ -64,9 +64,13 @@ def three(low: float, high: float) -> Rule:
     return rule
 
 
-def word(value: Any) -> tuple[bool, str]:
-    """A short text."""
-    return isinstance(value, str) and len(value) <= 100, "must be a short text"
+def one_of(*words: str) -> Rule:
+    """One of these texts."""
+
+    def rule(value: Any) -> tuple[bool, str]:
+        return isinstance(value, str) and value in words, f"must be {' or '.join(words)}"
+
+    return rule
 
 
 def row(most: int, each: Rule) -> Rule:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, printable
 from .facts import MAX_FRAMES
 from .opened import Component, OpenCheckpoint
-from .rules import Rule, either, flag, number, row, whole, word
+from .rules import Rule, either, flag, number, one_of, row, whole
 
 LEVELS = 8
 LAYERS = whole(1, 8)
@@ -33,8 +33,8 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "sample_size": WIDTH,
         "in_channels": WIDTH,
         "out_channels": WIDTH,
-        "down_block_types": _each_level(word),
-        "up_block_types": _each_level(word),
+        "down_block_types": _each_level(one_of("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")),
+        "up_block_types": _each_level(one_of("CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")),
         "block_out_channels": _each_level(WIDTH),
         "addition_time_embed_dim": WIDTH,
         "projection_class_embeddings_input_dim": WIDTH,
@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
     "VAE": {
         "in_channels": WIDTH,
         "out_channels": WIDTH,
-        "down_block_types": _each_level(word),
+        "down_block_types": _each_level(one_of("DownEncoderBlock2D")),
         "block_out_channels": _each_level(WIDTH),
         "layers_per_block": LAYERS,
         "latent_channels": WIDTH,
@@ -64,7 +64,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
         "num_channels": WIDTH,
         "image_size": WIDTH,
         "patch_size": WIDTH,
-        "hidden_act": word,
+        "hidden_act": one_of("gelu", "quick_gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu"),
         "layer_norm_eps": number(0, 1),
     },
 }
@@ -92,6 +92,12 @@ def believed(opened: OpenCheckpoint, component: Component) -> dict[str, Any]:
             code="checkpoint.missing_tensors",
         )
     return given
+
+
+def check_settings(opened: OpenCheckpoint) -> None:
+    """Raise CheckpointError as `believed` does, for all three parts: before any of them is built."""
+    for component in opened.components():
+        believed(opened, component)
 
 
 def _least_tensors(title: str, settings: dict[str, Any]) -> int:
