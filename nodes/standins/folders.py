@@ -42,7 +42,8 @@ def annotated_file(name: str | None) -> Path:
     path = os.path.realpath(os.path.join(real_folder, bare)) if _can_be_a_name(bare) else real_folder
     if not _is_within(path, real_folder):
         raise ImageError(
-            f'"{printable(name)}" lies outside the {kind} folder; copy the picture into {folder} and give its name there.',
+            f'"{printable(name)}" lies outside the {kind} folder; copy the picture into {folder} and give its name '
+            "there.",
             code="image.outside",
         )
     if not os.path.isfile(path):

@@ -6,6 +6,7 @@ UNet: 768 SVD, 256 SV3D_u, 1280 SV3D_p, 2816 SDXL, 2560 its refiner).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 
@@ -18,7 +19,7 @@ Infos = Mapping[str, TensorInfo]
 CONV_IN = UNET_PREFIX + "input_blocks.0.0.weight"
 LABELS = UNET_PREFIX + "label_emb.0.0.weight"
 TEXT_KEYS = UNET_PREFIX + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "lora_unet_")
+LORA_MARK = re.compile(r"\.lora_[AB]\.|\.lora[._](down|up)\.|lora_unet_")
 
 
 class Family(Enum):
@@ -72,7 +73,7 @@ def family_of(tensors: Infos) -> Family:
     """The family of a file with these tensors."""
     if not tensors:
         return Family.EMPTY
-    if CONV_IN not in tensors and any(mark in name for name in tensors for mark in LORA_MARKS):
+    if CONV_IN not in tensors and any(map(LORA_MARK.search, tensors)):
         return Family.LORA  # first: some carry the full model's prefixes
     if any(name.startswith(UNET_PREFIX) for name in tensors):
         return _family_of_unet(tensors)

@@ -154,7 +154,7 @@ def _tensor(file: str, name: str, field: Any, data_start: int) -> TensorInfo:
     dtype, shape, span = field.get("dtype"), field.get("shape"), field.get("data_offsets")
     if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2:
         raise _damaged(file, f"tensor {shown} is not described")
-    if len(shape) > MAX_RANK or not all(_is_size(number) for number in [*shape, *span]) or span[0] > span[1]:
+    if len(shape) > MAX_RANK or not all(map(_is_size, (*shape, *span))) or span[0] > span[1]:
         raise _damaged(file, f"tensor {shown} has a shape or a place that cannot be")
     size = span[1] - span[0]
     if dtype in DTYPE_BYTES and math.prod(shape) * DTYPE_BYTES[dtype] != size:
