@@ -70,8 +70,8 @@ def place_for(
     folder = os.path.abspath(os.path.join(root, subfolder))
     if not _can_be_a_name(expanded):
         raise SettingError(
-            f"filename_prefix must be made of letters that a file's name can have, got {prefix[:200]!a}; use a plain "
-            'name such as "ComfyUI".',
+            f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which no file can be "
+            'called; use a plain name such as "ComfyUI".',
             code="output.outside",
         )
     if not _is_within(folder, root) or not _is_within(os.path.realpath(folder), os.path.realpath(root)):
