@@ -251,6 +251,9 @@ def _add_nodes(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     parser = _add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
     parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER", help=f"or {EMBEDDED}")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every number as well, and see that all are finite (no NaN)"
+    )
 
 
 def _add_convert_checkpoint(commands: Any) -> None:
@@ -375,7 +378,14 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
     from .svd_core.checkpoint.inspect import inspect as inspect_checkpoint
 
     found = inspect_checkpoint(_by_name(arguments.checkpoint))
-    console.result(found.describe(), **found.as_dict())
+    if not arguments.verify:
+        console.result(found.describe(), **found.as_dict())
+        return
+    from .svd_core.checkpoint.verify import verify
+
+    verified = verify(found.path, _surroundings(arguments, console).host().progress)
+    text = f"{found.describe()}\n  {verified.describe()}"
+    console.result(text, **found.as_dict(), verified=asdict(verified))
 
 
 def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:

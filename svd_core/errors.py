@@ -131,6 +131,18 @@ class Interrupted(SVDStagesError):
     exit_status = 130
 
 
+def printable(text: object, longest: int = 300) -> str:
+    """`text` fit for one line of a message, at most about `longest` letters of it: the middle of more is left out.
+
+    What a terminal would obey or hide (line ends, escapes, marks that turn the reading direction, halves of letters)
+    is spelled out.
+    """
+    shown = str(text)
+    if len(shown) > longest:
+        shown = f"{shown[: longest // 2]}...{shown[-longest // 2 :]}"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Up to `count` names of `known` that look most like `name`, for the end of a message: "a", "b" or "c"."""
     found = get_close_matches(name, list(known), n=count, cutoff=0.0)

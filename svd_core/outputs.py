@@ -54,19 +54,34 @@ def place_for(
     """The place that a `filename_prefix` means, as ComfyUI's folder_paths.get_save_image_path has it.
 
     A prefix may begin with subfolders; %width%, %height%, %year%, %month%, %day%, %hour%, %minute% and %second% are
-    filled in. Makes no folder. Raises SettingError when the prefix leads out of the output folder.
+    filled in. Makes no folder. Raises SettingError when the prefix leads out of the output folder, also by a link in
+    it, and when no file can be called so. The output folder itself may be a link.
     """
     expanded = os.path.normpath(_expand(prefix, width, height, now or time.localtime()))
     subfolder, name = os.path.split(expanded)
     root = os.path.abspath(output_folder)
     folder = os.path.abspath(os.path.join(root, subfolder))
-    if not _is_within(folder, root) or "\0" in prefix:
+    if not _can_be_a_name(expanded):
         raise SettingError(
-            f"filename_prefix must name a place inside the output folder, got {prefix!r}, which leads outside; "
+            f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which no file can be "
+            'called; use a plain name such as "ComfyUI".',
+            code="output.outside",
+        )
+    if not _is_within(folder, root) or not _is_within(os.path.realpath(folder), os.path.realpath(root)):
+        raise SettingError(
+            f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which leads outside; "
             f'use a plain name such as "ComfyUI" or a subfolder such as "video/ComfyUI".',
             code="output.outside",
         )
     return Place(Path(folder), subfolder, name)
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half a letter
+        return False
+    return "\0" not in text
 
 
 def next_counter(place: Place) -> int:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ...svd_core import host
-from ...svd_core.errors import ImageError
+from ...svd_core.errors import ImageError, printable
 
 _ANNOTATIONS: dict[str, host.Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 
@@ -39,18 +39,27 @@ def annotated_file(name: str | None) -> Path:
             kind, bare = annotated, name[: -len(annotation)].removesuffix(" ")
     folder = host.current().folder(kind)
     real_folder = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(real_folder, bare)) if "\0" not in bare else real_folder
+    path = os.path.realpath(os.path.join(real_folder, bare)) if _can_be_a_name(bare) else real_folder
     if not _is_within(path, real_folder):
         raise ImageError(
-            f'"{name}" lies outside the {kind} folder; copy the picture into {folder} and give its name there.',
+            f'"{printable(name)}" lies outside the {kind} folder; copy the picture into {folder} and give its name '
+            "there.",
             code="image.outside",
         )
     if not os.path.isfile(path):
         raise ImageError(
-            f'there is no picture "{bare}" in the {kind} folder {folder}; put it there, or check the name.',
+            f'there is no picture "{printable(bare)}" in the {kind} folder {folder}; put it there, or check the name.',
             code="image.missing",
         )
     return Path(path)
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half a letter
+        return False
+    return "\0" not in text
 
 
 def _is_picture_name(name: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..errors import SettingError
 from ..host import Advance
@@ -18,6 +19,7 @@ from .modules import check, empty_clip, empty_unet, empty_vae
 from .opened import OpenCheckpoint, open_in_memory
 from .parts import Checkpoint
 from .progress import Progress, no_progress
+from .settings import check_settings
 from .single_file import single_file_tensors, write_single_file
 from .writing import in_place, refuse_existing
 
@@ -38,10 +40,10 @@ def convert_checkpoint(
                 the result does not say it either, and a warning tells how to
 
     Types are kept (of several variants in a folder the one with the most digits is taken), one tensor is in memory at
-    a time, and `destination` appears when it is complete. What the one file holds beside the model (the text tower, a
-    second decoder) is left out. Raises CheckpointError when `source` is not a whole SVD or holds what the other form
-    cannot, SettingError when `destination` is named as the other form or `num_frames` is out of its range, and
-    OutputError when there is something at `destination` already or it cannot be written.
+    a time, and `destination` appears when it is complete, if nobody changed `source` meanwhile. What the one file holds
+    beside the model (the text tower, a second decoder) is left out. Raises CheckpointError when `source` is not a whole
+    SVD or holds what the other form cannot, SettingError when `destination` is named as the other form or `num_frames`
+    is out of its range, and OutputError when there is something at `destination` already or it cannot be written.
     """
     source, destination = Path(source), Path(destination)
     _check_arguments(source, destination, num_frames)
@@ -50,13 +52,25 @@ def convert_checkpoint(
         opened = read if num_frames is None else replace(read, facts=replace(read.facts, num_frames=num_frames))
         if opened.facts.num_frames is None:
             _warn_of_frames(source, destination)
-        for component, empty in zip(opened.components(), (empty_unet, empty_vae, empty_clip), strict=True):
-            check(opened, component, empty(opened))
+        check_settings(opened)
+        modules = empty_unet(opened), empty_vae(opened), empty_clip(opened)
+        for component, module in zip(opened.components(), modules, strict=True):
+            check(opened, component, module)
         if source.is_dir():
-            _write_file(opened, destination, progress)
+            _write_file(_with_all_settings(opened, *modules), destination, progress)
         else:
             _write_folder(opened, destination, progress)
     return destination
+
+
+def _with_all_settings(opened: OpenCheckpoint, unet: Any, vae: Any, clip: Any) -> OpenCheckpoint:
+    """The same with those settings, too, that a folder's config files leave to the libraries."""
+    return replace(
+        opened,
+        unet=replace(opened.unet, config=dict(unet.config)),
+        vae=replace(opened.vae, config=dict(vae.config)),
+        clip=replace(opened.clip, config=clip.config.to_dict()),
+    )
 
 
 def _check_arguments(source: Path, destination: Path, num_frames: int | None) -> None:
@@ -96,6 +110,7 @@ def save_single_file(checkpoint: Checkpoint, path: str | Path) -> Path:
 def _write_file(opened: OpenCheckpoint, path: Path, progress: Progress) -> Path:
     with in_place(path) as work, progress("writing", len(single_file_tensors(opened)), "tensor") as advance:
         write_single_file(opened, work, _counting(advance))
+        opened.check_unchanged()
     return path
 
 
@@ -103,6 +118,7 @@ def _write_folder(opened: OpenCheckpoint, path: Path, progress: Progress) -> Pat
     total = sum(len(component.tensors) for component in opened.components())
     with in_place(path, folder=True) as work, progress("writing", total, "tensor") as advance:
         write_folder(opened, work, _counting(advance))
+        opened.check_unchanged()
     return path
 
 

@@ -8,19 +8,22 @@ nothing; what they then mean is written here.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import CheckpointError
+from . import rules
 from .parts import VideoDefaults
+from .texts import parse_table
 
 METADATA_KEY = "svd_stages"
 INDEX_KEY = "_svd_stages"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/clip-vit, preprocessor_config.json
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_FRAMES = 4096
+MAX_VALUES = 1000
+"""Texts, numbers, lists and tables in the facts of a file: there are about forty."""
 GUIDANCE = {14: (1.0, 2.5), 25: (1.5, 3.0)}
 """Frames -> (min, max) guidance: generative-models scripts/sampling/configs/svd.yaml and svd_xt.yaml."""
 
@@ -97,8 +100,8 @@ def facts_from_metadata(name: str, metadata: Mapping[str, str]) -> Facts:
     if text is None:
         return Facts()
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        given = parse_table(text.encode(), MAX_VALUES)
+    except ValueError as error:
         raise CheckpointError(
             f'the metadata "{METADATA_KEY}" of {name} must be a JSON table, but cannot be read: {error}. Write the '
             "file again with svd-stages convert-checkpoint.",
@@ -139,66 +142,23 @@ def _wrong(name: str, key: str, need: str, value: Any) -> CheckpointError:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(low: int, high: int, step: int = 1):
-    need = f"must be a whole number from {low} to {high}" + (f" and a multiple of {step}" if step > 1 else "")
-
-    def rule(value: Any) -> tuple[bool, str]:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and low <= value <= high and value % step == 0, need
-
-    return rule
-
-
-def _number(low: float, high: float):
-    def rule(value: Any) -> tuple[bool, str]:
-        return _is_number(value) and low <= value <= high, f"must be a number from {low} to {high}"
-
-    return rule
-
-
-def _flag(value: Any) -> tuple[bool, str]:
-    return isinstance(value, bool), "must be true or false"
-
-
-def _flags(most: int):
-    def rule(value: Any) -> tuple[bool, str]:
-        row = isinstance(value, (list, tuple)) and 1 <= len(value) <= most
-        inside = row and all(isinstance(each, bool) for each in value)
-        return inside, f"must be a row of true or false, 1 to {most} of them"
-
-    return rule
-
-
-def _three(low: float, high: float):
-    def rule(value: Any) -> tuple[bool, str]:
-        row = isinstance(value, (list, tuple)) and len(value) == 3
-        inside = row and all(_is_number(number) and low <= number <= high for number in value)
-        return inside, f"must be three numbers from {low} to {high}"
-
-    return rule
-
-
 _RULES = {
-    "num_frames": _whole(1, MAX_FRAMES),
-    "width": _whole(8, 16384, step=8),
-    "height": _whole(8, 16384, step=8),
-    "min_guidance": _number(0, 100),
-    "max_guidance": _number(0, 100),
-    "clip_heads": _whole(1, 1024),
-    "unet_head_width": _whole(1, 1024),
-    "unet_attention": _flags(8),
-    "unet_layers": _whole(1, 8),
-    "unet_transformers": _whole(1, 16),
-    "vae_levels": _whole(1, 8),
-    "clip_layers": _whole(1, 64),
-    "scaling_factor": _number(1e-6, 1e6),
-    "sigma_min": _number(1e-9, 1e6),
-    "sigma_max": _number(1e-9, 1e6),
-    "force_upcast": _flag,
-    "image_mean": _three(-10, 10),
-    "image_std": _three(1e-6, 10),
+    "num_frames": rules.whole(1, MAX_FRAMES),
+    "width": rules.whole(8, 16384, step=8),
+    "height": rules.whole(8, 16384, step=8),
+    "min_guidance": rules.number(0, 100),
+    "max_guidance": rules.number(0, 100),
+    "clip_heads": rules.whole(1, 1024),
+    "unet_head_width": rules.whole(1, 1024),
+    "unet_attention": rules.flags(8),
+    "unet_layers": rules.whole(1, 8),
+    "unet_transformers": rules.whole(1, 16),
+    "vae_levels": rules.whole(1, 8),
+    "clip_layers": rules.whole(1, 64),
+    "scaling_factor": rules.number(1e-6, 1e6),
+    "sigma_min": rules.number(1e-9, 1e6),
+    "sigma_max": rules.number(1e-9, 1e6),
+    "force_upcast": rules.flag,
+    "image_mean": rules.three(-10, 10),
+    "image_std": rules.three(1e-6, 10),
 }

@@ -6,6 +6,7 @@ UNet: 768 SVD, 256 SV3D_u, 1280 SV3D_p, 2816 SDXL, 2560 its refiner).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 
@@ -18,7 +19,7 @@ Infos = Mapping[str, TensorInfo]
 CONV_IN = UNET_PREFIX + "input_blocks.0.0.weight"
 LABELS = UNET_PREFIX + "label_emb.0.0.weight"
 TEXT_KEYS = UNET_PREFIX + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "lora_unet_")
+LORA_MARK = re.compile(r"\.lora_[AB]\.|\.lora[._](down|up)\.|lora_unet_")
 
 
 class Family(Enum):
@@ -35,12 +36,16 @@ class Family(Enum):
     DIFFUSERS_SVD_UNET = "diffusers UNet of an SVD"
     DIFFUSERS_UNET = "diffusers UNet"
     DIFFUSERS_VAE = "diffusers VAE"
+    VAE = "VAE"
     CLIP_TOWER = "CLIP image tower"
+    EMPTY = "empty"
     UNKNOWN = "unknown"
 
 
 PART_OF_FOLDER = "it is one part of a diffusers folder. Choose the folder, the one with model_index.json in it"
 FROM_TEXT = "it makes single pictures from text. Load it with ComfyUI's Load Checkpoint"
+PUBLISHED = "Choose a whole SVD: svd.safetensors, svd_xt.safetensors, or a diffusers folder"
+ONE_PART = f"it is one part of a checkpoint alone. {PUBLISHED}"
 TURNTABLE = "it turns an object before the camera. Load it with ComfyUI's own nodes for SV3D"
 WAY_OUT = {
     Family.SVD_IMAGE_DECODER: (
@@ -57,14 +62,18 @@ WAY_OUT = {
     Family.DIFFUSERS_SVD_UNET: PART_OF_FOLDER,
     Family.DIFFUSERS_UNET: PART_OF_FOLDER,
     Family.DIFFUSERS_VAE: PART_OF_FOLDER,
-    Family.CLIP_TOWER: PART_OF_FOLDER,
-    Family.UNKNOWN: "it holds no model that is known here",
+    Family.VAE: ONE_PART,
+    Family.CLIP_TOWER: ONE_PART,
+    Family.EMPTY: f"it holds no tensor at all. {PUBLISHED}",
+    Family.UNKNOWN: f"it holds no model that is known here. {PUBLISHED}",
 }
 
 
 def family_of(tensors: Infos) -> Family:
     """The family of a file with these tensors."""
-    if CONV_IN not in tensors and any(mark in name for name in tensors for mark in LORA_MARKS):
+    if not tensors:
+        return Family.EMPTY
+    if CONV_IN not in tensors and any(map(LORA_MARK.search, tensors)):
         return Family.LORA  # first: some carry the full model's prefixes
     if any(name.startswith(UNET_PREFIX) for name in tensors):
         return _family_of_unet(tensors)
@@ -72,7 +81,9 @@ def family_of(tensors: Infos) -> Family:
         temporal = any(".temporal_transformer_blocks." in name for name in tensors)
         return Family.DIFFUSERS_SVD_UNET if temporal else Family.DIFFUSERS_UNET
     if "encoder.conv_in.weight" in tensors and "decoder.conv_in.weight" in tensors:
-        return Family.DIFFUSERS_VAE
+        return Family.VAE if any(name.startswith("decoder.up.") for name in tensors) else Family.DIFFUSERS_VAE
+    if all(name.startswith(VAE_PREFIX) for name in tensors):
+        return Family.VAE
     if any(name.endswith("visual_projection.weight") for name in tensors):
         return Family.CLIP_TOWER
     return Family.UNKNOWN

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .facts import INDEX_KEY, Facts, facts_from_table
+from .files import open_plain
 from .opened import Component, OpenCheckpoint
 from .tensors import open_tensors
+from .texts import parse_table
 from .writing import write_safetensors
 
 INDEX = "model_index.json"
 PIPELINE = "StableVideoDiffusionPipeline"
 MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_VALUES = 50_000  # an index of shards has two for each tensor
 WEIGHTS = re.compile(r"(?P<stem>diffusion_pytorch_model|model)(?P<rest>[-.\w]*)\.safetensors")
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
 PREFERRED = {
@@ -77,19 +80,26 @@ PARTS = (UNET, VAE, CLIP)
 def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
     """The diffusers folder at `path`, to be read inside the `with`.
 
-    `precision` (fp16, bf16 or fp32) decides which variant of the weights is taken where there are several. Raises
+    `precision` (fp16, bf16 or fp32) decides which variant of the weights is taken where there are several. Files of the
+    folder may be links that lead out of it, as those of the hub's cache all are; no text in it names a file. Raises
     CheckpointError when the folder is another pipeline's, or lacks a part.
     """
     index = read_index(path)
     configs = {part: read_config(path / part.folder / "config.json") for part in PARTS}
     facts = read_facts(path, index, unet=configs[UNET], vae=configs[VAE])
     with ExitStack() as opened:
-        components = []
-        for part in PARTS:
-            files = choose_weights(path / part.folder, part, precision)
-            tensors = opened.enter_context(open_tensors(files))
-            components.append(Component(part.title, configs[part], tensors, _shown(part)))
-        yield OpenCheckpoint(path.name, facts, *components)
+        parts = {
+            part: opened.enter_context(open_tensors(choose_weights(path / part.folder, part, precision)))
+            for part in PARTS
+        }
+        unet, vae, clip = (Component(part.title, configs[part], parts[part].tensors, _shown(part)) for part in PARTS)
+
+        def check_unchanged() -> None:
+            for files in parts.values():
+                files.check_unchanged()
+
+        yield OpenCheckpoint(printable(path.name), facts, unet, vae, clip, check_unchanged=check_unchanged)
+        check_unchanged()  # all of them, while all are open
 
 
 def _shown(part: Part):
@@ -102,16 +112,16 @@ def read_index(path: Path) -> dict[str, Any]:
     pipeline = index.get("_class_name")
     if pipeline != PIPELINE:
         raise CheckpointError(
-            f'an SVD checkpoint is needed, and the folder "{path.name}" is for {ascii(pipeline)[:100]}. Choose a '
-            f"folder whose {INDEX} names {PIPELINE}.",
+            f'an SVD checkpoint is needed, and the folder "{printable(path.name)}" is for {ascii(pipeline)[:100]}. '
+            f"Choose a folder whose {INDEX} names {PIPELINE}.",
             code="checkpoint.family",
         )
     for part in PARTS:
         named = index.get(part.folder)
         if not isinstance(named, list) or len(named) != 2 or named[1] != part.class_name:
             raise CheckpointError(
-                f'the {part.title} of the folder "{path.name}" must be a {part.class_name}, and its {INDEX} says '
-                f"{ascii(named)[:100]}. Choose the folder of a published SVD.",
+                f'the {part.title} of the folder "{printable(path.name)}" must be a {part.class_name}, and its '
+                f"{INDEX} says {ascii(named)[:100]}. Choose the folder of a published SVD.",
                 code="checkpoint.family",
             )
     return index
@@ -119,22 +129,21 @@ def read_index(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON table at `path`. Raises CheckpointError when it is missing, too large or damaged."""
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON table")
-    except FileNotFoundError as error:
+    if not path.exists():
         raise CheckpointError(
-            f'the folder "{path.parent}" needs a file {path.name}, and there is none. Download the folder again.',
+            f'the folder "{printable(path.parent)}" needs a file {path.name}, and there is none. Download '
+            "the folder again.",
             code="checkpoint.missing_parts",
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+        )
+    try:
+        with open_plain(path) as file:
+            if file.state.size > MAX_CONFIG_BYTES:
+                raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+            return parse_table(file.read(MAX_CONFIG_BYTES), MAX_CONFIG_VALUES)
+    except ValueError as error:
         raise CheckpointError(
-            f'"{path}" cannot be used: {error}. Download the folder again.', code="checkpoint.damaged"
+            f'"{printable(path)}" cannot be used: {error}. Download the folder again.', code="checkpoint.damaged"
         ) from error
-    return config
 
 
 def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> Facts:
@@ -157,7 +166,7 @@ def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dic
     own = index.get(INDEX_KEY, {})
     if not isinstance(own, dict):
         own = {}
-    return facts_from_table(f'the folder "{path.name}"', {**table, **own})
+    return facts_from_table(f'the folder "{printable(path.name)}"', {**table, **own})
 
 
 def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
@@ -178,8 +187,8 @@ def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
         (_, count), files = next(iter(sorted(sets.items())))
         lacking = next(number for number in range(1, count + 1) if number not in files)
         raise CheckpointError(
-            f'the {part.title} in "{folder}" is not complete: of {count} files, number {lacking} is missing. Download '
-            "the folder again.",
+            f'the {part.title} in "{printable(folder)}" is not complete: of {count} files, number {lacking} is '
+            "missing. Download the folder again.",
             code="checkpoint.missing_parts",
         )
     return complete
@@ -216,10 +225,10 @@ def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
         if variant in found:
             return found[variant]
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.ckpt") for file in folder.glob(pattern))
-    has = f"only {pickles[0]}, a pickle, which can run any program hidden in it" if pickles else "no weights"
+    has = f"only {printable(pickles[0])}, a pickle, which can run any program hidden in it" if pickles else "no weights"
     raise CheckpointError(
-        f'the {part.title} needs a file {part.stem}.safetensors in "{folder}", and there is {has}. Download the '
-        ".safetensors of the same folder.",
+        f'the {part.title} needs a file {part.stem}.safetensors in "{printable(folder)}", and there is {has}. '
+        "Download the .safetensors of the same folder.",
         code="checkpoint.pickle" if pickles else "checkpoint.missing_parts",
     )
 

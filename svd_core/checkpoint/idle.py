@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
+from .files import State
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +73,8 @@ class LeftOut:
             return
         if _state_of(self._path) != self._state:
             raise CheckpointError(
-                f'"{self._path.name}" was changed or moved since it was loaded, and some of its weights are needed '
-                "only now. Load it again.",
+                f'"{printable(self._path.name)}" was changed or moved since it was loaded, and some of its weights are '
+                "needed only now. Load it again.",
                 code="checkpoint.changed",
             )
         logger.info("reading %d weights that a video of one CLIP token does not need", len(self._names))
@@ -86,7 +87,7 @@ class LeftOut:
         self._names = ()
 
 
-def _state_of(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files that hold the UNet."""
+def _state_of(path: Path) -> list[tuple[str, State]]:
+    """The files that hold the UNet, and which they are."""
     files = sorted((path / "unet").glob("*.safetensors")) if path.is_dir() else [path]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return [(file.name, State.of(file.stat())) for file in files if file.is_file()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from .facts import Facts
 from .family import WAY_OUT, Family, family_of, parts_of, require_svd
 from .folder import INDEX, PARTS, PIPELINE, Part, read_config, read_facts, read_index, variants
@@ -52,7 +52,7 @@ class Inspection:
 
     def describe(self) -> str:
         """The inspection as a few lines of text."""
-        lines = [f"{self.path.name}: {self.family}, {self.kind}, {_readable(self.bytes)}"]
+        lines = [f"{printable(self.path.name)}: {self.family}, {self.kind}, {_readable(self.bytes)}"]
         for part in self.parts:
             variant = f" ({part.variant})" if part.variant else ""
             dtypes = " and ".join(part.dtypes) or "empty"
@@ -103,7 +103,7 @@ def read_defaults(path: str | Path) -> VideoDefaults:
     if path.is_dir():
         return _folder_facts(path).defaults()
     header = read_header(path)
-    require_svd(path.name, header.tensors)
+    require_svd(printable(path.name), header.tensors)
     return file_facts(path, header).defaults()
 
 
@@ -120,7 +120,7 @@ def _inspect_file(path: Path) -> Inspection:
     notes: list[str] = []
     usable = False
     try:
-        require_svd(path.name, header.tensors)
+        require_svd(printable(path.name), header.tensors)
         usable = True
     except CheckpointError as error:
         notes.append(str(error))
@@ -163,7 +163,7 @@ def _inspect_folder(path: Path) -> Inspection:
         return Inspection(
             path=path,
             kind="diffusers folder",
-            family=str(index.get("_class_name", Family.UNKNOWN.value))[:100],
+            family=printable(index.get("_class_name", Family.UNKNOWN.value), 100),
             usable=False,
             parts=(),
             bytes=0,

@@ -1,4 +1,10 @@
-"""Which checkpoints the user has, and where: names for the combo, paths for the loader. Needs no torch."""
+"""Which checkpoints the user has, and where: names for the combo, paths for the loader. Needs no torch.
+
+A name in a graph is a stranger's; what it can choose is one of the files and folders that are met below the models
+folders, and a name is never made into a path. Links that the user made below them are followed wherever they lead, as
+ComfyUI does: models are kept on other disks and linked, the hub's own cache is made of links, and no graph can make
+one. What a link leads to is read as any other file, a plain one with a model's header, or refused.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError, nearest, printable
 
 EMBEDDED = "svd-nano"
 """The built-in model: always there, under this name."""
 EMBEDDED_FILE = Path(__file__).parents[1] / "nano" / "svd_nano.safetensors"
+LONGEST = 300
+"""Letters of a name that are shown, and compared with others."""
 CHECKPOINTS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Not listed, but found when named, so that the loader can say why they are not read."""
@@ -69,7 +77,8 @@ class ModelLibrary:
         folders = (*self.checkpoint_folders, *self.flat_folders)
         searched = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "no folder"
         raise CheckpointError(
-            f'there is no checkpoint called "{name}". The nearest names are {nearest(wanted, self.names())}. '
+            f'there is no checkpoint called "{printable(name, LONGEST)}". The nearest names are '
+            f"{nearest(wanted[:LONGEST], self.names())}. "
             f"Put a .safetensors file into a models folder's checkpoints/, or a diffusers folder into its diffusers/ "
             f"(searched: {searched}; --models DIR or SVD_STAGES_MODELS names another), "
             f'or use the built-in model "{EMBEDDED}".',

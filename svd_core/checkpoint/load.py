@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, SettingError
+from ..errors import CheckpointError, SettingError, printable
 from .folder import INDEX, open_folder
 from .idle import LeftOut, leave_out
 from .keymap import LEFTOVERS
 from .modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, readable
 from .opened import OpenCheckpoint
 from .parts import Checkpoint, SVDClipVision, SVDModel, SVDVae
+from .settings import check_settings
 from .single_file import open_single_file
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def open_checkpoint(path: str | Path, precision: str) -> AbstractContextManager[
         return open_single_file(path)
     if not (path / INDEX).is_file():
         raise CheckpointError(
-            f'the folder "{path}" has no {INDEX}, which a diffusers folder begins with. Choose the folder that has it, '
-            "or a .safetensors file.",
+            f'the folder "{printable(path)}" has no {INDEX}, which a diffusers folder begins with. Choose the folder '
+            "that has it, or a .safetensors file.",
             code="checkpoint.family",
         )
     return open_folder(path, precision)
@@ -121,6 +122,7 @@ def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, lean: bool
     With `lean` without the UNet's idle weights, whose names come along.
     """
     facts = opened.facts
+    check_settings(opened)
     modules: tuple[Any, Any, Any] = empty_unet(opened), empty_vae(opened), empty_clip(opened)
     for component, module in zip(opened.components(), modules, strict=True):
         check(opened, component, module)

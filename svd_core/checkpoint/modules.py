@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CheckpointError
 from .opened import Component, OpenCheckpoint
+from .settings import believed, wrong_configuration
 from .tensors import LazyTensor, torch_dtypes
 
 if TYPE_CHECKING:
@@ -18,19 +19,6 @@ SHOWN = 10
 """How many names an error lists."""
 LONGEST = 200
 """How many characters of a name it shows."""
-CLIP_SETTINGS = (
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-)
-"""What is taken from a CLIP tower's config.json: what shapes the numbers. Others could name code to fetch and run."""
 POSITIONS = "position_ids"
 """A buffer that old versions of transformers wrote: a row of numbers that the CLIP tower makes itself."""
 
@@ -53,8 +41,7 @@ def empty_clip(opened: OpenCheckpoint) -> nn.Module:
     """The CLIP image tower on the meta device."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    def build(config: dict[str, Any]) -> nn.Module:
-        settings = {key: config[key] for key in CLIP_SETTINGS if key in config}
+    def build(settings: dict[str, Any]) -> nn.Module:
         return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
 
     return _empty(opened, opened.clip, build)
@@ -65,16 +52,12 @@ def _empty(opened: OpenCheckpoint, component: Component, build: Any) -> nn.Modul
     from huggingface_hub.errors import StrictDataclassError
 
     wrong_values = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+    settings = believed(opened, component)
     try:
         with torch.device("meta"):
-            return build(component.config)
+            return build(settings)
     except (*wrong_values, StrictDataclassError) as error:
-        reason = str(error).split("\n")[0][:300]
-        raise CheckpointError(
-            f"the {component.title} of {opened.name} cannot be built from its configuration: {reason}. Download the "
-            "checkpoint again, or the published one of the same model.",
-            code="checkpoint.config",
-        ) from error
+        raise wrong_configuration(opened, component, str(error).split("\n")[0][:300]) from error
 
 
 def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> None:
@@ -88,7 +71,7 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
         missing = list(dict.fromkeys(component.shown(name) for name in lacking))  # one of the file may be three here
         raise CheckpointError(
             f"the {component.title} of {opened.name} lacks {len(lacking)} of its {len(needed)} tensors: "
-            f"{_listed(missing)}. The checkpoint is not complete; download it again, or the published one.",
+            f"{listed(missing)}. The checkpoint is not complete; download it again, or the published one.",
             code="checkpoint.missing_tensors",
         )
     present = {name: component.tensors[name] for name in needed}
@@ -100,7 +83,7 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} tensors of the {component.title} of {opened.name} have the wrong shape: "
-            f"{_listed(wrong, '; ')}. The checkpoint is of another model, or damaged; download the published one.",
+            f"{listed(wrong, '; ')}. The checkpoint is of another model, or damaged; download the published one.",
             code="checkpoint.shape",
         )
     _check_dtypes(opened, component, present)
@@ -108,7 +91,7 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
     if homeless:
         raise CheckpointError(
             f"{len(homeless)} tensors of the {component.title} of {opened.name} have no place in the model: "
-            f"{_listed(homeless)}. The checkpoint is of another model, or was changed; download the published one.",
+            f"{listed(homeless)}. The checkpoint is of another model, or was changed; download the published one.",
             code="checkpoint.unused_tensors",
         )
 
@@ -119,12 +102,13 @@ def _check_dtypes(opened: OpenCheckpoint, component: Component, present: dict[st
     if other:
         raise CheckpointError(
             f"{len(other)} tensors of the {component.title} of {opened.name} are of a type that is not read here: "
-            f"{_listed(other)}. Needed are {', '.join(known)}; use the fp16 or fp32 file of the same model.",
+            f"{listed(other)}. Needed are {', '.join(known)}; use the fp16 or fp32 file of the same model.",
             code="checkpoint.dtype",
         )
 
 
-def _listed(names: list[str], separator: str = ", ") -> str:
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first ten of `names`, and how many more there are."""
     rest = len(names) - SHOWN
     return separator.join(map(readable, names[:SHOWN])) + (f"{separator}and {rest} more" if rest > 0 else "")
 
@@ -153,21 +137,21 @@ def fill(component: Component, module: nn.Module, dtype_of: Callable[[str], torc
 
 
 def read_as(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of the tensor in `dtype`: what is read may be the pages of the file, which others may write to.
+    """The tensor of a checkpoint that was opened from disk, in `dtype` and in memory of its own.
 
     Raises CheckpointError when a number is not finite in that type.
     """
-    import torch
+    stored = component.tensors[name].read()
+    tensor = stored.to(dtype).contiguous()
+    if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a third of what was read: the rest would stay, too
+        tensor = tensor.clone()
+    if not finite(tensor):
+        _refuse_numbers(component.shown(name), stored, dtype)
+    return tensor
 
-    tensor = component.tensors[name].read()
-    copied = tensor.to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-    if not _finite(copied):
-        _refuse_numbers(component.shown(name), tensor, dtype)
-    return copied
 
-
-def _finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are; a twelfth of the time that copying them takes."""
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are: a small part of the time that reading them takes, so that loading always asks."""
     import torch
 
     return not tensor.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(tensor))
@@ -177,7 +161,7 @@ def _refuse_numbers(name: str, stored: torch.Tensor, dtype: torch.dtype) -> NoRe
     """Raise CheckpointError for a tensor that is not finite in `dtype`: because it never was, or is too large."""
     import torch
 
-    if not _finite(stored):
+    if not finite(stored):
         raise CheckpointError(
             f'"{name}" holds numbers that are not finite (NaN or infinity). The checkpoint is damaged, or its training '
             "failed; download it again, or the published one.",

@@ -14,6 +14,10 @@ from .parts import Checkpoint
 from .tensors import Tensors, module_tensors
 
 
+def unchanged() -> None:
+    """For a checkpoint in memory: nobody else writes there."""
+
+
 def same_name(name: str) -> str:
     """The name as it is: for files that use the module's names."""
     return name
@@ -36,7 +40,11 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class OpenCheckpoint:
-    """`name` is what messages call it. `ignored` are the names in the file that no module uses."""
+    """`name` is what messages call it. `ignored` are the names in the file that no module uses.
+
+    `check_unchanged` raises CheckpointError when somebody changed its files since they were opened. It is called when
+    they are closed, too; who writes a result calls it before the result has its name.
+    """
 
     name: str
     facts: Facts
@@ -44,6 +52,7 @@ class OpenCheckpoint:
     vae: Component
     clip: Component
     ignored: tuple[str, ...] = ()
+    check_unchanged: Callable[[], None] = unchanged
 
     def components(self) -> tuple[Component, Component, Component]:
         """UNet, VAE, CLIP tower."""

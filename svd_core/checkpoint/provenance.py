@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from .facts import Facts, facts_from_metadata, facts_from_table
+from ..errors import CheckpointError, printable
+from .facts import MAX_VALUES, Facts, facts_from_metadata, facts_from_table
+from .files import open_plain
 from .header import Header
 from .parts import VideoDefaults
+from .texts import parse_table
 
 SUFFIX = ".svd-stages.json"
 MAX_BYTES = 100_000
@@ -63,22 +65,19 @@ def read_provenance(path: Path, size: int) -> Provenance | None:
     if table.get("bytes") != size or not isinstance(name, str):
         return None
     given = {key: value for key, value in facts.items() if key in TOLD} if isinstance(facts, dict) else facts
-    return Provenance(name, facts_from_table(beside.name, given))
+    return Provenance(name, facts_from_table(printable(beside.name), given))
 
 
 def _read_table(beside: Path) -> dict[str, Any]:
     try:
-        with beside.open("rb") as file:
-            table = json.loads(file.read(MAX_BYTES).decode("utf-8"))
-        if not isinstance(table, dict):
-            raise ValueError("it is not a JSON table")
-    except (OSError, ValueError, RecursionError) as error:
+        with open_plain(beside) as file:
+            return parse_table(file.read(MAX_BYTES), MAX_VALUES)
+    except ValueError as error:
         raise CheckpointError(
-            f'"{beside}" must say what file it lies beside, and cannot be read: {error}. Remove it; svd-stages '
-            "download writes it again.",
+            f'"{printable(beside)}" must say what file it lies beside, and cannot be read: {error}. Remove it; '
+            "svd-stages download writes it again.",
             code="checkpoint.facts",
         ) from error
-    return table
 
 
 def file_facts(path: Path, header: Header) -> Facts:
@@ -87,7 +86,7 @@ def file_facts(path: Path, header: Header) -> Facts:
 
     Raises CheckpointError when either is damaged or out of range.
     """
-    facts = facts_from_metadata(path.name, header.metadata)
+    facts = facts_from_metadata(printable(path.name), header.metadata)
     known = read_provenance(path, header.file_size) if facts.num_frames is None else None
     if known is None:
         return facts

@@ -11,7 +11,6 @@ from typing import Any
 from ..errors import CheckpointError
 from .facts import METADATA_KEY
 from .family import require_svd
-from .header import read_header
 from .keymap import (
     CLIP_PREFIX,
     CONDITIONING_VAE_PREFIX,
@@ -43,20 +42,20 @@ def open_single_file(path: Path) -> Iterator[OpenCheckpoint]:
 
     Raises CheckpointError when the file is damaged, of another family, or lacks what tells the modules' sizes.
     """
-    header = read_header(path)
-    require_svd(path.name, header.tensors)
-    facts = file_facts(path, header)
-    shapes = {name: info.shape for name, info in header.tensors.items()}
-    config, layout = unet_config(path.name, shapes, facts)
-    with open_tensors([path]) as tensors:
+    with open_tensors([path]) as files:
+        tensors, (header,), name = files.tensors, files.headers, files.files[0].name
+        require_svd(name, header.tensors)
+        facts = file_facts(path, header)
+        shapes = {name: info.shape for name, info in header.tensors.items()}
+        config, layout = unet_config(name, shapes, facts)
         unet, unet_used = _component("UNet", config, tensors, [(UNET_PREFIX, Keymap(unet_pairs(layout)))])
-        vae, vae_used = _vae(path.name, tensors, vae_config(path.name, shapes, facts, encoder_prefix(shapes)))
-        clip_settings = clip_config(path.name, shapes, facts)
+        vae, vae_used = _vae(name, tensors, vae_config(name, shapes, facts, encoder_prefix(shapes)))
+        clip_settings = clip_config(name, shapes, facts)
         clip_map = Keymap(clip_pairs(clip_settings["num_hidden_layers"]))
         clip, clip_used = _component("CLIP tower", clip_settings, tensors, [(CLIP_PREFIX, clip_map)])
-        homeless = {name for component in (unet, vae, clip) for name in component.homeless}
+        homeless = {each for component in (unet, vae, clip) for each in component.homeless}
         ignored = tuple(sorted(tensors.keys() - unet_used - vae_used - clip_used - homeless))
-        yield OpenCheckpoint(path.name, facts, unet, vae, clip, ignored)
+        yield OpenCheckpoint(name, facts, unet, vae, clip, ignored, files.check_unchanged)
 
 
 def encoder_prefix(names: Any) -> str:

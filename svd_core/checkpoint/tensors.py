@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from .header import read_header
+from .files import PlainFile, open_plain
+from .header import Header, TensorInfo, header_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class LazyTensor:
     """A tensor that is not read yet. `dtype` is safetensors' name (F16, BF16, F32).
 
-    What `read` gives may be a view of a file's pages: copy it before keeping it, never write to it.
+    What `read` gives may be part of a module: copy it before keeping it, never write to it.
     """
 
     dtype: str
@@ -30,39 +31,57 @@ class LazyTensor:
 Tensors = dict[str, LazyTensor]
 
 
+@dataclass(frozen=True, eq=False)
+class OpenFiles:
+    """Safetensors files that are open: each one's header, and the tensors of all."""
+
+    files: tuple[PlainFile, ...]
+    headers: tuple[Header, ...]
+    tensors: Tensors
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError when somebody changed or replaced one of them since they were opened."""
+        for file in self.files:
+            file.check_unchanged()
+
+
 @contextmanager
-def open_tensors(paths: Iterable[Path]) -> Iterator[Tensors]:
-    """The tensors of one or several safetensors files together; they can be read inside the `with`.
+def open_tensors(paths: Iterable[Path]) -> Iterator[OpenFiles]:
+    """One or several safetensors files together; their tensors can be read inside the `with`.
 
-    Raises CheckpointError when a file is not what it should be, or when two files hold a tensor of one name.
+    Raises CheckpointError when a file is not what it should be, when two files hold a tensor of one name, and on
+    leaving when a file was changed meanwhile: what was read may then be of two models.
     """
-    from safetensors import SafetensorError, safe_open
-
     tensors: Tensors = {}
+    headers: list[Header] = []
     with ExitStack() as opened:
-        for path in paths:
-            header = read_header(path)
+        files = [opened.enter_context(open_plain(path)) for path in paths]
+        for file in files:
+            header = header_of(file)
             twice = sorted(tensors.keys() & header.tensors.keys())
             if twice:
                 raise CheckpointError(
-                    f'tensor "{twice[0]}" is in "{path.name}" and in another file of its folder. Remove the files '
+                    f'tensor "{twice[0]}" is in "{file.name}" and in another file of its folder. Remove the files '
                     "that do not belong to this model.",
                     code="checkpoint.twice",
                 )
-            try:
-                file = opened.enter_context(safe_open(str(path), framework="pt", device="cpu"))
-            except SafetensorError as error:
-                raise CheckpointError(
-                    f'"{path.name}" is not a safetensors file that can be used: {error}. Download it again.',
-                    code="checkpoint.damaged",
-                ) from error
+            headers.append(header)
             for name, info in header.tensors.items():
-                tensors[name] = LazyTensor(info.dtype, info.shape, _reader(file, name))
-        yield tensors
+                tensors[name] = LazyTensor(info.dtype, info.shape, _reader(file, info))
+        together = OpenFiles(tuple(files), tuple(headers), tensors)
+        yield together
+        together.check_unchanged()
 
 
-def _reader(file, name: str) -> Callable[[], torch.Tensor]:
-    return lambda: file.get_tensor(name)
+def _reader(file: PlainFile, info: TensorInfo) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        import torch
+
+        stored = torch.empty(info.size, dtype=torch.uint8)
+        file.read_into(info.start, stored.numpy().data)
+        return stored.view(torch_dtypes()[info.dtype]).reshape(info.shape)
+
+    return read
 
 
 def module_tensors(module: torch.nn.Module) -> Tensors:

@@ -52,6 +52,31 @@ def test_a_prefix_that_leads_outside_is_refused(tmp_path, prefix):
         outputs.place_for(tmp_path, prefix)
 
 
+@pytest.mark.parametrize("prefix", ["out/a", "out/deeper/a", "in/../out/a", "chain/a", "deep/out/a"])
+def test_a_prefix_that_a_link_leads_outside_is_refused(tmp_path, prefix):
+    folder = tmp_path / "output"
+    (folder / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
+    for link, target in (("out", "../elsewhere"), ("chain", "out"), ("deep/out", "../../elsewhere"), ("in", "deep")):
+        (folder / link).symlink_to(target)
+    with pytest.raises(SettingError, match="outside"):
+        outputs.place_for(folder, prefix)
+    assert outputs.place_for(folder, "in/a").folder == folder / "in"
+
+
+def test_the_output_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "output").symlink_to("disk")
+    assert outputs.place_for(tmp_path / "output", "video/a").folder == tmp_path / "output" / "video"
+
+
+@pytest.mark.parametrize("prefix", ["a\0b", "\ud800", "video/\udfff/a"])
+def test_a_prefix_that_no_file_can_have_is_refused_in_one_line(tmp_path, prefix):
+    with pytest.raises(SettingError) as raised:
+        outputs.place_for(tmp_path, prefix)
+    assert str(raised.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("files", "counter"),
     [

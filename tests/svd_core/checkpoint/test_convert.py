@@ -40,6 +40,21 @@ def test_a_folder_of_diffusers_to_one_file_loads_the_same(folder, tiny, tmp_path
     assert loaded.model.defaults == tiny.model.defaults
 
 
+def test_settings_that_a_folder_leaves_to_the_libraries_are_theirs(folder, tmp_path, same_modules, tiny):
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    for part, own in (("image_encoder", "num_channels"), ("unet", "layers_per_block")):
+        config = copied / part / "config.json"
+        settings = json.loads(config.read_text())
+        del settings[own]
+        config.write_text(json.dumps(settings))
+    tower = copied / "image_encoder" / "config.json"
+    tower.write_text(json.dumps({**json.loads(tower.read_text()), "hidden_act": None}))
+    with pytest.raises(CheckpointError, match="hidden_act"):  # CLIPVisionConfig's own is quick_gelu
+        convert_checkpoint(copied, tmp_path / "one.safetensors")
+    tower.write_text(json.dumps({**json.loads(tower.read_text()), "hidden_act": "gelu"}))
+    same_modules(load_checkpoint(convert_checkpoint(copied, tmp_path / "one.safetensors")), tiny)
+
+
 def test_progress_counts_every_tensor(one_file, tmp_path):
     stages: list[tuple[str, int, str]] = []
     counts: list[int] = []

@@ -56,6 +56,11 @@ FAMILIES = {
     },
     "diffusers UNet": {"conv_in.weight": (320, 4, 3, 3), "down_blocks.0.resnets.0.norm1.weight": (320,)},
     "diffusers VAE": {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)},
+    "VAE": {
+        "encoder.conv_in.weight": (128, 3, 3, 3),
+        "decoder.conv_in.weight": (512, 4, 3, 3),
+        "decoder.up.0.block.0.norm1.weight": (128,),
+    },
     "CLIP image tower": {"visual_projection.weight": (1024, 1280)},
     "unknown": {"something.weight": (3, 3)},
 }
@@ -83,8 +88,18 @@ def test_an_image_decoder_file_is_refused_with_the_temporal_files_name(header_on
         load_checkpoint(header_only(tmp_path / "svd_xt_image_decoder.safetensors", tensors))
 
 
-def test_an_empty_file_of_tensors_is_unknown(header_only, tmp_path):
-    assert inspect(header_only(tmp_path / "empty.safetensors", {})).family == "unknown"
+def test_an_empty_file_of_tensors_is_called_empty_with_the_way_out(header_only, tmp_path):
+    path = header_only(tmp_path / "empty.safetensors", {})
+    assert inspect(path).family == "empty"
+    with pytest.raises(CheckpointError, match=r"no tensor at all.*svd_xt\.safetensors"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_refusal_of_a_family_says_what_to_do(family, header_only, tmp_path):
+    path = header_only(tmp_path / "x.safetensors", {name: ("F16", shape) for name, shape in FAMILIES[family].items()})
+    with pytest.raises(CheckpointError, match=r"Use the temporal|Load it with|Choose "):
+        load_checkpoint(path)
 
 
 def test_a_published_file_is_told_in_under_a_second(full_size):

@@ -101,6 +101,14 @@ def test_names_that_are_not_listed_are_not_found(root, name):
     assert raised.value.code == "checkpoint.not_found"
 
 
+@pytest.mark.parametrize("name", ["x" * 10_000, "x\ny", "\u202ex", "\ud800", "\x1b[2J"])
+def test_a_strange_name_is_told_in_one_short_line(root, name):
+    with pytest.raises(CheckpointError) as raised:
+        ModelLibrary.from_roots([root]).find(name)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1500
+
+
 def test_an_absolute_path_is_no_name(root):
     with pytest.raises(CheckpointError):
         ModelLibrary.from_roots([root]).find(str(root / "checkpoints" / "svd.safetensors"))

@@ -1,0 +1,164 @@
+"""A model that somebody writes to, cuts short or replaces while it is read: an error, never a mixture of two models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from svd_stages.svd_core.checkpoint import tensors
+from svd_stages.svd_core.checkpoint.convert import convert_checkpoint
+from svd_stages.svd_core.checkpoint.files import PlainFile
+from svd_stages.svd_core.checkpoint.load import load_checkpoint
+from svd_stages.svd_core.checkpoint.verify import verify
+from svd_stages.svd_core.errors import CheckpointError
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def _write(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(100))
+
+
+def _replace(path: Path) -> None:
+    other = path.with_name("other.part")
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, other)
+    os.replace(other, path)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+CHANGES = {"cut": _cut, "grown": _grow, "written to": _write, "replaced": _replace, "removed": _remove, "a pipe": _pipe}
+
+
+@pytest.fixture
+def after_some_reads(monkeypatch) -> Callable[[int, Callable[[], None]], None]:
+    """Have something done once so many reads of weights are done."""
+
+    def arrange(count: int, act: Callable[[], None]) -> None:
+        read_into, reads = PlainFile.read_into, iter(range(10**9))
+
+        def counted(self: PlainFile, start: int, target: memoryview) -> None:
+            if next(reads) == count:
+                act()
+            read_into(self, start, target)
+
+        monkeypatch.setattr(PlainFile, "read_into", counted)
+
+    return arrange
+
+
+def convert(path: Path) -> None:
+    name = "converted.safetensors" if path.is_dir() else "converted"
+    convert_checkpoint(path, path.with_name(name))
+
+
+@pytest.mark.parametrize("form", ["one file", "folder"])
+@pytest.mark.parametrize("door", [load_checkpoint, convert, verify])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_it_is_read_is_an_error(
+    change, door, form, one_file, folder, tmp_path, after_some_reads
+):
+    path = tmp_path / "model.safetensors"
+    if form == "folder":
+        path = Path(shutil.copytree(folder, tmp_path / "model"))
+        changed = path / "unet" / "diffusion_pytorch_model.safetensors"
+    else:
+        changed = Path(shutil.copyfile(one_file, path))
+    after_some_reads(100, lambda: CHANGES[change](changed))
+    with pytest.raises(CheckpointError) as raised:
+        door(path)
+    assert raised.value.code == "checkpoint.changed"
+    assert changed.name in str(raised.value)
+    assert not {each.name for each in tmp_path.iterdir()} & {"converted", "converted.safetensors"}
+
+
+def test_a_part_that_is_replaced_after_it_was_read_is_noticed_while_the_others_are(folder, tmp_path, after_some_reads):
+    path = Path(shutil.copytree(folder, tmp_path / "model"))
+    after_some_reads(1500, lambda: _replace(path / "unet" / "diffusion_pytorch_model.safetensors"))
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(path)
+    assert raised.value.code == "checkpoint.changed"
+
+
+def test_reading_does_not_count_as_a_change(one_file, tmp_path, after_some_reads, same_modules, tiny):
+    path = Path(shutil.copyfile(one_file, tmp_path / "model.safetensors"))
+    after_some_reads(100, lambda: [path.read_bytes(), os.utime(path, ns=(1, path.stat().st_mtime_ns))])
+    same_modules(load_checkpoint(path), tiny)
+
+
+def test_a_file_is_opened_once(one_file, monkeypatch):
+    opened: list[Path] = []
+    open_plain = tensors.open_plain
+    monkeypatch.setattr(tensors, "open_plain", lambda path: opened.append(path) or open_plain(path))
+    load_checkpoint(one_file)
+    assert opened == [one_file]
+
+
+CUT = """
+import os, sys, threading
+from svd_stages.svd_core.checkpoint.files import PlainFile
+from svd_stages.svd_core.checkpoint.load import load_checkpoint
+from svd_stages.svd_core.errors import CheckpointError
+
+path, begun, cut = sys.argv[1], threading.Event(), threading.Event()
+read_into = PlainFile.read_into
+
+def slowly(self, start, target):
+    begun.set()
+    cut.wait(10)
+    read_into(self, start, target)
+
+def cutting():
+    begun.wait()
+    os.truncate(path, 200_000)
+    cut.set()
+
+PlainFile.read_into = slowly
+threading.Thread(target=cutting).start()
+try:
+    load_checkpoint(path)
+except CheckpointError as error:
+    print(error.code)
+"""
+
+
+def test_cutting_a_file_short_does_not_end_the_process_that_reads_it(one_file, tmp_path):
+    path = shutil.copyfile(one_file, tmp_path / "model.safetensors")
+    done = subprocess.run([sys.executable, "-c", CUT, str(path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "checkpoint.changed\n"), done.stderr
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced"])
+def test_what_was_left_on_the_disk_is_not_taken_from_another_file(change, one_file, tmp_path):
+    path = Path(shutil.copyfile(one_file, tmp_path / "model.safetensors"))
+    loaded = load_checkpoint(path, lean=True)
+    times = path.stat()
+    CHANGES[change](path)
+    if change == "replaced":
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(CheckpointError) as raised:
+        replace(loaded.model).complete()
+    assert raised.value.code == "checkpoint.changed"
