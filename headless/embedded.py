@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from .costs import refuse_too_expensive
 from .graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, ignore_events
 from .refusals import raise_if_faulty, raise_if_refused
 from .surroundings import Surroundings
-
 
 
 @dataclass(frozen=True)
