@@ -97,23 +97,9 @@ def animate(
     if output_type not in ("pt", "np", "pil"):
         raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
     animation = Animation(
-        model=str(model),
-        width=width,
-        height=height,
-        fit=fit,
-        num_frames=num_frames,
-        steps=steps,
-        seed=seed,
-        fps=fps,
-        motion_bucket_id=motion_bucket_id,
-        noise_aug_strength=noise_aug_strength,
-        min_guidance=min_guidance,
-        max_guidance=max_guidance,
-        decode_mode=decode_mode,
-        decode_chunk=decode_chunk,
-        decode_context=decode_context,
-        compile=compile,
-    )
+        str(model), width, height, fit, num_frames, steps, seed, fps, motion_bucket_id, noise_aug_strength,
+        min_guidance, max_guidance, decode_mode, decode_chunk, decode_context, compile,
+    )  # fmt: skip
     images = as_images(image, read_background(background))
     here = Surroundings(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).host()
     return _as_output(animate_images(images, animation, here), output_type)
