@@ -368,8 +368,8 @@ def _note_float32(host: Host, lost: list[tuple[int, Window]]) -> None:
     host.note(
         Note(
             "numbers.float32",
-            f"{frames} frames held NaN or infinity and were decoded once more in float32; with precision bf16 or fp32 "
-            f"they are right at once",
+            f"{frames} frames held NaN or infinity and were decoded once more in float32; with precision fp32 they are "
+            "right at once",
             {"windows": [{"video": video, "frames": [window.start, window.stop]} for video, window in lost]},
         )
     )

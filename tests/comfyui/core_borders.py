@@ -376,7 +376,7 @@ def refusals(borders: Borders) -> dict[str, str]:
 
 
 def in_trouble(borders: Borders) -> dict[str, Any]:
-    """What comes of core's VAE in float16 when it overflows or memory runs out, and of a MODEL that gives NaN."""
+    """What comes of core's VAE in bfloat16 when it overflows or memory runs out, and of a MODEL that gives NaN."""
     import comfy.model_management as management
 
     torch, vae, first = borders.torch, borders.vae, borders.vae.first_stage_model
@@ -393,10 +393,10 @@ def in_trouble(borders: Borders) -> dict[str, Any]:
     def too_large(_latents):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    first.half().float()
+    first.bfloat16().float()
     wanted = frames()
-    first.half()
-    vae.vae_dtype = torch.float16
+    first.bfloat16()
+    vae.vae_dtype = torch.bfloat16
     own = [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
     first.decode = overflowing
     with host.using(type(host.current())(on_note=notes.append)):
@@ -415,7 +415,7 @@ def in_trouble(borders: Borders) -> dict[str, Any]:
         "in float32 again": difference(again, wanted),
         "its own weights are back": kept,
         "memory": [short, loaded],
-        "in float16 afterwards": difference(after, wanted),
+        "in bfloat16 afterwards": difference(after, wanted),
         "nan": _code(lambda: borders.sampler(nothing, ours), errors.NonFiniteError),
     }
 

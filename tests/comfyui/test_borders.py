@@ -69,7 +69,7 @@ def test_what_goes_wrong_with_cores_parts_is_answered_as_with_ours(told):
     assert found["notes"] == ["numbers.float32"] and found["its own weights are back"]
     assert found["in float32 again"] == 0.0
     assert found["memory"] == ["memory.exhausted", 0]
-    assert 0.0 < found["in float16 afterwards"] < 0.1
+    assert 0.0 < found["in bfloat16 afterwards"] < 0.5
     assert found["nan"] == "numbers.latent"
 
 
