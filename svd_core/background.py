@@ -6,7 +6,7 @@ A file may hide any colour under full transparency, often black or rubbish, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .errors import SettingError
 
@@ -39,13 +39,15 @@ def read_background(given: str | float | Sequence[float]) -> Background:
                 red, green, blue, *_ = ImageColor.getrgb(given)
             except ValueError as error:
                 raise _no_background(given) from error
-            return (red / 255, green / 255, blue / 255)
-    if isinstance(given, (int, float)):
-        given = (given, given, given)
-    levels = list(given) if isinstance(given, Sequence) else []
-    if len(levels) != 3 or not all(isinstance(level, (int, float)) and 0 <= level <= 1 for level in levels):
+            given = (red / 255, green / 255, blue / 255)
+    levels: list[Any] = list(given) if isinstance(given, Sequence) else [given] * 3
+    if len(levels) != 3 or not all(_is_number(level) and 0 <= level <= 1 for level in levels):
         raise _no_background(given)
     return (float(levels[0]), float(levels[1]), float(levels[2]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _no_background(given: object) -> SettingError:

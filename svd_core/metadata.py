@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ImageError, OutputError
 from .graph.read import MAX_BYTES, parse_graph
 from .pictures import pillow_damage
+from .plain import open_plain
 
 Metadata = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ def read_metadata(path: str | os.PathLike, names: Sequence[str] = GRAPH_NAMES) -
     """
     path = Path(path)
     try:
-        with open(path, "rb") as stream:
+        with open_plain(path) as stream:
             head = stream.read(12)
         texts = _read_texts(path, head)
     except FileNotFoundError as error:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OutputError, SettingError
+from .plain import can_be_a_name
 from .unfinished import unfinished_file, unfinished_folder
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -61,7 +62,7 @@ def place_for(
     subfolder, name = os.path.split(expanded)
     root = os.path.abspath(output_folder)
     folder = os.path.abspath(os.path.join(root, subfolder))
-    if not _can_be_a_name(expanded):
+    if not can_be_a_name(expanded):
         raise SettingError(
             f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which no file can be "
             'called; use a plain name such as "ComfyUI".',
@@ -74,14 +75,6 @@ def place_for(
             code="output.outside",
         )
     return Place(Path(folder), subfolder, name)
-
-
-def _can_be_a_name(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:  # half a letter
-        return False
-    return "\0" not in text
 
 
 def next_counter(place: Place) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -18,6 +17,7 @@ from .background import KEEP, Background, in_words, put_on
 from .colours import DEEP_WHITE, has_alpha, note_ignored, transparency, write_colours
 from .deep import grey_with_alpha, is_deep, read_deep, read_grey_with_alpha
 from .errors import ImageError
+from .plain import open_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,12 @@ HIGHEST_FLOAT = 8.0
 
 MOST_FRAMES = 1000
 """Pictures in one file."""
+
+LARGEST_FILE = 512_000_000
+"""Bytes: 50 megapixels of 16-bit RGBA have 400 million, uncompressed."""
+
+MOST_MARKERS = 5000
+"""Segments of a JPEG: scans, and the up to 255 that an embedded profile takes."""
 
 MOST_SCANS = 100
 """Times that a JPEG may go over its picture; progressive ones do so about ten times."""
@@ -222,6 +228,7 @@ def _opened(name: str, stream: IO[bytes]) -> Image.Image:
 
     Image.init()
     known = [form for form in FORMATS if form in Image.OPEN]
+    _check_scans(name, stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is stricter
         picture = Image.open(stream, formats=known)
@@ -237,9 +244,7 @@ def _damaged(name: str) -> ImageError:
 
 def _open_bytes(path: Path, name: str) -> IO[bytes]:
     try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for
-            raise ImageError(f"{name} is no plain file; give the path of a picture.", code="image.unreadable")
-        return open(path, "rb")
+        stream = open_plain(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"there is no picture {name}; check the path.", code="image.missing") from error
     except (OSError, ValueError) as error:
@@ -247,6 +252,11 @@ def _open_bytes(path: Path, name: str) -> IO[bytes]:
         raise ImageError(
             f"the picture {name} cannot be opened: {reason}. Give a file that you may read.", code="image.unreadable"
         ) from error
+    size = os.fstat(stream.fileno()).st_size
+    if size > LARGEST_FILE:
+        stream.close()
+        raise ImageError(f"{name} has {size} bytes; a picture may have {LARGEST_FILE}.", code="image.too_large")
+    return stream
 
 
 def _check_header(name: str, picture: Image.Image, stream: IO[bytes]) -> None:
@@ -256,25 +266,34 @@ def _check_header(name: str, picture: Image.Image, stream: IO[bytes]) -> None:
         count = getattr(picture, "n_frames", 1)
         _check_count(name, count)
         _check_size(name, count * picture.width * picture.height, LARGEST_ANIMATION, f"{count} frames")
-    if picture.format in ("JPEG", "MPO") and (scans := _count_scans(stream)) > MOST_SCANS:
+
+
+def _check_scans(name: str, stream: IO[bytes]) -> None:
+    """Refuse a JPEG of too many parts before Pillow looks at each."""
+    if stream.read(2) == b"\xff\xd8" and _count_scans(stream) > MOST_SCANS:
         raise ImageError(
-            f"{name} must be a JPEG of at most {MOST_SCANS} scans, got {scans}, each of which goes over the whole "
-            f"picture; save it anew.",
+            f"{name} must be a JPEG of at most {MOST_SCANS} scans, each of which goes over the whole picture, and of "
+            f"at most {MOST_MARKERS} segments; save it anew.",
             code="image.too_large",
         )
+    stream.seek(0)
 
 
 def _count_scans(stream: IO[bytes]) -> int:
-    """How often a JPEG goes over its picture: the SOS markers before the first EOI (ITU-T T.81, annex B)."""
-    before = stream.tell()
+    """How often a JPEG goes over its picture: the SOS markers before the first EOI (ITU-T T.81, annex B).
+
+    No more are counted than are too many; too many segments of any kind are as many.
+    """
     stream.seek(0)
     content = stream.read()
-    stream.seek(before)
     scans, at = 0, 2
-    while (marker := _JPEG_MARKER.search(content, at)) and marker[1] != b"\xd9":
+    for _ in range(MOST_MARKERS):
+        marker = _JPEG_MARKER.search(content, at)
+        if marker is None or marker[1] == b"\xd9" or scans > MOST_SCANS:
+            return scans
         scans += marker[1] == b"\xda"
         at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-    return scans
+    return MOST_SCANS + 1
 
 
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")

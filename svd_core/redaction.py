@@ -22,8 +22,9 @@ _SECRET_WORDS = {
 _KEYS = {"api", "access", "private", "secret", "auth", "account"}
 """Words that make a secret of a "key" behind them."""
 _NO_SECRET_TOKENS = {
-    "bos", "class", "cls", "end", "eos", "image", "instance", "mask", "max", "num", "pad", "sep", "start", "stop",
-    "trigger", "unk",
+    "activation", "bos", "class", "cls", "concept", "end", "eos", "image", "init", "initial", "initializer", "instance",
+    "learned", "mask", "max", "min", "new", "num", "object", "pad", "placeholder", "prompt", "sep", "special", "start",
+    "stop", "style", "subject", "text", "trigger", "unique", "unk", "vocab", "word",
 }  # fmt: skip
 """Words that make a piece of text, or a number of them, of a "token" behind them."""
 
@@ -44,9 +45,11 @@ _SAID = re.compile(
 _BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 
 _PATH = re.compile(
-    r"^[ \t]*(?:file://)?(?:~[\w.-]*[/\\]|//?[\w.@+-]+/|[A-Za-z]:[/\\]|\\\\[^\\/\s]+[\\/])[^\n]*$", re.MULTILINE
+    r"^[ \t]*(?:file://)?(?:~[\w.-]*[/\\]|//?[\w.@+-]+/(?![^\n]*(?:/ |, ))|[A-Za-z]:[/\\]|\\\\[^\\/\s]+[\\/])"
+    r"[^\n]*$",
+    re.MULTILINE,
 )
-"""A line that is an absolute path, of POSIX, of a user's home, of Windows or of a share."""
+"""A line that is an absolute path, of POSIX, of a home, of Windows or of a share; "/style/ this, that" is none."""
 _PATH_INSIDE = re.compile(
     r"(?<![\w/\\.:~<-])(?:file://)?"
     r"(?:~[\w.-]*/|//?(?=[\w.@+-]+/)|[A-Za-z]:[/\\]|\\\\(?=[^\\/\s]+[\\/]))[^\s\"'<>|,;)\]}]*",
@@ -111,6 +114,7 @@ class _Cleaner:
         copy = {}
         is_node = "class_type" in value or "type" in value
         for name, each in value.items():
+            words = words and name != "groupNodes"  # which run, though they lie below "extra"
             hides = secret or (isinstance(name, str) and is_secret_name(name))
             if isinstance(each, Mapping) and name in self.behind and "class_type" in each:
                 copy[name] = {
@@ -139,7 +143,8 @@ class _Cleaner:
 def _is_unlikely(text: str) -> bool:
     """Whether nobody would write this by chance, as a name or a choice: long, and with signs of several kinds."""
     kinds = (str.islower, str.isupper, str.isdigit, lambda sign: not sign.isalnum())
-    return len(text) >= 8 and sum(any(map(kind, text)) for kind in kinds) > 1
+    count = sum(any(map(kind, text)) for kind in kinds)
+    return len(text) >= 8 and (count > 2 or (count > 1 and len(text) >= 16 and any(map(str.isdigit, text))))
 
 
 def is_secret_name(name: str) -> bool:
@@ -248,4 +253,5 @@ def _dicts(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def _is_link(value: Any) -> bool:
     """Whether a value comes from another node: [its id, slot]."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    shaped = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    return shaped and not {"/", "\\"} & set(value[0])

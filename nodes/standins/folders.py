@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...svd_core import host
 from ...svd_core.errors import ImageError, printable
+from ...svd_core.plain import can_be_a_name
 
 _ANNOTATIONS: dict[str, host.Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 
@@ -39,7 +40,7 @@ def annotated_file(name: str | None) -> Path:
             kind, bare = annotated, name[: -len(annotation)].removesuffix(" ")
     folder = host.current().folder(kind)
     real_folder = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(real_folder, bare)) if _can_be_a_name(bare) else real_folder
+    path = os.path.realpath(os.path.join(real_folder, bare)) if can_be_a_name(bare) else real_folder
     if not _is_within(path, real_folder):
         raise ImageError(
             f'"{printable(name)}" lies outside the {kind} folder; copy the picture into {folder} and give its name '
@@ -52,14 +53,6 @@ def annotated_file(name: str | None) -> Path:
             code="image.missing",
         )
     return Path(path)
-
-
-def _can_be_a_name(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:  # half a letter
-        return False
-    return "\0" not in text
 
 
 def _is_picture_name(name: str) -> bool:

@@ -79,7 +79,9 @@ def header_of(file: PlainFile) -> Header:
         fields = parse_table(file.read(8 + length)[8:], MAX_VALUES)
     except ValueError as error:
         raise _damaged(file.name, f"its header cannot be read ({error})") from error
-    metadata = fields.pop("__metadata__", {})
+    metadata = fields.pop("__metadata__", None)
+    if metadata is None:  # null, to safetensors' own reader, is as if it were not there
+        metadata = {}
     if not _is_text_table(metadata):
         raise _damaged(file.name, "its metadata is not a table of texts")
     if len(fields) > MAX_TENSORS:

@@ -237,7 +237,8 @@ def _convert(declared: DeclaredInput, check: NodeCheck) -> Problem | None:
 def _refuse_other_kind(declared: DeclaredInput, value: Any) -> None:
     """Raise ValueError for what ComfyUI would quietly read as something else: "false" as true, a seed of 1.9 as 1."""
     if declared.kind == "BOOLEAN" and not (isinstance(value, bool) or value in (0, 1)):
-        raise ValueError("write true or false, without quotes; any text is true to ComfyUI")
+        why = "null is neither" if value is None else "without quotes; any text is true to ComfyUI"
+        raise ValueError(f"write true or false, {why}")
     fractional = isinstance(value, float) and math.isfinite(value) and not value.is_integer()
     if declared.is_seed and (isinstance(value, bool) or fractional):
         raise ValueError("a seed is a whole number, and is not rounded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GraphError
+from ..plain import open_plain
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 64
 MAX_STRING = 1024 * 1024
 """Characters of one string, as it is written."""
+PICTURE_INSIDE = "data:image/"
+"""How a string begins that is a picture (RFC 2397), as drawing nodes keep it; the file's own size limits it."""
 MAX_MARKS = 2_000_000
 """Brackets, commas and colons: what a file becomes in memory goes by them, not by its bytes."""
 
@@ -32,14 +36,13 @@ def read_graph(path: str | Path, *, finite: bool = True) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise GraphError(
-                f"{path.name} has {size} bytes; a graph may have {MAX_BYTES}. Is it a graph?", code="graph.too_large"
-            )
-        content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
+        with open_plain(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise _too_large(path.name, f"{size} bytes; a graph may have {MAX_BYTES}")
+            content = stream.read(MAX_BYTES + 1)  # it may have grown
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise GraphError(f"cannot read the graph {path}: {reason}. Give a .json file.", code="graph.file") from error
     return parse_graph(content, path.name, finite=finite)
 
@@ -117,7 +120,7 @@ def _check_limits(text: str, name: str) -> None:
     if plain.count('"') > 2 * MAX_MARKS:
         raise _too_large(name, "more strings than any graph has")
     parts = plain.split('"')
-    longest = max(map(len, parts[1::2]), default=0)
+    longest = max((len(part) for part in parts[1::2] if not part.startswith(PICTURE_INSIDE)), default=0)
     if longest > MAX_STRING:
         raise _too_large(name, f"a string of {longest} characters; {MAX_STRING} is the limit")
     outside = "".join(parts[::2])

@@ -150,3 +150,12 @@ def test_animate_takes_pictures_of_any_name(logo, name, capsys):
     said = capsys.readouterr()
     said.out.encode("utf-8")
     said.err.encode("utf-8", "strict")
+
+
+@pytest.mark.parametrize("given", ["rgb(300,0,0)", True, [True, True, True], "1.5", "nan", [0.1, 0.2]])
+def test_what_is_no_colour_is_refused(given):
+    from svd_stages.svd_core.background import read_background
+    from svd_stages.svd_core.errors import SettingError
+
+    with pytest.raises(SettingError):
+        read_background(given)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import unicodedata
 import warnings
 import zlib
@@ -540,3 +541,24 @@ def test_progressive_pictures_as_they_are_have_few_scans(tmp_path):
         path = saved(tmp_path, noise, "a.jpg", comment=b"\xff\xda" * 500, **options)
         path.write_bytes(path.read_bytes() + thumbnail.getvalue() * 30)
         assert pictures.load_picture(path)[0].shape == (1, 96, 96, 3)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xe0", b"\xff\xda"], ids=["APP0", "SOS"])
+def test_a_jpeg_of_millions_of_segments_is_refused_without_counting_them(tmp_path, marker):
+    picture = tmp_path / "picture.jpg"
+    Image.new("RGB", (64, 64)).save(picture)
+    content = picture.read_bytes()
+    picture.write_bytes(content[:2] + (marker + b"\x00\x02") * 5_000_000 + content[2:])
+    began = time.process_time()
+    with pytest.raises(ImageError) as refused:
+        pictures.load_picture(picture)
+    assert refused.value.code == "image.too_large" and time.process_time() - began < 1
+
+
+def test_a_picture_with_gigabytes_behind_it_is_refused_unread(tmp_path):
+    picture = tmp_path / "picture.jpg"
+    Image.new("RGB", (64, 64)).save(picture)
+    os.truncate(picture, 1_500_000_000)
+    with pytest.raises(ImageError, match="bytes; a picture may have") as refused:
+        pictures.load_picture(picture)
+    assert refused.value.code == "image.too_large"

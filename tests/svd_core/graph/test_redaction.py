@@ -162,3 +162,21 @@ def test_the_line_for_programs_of_an_error_holds_none(folder, capsys):
     assert main(["run", str(path), "--json", "--input-dir", str(folder / "input")]) in (2, 3)
     out = capsys.readouterr().out
     assert '"event": "error"' in out and [word for word in (*LOST, str(folder)) if word in out] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["/imagine/ a castle, by night/day", "1girl\n/s/ style, cat/dog", "a photo of <cat-toy> in the sun"]
+)
+def test_a_prompt_stays_as_it_was_written(text):
+    graph = {"1": {"class_type": "Learned", "inputs": {"placeholder_token": "<cat-toy>", "text": text}}}
+    assert redacted(graph) == graph
+
+
+def test_what_a_group_node_runs_is_no_note():
+    inner = {"type": "Text", "widgets_values": ["a game token: gold, see /a/b now"]}
+    workflow = {"nodes": [], "extra": {"groupNodes": {"G": {"nodes": [inner]}}}}
+    assert redacted(workflow) == workflow
+
+
+def test_a_list_that_looks_like_a_link_but_names_a_path_is_none():
+    assert redacted({"v": ["/home/me/place", 1], "link": ["12:3", 0]}) == {"v": ["place", 1], "link": ["12:3", 0]}

@@ -1,0 +1,51 @@
+"""What lies in a file's place and is none is refused by every door, and nobody waits for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from svd_stages.svd_core.errors import GraphError, ImageError
+from svd_stages.svd_core.graph import read_graph
+from svd_stages.svd_core.metadata import read_metadata
+from svd_stages.svd_core.pictures import load_picture
+from svd_stages.svd_core.plain import open_plain
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+PLACES: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a socket": make_socket,
+    "a device without end": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+}
+DOORS = {
+    "graph": (read_graph, GraphError),
+    "metadata": (read_metadata, ImageError),
+    "picture": (load_picture, ImageError),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, place, door):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    PLACES[place](Path("x"))
+    read, error = DOORS[door]
+    with pytest.raises(error):
+        read(Path("x"))
+
+
+def test_a_plain_file_is_read_through_a_link(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    with open_plain(tmp_path / "link") as stream:
+        assert stream.read() == b"content"
