@@ -14,6 +14,7 @@ from ..svd_core.graph import is_ui_format, read_graph, unwrap
 from ..svd_core.graph.convert import VIRTUAL
 from ..svd_core.graph.prompt import one_line
 from ..svd_core.graph.ui_graph import read_ui_graph
+from ..svd_core.plain import open_plain
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ def read_source(source: Source) -> dict[str, Any]:
 
 def _is_media(path: Path) -> bool:
     try:
-        with open(path, "rb") as stream:
+        with open_plain(path) as stream:
             head = stream.read(8)
-    except OSError:
+    except (OSError, ValueError):
         return False  # read_graph says why
     return head.startswith(MEDIA_HEADS) or head[4:8] == b"ftyp"
 

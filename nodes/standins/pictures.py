@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...svd_core import host
 from ...svd_core.errors import ImageError
+from ...svd_core.fingerprint import file_sha256
 from .. import wires
 from . import folders, scaling
 
@@ -43,7 +43,7 @@ class LoadImage:
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
         """The sha256 of the file's content, as hex."""
-        return hashlib.sha256(folders.annotated_file(image).read_bytes()).hexdigest()
+        return file_sha256(folders.annotated_file(image))
 
     def load_image(self, image: str) -> tuple[torch.Tensor, torch.Tensor]:
         """images (B, H, W, 3) in [0, 1] and mask (B, H, W), or (B, 64, 64) of zeros for a picture without alpha.

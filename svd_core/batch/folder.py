@@ -28,6 +28,7 @@ from typing import Any
 
 from ..fingerprint import file_sha256
 from ..outputs import flush_to_disk, put_under_new_name, replacing
+from ..plain import open_plain
 from ..redaction import redacted_text
 
 ID_LENGTH = 64
@@ -249,9 +250,9 @@ def _runs(pid: int) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path) as stream:
+            content = stream.read(_LARGEST + 1)
+        found = json.loads(content.decode("utf-8")) if len(content) <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from svd_stages.headless import read_source
+from svd_stages.svd_core.batch.folder import RunFolder
 from svd_stages.svd_core.errors import GraphError, ImageError
 from svd_stages.svd_core.graph import read_graph
 from svd_stages.svd_core.metadata import read_metadata
@@ -31,6 +33,7 @@ DOORS = {
     "graph": (read_graph, GraphError),
     "metadata": (read_metadata, ImageError),
     "picture": (load_picture, ImageError),
+    "source": (read_source, GraphError),
 }
 
 
@@ -49,3 +52,10 @@ def test_a_plain_file_is_read_through_a_link(tmp_path):
     (tmp_path / "link").symlink_to("file")
     with open_plain(tmp_path / "link") as stream:
         assert stream.read() == b"content"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_folder_with_none_in_a_files_place_was_not_planned(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    PLACES[place](Path("run.json"))
+    assert RunFolder(Path()).read_settings() is None
