@@ -7,6 +7,7 @@ graph's own value. What is wrong with one row is said in that row, and the other
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any, TextIO
 from ..errors import BatchError, GraphError, nearest
 from ..extras import require_extra
 from ..graph.read import parse_graph
+from ..plain import open_plain
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif")
 """Suffixes that make a file of a folder a row; what is in the file decides when it is opened."""
@@ -120,6 +122,7 @@ def _read_file(path: Path) -> Iterator[Row]:
         )
     empty = True
     try:
+        open_plain(path).close()  # Parquet's reader opens it by its name
         for row in reader(path):
             empty = False
             yield row
@@ -137,7 +140,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as stream:
         lines = _Lines(stream, path)
         reader = csv.reader(lines, strict=True)
         try:
@@ -166,7 +169,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
     known: set[str] = set()
-    with path.open(encoding="utf-8-sig") as stream:
+    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig") as stream:
         for number, line in enumerate(lines := _Lines(stream, path), 1):
             lines.taken = 0
             if not line.strip():

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from svd_stages.headless import read_source
 from svd_stages.svd_core.batch.folder import RunFolder
-from svd_stages.svd_core.errors import GraphError, ImageError
+from svd_stages.svd_core.batch.manifest import read_rows
+from svd_stages.svd_core.batch.plan import read_plan
+from svd_stages.svd_core.errors import BatchError, GraphError, ImageError
 from svd_stages.svd_core.graph import read_graph
 from svd_stages.svd_core.metadata import read_metadata
 from svd_stages.svd_core.pictures import load_picture
@@ -59,3 +61,15 @@ def test_a_run_folder_with_none_in_a_files_place_was_not_planned(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     PLACES[place](Path("run.json"))
     assert RunFolder(Path()).read_settings() is None
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path, monkeypatch, place, kind):
+    monkeypatch.chdir(tmp_path)
+    PLACES[place](Path(f"x.{kind}"))
+    with pytest.raises(BatchError):
+        list(read_rows(Path(f"x.{kind}")))
+    PLACES[place](Path("plan.jsonl"))
+    with pytest.raises(BatchError):
+        list(read_plan(Path("plan.jsonl")))
