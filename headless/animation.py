@@ -97,8 +97,10 @@ def animate(
     if output_type not in ("pt", "np", "pil"):
         raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
     animation = Animation(
-        str(model), width, height, fit, num_frames, steps, seed, fps, motion_bucket_id, noise_aug_strength,
-        min_guidance, max_guidance, decode_mode, decode_chunk, decode_context, compile,
+        model=str(model), width=width, height=height, fit=fit, num_frames=num_frames, steps=steps, seed=seed, fps=fps,
+        motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength, min_guidance=min_guidance,
+        max_guidance=max_guidance, decode_mode=decode_mode, decode_chunk=decode_chunk, decode_context=decode_context,
+        compile=compile,
     )  # fmt: skip
     images = as_images(image, read_background(background))
     here = Surroundings(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).host()
@@ -132,12 +134,12 @@ def animate_file(
         raise ImageError(f'there is no image file "{shown_name(image)}"; give the path of a PNG, JPEG or WebP picture')
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
-    images = as_images(image, surroundings.background or read_background(GREY))
     notes: list[host.Note] = []
     told = host.both(notes.append, surroundings.on_note)
     with scratch_folder_beside(output) as folder:
         here = replace(surroundings, input_folder=image.parent, output_folder=folder, on_note=told).host()
         with host.using(here):
+            images = as_images(image, surroundings.background or read_background(GREY))
             graph = animation_graph(animation, here, image.name)
             given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
             _, result = validate_and_execute(graph, here, emit=emit, given=given)

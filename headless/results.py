@@ -13,6 +13,7 @@ from typing import Any
 from ..svd_core.errors import OutputError
 from ..svd_core.graph.prompt import one_line
 from ..svd_core.outputs import save_as
+from ..svd_core.plain import is_within
 
 Fill = Callable[[str, str, str, Path], None]
 """Called with a file's kind (output or temp), subfolder and name, and the new file that is to get its content."""
@@ -110,7 +111,7 @@ def place_inside(folder: Path, subfolder: str, name: str) -> Path:
     root = os.path.realpath(folder)
     path = os.path.join(root, *parts, name)
     absolute = subfolder.startswith(("/", "\\"))
-    if absolute or not all(map(_is_plain, [*parts, name])) or not _is_within(os.path.realpath(path), root):
+    if absolute or not all(map(_is_plain, [*parts, name])) or not is_within(os.path.realpath(path), root):
         shown = one_line(f"{subfolder}/{name}" if subfolder else name, 100)
         raise OutputError(
             f'a node names its result "{shown}", which is no plain name inside the folder for results; '
@@ -126,13 +127,6 @@ def _is_plain(part: str) -> bool:
         bad = any(each in _SEPARATORS or not each.isprintable() for each in part)
         return not bad and part.strip(". ") != "" and len(part.encode()) <= MAX_NAME
     return False
-
-
-def _is_within(path: str, root: str) -> bool:
-    try:
-        return os.path.commonpath((root, path)) == root
-    except ValueError:  # two drives of Windows
-        return False
 
 
 def link_or_copy(source: Path, target: Path) -> None:

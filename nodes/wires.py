@@ -139,11 +139,12 @@ def samples(latent: Any) -> torch.Tensor:
 
 
 def read_latent(latent: dict[str, Any]) -> Clips:
-    """Read a LATENT. Raises SettingError for what is no SVD latent: other shapes, numbers that are not finite.
+    """Read a LATENT. Raises SettingError for other shapes than SVD's, NonFiniteError for NaN and infinity.
 
     Values may be large: a latent that still carries noise holds thousands.
     """
-    from ..svd_core.tensors import is_finite, plain
+    from ..svd_core.finite import check_input
+    from ..svd_core.tensors import plain
 
     given = plain(samples(latent), "a latent's samples")
     if given.ndim != 4 or given.shape[1] != 4 or 0 in given.shape:
@@ -151,10 +152,7 @@ def read_latent(latent: dict[str, Any]) -> Clips:
             f"a latent for SVD is shaped (frames, 4, height/8, width/8), got {tuple(given.shape)}; latents of other "
             f"video models do not fit"
         )
-    if not is_finite(given):
-        raise SettingError(
-            "the latent holds NaN or infinite numbers; look at the node it comes from", code="latent.not_finite"
-        )
+    check_input(given, "the latent")
     frames = frames_per_clip(latent)
     return Clips(given.reshape(-1, frames, *given.shape[1:]), latent.get("batch_index"))
 
@@ -180,20 +178,24 @@ def with_frames(latent: dict[str, Any], others: torch.Tensor) -> dict[str, Any]:
 
 
 def read_embeds(output: Any) -> torch.Tensor:
-    """The embeddings (B, D) float32 CPU of a CLIP_VISION_OUTPUT, ours or core's. Raises SettingError for another."""
-    from ..svd_core.tensors import is_finite, plain
+    """The embeddings (B, D) float32 CPU of a CLIP_VISION_OUTPUT, ours or core's.
+
+    Raises SettingError for another, NonFiniteError for NaN and infinity in it.
+    """
+    from ..svd_core.finite import check_input
+    from ..svd_core.tensors import plain
 
     if getattr(output, "image_embeds", None) is None:
         raise SettingError(
             f"a CLIP embedding is what SVDCLIPVisionEncode or CLIPVisionEncode gives, got {type(output).__name__}"
         )
     embeds = plain(output.image_embeds, "a CLIP embedding")
-    if embeds.ndim != 2 or 0 in embeds.shape or not is_finite(embeds):
+    if embeds.ndim != 2 or 0 in embeds.shape:
         raise SettingError(
-            f"a CLIP embedding is shaped (images, width) and finite, got {tuple(embeds.shape)}"
-            f"{'' if is_finite(embeds) else ' with NaN or infinite numbers'}; look at the node it comes from",
+            f"a CLIP embedding is shaped (images, width), got {tuple(embeds.shape)}; look at the node it comes from",
             code="embedding",
         )
+    check_input(embeds, "the CLIP embedding", "numbers.embedding")
     return embeds
 
 
@@ -211,8 +213,8 @@ def with_micro(conditioning: list[list[Any]], micro: MicroConditioning) -> list[
 def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> list[Conditioning]:
     """The conditioning of each of `videos` videos. Missing keys have core's defaults (fps 6, bucket 127, strength 0).
 
-    Raises SettingError for what is no CONDITIONING, several entries, missing image latents, numbers that are not
-    finite, and counts that fit no reading.
+    Raises SettingError for what is no CONDITIONING, several entries, missing image latents, and counts that fit no
+    reading; NonFiniteError for NaN and infinity.
     """
     from ..svd_core.conditioning import Conditioning, MicroConditioning
 
@@ -253,7 +255,8 @@ def check_conditioning(conditioning: Any, side: str = "given") -> None:
 
 
 def _conditioning_tensor(value: Any, ndim: int, what: str) -> torch.Tensor:
-    from ..svd_core.tensors import is_finite, plain
+    from ..svd_core.finite import check_input
+    from ..svd_core.tensors import plain
 
     tensor = plain(value, what)
     if tensor.ndim != ndim or 0 in tensor.shape:
@@ -261,10 +264,7 @@ def _conditioning_tensor(value: Any, ndim: int, what: str) -> torch.Tensor:
         raise SettingError(
             f"{what} is shaped {shape}, got {tuple(tensor.shape)}; connect what SVDImageConditioning gives"
         )
-    if not is_finite(tensor):
-        raise SettingError(
-            f"{what} holds NaN or infinite numbers; look at the node it comes from", code="conditioning.not_finite"
-        )
+    check_input(tensor, what, "numbers.conditioning")
     return tensor
 
 

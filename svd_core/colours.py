@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import logging
 from typing import TYPE_CHECKING
 
+from . import host
 from .errors import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-
-logger = logging.getLogger(__name__)
 
 DEEP_WHITE = 65535
 """White of 16-bit channels, and what ComfyUI takes it to be in 32-bit grey."""
@@ -65,16 +63,16 @@ def note_ignored(name: str, picture: Image.Image) -> None:
     if picture.mode != "CMYK" and (profile := picture.info.get("icc_profile")):
         described = _description(profile)
         if "srgb" not in described.lower():
-            logger.warning(
-                '%s has the colour profile "%s", which is ignored, as in ComfyUI; convert it to sRGB for true colours',
-                name,
-                described,
+            host.note(
+                "image.profile",
+                f'{name} has the colour profile "{described}", which is ignored, as in ComfyUI; convert it to sRGB for '
+                "true colours",
             )
     elif isinstance(gamma, (int, float)) and "srgb" not in picture.info and abs(gamma * 2.2 - 1) > 0.05:
-        logger.warning(
-            "%s says that its gamma is %g, which is ignored, as in ComfyUI; convert it to sRGB for true colours",
-            name,
-            gamma,
+        host.note(
+            "image.gamma",
+            f"{name} says that its gamma is {gamma:g}, which is ignored, as in ComfyUI; convert it to sRGB for true "
+            "colours",
         )
 
 
@@ -98,10 +96,10 @@ def _in_rgb(name: str, frame: Image.Image) -> Image.Image:
     profile = frame.info.get("icc_profile")
     converted = _by_profile(frame, profile) if profile else None
     if converted is None:
-        logger.warning(
-            "%s holds inks (CMYK) with %s, so its colours are a guess; convert it to sRGB for true ones",
-            name,
-            "a profile that cannot be used" if profile else "no profile",
+        held = "a profile that cannot be used" if profile else "no profile"
+        host.note(
+            "image.inks",
+            f"{name} holds inks (CMYK) with {held}, so its colours are a guess; convert it to sRGB for true ones",
         )
         return frame.convert("RGB")
     return converted

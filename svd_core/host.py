@@ -302,6 +302,11 @@ def current() -> Host:
     return _override.get() or _Process.default
 
 
+def note(code: str, text: str) -> None:
+    """Tell the host of this run what its user should know and its record should keep."""
+    current().note(Note(code, text))
+
+
 @contextlib.contextmanager
 def using(host: Host) -> Iterator[Host]:
     """Put `host` over the default inside the `with`, for this thread and task."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from . import host
 from .errors import ImageError, SettingError
 from .sizes import check_multiple
 from .tensors import plain
@@ -124,10 +125,11 @@ def _tell_sizes(images: torch.Tensor, width: int, height: int, fit: str) -> None
     from_height, from_width = images.shape[1:3]
     pull = (width / from_width) / (height / from_height)
     if fit == "stretch" and not 1 / VISIBLE_PULL <= pull <= VISIBLE_PULL:
-        logger.warning(
-            "the picture of %dx%d is stretched to %dx%d, which shows; fit crop and fit pad keep its shape",
-            from_width, from_height, width, height,
-        )  # fmt: skip
+        host.note(
+            "image.stretched",
+            f"the picture of {from_width}x{from_height} is stretched to {width}x{height}, which shows; fit crop and "
+            "fit pad keep its shape",
+        )
     else:
         logger.info("the picture of %dx%d becomes %dx%d (%s)", from_width, from_height, width, height, fit)
 

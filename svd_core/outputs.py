@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import OutputError, SettingError
-from .plain import can_be_a_name
+from .plain import can_be_a_name, is_within
 from .unfinished import unfinished_file, unfinished_folder
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -68,7 +68,7 @@ def place_for(
             'called; use a plain name such as "ComfyUI".',
             code="output.outside",
         )
-    if not _is_within(folder, root) or not _is_within(os.path.realpath(folder), os.path.realpath(root)):
+    if not is_within(folder, root) or not is_within(os.path.realpath(folder), os.path.realpath(root)):
         raise SettingError(
             f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which leads outside; "
             f'use a plain name such as "ComfyUI" or a subfolder such as "video/ComfyUI".',
@@ -264,13 +264,6 @@ def _expand(prefix: str, width: int, height: int, now: time.struct_time) -> str:
     for word, value in values.items():
         prefix = prefix.replace(word, value)
     return prefix
-
-
-def _is_within(path: str, root: str) -> bool:
-    try:
-        return os.path.commonpath((root, path)) == root
-    except ValueError:  # two drives of Windows
-        return False
 
 
 def _leading_number(rest: str) -> int:

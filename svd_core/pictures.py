@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import struct
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from . import host
 from .background import KEEP, Background, in_words, put_on
 from .colours import DEEP_WHITE, has_alpha, note_ignored, transparency, write_colours
 from .deep import grey_with_alpha, is_deep, read_deep, read_grey_with_alpha
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
-
-logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")
 """What is opened, by content. Pillow knows many more, each a room for mistakes (PDF, EPS, FITS, PSD)."""
@@ -78,7 +76,8 @@ def load_picture(path: str | os.PathLike, background: Background | None = None) 
         samples = _grey_with_alpha(name, stream)
         images, mask = _read(name, stream) if samples is None else _deep_as_tensors(samples)
     if len(images) > 1:
-        logger.warning("%s holds %d pictures: each becomes an image, and a video, of its own", name, len(images))
+        text = f"{name} holds {len(images)} pictures: each becomes an image, and a video, of its own"
+        host.note("image.several", text)
     if mask is None:
         return images, torch.zeros(len(images), _EMPTY_MASK_SIDE, _EMPTY_MASK_SIDE)
     return _on_background(name, images, mask, background), mask
@@ -96,7 +95,8 @@ def _read(name: str, stream: IO[bytes]) -> tuple[torch.Tensor, torch.Tensor | No
         if samples is not None:
             return _deep_as_tensors(samples)
     if deep:
-        logger.warning("%s has 16 bits a channel in a form of which only 8 are read here; save it as plain PNG", name)
+        text = f"{name} has 16 bits a channel in a form of which only 8 are read here; save it as plain PNG"
+        host.note("image.depth", text)
     return _as_tensors(name, frames)
 
 
@@ -121,13 +121,13 @@ def _on_background(name: str, images: torch.Tensor, mask: torch.Tensor, backgrou
     if not mask.any():
         return images
     if background is None:
-        logger.warning(
-            "%s is transparent in parts; the colours that it hides there are used, as in ComfyUI. --background white "
-            "puts it on a colour, --background keep says that this is meant",
-            name,
+        host.note(
+            "image.transparent",
+            f"{name} is transparent in parts; the colours that it hides there are used, as in ComfyUI. --background "
+            "white puts it on a colour, --background keep says that this is meant",
         )
     elif background != KEEP:
-        logger.warning("%s is transparent in parts, and was put on %s", name, in_words(background))
+        host.note("image.transparent", f"{name} is transparent in parts, and was put on {in_words(background)}")
     return put_on(images, mask, background or KEEP)
 
 
@@ -320,7 +320,8 @@ def _same_size_frames(name: str, picture: Image.Image) -> list[Image.Image]:
         if picture.format == "MPO":
             break
     if others:
-        logger.warning("%s: %d of its pictures have another size than the first and are left out", name, others)
+        text = f"{name}: {others} of its pictures have another size than the first and are left out"
+        host.note("image.several", text)
     return frames
 
 

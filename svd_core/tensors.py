@@ -22,8 +22,3 @@ def plain(given: object, what: str, error: type[SettingError] | type[ImageError]
     if given.device.type == "meta":
         raise error(f'{what} lies on the device "meta", which holds no numbers; load or compute it on another one')
     return given.detach().to("cpu", torch.float32)
-
-
-def is_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite. By extremes: thirty times as fast as looking at each."""
-    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())

@@ -10,7 +10,6 @@ metadata names -> what can be JSON; ComfyUI's names are "prompt" (the API graph)
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -19,15 +18,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import host
 from .errors import ImageError, OutputError, SettingError
+from .finite import is_finite
 from .metadata import Metadata, exif_texts, json_texts
 from .outputs import replacing
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-logger = logging.getLogger(__name__)
 
 MAX_FPS = 1024
 
@@ -204,8 +203,12 @@ def _encode_frames(container: Any, frames: torch.Tensor, rate: Fraction, encoder
     stream = container.add_stream(encoder.name, rate=rate, options=encoder.options)
     stream.height, stream.width = (size + size % 2 for size in frames.shape[1:3])
     if (stream.height, stream.width) != tuple(frames.shape[1:3]):
-        sizes = (*frames.shape[2:0:-1], stream.width, stream.height)
-        logger.warning("the video of %dx%d is saved as %dx%d: its last row or column is there twice", *sizes)
+        height, width = frames.shape[1:3]
+        host.note(
+            "video.padded",
+            f"the video of {width}x{height} is saved as {stream.width}x{stream.height}: its last row or column is "
+            "there twice",
+        )
     stream.pix_fmt = encoder.pixels
     context = stream.codec_context
     context.thread_count = 1
@@ -346,7 +349,7 @@ def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> No
             code="video.frames",
         )
     for index, frame in enumerate(frames):
-        if not torch.stack(torch.aminmax(frame.detach().float())).isfinite().all():
+        if not is_finite(frame):
             raise OutputError(
                 f"frame {index} of {shape[0]} holds NaN or infinity, which would be saved as black; nothing was "
                 f"written. The stage before made numbers that its precision cannot hold: try precision fp32 or bf16.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core import host
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     import torch
 
     from ...svd_core.checkpoint.parts import Vae
-
-logger = logging.getLogger(__name__)
 
 AUGMENTATION_SEED = 0
 IMAGE = ("IMAGE", {"tooltip": "The picture or pictures."})
@@ -28,8 +25,11 @@ def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     images = wires.images(images)[..., :3]
     cut = cut_to_multiple(images, 8)
     if cut.shape != images.shape:
-        sizes = (*images.shape[2:0:-1], *cut.shape[2:0:-1])
-        logger.warning("the picture of %dx%d is cut to %dx%d; SVDResizeImage keeps all of it", *sizes)
+        (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
+        host.note(
+            "image.cut",
+            f"the picture of {width}x{height} is cut to {cut_width}x{cut_height}; SVDResizeImage keeps all of it",
+        )
     return stages.encode(host.current(), vae, cut)
 
 
@@ -109,10 +109,10 @@ class SVD_img2vid_Conditioning:
         seen = stages.embed(host.current(), wires.clip_vision(clip_vision), init_image, "center_crop")
         images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
         if augmentation_level > 0:
-            logger.warning(
-                "the noise of augmentation_level has the seed %d here, and another one in every run of ComfyUI; for a "
-                "seed of your own use SVDNoiseAugmentation",
-                AUGMENTATION_SEED,
+            host.note(
+                "augmentation.seed",
+                f"the noise of augmentation_level has the seed {AUGMENTATION_SEED} here, and another one in every run "
+                "of ComfyUI; for a seed of your own use SVDNoiseAugmentation",
             )
             images = augment_images_as_core(images, augmentation_level, AUGMENTATION_SEED)
         image_latents = spread_over_frames(_encoded(wires.vae(vae), images), video_frames)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...svd_core import host
 from ...svd_core.errors import ImageError, printable
-from ...svd_core.plain import can_be_a_name
+from ...svd_core.plain import can_be_a_name, is_within
 
 _ANNOTATIONS: dict[str, host.Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 
@@ -41,7 +41,7 @@ def annotated_file(name: str | None) -> Path:
     folder = host.current().folder(kind)
     real_folder = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(real_folder, bare)) if can_be_a_name(bare) else real_folder
-    if not _is_within(path, real_folder):
+    if not is_within(path, real_folder):
         raise ImageError(
             f'"{printable(name)}" lies outside the {kind} folder; copy the picture into {folder} and give its name '
             "there.",
@@ -58,10 +58,3 @@ def annotated_file(name: str | None) -> Path:
 def _is_picture_name(name: str) -> bool:
     kind, _ = mimetypes.guess_type(name, strict=False)
     return kind is not None and kind.startswith("image/")
-
-
-def _is_within(path: str, folder: str) -> bool:
-    try:
-        return os.path.commonpath((folder, path)) == folder
-    except ValueError:  # two drives of Windows
-        return False

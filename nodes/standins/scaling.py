@@ -72,7 +72,9 @@ def _lanczos_8_bit(images: torch.Tensor, width: int, height: int) -> torch.Tenso
     import torch
     from PIL import Image
 
-    if not torch.isfinite(images).all():
+    from ...svd_core.finite import is_finite
+
+    if not is_finite(images):
         raise ImageError("the image holds NaN or infinite numbers; look at the node it comes from", code="image.nan")
     pixels = (images.detach().cpu().float() * 255).clamp(0, 255).to(torch.uint8).numpy()
     size = (width, height)

@@ -6,7 +6,6 @@ It is read and not mapped into memory: of a mapped file that somebody cuts short
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import CheckpointError, printable
+from ..plain import NotPlainError, open_plain
 
 
 @dataclass(frozen=True)
@@ -76,31 +76,22 @@ class PlainFile:
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[PlainFile]:
-    """The file at `path`, open for reading inside the `with`.
+def open_model_file(path: Path) -> Iterator[PlainFile]:
+    """The file at `path`, open for reading inside the `with`. Links are followed.
 
-    Raises CheckpointError when there is none, when it cannot be read, and when it is no plain file: a pipe would be
-    waited for without end, and a device has no end. Links are followed.
+    Raises CheckpointError when there is none, when it cannot be read, and when it is no plain file.
     """
     try:
-        _require_plain(path, os.stat(path))
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
-        stream = FileIO(os.open(path, flags), "rb")  # without waiting, should a pipe have taken the file's place
-    except (OSError, ValueError) as error:  # ValueError: what no file can be called
+        stream = open_plain(path)
+    except NotPlainError as error:
+        raise CheckpointError(
+            f'the checkpoint "{printable(path)}" must be a plain file; {error.strerror}. Choose the model\'s file.',
+            code="checkpoint.not_a_file",
+        ) from error
+    except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     with stream:
-        status = os.fstat(stream.fileno())
-        _require_plain(path, status)
-        yield PlainFile(path, State.of(status), stream)
-
-
-def _require_plain(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-        raise CheckpointError(
-            f'the checkpoint "{printable(path)}" must be a plain file, and is {kind}. Choose the model\'s file.',
-            code="checkpoint.not_a_file",
-        )
+        yield PlainFile(path, State.of(os.fstat(stream.fileno())), stream)
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import CheckpointError, printable
 from .facts import INDEX_KEY, Facts, facts_from_table
-from .files import open_plain
+from .files import open_model_file
 from .opened import Component, OpenCheckpoint
 from .tensors import open_tensors
 from .texts import parse_table
@@ -136,7 +136,7 @@ def read_config(path: Path) -> dict[str, Any]:
             code="checkpoint.missing_parts",
         )
     try:
-        with open_plain(path) as file:
+        with open_model_file(path) as file:
             if file.state.size > MAX_CONFIG_BYTES:
                 raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
             return parse_table(file.read(MAX_CONFIG_BYTES), MAX_CONFIG_VALUES)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .files import PlainFile, open_plain
+from .files import PlainFile, open_model_file
 from .texts import parse_table
 
 MAX_HEADER_BYTES = 4_000_000  # the published SVD files have 0.3 MB
@@ -63,7 +63,7 @@ def read_header(path: str | Path) -> Header:
     Raises CheckpointError when there is no such file, when it is something else (a pickle, a page of HTML, a git-lfs
     pointer), when it is cut short or damaged, and when its header is beyond what a model needs.
     """
-    with open_plain(Path(path)) as file:
+    with open_model_file(Path(path)) as file:
         return header_of(file)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CheckpointError
+from ..finite import is_finite
 from .opened import Component, OpenCheckpoint
 from .settings import believed, wrong_configuration
 from .tensors import LazyTensor, torch_dtypes
@@ -145,23 +145,16 @@ def read_as(component: Component, name: str, dtype: torch.dtype) -> torch.Tensor
     tensor = stored.to(dtype).contiguous()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:  # a third of what was read: the rest would stay, too
         tensor = tensor.clone()
-    if not finite(tensor):
+    if not is_finite(tensor):
         _refuse_numbers(component.shown(name), stored, dtype)
     return tensor
-
-
-def finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are: a small part of the time that reading them takes, so that loading always asks."""
-    import torch
-
-    return not tensor.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(tensor))
 
 
 def _refuse_numbers(name: str, stored: torch.Tensor, dtype: torch.dtype) -> NoReturn:
     """Raise CheckpointError for a tensor that is not finite in `dtype`: because it never was, or is too large."""
     import torch
 
-    if not finite(stored):
+    if not is_finite(stored):
         raise CheckpointError(
             f'"{name}" holds numbers that are not finite (NaN or infinity). The checkpoint is damaged, or its training '
             "failed; download it again, or the published one.",

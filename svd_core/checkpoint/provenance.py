@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CheckpointError, printable
 from .facts import MAX_VALUES, Facts, facts_from_metadata, facts_from_table
-from .files import open_plain
+from .files import open_model_file
 from .header import Header
 from .parts import VideoDefaults
 from .texts import parse_table
@@ -70,7 +70,7 @@ def read_provenance(path: Path, size: int) -> Provenance | None:
 
 def _read_table(beside: Path) -> dict[str, Any]:
     try:
-        with open_plain(beside) as file:
+        with open_model_file(beside) as file:
             return parse_table(file.read(MAX_BYTES), MAX_VALUES)
     except ValueError as error:
         raise CheckpointError(

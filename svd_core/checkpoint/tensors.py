@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from .files import PlainFile, open_plain
+from .files import PlainFile, open_model_file
 from .header import Header, TensorInfo, header_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def open_tensors(paths: Iterable[Path]) -> Iterator[OpenFiles]:
     tensors: Tensors = {}
     headers: list[Header] = []
     with ExitStack() as opened:
-        files = [opened.enter_context(open_plain(path)) for path in paths]
+        files = [opened.enter_context(open_model_file(path)) for path in paths]
         for file in files:
             header = header_of(file)
             twice = sorted(tensors.keys() & header.tensors.keys())

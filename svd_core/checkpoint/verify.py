@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, printable
-from .files import PlainFile, open_plain
+from ..finite import is_finite
+from .files import PlainFile, open_model_file
 from .folder import PARTS, read_index, variants
 from .header import DTYPE_BYTES, Header, TensorInfo, header_of
-from .modules import finite, listed
+from .modules import listed
 from .progress import Advance, Progress, no_progress
 
 AT_ONCE = 8 * 2**20
@@ -54,7 +55,7 @@ def verify(path: str | Path, progress: Progress = no_progress) -> Verified:
     wrong: list[str] = []
     read: list[TensorInfo] = []
     for file in files:
-        with open_plain(file) as opened:
+        with open_model_file(file) as opened:
             header = header_of(opened)
             floats = [info for info in header.tensors.values() if info.dtype in FLOATS]
             found = _not_finite(opened, header, progress)
@@ -100,7 +101,7 @@ def _is_finite(file: PlainFile, info: TensorInfo, advance: Advance, before: int)
         block = torch.empty(min(AT_ONCE, info.size - start), dtype=torch.uint8)
         file.read_into(info.start + start, block.numpy().data)
         numbers = block.view(dtype)
-        if not finite(numbers.float() if DTYPE_BYTES[info.dtype] == 1 else numbers):
+        if not is_finite(numbers.float() if DTYPE_BYTES[info.dtype] == 1 else numbers):
             return False
         advance(before + start)
     return True

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from svd_stages import headless
 from svd_stages.__main__ import main
 from svd_stages.headless.rendering import GraphRenderer, RenderSettings
@@ -79,7 +80,16 @@ def test_from_python_they_are_in_the_report(here):
     surroundings = headless.Surroundings(device="cpu", precision="fp16", on_note=told.append)
     animation = headless.Animation(width=64, height=64, num_frames=2, steps=1)
     report = headless.animate_file(here / "input" / "rocket.png", here / "rocket.mp4", animation, surroundings)
-    assert [note.code for note in report.notes] == ["numbers.float32"] and told == report.notes
+    assert [note.code for note in report.notes] == ["image.stretched", "numbers.float32"] and told == report.notes
+
+
+def test_what_was_done_to_a_picture_is_kept_too(here):
+    logo = torch.full((64, 64, 4), 200, dtype=torch.uint8)
+    logo[:, :32, 3] = 0
+    Image.fromarray(logo.numpy(), "RGBA").save(here / "input" / "logo.png")
+    animation = headless.Animation(width=64, height=64, num_frames=2, steps=1)
+    made = headless.animate_file(here / "input" / "logo.png", here / "logo.mp4", animation, headless.Surroundings())
+    assert [note.code for note in made.notes] == ["image.transparent"] and "put on grey 0.5" in made.notes[0].text
 
 
 def test_each_clip_of_a_batch_has_its_own(here):

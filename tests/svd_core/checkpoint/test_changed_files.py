@@ -116,8 +116,8 @@ def test_reading_does_not_count_as_a_change(one_file, tmp_path, after_some_reads
 
 def test_a_file_is_opened_once(one_file, monkeypatch):
     opened: list[Path] = []
-    open_plain = tensors.open_plain
-    monkeypatch.setattr(tensors, "open_plain", lambda path: opened.append(path) or open_plain(path))
+    open_model_file = tensors.open_model_file
+    monkeypatch.setattr(tensors, "open_model_file", lambda path: opened.append(path) or open_model_file(path))
     load_checkpoint(one_file)
     assert opened == [one_file]
 
