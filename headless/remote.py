@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..svd_core.errors import GraphError, ImageError, Interrupted, ServerError, SettingError
 from ..svd_core.graph import (
@@ -34,7 +34,9 @@ from .refusals import node_failure, refusal, takes_uploads, tidy
 from .results import Results, file_inside
 from .server import Refused, Server
 from .surroundings import Surroundings
-from .websocket import WebSocket, WebSocketError
+
+if TYPE_CHECKING:
+    from .websocket import WebSocket
 
 SUBFOLDER = "svd-stages"
 """Where in the server's input folder our files are, each below the hash of its content."""
@@ -307,12 +309,12 @@ class _Following:
             return None
         try:
             return self._socket.receive(wait)
-        except WebSocketError:
+        except ConnectionError:
             self._socket = None
             return None
 
     def _connect(self) -> None:
-        with contextlib.suppress(WebSocketError):
+        with contextlib.suppress(ConnectionError):
             self._socket = self._server.listen(self._client_id)
 
     def _entry(self, prompt_id: str) -> Mapping[str, Any] | None:

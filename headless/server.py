@@ -1,4 +1,4 @@
-"""The routes of a running ComfyUI, called with the standard library: what is asked, how long, and what is believed.
+"""Call the routes of a running ComfyUI: HTTP with the standard library, events with `websockets`.
 
 Nothing goes through a proxy, redirects to another place are refused, answers have limits, and the password in the
 address is sent to that server alone and is in no message. An answer in JSON is complete in time or an error; a result
@@ -21,11 +21,13 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..svd_core.errors import ServerError
 from ..svd_core.graph.prompt import one_line
-from .websocket import WebSocket
+
+if TYPE_CHECKING:
+    from .websocket import WebSocket
 
 MAX_JSON = 256 * 1024 * 1024
 """Bytes of an answer in JSON. /object_info of a large installation has some ten million."""
@@ -134,10 +136,16 @@ class Server:
             raise self._unreachable(f"a result broke off after {size} of {promised} bytes")
 
     def listen(self, client_id: str) -> WebSocket:
-        """The websocket on which the server tells a client what it does. Raises WebSocketError."""
+        """Open the websocket on which the server sends the events of a client.
+
+        Raises:
+            ConnectionError: The websocket cannot be opened.
+        """
+        from .websocket import open_websocket
+
         scheme, _, rest = self.address.partition("://")
         url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws?clientId={client_id}"
-        return WebSocket.connect(url, self._headers(), min(self.timeout, 30.0))
+        return open_websocket(url, self._headers(), min(self.timeout, 30.0))
 
     def _headers(self) -> dict[str, str]:
         return {} if self._login is None else {"Authorization": self._login}

@@ -122,7 +122,7 @@ def test_the_registrys_icon_is_a_small_square_in_the_repository():
 def test_nothing_we_install_pins_or_replaces_torch():
     requirements = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     names = {re.split(r"[<>=!~\[ ]", line)[0].lower() for line in requirements if line}
-    assert names == {"diffusers", "transformers", "accelerate"}
+    assert names == {"diffusers", "transformers", "accelerate", "websockets"}
     assert not any("==" in line or "<" in line for line in requirements)
 
 
@@ -138,5 +138,6 @@ def test_every_declared_dependency_is_importable():
         "av",
         "tqdm",
         "psutil",
+        "websockets",
     ):
         assert importlib.util.find_spec(name), name

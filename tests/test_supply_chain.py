@@ -25,16 +25,16 @@ LOCKS = ("requirements-dev.lock", ".ci/audit.lock")
 MAY_REACH_OUT = {
     "socket": {
         "headless/server.py": "--server",
-        "headless/websocket.py": "--server",
         "svd_core/batch/on_ray.py": "Ray: this machine's name",
         "svd_core/batch/folder.py": "this machine's name",
         "svd_core/batch/lock.py": "this machine's name",
         "svd_core/batch/worker.py": "this machine's name",
         "svd_core/unfinished.py": "this machine's name",
     },
-    "ssl": {"headless/websocket.py": "--server"},
+    "ssl": {},
+    "websockets": {"headless/websocket.py": "--server"},
     "http": {"headless/server.py": "--server"},
-    "urllib": {"headless/server.py": "--server", "headless/websocket.py": "--server: reading a URL"},
+    "urllib": {"headless/server.py": "--server"},
     "huggingface_hub": {
         "svd_core/checkpoint/download.py": "download",
         "svd_core/checkpoint/modules.py": "the name of an error",
