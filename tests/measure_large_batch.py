@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batches import Scripted
+from peak_memory import peak_mb
 from svd_stages import headless
 from svd_stages.svd_core.batch.driver import Driver, Options
 from svd_stages.svd_core.batch.folder import RunFolder
@@ -75,7 +75,7 @@ def main(count: int = 100_000) -> dict[str, float]:
         found["reconcile"] = timed("reconcile", lambda: reconcile(folder, ledger))
         assert ledger.counts()["done"] == count
         ledger.close()
-        found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found["memory"] = peak_mb()
         print(f"memory: {found['memory']:.0f} MB; {os.cpu_count()} cores")
     return found
 

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import pickle
-import resource
 import socket
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from peak_memory import peak_mb
 
 WORK = Path(sys.argv[1]).resolve()
 FORBIDDEN = {
@@ -233,7 +234,7 @@ def main() -> None:
     sys.addaudithook(watch)
     answers = []
     for name, door, path in json.loads((WORK / "attempts.json").read_text()):
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        before, began = peak_mb(), time.process_time()
         watch.seen, error = [], None
         try:
             DOORS[door](WORK / path)
@@ -241,7 +242,7 @@ def main() -> None:
             error = raised
         finally:
             seen, watch.seen = watch.seen, None
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        grown = peak_mb() - before
         ours = isinstance(error, SVDStagesError)
         code = getattr(error, "code", None) if ours else None
         kind = None if error is None else type(error).__name__

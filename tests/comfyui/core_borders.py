@@ -355,7 +355,7 @@ def _peak_bytes() -> int:
 
 
 def refusals(borders: Borders) -> dict[str, str]:
-    """What is said of core's parts of other families, and of ours that core cannot build."""
+    """The code and text of the error for core's parts of other families, and of ours that core cannot build."""
     import comfy.sd
     import comfy.taesd.taesd
 
@@ -432,7 +432,7 @@ def _said(attempt) -> str:
     try:
         attempt()
     except ValueError as error:
-        return str(error)
+        return f"{error.code}: {error}"
     return "nothing"
 
 

@@ -326,7 +326,7 @@ def test_a_run_that_is_stopped_leaves_no_result(place, tmp_path, engine, number)
     assert left == []
     if number != signal.SIGKILL:
         assert status == 128 + number, words
-        assert ("stopping at the node's next step" in words) == (engine == "comfyui")
+        assert ("stop" in words) == (engine == "comfyui")
         assert told[-1]["code"] == "interrupted" and "Traceback" not in words
         assert not (tmp_path / "out").exists()
     if engine == "remote":
@@ -366,14 +366,14 @@ from pathlib import Path
 import folder_paths
 from server import PromptServer
 PromptServer.instance.routes  # as many packs do
-print("a pack that prints")
+print("pack-prints")
 class Echo:
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"image": ("IMAGE",)}}
     RETURN_TYPES, FUNCTION = ("IMAGE",), "echo"
     def echo(self, image):
-        print("a node that prints")
+        print("node-prints")
         (Path(folder_paths.get_output_directory()) / "unsaid.txt").write_text("not in what it shows")
         return (1 - image,)
 NODE_CLASS_MAPPINGS = {"Echo": Echo}
@@ -399,8 +399,8 @@ def test_chosen_custom_nodes_run_and_no_others(place, tmp_path):
     assert [each["status"] for each in outcomes] == [2, 2, 2, 0, 0, 0, 3]
     without, missing, broken, echo, twice, *_ = outcomes
     assert "Echo" in without["err"] and "Broken" in missing["err"] and "module_that_is_not_there" in broken["err"]
-    assert "a pack that prints" in echo["err"] and "a node that prints" in echo["err"]
-    assert "not loaded twice" in twice["err"]
+    assert "pack-prints" in echo["err"] and "node-prints" in echo["err"]
+    assert '"SVD"' in twice["err"] and '"SVD"' not in echo["err"]
     kept = np.asarray(Image.open(tmp_path / "output" / "echo_00001_.png"), dtype=int)
     picture = np.asarray(Image.open(place.base / "input" / "picture.png").convert("RGB"), dtype=int)
     assert np.abs(kept - (255 - picture)).max() <= 1

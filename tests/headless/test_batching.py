@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
 from svd_stages.__main__ import main
@@ -104,6 +105,14 @@ def batch(*arguments: str | Path) -> int:
     return main(["batch", *map(str, arguments)])
 
 
+def check_refused(capsys: Any, arguments: list[Any], code: str, *facts: object, status: int = 2) -> None:
+    """The command ends with this status, and says why to programs."""
+    assert batch(*arguments, "--json") == status
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (error["event"], error["code"]) == ("error", code)
+    check_facts(error["message"], *facts)
+
+
 def test_each_clip_is_that_of_the_graph_run_alone(here, photos, graph):
     manifest = here / "rows.csv"
     manifest.write_text(
@@ -182,15 +191,17 @@ def test_bad_rows_are_told_and_tried_again_when_they_are_mended(here, photos, gr
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert batch("run", manifest, "--run", "run", "--graph", graph) == 4
     said = capsys.readouterr()
-    assert "image.damaged" in said.out and "image.missing" in said.out and "not all rows have a video" in said.err
-    assert "graph.value_smaller_than_min" in said.out and "row 4" in said.out
+    check_facts(said.err, 0, 1, 2, "run")
+    assert "image.damaged" in said.out and "image.missing" in said.out
+    (line,) = [each for each in said.out.splitlines() if "graph.value_smaller_than_min" in each]
+    check_facts(line, 4)
     shutil.copy(photos / "a.png", photos / "gone.png")
     (photos / "b.png").write_bytes(whole)
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
     assert batch("retry", "--run", "run", "--code", "image.*") == 0
     assert batch("run", manifest, "--run", "run") == 0
     assert set(name.split()[0] for name in records(here / "run")) == {"photos/a.png", "photos/b.png"}
-    assert "1 row the same as an earlier one" in capsys.readouterr().out
+    assert headless.batch_status(here / "run").duplicates == 1
 
 
 def test_a_picture_that_was_changed_since_the_plan_fails(here, photos, graph):
@@ -248,16 +259,16 @@ def test_names_for_people(here, photos, graph):
 
 def test_what_cannot_be_a_batch_is_refused_before_anything_is_made(here, photos, graph):
     ask = headless.Ask(here / "run", photos, graph)
-    with pytest.raises(BatchError, match="nothing was planned in"):
+    with raises(BatchError, "batch.no_plan", here / "nowhere"):
         headless.run_batch(headless.Ask(here / "nowhere"), headless.Surroundings())
     prompt = json.loads(graph.read_text())
     (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
     silent = {key: node for key, node in prompt.items() if node["class_type"] != "SaveVideo"}
     silent = {**silent, "look": {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}}
-    with pytest.raises(GraphError, match="saves nothing"):
+    with raises(GraphError, "graph.saves_nothing"):
         headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": silent}), headless.Surroundings())
     second = {**prompt, "second": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
-    with pytest.raises(GraphError, match="must be one; there are 2"):
+    with raises(GraphError, "graph.images", "LoadImage", 2):
         headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": second}), headless.Surroundings())
     assert headless.plan_batch(ask, headless.Surroundings()).counts["todo"] == 3
     assert not (here / "nowhere").exists()
@@ -266,10 +277,10 @@ def test_what_cannot_be_a_batch_is_refused_before_anything_is_made(here, photos,
 def test_what_would_change_the_plan_needs_its_source(here, photos, graph, capsys):
     assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
     for option in (["--graph", graph], ["--set", "SVDEulerSampler.steps=3"], ["--seeds", "1"], ["--precision", "bf16"]):
-        assert batch("run", "--run", "run", *option) == 2
-        assert f"{option[0].strip('-').replace('set', 'settings')} would change" in capsys.readouterr().err
-    assert batch("plan", photos, "--run", "run", "--set", "SVDNoiseAugmentation.seed=7", "--seeds", "1-2") == 2
-    assert "takes no seeds of rows" in capsys.readouterr().err
+        name = {"--set": "settings"}.get(option[0], option[0].strip("-"))
+        check_refused(capsys, ["run", "--run", "run", *option], "batch.no_source", name)
+    seeds = ["--set", "SVDNoiseAugmentation.seed=7", "--seeds", "1-2"]
+    check_refused(capsys, ["plan", photos, "--run", "run", *seeds], "batch.seeds", "--seeds")
     assert batch("plan", photos, "--run", "run", "--set", "SVDNoiseAugmentation.seed=7") == 0
     assert {row.task.seed for row in batching.read_plan(here / "run" / "plan.jsonl") if row.task} == {None}
 
@@ -279,8 +290,8 @@ def test_a_plan_that_was_broken_off_is_not_run(here, photos, graph, capsys):
     before = (here / "run" / "run.json").read_text()
     assert batch("plan", photos, "--run", "run", "--graph", graph, "--set", "SVDEulerSampler.steps=2") == 0
     (here / "run" / "run.json").write_text(before)
-    assert batch("run", "--run", "run") == 2
-    assert "planning was broken off" in " ".join(capsys.readouterr().err.split()) and not records(here / "run")
+    check_refused(capsys, ["run", "--run", "run"], "batch.plan", "plan.jsonl")
+    assert not records(here / "run")
     assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
 
 
@@ -302,16 +313,16 @@ def test_titles_and_bystanders_make_no_other_clips(here, photos, graph):
 
 
 def test_a_source_that_is_not_there_is_told(here, graph, capsys):
-    assert batch("plan", here / "nothing.csv", "--run", "run", "--graph", graph) == 2
-    assert "nothing.csv cannot be read: No such file" in " ".join(capsys.readouterr().err.split())
+    arguments = ["plan", here / "nothing.csv", "--run", "run", "--graph", graph]
+    check_refused(capsys, arguments, "manifest.file", "nothing.csv")
 
 
 def test_measuring_what_fails_says_why_and_fails_no_other_row(here, photos, graph, capsys):
     for name in ("a.png", "b.png", "more/c.png"):
         whole = (photos / name).read_bytes()
         (photos / name).write_bytes(whole[: len(whole) // 2])
-    assert batch("plan", photos, "--run", "run", "--graph", graph, "--measure") == 4
-    assert "nothing was measured: image.damaged" in " ".join(capsys.readouterr().err.split())
+    arguments = ["plan", photos, "--run", "run", "--graph", graph, "--measure"]
+    check_refused(capsys, arguments, "batch.rows_failed", "image.damaged", status=4)
     assert headless.batch_status(here / "run").counts["failed"] == 1
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from error_checks import raises
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, samplers, wires
 from svd_stages.svd_core.conditioning import MicroConditioning
 from svd_stages.svd_core.errors import SettingError
@@ -79,13 +79,14 @@ def test_our_key_survives_that_core_cut_the_batch():
 
 @pytest.mark.parametrize("shape", [(1, 4, 14, 8, 8), (14, 16, 8, 8), (4, 8, 8), (1, 1, 4, 8, 8)])
 def test_latents_of_other_models_are_refused_with_their_shape(shape):
-    with pytest.raises(SettingError, match=re.escape(f"(frames, 4, height/8, width/8), got {shape}")):
+    with raises(SettingError, "setting", "height/8") as caught:
         wires.read_latent(latent_of(torch.zeros(shape)))
+    assert str(shape) in str(caught.value)
 
 
 def test_nested_latents_are_refused():
     nested = SimpleNamespace(is_nested=True, shape=(2, 4, 8, 8), ndim=4)
-    with pytest.raises(SettingError):
+    with raises(SettingError, "setting", "SimpleNamespace"):
         wires.read_latent({"samples": nested})
 
 
@@ -124,7 +125,7 @@ def test_keys_of_others_are_taken_over_and_the_samples_are_not():
 def test_a_noise_mask_is_refused_by_name_when_sampling_and_only_then(tiny):
     masked = latent_of(torch.zeros(2, 4, 8, 8), noise_mask=torch.ones(1, 64, 64))
     request = samplers.Request("comfyui", 0, 1, GuidanceCurve())
-    with pytest.raises(SettingError, match=r"noise_mask.*ImageOnlyCheckpointLoader"):
+    with raises(SettingError, "setting", "noise_mask", "ImageOnlyCheckpointLoader"):
         samplers.sampler_of(tiny.model)([], [], masked, request)
     assert wires.read_latent(masked).clips.shape == (1, 2, 4, 8, 8)
 
@@ -182,14 +183,13 @@ def test_conditioning_is_read_as_float32():
     ("embeddings", "image_latents", "videos"), [(1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (3, 3, 2), (2, 3, 2)]
 )
 def test_counts_that_do_not_fit_are_refused_with_the_three_numbers(embeddings, image_latents, videos):
-    said = f"negative.*{embeddings} embeddings and {image_latents} image latents.*{videos} videos"
-    with pytest.raises(SettingError, match=said):
+    with raises(SettingError, "setting", "negative", embeddings, image_latents, videos):
         wires.read_conditioning(conditioning_of(embeddings, image_latents), videos, "negative")
 
 
 @pytest.mark.parametrize("entries", [0, 2])
 def test_one_entry_and_no_other_number_of_them_is_taken(entries):
-    with pytest.raises(SettingError, match=f"positive conditioning has {entries} entries"):
+    with raises(SettingError, "setting", "positive", entries, "ImageOnlyCheckpointLoader"):
         wires.read_conditioning(conditioning_of() * entries, 1, "positive")
 
 
@@ -199,7 +199,7 @@ def test_one_entry_and_no_other_number_of_them_is_taken(entries):
     ids=["no embedding", "no image latent"],
 )
 def test_conditioning_without_an_image_is_refused_with_the_nodes_that_make_it(conditioning):
-    with pytest.raises(SettingError, match=r"SVDImageConditioning.*SVD_img2vid_Conditioning"):
+    with raises(SettingError, "setting", "negative", "SVDImageConditioning", "SVD_img2vid_Conditioning"):
         wires.read_conditioning(conditioning, 1, "negative")
 
 
@@ -240,13 +240,13 @@ def test_clip_vision_output_gives_the_same_by_attribute_and_by_item():
 def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
     assert wires.vae(tiny.vae) is tiny.vae
     assert wires.clip_vision(tiny.clip_vision) is tiny.clip_vision
-    with pytest.raises(SettingError, match=r"vae input.*SVDCheckpointLoader.*got SVDModel"):
+    with raises(SettingError, "setting", "vae", "SVDCheckpointLoader", "SVDModel"):
         wires.vae(tiny.model)
-    with pytest.raises(SettingError, match=r"clip_vision input.*got SVDVae"):
+    with raises(SettingError, "setting", "clip_vision", "SVDVae"):
         wires.clip_vision(tiny.vae)
-    with pytest.raises(SettingError, match=r"model input.*got SVDVae"):
+    with raises(SettingError, "setting", "model", "SVDVae"):
         samplers.sampler_of(tiny.vae)
-    with pytest.raises(SettingError, match=r"clip_vision input.*got SVDModel"):
+    with raises(SettingError, "setting", "clip_vision", "SVDModel"):
         wires.checkpoint(tiny.model, tiny.model, tiny.vae)
 
 
@@ -254,7 +254,7 @@ def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
 def test_guidance_of_a_model_refuses_an_svd_model(tiny, class_type):
     node = NODE_CLASS_MAPPINGS[class_type]()
     sides = {"positive": [], "negative": []} if class_type == "SVDFrameGuider" else {}
-    with pytest.raises(SettingError, match=r"model input takes what ImageOnlyCheckpointLoader gives, got SVDModel"):
+    with raises(SettingError, "setting", "model", "ImageOnlyCheckpointLoader", "SVDModel"):
         node.run(model=tiny.model, min_guidance=1.0, max_guidance=3.0, **sides)
 
 
@@ -277,5 +277,5 @@ def test_conditioning_of_many_videos_is_cut_into_theirs():
 
 
 def test_several_entries_are_refused_for_many_videos():
-    with pytest.raises(SettingError, match=r"2 videos.*positive"):
+    with raises(SettingError, "setting", 2, "positive", "SVDImageConditioning"):
         wires.split(conditioning_of(2, 2) * 2, 2, "positive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from error_checks import raises
 from svd_stages.svd_core.augment import augment_images, augment_images_as_core, seed_of, seeded
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.images import to_pixels
@@ -41,13 +42,13 @@ def test_nothing_is_clamped_changed_or_drawn_from_the_global_generator():
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
 def test_a_strength_that_is_no_deviation_is_refused(strength):
-    with pytest.raises(SettingError, match="noise_aug_strength"):
+    with raises(SettingError, "setting", "noise_aug_strength", strength):
         augment_images(torch.zeros((1, 32, 32, 3)), strength, seed=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed):
-    with pytest.raises(SettingError, match="seed"):
+    with raises(SettingError, "setting", "seed", seed):
         seeded(seed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from error_checks import check_facts, raises
 from svd_stages.svd_core.checkpoint.parts import SVDVae
 from svd_stages.svd_core.decode import decode_windows, plan_windows, spares
 from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
@@ -75,8 +76,7 @@ def test_the_observer_sees_frames_go_by_and_can_stop(tiny, latents):
 def test_exact_refuses_with_the_need_and_the_way_out(tiny):
     whole = plan_windows(7, 7, 0)
     assert spares(tiny.vae, whole, 8, 8, CPU, free=2**40) is False
-    told = r"7 frames of 64x64 .* MiB.*SVDTemporalVAEDecode in mode windowed with chunk_size \d+"
-    with pytest.raises(MemoryBudgetError, match=told):
+    with raises(MemoryBudgetError, "memory", 7, "64x64", "MiB", "SVDTemporalVAEDecode", "windowed", "chunk_size"):
         spares(tiny.vae, whole, 8, 8, CPU, free=2**20)
 
 
@@ -105,7 +105,8 @@ def test_decoding_is_tried_again_with_less_memory_and_says_so(tiny, latents, mon
     monkeypatch.setattr(SVDVae, "decode_clip", short_of_memory)
     images = decode(HeadlessHost(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
     assert asked == [False, True] and torch.equal(images, wanted)
-    assert "once more" in caplog.text
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    check_facts(caplog.text, "CPU")
 
 
 def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
@@ -113,6 +114,6 @@ def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
         first_width, itemsize, streams = 128, 2, False
 
     cuda, free = torch.device("cuda"), 12 * 2**30
-    with pytest.raises(MemoryBudgetError, match="windowed"):
+    with raises(MemoryBudgetError, "memory", "1024x576", "windowed"):
         spares(Core(), plan_windows(25, 25, 0), 72, 128, cuda, free)
     assert spares(Core(), plan_windows(25, 8, 2), 72, 128, cuda, free) is False

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import killed_writers
 import pytest
+from error_checks import raises
 from PIL import Image, ImageSequence
 from svd_stages.svd_core import outputs
 from svd_stages.svd_core.errors import OutputError, SettingError
@@ -48,7 +49,7 @@ def test_a_prefix_means_a_place_below_the_output_folder(tmp_path, prefix, subfol
 
 @pytest.mark.parametrize("prefix", ["../x", "a/../../x", "/etc/x", "..//..//x", "a\0b"])
 def test_a_prefix_that_leads_outside_is_refused(tmp_path, prefix):
-    with pytest.raises(SettingError, match="inside the output folder"):
+    with raises(SettingError, "output.outside", "filename_prefix", ascii(prefix)[1:-1]):
         outputs.place_for(tmp_path, prefix)
 
 
@@ -59,7 +60,7 @@ def test_a_prefix_that_a_link_leads_outside_is_refused(tmp_path, prefix):
     (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
     for link, target in (("out", "../elsewhere"), ("chain", "out"), ("deep/out", "../../elsewhere"), ("in", "deep")):
         (folder / link).symlink_to(target)
-    with pytest.raises(SettingError, match="outside"):
+    with raises(SettingError, "output.outside", "filename_prefix", prefix):
         outputs.place_for(folder, prefix)
     assert outputs.place_for(folder, "in/a").folder == folder / "in"
 
@@ -195,8 +196,8 @@ def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
 
 def test_what_is_not_a_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, kind in (("", "a folder"), ("pipe", "not a plain file")):
-        with pytest.raises(OutputError, match=kind), outputs.replacing(tmp_path / name):
+    for path in (tmp_path, tmp_path / "pipe"):
+        with raises(OutputError, "output.not_a_file", path), outputs.replacing(path):
             raise AssertionError("nothing should be rendered for it")
 
 
@@ -230,23 +231,21 @@ def test_trouble_of_the_disk_is_an_output_error_with_the_way_out(tmp_path, numbe
         file.write_text("half")
         raise OSError(number, os.strerror(number))
 
-    with pytest.raises(OutputError, match=os.strerror(number)) as caught:
+    with raises(OutputError, code, tmp_path / "a_00001_.txt") as caught:
         outputs.save_numbered(outputs.place_for(tmp_path, "a"), "txt", write)
-    assert caught.value.code == code
-    assert "output folder" in str(caught.value)
+    assert os.strerror(number) in str(caught.value)
     assert names(tmp_path) == []
 
 
 def test_a_name_that_is_too_long_says_so(tmp_path):
-    with pytest.raises(OutputError, match="shorter") as caught:
+    with raises(OutputError, "output.name_too_long"):
         outputs.save_numbered(outputs.place_for(tmp_path, "a" * 300), "txt", put(""))
-    assert caught.value.code == "output.name_too_long"
     assert names(tmp_path) == []
 
 
 def test_a_file_where_a_folder_is_needed_says_so(tmp_path):
     (tmp_path / "video").write_text("in the way")
-    with pytest.raises(OutputError, match="must be a folder"):
+    with raises(OutputError, "output.no_folder", tmp_path / "video"):
         outputs.save_numbered(outputs.place_for(tmp_path, "video/a"), "txt", put(""))
     assert names(tmp_path) == ["video"]
 

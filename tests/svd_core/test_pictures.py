@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from error_checks import raises
 from PIL import Image
 from svd_stages.svd_core import pictures
 from svd_stages.svd_core.errors import ImageError
@@ -176,7 +177,7 @@ def test_a_missing_file_and_a_folder_say_so(tmp_path):
 )
 def test_what_is_no_picture_of_a_known_format_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ImageError, match="PNG, JPEG"):
+    with raises(ImageError, "image.unsupported", "PNG", "JPEG"):
         pictures.load_picture(tmp_path / "a.png")
 
 
@@ -199,9 +200,8 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side, re
     (tmp_path / "a.png").write_bytes(png_that_claims(side, side))
     monkeypatch.setattr(Image.Image, "load", explode)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", explode)
-    with pytest.raises(ImageError, match="50 megapixels") as caught:
+    with raises(ImageError, "image.too_large", 50):
         pictures.load_picture(tmp_path / "a.png")
-    assert caught.value.code == "image.too_large"
     assert not recwarn.list
 
 
@@ -213,7 +213,7 @@ def test_an_animation_is_limited_as_a_whole(tmp_path, monkeypatch):
         if fits:
             assert pictures.load_picture(path)[0].shape[0] == count
         else:
-            with pytest.raises(ImageError, match="megapixels"):
+            with raises(ImageError, "image.too_large", count):
                 pictures.load_picture(path)
 
 

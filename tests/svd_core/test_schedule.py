@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from error_checks import raises
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.schedule import ALIGN_YOUR_STEPS, SCHEDULES, check_sigmas, check_walk, make_sigmas
 from tiny import SCHEDULER_CONFIG
@@ -86,5 +87,5 @@ def test_a_row_that_rises_from_above_zero_may_be_walked_too():
 
 @pytest.mark.parametrize("row", [[0.0, 1.0], [1.0, 1.0], [1.0], [1.0, float("inf")], [3.0, 1.0, 2.0], [-1.0, 1.0]])
 def test_a_row_that_cannot_be_walked_is_refused(row):
-    with pytest.raises(SettingError, match="sigmas must be"):
+    with raises(SettingError, "setting", "sigmas"):
         check_walk(torch.tensor(row))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from chain import Settings, call, conditioned, decoded, sampled
+from error_checks import raises
 from svd_stages.svd_core import memory, stages
 from svd_stages.svd_core.checkpoint.parts import SVDVae
 from svd_stages.svd_core.encode import encode_images
@@ -90,7 +91,7 @@ def test_little_memory_changes_the_calls_and_not_the_video(tiny, images):
 def test_exact_decoding_refuses_where_windowed_works(tiny, images):
     latent = sampled(tiny, images, Settings(frames=3, steps=1))
     with using(SmallHost()):
-        with pytest.raises(MemoryBudgetError, match="windowed"):
+        with raises(MemoryBudgetError, "memory", "64x64", "windowed"):
             decoded(tiny, latent, "exact")
         assert decoded(tiny, latent, "windowed", chunk_size=2)[0].shape == (3, 64, 64, 3)
 
@@ -110,7 +111,7 @@ def test_a_stop_takes_effect_within_a_step_and_a_window(tiny, images):
 
 def test_a_latent_of_another_size_than_the_image_is_refused(tiny, images):
     positive, negative, _ = conditioned(tiny, images, Settings(frames=2))
-    with pytest.raises(SettingError, match=r"128x64 pixels.*64x64"):
+    with raises(SettingError, "setting", "128x64", "64x64"):
         call(
             "SVDEulerSampler", model=tiny.model, positive=positive, negative=negative,
             latent={"samples": torch.zeros((2, 4, 8, 16))}, seed=0, steps=1, min_guidance=1.0, max_guidance=3.0,
@@ -179,17 +180,17 @@ ENOUGH, LITTLE = 2**40, 2**24
 
 
 @pytest.fixture
-def plans(monkeypatch) -> list[str]:
-    """What is said of the plan, which is made as for a card."""
-    said = []
-    logger = SimpleNamespace(info=lambda text, *told: said.append(text % told), warning=None)
-    monkeypatch.setattr(memory, "logger", logger)
-    monkeypatch.setattr(
-        stages,
-        "place_weights",
-        lambda model, need, device, room: place_weights(model, need, torch.device("cuda"), room),
-    )
-    return said
+def plans(monkeypatch, caplog) -> list[memory.Placement]:
+    """Record the placements, planned as for a card. The log is on, so a bad format string fails."""
+    caplog.set_level("INFO")
+    made = []
+
+    def place(model, need, device, room):
+        made.append(place_weights(model, need, torch.device("cuda"), room))
+        return made[-1]
+
+    monkeypatch.setattr(stages, "place_weights", place)
+    return made
 
 
 def sampled_with(tiny, capacity: int, **options: str) -> tuple[torch.Tensor, list[str]]:
@@ -209,7 +210,7 @@ def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, pl
     again, loaded_again = sampled_with(tiny, LITTLE)
     assert torch.equal(video, again)
     assert (loaded, loaded_again) == (["host"], [])
-    assert "on the device" in plans[0] and "block by block" in plans[1]
+    assert [plan.stream for plan in plans] == [False, True]
 
 
 @pytest.mark.parametrize(("option", "loaded"), [("resident", ["stays"]), ("offload", ["leaves"]), ("stream", [])])
@@ -221,8 +222,8 @@ def test_where_the_weights_are_can_be_said_and_changes_nothing(tiny, plans, opti
 
 @pytest.mark.parametrize("option", ["resident", "offload", "stream"])
 def test_what_does_not_fit_as_it_was_said_is_refused_with_the_way_out(tiny, plans, option):
-    room = 2**10 if option == "stream" else LITTLE
-    with pytest.raises(MemoryBudgetError, match="fewer frames" if option == "stream" else "auto or stream"):
+    room, facts = (2**10, [0]) if option == "stream" else (LITTLE, [16, option, "auto", "stream"])
+    with raises(MemoryBudgetError, "memory", "MiB", *facts):
         sampled_with(tiny, room, memory=option)
 
 
@@ -257,9 +258,9 @@ def test_options_add_up_in_any_order_and_leave_the_model_as_it_was(tiny):
 
 
 def test_other_words_and_other_parts_are_refused(tiny):
-    with pytest.raises(SettingError, match="memory must be one of auto, resident, offload, stream"):
+    with raises(SettingError, "setting", "memory", "auto", "resident", "offload", "stream", "disk"):
         ModelOptions(memory="disk")
-    with pytest.raises(SettingError, match="model input takes"):
+    with raises(SettingError, "setting", "model", "SVDVae"):
         options_of(tiny.vae)
 
 

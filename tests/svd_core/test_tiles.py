@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from error_checks import raises
 from svd_stages.svd_core.decode import decode_windows, plan_windows
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.tiles import decode_in_tiles
@@ -58,5 +59,5 @@ def test_it_tells_of_each_frame_and_can_be_stopped(tiny):
 
 
 def test_tiles_that_would_not_move_on_are_refused(tiny):
-    with pytest.raises(SettingError, match="overlap by less than half"):
+    with raises(SettingError, "setting", 8, 4):
         decode_in_tiles(tiny.vae, latents(1, 8, 8), 8, 4, CPU)

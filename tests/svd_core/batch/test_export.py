@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from batches import write_plan
+from error_checks import raises
 from svd_stages.svd_core.batch.export import LONGEST_NAME, Exported, export
 from svd_stages.svd_core.batch.folder import RunFolder
 from svd_stages.svd_core.batch.plan import PlannedRow
@@ -214,5 +215,5 @@ def test_a_template_of_other_fields_is_refused(tmp_path, template):
 def test_nothing_done_gives_an_empty_table(tmp_path):
     assert export(run_of(tmp_path, [row(1, "a")], done=False), tmp_path / "names") == Exported(0, 0)
     assert table(tmp_path / "names") == []
-    with pytest.raises(BatchError):
+    with raises(BatchError, "batch.no_plan"):
         export(RunFolder(tmp_path / "other"), tmp_path / "names")

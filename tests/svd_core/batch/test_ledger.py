@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from error_checks import check_error, raises
 from svd_stages.svd_core.batch.folder import Found
 from svd_stages.svd_core.batch.ledger import STATES, Change, Ledger
 from svd_stages.svd_core.batch.tasks import Task
@@ -189,20 +190,18 @@ def test_a_copy_is_a_ledger_and_one_file(ledger, tmp_path):
     copy.close()
 
 
-def refused(path: Path) -> str:
+def refused(path: Path, *facts: object) -> None:
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(BatchError) as caught:
+    with raises(BatchError, "batch.ledger", path, *facts):
         Ledger(path)
-    assert caught.value.code == "batch.ledger" and str(path) in str(caught.value)
     assert before is None or path.read_bytes() == before, "what is another's was changed"
-    return str(caught.value)
 
 
 def test_what_is_no_ledger_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "ledger.sqlite"
     for content in (b"x", b"not a database" * 1000, b"SQLite format 3\0" + b"\0" * 5000):
         path.write_bytes(content)
-        assert "Delete it" in refused(path)
+        refused(path)
     (tmp_path / "folder").mkdir()
     refused(tmp_path / "folder")
     refused(path / "ledger.sqlite")
@@ -215,16 +214,16 @@ def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path, ver
     other = sqlite3.connect(path)
     other.executescript(f"CREATE TABLE {table}; PRAGMA user_version = {version};")
     other.close()
-    assert "another program" in refused(path)
+    refused(path)
 
 
 def test_a_ledger_of_another_version_is_refused(tmp_path):
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()
     later = sqlite3.connect(path)
-    later.execute("PRAGMA user_version = 99")
+    later.execute("PRAGMA user_version = 98765")
     later.close()
-    assert "another version" in refused(path)
+    refused(path, 98765)
 
 
 def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
@@ -241,7 +240,7 @@ def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
             opened = Ledger(path)
         except BatchError as error:
             refusals += 1
-            assert error.code == "batch.ledger" and "Delete it" in str(error)
+            check_error(error, "batch.ledger", path)
             continue
         opened.plan(tasks)
         opened.reconcile(Found())
@@ -249,5 +248,4 @@ def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
         opened.close()
     assert refusals > 10
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BatchError):
-        Ledger(path)
+    refused(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from batches import write_plan
+from error_checks import check_facts, raises
 from svd_stages.svd_core.batch.images import Image, ImageFolder
 from svd_stages.svd_core.batch.ledger import Ledger
 from svd_stages.svd_core.batch.manifest import Row
@@ -177,7 +178,8 @@ def test_what_is_wrong_with_a_row_is_said_there_and_the_others_are_planned(photo
         "image.outside",
     ]
     assert [each.number for each in planned if each.task is not None] == [2, 9]
-    assert "row 5" in planned[4].message and all(each.message for each in planned if each.task is None)
+    check_facts(planned[4].message, 5)
+    assert all(each.message for each in planned if each.task is None)
 
 
 def test_what_is_said_of_a_row_is_short_whatever_is_in_it(photos):
@@ -227,9 +229,9 @@ def test_a_plan_that_fails_on_the_way_leaves_the_one_before(photos, tmp_path):
 )
 def test_a_damaged_plan_is_refused_with_the_way_out(tmp_path, text):
     (tmp_path / "plan.jsonl").write_bytes(text.encode("latin-1"))
-    with pytest.raises(BatchError, match="plan anew"):
+    with raises(BatchError, "batch.plan", tmp_path / "plan.jsonl"):
         list(read_plan(tmp_path / "plan.jsonl"))
-    with pytest.raises(BatchError, match="nothing was planned"):
+    with raises(BatchError, "batch.no_plan", tmp_path / "other"):
         list(read_plan(tmp_path / "other" / "plan.jsonl"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from error_checks import raises
 from svd_stages.svd_core.checkpoint.header import MAX_TENSORS, read_header
 from svd_stages.svd_core.checkpoint.inspect import inspect
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
@@ -80,7 +81,7 @@ def test_a_header_that_would_cost_gigabytes_is_refused_before_it_is_read(tmp_pat
         file.write((90_000_000).to_bytes(8, "little") + b"{")
         file.truncate(90_000_008)
     started = time.perf_counter()
-    with pytest.raises(CheckpointError, match="90000000"):
+    with raises(CheckpointError, "checkpoint.damaged", 90000000):
         read_header(path)
     assert time.perf_counter() - started < 0.2
 
@@ -88,7 +89,7 @@ def test_a_header_that_would_cost_gigabytes_is_refused_before_it_is_read(tmp_pat
 def test_a_file_of_too_many_tensors_is_refused(tmp_path):
     path = tmp_path / "many.safetensors"
     path.write_bytes(framed({f"t{number}": tensor(0, 0, shape=[0]) for number in range(MAX_TENSORS + 1)}))
-    with pytest.raises(CheckpointError, match=str(MAX_TENSORS)):
+    with raises(CheckpointError, "checkpoint.damaged", MAX_TENSORS + 1, MAX_TENSORS):
         read_header(path)
 
 
@@ -135,36 +136,34 @@ def test_pickles_are_refused_whatever_their_name_and_never_run(kind, name, tmp_p
     path = tmp_path / name
     path.write_bytes(evil_pickles(marker)[kind])
     for reader in (load_checkpoint, inspect):
-        with pytest.raises(CheckpointError, match="safetensors") as raised:
+        with raises(CheckpointError, "checkpoint.pickle", name, "safetensors") as raised:
             reader(path)
-        assert raised.value.code == "checkpoint.pickle"
         assert raised.value.exit_status == 3
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(
-    ("start", "code", "said"),
+    ("start", "code"),
     [
-        (b"<!DOCTYPE html><html>", "checkpoint.web_page", "web page"),
-        (b"\n <html>", "checkpoint.web_page", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "checkpoint.pointer", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "checkpoint.web_page"),
+        (b"\n <html>", "checkpoint.web_page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "checkpoint.pointer"),
     ],
 )
-def test_what_broken_downloads_leave_is_told(start, code, said, tmp_path):
+def test_what_broken_downloads_leave_is_told(start, code, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(start)
-    with pytest.raises(CheckpointError, match=said) as raised:
+    with raises(CheckpointError, code, path.name):
         load_checkpoint(path)
-    assert raised.value.code == code
 
 
 def test_a_file_that_is_not_there_is_an_error_of_ours(tmp_path):
-    with pytest.raises(CheckpointError, match="No such file"):
+    with raises(CheckpointError, "checkpoint.unreadable", tmp_path / "nothing.safetensors"):
         load_checkpoint(tmp_path / "nothing.safetensors")
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"model_index\.json"):
+    with raises(CheckpointError, "checkpoint.family", tmp_path, "model_index.json"):
         load_checkpoint(tmp_path)
 
 

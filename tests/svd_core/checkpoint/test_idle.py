@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from chain import Settings, call, conditioned, sampled
+from error_checks import raises
 from svd_stages.svd_core.checkpoint.idle import is_idle
 from svd_stages.svd_core.checkpoint.load import load_checkpoint
 from svd_stages.svd_core.checkpoint.opened import open_in_memory
@@ -103,5 +104,5 @@ def test_a_checkpoint_that_is_not_there_any_more_is_an_error_that_says_so(one_fi
         path.write_bytes(path.read_bytes() + b" ")
     else:
         os.utime(path, ns=(1, 1))
-    with pytest.raises(CheckpointError, match="Load it again"):
+    with raises(CheckpointError, "checkpoint.changed", path.name):
         lean.model.complete()

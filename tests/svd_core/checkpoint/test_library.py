@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from error_checks import raises
 from svd_stages.svd_core.checkpoint.library import EMBEDDED, EMBEDDED_FILE, ModelLibrary
 from svd_stages.svd_core.errors import CheckpointError
 
@@ -96,9 +97,8 @@ def test_a_pickle_is_not_listed_but_found_when_named_so_that_it_can_be_refused(r
 )
 def test_names_that_are_not_listed_are_not_found(root, name):
     touch(root.parent / "outside.safetensors")
-    with pytest.raises(CheckpointError) as raised:
+    with raises(CheckpointError, "checkpoint.not_found"):
         ModelLibrary.from_roots([root]).find(name)
-    assert raised.value.code == "checkpoint.not_found"
 
 
 @pytest.mark.parametrize("name", ["x" * 10_000, "x\ny", "\u202ex", "\ud800", "\x1b[2J"])
@@ -110,24 +110,26 @@ def test_a_strange_name_is_told_in_one_short_line(root, name):
 
 
 def test_an_absolute_path_is_no_name(root):
-    with pytest.raises(CheckpointError):
+    with raises(CheckpointError, "checkpoint.not_found"):
         ModelLibrary.from_roots([root]).find(str(root / "checkpoints" / "svd.safetensors"))
 
 
 def test_null_for_a_name_says_so(root):
-    with pytest.raises(CheckpointError, match="no name, it is null"):
+    with raises(CheckpointError, "checkpoint.not_found", "null"):
         ModelLibrary.from_roots([root]).find(None)
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, {}, ["5"], ["svd.safetensors", 0, 1]])
 def test_what_is_no_text_is_answered_with_the_nearest_names(root, value):
     touch(root / "diffusers" / "5" / "model_index.json")
-    with pytest.raises(CheckpointError, match=r'there is no checkpoint called ".*nearest names are ".*svd-nano"'):
-        ModelLibrary.from_roots([root]).find(value)
+    library = ModelLibrary.from_roots([root])
+    with raises(CheckpointError, "checkpoint.not_found", f'"{value}"') as raised:
+        library.find(value)
+    assert sum(f'"{name}"' in str(raised.value) for name in library.names()) >= 3
 
 
 def test_the_three_nearest_names_are_said(root):
-    with pytest.raises(CheckpointError, match=r'"svd\.safetensors"') as raised:
+    with raises(CheckpointError, "checkpoint.not_found", '"svd.safetensors"') as raised:
         ModelLibrary.from_roots([root]).find("svd.safetensor")
     assert str(raised.value).count('.safetensors"') <= 3
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from error_checks import check_facts, raises
 from safetensors.torch import load_file, save_file
 from svd_stages.svd_core.checkpoint.family import Family, family_of
 from svd_stages.svd_core.checkpoint.header import TensorInfo, read_header
@@ -51,8 +52,8 @@ def refused(one_file, header_only, tmp_path):
     """The message with which a file of these tensors is refused."""
     metadata = read_header(one_file).metadata
 
-    def load(tensors) -> str:
-        with pytest.raises(CheckpointError) as raised:
+    def load(tensors, code: str) -> str:
+        with raises(CheckpointError, code) as raised:
             load_checkpoint(header_only(tmp_path / "x.safetensors", tensors, metadata))
         assert raised.value.exit_status == 3
         assert "\n" not in str(raised.value)
@@ -64,18 +65,20 @@ def refused(one_file, header_only, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_tensor_is_named(name, described, refused):
     assert name in described
-    assert name in refused({key: value for key, value in described.items() if key != name})
+    kept = {key: value for key, value in described.items() if key != name}
+    assert name in refused(kept, "checkpoint.missing_tensors")
 
 
 @pytest.mark.parametrize("name", NAMES[::4])
 def test_a_tensor_under_another_name_is_missing(name, described, refused):
-    assert name in refused({(key + "_ema" if key == name else key): value for key, value in described.items()})
+    renamed = {(key + "_ema" if key == name else key): value for key, value in described.items()}
+    assert name in refused(renamed, "checkpoint.missing_tensors")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tensor_of_another_shape_is_named(name, described, refused):
     dtype, shape = described[name]
-    message = refused({**described, name: (dtype, (shape[0] + 3, *shape[1:]))})
+    message = refused({**described, name: (dtype, (shape[0] + 3, *shape[1:]))}, "checkpoint.shape")
     assert name in message
 
 
@@ -84,7 +87,7 @@ def test_a_tensor_of_another_shape_is_named(name, described, refused):
     [("F64", NAMES[0]), ("I8", NAMES[8]), ("I64", NAMES[14]), ("F8_E4M3", NAMES[3]), ("F8_E5M2", NAMES[13])],
 )
 def test_a_tensor_of_a_type_that_is_no_weight_is_named(dtype, name, described, refused):
-    message = refused({**described, name: (dtype, described[name][1])})
+    message = refused({**described, name: (dtype, described[name][1])}, "checkpoint.dtype")
     assert name in message
     assert dtype in message
 
@@ -138,14 +141,15 @@ PARTS = {
 def test_a_published_file_without_a_whole_part_is_no_smaller_model(part, layout, header_only, tmp_path):
     kept = {name: ("F32", shape) for name, shape in layout.items() if not name.startswith(PARTS[part])}
     assert len(kept) < len(layout)
-    with pytest.raises(CheckpointError, match=re.escape(PARTS[part])) as raised:
+    with raises(CheckpointError, "checkpoint.missing_tensors") as raised:
         load_checkpoint(header_only(tmp_path / "svd.safetensors", kept))
-    assert raised.value.code == "checkpoint.missing_tensors"
+    assert PARTS[part] in str(raised.value)
 
 
 @pytest.mark.parametrize("part", ["first_stage_model.decoder.up.3.", VISUAL + "transformer.resblocks.1."])
 def test_a_file_that_says_its_depth_is_no_smaller_model_without_a_part(part, described, refused):
-    assert part in refused({name: each for name, each in described.items() if not name.startswith(part)})
+    kept = {name: each for name, each in described.items() if not name.startswith(part)}
+    assert part in refused(kept, "checkpoint.missing_tensors")
 
 
 STRAYS = (
@@ -167,10 +171,11 @@ STRAYS = (
 @pytest.mark.parametrize("name", STRAYS, ids=lambda name: name[-40:])
 def test_a_tensor_without_a_place_is_named_and_costs_no_time(name, described, refused):
     started = time.perf_counter()
-    message = refused({**described, name: ("F32", (1,))})
+    message = refused({**described, name: ("F32", (1,))}, "checkpoint.unused_tensors")
     assert time.perf_counter() - started < 10  # a tower of 300000 layers takes minutes
-    assert "1 tensors of the" in message
-    assert ascii(name[:200])[1:-1] in message
+    shown = ascii(name[:200])[1:-1]
+    assert shown in message
+    check_facts(message.replace(shown, ""), 1)
     assert len(message) < 1000
 
 
@@ -178,7 +183,7 @@ def test_a_stray_tensor_of_a_folder_is_named_with_its_part(copied):
     weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     save_file({**tensors, "post_quant_conv.bias": tensors["quant_conv.bias"].clone()}, weights)
-    with pytest.raises(CheckpointError, match=r"vae/post_quant_conv\.bias"):
+    with raises(CheckpointError, "checkpoint.unused_tensors", "vae/post_quant_conv.bias"):
         load_checkpoint(copied)
 
 
@@ -202,15 +207,16 @@ def test_what_no_configuration_causes_is_not_blamed_on_it(error, one_file, monke
 
 def test_many_missing_tensors_are_counted_and_ten_are_named(described, refused):
     gone = [name for name in described if ".time_stack.0.attn1." in name]
-    message = refused({name: value for name, value in described.items() if name not in gone})
-    assert f"lacks {len(gone)} of its 1426 tensors" in message
-    assert f"and {len(gone) - 10} more" in message
+    kept = {name: value for name, value in described.items() if name not in gone}
+    message = refused(kept, "checkpoint.missing_tensors")
+    check_facts(message, len(gone), 1426, len(gone) - 10)
     assert sum(name in message for name in gone) == 10
 
 
 def test_a_part_that_is_not_there_is_named(described, refused):
-    assert "CLIP tower" in refused({name: value for name, value in described.items() if ".visual." not in name})
-    assert "VAE" in refused({name: value for name, value in described.items() if "first_stage" not in name})
+    for part, mark in (("CLIP tower", ".visual."), ("VAE", "first_stage")):
+        kept = {name: value for name, value in described.items() if mark not in name}
+        assert part in refused(kept, "checkpoint.missing_parts")
 
 
 @pytest.mark.parametrize(
@@ -220,10 +226,8 @@ def test_a_truncated_file_is_refused_with_both_sizes(kept, one_file, tmp_path):
     path = tmp_path / "cut.safetensors"
     content = one_file.read_bytes()
     path.write_bytes(content[: min(int(kept * len(content)), len(content) - 1)])
-    with pytest.raises(CheckpointError) as raised:
+    with raises(CheckpointError, "checkpoint.truncated", f"{path.stat().st_size:,}") as raised:
         load_checkpoint(path)
-    assert raised.value.code == "checkpoint.truncated"
-    assert f"{path.stat().st_size:,}" in str(raised.value)
     if kept > 0.01:  # the header, which tells the other size, is whole
         assert f"{len(content):,}" in str(raised.value)
 
@@ -238,30 +242,31 @@ def test_a_missing_tensor_of_a_folder_is_named_with_its_part(copied):
     tensors = load_file(weights)
     del tensors["quant_conv.bias"]
     save_file(tensors, weights)
-    with pytest.raises(CheckpointError, match=r"vae/quant_conv\.bias"):
+    with raises(CheckpointError, "checkpoint.missing_tensors", "vae/quant_conv.bias"):
         load_checkpoint(copied)
 
 
 @pytest.mark.parametrize(
-    ("gone", "said"),
+    ("gone", "code"),
     [
-        ("model_index.json", "model_index.json"),
-        ("unet/config.json", "config.json"),
-        ("image_encoder/model.safetensors", "CLIP tower"),
-        ("unet/diffusion_pytorch_model.safetensors", "UNet"),
-        ("scheduler/scheduler_config.json", "scheduler_config.json"),
+        ("model_index.json", "checkpoint.family"),
+        ("unet/config.json", "checkpoint.missing_parts"),
+        ("image_encoder/model.safetensors", "checkpoint.missing_parts"),
+        ("unet/diffusion_pytorch_model.safetensors", "checkpoint.missing_parts"),
+        ("scheduler/scheduler_config.json", "checkpoint.missing_parts"),
     ],
 )
-def test_a_missing_file_of_a_folder_is_named(copied, gone, said):
-    (copied / gone).unlink()
-    with pytest.raises(CheckpointError, match=said):
+def test_a_missing_file_of_a_folder_is_named(copied, gone, code):
+    path = copied / gone
+    path.unlink()
+    with raises(CheckpointError, code, path.parent, path.name):
         load_checkpoint(copied)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "nonsense", "[" * 100_000])
 def test_a_damaged_config_is_refused(copied, text):
     (copied / "vae" / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="cannot be used"):
+    with raises(CheckpointError, "checkpoint.damaged", copied / "vae" / "config.json"):
         load_checkpoint(copied)
 
 
@@ -289,26 +294,25 @@ def test_a_config_that_makes_no_model_is_refused(copied, file, changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "name"),
     [
         ({"_class_name": "StableDiffusionPipeline"}, "StableDiffusionPipeline"),
         ({"unet": ["diffusers", "UNet2DConditionModel"]}, "UNet2DConditionModel"),
         ({"vae": [None, None]}, "AutoencoderKLTemporalDecoder"),
     ],
 )
-def test_a_folder_of_another_pipeline_is_refused_by_name(copied, changes, said):
+def test_a_folder_of_another_pipeline_is_refused_by_name(copied, changes, name):
     index = copied / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
-    with pytest.raises(CheckpointError, match=said):
+    with raises(CheckpointError, "checkpoint.family", name):
         load_checkpoint(copied)
 
 
 def test_a_folder_with_pickled_weights_only_is_refused_with_the_way_out(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(CheckpointError, match="safetensors") as raised:
+    with raises(CheckpointError, "checkpoint.pickle", "UNet", weights.name):
         load_checkpoint(copied)
-    assert raised.value.code == "checkpoint.pickle"
 
 
 @pytest.mark.parametrize(
@@ -339,5 +343,5 @@ def test_a_folder_with_pickled_weights_only_is_refused_with_the_way_out(copied):
 )
 def test_facts_out_of_range_are_refused_by_name(facts, described, header_only, tmp_path):
     path = header_only(tmp_path / "x.safetensors", described, {"svd_stages": facts})
-    with pytest.raises(CheckpointError, match="svd_stages"):
+    with raises(CheckpointError, None, "svd_stages", *re.findall(r'"(\w+)": [^N]', facts)):  # NaN is no JSON
         load_checkpoint(path)

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import pytest
+from error_checks import raises
 from svd_stages.svd_core.errors import GraphError
 from svd_stages.svd_core.graph import to_api, validate
 
@@ -273,14 +274,14 @@ def test_a_set_node_reaches_its_get_nodes_by_name():
     links = [[1, 2, 0, 9, 0, "IMAGE"], [2, 5, 0, 3, 0, "IMAGE"], [3, 6, 0, 4, 0, "IMAGE"]]
     assert between(getter, setter, other, links=links) == ["5", 0]
     for setters in ([], [setter, {**setter, "id": 8}]):
-        with pytest.raises(GraphError, match=f'asks for "picture", which {len(setters)} Set nodes set'):
+        with raises(GraphError, "graph.shape", "GetNode", "picture", len(setters)):
             between(getter, *setters, links=links)
 
 
 def test_reroutes_in_a_circle_are_an_error():
     first = box(2, "Reroute", inputs={"": ("*", 2)}, outputs=["IMAGE"])
     second = box(3, "Reroute", inputs={"": ("*", 3)}, outputs=["IMAGE"])
-    with pytest.raises(GraphError, match="leads back to itself"):
+    with raises(GraphError, "graph.shape", 2):
         between(first, second, links=[[1, 2, 0, 9, 0, "*"], [2, 3, 0, 2, 0, "*"], [3, 2, 0, 3, 0, "*"]])
 
 
@@ -304,19 +305,16 @@ def test_links_into_inputs_that_no_class_declares_are_kept():
     [("workflow>mine", {}), ("workflow/mine", {}), ("mine", {"extra": {"groupNodes": {"mine": {}}}})],
 )
 def test_group_nodes_are_refused_by_name_unless_they_are_off(type, more):
-    with pytest.raises(GraphError, match=r'node 1 \("My part"\) is a group node') as caught:
-        to_api(page(box(1, type, title="My part"), **more), NODES)
-    assert caught.value.code == "graph.unsupported"
+    with raises(GraphError, "graph.unsupported", 1, "Mine"):
+        to_api(page(box(1, type, title="Mine"), **more), NODES)
     for mode in (2, 4):
         assert to_api(page(box(1, type, mode=mode), **more), NODES) == {}
 
 
 def test_unknown_types_are_listed_with_the_nearest_names():
-    with pytest.raises(GraphError) as caught:
+    with raises(GraphError, "graph.missing_node_type", "Numbr", 1, 2, "Number", "Sav", 3, "Save") as caught:
         to_api(page(box(1, "Numbr"), box(2, "Numbr"), box(3, "Sav"), box(4, "Gone", mode=2)), NODES)
-    assert caught.value.code == "graph.missing_node_type"
-    assert '"Numbr" (nodes 1, 2; nearest are "Number"' in str(caught.value)
-    assert '"Sav" (node 3; nearest are "Save"' in str(caught.value) and "Gone" not in str(caught.value)
+    assert "Gone" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from error_checks import raises
 from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError
 from svd_stages.svd_core.graph import Engine, validate
 from svd_stages.svd_core.graph.call import ExecutionBlocker
@@ -82,7 +83,7 @@ def test_asking_for_what_is_no_link_is_an_error_of_the_node():
         def run(self, value=None):
             return (value,)
 
-    with pytest.raises(NodeError, match=r'node b .*check_lazy_status asks for "other"'):
+    with raises(NodeError, "error", "b", "check_lazy_status", "other"):
         run(
             graph(a=node("Number", value=1), b=node("Wrong", value=A), show=node("Show", value=B)),
             {**TOYS, "Wrong": Wrong},
@@ -153,28 +154,27 @@ def test_a_cycle_among_the_nodes_that_come_is_blamed_on_the_node_that_brought_it
         "two": {"class_type": "Add", "inputs": {"a": ["one", 0], "b": 1}},
     }
     told = []
-    with pytest.raises(GraphError, match="go round in a circle") as caught:
+    with raises(GraphError, "graph.dependency_cycle", "->"):
         run(graph(a=node("Brings")), bringing(looped, (["one", 0],)), ("a",), emit=lambda *each: told.append(each))
-    assert caught.value.code == "graph.dependency_cycle"
     assert [data["node_id"] for event, data in told if event == "execution_error"] == ["a"]
 
 
 @pytest.mark.parametrize(
-    ("nodes", "words"),
+    ("nodes", "code", "fact"),
     [
-        ({"a": {"class_type": "Number", "inputs": {"value": 1}}}, 'node "a" into the graph, and there is one'),
-        ({"new": {"class_type": "Nowhere", "inputs": {}}}, "type that is not known"),
-        ({"new": {"class_type": "Show", "inputs": {"value": ["gone", 0]}}}, 'no node "gone"'),
+        ({"a": {"class_type": "Number", "inputs": {"value": 1}}}, "graph.duplicate_node", "Brings"),
+        ({"new": {"class_type": "Nowhere", "inputs": {}}}, "graph.missing_node_type", "Nowhere"),
+        ({"new": {"class_type": "Show", "inputs": {"value": ["gone", 0]}}}, "graph.missing_node", "gone"),
     ],
 )
-def test_nodes_that_cannot_come_are_an_error_of_the_node(nodes, words):
-    with pytest.raises((NodeError, GraphError), match=words):
+def test_nodes_that_cannot_come_are_an_error_of_the_node(nodes, code, fact):
+    with raises(NodeError, code, fact):
         run(graph(a=node("Brings")), bringing(nodes), ("a",))
 
 
 def test_an_error_in_a_node_that_came_names_the_node_of_the_file():
     nodes = bringing({"new": {"class_type": "Fails", "inputs": {"value": 1}}}, (["new", 0],))
-    with pytest.raises(NodeError, match=r'node a \(Brings\), in "Fails" which it made, failed') as caught:
+    with raises(NodeError, "node", "Brings", "Fails") as caught:
         run(graph(a=node("Brings")), nodes, ("a",))
     assert caught.value.node_id == "a"
 
@@ -389,10 +389,10 @@ def test_what_gets_a_blocker_does_not_run_and_the_rest_does(value):
 def test_a_blocker_in_place_of_all_values_blocks_all_of_them_and_its_words_are_told_once():
     prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), show=node("Show", value=B))
     told = []
-    result = run(prompt, giving(ExecutionBlocker("no face")), emit=lambda *each: told.append(each))
+    result = run(prompt, giving(ExecutionBlocker("faceless")), emit=lambda *each: told.append(each))
     assert result.ui == {}
     (error,) = [data for event, data in told if event == "execution_error"]
-    assert (error["node_id"], error["exception_message"]) == ("b", "Execution Blocked: no face")
+    assert error["node_id"] == "b" and "faceless" in error["exception_message"]
     assert told[-1][0] == "execution_success"
 
 
@@ -450,7 +450,7 @@ def test_an_error_in_a_coroutine_is_the_nodes_and_stops_the_others():
                 ended.append(True)
 
     prompt = graph(a=node("Long"), b=node("Breaks"), c=node("Add", a=A, b=B), show=node("Show", value=C))
-    with pytest.raises(NodeError, match=r"node b .*ValueError: it broke"):
+    with raises(NodeError, "node", "b", "Breaks", "ValueError", "broke"):
         run(prompt, {**TOYS, "Breaks": Breaks, "Long": Long})
     assert ended == [True]
 
@@ -489,7 +489,7 @@ def test_a_coroutine_that_gives_itself_up_is_an_error_of_the_node():
             await asyncio.sleep(0)
             raise asyncio.CancelledError
 
-    with pytest.raises(NodeError, match="coroutine was cancelled"):
+    with raises(NodeError, "node.cancelled", "GivesUp"):
         run(graph(a=node("GivesUp"), show=node("Show", value=A)), {**TOYS, "GivesUp": GivesUp})
 
 
@@ -627,7 +627,7 @@ def test_too_few_values_are_the_fault_of_their_node_in_a_second_run_too():
     engine = Engine(TOYS, "classic")
     prompt = graph(a=node("GivesTooLittle"), show=node("Show", value=A))
     ran_by(engine, prompt, TOYS)
-    with pytest.raises(NodeError, match=r"node a .*slot 1 is read from it"):
+    with raises(NodeError, "node.result", "GivesTooLittle", 1):
         ran_by(engine, prompt | {"x": node("Show", value=["a", 1])}, TOYS)
 
 

@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 import pytest
+from error_checks import raises
 from svd_stages.svd_core.errors import CheckpointError, GraphError, Interrupted, NodeError, SettingError
 from svd_stages.svd_core.graph import Engine, validate
 from svd_stages.svd_core.graph.keys import freeze
@@ -51,15 +52,15 @@ def test_an_output_without_a_flag_is_not_given_on():
     """ComfyUI merges as many slots as OUTPUT_IS_LIST has."""
     assert values(graph(a=node("ShortOutputIsList", count=2)), "a") == [[0, 1]]
     prompt = graph(a=node("ShortOutputIsList", count=2), b=node("Add", a=["a", 1], b=1), x=node("Show", value=B))
-    with pytest.raises(NodeError, match=r"node a .*gave 1 values, but slot 1 is read"):
+    with raises(NodeError, "node.result", "ShortOutputIsList", 1):
         run(prompt)
 
 
 def test_an_empty_list_is_an_error_that_names_the_input():
     prompt = shown(B, a=node("CountTo", count=0), b=node("Add", "Plus", a=A, b=1))
-    with pytest.raises(NodeError, match=r'node b \(Add "Plus"\) failed: input "a" received an empty list') as caught:
+    with raises(NodeError, "graph.empty_list", "b", "Add", "Plus", '"a"') as caught:
         run(prompt)
-    assert caught.value.exit_status == 4 and caught.value.code == "graph.empty_list"
+    assert caught.value.exit_status == 4
 
 
 def test_lists_taken_whole_are_the_nodes_own():
@@ -298,9 +299,8 @@ def test_ancestors_of_a_given_node_do_not_run():
 
 
 def test_a_given_node_with_too_few_values_is_refused():
-    with pytest.raises(GraphError, match="slot 1 of it is read") as caught:
+    with raises(GraphError, "graph.bad_slot", '"a"', 1):
         Engine(TOYS).run(shown(["a", 1]), ["show"], given={"a": [[1]]})
-    assert caught.value.code == "graph.bad_slot"
 
 
 @pytest.mark.parametrize(
@@ -313,20 +313,18 @@ def test_a_given_node_with_too_few_values_is_refused():
     ],
 )
 def test_a_graph_that_was_not_validated_is_still_refused_in_words(prompt, outputs, code):
-    with pytest.raises(GraphError) as caught:
+    with raises(GraphError, code):
         Engine(TOYS).run(prompt, outputs)
-    assert caught.value.code == code
 
 
 def test_the_first_failure_stops_everything_and_names_its_node():
     prompt = graph(
-        a=node("Fails", "My node", value=1), x=node("Show", value=A), b=node("Number", value=1), y=node("Show", value=B)
+        a=node("Fails", "Mine", value=1), x=node("Show", value=A), b=node("Number", value=1), y=node("Show", value=B)
     )
     told = []
-    with pytest.raises(NodeError) as caught:
+    with raises(NodeError, "node", "a", "Fails", "Mine", "ValueError", "badly") as caught:
         run(prompt, emit=lambda event, data: told.append((event, data)), prompt_id="p")
     error = caught.value
-    assert str(error) == 'node a (Fails "My node") failed: ValueError: it broke badly'
     assert (error.node_id, error.class_type, error.exit_status) == ("a", "Fails", 4)
     assert isinstance(error.__cause__, ValueError)
     assert [event for event, _ in told] == ["execution_start", "execution_cached", "executing", "execution_error"]
@@ -342,10 +340,9 @@ def test_our_own_errors_keep_their_words_and_exit_status(cause, status):
         def run(self):
             raise cause
 
-    with pytest.raises(NodeError) as caught:
+    with raises(NodeError, cause.code, "a", "R") as caught:
         run(graph(a=node("R")), {"R": Raises})
-    assert str(caught.value) == f"node a (R) failed: {cause}"
-    assert caught.value.exit_status == status and caught.value.code == cause.code
+    assert caught.value.exit_status == status and str(cause) in str(caught.value)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("stopped")])
@@ -410,9 +407,12 @@ def result_of(value: Any) -> dict[str, type]:
     return {"Gives": Gives}
 
 
-@pytest.mark.parametrize("value", [None, 5, "text", {"result": None}, {"result": 5}])
-def test_a_result_that_is_no_tuple_is_an_error_of_the_node(value):
-    with pytest.raises(NodeError, match="return a tuple"):
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(None, "NoneType"), (5, "int"), ("text", "str"), ({"result": None}, "NoneType"), ({"result": 5}, "int")],
+)
+def test_a_result_that_is_no_tuple_is_an_error_of_the_node(value, kind):
+    with raises(NodeError, "node.result", "Gives", kind):
         run(graph(a=node("Gives")), result_of(value))
 
 
@@ -434,7 +434,7 @@ def test_return_forms(value, ui, slots):
 
 
 def test_too_few_outputs_are_the_fault_of_the_node_that_gave_them():
-    with pytest.raises(NodeError, match=r"node a \(GivesTooLittle\).*gave 1 values, but slot 1 is read from it"):
+    with raises(NodeError, "node.result", "a", "GivesTooLittle", 1):
         run(shown(["a", 1], a=node("GivesTooLittle")))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from svd_stages import headless
 from svd_stages.svd_core import host
 from svd_stages.svd_core.errors import GraphError, NodeError
 from svd_stages.svd_core.graph import Engine, explain, validate
-from svd_stages.svd_core.graph.declared import Declarations, DeclaredInput
+from svd_stages.svd_core.graph.check_node import check_finite
+from svd_stages.svd_core.graph.declared import CONVERTED, Declarations, DeclaredInput
 from svd_stages.svd_core.graph.prompt import is_wrapped, looks_like_link, unwrap_value, with_ancestors
 
 from .ask_comfyui import ask_comfyui, needs_comfyui
@@ -199,7 +201,7 @@ class Comparison:
             values = self.prompt[node_id]["inputs"].values()
             wrapped = any(is_wrapped(value) and looks_like_link(unwrap_value(value)) for value in values)
             return ("wrapped", False) if wrapped else ("class", True)
-        if kind == "bad_linked_input" and ", " in error["details"]:
+        if kind == "bad_linked_input" and error["details"] != name:
             source, slot = self.prompt[node_id]["inputs"][name]
             if declared is None:
                 return "undeclared", False
@@ -208,12 +210,8 @@ class Comparison:
             if isinstance(slot, int) and -count <= slot < count:
                 return "slot", False
             return "link", True
-        if kind == "invalid_input_type" and "not a finite number" in error["details"]:
-            return "finite", False
-        if kind == "invalid_input_type" and ("true or false" in error["details"] or "a seed is" in error["details"]):
-            return "flag", False
-        if kind == "invalid_input_type" and "not supported between" in error["details"]:
-            return "compare", True
+        if kind == "invalid_input_type":
+            return unfit(declared, unwrap_value(self.prompt[node_id]["inputs"][name]), error["extra_info"])
         is_new = declared is not None and (declared.kind == "COMBO" or self.is_of_new_kind(node_id))
         is_asked = hasattr(NODES[self.prompt[node_id]["class_type"]], "VALIDATE_INPUTS")
         if kind == "value_not_in_list" and error["extra_info"]["received_value"] is None and is_asked:
@@ -224,14 +222,14 @@ class Comparison:
 
     def other_exception(self, node_id: str, defaults: Counter[Fault]) -> set[str]:
         """Why ComfyUI may raise where ours does not: it goes round a cycle, or asks a class without what is missing."""
-        (error, *_) = self.theirs["node_errors"][node_id]["errors"]
-        if error["extra_info"]["exception_type"] == "RecursionError" and "dependency_cycle" in json.dumps(self.mine):
+        raised = self.theirs["node_errors"][node_id]["errors"][0]["extra_info"]["exception_type"]
+        if raised == "RecursionError" and "dependency_cycle" in json.dumps(self.mine):
             return {"cycle"}
-        if self.prompt[node_id]["class_type"] == "LoadImage" and "'NoneType' object has no attr" in error["details"]:
+        if self.prompt[node_id]["class_type"] == "LoadImage" and raised == "AttributeError":
             return {"name"}
         inputs = self.prompt[node_id]["inputs"]
         missing = [each for each in self.all_declared(node_id).values() if each.required and each.name not in inputs]
-        if "missing 1 required positional" in error["details"] and any("default" in each.options for each in missing):
+        if raised == "TypeError" and any("default" in each.options for each in missing):
             return {"default"}
         return set()
 
@@ -252,6 +250,20 @@ class Comparison:
 
     def all_declared(self, node_id: str) -> dict[str, DeclaredInput]:
         return dict(self.declarations[self.prompt[node_id]["class_type"]].inputs)
+
+
+def unfit(declared: DeclaredInput | None, value: Any, info: dict[str, Any]) -> tuple[str | None, bool]:
+    """What `wanted` gives for a value that is not of its input's type."""
+    with pytest.raises(ValueError) as not_finite:
+        check_finite(math.nan)
+    if info["exception_message"] == str(not_finite.value):
+        return "finite", False
+    fraction = isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value))
+    if declared and (declared.kind == "BOOLEAN" or (declared.is_seed and fraction)):
+        return "flag", False
+    if declared and declared.kind not in CONVERTED and {"min", "max"} & declared.options.keys():
+        return "compare", True
+    return None, False
 
 
 def fault_of(error: dict[str, Any]) -> Fault:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from error_checks import raises
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.nano.clips import (
     HELD_OUT,
@@ -48,7 +49,7 @@ def test_clips_of_multiples_of_64_are_drawn_in_range(width, height):
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 0), (32, 64)])
 def test_another_size_is_refused_by_name(size):
-    with pytest.raises(SettingError, match=f"{size[0]}x{size[1]}"):
+    with raises(SettingError, "setting", f"{size[0]}x{size[1]}"):
         make_scene(0, *size)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from error_checks import raises
 from PIL import Image
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.nano.scenes import Planet, Rocket, Scene, Sky, draw_rocket, render
@@ -95,7 +96,7 @@ def test_the_sky_has_texture_and_stars():
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 0), (-1, 5)])
 def test_an_empty_picture_is_refused_with_its_size(size):
-    with pytest.raises(SettingError, match=f"{size[0]}x{size[1]}"):
+    with raises(SettingError, "setting", f"{size[0]}x{size[1]}"):
         render(Scene(), *size)
 
 
