@@ -7,18 +7,22 @@ loads neither torch nor diffusers, touches no file and asks no device.
 import sys
 from typing import Any
 
-__version__ = "0.1.0"
-
 if __package__:  # pytest also meets this file as a lone module, where relative imports have no meaning
+    from ._version import __version__
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
     if "comfy.model_management" in sys.modules:
         from .nodes.comfy import use_comfyui
 
         use_comfyui()
+    else:
+        from .nodes.backend import set_backend
+        from .nodes.compat.backend import HeadlessProgram
+
+        set_backend(HeadlessProgram())
 
     WEB_DIRECTORY = "./web"
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__version__"]
 
     def __getattr__(name: str) -> Any:
         """`animate` and `run_graph`, loaded when asked for: inside ComfyUI nobody does."""

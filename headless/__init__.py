@@ -3,13 +3,14 @@
 The command line, the Python calls and anything else that renders outside ComfyUI come through here.
 """
 
-from .animation import Animation, animate, animate_file, animation_graph
-from .batching import Ask, batch_status, plan_batch, retry_batch, run_batch
-from .described import check_described
-from .embedded import EmbeddedEngine
-from .engines import choose_engine, run_graph
-from .events import Narrator
-from .graphs import (
+from .batch.graph_batching import Ask, batch_status, plan_batch, retry_batch, run_batch
+from .batch.graph_workers import Workers
+from .cli.animate import Animation, animate, animate_file, animation_graph
+from .engines.choose import choose_engine, run_graph
+from .engines.embedded.engine import EmbeddedEngine
+from .engines.events import Narrator
+from .engines.graph_loading import read_source, refuse_others
+from .engines.graphs import (
     DISPLAY_NAMES,
     EMBEDDED_NODES,
     NODES,
@@ -21,11 +22,10 @@ from .graphs import (
     open_graph,
     write_text,
 )
-from .manifest import make_manifest
-from .preflight import Missing, find_missing
-from .sources import read_source, refuse_others
-from .surroundings import PACKAGE, Surroundings, default_models_roots
-from .workers import Workers
+from .engines.manifest import make_manifest
+from .engines.preflight import Missing, find_missing
+from .engines.run_config import PACKAGE, Surroundings, default_models_roots
+from .engines.schema_validation import check_described
 
 __all__ = [
     "DISPLAY_NAMES",

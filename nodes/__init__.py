@@ -8,11 +8,11 @@ from .conditioning import (
     SVDResizeImage,
     SVDVAEEncode,
 )
-from .core_wires import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
+from .core_values import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
 from .decoding import SVDTemporalVAEDecode
+from .image_to_video import SVDGatherVideos, SVDImageToVideo
 from .loading import SVDCheckpointLoader, SVDModelOptions
 from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
-from .whole import SVDGatherVideos, SVDImageToVideo
 
 NODE_CLASS_MAPPINGS = {
     "SVDCheckpointLoader": SVDCheckpointLoader,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core import host
-from . import sockets, wires
+from ..svd_core.runtime import runtime
+from . import sockets, wire_formats
 from .base import StageNode
 
 
@@ -31,7 +31,7 @@ class SVDResizeImage(StageNode):
         }
 
     def run(self, image, width: int, height: int, fit: str) -> tuple:
-        from ..svd_core.images import resize_images
+        from ..svd_core.media.image_ops import resize_images
 
         return (resize_images(image, width, height, fit), width, height)
 
@@ -60,11 +60,11 @@ class SVDCLIPVisionEncode(StageNode):
         }
 
     def run(self, clip_vision, image, preprocess: str) -> tuple:
-        from ..svd_core import stages
+        from ..svd_core import pipeline
 
-        clip = wires.clip_vision(clip_vision)
-        embedding = stages.embed(host.current(), clip, image, preprocess)
-        return (wires.ClipVisionOutput(embedding, clip.image_size),)
+        clip = wire_formats.clip_vision(clip_vision)
+        embedding = pipeline.embed(runtime.current(), clip, image, preprocess)
+        return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
 class SVDNoiseAugmentation(StageNode):
@@ -93,7 +93,7 @@ class SVDNoiseAugmentation(StageNode):
         }
 
     def run(self, image, noise_aug_strength: float, seed: int) -> tuple:
-        from ..svd_core.augment import augment_images
+        from ..svd_core.diffusion.noise_augmentation import augment_images
 
         return (augment_images(image, noise_aug_strength, seed), noise_aug_strength, seed)
 
@@ -116,10 +116,10 @@ class SVDVAEEncode(StageNode):
         }
 
     def run(self, vae, image) -> tuple:
-        from ..svd_core import stages
+        from ..svd_core import pipeline
 
-        latents = stages.encode(host.current(), wires.vae(vae), image)
-        return (wires.write_latent(latents[:, None]),)
+        latents = pipeline.encode(runtime.current(), wire_formats.vae(vae), image)
+        return (wire_formats.write_latent(latents[:, None]),)
 
 
 class SVDImageConditioning(StageNode):
@@ -144,17 +144,17 @@ class SVDImageConditioning(StageNode):
         }
 
     def run(self, clip_vision_output, image_latent: dict, video_frames: int) -> tuple:
-        from ..svd_core.conditioning import MicroConditioning, empty_videos, join_image
+        from ..svd_core.diffusion.conditioning import MicroConditioning, empty_videos, join_image
 
-        image_latents = wires.read_latent(image_latent).clips.flatten(0, 1)
-        embeds, image_latents = join_image(wires.read_embeds(clip_vision_output), image_latents)
+        image_latents = wire_formats.read_latent(image_latent).clips.flatten(0, 1)
+        embeds, image_latents = join_image(wire_formats.read_embeds(clip_vision_output), image_latents)
         micro = MicroConditioning()
         return (
-            wires.write_conditioning(embeds, image_latents, micro),
-            wires.write_conditioning(
+            wire_formats.write_conditioning(embeds, image_latents, micro),
+            wire_formats.write_conditioning(
                 embeds.new_zeros(embeds.shape), image_latents.new_zeros(image_latents.shape), micro
             ),
-            wires.write_latent(empty_videos(image_latents, video_frames)),
+            wire_formats.write_latent(empty_videos(image_latents, video_frames)),
         )
 
 
@@ -179,7 +179,7 @@ class SVDMicroConditioning(StageNode):
         }
 
     def run(self, positive, negative, fps: int, motion_bucket_id: int, noise_aug_strength: float) -> tuple:
-        from ..svd_core.conditioning import MicroConditioning
+        from ..svd_core.diffusion.conditioning import MicroConditioning
 
         micro = MicroConditioning(fps, motion_bucket_id, noise_aug_strength)
-        return (wires.with_micro(positive, micro), wires.with_micro(negative, micro), float(fps))
+        return (wire_formats.with_micro(positive, micro), wire_formats.with_micro(negative, micro), float(fps))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core import host
-from . import sockets, wires
+from ..svd_core.runtime import runtime
+from . import sockets, wire_formats
 from .base import StageNode
 
 
@@ -34,7 +34,7 @@ class SVDTemporalVAEDecode(StageNode):
         }
 
     def run(self, vae, latent: dict, mode: str, chunk_size: int, context: int) -> tuple:
-        from ..svd_core import stages
+        from ..svd_core import pipeline
 
-        clips = wires.read_latent(latent).clips
-        return (stages.decode(host.current(), wires.vae(vae), clips, mode, chunk_size, context),)
+        clips = wire_formats.read_latent(latent).clips
+        return (pipeline.decode(runtime.current(), wire_formats.vae(vae), clips, mode, chunk_size, context),)

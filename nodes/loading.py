@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..svd_core import host
 from ..svd_core.errors import CheckpointError
-from ..svd_core.options import CHOICES, DEFAULT, ModelOptions, merged
-from . import sockets, wires
+from ..svd_core.models.options import CHOICES, DEFAULT, ModelOptions, merged
+from ..svd_core.runtime import runtime
+from . import sockets, wire_formats
 from .base import StageNode
 
 
@@ -26,7 +26,7 @@ class SVDCheckpointLoader(StageNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = host.current().library.names()
+        names = runtime.current().library.names()
         return {
             "required": {
                 "checkpoint": sockets.choice(
@@ -46,15 +46,15 @@ class SVDCheckpointLoader(StageNode):
         if checkpoint is None:
             return True
         try:
-            host.current().library.find(checkpoint)
+            runtime.current().library.find(checkpoint)
         except CheckpointError as error:
             return str(error).rstrip(".")
         return True
 
     def run(self, checkpoint: str, precision: str) -> tuple:
-        from ..svd_core import stages
+        from ..svd_core import pipeline
 
-        opened = stages.load(host.current(), checkpoint, precision)
+        opened = pipeline.load(runtime.current(), checkpoint, precision)
         return (opened.model, opened.clip_vision, opened.vae)
 
 
@@ -100,6 +100,6 @@ class SVDModelOptions(StageNode):
         }
 
     def run(self, model, memory: str, forward_chunking: str, compile: str, attention: str) -> tuple:
-        before = wires.own_model(model)
+        before = wire_formats.own_model(model)
         options = merged(before.options, ModelOptions(memory, forward_chunking, compile, attention))
         return (replace(before, options=options),)

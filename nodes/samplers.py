@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..svd_core import host
 from ..svd_core.errors import SettingError
-from . import program, wires
+from ..svd_core.runtime import runtime
+from . import backend, wire_formats
+from .backend import Request, Sampler
 
 if TYPE_CHECKING:
     import torch
 
-    from ..svd_core.checkpoint.parts import SVDModel
-    from ..svd_core.guidance import GuidanceCurve
-    from ..svd_core.sample import Step
-    from ..svd_core.stages import Start
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What a sampler is asked for.
-
-    noise   comfyui, diffusers or none
-    seed    of video 0; video i uses seed + i
-    sigmas  (N + 1,) falling noise levels; None: `steps` of the Karras schedule over the model's own range
-    """
-
-    noise: str
-    seed: int
-    steps: int
-    curve: GuidanceCurve
-    sigmas: torch.Tensor | None = None
-
-
-Sampler = Callable[[Any, Any, dict[str, Any], Request], dict[str, Any]]
-"""(positive CONDITIONING, negative CONDITIONING, LATENT, Request) -> LATENT."""
+    from ..svd_core.diffusion.sampling import Step
+    from ..svd_core.models.components import SVDModel
+    from ..svd_core.pipeline import Start
 
 
 def sampler_of(model: Any) -> Sampler:
     """How the value of a "SVD_MODEL,MODEL" wire samples. Raises SettingError when it is neither."""
-    from ..svd_core.checkpoint.parts import SVDModel
+    from ..svd_core.models.components import SVDModel
 
     if isinstance(model, SVDModel):
         return partial(sample, model)
-    sampler = program.current().sampler(model)
+    sampler = backend.get_backend().sampler(model)
     if sampler is None:
-        raise wires.wrong_part(model, "model")
+        raise wire_formats.wrong_part(model, "model")
     return sampler
 
 
@@ -63,38 +41,38 @@ def sample_and_estimate(
     """The same, and as a second LATENT what the denoiser took for clean in the last step."""
     import torch
 
-    from ..svd_core import stages
+    from ..svd_core import pipeline
 
     start = _start_of(latent, request.noise, request.seed)
     count = start.latents.shape[0]
     sides = zip(
-        wires.read_conditioning(positive, count, "positive"),
-        wires.read_conditioning(negative, count, "negative"),
+        wire_formats.read_conditioning(positive, count, "positive"),
+        wire_formats.read_conditioning(negative, count, "negative"),
         strict=True,
     )
-    row = stages.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
+    row = pipeline.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
     clean: dict[int, torch.Tensor] = {}
 
     def keep(video: int, step: Step) -> None:
         clean[video] = step.clean
 
-    sampled = stages.sample(host.current(), model, list(sides), start, request.curve, row, keep)
+    sampled = pipeline.sample(runtime.current(), model, list(sides), start, request.curve, row, keep)
     estimate = torch.cat([clean[video].cpu() for video in range(count)]) / model.scaling_factor
-    return wires.write_latent(sampled, like=latent), wires.write_latent(estimate, like=latent)
+    return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)
 
 
 def noised(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
     """The LATENT at noise level sigma (), from where sampling would begin."""
-    from ..svd_core import stages
+    from ..svd_core import pipeline
 
-    return wires.write_latent(stages.noised(model, _start_of(latent, noise, seed), sigma), like=latent)
+    return wire_formats.write_latent(pipeline.noised(model, _start_of(latent, noise, seed), sigma), like=latent)
 
 
 def _start_of(latent: dict[str, Any], noise: str, seed: int) -> Start:
     """What the videos of a LATENT start from. Raises SettingError for a noise mask."""
-    from ..svd_core.stages import Start
+    from ..svd_core.pipeline import Start
 
-    clips = wires.read_latent(latent)
+    clips = wire_formats.read_latent(latent)
     if latent.get("noise_mask") is not None:
         raise SettingError(
             "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import samplers, sockets, wires
+from . import samplers, sockets, wire_formats
 from .base import StageNode
 
 
@@ -39,7 +39,7 @@ class SVDSigmas(StageNode):
         }
 
     def run(self, steps: int, schedule: str, sigma_min: float, sigma_max: float, rho: float) -> tuple:
-        from ..svd_core.schedule import make_sigmas
+        from ..svd_core.diffusion.schedules import make_sigmas
 
         return (make_sigmas(schedule, steps, sigma_min, sigma_max, rho),)
 
@@ -67,7 +67,7 @@ class SVDGuidance(StageNode):
         }
 
     def run(self, shape: str, min_guidance: float, max_guidance: float) -> tuple:
-        from ..svd_core.guidance import GuidanceCurve
+        from ..svd_core.diffusion.guidance import GuidanceCurve
 
         return (GuidanceCurve(shape, min_guidance, max_guidance),)
 
@@ -112,6 +112,6 @@ class SVDEulerSampler(StageNode):
         self, model, positive, negative, latent: dict, seed: int, steps: int,
         min_guidance: float, max_guidance: float, noise: str, sigmas=None, guidance=None,
     ) -> tuple:  # fmt: skip
-        curve = wires.curve(guidance, min_guidance, max_guidance)
+        curve = wire_formats.curve(guidance, min_guidance, max_guidance)
         request = samplers.Request(noise, seed, steps, curve, sigmas)
         return (samplers.sampler_of(model)(positive, negative, latent, request),)

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from svd_stages.headless import DISPLAY_NAMES, NODES
-from svd_stages.svd_core.graph import object_info
+from svd_stages.headless.graph import object_info
 
 
 @dataclass

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from standin import frames_of
-from svd_stages.svd_core.batch.driver import Driver, Options, Progress
-from svd_stages.svd_core.batch.folder import RunFolder
-from svd_stages.svd_core.batch.ledger import Ledger
-from svd_stages.svd_core.batch.lock import Shard, parse_shard, sole_driver
-from svd_stages.svd_core.batch.plan import PlannedRow, read_plan, written
-from svd_stages.svd_core.batch.pool import Answer, Pool
-from svd_stages.svd_core.batch.reconcile import reconcile
-from svd_stages.svd_core.batch.tasks import Task, digest, task_id
-from svd_stages.svd_core.batch.worker import Setup, open_spool, tidy_spool
+from fake_renderer import frames_of
+from svd_stages.headless.batch.driver import Driver, Options, Progress
+from svd_stages.headless.batch.folder import RunFolder
+from svd_stages.headless.batch.ledger import Ledger
+from svd_stages.headless.batch.lock import Shard, parse_shard, sole_driver
+from svd_stages.headless.batch.plan import PlannedRow, read_plan, written
+from svd_stages.headless.batch.reconcile import reconcile
+from svd_stages.headless.batch.tasks import Task, digest, task_id
+from svd_stages.headless.batch.worker import Setup, open_spool, tidy_spool
+from svd_stages.headless.batch.worker_pool import Answer, Pool
 
 TESTS = Path(__file__).parent
 
@@ -65,7 +65,7 @@ class Batch:
     def setup(self) -> Setup:
         config = {"log": str(self.log), **self.config}
         spool = f"tests-{self.run_id}"
-        return Setup(str(self.path), self.run_id, spool, "standin:StandIn", config, config.get("describe", {}))
+        return Setup(str(self.path), self.run_id, spool, "fake_renderer:StandIn", config, config.get("describe", {}))
 
     def renders(self) -> Counter[str]:
         """How often each task was rendered, or begun to be."""
@@ -145,7 +145,7 @@ def workers_of(pid: int) -> list[int]:
     for child in children_of(pid):
         with contextlib.suppress(psutil.Error):
             line = " ".join(psutil.Process(child).cmdline())
-            if "svd_core.batch.child" in line or line.startswith("ray::_Actor"):
+            if "headless.batch.worker_main" in line or line.startswith("ray::_Actor"):
                 found.append(child)
     return found
 
@@ -235,8 +235,8 @@ def main() -> int:
     """python batches.py RUN CONFIG WORKERS [shard i/N] [deadline S] [ray ADDRESS]; 0, or 9 for a BatchError."""
     import logging
 
-    from svd_stages.svd_core.batch.on_ray import RayPool
-    from svd_stages.svd_core.batch.processes import ProcessPool
+    from svd_stages.headless.batch.process_pool import ProcessPool
+    from svd_stages.headless.batch.ray_pool import RayPool
     from svd_stages.svd_core.errors import BatchError
 
     logging.basicConfig(level=logging.INFO)

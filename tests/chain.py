@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from svd_stages import NODE_CLASS_MAPPINGS
-from svd_stages.svd_core.checkpoint.parts import Checkpoint
+from svd_stages.svd_core.models.components import Checkpoint
 
 
 @dataclass(frozen=True)

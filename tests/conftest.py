@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from svd_stages.svd_core.checkpoint.parts import Checkpoint
+from svd_stages.svd_core.models.components import Checkpoint
 from tiny import tiny_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other

@@ -18,7 +18,8 @@ from pathlib import Path
 import av  # noqa: F401  so that no fork has to
 import torch
 from PIL import Image
-from svd_stages.svd_core import outputs, video
+from svd_stages.svd_core.media import video_io
+from svd_stages.svd_core.utils import output_files
 
 FRAMES = 4
 SIDE = 64
@@ -28,12 +29,12 @@ def save_on_and_on(folder: Path) -> None:
     """Numbered files of three kinds, and one that is replaced each time; each process begins with another."""
     torch.set_num_threads(1)
     frames = torch.rand(FRAMES, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
-    place = outputs.place_for(folder, "clip")
+    place = output_files.place_for(folder, "clip")
     kinds = (
-        lambda: outputs.save_numbered(place, "png", lambda path: video.encode_png(path, frames[0])),
-        lambda: outputs.save_numbered(place, "mp4", lambda path: video.encode_mp4(path, frames, 7)),
-        lambda: outputs.save_numbered(place, "webp", lambda path: video.encode_webp(path, frames, 7, method=0)),
-        lambda: video.write_mp4(folder / "latest.mp4", frames, 7),
+        lambda: output_files.save_numbered(place, "png", lambda path: video_io.encode_png(path, frames[0])),
+        lambda: output_files.save_numbered(place, "mp4", lambda path: video_io.encode_mp4(path, frames, 7)),
+        lambda: output_files.save_numbered(place, "webp", lambda path: video_io.encode_webp(path, frames, 7, method=0)),
+        lambda: video_io.write_mp4(folder / "latest.mp4", frames, 7),
     )
     for turn in itertools.count(os.getpid()):
         kinds[turn % len(kinds)]()

@@ -70,7 +70,7 @@ def serve(requests: IO[str]) -> None:
     """Answer each request."""
     import torch
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel  # noqa: F401
-    from svd_stages.__main__ import main
+    from svd_stages.headless.cli.main import main
     from transformers import CLIPVisionModelWithProjection  # noqa: F401
 
     torch.set_num_threads(1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae, VideoDefaults
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
 from tiny import CLIP_CONFIG, IMAGE_MEAN, IMAGE_STD, UNET_CONFIG, VAE_CONFIG, fill
 
 UNET = {

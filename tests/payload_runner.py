@@ -36,7 +36,7 @@ class Watch:
 
     def __init__(self) -> None:
         import svd_stages
-        from svd_stages.svd_core.private import temp_folder
+        from svd_stages.svd_core.utils.user_tempdir import temp_folder
 
         package = Path(svd_stages.__file__).resolve().parent
         libraries = [Path(each).resolve() for each in {sys.prefix, sys.base_prefix, *sys.path} if each]
@@ -121,7 +121,7 @@ def graph(path: Path) -> None:
 
 def object_info(path: Path) -> None:
     """What a server says of its nodes."""
-    from svd_stages.svd_core.graph import described_nodes, object_info, read_graph
+    from svd_stages.headless.graph import described_nodes, object_info, read_graph
 
     table = described_nodes(read_graph(path, finite=False))
     object_info(table.classes, table.display_names)
@@ -129,37 +129,37 @@ def object_info(path: Path) -> None:
 
 def metadata(path: Path) -> None:
     """The graph in a picture or video."""
-    from svd_stages.svd_core.metadata import read_metadata
+    from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 
-    read_metadata(path)
+    read_embedded_graphs(path)
 
 
 def picture(path: Path) -> None:
     """A picture."""
-    from svd_stages.svd_core.pictures import load_picture
+    from svd_stages.svd_core.media.image_io import load_picture
 
     load_picture(path)
 
 
 def checkpoint(path: Path) -> None:
     """A model, looked at and loaded by its name in a models folder."""
-    from svd_stages.svd_core import stages
-    from svd_stages.svd_core.checkpoint.inspect import inspect
-    from svd_stages.svd_core.checkpoint.library import ModelLibrary
+    from svd_stages.svd_core import pipeline
+    from svd_stages.svd_core.checkpoints.inspect import inspect
+    from svd_stages.svd_core.checkpoints.library import ModelLibrary
     from svd_stages.svd_core.errors import CheckpointError
-    from svd_stages.svd_core.host import HeadlessHost
+    from svd_stages.svd_core.runtime.runtime import HeadlessHost
 
     with contextlib.suppress(CheckpointError):
         inspect(path)
-    stages.load(HeadlessHost(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
+    pipeline.load(HeadlessHost(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
 
 
 def manifest(path: Path) -> None:
     """A list of pictures: the first fault of a row is raised as the batch tells it."""
-    from svd_stages.svd_core.batch.images import ImageFolder
-    from svd_stages.svd_core.batch.ledger import Ledger
-    from svd_stages.svd_core.batch.manifest import read_rows
-    from svd_stages.svd_core.batch.plan import Binding, plan_rows
+    from svd_stages.headless.batch.images import ImageFolder
+    from svd_stages.headless.batch.ledger import Ledger
+    from svd_stages.headless.batch.manifest import read_rows
+    from svd_stages.headless.batch.plan import Binding, plan_rows
     from svd_stages.svd_core.errors import BatchError
 
     binding = Binding(lambda values: dict(values), (), {})
@@ -171,7 +171,7 @@ def manifest(path: Path) -> None:
 def batch(path: Path) -> None:
     """A run folder: look, then go on with it."""
     from svd_stages import headless
-    from svd_stages.headless.batching import Ask, batch_status, run_batch
+    from svd_stages.headless.batch.graph_batching import Ask, batch_status, run_batch
     from svd_stages.svd_core.errors import BatchError
 
     with contextlib.suppress(BatchError):
@@ -209,9 +209,9 @@ def warm_up() -> None:
     import psutil
     import torch
     from svd_stages import headless
-    from svd_stages.headless import batching
+    from svd_stages.headless.batch import graph_batching
 
-    assert all((av, diffusers, filelock, numpy, psutil, torch, headless, batching))
+    assert all((av, diffusers, filelock, numpy, psutil, torch, headless, graph_batching))
     torch.set_num_threads(1)
     mimetypes.init()
     PIL.Image.init()

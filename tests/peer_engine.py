@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from svd_stages.headless.graph import Engine, validate
 from svd_stages.svd_core.errors import SVDStagesError
-from svd_stages.svd_core.graph import Engine, validate
 
 
 class EmbeddedEngine:
@@ -59,7 +59,7 @@ class ComfyUIEngine:
     """ComfyUI's executor as our ComfyUI engine drives it. The tests bring the ComfyUI that has been started."""
 
     def __init__(self, cache_lru: int | None = None):
-        from svd_stages.nodes.comfy.running import ComfyRunner
+        from svd_stages.headless.engines.comfyui.executor import ComfyRunner
 
         self._runner = ComfyRunner(cache_lru)
 

@@ -36,10 +36,10 @@ COMFYUI = {
 FROM_DIFFUSERS = {"AutoencoderKLTemporalDecoder", "UNetSpatioTemporalConditionModel"}
 """What may be taken from diffusers: model classes."""
 
-WRITES_FOLDERS = "svd_core/checkpoint/folder.py"
+WRITES_FOLDERS = "svd_core/checkpoints/diffusers_format.py"
 """The file that writes model_index.json and may therefore have the names of diffusers' classes as texts."""
 
-STARTS_COMFYUI = ("nodes/comfy/checkout.py", "sys.path.insert")
+STARTS_COMFYUI = ("headless/engines/comfyui/bootstrap.py", "sys.path.insert")
 """The file that starts a ComfyUI whose folder the user names, and what that takes."""
 
 
@@ -61,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module: absolute ("torch.nn"), or as a place in the package (".svd_core.host"), with its line."""
+    """One imported module: absolute ("torch.nn"), or as a place in the package (".svd_core.errors"), with its line."""
 
     source: Source
     module: str
@@ -122,10 +122,10 @@ def test_the_package_was_found():
     paths = {source.path for source in SOURCES}
     assert {
         "__init__.py",
-        "__main__.py",
-        "headless/embedded.py",
-        "nodes/wires.py",
-        "svd_core/graph/convert.py",
+        "headless/cli/main.py",
+        "headless/engines/embedded/engine.py",
+        "nodes/wire_formats.py",
+        "headless/graph/convert.py",
     } <= paths
 
 
@@ -143,7 +143,11 @@ def test_the_core_knows_no_comfyui_and_no_node():
 
 
 def test_only_one_folder_knows_comfyui():
-    found = [each for each in IMPORTS if is_comfyui(each) and not each.source.is_below("nodes/comfy")]
+    found = [
+        each
+        for each in IMPORTS
+        if is_comfyui(each) and not each.source.is_below("nodes/comfy", "headless/engines/comfyui")
+    ]
     assert not found, told(found)
 
 
@@ -161,7 +165,7 @@ def test_only_comfyuis_door_and_its_engine_open_the_folder_that_knows_it():
         return any((place + ".").startswith(".nodes.comfy.") for place in places)
 
     found = {each.source.path for each in IMPORTS if opens(each) and not each.source.is_below("nodes/comfy")}
-    assert found == {"__init__.py", "headless/comfyui.py"}
+    assert found == {"__init__.py", "headless/engines/comfyui/engine.py", "headless/engines/comfyui/bootstrap.py"}
 
 
 def test_the_package_does_not_import_itself_by_its_installed_name():
@@ -389,9 +393,9 @@ def imported() -> dict[str, dict]:
         "svd_stages",
         "svd_stages.headless",
         "svd_stages.nodes",
-        "svd_stages.nodes.standins",
-        "svd_stages.svd_core.graph",
-        "svd_stages.svd_core.checkpoint.inspect",
+        "svd_stages.nodes.compat",
+        "svd_stages.headless.graph",
+        "svd_stages.svd_core.checkpoints.inspect",
     )
     return {name: json.loads(_run(name)) for name in modules}
 

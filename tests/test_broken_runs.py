@@ -17,11 +17,12 @@ import torch
 from chain import Settings, decoded, sampled
 from error_checks import raises
 from mini import mini_checkpoint
-from svd_stages.svd_core import host, stages
-from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.svd_core import pipeline
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError
-from svd_stages.svd_core.fuse.unet import PreparedUNet
-from svd_stages.svd_core.memory import Placement
+from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.memory import Placement
 
 ALL = os.environ.get("SVD_STAGES_BOUNDARIES") == "all"
 SETTINGS = Settings(frames=2, steps=2)
@@ -41,7 +42,7 @@ class Boundaries:
             raise self._error(f"injected at {name}")
 
 
-class WatchedHost(host.HeadlessHost):
+class WatchedHost(runtime.HeadlessHost):
     """All that a stage asks of its host is a boundary."""
 
     def __init__(self, boundaries: Boundaries) -> None:
@@ -123,14 +124,14 @@ def watched(boundaries: Boundaries) -> Iterator[None]:
 
 def run(checkpoint: Checkpoint, image: torch.Tensor, boundaries: Boundaries) -> torch.Tensor:
     """A picture to frames, through the nodes."""
-    with watched(boundaries), host.using(WatchedHost(boundaries)):
+    with watched(boundaries), runtime.using(WatchedHost(boundaries)):
         return decoded(checkpoint, sampled(checkpoint, image, SETTINGS), "windowed", 1, 1)[0]
 
 
 def state_of(checkpoint: Checkpoint) -> dict:
     """All of the modules that a run could leave changed, and of the process."""
     state = {
-        "host": host.current(),
+        "host": runtime.current(),
         "inference": torch.is_inference_mode_enabled(),
         "gradients": torch.is_grad_enabled(),
         "random": torch.get_rng_state().tolist(),
@@ -164,7 +165,7 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
     checkpoint = replace(mini_checkpoint(torch.float16), model=mini_checkpoint().model)
     image = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(2))
     if stream:
-        monkeypatch.setattr(stages, "place_weights", lambda *_: Placement(stream=True, beside=0))
+        monkeypatch.setattr(pipeline, "place_weights", lambda *_: Placement(stream=True, beside=0))
     whole = Boundaries()
     wanted = run(checkpoint, image, whole)
     before = state_of(checkpoint)
@@ -184,13 +185,13 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
 
 @pytest.mark.parametrize("error", ERRORS if ALL else ERRORS[1:2])
 def test_a_checkpoint_whose_loading_broke_loads_again(error):
-    wanted = stages.load(host.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
+    wanted = pipeline.load(runtime.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
     whole = Boundaries()
-    stages.load(WatchedHost(whole), "svd-nano", "fp32")
+    pipeline.load(WatchedHost(whole), "svd-nano", "fp32")
     for place in range(len(whole.crossed)):
         with pytest.raises((error, MemoryBudgetError)):
-            stages.load(WatchedHost(Boundaries(place, error)), "svd-nano", "fp32")
-    again = stages.load(host.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
+            pipeline.load(WatchedHost(Boundaries(place, error)), "svd-nano", "fp32")
+    again = pipeline.load(runtime.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
     for one, other in ((wanted.model, again.model), (wanted.vae, again.vae), (wanted.clip_vision, again.clip_vision)):
         states = zip(one.module.state_dict().items(), other.module.state_dict().items(), strict=True)
         assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in states)
@@ -198,7 +199,7 @@ def test_a_checkpoint_whose_loading_broke_loads_again(error):
 
 def test_what_a_watcher_of_steps_raises_ends_sampling_and_no_more(tiny):
     """`on_step` of the core function, which no node hands on."""
-    from svd_stages.svd_core.sample import sample_euler
+    from svd_stages.svd_core.diffusion.sampling import sample_euler
 
     def stop(step) -> None:
         raise SystemExit(step.done)

@@ -108,7 +108,7 @@ def test_image_latent_equals_the_pipelines(tiny, picture, images, strength):
 
 
 def test_time_ids_equal_the_pipelines(tiny, images):
-    from svd_stages.svd_core.conditioning import MicroConditioning
+    from svd_stages.svd_core.diffusion.conditioning import MicroConditioning
 
     pipeline = tiny_pipeline(tiny)
     wanted = pipeline._get_add_time_ids(12 - 1, 180, 0.1, torch.float32, 1, 1, False)

@@ -17,13 +17,13 @@ import torch
 from error_checks import check_facts
 from mini import mini_checkpoint
 from PIL import Image
-from svd_stages.headless.embedded import validate_and_execute
-from svd_stages.headless.graphs import Graph
-from svd_stages.nodes.standins.values import Model
-from svd_stages.svd_core import stages
-from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.headless.engines.embedded.engine import validate_and_execute
+from svd_stages.headless.engines.graphs import Graph
+from svd_stages.nodes.compat.values import Model
+from svd_stages.svd_core import pipeline
 from svd_stages.svd_core.errors import NodeError, NonFiniteError
-from svd_stages.svd_core.host import HeadlessHost, Note, using
+from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, Note, using
 
 INJECTIONS = int(os.environ.get("SVD_STAGES_INJECTIONS", "45"))
 FRAMES, STEPS = 2, 2
@@ -151,13 +151,13 @@ def inject(injection: Injection, patch: pytest.MonkeyPatch) -> list[bool]:
 
     counts = injection.stage in ("sampler", "decoder") and injection.decoder != "exact"
     if injection.stage == "sampler":
-        original_denoiser = stages.make_denoiser
+        original_denoiser = pipeline.make_denoiser
 
         def denoiser(*arguments, **options):
             denoise = original_denoiser(*arguments, **options)
             return lambda x, sigma: injection.put(denoise(x, sigma)) if strikes(x.dtype) else denoise(x, sigma)
 
-        patch.setattr(stages, "make_denoiser", denoiser)
+        patch.setattr(pipeline, "make_denoiser", denoiser)
     elif injection.stage == "decoder":
         original_decode = SVDVae.decode_clip
 

@@ -14,7 +14,17 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-NOT_SHIPPED = ("tests/", ".ci/", ".gitignore", "pyproject.toml", "requirements.txt", "requirements-dev.lock")
+NOT_SHIPPED = (
+    "tests/",
+    "training/",
+    "docs/",
+    "CHANGELOG.md",
+    ".ci/",
+    ".gitignore",
+    "pyproject.toml",
+    "requirements.txt",
+    "requirements-dev.lock",
+)
 
 
 def tracked_files() -> set[str]:

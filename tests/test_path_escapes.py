@@ -70,9 +70,9 @@ RUN = """
 import json, os, sys
 from pathlib import Path
 import torch
-from svd_stages.headless.graphs import NODES
-from svd_stages.svd_core import host
-from svd_stages.svd_core.checkpoint.library import ModelLibrary
+from svd_stages.headless.engines.graphs import NODES
+from svd_stages.svd_core.runtime import runtime as host
+from svd_stages.svd_core.checkpoints.library import ModelLibrary
 from svd_stages.svd_core.errors import SVDStagesError
 
 names, root = json.loads(sys.argv[1]), sys.argv[2]

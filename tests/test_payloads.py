@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 from svd_stages import headless
-from svd_stages.svd_core.batch.tasks import Task
-from svd_stages.svd_core.graph.read import MAX_BYTES
+from svd_stages.headless.batch.tasks import Task
+from svd_stages.headless.graph.read import MAX_BYTES
 
 RUNNER = Path(__file__).with_name("payload_runner.py")
 TEMPLATES = headless.PACKAGE / "example_workflows"

@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 import torch
 from chain import Settings, decoded, sampled
-from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae, VideoDefaults
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
 from tiny import IMAGE_MEAN, IMAGE_STD, tiny_checkpoint
 
 SINGLE_IDENTICAL = 1e-4

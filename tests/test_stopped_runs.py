@@ -221,7 +221,7 @@ BREAKS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", BREAKS)
 def test_a_node_that_fails_leaves_what_was_saved_before_and_nothing_else(tmp_path, monkeypatch, case):
-    from svd_stages.__main__ import main
+    from svd_stages.headless.cli.main import main
 
     (tmp_path / "none.safetensors").write_text("a page that says to log in")
     monkeypatch.setenv("SVD_STAGES_MODELS", str(tmp_path))

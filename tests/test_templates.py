@@ -12,12 +12,12 @@ import av
 import pytest
 from PIL import Image
 from svd_stages.headless import DISPLAY_NAMES, NODES, run_graph
-from svd_stages.svd_core.checkpoint.library import ModelLibrary
-from svd_stages.svd_core.graph.convert import to_api
-from svd_stages.svd_core.graph.declared import read_declaration, return_types, types_match
-from svd_stages.svd_core.graph.validate import validate
-from svd_stages.svd_core.host import HeadlessHost, using
-from svd_stages.svd_core.metadata import read_metadata
+from svd_stages.headless.engines.graph_loading import read_embedded_graphs
+from svd_stages.headless.graph.convert import to_api
+from svd_stages.headless.graph.node_schema import read_declaration, return_types, types_match
+from svd_stages.headless.graph.validate import validate
+from svd_stages.svd_core.checkpoints.library import ModelLibrary
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
 RECIPES = ("model_offload", "compile_unet", "under_8_gb", "low_vram")
@@ -401,4 +401,4 @@ def test_a_template_runs_without_comfyui_to_files_that_open_again(name, tmp_path
         with Image.open(files[".webp"]) as animation:
             assert (getattr(animation, "n_frames", 1), animation.size) == (FRAMES, (64, 64))
     for file in report.files:
-        assert read_metadata(file)["workflow"] == workflow
+        assert read_embedded_graphs(file)["workflow"] == workflow

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from svd_stages.svd_core.checkpoint.parts import Checkpoint, SVDClipVision, SVDModel, SVDVae, VideoDefaults
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)

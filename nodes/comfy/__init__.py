@@ -5,10 +5,10 @@ from __future__ import annotations
 
 def use_comfyui() -> None:
     """Make ComfyUI the process's host, and the program around the nodes. `__init__.py` calls it inside ComfyUI."""
-    from ...svd_core.host import set_default as set_host
-    from ..program import set_default as set_program
-    from .host import ComfyHost
-    from .program import ComfyProgram
+    from ...svd_core.runtime.runtime import set_default as set_host
+    from ..backend import set_backend
+    from .backend import ComfyProgram
+    from .runtime import ComfyHost
 
     set_host(ComfyHost())
-    set_program(ComfyProgram())
+    set_backend(ComfyProgram())

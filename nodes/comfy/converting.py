@@ -10,12 +10,12 @@ import comfy.sd
 import comfy.supported_models
 import torch
 
-from ...svd_core.checkpoint.keymap import CONDITIONING_VAE_PREFIX, UNET_PREFIX
-from ...svd_core.checkpoint.opened import open_in_memory
-from ...svd_core.checkpoint.parts import Checkpoint
-from ...svd_core.checkpoint.single_file import refuse_what_is_lost, single_file_tensors
+from ...svd_core.checkpoints.convert import open_in_memory
+from ...svd_core.checkpoints.keymap import CONDITIONING_VAE_PREFIX, UNET_PREFIX
+from ...svd_core.checkpoints.single_file import refuse_what_is_lost, single_file_tensors
 from ...svd_core.errors import SettingError
-from ...svd_core.options import DEFAULT
+from ...svd_core.models.components import Checkpoint
+from ...svd_core.models.options import DEFAULT
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 
+from ...svd_core.diffusion.guidance import GuidanceCurve
 from ...svd_core.errors import SettingError
-from ...svd_core.guidance import GuidanceCurve
 
 logger = logging.getLogger(__name__)
 

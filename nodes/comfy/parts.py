@@ -13,7 +13,7 @@ import comfy.sd
 import torch
 
 from ...svd_core.errors import SettingError
-from ...svd_core.precision import float32_bytes, in_float32
+from ...svd_core.models.precision import float32_bytes, in_float32
 
 
 @dataclass(frozen=True, eq=False)

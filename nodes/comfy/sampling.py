@@ -9,13 +9,13 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from ...svd_core import host
-from ...svd_core.augment import seed_of
+from ...svd_core.diffusion.noise_augmentation import seed_of
+from ...svd_core.diffusion.sampling import Step, sample_euler, starting_noise
+from ...svd_core.diffusion.schedules import check_sigmas, make_sigmas
 from ...svd_core.errors import SettingError
-from ...svd_core.sample import Step, sample_euler, starting_noise
-from ...svd_core.schedule import check_sigmas, make_sigmas
-from .. import wires
-from ..samplers import Request, Sampler
+from ...svd_core.runtime import runtime
+from .. import wire_formats
+from ..backend import Request, Sampler
 from .guiding import FrameGuider, check_model
 
 
@@ -32,15 +32,17 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
 
     Conditioning may be whatever core's samplers take, for one video; for N it is ours, cut into the videos'.
     """
-    clips = wires.read_latent(latent)
+    clips = wire_formats.read_latent(latent)
     count, frames, _, height, width = clips.clips.shape
     if count > 1 and (clips.batch_index is not None or latent.get("noise_mask") is not None):
         raise SettingError("a latent with batch_index or noise_mask must hold one video; sample the videos one by one")
     sigmas = check_sigmas(_model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas)
     per_video = len(sigmas) - 1
-    sides = zip(wires.split(positive, count, "positive"), wires.split(negative, count, "negative"), strict=True)
+    sides = zip(
+        wire_formats.split(positive, count, "positive"), wire_formats.split(negative, count, "negative"), strict=True
+    )
     videos = []
-    with host.current().progress("sampling", per_video * count, "step") as advance:
+    with runtime.current().progress("sampling", per_video * count, "step") as advance:
         for index, (with_image, without) in enumerate(sides):
             seed = seed_of(request.seed, index)
             noise = starting_noise(request.noise, seed, frames, height, width, clips.batch_index)
@@ -56,15 +58,15 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
                     seed=seed,
                 )
             )
-    return wires.write_latent(torch.stack([video.cpu() for video in videos]), like=latent)
+    return wire_formats.write_latent(torch.stack([video.cpu() for video in videos]), like=latent)
 
 
-def _watcher(advance: host.Advance, before: int) -> Callable[..., None]:
+def _watcher(advance: runtime.Advance, before: int) -> Callable[..., None]:
     """Core's callback after each step; `before` steps were done for other videos."""
 
     def watch(step: int, clean: torch.Tensor, _x: torch.Tensor, _total: int) -> None:
         advance(before + step + 1)
-        host.current().show(clean)
+        runtime.current().show(clean)
 
     return watch
 

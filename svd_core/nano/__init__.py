@@ -1,1 +1,1 @@
-"""svd-nano: a small Stable Video Diffusion of the real classes, 128x128 and 14 frames, and how it is made."""
+"""The old place of svd-nano's programs, which are in training/svd_nano/ now."""

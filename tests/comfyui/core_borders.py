@@ -46,8 +46,8 @@ class Borders:
 
         loaded = comfy.sd.load_checkpoint_guess_config(checkpoint, output_clip=False, output_clipvision=True)
         self.model, self.vae, self.clip = loaded[0], loaded[2], loaded[3]
-        host = self.module("svd_core.host").current()
-        opened = self.module("svd_core.checkpoint.load").load_checkpoint(checkpoint, "fp32", host.device())
+        host = self.module("svd_core.runtime.runtime").current()
+        opened = self.module("svd_core.checkpoints.load").load_checkpoint(checkpoint, "fp32", host.device())
         self.own = SimpleNamespace(model=opened.model, vae=opened.vae, clip=opened.clip_vision)
         generator = torch.Generator("cpu").manual_seed(0)
         self.image = torch.rand((1, HEIGHT, WIDTH, 3), generator=generator)
@@ -209,7 +209,7 @@ def latents_in_between(borders: Borders, folder: str) -> dict[str, float]:
     os.replace(os.path.join(folder, "output", saved), os.path.join(folder, "input", saved))
     (loaded,) = borders.core.LoadLatent().load(saved)
     found["SaveLatent and LoadLatent"] = difference(loaded["samples"], plain["samples"])
-    clips = borders.module("nodes.wires").read_latent(loaded).clips
+    clips = borders.module("nodes.wire_formats").read_latent(loaded).clips
     found["read again"] = difference(clips[0], plain["samples"])
     return found
 
@@ -361,8 +361,8 @@ def refusals(borders: Borders) -> dict[str, str]:
 
     ours = borders.our_conditioning(borders.own.clip, borders.own.vae)
     other = SimpleNamespace(get_model_object=None, model=borders.torch.nn.Linear(1, 1))
-    nano = borders.module("svd_core.checkpoint.load").load_checkpoint(
-        borders.module("svd_core.checkpoint.library").EMBEDDED_FILE, "fp32", borders.torch.device("cpu")
+    nano = borders.module("svd_core.checkpoints.load").load_checkpoint(
+        borders.module("svd_core.checkpoints.library").EMBEDDED_FILE, "fp32", borders.torch.device("cpu")
     )
     small_vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD().state_dict())
     attempts = {
@@ -380,7 +380,7 @@ def in_trouble(borders: Borders) -> dict[str, Any]:
     import comfy.model_management as management
 
     torch, vae, first = borders.torch, borders.vae, borders.vae.first_stage_model
-    host, errors = borders.module("svd_core.host"), borders.module("svd_core.errors")
+    host, errors = borders.module("svd_core.runtime.runtime"), borders.module("svd_core.errors")
     decode, notes = first.decode, []
 
     def frames():

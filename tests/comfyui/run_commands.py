@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import psutil
-from svd_stages.__main__ import main
+from svd_stages.headless.cli.main import main
 
 
 def outcome(command: list[str]) -> dict:

@@ -24,7 +24,7 @@ import pytest
 from comfyui.test_inside_comfyui import frames_of, make_base, nano_graph, node
 from PIL import Image
 from svd_stages.headless import Graph, Surroundings
-from svd_stages.headless.remote import RemoteEngine
+from svd_stages.headless.engines.remote.engine import RemoteEngine
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 

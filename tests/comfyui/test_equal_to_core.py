@@ -19,12 +19,12 @@ import torch
 from comfyui.core_answers import CONDITIONING_ENCODER, conditioning_arrays, conditioning_from
 from svd_stages.nodes.conditioning import SVDImageConditioning, SVDMicroConditioning
 from svd_stages.nodes.sampling import SVDEulerSampler
-from svd_stages.svd_core.checkpoint.load import load_checkpoint
-from svd_stages.svd_core.checkpoint.parts import Checkpoint
-from svd_stages.svd_core.conditioning import MicroConditioning
-from svd_stages.svd_core.decode import decode_windows, plan_windows
-from svd_stages.svd_core.encode import embed_images, encode_images
-from svd_stages.svd_core.host import HeadlessHost, using
+from svd_stages.svd_core.autoencoder.decode import decode_windows, plan_windows
+from svd_stages.svd_core.autoencoder.encode import embed_images, encode_images
+from svd_stages.svd_core.checkpoints.load import load_checkpoint
+from svd_stages.svd_core.diffusion.conditioning import MicroConditioning
+from svd_stages.svd_core.models.components import Checkpoint
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 

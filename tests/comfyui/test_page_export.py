@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from comfyui.test_page import WORKFLOWS, base, opened, server  # noqa: F401
+from svd_stages.headless.graph import NodeTable, described_nodes, to_api
 from svd_stages.svd_core.errors import GraphError
-from svd_stages.svd_core.graph import NodeTable, described_nodes, to_api
 from ui_cases import GRAPHS
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]

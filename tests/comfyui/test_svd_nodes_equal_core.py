@@ -18,9 +18,9 @@ from comfyui.core_svd_nodes import arrays, evaluate
 from comfyui.keep_frames import KeepFrames
 from PIL import Image
 from svd_stages.headless import NODES, open_graph, run_graph
-from svd_stages.nodes.standins.values import SCHEDULER_NAMES, Model
-from svd_stages.svd_core.checkpoint.load import load_checkpoint
-from svd_stages.svd_core.host import HeadlessHost, using
+from svd_stages.nodes.compat.values import SCHEDULER_NAMES, Model
+from svd_stages.svd_core.checkpoints.load import load_checkpoint
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from svd_stages.headless.graph.object_info import object_info
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from svd_stages.nodes.standins import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
-from svd_stages.svd_core.checkpoint.library import ModelLibrary
-from svd_stages.svd_core.graph.describe import object_info
-from svd_stages.svd_core.host import HeadlessHost, using
+from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from svd_stages.svd_core.checkpoints.library import ModelLibrary
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = ROOT / "tests" / "data" / "nodes.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from svd_stages.svd_core.guidance import SHAPES, GuidanceCurve
-from svd_stages.svd_core.schedule import SCHEDULES, make_sigmas
+from svd_stages.svd_core.diffusion.guidance import SHAPES, GuidanceCurve
+from svd_stages.svd_core.diffusion.schedules import SCHEDULES, make_sigmas
 
 WEB = Path(__file__).parents[2] / "web"
 NODE = shutil.which("node")

@@ -1,7 +1,7 @@
 /**
  * The rows of numbers that SVDGuidance and SVDSigmas make, for drawing.
  *
- * The same formulas as svd_core/guidance.py and svd_core/schedule.py; a test compares both, number by number.
+ * The same formulas as svd_core/diffusion/guidance.py and svd_core/diffusion/schedules.py; a test compares both, number by number.
  */
 
 /** One guidance weight per frame: linear, triangle or constant. */

@@ -1,0 +1,286 @@
+"""`svd-stages batch`: its arguments, and what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ... import headless
+from ...svd_core.checkpoints.library import EMBEDDED
+from ...svd_core.errors import BatchError
+from ..batch.driver import Options, Progress
+from ..batch.export import FIELDS, export
+from ..batch.folder import RunFolder
+from ..batch.lock import drivers_at_work, parse_shard
+from ..batch.manifest import parse_seeds
+from ..batch.report import Status, counted, damaged
+from .console import Console
+
+Here = Callable[[argparse.Namespace, Console], headless.Surroundings]
+AddBackground = Callable[[argparse.ArgumentParser, str], None]
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+
+def add_batch(commands: Any, add_command: AddCommand, here: Here, add_background: AddBackground) -> None:
+    """Add `batch` with its own commands.
+
+    add_command  adds one with the options that all commands have: (commands, name, command, help)
+    here         makes the surroundings of the common options
+    add_background  adds the option that says what transparent parts are put on: (parser, its default in words)
+    """
+    text = "many images to videos, on many processes or machines; stopped or killed, the same command goes on"
+    parser = commands.add_parser("batch", help=text, description=text[0].upper() + text[1:] + ".")
+    parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def run(arguments: argparse.Namespace, console: Console) -> None:
+        _run(arguments, here(arguments, console), console)
+
+    def plan(arguments: argparse.Namespace, console: Console) -> None:
+        _plan(arguments, here(arguments, console), console)
+
+    run_parser = add_command(parts, "run", run, "make the video of each row that has none yet")
+    _add_source(run_parser)
+    add_background(run_parser, "that of the run, else grey 0.5, and with --graph keep")
+    _add_engine(run_parser)
+    run_parser.add_argument("--limit", type=_count, metavar="N", help="stop after N videos")
+    run_parser.add_argument(
+        "--deadline", type=_seconds, metavar="SECONDS", help="end a render that takes longer (default: five times what "
+        "95 of 100 take, at least ten minutes)",
+    )  # fmt: skip
+    plan_parser = add_command(
+        parts, "plan", plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
+    )
+    _add_source(plan_parser)
+    add_background(plan_parser, "that of the run, else grey 0.5, and with --graph keep")
+    plan_parser.add_argument("--workers", type=_count, default=1, metavar="N", help="tell the time for so many")
+    plan_parser.add_argument("--measure", action="store_true", help="make the first video, to tell how long all take")
+    status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs")
+    _add_run(status_parser)
+    status_parser.add_argument("--verify", action="store_true", help="read every video and compare its sha256")
+    retry_parser = add_command(parts, "retry", _retry, "have failed rows made again by the next run")
+    _add_run(retry_parser)
+    retry_parser.add_argument(
+        "--code", action="append", default=[], metavar="CODE", help="only those that failed with this code, as status "
+        "tells it, or a pattern: image.*; repeatable (default: all)",
+    )  # fmt: skip
+    _add_ledger(retry_parser)
+    _add_export(add_command(parts, "export", _export, "give the videos names for people"))
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", nargs="?", type=Path, metavar="MANIFEST_OR_FOLDER", help="CSV, JSON Lines or Parquet with a column "
+        "image and any of seed, name and NODE.INPUT; or a folder of pictures (default: what was planned in the run)",
+    )  # fmt: skip
+    _add_run(parser)
+    parser.add_argument(
+        "--graph", type=Path, metavar="GRAPH.json", help="what makes each video: a saved graph, either format, or a "
+        "video with its graph inside (default: that of the run, else the shipped image_to_video)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"the shipped image_to_video with this checkpoint (default: {EMBEDDED})"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
+        help="set a value for all rows; NODE is an id, a class or a title; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", default="", metavar="SEEDS", help="make each row that names no seed with each of these: 7, 0,5,9 or "
+        "0-3 (default: one seed that follows from the image and the values)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="the folder that all images lie in (default: that of the manifest)"
+    )
+    _add_ledger(parser)
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="where the driver keeps its account: on a local disk (default: in "
+        "the run's folder, if that is one)",
+    )  # fmt: skip
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", dest="run_folder", help="the run's folder: plan, videos, "
+        "records, and why rows failed",
+    )  # fmt: skip
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group("engine", "who renders")
+    which = engine.add_mutually_exclusive_group()
+    which.add_argument(
+        "--ray", metavar="ADDRESS", help="all machines of a Ray cluster: auto, or HOST:6379 (needs the ray extra)"
+    )
+    which.add_argument(
+        "--shard", metavar="i/N", help="part i of N of the rows, in plain processes without Ray: N terminals, or the "
+        "jobs of a Slurm array",
+    )  # fmt: skip
+    engine.add_argument(
+        "--workers", type=_count, metavar="N", help="processes (default: one for each GPU; without one, for each CPU)"
+    )
+    engine.add_argument(
+        "--threads", type=_count, default=1, metavar="N", help="of a worker on a CPU (default: 1); the same for a "
+        "whole run, because videos depend on it in their last digits",
+    )  # fmt: skip
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("target", type=Path, metavar="FOLDER", help="where the names go, and clips.csv")
+    fields = ", ".join(f"{{{name}}}" for name in FIELDS)
+    parser.add_argument(
+        "--names", metavar="TEMPLATE", help=f"of {fields} (default: {{name}}, with the seed where it needs one)"
+    )
+    parser.add_argument("--copy", action="store_true", help="copies, instead of second names of the same files")
+
+
+def _run(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
+    shard = parse_shard(arguments.shard) if arguments.shard else None
+    workers = headless.Workers(arguments.workers, arguments.ray, shard, arguments.threads)
+    options = Options(deadline=arguments.deadline, limit=arguments.limit)
+    shown = _Shown(console)
+    began = time.monotonic()
+    status = headless.run_batch(_ask(arguments), surroundings, workers, options, shown.watch, shown.begin)
+    seconds = time.monotonic() - began
+    summary = {
+        **status.as_dict(),
+        "rendered": shown.rendered,
+        "seconds": round(seconds, 1),
+        "run": arguments.run_folder,
+    }
+    lines = [status.describe(), f"{shown.rendered} made in {seconds:.1f} s"]
+    sheet = arguments.run_folder / "contact_sheet.jpg"
+    if shard is None and sheet.is_file():
+        lines.append(f"some of them: {sheet}")
+    name = f"summary-{shard.name}.json" if shard is not None and shard.name else "summary.json"
+    headless.write_text(arguments.run_folder / name, json.dumps(summary, indent=1, default=str) + "\n")
+    console.result("\n".join(lines), **summary)
+    _raise_if_failed(status, arguments.run_folder)
+
+
+def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
+    ask = _ask(arguments)
+    if ask.source is None:
+        raise BatchError("batch plan needs a manifest or a folder of pictures.", code="batch.no_source")
+    status = headless.plan_batch(ask, surroundings)
+    if arguments.measure and status.seconds is None and status.left:
+        again = headless.Ask(arguments.run_folder, ledger=arguments.ledger)
+        workers, options = headless.Workers(count=1), Options(limit=1, failures=1)
+        status = headless.run_batch(again, surroundings, workers, options, _Shown(console).watch)
+        if status.seconds is None:
+            reason = next((f"{each.code}: {each.example}" for each in status.reasons if each.state != "row"), "no row")
+            told = f"the first video could not be made, so nothing was measured: {reason}"
+            raise BatchError(told, code="batch.rows_failed", exit_status=4)
+    console.result(status.describe(arguments.workers), **status.as_dict(), run=arguments.run_folder)
+
+
+def _status(arguments: argparse.Namespace, console: Console) -> None:
+    status = headless.batch_status(arguments.run_folder)
+    drivers = drivers_at_work(arguments.run_folder)
+    text, found = [status.describe(), *(f"at work: {driver}" for driver in drivers)], []
+    if arguments.verify:
+        console.report("verifying", 0, status.counts["done"], "clip")
+
+        def advance(count: int) -> None:
+            console.report("verifying", count, status.counts["done"], "clip")
+
+        found = [{"task": task, "fault": fault} for task, fault in damaged(RunFolder(arguments.run_folder), advance)]
+        text += [f"damaged: {each['task']}: {each['fault']}" for each in found]
+        if not found and status.counts["done"]:
+            text.append("every video is what was written")
+    values = {**status.as_dict(), "drivers": drivers, "damaged": found}
+    console.result("\n".join(text), **values, run=arguments.run_folder)
+    if found:
+        told = f"{counted(len(found), 'video')} damaged; delete them and their records, and run again"
+        raise BatchError(told, code="batch.damaged", exit_status=4)
+
+
+def _retry(arguments: argparse.Namespace, console: Console) -> None:
+    count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",), arguments.ledger)
+    text = f"{counted(count, 'clip')} to make again: svd-stages batch run --run {arguments.run_folder}"
+    if not count:
+        text = "no clip has failed with such a code; `batch status` tells the codes. Rows that cannot be taken have no "
+        text += "clip: mend the manifest or the images, and give it again"
+    console.result(text, retried=count, run=arguments.run_folder)
+
+
+def _export(arguments: argparse.Namespace, console: Console) -> None:
+    found = export(RunFolder(arguments.run_folder), arguments.target, arguments.names, arguments.copy)
+    text = f"{found.made} new names in {arguments.target}, {found.kept} were there; clips.csv says which row is which"
+    console.result(text, made=found.made, kept=found.kept, target=arguments.target)
+
+
+def _ask(arguments: argparse.Namespace) -> headless.Ask:
+    return headless.Ask(
+        run=arguments.run_folder,
+        source=arguments.source,
+        graph=arguments.graph,
+        settings=arguments.settings,
+        model=arguments.model,
+        seeds=parse_seeds(arguments.seeds) if arguments.seeds else (),
+        images=arguments.images,
+        ledger=arguments.ledger,
+    )
+
+
+class _Shown:
+    """A driver's progress on the console."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._begun = False
+        self.rendered = 0
+
+    def begin(self, pool: str, status: Status) -> None:
+        """What works on how much."""
+        text = f"{status.left} of {status.tasks} videos to make, {pool}"
+        self._console.told("batch", text, workers=pool, **status.as_dict())
+
+    def watch(self, progress: Progress, outcome: dict[str, Any] | None) -> None:
+        """A `driver.Watch`."""
+        if not self._begun:
+            self._begun = True
+            self._console.report("rendering", 0, progress.total - progress.before, "clip")
+        if outcome is None:
+            return
+        self.rendered += outcome["made"]
+        left = progress.seconds_left
+        about = {"rate": round(progress.rate, 4), "seconds_left": None if left is None else round(left)}
+        self._console.event("clip", **outcome, **about)
+        self._console.report("rendering", progress.finished, progress.total - progress.before, "clip")
+
+
+def _raise_if_failed(status: Status, run: Path) -> None:
+    failed = status.counts["failed"] + status.counts["quarantined"] + status.bad
+    if failed:
+        raise BatchError(
+            f"not all rows have a video: {status.counts['failed']} failed, {status.counts['quarantined']} quarantined, "
+            f"{status.bad} that cannot be taken. `svd-stages batch status --run {run}` says why. `batch retry --code "
+            "CODE` has those tried again that failed; for the others, mend the manifest or the images and give it "
+            "again.",
+            code="batch.rows_failed",
+            exit_status=4,
+        )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f'a whole number from 1 is needed, and not "{text}"')
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f'seconds are a number above 0, and not "{text}"')
+    return value

@@ -1,0 +1,569 @@
+"""The headless door: `svd-stages`, or `python -m svd_stages`. Reads arguments, calls, and turns errors into words.
+
+Exit status: 0 done, 2 bad usage or bad graph, 3 a model or input file is missing or not what it should be, or a server
+cannot be reached, 4 a node failed, 130 interrupted, 143 ended by SIGTERM (a stop is 128 and the number of its signal).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ... import headless
+from ..._version import __version__
+from ...svd_core.checkpoints.library import EMBEDDED, EMBEDDED_FILE
+from ...svd_core.errors import GraphError, Interrupted, NodeError, SettingError, SVDStagesError
+from ...svd_core.media.alpha_compositing import Background, read_background
+from ...svd_core.models.options import CHOICES
+from ...svd_core.utils.redaction import redacted_text
+from ..graph import NodeTable, described_nodes, read_graph
+from .batch import add_batch
+from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
+
+PACKAGE = __name__.removesuffix(".headless.cli.main")
+"""The name that this package was imported by: loggers below it are set by options."""
+
+Command = Callable[[argparse.Namespace, Console], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = make_parser().parse_args(argv)
+    stop = _Stop()
+    console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
+    if arguments.vram is not None:
+        for planner in ("runtime.memory", "autoencoder.decode", "pipeline"):
+            logging.getLogger(f"{PACKAGE}.svd_core.{planner}").setLevel(logging.INFO)
+    if getattr(arguments, "compile", "off") != "off":
+        logging.getLogger(f"{PACKAGE}.svd_core.models").setLevel(logging.INFO)
+    _quiet_libraries()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
+    try:
+        arguments.command(arguments, console)
+        sys.stdout.flush()
+        return 0
+    except (KeyboardInterrupt, Interrupted):
+        return _interrupted(arguments, console, stop.asked)
+    except BrokenPipeError:
+        _stop_printing()  # whoever read our output has gone
+        return 0
+    except OSError as error:
+        _stop_printing()
+        return _fail(arguments, console, f"the output could not be printed: {error.strerror}", "output.stdout", 4)
+    except SVDStagesError as error:
+        if stop.asked is not None:  # it came up in what a library does when it is stopped
+            return _interrupted(arguments, console, stop.asked)
+        if arguments.debug:
+            traceback.print_exc()
+        return _fail(arguments, console, str(error), error.code, error.exit_status, **_where(error))
+    finally:
+        console.close()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="svd-stages",
+        description="Stable Video Diffusion in stages: animate a picture, or run a graph, with or without ComfyUI.",
+    )
+    parser.add_argument("--version", action="version", version=f"svd-stages {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (
+        _add_animate, _add_run, _add_validate, _add_convert, _add_nodes, _add_inspect, _add_convert_checkpoint,
+        _add_download, _add_bench,
+    ):  # fmt: skip
+        add(commands)
+    add_batch(commands, _add_command, _surroundings, _add_background)
+    return parser
+
+
+def _add_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(command=command)
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
+        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI this package lies in, else ./models)",
+    )  # fmt: skip
+    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    common.add_argument(
+        "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
+    )
+    common.add_argument(
+        "--vram", type=_size, metavar="SIZE", help="get by with so much of the device's memory, such as 6G: the same "
+        "pixels, more slowly; says the plan",
+    )  # fmt: skip
+    common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_animate(commands: Any) -> None:
+    parser = _add_command(commands, "animate", animate, "animate a picture to an mp4")
+    parser.add_argument(
+        "image",
+        type=Path,
+        metavar="IMAGE",
+        help="PNG, JPEG, WebP, ...; an animated file makes a video of each of its pictures",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT.mp4",
+        help="default: the picture's name, in this folder, numbered when it is taken",
+    )
+    parser.add_argument("--model", default=EMBEDDED, metavar="NAME", help=f"a checkpoint's name (default: {EMBEDDED})")
+    of_model = "default: what the checkpoint is for"
+    parser.add_argument("--width", type=int, help=f"multiple of 64; {of_model}")
+    parser.add_argument("--height", type=int, help=f"multiple of 64; {of_model}")
+    parser.add_argument(
+        "--fit", default="stretch", choices=("stretch", "crop", "pad"), help="how the picture fits the size"
+    )
+    _add_background(parser, "grey 0.5")
+    parser.add_argument("--frames", type=int, metavar="N", help=of_model)
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default: 25)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another video (default: 0)")
+    parser.add_argument("--fps", type=int, default=7, metavar="N", help="of the motion and of the file (default: 7)")
+    parser.add_argument("--motion-bucket-id", type=int, default=127, metavar="N", help="how much motion (default: 127)")
+    parser.add_argument(
+        "--noise-aug-strength", type=float, default=0.02, metavar="X",
+        help="noise on the picture: more motion, less likeness (default: 0.02)",
+    )  # fmt: skip
+    parser.add_argument("--min-guidance", type=float, metavar="X", help=f"on the first frame; {of_model}")
+    parser.add_argument("--max-guidance", type=float, metavar="X", help=f"on the last frame; {of_model}")
+    parser.add_argument(
+        "--decode-mode", choices=("exact", "windowed"),
+        help="as one clip, or in windows (default: exact)",
+    )  # fmt: skip
+    parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames a window keeps (default: 8)")
+    parser.add_argument(
+        "--compile", choices=CHOICES["compile"], default="off",
+        help="torch.compile on the network: its repeated pieces, or a whole step (default: off)",
+    )  # fmt: skip
+    _add_on_oom(parser)
+
+
+def _add_on_oom(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-oom", choices=("strict", "adapt"), default="strict", help="when memory runs out while windows are "
+        "decoded: an error, or smaller windows, which give other pixels and are noted (default: strict)",
+    )  # fmt: skip
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add_command(commands, "run", run, "run a saved graph, API or UI format")
+    _add_graph(parser)
+    parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="default: output")
+    _add_background(parser, "keep, with a note")
+    parser.add_argument(
+        "--manifest", type=Path, metavar="FILE.json", help="write what the results were made from: graph, seeds, "
+        "versions, sha256 of models, pictures and frames",
+    )  # fmt: skip
+    _add_on_oom(parser)
+
+
+def _add_background(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--background", type=_background, metavar="COLOUR", help="put transparent parts of pictures on it: white, "
+        "#336699, a grey level such as 0.5; keep: animate the colours that are hidden there, as ComfyUI does (default: "
+        f"{default})",
+    )  # fmt: skip
+
+
+def _add_validate(commands: Any) -> None:
+    parser = _add_command(
+        commands, "validate", validate, "check a graph without running it: what is missing, and what is wrong"
+    )
+    _add_graph(parser)
+    _add_object_info(parser)
+
+
+def _add_graph(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "graph", type=Path, metavar="GRAPH.json",
+        help="saved by ComfyUI, either format; or an mp4, PNG or WebP with its graph inside",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
+        help="set a value; NODE is an id, a class or a title; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--input-dir", type=Path, default=Path("input"), metavar="DIR", help="default: input")
+    parser.add_argument(
+        "--allow-node", action="append", default=[], dest="allowed", metavar="PATTERN",
+        help="refuse a graph with other node classes before anything is imported: SVD*, SaveVideo; repeatable "
+        "(default: all that the engine knows)",
+    )  # fmt: skip
+    engines = parser.add_argument_group("engine", "where the graph runs; without these, on this package alone")
+    which = engines.add_mutually_exclusive_group()
+    which.add_argument(
+        "--comfyui", type=Path, metavar="PATH", help="on the ComfyUI in this folder: its executor and core nodes, in "
+        "this process, which its Python must run",
+    )  # fmt: skip
+    which.add_argument(
+        "--server", metavar="URL", help="on a running ComfyUI, as http://localhost:8188 or https://user:password@host; "
+        "input files are uploaded, results are fetched",
+    )  # fmt: skip
+    engines.add_argument(
+        "--custom-node", action="append", default=[], dest="custom_nodes", metavar="NAME",
+        help="with --comfyui: load this folder of its custom_nodes; repeatable (default: none)",
+    )  # fmt: skip
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add_command(commands, "convert", convert, "convert a UI-format graph to API format")
+    parser.add_argument("graph", type=Path, metavar="UI.json")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="API.json")
+    _add_object_info(parser)
+
+
+def _add_object_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--object-info", type=Path, metavar="FILE.json",
+        help="what a ComfyUI answers at /object_info, saved to a file: its nodes are known, too",
+    )  # fmt: skip
+
+
+def _add_nodes(commands: Any) -> None:
+    _add_command(commands, "nodes", nodes, "list the nodes; with --json in the shape of ComfyUI's /object_info")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
+    parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER", help=f"or {EMBEDDED}")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every number as well, and see that all are finite (no NaN)"
+    )
+
+
+def _add_convert_checkpoint(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "convert-checkpoint",
+        convert_checkpoint,
+        "convert a one-file checkpoint to a diffusers folder, or back",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help=f"a file, a folder, or {EMBEDDED}")
+    parser.add_argument("destination", type=Path, metavar="DST", help="NAME.safetensors, or a new folder")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="it was trained for, where SRC does not say so: svd 14, svd_xt 25",
+    )
+
+
+def _add_download(commands: Any) -> None:
+    parser = _add_command(commands, "download", download, "fetch a known checkpoint from the hub, checked by sha256")
+    parser.add_argument("name", metavar="NAME", help="svd, svd-xt, svd-xt-1-1, ...; an unknown name lists all")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _add_command(
+        commands, "bench", bench, "measure this package against stock diffusers on this machine, in minutes"
+    )
+    parser.add_argument(
+        "--size", choices=("small", "full"),
+        help="of the random models: small suits a CPU, full is SVD-XT at 1024x576 (default: full on CUDA, else small)",
+    )  # fmt: skip
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
+    parser.add_argument("--compiled", action="store_true", help="measure whole steps through torch.compile, too")
+
+
+def animate(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages animate`."""
+    began = time.monotonic()
+    animation = headless.Animation(
+        model=arguments.model,
+        width=arguments.width,
+        height=arguments.height,
+        fit=arguments.fit,
+        num_frames=arguments.frames,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        fps=arguments.fps,
+        motion_bucket_id=arguments.motion_bucket_id,
+        noise_aug_strength=arguments.noise_aug_strength,
+        min_guidance=arguments.min_guidance,
+        max_guidance=arguments.max_guidance,
+        decode_mode=arguments.decode_mode,
+        decode_chunk=arguments.decode_chunk,
+        compile=arguments.compile,
+    )
+    output = arguments.output or _free_name(arguments.image.stem)
+    report = headless.animate_file(arguments.image, output, animation, _surroundings(arguments, console))
+    _say_files(report.files, time.monotonic() - began, console)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages run`."""
+    began = time.monotonic()
+    surroundings = _surroundings(
+        arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
+    )
+    source = _read_allowed(arguments)
+    if arguments.manifest is not None:
+        headless.check_place(arguments.manifest)
+    engine = _engine(arguments, surroundings)
+    graph = _open_allowed(source, arguments, engine.table)
+    report = engine.run(graph, headless.Narrator(graph.prompt, engine.table, console))
+    seconds = time.monotonic() - began
+    _say_files(report.files, seconds, console)
+    if arguments.manifest is not None:
+        made = headless.make_manifest(graph, report, surroundings, engine, seconds)
+        headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
+    if report.faults:
+        raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
+
+
+def validate(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages validate`."""
+    source = _read_allowed(arguments)
+    surroundings = _surroundings(arguments, console, input_folder=arguments.input_dir)
+    engine = _engine(arguments, surroundings)
+    table = engine.table if arguments.object_info is None else _table(arguments)
+    for missing in headless.find_missing(source, engine, surroundings, arguments.settings, table):
+        console.told("missing", missing.describe(), **asdict(missing))
+    graph = _open_allowed(source, arguments, table)
+    if arguments.object_info is None:
+        checked = engine.check(graph)
+    else:
+        checked = headless.check_described(graph.prompt, table, "the ComfyUI that has them")
+    for note in checked.notes:
+        sys.stderr.write(f"note: {note}\n")
+    text = f"{arguments.graph}: {len(graph.prompt)} nodes, nothing wrong; it ends in {', '.join(checked.outputs)}"
+    console.result(text, graph=arguments.graph, nodes=len(graph.prompt), outputs=checked.outputs, notes=checked.notes)
+
+
+def convert(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages convert`."""
+    graph = headless.open_graph(arguments.graph, table=_table(arguments))
+    headless.write_text(arguments.output, json.dumps(graph.prompt, indent=2) + "\n")
+    console.result(f"wrote {arguments.output}: {len(graph.prompt)} nodes", output=arguments.output)
+
+
+def nodes(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages nodes`."""
+    info = headless.EmbeddedEngine(_surroundings(arguments, console)).object_info()
+    if arguments.json:
+        sys.stdout.write(json.dumps(info, indent=2) + "\n")
+        return
+    for name, node in info.items():
+        summary = textwrap.shorten(node["description"], 100, placeholder=" ...")
+        sys.stdout.write(f"{name:<24} {summary}\n")
+
+
+def inspect(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages inspect`."""
+    from ...svd_core.checkpoints.inspect import inspect as inspect_checkpoint
+
+    found = inspect_checkpoint(_by_name(arguments.checkpoint))
+    if not arguments.verify:
+        console.result(found.describe(), **found.as_dict())
+        return
+    from ...svd_core.checkpoints.verify import verify
+
+    verified = verify(found.path, _surroundings(arguments, console).host().progress)
+    text = f"{found.describe()}\n  {verified.describe()}"
+    console.result(text, **found.as_dict(), verified=asdict(verified))
+
+
+def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages convert-checkpoint`."""
+    from ...svd_core.checkpoints.convert import convert_checkpoint as convert_it
+
+    progress = _surroundings(arguments, console).host().progress
+    convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.frames)
+    console.result(f"wrote {arguments.destination}", output=arguments.destination)
+
+
+def download(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages download`."""
+    from ...svd_core.checkpoints.download import download as download_it
+
+    root = Path(arguments.models[0]) if arguments.models else headless.default_models_roots()[0]
+    path = download_it(arguments.name, root, _surroundings(arguments, console).host().progress)
+    console.result(f"{path} is complete", output=path)
+
+
+def bench(arguments: argparse.Namespace, console: Console) -> None:
+    """`svd-stages bench`."""
+    import torch
+
+    from ...svd_core.checkpoints.load import resolve_dtypes
+    from ..bench import compare, report
+
+    here = _surroundings(arguments, console).host()
+    device = here.device()
+    dtype = resolve_dtypes(arguments.precision, device, torch.float32, force_upcast=False).compute
+    size = arguments.size or ("full" if device.type == "cuda" else "small")
+    planned = compare.Bench(size, device, dtype, max(1, arguments.turns), arguments.compiled)
+    facts = report.machine(planned)
+    with here.progress("measuring", planned.calls(), "call") as advance:
+        done = itertools.count(1)
+        measured = compare.compare(replace(planned, on_call=lambda: advance(next(done))))
+    counted = compare.full_size_costs()
+    console.result(report.as_text(facts, measured, counted), **report.as_values(facts, measured, counted))
+
+
+def _size(text: str) -> int:
+    """Bytes of a size as a person writes it: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as on the cards."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f'a size is a number with K, M or G, such as 6G, and not "{text}"')
+    return int(float(found[1]) * 1024 ** " KMG".index(found[2].upper() or " "))
+
+
+def _background(text: str) -> Background:
+    try:
+        return read_background(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _by_name(checkpoint: Path) -> Path:
+    """The built-in model's file when its name is given: that name means the same in every command."""
+    return EMBEDDED_FILE if str(checkpoint) == EMBEDDED else checkpoint
+
+
+def _free_name(stem: str) -> Path:
+    """`stem`.mp4 in this folder, or with the first number from 2 that is free: an earlier video is not written over."""
+    from ...svd_core.utils.output_files import free_names
+
+    first = Path(f"{stem}.mp4")
+    return next(free_names(first, 2)) if first.exists() else first
+
+
+def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.Surroundings:
+    return headless.Surroundings(
+        models=arguments.models,
+        device=arguments.device,
+        precision=arguments.precision,
+        reporter=console.report,
+        vram=arguments.vram,
+        background=getattr(arguments, "background", None),
+        on_oom=getattr(arguments, "on_oom", "strict"),
+        on_note=lambda note: console.event("note", **note.as_dict()),
+        **folders,
+    )
+
+
+def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The graph as it was saved, if it names no class but those that are allowed."""
+    source = headless.read_source(arguments.graph)
+    if arguments.allowed:
+        headless.refuse_others(source, arguments.allowed)
+    return source
+
+
+def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: NodeTable) -> headless.Graph:
+    """The graph to run, converted and set; once more: does it name only classes that are allowed."""
+    graph = headless.open_graph(source, arguments.settings, table)
+    if arguments.allowed:
+        headless.refuse_others(graph.prompt, arguments.allowed)
+    return graph
+
+
+def _table(arguments: argparse.Namespace) -> NodeTable:
+    """Our nodes and the stand-ins; with --object-info those that it describes, and ours where it has none."""
+    if arguments.object_info is None:
+        return headless.EMBEDDED_NODES
+    described = described_nodes(read_graph(arguments.object_info, finite=False))
+    return described.with_others(headless.EMBEDDED_NODES)
+
+
+def _engine(arguments: argparse.Namespace, surroundings: headless.Surroundings) -> headless.GraphEngine:
+    return headless.choose_engine(surroundings, arguments.comfyui, arguments.custom_nodes, arguments.server)
+
+
+def _say_files(files: list[Path], seconds: float, console: Console) -> None:
+    described = [headless.describe_file(path) for path in files]
+    lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
+    lines.append(f"{seconds:.1f} s in all")
+    console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
+
+
+class _Stop:
+    """A signal handler that raises KeyboardInterrupt; a little later while a library is being imported.
+
+    What is stopped in the middle of its import fails in other ways: an ImportError, an abort, an exit by SIGINT.
+    """
+
+    asked: int | None = None
+    """The number of the signal that came first."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or number
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                again = threading.Timer(0.05, signal.raise_signal, (number,))
+                again.daemon = True
+                again.start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+
+def _interrupted(arguments: argparse.Namespace, console: Console, number: int | None) -> int:
+    """The status that a shell gives a program which a signal ended; without a signal that of Ctrl-C."""
+    status = 128 + (number or signal.SIGINT)
+    return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", status)
+
+
+def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:
+    console.close()
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    if arguments.json:
+        line = {
+            "event": "error",
+            "code": code,
+            "message": redacted_text(text),
+            "exit_status": status,
+            **redacted_text(where),
+        }
+        sys.stdout.write(json.dumps(line, default=str) + "\n")
+    sys.stderr.write(textwrap.fill(f"svd-stages: {text}", 100, break_long_words=False, break_on_hyphens=False) + "\n")
+    return status
+
+
+def _stop_printing() -> None:
+    """Let what is still printed go nowhere: Python itself would fail on it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _where(error: SVDStagesError) -> dict[str, Any]:
+    if isinstance(error, NodeError):
+        return {"node_id": error.node_id, "class_type": error.class_type}
+    node_errors = getattr(error, "node_errors", None)
+    return {"node_errors": node_errors} if node_errors else {}
+
+
+def _quiet_libraries() -> None:
+    """Keep what diffusers and transformers say to developers off a user's terminal. They read this when imported."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")

@@ -1,0 +1,1 @@
+"""Run graphs on this package's own executor."""

@@ -1,0 +1,39 @@
+"""Graphs without ComfyUI: read a file, convert it from UI format, set values, validate, execute, list the nodes.
+
+Every function takes the node classes as an argument; nothing here knows a node, ComfyUI or torch.
+"""
+
+from .convert import to_api
+from .edit import Target, apply_settings, find_target, read_value, set_value, with_value
+from .executor import Emit, Engine, RunResult
+from .explain import explain
+from .node_table import NodeTable, described_nodes
+from .object_info import object_info
+from .prompt import Prompt
+from .read import is_ui_format, parse_graph, read_graph, unwrap
+from .validate import Validation, raise_if_invalid, validate
+
+__all__ = [
+    "Emit",
+    "Engine",
+    "NodeTable",
+    "Prompt",
+    "RunResult",
+    "Target",
+    "Validation",
+    "apply_settings",
+    "described_nodes",
+    "explain",
+    "find_target",
+    "is_ui_format",
+    "object_info",
+    "parse_graph",
+    "raise_if_invalid",
+    "read_graph",
+    "read_value",
+    "set_value",
+    "to_api",
+    "unwrap",
+    "validate",
+    "with_value",
+]

@@ -1,0 +1,51 @@
+"""ComfyUI as the program around the nodes. What needs its modules is imported when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...svd_core.diffusion.guidance import GuidanceCurve
+    from ...svd_core.models.components import Checkpoint, ClipVision, Vae
+    from ..backend import Sampler
+
+
+@dataclass(frozen=True)
+class ComfyProgram:
+    """Answers for `nodes.backend.Program`; see there."""
+
+    def vae(self, value: Any) -> Vae | None:
+        from . import parts
+
+        return parts.vae_of(value)
+
+    def clip_vision(self, value: Any) -> ClipVision | None:
+        from . import parts
+
+        return parts.clip_vision_of(value)
+
+    def sampler(self, value: Any) -> Sampler | None:
+        from . import sampling
+
+        return sampling.sampler_of(value)
+
+    def frame_guider(self, model: Any, positive: Any, negative: Any, curve: GuidanceCurve) -> Any:
+        from .guiding import FrameGuider
+
+        return FrameGuider(model, positive, negative, curve)
+
+    def frame_guidance(self, model: Any, curve: GuidanceCurve) -> Any:
+        from .guiding import with_frame_guidance
+
+        return with_frame_guidance(model, curve)
+
+    def euler_sampler(self) -> Any:
+        from . import sampling
+
+        return sampling.euler_sampler()
+
+    def own_parts(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
+        from .converting import own_parts
+
+        return own_parts(checkpoint)

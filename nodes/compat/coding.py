@@ -1,0 +1,246 @@
+"""Between pictures and latents: SVD_img2vid_Conditioning, the CLIP tower, the VAE both ways."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...svd_core.runtime import runtime
+from .. import wire_formats
+from . import inputs, scaling
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...svd_core.models.components import Vae
+
+AUGMENTATION_SEED = 0
+IMAGE = ("IMAGE", {"tooltip": "The picture or pictures."})
+
+
+def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
+    """Unscaled latents (B, 4, H // 8, W // 8) of images (B, H, W, 3): what is over a multiple of 8 is cut evenly."""
+    from ...svd_core import pipeline
+    from ...svd_core.media.image_ops import cut_to_multiple
+
+    images = wire_formats.images(images)[..., :3]
+    cut = cut_to_multiple(images, 8)
+    if cut.shape != images.shape:
+        (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
+        runtime.note(
+            "image.cut",
+            f"the picture of {width}x{height} is cut to {cut_width}x{cut_height}; SVDResizeImage keeps all of it",
+        )
+    return pipeline.encode(runtime.current(), vae, cut)
+
+
+class SVD_img2vid_Conditioning:
+    """Picture -> positive, negative and the empty LATENT, with core's arithmetic.
+
+    CLIP sees the middle square; the picture is resized bilinearly with its longer side cut; the noise of
+    augmentation_level is measured in [0, 1], twice the reference's. Core draws it from torch's global generator, so
+    that no two runs are alike; here it has the seed 0, and a run can be repeated.
+    """
+
+    DESCRIPTION = (
+        "Prepares a picture for SVD as ComfyUI's core does. The noise of augmentation_level has the fixed seed 0 here; "
+        "in ComfyUI it is another one in every run."
+    )
+    CATEGORY = "conditioning/video_models"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
+    RETURN_NAMES = ("positive", "negative", "latent")
+    OUTPUT_TOOLTIPS = ("With the picture.", "Without: zeros.", "The empty video, for the sampler.")
+    FUNCTION = "encode"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        def side(default: int, name: str) -> inputs.Input:
+            options = {"default": default, "min": 16, "max": scaling.LARGEST_SIDE, "step": 8}
+            return ("INT", {**options, "tooltip": f"{name} of the video in pixels. SVD was trained at 1024x576."})
+
+        level = (
+            "Noise on the picture, of this deviation in [0, 1]: twice what SVDNoiseAugmentation adds for the same "
+            "number. Its seed is 0; SVDNoiseAugmentation lets you choose one."
+        )
+        return {
+            "required": {
+                "clip_vision": inputs.socket("CLIP_VISION", "The CLIP tower of ImageOnlyCheckpointLoader."),
+                "init_image": inputs.socket("IMAGE", "The picture to animate."),
+                "vae": inputs.vae(),
+                "width": side(1024, "Width"),
+                "height": side(576, "Height"),
+                "video_frames": (
+                    "INT",
+                    {"default": 14, "min": 1, "max": 4096, "tooltip": "Frames of the video: 14 for SVD, 25 for XT."},
+                ),
+                "motion_bucket_id": (
+                    "INT",
+                    {"default": 127, "min": 1, "max": 1023, "tooltip": "How much motion; 127 is the middle."},
+                ),
+                "fps": (
+                    "INT",
+                    {"default": 6, "min": 1, "max": 1024, "tooltip": "Frames per second the motion is made for."},
+                ),
+                "augmentation_level": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip": level},
+                ),
+            }
+        }
+
+    def encode(
+        self,
+        clip_vision: Any,
+        init_image: torch.Tensor,
+        vae: Any,
+        width: int,
+        height: int,
+        video_frames: int,
+        motion_bucket_id: int,
+        fps: int,
+        augmentation_level: float,
+    ) -> tuple:
+        """As core has it, B pictures give B image tokens and one video, not B videos."""
+        import torch
+
+        from ...svd_core import pipeline
+        from ...svd_core.diffusion.conditioning import MicroConditioning, spread_over_frames
+        from ...svd_core.diffusion.noise_augmentation import augment_images_as_core
+
+        seen = pipeline.embed(runtime.current(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
+        images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
+        if augmentation_level > 0:
+            runtime.note(
+                "augmentation.seed",
+                f"the noise of augmentation_level has the seed {AUGMENTATION_SEED} here, and another one in every run "
+                "of ComfyUI; for a seed of your own use SVDNoiseAugmentation",
+            )
+            images = augment_images_as_core(images, augmentation_level, AUGMENTATION_SEED)
+        image_latents = spread_over_frames(_encoded(wire_formats.vae(vae), images), video_frames)
+        embeds, micro = seen.image_embeds[None], MicroConditioning(fps, motion_bucket_id, augmentation_level)
+        return (
+            wire_formats.write_conditioning(embeds, image_latents, micro),
+            wire_formats.write_conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latents), micro),
+            {"samples": torch.zeros((video_frames, 4, height // 8, width // 8))},
+        )
+
+
+class CLIPVisionEncode:
+    """IMAGE -> CLIP_VISION_OUTPUT."""
+
+    DESCRIPTION = "Embeds pictures with CLIP, as ComfyUI's core does."
+    CATEGORY = "conditioning"
+    RETURN_TYPES = ("CLIP_VISION_OUTPUT",)
+    OUTPUT_TOOLTIPS = ("The embeddings, for SVDImageConditioning.",)
+    FUNCTION = "encode"
+
+    _LOOKS = {"center": "center_crop", "none": "whole"}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "center looks at the middle square only, none at the whole picture, squeezed into a square."
+        return {
+            "required": {
+                "clip_vision": inputs.socket("CLIP_VISION", "The CLIP tower of ImageOnlyCheckpointLoader."),
+                "image": IMAGE,
+                "crop": (list(cls._LOOKS), {"tooltip": tooltip}),
+            }
+        }
+
+    def encode(self, clip_vision: Any, image: torch.Tensor, crop: str) -> tuple[wire_formats.ClipVisionOutput]:
+        """Of images (B, H, W, 3)."""
+        from ...svd_core import pipeline
+
+        clip = wire_formats.clip_vision(clip_vision)
+        embedding = pipeline.embed(runtime.current(), clip, image, self._LOOKS[crop])
+        return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
+
+
+class VAEEncode:
+    """IMAGE -> LATENT."""
+
+    DESCRIPTION = "Encodes pictures into latents. What is over a multiple of 8 pixels is cut off evenly."
+    CATEGORY = "latent"
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("The latents, one sample per picture.",)
+    FUNCTION = "encode"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"pixels": IMAGE, "vae": inputs.vae()}}
+
+    def encode(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any]]:
+        """Of images (B, H, W, 3)."""
+        return ({"samples": _encoded(wire_formats.vae(vae), pixels)},)
+
+
+class VAEDecode:
+    """LATENT -> IMAGE, every frame of a clip seeing every other.
+
+    ComfyUI's core does so while its memory holds all frames at once, and in clips of fewer frames where it does not;
+    here that never depends on memory. A LATENT of several videos is decoded video by video.
+    """
+
+    DESCRIPTION = "Decodes a video's latent into frames, all of it as one clip."
+    CATEGORY = "latent"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The frames.",)
+    FUNCTION = "decode"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"samples": inputs.socket("LATENT", "The latent to decode."), "vae": inputs.vae()}}
+
+    def decode(self, vae: Any, samples: dict[str, Any]) -> tuple[torch.Tensor]:
+        """Frames (F, H, W, 3) float32 in [0, 1]."""
+        import torch
+
+        from ...svd_core import pipeline
+
+        clips = wire_formats.read_latent(samples).clips
+        return (torch.cat(pipeline.decode(runtime.current(), wire_formats.vae(vae), clips, "exact", 1, 0)),)
+
+
+class VAEDecodeTiled:
+    """LATENT -> IMAGE, frame by frame in tiles, as core does: frames do not see each other."""
+
+    DESCRIPTION = (
+        "Decodes frame by frame in tiles, for little memory; the frames do not see each other and may flicker. "
+        "SVDTemporalVAEDecode takes little memory without that."
+    )
+    CATEGORY = "_for_testing"
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The frames.",)
+    FUNCTION = "decode"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        def pixels(default: int, low: int, step: int, tooltip: str) -> inputs.Input:
+            return ("INT", {"default": default, "min": low, "max": 4096, "step": step, "tooltip": tooltip})
+
+        unused = "For other video models; SVD's frames are decoded one by one."
+        return {
+            "required": {
+                "samples": inputs.socket("LATENT", "The latent to decode."),
+                "vae": inputs.vae(),
+                "tile_size": pixels(512, 64, 32, "Side of a tile in pixels."),
+                "overlap": pixels(64, 0, 32, "What neighbouring tiles share, in pixels; at most a quarter of a tile."),
+                "temporal_size": pixels(64, 8, 4, unused),
+                "temporal_overlap": pixels(8, 4, 4, unused),
+            }
+        }
+
+    def decode(
+        self,
+        vae: Any,
+        samples: dict[str, Any],
+        tile_size: int,
+        overlap: int = 64,
+        temporal_size: int = 64,
+        temporal_overlap: int = 8,
+    ) -> tuple[torch.Tensor]:
+        """Frames (F, H, W, 3) float32 in [0, 1]."""
+        from ...svd_core import pipeline
+
+        latents = wire_formats.read_latent(samples).clips.flatten(0, 1)
+        shared = min(overlap, tile_size // 4)
+        return (pipeline.decode_tiled(runtime.current(), wire_formats.vae(vae), latents, tile_size // 8, shared // 8),)

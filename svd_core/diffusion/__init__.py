@@ -1,0 +1,1 @@
+"""The mathematics of sampling: conditioning, noise, schedules, guidance, denoiser, Euler loop. Pure functions."""

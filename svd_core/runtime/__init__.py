@@ -1,0 +1,1 @@
+"""What the surrounding program provides: device, memory, progress, warnings, folders."""

@@ -1,0 +1,1 @@
+"""Files and checks that know nothing of diffusion."""

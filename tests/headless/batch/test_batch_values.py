@@ -1,0 +1,267 @@
+"""What the columns of a manifest mean for a graph, and what the ids of its clips follow from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from error_checks import check_facts, raises
+from svd_stages import headless
+from svd_stages.headless.batch.folder import RunFolder
+from svd_stages.headless.batch.plan import PlannedRow, read_plan
+from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
+from svd_stages.svd_core.errors import BatchError, CheckpointError, GraphError, SVDStagesError
+
+GRAPH = headless.open_graph(headless.PACKAGE / "example_workflows" / "quickstart_nano.json").prompt
+CONDITIONING, SAMPLER, LOADER, RESIZE, IMAGE, SAVER = "8", "9", "2", "5", "3", "13"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").write_text(name)
+    return folder
+
+
+def plan(
+    photos: Path, rows: list[dict], graph: dict = GRAPH, models: Path | None = None, run: str = "run", **asked
+) -> list[PlannedRow]:
+    (photos / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask = headless.Ask(photos.parent / run, photos / "m.jsonl", graph, **asked)
+    headless.plan_batch(ask, headless.Surroundings(models=[] if models is None else [models]))
+    return list(read_plan(RunFolder(photos.parent / run).plan_file))
+
+
+def one(photos: Path, columns: dict, **options) -> PlannedRow:
+    (found,) = plan(photos, [{"image": "a.png", **columns}], **options)
+    return found
+
+
+def ids(planned: list[PlannedRow]) -> dict[str, str]:
+    return {each.task.image: each.task.id for each in planned if each.task is not None}
+
+
+def changed(node_id: str, name: str, value: object, graph: dict = GRAPH) -> dict:
+    graph = copy.deepcopy(graph)
+    graph[node_id]["inputs"][name] = value
+    return graph
+
+
+def test_every_name_of_an_input_and_every_way_to_write_a_value_is_one_task(photos):
+    assert GRAPH[CONDITIONING]["_meta"]["title"] == "SVD Micro-Conditioning"
+    rows = [
+        {f"{name}.motion_bucket_id": value}
+        for name in (CONDITIONING, "SVDMicroConditioning", "SVD Micro-Conditioning")
+        for value in (40, "40", 40.0, " 40 ")
+    ]
+    planned = plan(photos, [{"image": "a.png", **row} for row in rows])
+    assert {each.message for each in planned} == {""}
+    assert len({each.task.id for each in planned}) == 1
+    assert planned[0].task.values[f"{CONDITIONING}.motion_bucket_id"] == 40
+    status = headless.batch_status(photos.parent / "run")
+    assert (status.rows, status.tasks, status.duplicates) == (12, 1, 11)
+
+
+def test_values_have_the_type_that_the_input_declares(photos):
+    columns = {
+        f"{CONDITIONING}.fps": "12",
+        f"{CONDITIONING}.noise_aug_strength": "0.5",
+        f"{RESIZE}.fit": "pad",
+        f"{SAVER}.lossless": "false",
+        f"{SAVER}.filename_prefix": "7",
+    }
+    values = one(photos, columns).task.values
+    assert [values[name] for name in columns] == [12, 0.5, "pad", False, "7"]
+    assert [type(values[name]) for name in columns] == [int, float, str, bool, str]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "code"),
+    [
+        ("SVDMicroConditioning.fps", "many", "graph.setting"),
+        ("SVDMicroConditioning.fps", "7.5", "graph.setting"),
+        ("SVDMicroConditioning.fps", 7.5, "graph.setting"),
+        ("SVDMicroConditioning.fps", "", None),
+        ("SVDMicroConditioning.fps", True, "graph.setting"),
+        ("SVDMicroConditioning.fps", [7], "graph.setting"),
+        ("SVDMicroConditioning.fps", {"a": 7}, "graph.setting"),
+        ("SVDMicroConditioning.fps", -1, "graph.value_smaller_than_min"),
+        ("SVDMicroConditioning.fps", 10**9, "graph.value_bigger_than_max"),
+        ("SVDMicroConditioning.fps", 10**400, "graph.value_bigger_than_max"),
+        ("SVDMicroConditioning.noise_aug_strength", "nan", "graph.setting"),
+        ("SVDMicroConditioning.noise_aug_strength", "inf", "graph.setting"),
+        ("SVDMicroConditioning.noise_aug_strength", "x" * 100_000, "graph.setting"),
+        ("SVDResizeImage.fit", "twist", "graph.value_not_in_list"),
+        ("SaveAnimatedWEBP.lossless", "perhaps", "graph.setting"),
+    ],
+)
+def test_a_bad_value_is_that_row_s_fault_with_the_node_and_input_named(photos, column, value, code):
+    bad, good = plan(photos, [{"image": "a.png", column: value}, {"image": "b.png"}])
+    assert good.task is not None
+    if column.endswith(".fps") and value == "":
+        code = "graph.setting"
+    assert bad.task is None and bad.code == code
+    node, _, name = column.partition(".")
+    check_facts(bad.message, name, 1)
+    assert GRAPH[_id(node)]["_meta"]["title"] in bad.message
+    assert len(bad.message) < 1000
+
+
+def _id(class_type: str) -> str:
+    return next(node_id for node_id, node in GRAPH.items() if node["class_type"] == class_type)
+
+
+@pytest.mark.parametrize("column", ["SVDMicroConditionin.fps", "SVDMicroConditioning.fsp", "99.fps", ".fps", "8.", "."])
+def test_a_column_that_the_graph_does_not_have_is_the_fault_of_the_rows_that_fill_it(photos, column):
+    bad, good = plan(photos, [{"image": "a.png", column: 7}, {"image": "b.png", column: None}])
+    assert good.task is not None and bad.code == "graph.setting"
+
+
+def test_a_linked_input_is_refused_and_the_image_has_a_column_of_its_own(photos):
+    for column in ("CreateVideo.fps", "LoadImage.image"):
+        refused = one(photos, {column: 7})
+        assert refused.code == "graph.setting"
+        check_facts(refused.message, column)
+
+
+def test_two_columns_for_one_input_agree_or_are_refused(photos):
+    assert one(photos, {"8.fps": 9, "SVDMicroConditioning.fps": "9"}).task.values["8.fps"] == 9
+    assert one(photos, {"8.fps": 9, "SVDMicroConditioning.fps": 10}).code == "graph.setting"
+
+
+def test_seeds_go_into_every_seed_of_the_graph(photos):
+    two = copy.deepcopy(GRAPH)
+    two["20"] = copy.deepcopy(two[SAMPLER])
+    (decoder,) = [key for key, node in two.items() if node["class_type"] == "SVDTemporalVAEDecode"]
+    two["21"] = {"class_type": "SVDTemporalVAEDecode", "inputs": {**two[decoder]["inputs"], "latent": ["20", 0]}}
+    two["22"] = {"class_type": "SaveImage", "inputs": {"images": ["21", 0], "filename_prefix": "x"}}
+    assert one(photos, {"seed": 11}, graph=two).task.values == {"9.seed": 11, "20.seed": 11}
+    derived = one(photos, {}, graph=two).task
+    assert derived.values == {"9.seed": derived.seed, "20.seed": derived.seed}
+    assert one(photos, {"20.seed": 12, "seed": 11}, graph=two).task.values == {"9.seed": 11, "20.seed": 12}
+
+
+def test_a_seed_that_is_linked_is_left_to_its_source(photos):
+    linked = copy.deepcopy(GRAPH)
+    linked["20"] = {"class_type": "PrimitiveInt", "inputs": {"value": 3}}
+    linked[SAMPLER]["inputs"]["seed"] = ["20", 0]
+    assert f"{SAMPLER}.seed" not in one(photos, {}, graph=linked).task.values
+
+
+def test_ids_depend_neither_on_the_order_of_rows_nor_on_seed_and_image_in_the_graph_nor_on_the_place(photos, tmp_path):
+    rows = [{"image": f"{name}.png", "SVDMicroConditioning.fps": 5 + number} for number, name in enumerate("abc")]
+    first = ids(plan(photos, rows))
+    assert len(set(first.values())) == 3
+    assert ids(plan(photos, rows[::-1], run="reversed")) == first
+    for node, name, value in ((SAMPLER, "seed", 99), (IMAGE, "image", "other.png")):
+        assert ids(plan(photos, rows, changed(node, name, value), run=f"graph-{name}")) == first
+    shutil.copytree(photos, tmp_path / "elsewhere" / "pictures")
+    assert ids(plan(tmp_path / "elsewhere" / "pictures", rows)) == first
+    plain = {name: {**node, "_meta": {}} for name, node in reversed(GRAPH.items())}
+    assert ids(plan(photos, rows[:0] + [{**row} for row in rows], plain, run="plain")).keys() == first.keys()
+
+
+def test_ids_depend_on_whatever_else_the_graph_says(photos):
+    first = one(photos, {}).task
+    other = one(photos, {}, graph=changed(SAMPLER, "steps", 3), run="steps").task
+    by_setting = one(photos, {}, settings=["SVDEulerSampler.steps=3"], run="set").task
+    assert first.id != other.id == by_setting.id and first.seed == other.seed
+
+
+def test_models_are_known_by_what_is_in_them(photos, tmp_path):
+    for name in ("x", "y", "z"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        shutil.copy(EMBEDDED_FILE, tmp_path / name / "checkpoints" / "mine.safetensors")
+    with (tmp_path / "z" / "checkpoints" / "mine.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    graph = changed(LOADER, "checkpoint", "mine.safetensors")
+    x, y, z = (one(photos, {}, graph=graph, models=tmp_path / name, run=name).task for name in "xyz")
+    assert x.id == y.id != z.id and x.seed == z.seed
+    column = {"SVDCheckpointLoader.checkpoint": "mine.safetensors"}
+    x, y, z = (one(photos, column, models=tmp_path / name, run=f"column-{name}").task for name in "xyz")
+    assert x.id == y.id != z.id and x.seed == z.seed
+    assert x.values[f"{LOADER}.checkpoint"] == "mine.safetensors"
+
+
+def test_a_model_that_is_not_there_is_the_graph_s_fault_or_the_row_s(photos):
+    with raises(SVDStagesError, "graph.custom_validation_failed", "gone.safetensors") as caught:
+        plan(photos, [{"image": "a.png"}], changed(LOADER, "checkpoint", "gone.safetensors"))
+    assert caught.value.exit_status == CheckpointError.exit_status
+    bad = one(photos, {"SVDCheckpointLoader.checkpoint": "../../gone.safetensors"})
+    assert bad.task is None and bad.code.startswith("checkpoint")
+
+
+def test_what_workers_must_agree_on_names_every_model_of_the_rows(photos, tmp_path):
+    (tmp_path / "models").mkdir()
+    shutil.copy(EMBEDDED_FILE, tmp_path / "models" / "mine.safetensors")
+    one(photos, {"SVDCheckpointLoader.checkpoint": "mine.safetensors"}, models=tmp_path / "models")
+    settings = RunFolder(tmp_path / "run").read_settings()
+    assert settings is not None and settings["models"] == ["mine.safetensors", "svd-nano"]
+    assert settings["shared"].keys() == {"code", "model mine.safetensors", "model svd-nano"}
+
+
+@pytest.mark.parametrize(
+    ("graph", "code"),
+    [
+        ({}, "graph.images"),
+        ({"1": {"class_type": "NoSuchNode", "inputs": {}}}, "graph.images"),
+        ({**GRAPH, "77": {"class_type": "NoSuchNode", "inputs": {}}}, "graph.missing_node_type"),
+        ({**GRAPH, "77": {"inputs": {}}}, "graph.missing_node_type"),
+        ({**GRAPH, "77": {"class_type": "LoadImage"}}, "graph.invalid_prompt"),
+        ({**GRAPH, "77": []}, "graph.invalid_prompt"),
+        ({**GRAPH, "77": {"class_type": "LoadImage", "inputs": {"image": "x"}}}, "graph.images"),
+        ({name: node for name, node in GRAPH.items() if name != IMAGE}, "graph.images"),
+        ({name: node for name, node in GRAPH.items() if "Save" not in node["class_type"]}, "graph.prompt_no_outputs"),
+        (
+            {**GRAPH, "13": {"class_type": "PreviewImage", "inputs": {"images": ["10", 0]}}, "12": GRAPH["11"]},
+            "graph.saves_nothing",
+        ),
+        ({**GRAPH, "77": {"class_type": "SaveImage", "inputs": {"images": ["nowhere", 0]}}}, "graph.some_outputs"),
+    ],
+)
+def test_a_graph_that_no_batch_can_be_made_of_is_refused_as_a_whole(photos, graph, code):
+    with raises(GraphError, code):
+        plan(photos, [{"image": "a.png"}], graph)
+    assert not RunFolder(photos.parent / "run").plan_file.exists()
+
+
+def test_a_fault_of_a_hundred_thousand_rows_is_looked_for_once(photos):
+    """Their messages name what is near, which takes a millisecond each time."""
+    from svd_stages.headless.batch.graph_binding import Models, Values
+
+    here = headless.Surroundings().host()
+    values = Values(GRAPH, Models(GRAPH, here), f"{IMAGE}.image")
+    seen = set()
+    for number in range(20_000):
+        for columns in ({"NoNode.x": number}, {"SVDMicroConditioning.fps": -1}):
+            with pytest.raises(SVDStagesError) as caught:
+                values(columns)
+            seen.add(id(caught.value))
+            depth, traceback = 0, caught.value.__traceback__
+            while traceback is not None:
+                depth, traceback = depth + 1, traceback.tb_next
+            assert depth < 10
+    assert len(seen) == 2
+
+
+def test_a_batch_that_was_never_planned_says_so(tmp_path):
+    for call in (headless.batch_status, headless.retry_batch):
+        with raises(BatchError, "batch.no_plan", tmp_path / "run"):
+            call(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_elsewhere_are_bad_rows_and_become_good_with_their_folder(photos):
+    (photos.parent / "other").mkdir()
+    (photos.parent / "other" / "x.png").write_text("x")
+    (photos / "link.png").symlink_to(photos.parent / "other" / "x.png")
+    names = ["../other/x.png", str(photos.parent / "other" / "x.png"), "link.png"]
+    rows = [{"image": name} for name in names]
+    assert [each.code for each in plan(photos, rows)] == ["image.outside"] * 3
+    planned = plan(photos, rows, images=photos.parent)
+    assert {each.task.image for each in planned} == {"other/x.png"} and len(ids(planned)) == 1

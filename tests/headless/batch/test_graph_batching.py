@@ -1,0 +1,380 @@
+"""Batches of real graphs: the clips of a batch are those of the same graph run alone, whoever makes them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from error_checks import check_facts, raises
+from PIL import Image
+from svd_stages import headless
+from svd_stages.headless.batch import graph_batching
+from svd_stages.headless.batch.driver import Options
+from svd_stages.headless.batch.folder import RunFolder
+from svd_stages.headless.batch.lock import Shard, sole_driver
+from svd_stages.headless.batch.worker import Setup, Worker
+from svd_stages.headless.batch.worker_pool import Answer
+from svd_stages.headless.cli.main import main
+from svd_stages.svd_core.errors import BatchError, GraphError
+from svd_stages.svd_core.media.hashing import frames_sha256
+
+ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
+
+
+class HerePool:
+    """One worker in this process: loading the libraries anew takes seconds."""
+
+    name = "1 worker in this process"
+    workers = (0,)
+
+    def __init__(self, setup: Setup):
+        self._worker = Worker(setup)
+        self._answers: list[Answer] = []
+
+    def ask(self, worker: int, call: str, *arguments: Any) -> None:
+        said = json.loads(json.dumps(arguments))
+        self._answers.append(Answer(worker, json.loads(json.dumps(getattr(self._worker, call)(*said)))))
+
+    def answers(self, timeout: float) -> list[Answer]:
+        answers, self._answers = self._answers, []
+        return answers
+
+    def end(self, worker: int) -> None:
+        raise AssertionError("a test that hangs")
+
+    def close(self) -> None:
+        """It ends with this process."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As a worker has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working folder; batches have one worker, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    monkeypatch.setattr(graph_batching, "make_pool", lambda setup, *_: HerePool(setup))
+    return tmp_path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Three pictures, one of them in a folder."""
+    rocket = Image.open(ROCKET).convert("RGB")
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.png", "more/c.png")):
+        rocket.rotate(90 * number).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def graph(tmp_path) -> Path:
+    """The shipped graph at its smallest."""
+    animation = headless.Animation(width=64, height=64, num_frames=2, steps=1)
+    prompt = headless.animation_graph(animation, headless.Surroundings().host(), "any.png").prompt
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(prompt))
+    return path
+
+
+def records(run: Path) -> dict[str, dict[str, Any]]:
+    """Image and seed -> record, of all clips of a run."""
+    folder = RunFolder(run)
+    found = [folder.read_record(task) for task in folder.walk().done]
+    return {f"{each['image']['name']} {each['seed']}": each for each in found if each}
+
+
+def shown(run: Path) -> dict[str, str]:
+    return {name: record["files"][0]["frames_sha256"] for name, record in records(run).items()}
+
+
+def batch(*arguments: str | Path) -> int:
+    return main(["batch", *map(str, arguments)])
+
+
+def check_refused(capsys: Any, arguments: list[Any], code: str, *facts: object, status: int = 2) -> None:
+    """The command ends with this status, and says why to programs."""
+    assert batch(*arguments, "--json") == status
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (error["event"], error["code"]) == ("error", code)
+    check_facts(error["message"], *facts)
+
+
+def test_each_clip_is_that_of_the_graph_run_alone(here, photos, graph):
+    manifest = here / "rows.csv"
+    manifest.write_text(
+        "image,seed,SVDMicroConditioning.motion_bucket_id\nphotos/a.png,5,40\nphotos/more/c.png,6,200\n"
+    )
+    assert batch("run", manifest, "--run", "run", "--graph", graph) == 0
+    for image, seed, bucket in (("a.png", 5, 40), ("more/c.png", 6, 200)):
+        settings = [
+            f"LoadImage.image={image}",
+            f"SVDNoiseAugmentation.seed={seed}",
+            f"SVDMicroConditioning.motion_bucket_id={bucket}",
+        ]
+        report = headless.run_graph(graph, settings, input_dir=photos, output_dir=here / "alone")
+        assert shown(here / "run")[f"photos/{image} {seed}"] == frames_sha256(report.files[0])
+
+
+def test_a_clip_holds_the_graph_that_makes_it_again(here, photos, graph):
+    assert batch("run", photos, "--run", "run", "--graph", graph, "--limit", "1") == 0
+    (record,) = records(here / "run").values()
+    (clip,) = RunFolder(here / "run").clips(record)
+    report = headless.run_graph(clip, input_dir=photos, output_dir=here / "again")
+    assert frames_sha256(report.files[0]) == record["files"][0]["frames_sha256"]
+
+
+def test_a_folder_becomes_videos_and_a_second_run_makes_none(here, photos, graph, capsys):
+    assert batch("run", photos, "--run", "run", "--graph", graph, "--seeds", "0-1", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    result = lines[-1]
+    assert (result["event"], result["rows"], result["done"], result["rendered"]) == ("result", 6, 6, 6)
+    clips = [line for line in lines if line["event"] == "clip"]
+    assert len(clips) == 6 and clips[-1]["seconds_left"] == 0 and all(line["rate"] > 0 for line in clips)
+    assert len(set(shown(here / "run").values())) == 6
+    assert batch("run", "--run", "run", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rendered"] == 0
+    with Image.open(here / "run" / "contact_sheet.jpg") as sheet:
+        assert sheet.width > 3 * 2 * 160
+
+
+def test_a_file_of_several_pictures_is_refused_and_the_other_rows_are_made(here, photos, graph):
+    frames = [Image.open(photos / name) for name in ("a.png", "b.png")]
+    frames[0].save(photos / "two.webp", save_all=True, append_images=frames[1:], lossless=True, duration=100)
+    for name in ("b.png", "more/c.png"):
+        (photos / name).unlink()
+    assert batch("run", photos, "--run", "run", "--graph", graph) == 4
+    (record,) = records(here / "run").values()
+    assert record["image"]["name"] == "a.png"
+    (failed,) = (here / "run" / "failed").iterdir()
+    assert "image.animated" in failed.read_text()
+
+
+def test_every_saver_of_a_graph_gives_its_files(here, photos, graph):
+    prompt = json.loads(graph.read_text())
+    (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
+    prompt["png"] = {"class_type": "SaveImage", "inputs": {"images": [decoder, 0], "filename_prefix": "sub/x"}}
+    prompt["look"] = {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}
+    graph.write_text(json.dumps(prompt))
+    assert batch("run", photos, "--run", "run", "--graph", graph, "--limit", "1") == 0
+    (record,) = records(here / "run").values()
+    assert [Path(each["name"]).suffix for each in record["files"]] == [".mp4", ".png", ".png"]
+    report = headless.run_graph(
+        graph,
+        [f"LoadImage.image={record['image']['name']}", f"SVDNoiseAugmentation.seed={record['seed']}"],
+        input_dir=photos,
+        output_dir=here / "alone",
+    )
+    alone = sorted(frames_sha256(path) or "" for path in report.files if (here / "alone") in path.parents)
+    assert sorted(each["frames_sha256"] for each in record["files"]) == alone
+
+
+def test_bad_rows_are_told_and_tried_again_when_they_are_mended(here, photos, graph, capsys):
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[:2000])
+    manifest = here / "rows.jsonl"
+    rows = [{"image": "photos/a.png"}, {"image": "photos/b.png"}, {"image": "photos/gone.png"}]
+    rows.append({"image": "photos/a.png", "SVDEulerSampler.steps": 0})
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert batch("run", manifest, "--run", "run", "--graph", graph) == 4
+    said = capsys.readouterr()
+    check_facts(said.err, 0, 1, 2, "run")
+    assert "image.damaged" in said.out and "image.missing" in said.out
+    (line,) = [each for each in said.out.splitlines() if "graph.value_smaller_than_min" in each]
+    check_facts(line, 4)
+    shutil.copy(photos / "a.png", photos / "gone.png")
+    (photos / "b.png").write_bytes(whole)
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    assert batch("retry", "--run", "run", "--code", "image.*") == 0
+    assert batch("run", manifest, "--run", "run") == 0
+    assert set(name.split()[0] for name in records(here / "run")) == {"photos/a.png", "photos/b.png"}
+    assert headless.batch_status(here / "run").duplicates == 1
+
+
+def test_a_picture_that_was_changed_since_the_plan_fails(here, photos, graph):
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+    shutil.copy(photos / "b.png", photos / "a.png")
+    assert batch("run", "--run", "run") == 4
+    assert headless.batch_status(here / "run").reasons[0].code == "image.changed"
+    assert len(records(here / "run")) == 2
+
+
+def test_numbers_that_are_none_fail_their_row_and_write_nothing(here, photos, graph, monkeypatch):
+    from svd_stages.nodes.decoding import SVDTemporalVAEDecode
+
+    decode = SVDTemporalVAEDecode.run
+
+    def broken(self, *arguments, **named):
+        return ([frames * float("nan") for frames in decode(self, *arguments, **named)[0]],)
+
+    monkeypatch.setattr(graph_batching.GraphRenderer, "probe", lambda self: {"device": "this", "probe": "00"})
+    monkeypatch.setattr(SVDTemporalVAEDecode, "run", broken)
+    assert batch("run", photos, "--run", "run", "--graph", graph, "--limit", "1") == 4
+    assert [reason.code for reason in headless.batch_status(here / "run").reasons] == ["output.not_finite"]
+    assert not list((here / "run" / "out").rglob("*.mp4"))
+
+
+def test_another_model_under_the_same_name_makes_other_clips(here, photos, graph):
+    models = here / "models" / "checkpoints"
+    models.mkdir(parents=True)
+    from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
+
+    shutil.copy(EMBEDDED_FILE, models / "mine.safetensors")
+    mine = "SVDCheckpointLoader.checkpoint=mine.safetensors"
+    arguments = ("plan", photos, "--run", "run", "--graph", graph, "--set", mine)
+    assert batch(*arguments) == 0
+    tasks = {row.task.id for row in graph_batching.read_plan(here / "run" / "plan.jsonl") if row.task}
+    with (models / "mine.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    assert batch(*arguments) == 0
+    assert tasks.isdisjoint({row.task.id for row in graph_batching.read_plan(here / "run" / "plan.jsonl") if row.task})
+
+
+def test_names_for_people(here, photos, graph):
+    assert batch("run", photos, "--run", "run", "--graph", graph) == 0
+    assert batch("export", "--run", "run", "named") == 0
+    assert {path.relative_to(here / "named").as_posix() for path in (here / "named").rglob("*.mp4")} == {
+        "a.mp4", "b.mp4", "more/c.mp4",
+    }  # fmt: skip
+    table = list(csv.DictReader((here / "named" / "clips.csv").open()))
+    assert [row["file"] for row in table] == ["a.mp4", "b.mp4", "more/c.mp4"]
+    assert batch("status", "--run", "run", "--verify") == 0
+    (here / "named" / "a.mp4").write_bytes(b"changed")  # a second name of the same file
+    assert batch("status", "--run", "run", "--verify") == 4
+
+
+def test_what_cannot_be_a_batch_is_refused_before_anything_is_made(here, photos, graph):
+    ask = headless.Ask(here / "run", photos, graph)
+    with raises(BatchError, "batch.no_plan", here / "nowhere"):
+        headless.run_batch(headless.Ask(here / "nowhere"), headless.Surroundings())
+    prompt = json.loads(graph.read_text())
+    (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
+    silent = {key: node for key, node in prompt.items() if node["class_type"] != "SaveVideo"}
+    silent = {**silent, "look": {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}}
+    with raises(GraphError, "graph.saves_nothing"):
+        headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": silent}), headless.Surroundings())
+    second = {**prompt, "second": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
+    with raises(GraphError, "graph.images", "LoadImage", 2):
+        headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": second}), headless.Surroundings())
+    assert headless.plan_batch(ask, headless.Surroundings()).counts["todo"] == 3
+    assert not (here / "nowhere").exists()
+
+
+def test_what_would_change_the_plan_needs_its_source(here, photos, graph, capsys):
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+    for option in (["--graph", graph], ["--set", "SVDEulerSampler.steps=3"], ["--seeds", "1"], ["--precision", "bf16"]):
+        name = {"--set": "settings"}.get(option[0], option[0].strip("-"))
+        check_refused(capsys, ["run", "--run", "run", *option], "batch.no_source", name)
+    seeds = ["--set", "SVDNoiseAugmentation.seed=7", "--seeds", "1-2"]
+    check_refused(capsys, ["plan", photos, "--run", "run", *seeds], "batch.seeds", "--seeds")
+    assert batch("plan", photos, "--run", "run", "--set", "SVDNoiseAugmentation.seed=7") == 0
+    assert {row.task.seed for row in graph_batching.read_plan(here / "run" / "plan.jsonl") if row.task} == {None}
+
+
+def test_a_plan_that_was_broken_off_is_not_run(here, photos, graph, capsys):
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+    before = (here / "run" / "run.json").read_text()
+    assert batch("plan", photos, "--run", "run", "--graph", graph, "--set", "SVDEulerSampler.steps=2") == 0
+    (here / "run" / "run.json").write_text(before)
+    check_refused(capsys, ["run", "--run", "run"], "batch.plan", "plan.jsonl")
+    assert not records(here / "run")
+    assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+
+
+def test_titles_and_bystanders_make_no_other_clips(here, photos, graph):
+    def ids() -> set[str]:
+        assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
+        return {row.task.id for row in graph_batching.read_plan(here / "run" / "plan.jsonl") if row.task}
+
+    before, prompt = ids(), json.loads(graph.read_text())
+    (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
+    prompt["look"] = {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}
+    prompt["noise"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}}
+    prompt[decoder]["_meta"] = {"title": "another"}
+    graph.write_text(json.dumps(prompt))
+    assert ids() == before
+    prompt[decoder]["inputs"]["context"] = 3
+    graph.write_text(json.dumps(prompt))
+    assert ids().isdisjoint(before)
+
+
+def test_a_source_that_is_not_there_is_told(here, graph, capsys):
+    arguments = ["plan", here / "nothing.csv", "--run", "run", "--graph", graph]
+    check_refused(capsys, arguments, "manifest.file", "nothing.csv")
+
+
+def test_measuring_what_fails_says_why_and_fails_no_other_row(here, photos, graph, capsys):
+    for name in ("a.png", "b.png", "more/c.png"):
+        whole = (photos / name).read_bytes()
+        (photos / name).write_bytes(whole[: len(whole) // 2])
+    arguments = ["plan", photos, "--run", "run", "--graph", graph, "--measure"]
+    check_refused(capsys, arguments, "batch.rows_failed", "image.damaged", status=4)
+    assert headless.batch_status(here / "run").counts["failed"] == 1
+
+
+def test_shards_that_work_at_once_plan_once(here, photos, graph):
+    arguments = ("run", photos, "--run", "run", "--graph", graph, "--limit", "1", "--seeds", "0-7")
+    assert batch(*arguments, "--shard", "1/2") == 0
+    planned = (here / "run" / "plan.jsonl").stat().st_mtime_ns
+    with sole_driver(here / "run", Shard(1, 2)):  # it is still at work
+        assert batch(*arguments, "--shard", "2/2") == 0
+    assert (here / "run" / "plan.jsonl").stat().st_mtime_ns == planned
+    assert len(records(here / "run")) == 2
+    assert {path.name for path in (here / "run").glob("summary*")} == {"summary-1-of-2.json", "summary-2-of-2.json"}
+    shutil.copy(photos / "a.png", photos / "d.png")
+    assert batch(*arguments, "--shard", "2/2") == 0
+    assert (here / "run" / "plan.jsonl").stat().st_mtime_ns != planned
+
+
+def test_a_limit_stops_after_so_many(here, photos, graph):
+    status = headless.run_batch(
+        headless.Ask(here / "run", photos, graph), headless.Surroundings(), options=Options(limit=2)
+    )
+    assert (status.counts["done"], status.left) == (2, 1)
+
+
+def test_a_plan_loads_neither_torch_nor_a_model(photos, tmp_path):
+    import subprocess
+    import sys
+
+    arguments = ["batch", "plan", str(photos), "--run", str(tmp_path / "run")]
+    code = (
+        f"import sys; from svd_stages.__main__ import main; status = main({arguments!r}); "
+        "print(status, sorted({'torch', 'diffusers', 'transformers', 'ray'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.slow
+def test_one_process_two_and_a_cluster_of_two_nodes_make_the_same_frames(tmp_path, photos, graph, monkeypatch):
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    cluster = pytest.importorskip("ray.cluster_utils", reason='needs Ray: pip install "svd-stages[ray]"').Cluster
+    assert batch("run", photos, "--run", tmp_path / "1", "--graph", graph, "--seeds", "0-1", "--shard", "1/1",
+                 "--workers", "1") == 0  # fmt: skip
+    assert batch("run", photos, "--run", tmp_path / "2", "--graph", graph, "--seeds", "0-1", "--workers", "2") == 0
+    node = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
+    nodes = cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        nodes.add_node(**node)
+        assert batch("run", photos, "--run", tmp_path / "ray", "--graph", graph, "--seeds", "0-1", "--ray",
+                     nodes.address) == 0  # fmt: skip
+    finally:
+        nodes.shutdown()
+    one = shown(tmp_path / "1")
+    assert len(one) == 6 and len(set(one.values())) == 6
+    assert one == shown(tmp_path / "2") == shown(tmp_path / "ray")

@@ -1,0 +1,488 @@
+"""The commands as a user types them: results on disk, words on stderr, exit statuses, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+from error_checks import check_facts
+from PIL import Image
+from svd_stages import headless
+from svd_stages.headless.cli.main import main, make_parser
+from svd_stages.headless.engines.graph_loading import read_embedded_graphs
+from tiny import save_tiny_folder, tiny_checkpoint
+
+ROOT = Path(__file__).parent.parent
+ROCKET = ROOT / "example_workflows" / "rocket.png"
+QUICK = ["--width", "64", "--height", "64", "--frames", "2", "--steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working folder with the picture in it, and no models but the built-in one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    shutil.copy(ROCKET, tmp_path / "rocket.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A models folder in ComfyUI's layout with the tiny checkpoint in both forms, and files that are none."""
+    from safetensors.torch import save_file
+    from svd_stages.svd_core.checkpoints.convert import save_single_file
+
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints" / "video").mkdir(parents=True)
+    checkpoint = tiny_checkpoint()
+    save_tiny_folder(root / "diffusers" / "tiny-folder", checkpoint)
+    save_single_file(checkpoint, root / "checkpoints" / "video" / "tiny.safetensors")
+    whole = (root / "checkpoints" / "video" / "tiny.safetensors").read_bytes()
+    (root / "checkpoints" / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (root / "checkpoints" / "pickled.safetensors").write_bytes(pickle.dumps({"weight": 1}))
+    import torch
+
+    sd15 = {
+        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 77),
+    }
+    save_file(sd15, root / "checkpoints" / "sd15.safetensors")
+    return root
+
+
+def files_in(folder: Path) -> list[str]:
+    """Everything below `folder`, empty folders too."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or not any(path.iterdir())
+    )
+
+
+def opened(path: Path) -> tuple[int, int, int, float]:
+    """Frames, width, height and fps, counted by decoding."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(stream))
+        return frames, stream.width, stream.height, float(stream.average_rate)
+
+
+def frames_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
+
+
+def test_animate_writes_an_mp4_of_what_was_asked(here, capsys):
+    assert main(["animate", "rocket.png", "-o", "made/clip.mp4", "--fps", "12", *QUICK]) == 0
+    assert opened(here / "made" / "clip.mp4") == (2, 64, 64, 12.0)
+    assert files_in(here / "made") == ["clip.mp4"]
+    check_facts(capsys.readouterr().out, "clip.mp4", 2, "64x64", 12)
+
+
+def test_a_linked_picture_and_a_name_that_looks_annotated_are_animated(here):
+    (here / "link.png").symlink_to(here / "rocket.png")
+    shutil.copy(ROCKET, here / "a [output].png")
+    shutil.copy(ROCKET, here / "b [output]")
+    for name in ("link.png", "a [output].png", "b [output]"):
+        assert main(["animate", name, "-o", "clip.mp4", *QUICK]) == 0
+
+
+def test_an_animated_picture_makes_a_video_of_each_of_its_pictures(here):
+    frames = [Image.new("RGB", (64, 64), (90 * index, 40, 200)) for index in range(2)]
+    frames[0].save(here / "two.gif", save_all=True, append_images=frames[1:])
+    (here / "clip_00002.mp4").write_bytes(b"mine")
+    assert main(["animate", "two.gif", "-o", "clip.mp4", *QUICK]) == 0
+    assert (here / "clip_00002.mp4").read_bytes() == b"mine"
+    assert opened(here / "clip.mp4")[0] == opened(here / "clip_00003.mp4")[0] == 2
+
+
+def test_pictures_through_a_graph_make_files_that_equal_their_single_runs(here):
+    """Two pictures, two lossless files; video i is the single run with seed + i."""
+    pictures = [Image.effect_noise((64, 64), 60 + 30 * index).convert("RGB") for index in range(2)]
+    pictures[0].save(here / "both.webp", save_all=True, append_images=pictures[1:], lossless=True)
+    for index, picture in enumerate(pictures):
+        picture.save(here / f"single{index}.webp", lossless=True)
+    template = str(ROOT / "example_workflows" / "image_to_video.json")
+    quick = ["SVDCheckpointLoader.checkpoint=svd-nano", "SVDResizeImage.width=64", "SVDResizeImage.height=64"]
+    quick += ["SVDImageConditioning.video_frames=3", "SVDEulerSampler.steps=2"]
+
+    def run(name: str, seed: int, output: str) -> list[bytes]:
+        settings = [*quick, f"LoadImage.image={name}", f"SVDNoiseAugmentation.seed={seed}"]
+        arguments = [part for each in settings for part in ("--set", each)]
+        assert main(["run", template, "--input-dir", ".", "--output-dir", output, *arguments]) == 0
+        return [_pixels(path) for path in sorted((here / output).rglob("*.mp4"))]
+
+    both = run("both.webp", 8, "both")
+    assert both == [*run("single0.webp", 8, "first"), *run("single1.webp", 9, "second")]
+
+
+def _pixels(path: Path) -> bytes:
+    with av.open(str(path)) as container:
+        return b"".join(frame.to_ndarray().tobytes() for frame in container.decode(video=0))
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(here):
+    command = f"{sys.executable} -m svd_stages animate rocket.png --json {' '.join(QUICK)} 2>said | head -1"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    assert opened(here / "rocket.mp4")[0] == 2 and "Traceback" not in (here / "said").read_text()
+
+
+def test_a_second_run_keeps_the_first_video_unless_told_where_to_write(here):
+    (here / "rocket.mp4").write_bytes(b"mine")
+    assert main(["animate", "rocket.png", *QUICK]) == 0
+    assert (here / "rocket.mp4").read_bytes() == b"mine" and opened(here / "rocket_00002.mp4")[0] == 2
+    assert main(["animate", "rocket.png", "-o", "rocket.mp4", *QUICK]) == 0
+    assert opened(here / "rocket.mp4")[0] == 2
+
+
+def test_animate_uses_what_the_checkpoint_is_for(here, models):
+    assert main(["animate", "rocket.png", "--model", "tiny-folder", "--models", str(models), "--steps", "1"]) == 0
+    assert opened(here / "rocket.mp4") == (14, 64, 64, 7.0)
+
+
+@pytest.mark.parametrize("name", ["video/tiny.safetensors", "video\\tiny.safetensors"])
+def test_a_one_file_checkpoint_is_found_by_either_separator(here, models, name):
+    assert main(["animate", "rocket.png", "--model", name, "--models", str(models), *QUICK]) == 0
+    assert opened(here / "rocket.mp4")[0] == 2
+
+
+def test_both_forms_and_the_environment_variable_give_the_same_video(here, models, monkeypatch):
+    monkeypatch.setenv("SVD_STAGES_MODELS", str(models))
+    clips = []
+    for index, model in enumerate(["tiny-folder", "video/tiny.safetensors"]):
+        assert main(["animate", "rocket.png", "--model", model, "-o", f"{index}.mp4", *QUICK]) == 0
+        with av.open(f"{index}.mp4") as container:
+            clips.append([frame.to_ndarray().tobytes() for frame in container.decode(video=0)])
+    assert clips[0] == clips[1]
+
+
+def test_the_mp4_carries_the_graph_that_makes_it_again(here):
+    assert main(["animate", "rocket.png", "--seed", "5", *QUICK]) == 0
+    prompt = read_embedded_graphs(here / "rocket.mp4")["prompt"]
+    (here / "again.json").write_text(json.dumps(prompt))
+    assert str(here) not in json.dumps(prompt)
+    assert main(["run", "again.json", "--input-dir", "."]) == 0
+    (again,) = (here / "output").glob("*.mp4")
+    assert again.read_bytes() == (here / "rocket.mp4").read_bytes()
+
+
+def test_animate_reports_progress_and_result_as_json_lines(here, capsys):
+    assert main(["animate", "rocket.png", "--json", *QUICK]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    pipeline = [line["stage"] for line in lines if line["event"] == "progress" and line["done"] == 0]
+    assert pipeline == ["loading", "embedding", "encoding", "sampling", "decoding"]
+    assert lines[-1]["event"] == "result" and lines[-1]["files"] == ["rocket.mp4"]
+
+
+def test_run_takes_both_formats_and_settings(here):
+    (here / "input").mkdir()
+    shutil.move(here / "rocket.png", here / "input")
+    template = str(ROOT / "example_workflows" / "quickstart_nano.json")
+    settings = ["--set", "SVDResizeImage.width=64", "--set", "SVDResizeImage.height=64"]
+    settings += ["--set", "SVDImageConditioning.video_frames=2", "--set", "SVDEulerSampler.steps=1"]
+    assert main(["convert", template, "-o", "api.json"]) == 0
+    assert main(["validate", "api.json"]) == 0
+    assert main(["run", template, *settings]) == 0
+    assert main(["run", "api.json", *settings, "--output-dir", "second"]) == 0
+    assert files_in(here / "output") == files_in(here / "second")
+    clip = here / "second" / "video" / "svd-nano_00001_.mp4"
+    assert opened(clip)[:3] == (2, 64, 64)
+
+
+def test_nodes_lists_every_node_in_comfyuis_shape(capsys):
+    assert main(["nodes", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert {"SVDEulerSampler", "LoadImage", "SaveVideo"} <= set(info)
+    assert info["SVDGuidance"]["output"] == ["SVD_GUIDANCE"]
+    assert main(["nodes"]) == 0
+    assert "SVDEulerSampler" in capsys.readouterr().out
+
+
+def test_inspect_and_convert_checkpoint_go_both_ways(here, models, capsys):
+    single, folder = models / "checkpoints" / "video" / "tiny.safetensors", models / "diffusers" / "tiny-folder"
+    for path in (single, folder):
+        assert main(["inspect", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["family"].lower().startswith("svd")
+    assert main(["convert-checkpoint", str(single), "folder"]) == 0
+    assert main(["convert-checkpoint", "folder", "again.safetensors"]) == 0
+    assert main(["animate", "rocket.png", "--models", ".", "--model", "again.safetensors", *QUICK]) == 0
+
+
+def test_the_built_in_model_is_inspected_and_written_as_a_folder_by_its_name(here, capsys):
+    assert main(["inspect", "svd-nano"]) == 0
+    check_facts(capsys.readouterr().out.splitlines()[-1], 14)
+    assert main(["convert-checkpoint", "svd-nano", "folder"]) == 0
+    assert main(["animate", "rocket.png", "-o", "built-in.mp4", *QUICK]) == 0
+    assert main(["animate", "rocket.png", "-o", "folder.mp4", "--models", ".", "--model", "folder", *QUICK]) == 0
+    assert frames_of(here / "folder.mp4") == frames_of(here / "built-in.mp4")
+
+
+def test_convert_checkpoint_writes_the_frames_down_that_it_is_told(here, models, capsys):
+    single = str(models / "checkpoints" / "video" / "tiny.safetensors")
+    assert main(["convert-checkpoint", single, "folder", "--frames", "6"]) == 0
+    assert main(["inspect", "folder"]) == 0
+    check_facts(capsys.readouterr().out.splitlines()[-1], 6)
+
+
+BAD = {
+    "image missing": ("animate nope.png", 3, "image", "nope.png"),
+    "image unreadable": ("animate text.png", 3, "image.unsupported", "text.png"),
+    "image truncated": ("animate half.png", 3, "image.damaged", "half.png"),
+    "image of one pixel": ("animate one.png", 3, "image.too_small", 16, "1x1"),
+    "width": ("animate rocket.png --width 1000", 2, "setting", "width", 1000, 960, 1024),
+    "height": ("animate rocket.png --height 10", 2, "setting", "height", 10, 64),
+    "no frames": ("animate rocket.png --frames 0", 2, "graph.value_smaller_than_min", "video_frames", 0, 1, 4096),
+    "no steps": ("animate rocket.png --steps 0", 2, "graph.value_smaller_than_min", "steps", 0, 1, 10000),
+    "strength nan": (
+        "animate rocket.png --noise-aug-strength nan",
+        2,
+        "graph.invalid_input_type",
+        "noise_aug_strength",
+    ),
+    "guidance inf": ("animate rocket.png --max-guidance inf", 2, "graph.invalid_input_type", "max_guidance", "inf"),
+    "bucket": (
+        "animate rocket.png --motion-bucket-id 5000",
+        2,
+        "graph.value_bigger_than_max",
+        "motion_bucket_id",
+        1023,
+    ),
+    "fps": ("animate rocket.png --fps 0", 2, "graph.value_smaller_than_min", "fps", 0, 1, 1024),
+    "seed below": ("animate rocket.png --seed -1", 2, "graph.value_smaller_than_min", "seed", "-1", 0),
+    "seed above": (f"animate rocket.png --seed {2**64}", 2, "graph.value_bigger_than_max", "seed", 2**64, 2**64 - 1),
+    "model": (
+        "animate rocket.png --model video/tinny",
+        3,
+        "checkpoint.not_found",
+        "video/tiny.safetensors",
+        "svd-nano",
+    ),
+    "cut model": ("animate rocket.png --model cut.safetensors", 3, "checkpoint.truncated", "cut.safetensors"),
+    "sd15 model": ("animate rocket.png --model sd15.safetensors", 3, "checkpoint.family", "sd15.safetensors", "SVD"),
+    "pickle": ("animate rocket.png --model pickled.safetensors", 3, "checkpoint.pickle", "pickled.safetensors"),
+    "inspect a ckpt": ("inspect model.ckpt", 3, "checkpoint.pickle", "model.ckpt"),
+    "inspect nothing": ("inspect gone.safetensors", 3, "checkpoint.unreadable", "gone.safetensors"),
+    "device": ("animate rocket.png --device abacus", 2, "setting", "abacus", "cpu", "cuda"),
+    "output folder": ("animate rocket.png -o rocket.png/out.mp4", 2, "output.not_writable", "rocket.png"),
+    "new folders": ("animate rocket.png -o new/deep/out.mp4 --model gone", 3, "checkpoint.not_found", "gone"),
+    "output format": ("animate rocket.png -o out.gif", 2, "setting", ".mp4", "out.gif"),
+    "run's output folder": ("run save.json --input-dir . --output-dir one.png", 2, "output.not_writable", "one.png"),
+    "graph missing": ("run gone.json", 2, "graph.file", "gone.json"),
+    "graph no json": ("run text.png", 2, "graph.json", "text.png"),
+    "unknown node": ("run unknown.json", 2, "graph.missing_node_type", "SVDEulerSamplr", "SVDEulerSampler"),
+    "missing link": ("run dangling.json", 2, "graph.bad_linked_input", "images", 99),
+    "wrong type": ("run mismatch.json", 2, "graph.return_type_mismatch", "images", "IMAGE", "SIGMAS"),
+    "unknown setting": ("run fine.json --set SVDSigmas.stops=3", 2, "graph.setting", "stops", "steps"),
+    "folder to a folder": ("convert-checkpoint . other", 2, "setting", "convert-checkpoint", "other.safetensors"),
+    "frames of a checkpoint": ("convert-checkpoint . a.safetensors --frames 0", 2, "setting", "frames", 0, 1, 4096),
+    "download": ("download svd-xxl", 3, "checkpoint.not_found", "svd-xxl", "svd-xt"),
+}
+
+SIGMAS = {"class_type": "SVDSigmas", "inputs": {"steps": 3, "schedule": "karras", "sigma_min": 0.002,
+                                               "sigma_max": 700.0, "rho": 7.0}}  # fmt: skip
+GRAPHS = {
+    "unknown.json": {"1": {"class_type": "SVDEulerSamplr", "inputs": {}}},
+    "save.json": {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    },
+    "dangling.json": {"1": {"class_type": "PreviewImage", "inputs": {"images": ["99", 0]}}},
+    "mismatch.json": {"1": SIGMAS, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}},
+    "fine.json": {
+        "1": SIGMAS,
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}},
+    },
+}
+
+
+@pytest.fixture
+def bad_files(here) -> None:
+    (here / "text.png").write_text("this is no picture")
+    (here / "half.png").write_bytes(ROCKET.read_bytes()[:20000])
+    (here / "model.ckpt").write_bytes(pickle.dumps({"weight": 1}))
+    Image.new("RGB", (1, 1)).save(here / "one.png")
+    for name, graph in GRAPHS.items():
+        (here / name).write_text(json.dumps(graph))
+
+
+@pytest.mark.usefixtures("bad_files")
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_input_is_one_paragraph_with_the_way_out(case, here, models, capsys):
+    arguments, status, code, *facts = BAD[case]
+    before = files_in(here)
+    assert main([*arguments.split(), "--models", str(models), "--json"]) == status
+    said = capsys.readouterr()
+    paragraph = " ".join(said.err.split("svd-stages: ")[-1].split())
+    assert json.loads(said.out)["code"] == code
+    check_facts(paragraph, *facts)
+    assert "Traceback" not in said.err
+    assert len(paragraph) < 1200
+    assert files_in(here) == before
+
+
+def test_half_a_graph_writes_its_half_and_says_what_is_missing(here, capsys):
+    load = {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}}
+    good = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "good"}}
+    bad = {"class_type": "SaveImage", "inputs": {"images": ["99", 0], "filename_prefix": "bad"}}
+    (here / "half.json").write_text(json.dumps({"1": load, "2": good, "3": bad}))
+    assert main(["run", "half.json", "--input-dir", ".", "--json"]) == 2
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in said[-3:]] == ["executed", "result", "error"]
+    assert said[-2]["files"] == ["output/good_00001_.png"] and list(said[-1]["node_errors"]) == ["3"]
+    assert files_in(here / "output") == ["good_00001_.png"]
+
+
+def test_an_error_is_a_json_line_too(here, capsys):
+    assert main(["animate", "nope.png", "--json"]) == 3
+    line = json.loads(capsys.readouterr().out)
+    assert line["event"] == "error" and line["exit_status"] == 3 and "nope.png" in line["message"]
+    assert main(["animate", "nope.png"]) == 3
+    assert capsys.readouterr().out == ""
+
+
+def test_bad_usage_is_status_2():
+    for arguments in ([], ["animate"], ["animate", "rocket.png", "--steps", "many"], ["frobnicate"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+
+
+def test_an_interrupt_is_status_130_and_leaves_nothing(here):
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "svd_stages", "animate", "rocket.png", "--steps", "5000", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background ignore the signal, and the tests may be started so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    for line in process.stdout:
+        if json.loads(line).get("stage") == "sampling" and json.loads(line)["done"] >= 1:
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert files_in(here) == ["rocket.png"]
+
+
+def test_a_stop_while_a_library_is_imported_waits_for_the_end_of_the_import(here, monkeypatch):
+    import importlib
+    import signal
+    import time
+
+    from svd_stages.headless.cli.main import _Stop
+
+    (here / "heavy_library.py").write_text("import signal\nsignal.raise_signal(signal.SIGUSR1)\nwhole = True\n")
+    monkeypatch.syspath_prepend(here)
+    stop = _Stop()
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            assert importlib.import_module("heavy_library").whole
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        del sys.modules["heavy_library"]
+    assert stop.asked
+
+
+def test_commands_that_do_not_compute_load_no_torch(here, models):
+    """torch costs 1.6 s, diffusers' classes 3.5 s more: inspect, validate, convert and nodes need neither."""
+    (here / "fine.json").write_text(json.dumps(GRAPHS["fine.json"]))
+    template = str(ROOT / "example_workflows" / "quickstart_nano.json")
+    file = str(models / "checkpoints" / "video" / "tiny.safetensors")
+    script = (
+        "import sys; from svd_stages.__main__ import main; assert main({arguments!r}) == 0; "
+        "heavy = {{'torch', 'diffusers', 'transformers'}} & set(sys.modules); assert not heavy, heavy"
+    )
+    for arguments in (
+        ["inspect", file],
+        ["validate", "fine.json", "--input-dir", "."],
+        ["convert", template, "-o", "api.json"],
+        ["nodes", "--json"],
+    ):
+        subprocess.run(
+            [sys.executable, "-c", script.format(arguments=arguments)], check=True, stdout=subprocess.DEVNULL
+        )
+
+
+def test_inspect_of_a_huge_file_reads_its_header_only(here, capsys):
+    header = {"model.diffusion_model.input_blocks.0.0.weight": {
+        "dtype": "F32", "shape": [2_500_000_000], "data_offsets": [0, 10_000_000_000]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    with open(here / "huge.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + 10_000_000_000)
+    import time
+
+    began = time.monotonic()
+    assert main(["inspect", "huge.safetensors", "--json"]) == 0
+    assert time.monotonic() - began < 1.0
+    assert json.loads(capsys.readouterr().out)["bytes"] > 10_000_000_000
+
+
+@pytest.mark.parametrize(("text", "size"), [("6G", 6 * 2**30), ("2.5 GiB", 5 * 2**29), ("512m", 2**29), ("77", 77)])
+def test_a_size_as_a_person_writes_it(text, size):
+    assert make_parser().parse_args(["animate", "x.png", "--vram", text]).vram == size
+
+
+@pytest.mark.parametrize("text", ["much", "0", "-3G", "6T", ""])
+def test_what_is_no_size_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["animate", "x.png", f"--vram={text}"])
+    check_facts(capsys.readouterr().err, "--vram", "6G")
+
+
+def test_a_budget_says_its_plan_and_a_clip_that_cannot_fit_is_refused_with_the_way_out(here, capsys, caplog):
+    assert main(["animate", "rocket.png", "--vram", "1G", *QUICK]) == 0
+    assert {"sampling", "decoding"} <= {record.getMessage().split(":")[0] for record in caplog.records}
+    assert main(["animate", "rocket.png", "--vram", "1M", *QUICK]) == 4
+    assert "windowed" in capsys.readouterr().err
+
+
+def test_compile_puts_the_options_before_the_sampler():
+    animation = headless.Animation(compile="regional")
+    prompt = headless.animation_graph(animation, headless.Surroundings().host(), "picture.png").prompt
+    (sampler,) = [node for node in prompt.values() if node["class_type"] == "SVDEulerSampler"]
+    options = prompt[sampler["inputs"]["model"][0]]
+    assert options["class_type"] == "SVDModelOptions" and options["inputs"]["compile"] == "regional"
+    assert prompt[options["inputs"]["model"][0]]["class_type"] == "SVDCheckpointLoader"
+    plain = headless.animation_graph(headless.Animation(), headless.Surroundings().host(), "picture.png").prompt
+    assert all(node["class_type"] != "SVDModelOptions" for node in plain.values())
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_stop_that_python_loses_ends_the_run_at_its_next_report(here, monkeypatch, form):
+    """What is raised while an object is cleared away is dropped."""
+    import signal
+
+    class Unlucky:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    from svd_stages.svd_core import pipeline
+
+    encode = pipeline.encode
+
+    def encode_unluckily(*arguments):
+        unlucky = Unlucky()
+        del unlucky
+        return encode(*arguments)
+
+    monkeypatch.setattr(pipeline, "encode", encode_unluckily)
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert main(["animate", "rocket.png", *form]) == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert files_in(here) == ["rocket.png"]

@@ -1,0 +1,331 @@
+"""Bad graphs at the door, one by one: each is refused by a code, with the node that is at fault, and nothing runs.
+
+The rows are those of the project's table of threats to graphs. `Row.change` gets a valid graph in API format.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from error_checks import check_error, check_facts, raises
+from svd_stages import headless
+from svd_stages.headless.graph.prompt import MAX_NODES
+from svd_stages.svd_core.errors import GraphError
+
+TEMPLATES = headless.PACKAGE / "example_workflows"
+PAGE = json.loads((TEMPLATES / "image_to_video.json").read_text(encoding="utf-8"))
+BASE = headless.open_graph(PAGE, ["SVDCheckpointLoader.checkpoint=svd-nano"]).prompt
+ID = {node["class_type"]: node_id for node_id, node in BASE.items()}
+SAMPLER, DECODER, RESIZE, LOADER = (
+    ID[name] for name in ("SVDEulerSampler", "SVDTemporalVAEDecode", "SVDResizeImage", "SVDCheckpointLoader")
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """make: the file's content. node: at fault, None where there is none. says: facts of the message, by spaces."""
+
+    name: str
+    code: str
+    node: str | None
+    make: Callable[[], bytes | str]
+    says: str = ""
+
+
+def api(name: str, code: str, node: str | None, change: Callable[[dict[str, Any]], Any], says: str = "") -> Row:
+    """A row of a changed graph; what `change` returns stands for the graph, if it returns anything."""
+
+    def make() -> str:
+        prompt = copy.deepcopy(BASE)
+        changed = change(prompt)
+        return json.dumps(prompt if changed is None else changed)
+
+    return Row(name, code, node, make, says)
+
+
+def value(node: str, name: str, given: Any, code: str, says: str = "", label: str = "") -> Row:
+    """A row of one changed input."""
+    title = label or f"{BASE[node]['class_type']}.{name} = {json.dumps(given)[:40]}"
+    return api(title, code, node, lambda prompt: prompt[node]["inputs"].__setitem__(name, given), says)
+
+
+def page(name: str, code: str, change: Callable[[dict[str, Any]], Any], says: str = "") -> Row:
+    """A row of a changed graph in UI format."""
+
+    def make() -> str:
+        graph = copy.deepcopy(PAGE)
+        changed = change(graph)
+        return json.dumps(graph if changed is None else changed)
+
+    return Row(name, code, None, make, says)
+
+
+def text(name: str, code: str, content: bytes | str, says: str = "") -> Row:
+    """A row of a file as it stands."""
+    return Row(name, code, None, lambda: content, says)
+
+
+def inserted(token: str) -> str:
+    """The graph with a token that JSON does not have, or that nobody can mean, for a value."""
+    prompt = copy.deepcopy(BASE)
+    prompt[SAMPLER]["inputs"]["max_guidance"] = "HERE"
+    return json.dumps(prompt).replace('"HERE"', token)
+
+
+def ring(length: int) -> Callable[[dict[str, Any]], Any]:
+    """Chain the sampler's latent through many samplers, round to the first."""
+
+    def change(prompt: dict[str, Any]) -> None:
+        for place in range(length):
+            inputs = {**BASE[SAMPLER]["inputs"], "latent": [f"r{(place + 1) % length}", 0]}
+            prompt[f"r{place}"] = {"class_type": "SVDEulerSampler", "inputs": inputs}
+        prompt[DECODER]["inputs"]["latent"] = ["r0", 0]
+
+    return change
+
+
+def linked(node: str, name: str, *link: Any, says: str = "", code: str = "graph.bad_linked_input") -> Row:
+    """A row of a bad link."""
+    return value(node, name, list(link), code, says, f"{BASE[node]['class_type']}.{name} <- {json.dumps(link)[:40]}")
+
+
+def subgraph(inside: Any) -> Callable[[dict[str, Any]], Any]:
+    """Put definitions of subgraphs into a page."""
+    return lambda graph: graph.update(definitions={"subgraphs": inside})
+
+
+def too_many_boxes(graph: dict[str, Any]) -> None:
+    graph["nodes"] = [{"id": number, "type": "Note"} for number in range(MAX_NODES + 1)]
+
+
+def holding_itself(graph: dict[str, Any]) -> None:
+    graph["nodes"].append({"id": 78, "type": "s"})
+    graph["definitions"] = {"subgraphs": [{"id": "s", "nodes": [{"id": 1, "type": "s"}], "links": []}]}
+
+
+EXPENSIVE = {"width": 16384, "height": 16384}
+ROWS = [
+    # G1, G2: cycles
+    linked(SAMPLER, "latent", SAMPLER, 0, code="graph.dependency_cycle", says="->"),
+    api("a ring of two", "graph.dependency_cycle", "r0", ring(2), "r0 r1"),
+    api("a ring of two thousand", "graph.dependency_cycle", "r0", ring(2000)),
+    # G3 to G6: links
+    linked(DECODER, "latent", "99", 0, says="99"),
+    linked(DECODER, "latent", "", 0),
+    linked(DECODER, "latent", SAMPLER, -1, says="-1"),
+    linked(DECODER, "latent", SAMPLER, 1, says="1"),
+    linked(DECODER, "latent", SAMPLER, 10**30),
+    linked(DECODER, "latent", SAMPLER, 0.5, says="0.5"),
+    linked(DECODER, "latent", SAMPLER, "0", says="'0'"),
+    linked(DECODER, "latent", SAMPLER, True, says="True"),
+    linked(DECODER, "latent", SAMPLER, None),
+    linked(DECODER, "latent", SAMPLER, [0]),
+    linked(DECODER, "latent", int(SAMPLER), 0, says=f"'{SAMPLER}' {SAMPLER}"),
+    linked(DECODER, "latent", None, 0),
+    linked(DECODER, "latent", [SAMPLER], 0),
+    linked(DECODER, "latent", SAMPLER),
+    linked(DECODER, "latent", SAMPLER, 0, 0),
+    linked(DECODER, "latent", LOADER, 0, code="graph.return_type_mismatch", says="LATENT"),
+    linked(SAMPLER, "steps", LOADER, 0, code="graph.return_type_mismatch", says="INT"),
+    api("a required link is gone", "graph.required_input_missing", DECODER, lambda p: p[DECODER]["inputs"].pop("latent")
+        and None, "latent"),
+    # G7, G17: classes
+    api("an unknown class", "graph.missing_node_type", SAMPLER, lambda p: p[SAMPLER].update(class_type="SVDEulerSampl"),
+        "SVDEulerSampl SVDEulerSampler"),
+    api("no class", "graph.missing_node_type", SAMPLER, lambda p: p[SAMPLER].pop("class_type") and None, "class_type"),
+    api("a class called as a module of Python", "graph.missing_node_type", SAMPLER,
+        lambda p: p[SAMPLER].update(class_type="os.system")),
+    api("a class called as a method", "graph.missing_node_type", SAMPLER,
+        lambda p: p[SAMPLER].update(class_type="__class__")),
+    api("a node that evaluates Python", "graph.missing_node_type", "e",
+        lambda p: p.update(e={"class_type": "EvaluateInts", "inputs": {"python_expression": "__import__('os')"}})),
+    api("a node that runs a command", "graph.missing_node_type", "e",
+        lambda p: p.update(e={"class_type": "RunCommand", "inputs": {"command": "id"}})),
+    api("a node that fetches", "graph.missing_node_type", "e",
+        lambda p: p.update(e={"class_type": "LoadImageFromUrl", "inputs": {"image": "http://localhost/"}})),
+    # G8: shapes
+    api("a class that is a list", "graph.invalid_prompt", None,
+        lambda p: p[SAMPLER].update(class_type=["SVDEulerSampler"]), "class_type"),
+    api("a class that is an object", "graph.invalid_prompt", None, lambda p: p[SAMPLER].update(class_type={})),
+    api("a node that is a number", "graph.invalid_prompt", None, lambda p: p.update({SAMPLER: 5}), f"#{SAMPLER} int"),
+    api("a node that is null", "graph.invalid_prompt", None, lambda p: p.update({SAMPLER: None})),
+    api("inputs that are a list", "graph.invalid_prompt", None, lambda p: p[SAMPLER].update(inputs=[])),
+    api("no inputs", "graph.invalid_prompt", None, lambda p: p[SAMPLER].pop("inputs") and None),
+    api("a list at the top", "graph.shape", None, lambda p: [p]),
+    api("a number at the top", "graph.shape", None, lambda p: 5),
+    api("nothing in it", "graph.prompt_no_outputs", None, lambda p: {}),
+    api("nothing that is saved", "graph.prompt_no_outputs", None,
+        lambda p: {key: node for key, node in p.items() if not node["class_type"].startswith(("Save", "Preview"))},
+        "SaveVideo"),
+    # G9: JSON by the letter
+    text("NaN", "graph.non_finite", inserted("NaN"), "NaN"),
+    text("Infinity", "graph.non_finite", inserted("-Infinity")),
+    text("a number that overflows", "graph.non_finite", inserted("1e999")),
+    text("a whole number of 5000 digits", "graph.json", inserted("9" * 5000)),
+    text("half of a surrogate pair", "graph.encoding", inserted('"\\ud800"')),
+    text("a key twice", "graph.duplicate_key", '{"1": {}, "1": {}}', '"1"'),
+    text("Latin-1", "graph.encoding", '{"é": 1}'.encode("latin-1")),
+    text("UTF-16", "graph.encoding", json.dumps(BASE).encode("utf-16")),
+    text("cut in the middle", "graph.json", json.dumps(BASE)[:500]),
+    text("empty", "graph.json", b""),
+    text("zeros", "graph.json", b"\0" * 100),
+    text("a page of HTML", "graph.json", "<!DOCTYPE html><title>404</title>"),
+    text("single quotes", "graph.json", "{'a': 1}"),
+    text("two graphs", "graph.json", "{}{}"),
+    text("a pickle", "graph.encoding", b"\x80\x04\x95\x1a\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94"),
+    # G10: seeds
+    value(SAMPLER, "seed", -1, "graph.value_smaller_than_min", "seed 0 -1"),
+    value(SAMPLER, "seed", 2**64, "graph.value_bigger_than_max", f"seed {2**64 - 1} {2**64} JavaScript"),
+    value(SAMPLER, "seed", 2**70, "graph.value_bigger_than_max"),
+    value(SAMPLER, "seed", 1e30, "graph.value_bigger_than_max"),
+    value(SAMPLER, "seed", True, "graph.invalid_input_type", "seed True"),
+    value(SAMPLER, "seed", 1.9, "graph.invalid_input_type", "seed 1.9"),
+    value(SAMPLER, "seed", "0x10", "graph.invalid_input_type"),
+    value(SAMPLER, "seed", "1.9", "graph.invalid_input_type"),
+    value(SAMPLER, "seed", "", "graph.invalid_input_type"),
+    value(SAMPLER, "seed", None, "graph.invalid_input_type"),
+    value(SAMPLER, "seed", {}, "graph.invalid_input_type"),
+    # other values
+    value(SAMPLER, "max_guidance", "nan", "graph.invalid_input_type", "max_guidance nan"),
+    value(SAMPLER, "max_guidance", "1e999", "graph.invalid_input_type", "max_guidance 1e999"),
+    value(SAMPLER, "steps", 0, "graph.value_smaller_than_min"),
+    value(SAMPLER, "steps", "many", "graph.invalid_input_type"),
+    value(SAMPLER, "noise", "comfy", "graph.value_not_in_list", "comfy comfyui"),
+    value(DECODER, "mode", ["exact"], "graph.bad_linked_input"),
+    value(LOADER, "checkpoint", "../../etc/passwd", "graph.custom_validation_failed", "../../etc/passwd"),
+    value(LOADER, "checkpoint", None, "graph.value_not_in_list", "checkpoint None"),
+    value(ID["LoadImage"], "image", None, "graph.value_not_in_list"),
+    value(ID["LoadImage"], "image", "../../../etc/passwd", "graph.custom_validation_failed", "../../../etc/passwd"),
+    value(ID["LoadImage"], "image", "/etc/hostname", "graph.custom_validation_failed", "/etc/hostname"),
+    value(ID["LoadImage"], "image", "a\0b.png", "graph.custom_validation_failed"),
+    # G11, G12: sizes
+    value(SAMPLER, "steps", [1, 2, 3], "graph.bad_linked_input", "steps [1, 2, 3]"),
+    value(SAMPLER, "steps", [1] * 100_000, "graph.bad_linked_input"),
+    value(SAMPLER, "steps", "9" * 100_000, "graph.invalid_input_type"),
+    text("a string of a megabyte and more", "graph.too_large", json.dumps({"a": "x" * 1_048_577}), "1048577"),
+    text("an escaped string of a megabyte and more", "graph.too_large", '{"a": "' + "\\n" * 600_000 + '"}'),
+    text("nested 65 deep", "graph.too_large", '{"a":' * 65 + "1" + "}" * 65, "64"),
+    text("nested 100,000 deep", "graph.too_large", "[" * 100_000),
+    text("32 MB and a byte", "graph.too_large", b" " * (32 * 2**20 + 1)),
+    text("millions of empty objects", "graph.too_large", "[" + "{}," * 5_000_000 + "{}]"),
+    text("millions of strings", "graph.too_large", "[" + '"",' * 5_000_000 + '""]'),
+    text("millions of quotes", "graph.too_large", '"' * 20_000_000),
+    text("millions of closing brackets", "graph.too_large", "]" * 20_000_000),
+    api("20,001 nodes", "graph.too_large", None, lambda p: {str(n): {} for n in range(MAX_NODES + 1)}, "20000"),
+    page("20,001 boxes", "graph.too_large", too_many_boxes, "20001"),
+    # G13: cost
+    api("16384 x 16384 pixels x 4096 frames", "graph.too_expensive", SAMPLER, lambda p: p[RESIZE]["inputs"].update(
+        EXPENSIVE) or p[ID["SVDImageConditioning"]]["inputs"].update(video_frames=4096), "4096 16384x16384"),
+    # the page's format
+    page("nodes without ids", "graph.shape", lambda g: g["nodes"][0].pop("id") and None),
+    page("two nodes of one id", "graph.shape", lambda g: g["nodes"][0].update(id=g["nodes"][1]["id"])),
+    page("links of two numbers", "graph.shape", lambda g: g.update(links=[[1, 2]])),
+    page("links that are text", "graph.shape", lambda g: g.update(links="all")),
+    page("an unknown box", "graph.missing_node_type", lambda g: g["nodes"].append({"id": 77, "type": "X"}), "77 X"),
+    page("a group node", "graph.unsupported", lambda g: g["nodes"].append({"id": 77, "type": "workflow>x"}), "77"),
+    page("a subgraph without an id", "graph.shape", subgraph([{}])),
+    page("a subgraph that is text", "graph.shape", subgraph(["x"])),
+    page("a subgraph that holds itself", "graph.shape", holding_itself, "78"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory) -> headless.Surroundings:
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "input").mkdir()
+    shutil.copy(TEMPLATES / "rocket.png", folder / "input")
+    return headless.Surroundings(
+        [folder / "models"], "cpu", input_folder=folder / "input", output_folder=folder / "out"
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """What ran: every node's function is replaced by one that notes its name."""
+    ran: list[str] = []
+    for name, node_class in headless.NODES.items():
+        monkeypatch.setattr(node_class, node_class.FUNCTION, lambda *_, name=name, **__: ran.append(name))
+    return ran
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_bad_graph_is_refused_by_its_code_and_node_in_a_second_and_nothing_runs(row, around, calls, tmp_path):
+    path = tmp_path / "graph.json"
+    content = row.make()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    began = time.process_time()
+    with pytest.raises(GraphError) as caught:
+        headless.EmbeddedEngine(around).run(headless.open_graph(path))
+    assert time.process_time() - began < 1
+    error, message = caught.value, str(caught.value)
+    check_error(error, row.code, *row.says.split())
+    if row.node is not None:
+        check_facts(message, row.node)
+        class_type = json.loads(content)[row.node].get("class_type")
+        assert error.node_errors[row.node]["class_type"] == class_type
+    assert message.isprintable() and len(message) < 2000
+    assert calls == [] and not around.host().output_folder.exists()
+
+
+def test_there_are_more_than_sixty_of_them_and_no_two_are_one():
+    assert len({row.name for row in ROWS}) == len(ROWS) > 90
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1, "123", 7.0, "18446744073709551615"])
+def test_a_seed_is_any_whole_number_of_64_bits(seed, around, calls):
+    prompt = copy.deepcopy(BASE)
+    prompt[SAMPLER]["inputs"]["seed"] = seed
+    checked = headless.EmbeddedEngine(around).check(headless.open_graph(prompt))
+    assert checked.prompt[SAMPLER]["inputs"]["seed"] == int(seed)
+
+
+@pytest.mark.parametrize("flag", [True, False, 0, 1, 0.0, 1.0])
+def test_a_flag_is_true_or_false_or_their_numbers_and_the_rest_is_named(flag, around, calls):
+    prompt = copy.deepcopy(BASE)
+    prompt["b"] = {"class_type": "SaveAnimatedWEBP", "inputs": {
+        "images": [DECODER, 0], "filename_prefix": "x", "fps": 7, "lossless": flag, "quality": 80, "method": "default",
+    }}  # fmt: skip
+    engine = headless.EmbeddedEngine(around)
+    assert engine.check(headless.open_graph(prompt)).prompt["b"]["inputs"]["lossless"] is bool(flag)
+    for other in ("false", "true", "", None, 2, -1, {}, 0.5):
+        prompt["b"]["inputs"]["lossless"] = other
+        with raises(GraphError, "graph.some_outputs", "b", "SaveAnimatedWEBP", "lossless", repr(other)):
+            engine.check(headless.open_graph(prompt))
+
+
+def test_what_is_ignored_and_what_is_filled_in_is_said(around, caplog):
+    """G15, G16: in the notes of validation, as warnings of a run, and in the manifest."""
+    loader = {"class_type": "LoadImage", "inputs": {"image": "rocket.png", "colour": "red"}}
+    scale = {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "width": 32, "height": 32, "crop": "disabled"}}
+    scale["inputs"]["upscale_method"] = "bilinear"
+    saver = {"class_type": "SaveAnimatedPNG", "inputs": {"images": ["2", 0], "filename_prefix": "x", "fps": 7}}
+    engine, graph = headless.EmbeddedEngine(around), headless.Graph({"1": loader, "2": scale, "3": saver})
+    facts = [(1, "LoadImage", "colour"), (3, "SaveAnimatedPNG", "compress_level", 4)]
+    for note, known in zip(notes := engine.check(graph).notes, facts, strict=True):
+        check_facts(note, *known)
+    report = engine.run(graph)
+    told = [record.getMessage() for record in caplog.records]
+    assert all(note in told for note in notes)
+    kept = headless.make_manifest(graph, report, around, engine, 1.0)["notes"]
+    assert kept == [{"code": "graph.note", "message": note} for note in notes]
+    shutil.rmtree(around.host().output_folder)
+
+
+def test_a_byte_order_mark_is_no_fault(around, calls, tmp_path):
+    path = tmp_path / "graph.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(BASE).encode())
+    assert headless.EmbeddedEngine(around).check(headless.open_graph(path)).ok
+
+
+def test_as_many_nodes_as_are_allowed_are_checked_in_seconds(around, calls):
+    nodes = {str(n): {"class_type": "PrimitiveInt", "inputs": {"value": n}} for n in range(MAX_NODES - 1)}
+    prompt = {**nodes, "p": {"class_type": "PreviewImage", "inputs": {f"x{n}": [n, 0] for n in nodes}}}
+    with raises(GraphError, "graph.required_input_missing", "PreviewImage", "images"):
+        headless.EmbeddedEngine(around).check(headless.Graph(prompt))

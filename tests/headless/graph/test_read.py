@@ -1,0 +1,141 @@
+"""Graph files: what is refused before it is parsed, while it is parsed, and what is understood."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from error_checks import raises
+from svd_stages.headless.graph import is_ui_format, parse_graph, read_graph, unwrap
+from svd_stages.headless.graph import read as read_module
+from svd_stages.svd_core.errors import GraphError
+
+API = {"1": {"class_type": "Number", "inputs": {"value": 1}}}
+PAGE = {"nodes": [], "links": [], "version": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "graph.json"),
+        ("{", "graph.json"),
+        ("{'a': 1}", "graph.json"),
+        ('{"a": 1,}', "graph.json"),
+        ('{"a": 1} x', "graph.json"),
+        ('{"a": ' + "9" * 10_000 + "}", "graph.json"),
+        ("[]", "graph.shape"),
+        ("null", "graph.shape"),
+        ('"text"', "graph.shape"),
+        ("5", "graph.shape"),
+        ('{"a": NaN}', "graph.non_finite"),
+        ('{"a": Infinity}', "graph.non_finite"),
+        ('{"a": [-Infinity]}', "graph.non_finite"),
+        ('{"a": 1e999}', "graph.non_finite"),
+        ('{"a": -1e999}', "graph.non_finite"),
+        ('{"a": 1, "b": 2, "a": 3}', "graph.duplicate_key"),
+        ('{"x": [{"a": 1, "\\u0061": 2}]}', "graph.duplicate_key"),
+        ('{"a": "\\ud800"}', "graph.encoding"),
+        ('{"a": [{"\\udfff": 1}]}', "graph.encoding"),
+        ('{"a": "\ud800"}', "graph.encoding"),
+        ('{"a":' * 65 + "1" + "}" * 65, "graph.too_large"),
+        ("[" * 100_000, "graph.too_large"),
+        ('{"a": "x\\"[[" , "b": ' + "[" * 65 + "]" * 65 + "}", "graph.too_large"),
+    ],
+)
+def test_what_is_not_a_graph_is_refused_with_a_code(text, code):
+    with pytest.raises(GraphError) as caught:
+        parse_graph(text, "mine.json")
+    assert caught.value.code == code and caught.value.exit_status == 2
+    assert "mine.json" in str(caught.value) and "\n" not in str(caught.value)
+    str(caught.value).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "graph"),
+    [
+        (b"\xef\xbb\xbf{}", {}),
+        ("\ufeff{}", {}),
+        ('{"a": 1e308}', {"a": 1e308}),
+        ('{"a": 18446744073709551615}', {"a": 2**64 - 1}),
+        ('{"a": "\\ud83d\\ude00"}', {"a": "😀"}),
+        ('{"a": "caf\u00e9 \\\\ud800"}', {"a": "caf\u00e9 \\ud800"}),
+        ('{"a": "' + "[" * 1000 + '"}', {"a": "[" * 1000}),
+        ('{"a": "\\"' + "{" * 1000 + '"}', {"a": '"' + "{" * 1000}),
+    ],
+)
+def test_what_json_allows_is_read(text, graph):
+    assert parse_graph(text) == graph
+
+
+def test_nesting_is_read_down_to_the_limit_and_no_further():
+    graph = parse_graph('{"a":' * 64 + "1" + "}" * 64)
+    for _ in range(64):
+        graph = graph["a"]
+    assert graph == 1
+    with raises(GraphError, "graph.too_large"):
+        parse_graph('{"a":' * 65 + "1" + "}" * 65)
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps(API), "utf-8")
+    assert read_graph(path) == read_graph(str(path)) == API
+
+
+def test_files_that_cannot_be_graphs_are_refused(tmp_path, monkeypatch):
+    latin = tmp_path / "latin.json"
+    latin.write_bytes('{"a": "é"}'.encode("latin-1"))
+    wide = tmp_path / "wide.json"
+    wide.write_bytes("{}".encode("utf-16"))
+    big = tmp_path / "big.json"
+    with big.open("wb") as file:
+        file.truncate(read_module.MAX_BYTES + 1)
+    codes = {
+        latin: "graph.encoding",
+        wide: "graph.encoding",
+        big: "graph.too_large",
+        tmp_path / "gone.json": "graph.file",
+        tmp_path: "graph.file",
+    }
+    for path, code in codes.items():
+        with pytest.raises(GraphError) as caught:
+            read_graph(path)
+        assert caught.value.code == code, path
+
+
+def test_a_large_hostile_text_is_refused_in_a_second():
+    start = time.perf_counter()
+    for code, text in (
+        ("graph.too_large", '{"a": "' + '\\"' * 2_000_000),
+        ("graph.json", '"' * 2_000_001),
+        ("graph.too_large", '{"a": "' + "\\" * 3_000_001),
+    ):
+        with raises(GraphError, code):
+            parse_graph(text)
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("saved", "graph", "workflow"),
+    [
+        (API, API, None),
+        (PAGE, PAGE, PAGE),
+        ({"prompt": API, "client_id": "x"}, API, None),
+        ({"prompt": API, "extra_data": {"extra_pnginfo": {"workflow": PAGE}}}, API, PAGE),
+        ({"prompt": API, "workflow": PAGE}, API, PAGE),
+        ({"prompt": API, "extra_data": {"extra_pnginfo": None}}, API, None),
+        ({"output": API, "workflow": PAGE}, API, PAGE),
+        ({"output": API, "workflow": 5}, API, None),
+        ({"workflow": PAGE}, PAGE, PAGE),
+        ({"prompt": API["1"]}, {"prompt": API["1"]}, None),
+        ({"output": API["1"]}, {"output": API["1"]}, None),
+        ({}, {}, None),
+    ],
+)
+def test_wrappers_are_taken_off(saved, graph, workflow):
+    assert unwrap(saved) == (graph, workflow)
+
+
+def test_ui_format_is_told_by_its_list_of_nodes():
+    assert is_ui_format(PAGE) and not is_ui_format(API) and not is_ui_format({"nodes": API["1"]})

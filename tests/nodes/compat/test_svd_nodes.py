@@ -1,0 +1,442 @@
+"""The stand-ins for core's SVD nodes on the tiny checkpoint: what they refuse, and that they are our own stages.
+
+Their numbers beside core's are in tests/comfyui.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from error_checks import check_facts, raises
+from svd_stages.headless import NODES
+from svd_stages.headless.graph.validate import raise_if_invalid, validate
+from svd_stages.nodes import backend
+from svd_stages.nodes.compat import values
+from svd_stages.nodes.compat.values import Guidance, Model
+from svd_stages.nodes.wire_formats import read_latent
+from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
+from svd_stages.svd_core.diffusion.schedulers import SCHEDULERS
+from svd_stages.svd_core.errors import GraphError, SettingError
+from svd_stages.svd_core.models.components import Checkpoint
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+
+FRAMES = 2
+ROUNDED = 1e-3
+"""Core's karras is computed in float32, ours in float64: of two steps the second is 1e-4 away, and is seen so much."""
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu():
+    with using(HeadlessHost(device_name="cpu")):
+        yield
+
+
+def run(class_type: str, **inputs):
+    node = NODES[class_type]()
+    return getattr(node, node.FUNCTION)(**inputs)
+
+
+@pytest.fixture(scope="module")
+def model(tiny) -> Model:
+    return Model(tiny.model)
+
+
+@pytest.fixture(scope="module")
+def conditioned(tiny, images) -> tuple:
+    """positive, negative, latent of core's node, without noise."""
+    with torch.inference_mode(), using(HeadlessHost(device_name="cpu")):
+        return condition(tiny, images)
+
+
+def condition(tiny: Checkpoint, images: torch.Tensor, **changes):
+    parts = {"clip_vision": tiny.clip_vision, "vae": tiny.vae, "init_image": images}
+    numbers = {"width": 64, "height": 64, "video_frames": FRAMES, "motion_bucket_id": 127, "fps": 6}
+    return run("SVD_img2vid_Conditioning", **parts, **{**numbers, "augmentation_level": 0.0, **changes})
+
+
+def ksampler(model: Model, conditioned: tuple, **changes) -> dict:
+    positive, negative, latent = conditioned
+    sides = {"positive": positive, "negative": negative, "latent_image": latent}
+    numbers = {"seed": 4, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
+    return run("KSampler", model=model, **{**sides, **numbers, **changes})[0]
+
+
+def ours(model, conditioned: tuple, low: float, high: float) -> dict:
+    positive, negative, latent = conditioned
+    sides = {"positive": positive, "negative": negative, "latent": latent}
+    numbers = {"seed": 4, "steps": 2, "min_guidance": low, "max_guidance": high, "noise": "comfyui"}
+    return run("SVDEulerSampler", model=model, **sides, **numbers)[0]
+
+
+def far(one: dict, other: dict) -> float:
+    """The largest difference, in deviations."""
+    return float((one["samples"] - other["samples"]).abs().max() / other["samples"].std())
+
+
+# SVD_img2vid_Conditioning
+
+
+def test_conditioning_is_cores_dictionary_with_the_users_fps_and_zeros_on_the_other_side(conditioned):
+    [[embeds, keys]], [[no_embeds, no_keys]], latent = conditioned
+    assert (keys["fps"], keys["motion_bucket_id"], keys["augmentation_level"]) == (6, 127, 0.0)
+    assert embeds.shape == (1, 1, 32) and keys["concat_latent_image"].shape == (1, 4, 8, 8)
+    assert not no_embeds.any() and not no_keys["concat_latent_image"].any()
+    assert {**no_keys, "concat_latent_image": 0} == {**keys, "concat_latent_image": 0}
+    assert latent["samples"].shape == (FRAMES, 4, 8, 8) and not latent["samples"].any()
+
+
+def test_its_noise_is_the_same_in_every_run_and_it_says_so(tiny, images, conditioned, caplog):
+    with caplog.at_level(logging.WARNING):
+        one, other = (condition(tiny, images, augmentation_level=0.1)[0][0][1] for _ in range(2))
+    assert torch.equal(one["concat_latent_image"], other["concat_latent_image"])
+    assert not torch.equal(one["concat_latent_image"], conditioned[0][0][1]["concat_latent_image"])
+    check_facts(caplog.text, "seed", "SVDNoiseAugmentation")
+
+
+def test_several_pictures_are_tokens_of_one_video(tiny, images, model):
+    two = condition(tiny, torch.cat([images, images.flip(2)]))
+    assert two[0][0][0].shape == (1, 2, 32) and two[0][0][1]["concat_latent_image"].shape == (FRAMES, 4, 8, 8)
+    assert ksampler(model, two, steps=1)["samples"].shape == (FRAMES, 4, 8, 8)
+
+
+def test_transparency_and_odd_sizes_are_cut_off(tiny, images):
+    with_alpha = torch.cat([images, images[..., :1]], dim=-1)
+    positive, _, latent = condition(tiny, with_alpha, width=68, height=76, augmentation_level=0.02)
+    assert positive[0][1]["concat_latent_image"].shape[-2:] == latent["samples"].shape[-2:] == (9, 8)
+
+
+# Guidance over the frames
+
+
+@pytest.mark.parametrize("shape", ["linear", "triangle"])
+def test_a_guidance_node_gives_a_copy_whose_curve_ends_in_the_samplers_cfg(model, shape):
+    node = f"Video{shape.title()}CFGGuidance"
+    (guided,) = run(node, model=model, min_cfg=1.5)
+    assert guided.guidance.curve(2.5) == GuidanceCurve(shape, 1.5, 2.5)
+    assert guided.model is model.model and model.guidance == Guidance()
+    (again,) = run(node, model=guided, min_cfg=1.0)
+    assert again.guidance.curve(2.5) == GuidanceCurve(shape, 1.0, 2.5)
+
+
+def test_ksampler_with_linear_guidance_is_our_sampler(model, tiny, conditioned):
+    (guided,) = run("VideoLinearCFGGuidance", model=model, min_cfg=1.0)
+    assert far(ksampler(guided, conditioned), ours(tiny.model, conditioned, 1.0, 3.0)) < ROUNDED
+
+
+def test_a_cfg_of_one_below_a_larger_min_cfg_still_guides(model, conditioned):
+    (guided,) = run("VideoLinearCFGGuidance", model=model, min_cfg=3.0)
+    at_one = ksampler(guided, conditioned, cfg=1.0, steps=1)
+    assert far(at_one, ksampler(guided, conditioned, cfg=1.000001, steps=1)) < 1e-3
+    assert far(at_one, ksampler(model, conditioned, cfg=1.0, steps=1)) > 0.01
+
+
+# Samplers
+
+
+def test_two_ksamplers_in_a_row_are_one(model, conditioned):
+    positive, negative, latent = conditioned
+    numbers = {"model": model, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "noise_seed": 4}
+    sides = {"positive": positive, "negative": negative}
+
+    def part(latent: dict, start: int, end: int, noise: str, leftover: str) -> dict:
+        cut = {"start_at_step": start, "end_at_step": end, "add_noise": noise, "return_with_leftover_noise": leftover}
+        return run("KSamplerAdvanced", latent_image=latent, **numbers, **sides, **cut)[0]
+
+    kept = copy.deepcopy(latent)
+    first = part(latent, 0, 2, "enable", "enable")
+    whole = ksampler(model, conditioned, cfg=2.0, steps=3, scheduler="normal")
+    assert far(part(first, 2, 10000, "disable", "disable"), whole) < 1e-4
+    assert torch.equal(latent["samples"], kept["samples"])
+    assert part(whole, 3, 10000, "enable", "disable") is whole
+
+
+def test_ksampler_leaves_no_level_out_of_a_row_that_is_longer_than_asked(model, conditioned):
+    positive, negative, latent = conditioned
+    numbers = {"steps": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "ddim_uniform"}
+    sides = {"positive": positive, "negative": negative, "latent_image": latent}
+    all_steps = {"start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    (whole,) = run("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=4, **numbers, **sides, **all_steps)
+    assert torch.equal(ksampler(model, conditioned, **numbers)["samples"], whole["samples"])
+
+
+def test_a_row_of_one_level_puts_its_noise_on_the_latent(model, conditioned):
+    """So that the first part of a row split after no step is gone on with as after any other number."""
+    positive, negative, latent = conditioned
+    (row,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
+    first, rest = run("SplitSigmas", sigmas=row, step=0)
+    (sampler,) = run("KSamplerSelect", sampler_name="euler")
+    wires = {"model": model, "cfg": 3.0, "positive": positive, "negative": negative, "sampler": sampler}
+
+    def sample(sigmas: torch.Tensor, latent: dict, add_noise: bool) -> tuple[dict, dict]:
+        noise = {"add_noise": add_noise, "noise_seed": 4}
+        return run("SamplerCustom", sigmas=sigmas, latent_image=latent, **noise, **wires)
+
+    noisy, estimate = sample(first, latent, True)
+    assert estimate is noisy
+    assert far(sample(rest, noisy, False)[0], ksampler(model, conditioned)) < 1e-3  # float32 at a level of 700
+    (end,) = run("AlignYourStepsScheduler", model_type="SVD", steps=10, denoise=0.04)
+    assert end.tolist() == [0.0]
+    assert torch.allclose(sample(end, noisy, True)[0]["samples"], noisy["samples"])
+
+
+def test_samplers_of_parts_are_ksampler(model, conditioned):
+    positive, negative, latent = conditioned
+    (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
+    (sampler,), (noise,) = run("KSamplerSelect", sampler_name="ddim"), run("RandomNoise", noise_seed=4)
+    (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
+    wires = {"sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    output, estimate = run("SamplerCustomAdvanced", noise=noise, guider=guider, **wires)
+    whole = ksampler(model, conditioned)
+    assert torch.equal(output["samples"], whole["samples"])
+    assert far(estimate, output) < 1e-3  # the last step lands on the estimate
+    sides = {"positive": positive, "negative": negative}
+    custom = run("SamplerCustom", model=model, add_noise=True, noise_seed=4, cfg=3.0, **sides, **wires)
+    assert torch.equal(custom[0]["samples"], whole["samples"])
+
+
+def test_before_the_last_step_the_estimate_is_cleaner_than_the_output(model, conditioned):
+    (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=3, denoise=1.0)
+    high, _ = run("SplitSigmas", sigmas=sigmas, step=1)
+    positive, _, latent = conditioned
+    (guider,) = run("BasicGuider", model=model, conditioning=positive)
+    (noise,), (sampler,) = run("RandomNoise", noise_seed=4), run("SVDEulerSamplerSelect")
+    wires = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": high, "latent_image": latent}
+    output, estimate = run("SamplerCustomAdvanced", **wires)
+    assert estimate["samples"].std() < output["samples"].std()
+
+
+def test_sampling_upwards_and_down_again_comes_back(model, conditioned):
+    """The same steps backwards: each differs from its counterpart by the curve of the path within the step only."""
+    positive, _, _ = conditioned
+    video = {"samples": positive[0][1]["concat_latent_image"].expand(FRAMES, -1, -1, -1)}
+    (guider,) = run("BasicGuider", model=model, conditioning=positive)
+    (sampler,), (none,) = run("KSamplerSelect", sampler_name="euler"), run("DisableNoise")
+    row = torch.linspace(0.02, 0.0, 5)
+    (up,) = run("FlipSigmas", sigmas=row)
+    wires = {"noise": none, "guider": guider, "sampler": sampler}
+    noisy, _ = run("SamplerCustomAdvanced", sigmas=up, latent_image=video, **wires)
+    back, _ = run("SamplerCustomAdvanced", sigmas=row, latent_image=noisy, **wires)
+    assert far(noisy, video) > 5 * far(back, video)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_is_offered_and_walked(model, scheduler):
+    assert tuple(values.SCHEDULER_NAMES) == SCHEDULERS
+    (sigmas,) = run("BasicScheduler", model=model, scheduler=scheduler, steps=4, denoise=0.5)
+    assert len(sigmas) == 5 and sigmas[-1] == 0
+
+
+def test_basic_guider_cannot_guide_over_the_frames(model, conditioned):
+    (guided,) = run("VideoLinearCFGGuidance", model=model, min_cfg=2.0)
+    positive, _, latent = conditioned
+    (guider,) = run("BasicGuider", model=guided, conditioning=positive)
+    (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
+    wires = {"noise": noise, "sampler": sampler, "sigmas": torch.tensor([1.0, 0.0]), "latent_image": latent}
+    with raises(SettingError, "setting", "BasicGuider", "CFGGuider"):
+        run("SamplerCustomAdvanced", guider=guider, **wires)
+
+
+def test_a_noise_mask_is_refused(model, conditioned):
+    positive, negative, latent = conditioned
+    masked = {**latent, "noise_mask": torch.ones(1, 1, 64, 64)}
+    with raises(SettingError, "setting", "noise_mask"):
+        ksampler(model, (positive, negative, masked))
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "uni_pc_bh2", "euler_ancestral"])
+@pytest.mark.parametrize("class_type", ["KSampler", "KSamplerAdvanced", "KSamplerSelect"])
+def test_a_sampler_that_only_comfyui_has_is_refused_by_name_before_anything_runs(class_type, name):
+    node = NODES[class_type]
+    assert name in node.INPUT_TYPES()["required"]["sampler_name"][0]
+    graph = {
+        "choose": {"class_type": class_type, "inputs": {"sampler_name": name}},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["choose", 0]}},
+    }
+    with raises(GraphError, None, name, "euler", "ddim") as caught:
+        raise_if_invalid(validate(graph, NODES))
+    assert "custom_validation_failed" in {each["type"] for each in caught.value.node_errors["choose"]["errors"]}
+
+
+def test_a_wired_name_of_a_sampler_is_looked_at_when_it_is_known(model, conditioned):
+    assert NODES["KSampler"].VALIDATE_INPUTS(None) is True
+    with raises(SettingError, "setting", "eule", "euler", "ddim"):
+        ksampler(model, conditioned, sampler_name="eule")
+
+
+def test_the_rows_of_image_models_and_bislerp_are_refused_by_name():
+    assert NODES["AlignYourStepsScheduler"].VALIDATE_INPUTS("SVD") is True
+    assert "SDXL" in NODES["AlignYourStepsScheduler"].VALIDATE_INPUTS("SDXL")
+    with raises(SettingError, "setting", "SD1", "SVD"):
+        run("AlignYourStepsScheduler", model_type="SD1", steps=5, denoise=1.0)
+    assert "bislerp" in NODES["LatentUpscaleBy"].VALIDATE_INPUTS("bislerp")
+    with raises(SettingError, "setting", "bislerp", "bicubic"):
+        run("LatentUpscaleBy", samples={"samples": torch.zeros(1, 4, 8, 8)}, upscale_method="bislerp", scale_by=2.0)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "name", "value"),
+    [
+        ("KSampler", "sampler_name", "eule"),
+        ("KSamplerAdvanced", "sampler_name", "eule"),
+        ("KSamplerSelect", "sampler_name", "eule"),
+        ("KSamplerSelect", "sampler_name", ["euler", "ddim", "lms"]),
+        ("AlignYourStepsScheduler", "model_type", "SVD2"),
+        ("AlignYourStepsScheduler", "model_type", 5),
+        ("LatentUpscaleBy", "upscale_method", "lanczos"),
+        ("LatentUpscaleBy", "upscale_method", "foo"),
+        ("LatentUpscaleBy", "upscale_method", {}),
+    ],
+)
+def test_what_a_combo_does_not_offer_is_refused_before_anything_runs(class_type, name, value):
+    """Though VALIDATE_INPUTS, by naming the input, takes it from the engine's own check."""
+    node = {"class_type": class_type, "inputs": {name: {"__value__": value}}}
+    show = {"class_type": "PreviewImage", "inputs": {"images": ["choose", 0]}}
+    found = validate({"choose": node, "show": show}, NODES).node_errors["choose"]["errors"]
+    refused = [each["extra_info"]["input_name"] for each in found if each["type"] == "custom_validation_failed"]
+    assert refused == [name]
+    assert all(each["type"] != "exception_during_validation" for each in found)
+
+
+def test_a_wired_method_for_pictures_does_not_resize_latents():
+    with raises(SettingError, "setting", "lanczos", "bicubic"):
+        run("LatentUpscaleBy", samples={"samples": torch.zeros(1, 4, 8, 8)}, upscale_method="lanczos", scale_by=2.0)
+
+
+@pytest.mark.parametrize(
+    ("class_type", "socket"),
+    [("KSamplerSelect", "sampler"), ("RandomNoise", "noise"), ("CFGGuider", "guider"), ("BasicScheduler", "sigmas")],
+)
+def test_a_wire_with_something_else_is_refused(model, conditioned, class_type, socket):
+    positive, negative, latent = conditioned
+    (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
+    (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
+    wires = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": torch.tensor([1.0, 0.0])}
+    wires[socket] = torch.ones(1, 2) if socket == "sigmas" else "something else"
+    with raises(SettingError, "setting", socket, *([] if socket == "sigmas" else [class_type, "str"])):
+        run("SamplerCustomAdvanced", latent_image=latent, **wires)
+
+
+# VAE and CLIP
+
+
+def test_all_frames_are_decoded_as_one_clip(tiny, model, conditioned):
+    latent = ksampler(model, conditioned, steps=1)
+    (frames,) = run("VAEDecode", samples=latent, vae=tiny.vae)
+    (exact,) = run("SVDTemporalVAEDecode", vae=tiny.vae, latent=latent, mode="exact", chunk_size=1, context=0)
+    assert torch.equal(frames, exact[0])
+    (tiled,) = run(
+        "VAEDecodeTiled", samples=latent, vae=tiny.vae, tile_size=64, overlap=64, temporal_size=64, temporal_overlap=8
+    )
+    assert tiled.shape == frames.shape and not torch.allclose(tiled, frames, atol=1e-3)
+
+
+def test_encoding_cuts_the_middle(tiny, images):
+    (whole,) = run("VAEEncode", pixels=images[:, :42, :35], vae=tiny.vae)
+    (middle,) = run("VAEEncode", pixels=images[:, 1:41, 1:33], vae=tiny.vae)
+    assert torch.equal(whole["samples"], middle["samples"])
+    assert list(whole) == ["samples"]
+
+
+def test_clip_sees_the_middle_or_all(tiny, images):
+    seen = {
+        crop: run("CLIPVisionEncode", clip_vision=tiny.clip_vision, image=images, crop=crop)[0].image_embeds
+        for crop in ("center", "none")
+    }
+    (middle,) = run("SVDCLIPVisionEncode", clip_vision=tiny.clip_vision, image=images, preprocess="center_crop")
+    assert torch.equal(seen["center"], middle.image_embeds)
+    assert not torch.allclose(seen["none"], seen["center"])
+
+
+# Our nodes on these wires
+
+
+def test_our_sampler_takes_a_model_and_says_that_its_guidance_gives_way(tiny, model, conditioned, caplog):
+    (guided,) = run("VideoTriangleCFGGuidance", model=model, min_cfg=1.0)
+    plain = ours(tiny.model, conditioned, 1.0, 3.0)
+    assert torch.equal(ours(model, conditioned, 1.0, 3.0)["samples"], plain["samples"])
+    assert not caplog.records
+    assert torch.equal(ours(guided, conditioned, 1.0, 3.0)["samples"], plain["samples"])
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    check_facts(caplog.text, "MODEL", "VideoLinearCFGGuidance")
+
+
+def test_our_checkpoint_goes_to_cores_samplers(tiny, conditioned):
+    model, clip_vision, vae = run("SVDToComfyModel", model=tiny.model, clip_vision=tiny.clip_vision, vae=tiny.vae)
+    assert (clip_vision, vae) == (tiny.clip_vision, tiny.vae)
+    (guided,) = run("SVDFrameGuidance", model=model, min_guidance=1.0, max_guidance=3.0)
+    sampled = ksampler(guided, conditioned, cfg=8.0)
+    assert far(sampled, ours(tiny.model, conditioned, 1.0, 3.0)) < ROUNDED
+    positive, negative, latent = conditioned
+    sides = {"positive": positive, "negative": negative, "min_guidance": 1.0, "max_guidance": 3.0}
+    (guider,) = run("SVDFrameGuider", model=model, **sides)
+    (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
+    (noise,), (sampler,) = run("RandomNoise", noise_seed=4), run("SVDEulerSamplerSelect")
+    wires = {"noise": noise, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    output, _ = run("SamplerCustomAdvanced", guider=guider, **wires)
+    assert torch.equal(output["samples"], sampled["samples"])
+
+
+def test_an_svd_model_does_not_go_where_a_model_is_wanted():
+    graph = {
+        "load": {"class_type": "SVDCheckpointLoader", "inputs": {"checkpoint": "svd-nano", "precision": "auto"}},
+        "guide": {"class_type": "VideoLinearCFGGuidance", "inputs": {"model": ["load", 0], "min_cfg": 1.0}},
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["guide", 0]}},
+    }
+    with raises(GraphError, "graph.return_type_mismatch", "model", "MODEL", 0, "load", "SVD_MODEL"):
+        raise_if_invalid(validate(graph, NODES))
+
+
+def test_without_comfyui_the_program_is_that_of_the_stand_ins(tiny):
+    assert backend.current().sampler(tiny.model) is None
+    assert backend.current().vae(tiny.vae) is None
+
+
+# Latents and images between stages
+
+
+def test_frames_of_a_latent_remember_their_places():
+    samples = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 8, 8)
+    (part,) = run("LatentFromBatch", samples={"samples": samples, "other": 1}, batch_index=2, length=3)
+    assert part["batch_index"] == [2, 3, 4] and part["other"] == 1
+    assert part["samples"][:, 0, 0, 0].tolist() == [2, 3, 4]
+    (last,) = run("LatentFromBatch", samples=part, batch_index=60, length=60)
+    assert last["batch_index"] == [4]
+    (twice,) = run("RepeatLatentBatch", samples=part, amount=2)
+    assert twice["batch_index"] == [2, 3, 4, 5, 6, 7]
+    assert twice["samples"][:, 0, 0, 0].tolist() == [2, 3, 4, 2, 3, 4]
+
+
+def test_a_latent_with_another_number_of_frames_is_one_clip_as_in_core(tiny, model, conditioned):
+    sampled = ksampler(model, conditioned, steps=1)
+    assert sampled["svd"] == {"frames": FRAMES}
+    (twice,) = run("RepeatLatentBatch", samples=sampled, amount=2)
+    assert read_latent(twice).clips.shape == (1, 2 * FRAMES, 4, 8, 8)
+    again = ksampler(model, (*conditioned[:2], twice), steps=1, denoise=0.5)
+    assert again["svd"] == {"frames": 2 * FRAMES}
+    three_videos = {"samples": torch.cat([sampled["samples"]] * 3), "svd": {"frames": FRAMES}}
+    (part,) = run("LatentFromBatch", samples=three_videos, batch_index=1, length=4)
+    assert read_latent(part).clips.shape == (1, 4, 4, 8, 8)
+    (same,) = run("RepeatLatentBatch", samples=three_videos, amount=1)
+    assert read_latent(same).clips.shape == (3, FRAMES, 4, 8, 8)
+    assert three_videos["svd"] == sampled["svd"] == {"frames": FRAMES}
+
+
+def test_frames_are_taken_out_of_a_batch():
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 8, 8, 3)
+    assert run("ImageFromBatch", image=images, batch_index=1, length=2)[0][:, 0, 0, 0].tolist() == [1, 2]
+    assert run("ImageFromBatch", image=images, batch_index=9, length=9)[0][:, 0, 0, 0].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("Int", -3), ("Float", 0.25), ("Boolean", True), ("String", "a"), ("StringMultiline", "a\nb")]
+)
+def test_a_primitive_gives_its_value(kind, value):
+    assert run(f"Primitive{kind}", value=value) == (value,)
+
+
+def test_scaling_to_nothing_is_refused(images):
+    with raises(SettingError, "setting", "16x16", "0.01"):
+        run("ImageScaleBy", image=images[:, :16, :16], upscale_method="area", scale_by=0.01)

@@ -1,0 +1,85 @@
+"""The graph is read back from a result by the letter of JSON, or refused with the way out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from error_checks import raises
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from svd_stages.headless.engines.graph_loading import read_embedded_graphs
+from svd_stages.svd_core.errors import GraphError, ImageError
+from svd_stages.svd_core.media import video_io
+
+FRAMES = torch.zeros(2, 16, 16, 3)
+
+
+def png_with(path, **texts: str):
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+    return path
+
+
+def test_only_graphs_are_read(tmp_path):
+    path = png_with(tmp_path / "a.png", prompt='{"1": {}}', parameters="steps: 20", other="{")
+    assert read_embedded_graphs(path) == {"prompt": {"1": {}}}
+
+
+def test_what_a_file_is_shows_in_its_content(tmp_path):
+    video_io.write_mp4(tmp_path / "a.png", FRAMES, 7, {"prompt": {"1": 2}})
+    assert read_embedded_graphs(tmp_path / "a.png") == {"prompt": {"1": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("", "json"), ("{", "json"), ("{'a': 1}", "json"), ('{"a": NaN}', "non_finite"),
+     ('{"a": -Infinity}', "non_finite"), ('{"a": 1, "a": 2}', "duplicate_key"), ("[" * 100_000, "too_large")],
+    ids=range(7),
+)  # fmt: skip
+def test_what_is_not_json_by_the_letter_is_refused(tmp_path, text, code):
+    with raises(GraphError, f"graph.{code}", "workflow", "a.png"):
+        read_embedded_graphs(png_with(tmp_path / "a.png", prompt="{}", workflow=text))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0 jpeg", b"GIF89a"])
+def test_a_file_that_can_hold_no_graph_is_refused(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with raises(ImageError, "image.unsupported", tmp_path / "a.png", "mp4", "webm", "png", "webp"):
+        read_embedded_graphs(tmp_path / "a.png")
+
+
+def test_a_missing_file_and_a_folder_say_so(tmp_path):
+    with raises(ImageError, "image.missing", tmp_path / "a.png"):
+        read_embedded_graphs(tmp_path / "a.png")
+    with raises(ImageError, "image.unreadable", tmp_path):
+        read_embedded_graphs(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webp", "png"])
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_damaged_file_gives_graphs_or_an_error_of_ours(tmp_path, ending):
+    graphs = {"prompt": {"1": {"class_type": "LoadImage"}}, "workflow": {"nodes": []}}
+    path = tmp_path / f"a.{ending}"
+    if ending == "mp4":
+        video_io.write_mp4(path, FRAMES, 7, graphs)
+    elif ending == "webp":
+        video_io.write_webp(path, FRAMES, 7, metadata=graphs)
+    else:
+        video_io.write_png(path, FRAMES[0], graphs)
+    whole = path.read_bytes()
+    chance = random.Random(1)
+    refused = 0
+    for attempt in range(150):
+        damaged = bytearray(whole[: chance.randrange(13, len(whole))] if attempt % 2 else whole)
+        for _ in range(4):
+            damaged[chance.randrange(12, len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_embedded_graphs(path)
+        except (ImageError, GraphError):
+            refused += 1
+    assert refused > 20

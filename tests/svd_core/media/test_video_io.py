@@ -1,0 +1,422 @@
+"""Frames come back from mp4, webp and png as they went in, at the right time, in the right colours, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from error_checks import raises
+from PIL import Image, ImageSequence
+from svd_stages.headless.engines.graph_loading import read_embedded_graphs
+from svd_stages.svd_core.errors import OutputError, SettingError
+from svd_stages.svd_core.media import video_io
+from svd_stages.svd_core.utils.output_files import replacing
+
+GRAPH = {
+    "prompt": {"1": {"class_type": "LoadImage", "inputs": {"image": 'é 日本 "quoted"\n.png'}}},
+    "workflow": {"nodes": [{"id": 1}], "version": 0.4},
+}
+PATCHES = torch.tensor(
+    [
+        (0, 0, 0),
+        (1, 1, 1),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (0.5, 0.5, 0.5),
+        (0.9, 0.6, 0.2),
+        (0.1, 0.4, 0.7),
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 0),
+        (0.8, 0.7, 0.6),
+        (0.02, 0.02, 0.02),
+        (0.98, 0.97, 0.99),
+    ]
+)
+
+
+def clip(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    """(F, H, W, 3) smooth colours that move."""
+    time, y, x = torch.meshgrid(
+        torch.arange(float(frames)), torch.linspace(0, 3, height), torch.linspace(0, 3, width), indexing="ij"
+    )
+    return torch.stack([torch.sin(x + time / 5), torch.cos(y - time / 7), torch.sin(x * y)], dim=-1) / 2 + 0.5
+
+
+def as_bytes(frames: torch.Tensor) -> np.ndarray:
+    return np.floor(frames.double().clamp(0, 1).numpy() * 255 + 0.5).astype(np.uint8)
+
+
+def planes(frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
+    """Y (H, W), Cb and Cr (H/2, W/2) of a yuv420p frame."""
+    height, width = frame.height, frame.width
+    flat = frame.to_ndarray().reshape(-1)
+    sizes = ((height, width), (height // 2, width // 2), (height // 2, width // 2))
+    starts = (0, height * width, height * width * 5 // 4)
+    return tuple(flat[at : at + h * w].reshape(h, w) for at, (h, w) in zip(starts, sizes, strict=True))
+
+
+def limited_range_to_rgb(y: float, cb: float, cr: float, kr: float, kb: float) -> np.ndarray:
+    """ITU-R BT.709 section 3 (or BT.601, by its kr and kb) backwards, 8-bit limited range to RGB in 0 to 255."""
+    luma, blue, red = (y - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
+    r = luma + 2 * (1 - kr) * red
+    b = luma + 2 * (1 - kb) * blue
+    g = (luma - kr * r - kb * b) / (1 - kr - kb)
+    return np.clip(np.array([r, g, b]), 0, 1) * 255
+
+
+@pytest.mark.parametrize("frames", [1, 2, 14, 25])
+@pytest.mark.parametrize("fps", [7.0, 23.976, Fraction(24000, 1001), 0.5, 120])
+def test_an_mp4_has_every_frame_at_the_exact_rate(tmp_path, frames, fps):
+    video_io.write_mp4(tmp_path / "a.mp4", clip(frames), fps)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        (stream,) = container.streams
+        assert stream.average_rate == video_io.exact_fps(fps)
+        assert stream.frames == frames
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert times == [index / video_io.exact_fps(fps) for index in range(frames)]
+
+
+@pytest.mark.parametrize(
+    ("fps", "exact"),
+    [
+        (7.0, Fraction(7)),
+        (7, Fraction(7)),
+        (23.976, Fraction(2997, 125)),
+        (24000 / 1001, Fraction(24000, 1001)),
+        (0.01, Fraction(1, 100)),
+        (12.34567, Fraction(1234567, 100000)),
+        (1000.0, Fraction(1000)),
+    ],
+)
+def test_a_rate_is_the_fraction_that_is_meant(fps, exact):
+    assert video_io.exact_fps(fps) == exact
+
+
+@pytest.mark.parametrize("fps", [0, -1.0, 1025, float("nan"), float("inf"), 1e-9])
+def test_a_rate_without_meaning_is_refused(fps):
+    with raises(SettingError, "video.fps", "fps", f"{fps:g}"):
+        video_io.exact_fps(fps)
+
+
+def test_an_mp4_is_h264_that_every_player_takes_and_says_its_colours(tmp_path):
+    video_io.write_mp4(tmp_path / "a.mp4", clip(3), 7)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, context.profile) == ("h264", "yuv420p", "High")
+        assert context.color_primaries == context.color_trc == context.colorspace == 1
+        assert context.color_range == 1
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+SIZES = [(32, 32), (320, 576), (480, 640), (576, 1024), (1080, 1920)]
+"""Small, SD (where players that find no tags take BT.601), the video's own, HD: (height, width)."""
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("kind", ["mp4", "vp9", "av1"])
+def test_a_player_sees_flat_colours_within_two_steps(tmp_path, kind, height, width):
+    """Read twice: by ITU-R BT.709 in float64 from the planes, and by ffmpeg's own conversion from what the file says.
+
+    Of av1 by the planes only: ffmpeg's conversion of 10 bits is itself three steps off.
+    """
+    if height > {"mp4": 1080, "vp9": 576, "av1": 480}[kind]:
+        pytest.skip("slow, and no other than at smaller sizes")
+    patches = PATCHES if height < 400 else PATCHES[2:5]
+    frames = patches[:, None, None].expand(-1, height, width, 3)
+    if kind == "mp4":
+        video_io.write_mp4(tmp_path / "a", frames, 7)
+    else:
+        video_io.encode_webm(tmp_path / "a", frames, 7, kind, crf=1.0)
+    as_601 = []
+    with av.open(str(tmp_path / "a")) as container:
+        tags = container.streams.video[0].codec_context
+        assert tags.color_primaries == tags.color_trc == tags.colorspace == tags.color_range == 1
+        for wanted, frame in zip(as_bytes(patches).astype(float), container.decode(video=0), strict=True):
+            assert (frame.colorspace, frame.color_range) == (1, 1)
+            scale = 4 if "10" in frame.format.name else 1
+            y, cb, cr = (plane.mean() / scale for plane in planes(frame))
+            assert np.abs(limited_range_to_rgb(y, cb, cr, 0.2126, 0.0722) - wanted).max() <= 2
+            as_601.append(np.abs(limited_range_to_rgb(y, cb, cr, 0.299, 0.114) - wanted).max())
+            if kind != "av1":
+                seen = frame.reformat(format="rgb24", dst_color_range="JPEG").to_ndarray().astype(float)
+                assert np.abs(seen - wanted).max() <= 2
+    assert max(as_601) > 20
+
+
+def test_an_mp4_says_its_colours_in_the_container_too(tmp_path):
+    """ISO/IEC 14496-12, ColourInformationBox: primaries, transfer and matrix of BT.709, not of full range."""
+    video_io.write_mp4(tmp_path / "a.mp4", clip(2), 7)
+    content = (tmp_path / "a.mp4").read_bytes()
+    at = content.index(b"colrnclx") + 8
+    assert content[at : at + 7] == bytes([0, 1, 0, 1, 0, 1, 0])
+
+
+def test_a_size_that_grows_is_told(tmp_path, caplog):
+    video_io.write_mp4(tmp_path / "a.mp4", clip(2, 577, 1001), 7)
+    assert "1001x577" in caplog.text and "1002x578" in caplog.text
+    caplog.clear()
+    video_io.write_mp4(tmp_path / "b.mp4", clip(2, 64, 64), 7)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 48), (32, 47), (31, 31), (1, 1), (5, 2)])
+def test_odd_sizes_grow_to_even_by_repeating_the_edge(tmp_path, height, width):
+    frames = clip(2, height, width)
+    frames[:, -1:, :] = 0.25
+    frames[:, :, -1:] = 0.75
+    video_io.write_mp4(tmp_path / "a.mp4", frames, 7)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        for frame in container.decode(video=0):
+            assert (frame.height, frame.width) == (height + height % 2, width + width % 2)
+            y = planes(frame)[0].astype(int)
+            if height % 2:
+                assert np.abs(y[-1] - y[-2]).max() <= 8
+            if width % 2:
+                assert np.abs(y[:, -1] - y[:, -2]).max() <= 8
+
+
+def test_an_mp4_looks_like_its_frames(tmp_path):
+    frames = clip(5, 64, 96)
+    video_io.write_mp4(tmp_path / "a.mp4", frames, 7)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        colours = {"format": "rgb24", "src_colorspace": "ITU709", "src_color_range": "MPEG", "dst_color_range": "JPEG"}
+        read = np.stack([frame.reformat(**colours).to_ndarray() for frame in container.decode(video=0)])
+    error = np.abs(read.astype(int) - as_bytes(frames)).mean()
+    assert error < 2.5
+    assert np.abs(read[::-1].astype(int) - as_bytes(frames)).mean() > 2 * error
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (64, 64), (576, 320)])
+def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before(tmp_path, width, height):
+    """MALLOC_PERTURB_ fills fresh memory with a byte: what an encoder reads without having written it then shows."""
+    script = (
+        "import sys, torch; from svd_stages.svd_core.media import video_io; "
+        "noise = torch.rand((9, int(sys.argv[3]), int(sys.argv[2]), 3), generator=torch.Generator().manual_seed(0)); "
+        "video_io.write_mp4(sys.argv[1], noise, 7)"
+    )
+    digests = set()
+    for fill in ("0", "7", "165"):
+        command = [sys.executable, "-c", script, str(tmp_path / "a.mp4"), str(width), str(height)]
+        subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": fill})
+        digests.add(hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_frames_of_any_precision_are_taken_and_left_alone(tmp_path, dtype):
+    frames = clip(2).to(dtype)
+    before = frames.clone()
+    video_io.write_mp4(tmp_path / "a.mp4", frames, 7)
+    assert torch.equal(frames, before)
+
+
+@pytest.mark.parametrize("fps", [7.0, 6.0, 23.976, 1000.0])
+def test_a_lossless_webp_keeps_every_pixel_and_the_length(tmp_path, fps):
+    frames = clip(7)
+    video_io.write_webp(tmp_path / "a.webp", frames, fps, metadata=GRAPH)
+    with Image.open(tmp_path / "a.webp") as animation:
+        assert animation.n_frames == 7
+        read, length = [], 0
+        for index in range(7):
+            animation.seek(index)
+            read.append(np.asarray(animation.convert("RGB")))
+            length += animation.info["duration"]
+    assert np.array_equal(np.stack(read), as_bytes(frames))
+    assert length == round(7000 / fps)
+
+
+def test_quality_and_method_have_an_effect_on_a_webp(tmp_path):
+    sizes = []
+    for quality, method in ((10, 4), (95, 4), (95, 0)):
+        video_io.write_webp(tmp_path / "a.webp", clip(4, 96, 96), 7, lossless=False, quality=quality, method=method)
+        sizes.append((tmp_path / "a.webp").stat().st_size)
+    assert sizes[0] < sizes[1] != sizes[2]
+
+
+def test_a_png_keeps_every_pixel_rounded_to_nearest(tmp_path):
+    frame = torch.rand(9, 13, 3, generator=torch.Generator("cpu").manual_seed(1)) * 1.4 - 0.2
+    video_io.write_png(tmp_path / "a.png", frame)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(np.asarray(picture), as_bytes(frame))
+
+
+def test_a_png_keeps_transparency(tmp_path):
+    frame = torch.rand(4, 5, 4, generator=torch.Generator("cpu").manual_seed(1))
+    video_io.write_png(tmp_path / "a.png", frame)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "RGBA"
+        assert np.array_equal(np.asarray(picture), as_bytes(frame))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_an_animated_png_keeps_every_pixel_and_the_length(tmp_path, channels):
+    frames = torch.cat([clip(5), clip(5)[..., :1]], dim=-1)[..., :channels]
+    video_io.encode_apng(tmp_path / "a.png", frames, 23.976, compress_level=1, metadata=GRAPH)
+    with Image.open(tmp_path / "a.png") as animation:
+        shown = [np.asarray(each.copy()) for each in ImageSequence.Iterator(animation)]
+        lengths = [each.info["duration"] for each in ImageSequence.Iterator(animation)]
+    assert np.array_equal(np.stack(shown), as_bytes(frames))
+    assert sum(lengths) == round(5 * 1000 / 23.976)
+
+
+@pytest.mark.parametrize("codec", ["vp9", "av1"])
+def test_a_webm_has_every_frame_and_looks_like_them(tmp_path, codec):
+    frames = clip(5, 64, 95)
+    video_io.encode_webm(tmp_path / "a.webm", frames, 7, codec, crf=10.0)
+    with av.open(str(tmp_path / "a.webm")) as container:
+        stream = container.streams.video[0]
+        assert codec in stream.codec.canonical_name
+        assert stream.average_rate == 7
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+    assert shown.shape == (5, 64, 96, 3)
+    assert np.abs(shown[:, :, :95].astype(int) - as_bytes(frames)).mean() < 4
+
+
+def test_crf_makes_a_webm_smaller(tmp_path):
+    frames = torch.rand(4, 64, 64, 3, generator=torch.Generator("cpu").manual_seed(0))
+    for crf in (5.0, 60.0):
+        video_io.encode_webm(tmp_path / f"{crf}.webm", frames, 7, crf=crf)
+    assert (tmp_path / "60.0.webm").stat().st_size < 0.5 * (tmp_path / "5.0.webm").stat().st_size
+
+
+def write_any(path, frames: torch.Tensor, metadata=None) -> None:
+    """The writer that the file's ending names."""
+    if path.suffix == ".mp4":
+        video_io.write_mp4(path, frames, 7, metadata)
+    elif path.suffix == ".webp":
+        video_io.write_webp(path, frames, 7, metadata=metadata)
+    elif path.suffix in (".webm", ".apng"):
+        encode = video_io.encode_webm if path.suffix == ".webm" else video_io.encode_apng
+        with replacing(path) as temporary:
+            encode(temporary, frames, 7, metadata=metadata)
+    else:
+        video_io.write_png(path, frames[-1], metadata)
+
+
+ENDINGS = ["mp4", "webp", "png", "webm", "apng"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_graph_comes_back_from_the_file(tmp_path, ending):
+    large = {**GRAPH, "prompt": {str(index): {"class_type": "x" * 50} for index in range(10_000)}}
+    for name, metadata in (("all", GRAPH), ("large", large), ("prompt", {"prompt": {"1": 2}}), ("none", {})):
+        path = tmp_path / f"{name}.{ending}"
+        write_any(path, clip(2), metadata)
+        assert read_embedded_graphs(path) == metadata
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_frame_that_is_not_finite_is_named_and_nothing_is_written(tmp_path, ending, bad):
+    frames = clip(4)
+    frames[3, 5, 6, 1] = bad
+    with raises(OutputError, "output.not_finite", *((3, 4) if ending != "png" else (0, 1))):
+        write_any(tmp_path / f"a.{ending}", frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        torch.zeros(0, 8, 8, 3),
+        torch.zeros(2, 0, 8, 3),
+        torch.zeros(2, 8, 8, 1),
+        torch.zeros(8, 8, 3),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
+    ],
+    ids=["no frames", "no rows", "one channel", "no batch", "bytes"],
+)
+def test_what_is_not_a_clip_is_refused(tmp_path, frames):
+    with raises(SettingError, "video.frames", frames.dtype):
+        video_io.write_mp4(tmp_path / "a.mp4", frames, 7)
+    with raises(SettingError, "video.frames", frames.dtype):
+        video_io.write_webp(tmp_path / "a.webp", frames, 7)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("ending", "other"), [("mp4", "SaveAnimatedWEBP"), ("webp", "SaveVideo")])
+def test_what_the_encoder_cannot_take_is_an_error_with_the_way_out(tmp_path, ending, other):
+    with raises(OutputError, "output.encoder", "20000x2", other):
+        write_any(tmp_path / f"a.{ending}", torch.zeros(1, 2, 20000, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_graph_that_json_cannot_hold_is_refused(tmp_path, ending):
+    for value in (float("nan"), {"x": torch.zeros(1)}):
+        with raises(OutputError, "output.metadata", "JSON"):
+            write_any(tmp_path / f"a.{ending}", clip(1), {"prompt": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+FILL_THE_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from svd_stages.svd_core import errors
+from svd_stages.svd_core.media import video_io
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+noise = torch.rand(4, 128, 128, 3, generator=torch.Generator("cpu").manual_seed(0))
+folder = Path(sys.argv[1])
+for write in (
+    lambda: video_io.write_mp4(folder / "a.mp4", noise, 7),
+    lambda: video_io.write_webp(folder / "a.webp", noise, 7),
+    lambda: video_io.write_png(folder / "a.png", noise[0]),
+):
+    try:
+        write()
+    except errors.OutputError as error:
+        print(error.code)
+"""
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FILL_THE_DISK, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["output.no_space"] * 3, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+KILL_WRITERS = """
+import os, signal, sys, time, torch
+from pathlib import Path
+import av, numpy, PIL.Image
+from svd_stages.svd_core.media import video_io
+
+folder = Path(sys.argv[1])
+for attempt in range(10):
+    path = folder / f"{attempt}.mp4"
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        video_io.write_mp4(path, torch.zeros(300, 128, 128, 3), 7)
+        os._exit(0)
+    while not list(folder.glob(".*.part")):
+        time.sleep(0.001)
+    time.sleep(attempt * 0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(path.exists(), len(list(folder.glob(".*.part"))))
+    for part in folder.glob(".*.part"):
+        part.unlink()
+"""
+
+
+def test_a_killed_writer_leaves_a_complete_file_or_none(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILL_WRITERS, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    outcomes = done.stdout.split("\n")[:-1]
+    assert len(outcomes) == 10
+    assert "False 1" in outcomes  # at least one was killed while it wrote
+    for path in tmp_path.glob("*.mp4"):
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 300

@@ -1,0 +1,287 @@
+"""Memory that runs out, and devices that break: told with the way out, nothing kept, and the next run is right."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from chain import Settings, conditioned, decoded, sampled
+from error_checks import check_error, raises
+from mini import mini_checkpoint
+from svd_stages import headless
+from svd_stages.headless.batch.graph_rendering import GraphRenderer
+from svd_stages.headless.batch.worker import explain_error
+from svd_stages.headless.graph import Engine, validate
+from svd_stages.svd_core import pipeline
+from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeError, SettingError, SVDStagesError
+from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.runtime import device_errors
+from svd_stages.svd_core.runtime.runtime import HeadlessHost, Note, using
+
+CPU_SAYS = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 B."
+SHORTAGES = {
+    "a device": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Python": lambda: MemoryError(),
+    "torch on Linux": lambda: RuntimeError(CPU_SAYS),
+    "torch on Windows": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    "CUDA beside its allocator": lambda: accelerator_error("CUDA error: out of memory"),
+    "MPS": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+}
+
+
+def accelerator_error(text: str) -> RuntimeError:
+    """What torch raises for a device's error, since 2.8 of a class of its own."""
+    kind = getattr(torch, "AcceleratorError", RuntimeError)
+    return kind(text)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Checkpoint:
+    return mini_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def latent() -> dict:
+    return {"samples": torch.randn((9, 4, 8, 8), generator=torch.Generator().manual_seed(4))}
+
+
+IMAGE = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(3))
+
+
+class SmallMemory:
+    """A decoder's memory that holds so many frames. What the decoder had made by then is watched."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, frames: int, error=SHORTAGES["a device"]) -> None:
+        self.seen: list[int] = []
+        self.made: list[weakref.ref] = []
+        original = SVDVae.decode_clip
+
+        def decode(vae, latents, spare=False, on_part=None):
+            self.seen.append(len(latents))
+            if len(latents) > frames:
+                activations = latents.repeat(1, 64, 1, 1)
+                self.made.append(weakref.ref(activations))
+                raise error()
+            return original(vae, latents, spare, on_part)
+
+        patch.setattr(SVDVae, "decode_clip", decode)
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+@pytest.mark.parametrize("mode", ["exact", "windowed"])
+def test_decoding_that_runs_out_of_memory_says_which_chunk_would_fit(mini, latent, monkeypatch, mode, shortage):
+    small = SmallMemory(monkeypatch, 3, SHORTAGES[shortage])
+    gc.disable()  # what is let go must be gone without it
+    try:
+        with raises(MemoryBudgetError, "memory.exhausted", "64x64", "MiB", "chunk_size", 4) as raised:
+            decoded(mini, latent, mode, chunk_size=8, context=0)
+        assert small.made and [each() for each in small.made] == [None] * len(small.made)
+    finally:
+        gc.enable()
+    assert raised.value.exit_status == 4
+    assert raised.value.__cause__ is None and raised.value.__context__ is None
+    assert explain_error(raised.value)["why"] == "memory"
+    assert {each.device.type for each in mini.vae.module.parameters()} == {"cpu"}
+    monkeypatch.undo()
+    assert decoded(mini, latent, mode, chunk_size=8, context=0)[0].isfinite().all()
+
+
+def test_windows_adapt_where_the_user_wants_it_and_the_run_says_so(mini, latent, monkeypatch):
+    wanted = decoded(mini, latent, "windowed", chunk_size=2, context=0)[0]
+    small, notes = SmallMemory(monkeypatch, 3, SHORTAGES["torch on Linux"]), []
+    with using(HeadlessHost(device_name="cpu", on_oom="adapt", on_note=notes.append)):
+        found = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
+    assert small.seen == [8, 4, 2, 2, 2, 2, 1]
+    assert torch.equal(found, wanted)
+    facts = {"chunk_size": 2, "asked": 8, "context": 0}
+    assert [(note.code, note.facts) for note in notes] == [("memory.smaller_windows", facts)]
+
+
+def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkeypatch):
+    wanted = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
+    original, spared = SVDVae.decode_clip, []
+
+    def decode(vae, latents, spare=False, on_part=None):
+        spared.append(spare)
+        if not spare:
+            raise SHORTAGES["a device"]()
+        return original(vae, latents, spare, on_part)
+
+    monkeypatch.setattr(SVDVae, "decode_clip", decode)
+    notes: list[Note] = []
+    with using(HeadlessHost(device_name="cpu", on_oom="adapt", on_note=notes.append)):
+        assert torch.equal(decoded(mini, latent, "windowed", chunk_size=8, context=0)[0], wanted)
+    assert spared == [False, True, True] and notes == []
+
+
+@pytest.mark.parametrize(("mode", "on_oom"), [("exact", "adapt"), ("windowed", "strict")])
+def test_other_pixels_are_never_made_unasked(mini, latent, monkeypatch, mode, on_oom):
+    small = SmallMemory(monkeypatch, 3, SHORTAGES["Python"])
+    with using(HeadlessHost(device_name="cpu", on_oom=on_oom)), pytest.raises(MemoryBudgetError):
+        decoded(mini, latent, mode, chunk_size=8, context=0)
+    assert len(small.seen) == 1
+
+
+def test_windows_of_one_frame_that_do_not_fit_are_an_error(mini, latent, monkeypatch):
+    small = SmallMemory(monkeypatch, 0, SHORTAGES["Python"])
+    with using(HeadlessHost(device_name="cpu", on_oom="adapt")), pytest.raises(MemoryBudgetError) as raised:
+        decoded(mini, latent, "windowed", chunk_size=4, context=0)
+    assert small.seen == [4, 2, 1] and "chunk_size" not in str(raised.value)
+    check_error(raised.value, "memory.exhausted", 1, "64x64")
+
+
+def test_another_word_for_it_is_refused():
+    with raises(SettingError, "setting", "on_oom", "strict", "adapt", "perhaps"):
+        HeadlessHost(on_oom="perhaps")  # pyright: ignore[reportArgumentType]
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error()
+
+    return call
+
+
+def graph_of(steps: int) -> dict:
+    """A picture to frames; what samples comes last but one."""
+    cond = {"positive": ["cond", 0], "negative": ["cond", 1], "latent": ["cond", 2]}
+    nodes = {
+        "seen": ("SVDCLIPVisionEncode", {"clip_vision": ["ckpt", 1], "image": ["load", 0]}),
+        "enc": ("SVDVAEEncode", {"vae": ["ckpt", 2], "image": ["load", 0]}),
+        "cond": (
+            "SVDImageConditioning",
+            {"clip_vision_output": ["seen", 0], "image_latent": ["enc", 0], "video_frames": 2},
+        ),
+        "sample": ("SVDEulerSampler", {"model": ["ckpt", 0], "seed": 1, "steps": steps, **cond}),
+        "decode": ("SVDTemporalVAEDecode", {"vae": ["ckpt", 2], "latent": ["sample", 0]}),
+    }
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
+def test_sampling_that_runs_out_says_what_it_takes_and_the_next_prompt_uses_what_was_computed(monkeypatch):
+    prompt = {
+        "file": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}},
+        "load": {"class_type": "SVDResizeImage", "inputs": {"image": ["file", 0], "width": 64, "height": 64}},
+        "ckpt": {"class_type": "SVDCheckpointLoader", "inputs": {"checkpoint": "svd-nano", "precision": "fp32"}},
+        **graph_of(1),
+    }
+    engine, ran = Engine(headless.NODES, "classic"), []
+
+    def run(engine: Engine) -> torch.Tensor:
+        ran.clear()
+
+        def tell(event: str, data: dict) -> None:
+            if event == "executing":
+                ran.append(data["node"])
+
+        with using(HeadlessHost(device_name="cpu", input_folder=headless.PACKAGE / "example_workflows")):
+            checked = validate(prompt, headless.NODES, keep=["decode"])
+            return engine.run(checked.prompt, [], keep=["decode"], emit=tell).values["decode"][0][0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedUNet, "__call__", raising(SHORTAGES["a device"]))
+        with raises(NodeError, "memory.exhausted", 2, "64x64", "SVDModelOptions", "stream") as raised:
+            run(engine)
+    assert raised.value.node_id == "sample"
+    found = run(engine)
+    assert ran == ["sample", "decode"]
+    assert torch.equal(found, run(Engine(headless.NODES)))
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+@pytest.mark.parametrize(
+    ("owner", "name", "fact"), [(SVDClipVision, "embed", "CLIP"), (SVDVae, "_posterior_mode", "64x64")]
+)
+def test_pictures_that_do_not_fit_are_told(mini, monkeypatch, owner, name, fact, shortage):
+    monkeypatch.setattr(owner, name, raising(SHORTAGES[shortage]))
+    with raises(MemoryBudgetError, "memory.exhausted", fact):
+        conditioned(mini, IMAGE, Settings(frames=2))
+
+
+def test_a_checkpoint_that_does_not_fit_is_told(monkeypatch):
+    from svd_stages.svd_core.checkpoints import load
+
+    monkeypatch.setattr(load, "load_checkpoint", raising(SHORTAGES["torch on Linux"]))
+    with raises(MemoryBudgetError, "memory.exhausted", "svd-nano"):
+        pipeline.load(HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
+
+
+LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: unspecified launch failure")
+
+
+@pytest.mark.parametrize("text", LOST)
+def test_a_device_that_breaks_is_an_error_of_its_own_and_ends_a_workers_process(mini, monkeypatch, text):
+    given = {"load": [[IMAGE]], "ckpt": [[mini.model], [mini.clip_vision], [mini.vae]]}
+    monkeypatch.setattr(PreparedUNet, "__call__", raising(lambda: accelerator_error(text)))
+    checked = validate(graph_of(1), headless.NODES, given=given, keep=["decode"])
+    with raises(NodeError, "device.lost", "sample") as raised:
+        Engine(headless.NODES).run(checked.prompt, [], given=given, keep=["decode"])
+    assert text in str(raised.value) and raised.value.exit_status == 4
+    assert GraphRenderer.is_lost(SimpleNamespace(), raised.value)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_a_shortage_is_no_loss_and_nothing_else_is_either():
+    for name, error in SHORTAGES.items():
+        assert device_errors.is_shortage(error()) and not device_errors.is_device_loss(error()), name
+    for text in LOST:
+        assert device_errors.is_device_loss(accelerator_error(text)) and not device_errors.is_shortage(
+            accelerator_error(text)
+        )
+    others = (
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), OSError(12, "ENOMEM"),
+        accelerator_error("CUDA error: no kernel image is available for execution on the device"),
+    )  # fmt: skip
+    for error in others:
+        assert not device_errors.is_shortage(error) and not device_errors.is_device_loss(error), error
+
+
+def test_other_errors_go_through_as_they_are():
+    host = HeadlessHost(device_name="cpu")
+    for error in (RuntimeError("shapes"), SettingError("wrong"), KeyboardInterrupt(), SVDStagesError("ours")):
+        with pytest.raises(type(error)) as raised:
+            device_errors.guarded(host, raising(lambda error=error: error), lambda: "never asked")
+        assert raised.value is error
+    assert issubclass(DeviceLostError, SVDStagesError)
+
+
+def test_float32_is_tried_in_the_memory_that_it_takes(latent, monkeypatch):
+    """The host is asked for float32's activations and weights; the weights are the decoder's own again afterwards."""
+    mini, asked = mini_checkpoint(torch.float16), []
+
+    class Asked(HeadlessHost):
+        def on_device(self, part, need=0, after="host"):
+            asked.append(need)
+            return super().on_device(part, need, after)
+
+    original = SVDVae.decode_clip
+
+    def overflowing(vae, latents, spare=False, on_part=None):
+        pixels = original(vae, latents, spare, on_part)
+        return pixels if pixels.dtype == torch.float32 else pixels * float("inf")
+
+    decoded(mini, latent, "windowed", chunk_size=4, context=0)  # which lays out its convolutions, once
+    monkeypatch.setattr(SVDVae, "decode_clip", overflowing)
+    before = {name: weight for name, weight in mini.vae.module.named_parameters()}
+    pointers = {name: weight.data_ptr() for name, weight in before.items()}
+    with using(Asked(device_name="cpu")):
+        decoded(mini, latent, "windowed", chunk_size=4, context=0)
+    weights = 4 * sum(each.numel() for each in mini.vae.vae.decoder.parameters())
+    assert len(asked) == 2 and asked[1] == 2 * asked[0] + weights
+    after = dict(mini.vae.module.named_parameters())
+    assert all(after[name] is weight for name, weight in before.items())
+    assert {name: weight.data_ptr() for name, weight in after.items()} == pointers
+
+
+def test_sampling_and_decoding_are_right_after_each_other(mini, latent, monkeypatch):
+    """A run that failed in each stage in turn, then a whole one."""
+    settings = Settings(frames=2, steps=2)
+    wanted = decoded(mini, sampled(mini, IMAGE, settings))[0]
+    for owner, name in ((SVDClipVision, "embed"), (SVDVae, "_posterior_mode"), (PreparedUNet, "__call__")):
+        with monkeypatch.context() as patch, pytest.raises(MemoryBudgetError):
+            patch.setattr(owner, name, raising(SHORTAGES["a device"]))
+            sampled(mini, IMAGE, settings)
+    assert torch.equal(decoded(mini, sampled(mini, IMAGE, settings))[0], wanted)

@@ -1,0 +1,182 @@
+"""Secrets and absolute paths do not leave with a result, and the graph in it still runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+from svd_stages import headless
+from svd_stages.headless.batch.folder import RunFolder
+from svd_stages.headless.cli.main import main
+from svd_stages.headless.engines.graph_loading import read_embedded_graphs
+from svd_stages.svd_core.utils.redaction import is_secret_name, redacted, redacted_text
+
+KEY, TOKEN, WORD = "Zq7-fake-key-93x", "hf_" + "aB3" * 8, "hunter2"
+PATHS = (
+    "/home/someone/models/a.safetensors",
+    "C:\\Users\\someone\\b.png",
+    "\\\\server\\someone\\c.png",
+    "~/someone/d.png",
+)
+LOST = (KEY, TOKEN, WORD, "someone")
+
+
+SECRETS = """api_key apikey API-KEY apiKey hf_token HF_TOKEN token auth_token_comfy_org password db_passwd client_secret
+    credentials Authorization access_key 5.api_key"""
+OTHERS = """tokenizer max_tokens token_normalization stop_token eos_token seed key keyframe monkey secretary clip_name
+    filename_prefix token_count compass authority"""
+
+
+def test_names_of_secrets_are_told_by_their_words():
+    assert [name for name in SECRETS.split() if not is_secret_name(name)] == []
+    assert [name for name in OTHERS.split() if is_secret_name(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "said"),
+    [
+        ("/home/someone/x.png", "x.png", "x.png"),
+        ("~/x.png", "x.png", "x.png"),
+        ("~someone/x.png", "x.png", "x.png"),
+        ("C:\\someone\\x.png", "x.png", "x.png"),
+        ("c:/someone/x.png", "x.png", "x.png"),
+        ("\\\\server\\share\\x.png", "x.png", "x.png"),
+        ("//server/share/x.png", "x.png", "x.png"),
+        ("file:///home/someone/x.png", "x.png", "x.png"),
+        ("/home/someone/", "someone", "someone"),
+        ("a\n/home/x/y.png\nb", "a\ny.png\nb", "a\ny.png\nb"),
+        ("video/ComfyUI", "video/ComfyUI", "video/ComfyUI"),
+        ("/imagine a cat and/or a dog", "/imagine a cat and/or a dog", "/imagine a cat and/or a dog"),
+        ("a secret: a garden", "a secret: a garden", "a secret: garden"),
+        ("https://example.org/a/b.png", "https://example.org/a/b.png", "https://example.org/a/b.png"),
+        ("https://me:pw@example.org/x?token=abc", "https://example.org/x?token=", "https://example.org/x?token="),
+        ("1/2 of 3:4, 5 < 6 / 7", "1/2 of 3:4, 5 < 6 / 7", "1/2 of 3:4, 5 < 6 / 7"),
+        (f"use {TOKEN} here", "use  here", "use  here"),
+    ],
+)
+def test_values_lose_whole_paths_and_keys_and_words_for_people_what_is_inside_them(text, left, said):
+    assert redacted({"1": {"class_type": "A", "inputs": {"text": text}}})["1"]["inputs"]["text"] == left
+    if text != "a secret: a garden":
+        assert redacted_text(text) == said
+    else:
+        assert redacted_text(text) != text
+
+
+def test_numbers_links_and_choices_are_kept_and_nothing_is_changed_in_place():
+    graph = {
+        "1": {"class_type": "A", "inputs": {"token": "auto", "mode": "auto", "api_key": ["2", 0], "max_tokens": 7}}
+    }
+    graph["2"] = {"class_type": "PrimitiveString", "inputs": {"value": WORD, "n": 3}}
+    before = json.dumps(graph)
+    found = redacted(graph)
+    assert json.dumps(graph) == before
+    assert found["1"]["inputs"] == {"token": "", "mode": "auto", "api_key": ["2", 0], "max_tokens": 7}
+    assert found["2"]["inputs"] == {"value": "", "n": 3}
+
+
+def test_a_hostile_text_costs_no_more_than_a_second_or_two():
+    for text in ("a_" * 500_000, "-eyJabcdefghijk" * 60_000, "~a!" * 300_000, "://a" * 250_000, "token: " * 140_000):
+        began = time.process_time()
+        redacted_text(text)
+        redacted(text)
+        assert time.process_time() - began < 3
+
+
+def secretive() -> dict:
+    """A page with secrets and paths wherever people leave them, around a small graph that runs."""
+    inputs = [{"name": "image", "type": "COMBO", "widget": {"name": "image"}, "link": None}]
+    inputs.append({"name": "password", "type": "STRING", "widget": {"name": "password"}, "link": None})
+    load = {"id": 1, "type": "LoadImage", "widgets_values": ["rocket.png", WORD], "inputs": inputs, "order": 0}
+    load |= {"title": f"from {PATHS[0]}", "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1, 2, 3, 4, 5]}]}
+    nodes, links = [load], []
+    savers = {
+        "SaveImage": ["a"], "SaveAnimatedWEBP": ["b", 6, True, 80, "fastest"], "SaveAnimatedPNG": ["c", 6, 4],
+        "SaveWEBM": ["d", "vp9", 24, 32], "CreateVideo": [7],
+    }  # fmt: skip
+    for number, (kind, values) in enumerate(savers.items(), 1):
+        slot = {"name": "images", "type": "IMAGE", "link": number}
+        node = {
+            "id": number + 1,
+            "type": kind,
+            "inputs": [slot],
+            "outputs": [],
+            "widgets_values": values,
+            "order": number,
+        }
+        nodes.append(node | {"properties": {"source": PATHS[1], "hf_token": TOKEN}})
+        links.append([number, 1, 0, number + 1, 0, "IMAGE"])
+    nodes[-1]["outputs"] = [{"name": "VIDEO", "type": "VIDEO", "links": [6]}]
+    video = {"name": "video", "type": "VIDEO", "link": 6}
+    nodes.append({"id": 7, "type": "SaveVideo", "inputs": [video], "widgets_values": ["e", "auto", "auto"], "order": 9})
+    links.append([6, 6, 0, 7, 0, "VIDEO"])
+    note = f"my api key: {KEY}, see {PATHS[2]} and {PATHS[3]}\nAuthorization: Bearer {TOKEN}"
+    nodes.append({"id": 8, "type": "MarkdownNote", "widgets_values": [note], "inputs": [], "order": 10})
+    extra = {"api_key": KEY, "seen": list(PATHS), "login": {"credentials": {"user": KEY}}, PATHS[0]: 1}
+    return {"nodes": nodes, "links": links, "extra": extra, "version": 0.4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "input").mkdir()
+    shutil.copy(headless.PACKAGE / "example_workflows" / "rocket.png", tmp_path / "input")
+    return tmp_path
+
+
+def test_no_file_of_any_saver_no_manifest_and_no_record_holds_them(folder):
+    graph = headless.open_graph(secretive())
+    prompt = {**graph.prompt, "1": {**graph.prompt["1"], "_meta": {"title": f"password: {WORD}"}}}
+    prompt["1"]["inputs"] |= {"api_key": KEY, "where": PATHS[0], "password": WORD}
+    source = {"prompt": prompt, "workflow": graph.workflow}
+    around = headless.Surroundings(input_folder=folder / "input", output_folder=folder / "out")
+    engine, opened = headless.EmbeddedEngine(around), headless.open_graph(source)
+    assert opened.workflow is not None
+    report = engine.run(opened)
+    assert {path.suffix for path in report.files} == {".png", ".webp", ".webm", ".mp4"} and len(report.files) == 5
+    manifest = json.dumps(headless.make_manifest(opened, report, around, engine, 1.0))
+    run = RunFolder(folder / "run")
+    run.write_failure("a" * 64, {"code": "x", "message": f"no {PATHS[0]}; password: {WORD}", "api_key": KEY})
+    texts = [manifest.encode(), run.failure_file("a" * 64).read_bytes(), *(path.read_bytes() for path in report.files)]
+    texts += [json.dumps(read_embedded_graphs(path)).encode() for path in report.files]
+    assert [place for place, text in enumerate(texts[-5:]) if b"LoadImage" not in text] == []  # the graphs are there
+    assert [(place, word) for place, text in enumerate(texts) for word in LOST if word.encode() in text] == []
+    for path in report.files:
+        again = engine.run(headless.open_graph(path))
+        assert headless_frames(again) == headless_frames(report)
+
+
+def headless_frames(report: headless.Report) -> list[str | None]:
+    from svd_stages.svd_core.media.hashing import frames_sha256
+
+    return sorted(str(frames_sha256(path)) for path in report.files if path.suffix != ".png")
+
+
+def test_the_line_for_programs_of_an_error_holds_none(folder, capsys):
+    graph = headless.open_graph(secretive()).prompt
+    graph["1"]["inputs"]["image"] = "gone.png"
+    graph["2"]["inputs"] |= {"images": ["99", 0], "api_key": {"__value__": float("1e400")}, "hf_token": TOKEN}
+    graph["3"]["inputs"]["method"] = PATHS[0]
+    path = folder / "graph.json"
+    path.write_text(json.dumps(graph).replace("Infinity", '"x"'))
+    assert main(["run", str(path), "--json", "--input-dir", str(folder / "input")]) in (2, 3)
+    out = capsys.readouterr().out
+    assert '"event": "error"' in out and [word for word in (*LOST, str(folder)) if word in out] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["/imagine/ a castle, by night/day", "1girl\n/s/ style, cat/dog", "a photo of <cat-toy> in the sun"]
+)
+def test_a_prompt_stays_as_it_was_written(text):
+    graph = {"1": {"class_type": "Learned", "inputs": {"placeholder_token": "<cat-toy>", "text": text}}}
+    assert redacted(graph) == graph
+
+
+def test_what_a_group_node_runs_is_no_note():
+    inner = {"type": "Text", "widgets_values": ["a game token: gold, see /a/b now"]}
+    workflow = {"nodes": [], "extra": {"groupNodes": {"G": {"nodes": [inner]}}}}
+    assert redacted(workflow) == workflow
+
+
+def test_a_list_that_looks_like_a_link_but_names_a_path_is_none():
+    assert redacted({"v": ["/home/me/place", 1], "link": ["12:3", 0]}) == {"v": ["place", 1], "link": ["12:3", 0]}
