@@ -17,9 +17,9 @@ if __package__:  # pytest also meets this file as a lone module, where relative 
         use_comfyui()
     else:
         from .nodes.backend import set_backend
-        from .nodes.compat.backend import HeadlessProgram
+        from .nodes.compat.backend import CompatBackend
 
-        set_backend(HeadlessProgram())
+        set_backend(CompatBackend())
 
     WEB_DIRECTORY = "./web"
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__version__"]

@@ -3,13 +3,13 @@
 The command line, the Python calls and anything else that renders outside ComfyUI come through here.
 """
 
-from .batch.graph_batching import Ask, batch_status, plan_batch, retry_batch, run_batch
+from .batch.graph_batching import BatchRequest, batch_status, plan_batch, retry_batch, run_batch
 from .batch.graph_workers import Workers
-from .cli.animate import Animation, animate, animate_file, animation_graph
+from .cli.animate import VideoSettings, animate, animate_file, image_to_video_graph
 from .engines.choose import choose_engine, run_graph
 from .engines.embedded.engine import EmbeddedEngine
-from .engines.events import Narrator
-from .engines.graph_loading import read_source, refuse_others
+from .engines.events import EventTranslator
+from .engines.graph_loading import check_allowed_nodes, read_source
 from .engines.graphs import (
     DISPLAY_NAMES,
     EMBEDDED_NODES,
@@ -24,7 +24,7 @@ from .engines.graphs import (
 )
 from .engines.manifest import make_manifest
 from .engines.preflight import Missing, find_missing
-from .engines.run_config import PACKAGE, Surroundings, default_models_roots
+from .engines.run_config import PACKAGE, RunConfig, default_models_roots
 from .engines.schema_validation import check_described
 
 __all__ = [
@@ -32,31 +32,31 @@ __all__ = [
     "EMBEDDED_NODES",
     "NODES",
     "PACKAGE",
-    "Animation",
-    "Ask",
+    "BatchRequest",
     "EmbeddedEngine",
+    "EventTranslator",
     "Graph",
     "GraphEngine",
     "Missing",
-    "Narrator",
     "Report",
-    "Surroundings",
+    "RunConfig",
+    "VideoSettings",
     "Workers",
     "animate",
     "animate_file",
-    "animation_graph",
     "batch_status",
+    "check_allowed_nodes",
     "check_described",
     "check_place",
     "choose_engine",
     "default_models_roots",
     "describe_file",
     "find_missing",
+    "image_to_video_graph",
     "make_manifest",
     "open_graph",
     "plan_batch",
     "read_source",
-    "refuse_others",
     "retry_batch",
     "run_batch",
     "run_graph",

@@ -36,8 +36,8 @@ Sampler = Callable[[Any, Any, dict[str, Any], Request], dict[str, Any]]
 """(positive CONDITIONING, negative CONDITIONING, LATENT, Request) -> LATENT."""
 
 
-class Program(Protocol):
-    """The program around the nodes, beyond what `Host` asks of it."""
+class Backend(Protocol):
+    """The program around the nodes, beyond what `Runtime` asks of it."""
 
     def vae(self, value: Any) -> Vae | None:
         """The program's own VAE for our stages; None when `value` is none. SettingError for one that is not SVD's."""
@@ -68,16 +68,16 @@ class Program(Protocol):
         ...
 
 
-_backend: Program | None = None
+_backend: Backend | None = None
 
 
-def set_backend(backend: Program) -> None:
+def set_backend(backend: Backend) -> None:
     """Set the backend of this process. The package's `__init__` calls it once: ComfyUI's inside ComfyUI, else ours."""
     global _backend
     _backend = backend
 
 
-def get_backend() -> Program:
+def get_backend() -> Backend:
     """Return the backend of this process."""
     assert _backend is not None, "the package's __init__ sets the backend"
     return _backend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core.runtime import runtime
+from ..svd_core.runtime.runtime import get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
 
@@ -63,7 +63,7 @@ class SVDCLIPVisionEncode(StageNode):
         from ..svd_core import pipeline
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = pipeline.embed(runtime.current(), clip, image, preprocess)
+        embedding = pipeline.embed(get_runtime(), clip, image, preprocess)
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
@@ -118,7 +118,7 @@ class SVDVAEEncode(StageNode):
     def run(self, vae, image) -> tuple:
         from ..svd_core import pipeline
 
-        latents = pipeline.encode(runtime.current(), wire_formats.vae(vae), image)
+        latents = pipeline.encode(get_runtime(), wire_formats.vae(vae), image)
         return (wire_formats.write_latent(latents[:, None]),)
 
 
@@ -144,17 +144,17 @@ class SVDImageConditioning(StageNode):
         }
 
     def run(self, clip_vision_output, image_latent: dict, video_frames: int) -> tuple:
-        from ..svd_core.diffusion.conditioning import MicroConditioning, empty_videos, join_image
+        from ..svd_core.diffusion.conditioning import MicroConditioning, empty_latents, prepare_conditioning
 
         image_latents = wire_formats.read_latent(image_latent).clips.flatten(0, 1)
-        embeds, image_latents = join_image(wire_formats.read_embeds(clip_vision_output), image_latents)
+        embeds, image_latents = prepare_conditioning(wire_formats.read_embeds(clip_vision_output), image_latents)
         micro = MicroConditioning()
         return (
             wire_formats.write_conditioning(embeds, image_latents, micro),
             wire_formats.write_conditioning(
                 embeds.new_zeros(embeds.shape), image_latents.new_zeros(image_latents.shape), micro
             ),
-            wire_formats.write_latent(empty_videos(image_latents, video_frames)),
+            wire_formats.write_latent(empty_latents(image_latents, video_frames)),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core.runtime import runtime
+from ..svd_core.runtime.runtime import get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
 
@@ -37,4 +37,4 @@ class SVDTemporalVAEDecode(StageNode):
         from ..svd_core import pipeline
 
         clips = wire_formats.read_latent(latent).clips
-        return (pipeline.decode(runtime.current(), wire_formats.vae(vae), clips, mode, chunk_size, context),)
+        return (pipeline.decode(get_runtime(), wire_formats.vae(vae), clips, mode, chunk_size, context),)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..svd_core.errors import CheckpointError
 from ..svd_core.models.options import CHOICES, DEFAULT, ModelOptions, merged
-from ..svd_core.runtime import runtime
+from ..svd_core.runtime.runtime import get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
 
@@ -26,7 +26,7 @@ class SVDCheckpointLoader(StageNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = runtime.current().library.names()
+        names = get_runtime().library.names()
         return {
             "required": {
                 "checkpoint": sockets.choice(
@@ -46,7 +46,7 @@ class SVDCheckpointLoader(StageNode):
         if checkpoint is None:
             return True
         try:
-            runtime.current().library.find(checkpoint)
+            get_runtime().library.find(checkpoint)
         except CheckpointError as error:
             return str(error).rstrip(".")
         return True
@@ -54,7 +54,7 @@ class SVDCheckpointLoader(StageNode):
     def run(self, checkpoint: str, precision: str) -> tuple:
         from ..svd_core import pipeline
 
-        opened = pipeline.load(runtime.current(), checkpoint, precision)
+        opened = pipeline.load(get_runtime(), checkpoint, precision)
         return (opened.model, opened.clip_vision, opened.vae)
 
 

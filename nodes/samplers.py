@@ -6,16 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..svd_core.errors import SettingError
-from ..svd_core.runtime import runtime
+from ..svd_core.runtime.runtime import get_runtime
 from . import backend, wire_formats
 from .backend import Request, Sampler
 
 if TYPE_CHECKING:
     import torch
 
-    from ..svd_core.diffusion.sampling import Step
+    from ..svd_core.diffusion.sampling import SamplerStep
     from ..svd_core.models.components import SVDModel
-    from ..svd_core.pipeline import Start
+    from ..svd_core.pipeline import SamplerInputs
 
 
 def sampler_of(model: Any) -> Sampler:
@@ -51,26 +51,26 @@ def sample_and_estimate(
         strict=True,
     )
     row = pipeline.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
-    clean: dict[int, torch.Tensor] = {}
+    denoised: dict[int, torch.Tensor] = {}
 
-    def keep(video: int, step: Step) -> None:
-        clean[video] = step.clean
+    def keep(video: int, step: SamplerStep) -> None:
+        denoised[video] = step.denoised
 
-    sampled = pipeline.sample(runtime.current(), model, list(sides), start, request.curve, row, keep)
-    estimate = torch.cat([clean[video].cpu() for video in range(count)]) / model.scaling_factor
+    sampled = pipeline.sample(get_runtime(), model, list(sides), start, request.curve, row, keep)
+    estimate = torch.cat([denoised[video].cpu() for video in range(count)]) / model.scaling_factor
     return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)
 
 
-def noised(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
+def add_noise(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
     """The LATENT at noise level sigma (), from where sampling would begin."""
     from ..svd_core import pipeline
 
-    return wire_formats.write_latent(pipeline.noised(model, _start_of(latent, noise, seed), sigma), like=latent)
+    return wire_formats.write_latent(pipeline.add_noise(model, _start_of(latent, noise, seed), sigma), like=latent)
 
 
-def _start_of(latent: dict[str, Any], noise: str, seed: int) -> Start:
+def _start_of(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:
     """What the videos of a LATENT start from. Raises SettingError for a noise mask."""
-    from ..svd_core.pipeline import Start
+    from ..svd_core.pipeline import SamplerInputs
 
     clips = wire_formats.read_latent(latent)
     if latent.get("noise_mask") is not None:
@@ -78,4 +78,4 @@ def _start_of(latent: dict[str, Any], noise: str, seed: int) -> Start:
             "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "
             "away, or run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
         )
-    return Start(clips.clips, noise, seed, clips.batch_index)
+    return SamplerInputs(clips.clips, noise, seed, clips.batch_index)

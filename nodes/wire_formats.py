@@ -47,7 +47,7 @@ class ClipVisionOutput:
 
 
 @dataclass(frozen=True, eq=False)
-class Clips:
+class LatentVideos:
     """A LATENT as videos: clips (N, F, 4, h, w) float32 CPU unscaled latents, and the samples' batch_index, if any."""
 
     clips: torch.Tensor
@@ -68,7 +68,7 @@ def clip_vision(value: Any) -> ClipVision:
     return _either(value, SVDClipVision, "clip_vision", lambda around: around.clip_vision(value))
 
 
-def _either(value: Any, kind: type[Part], socket: str, adopt: Callable[[backend.Program], Part | None]) -> Any:
+def _either(value: Any, kind: type[Part], socket: str, adopt: Callable[[backend.Backend], Part | None]) -> Any:
     if isinstance(value, kind):
         return value
     adopted = adopt(backend.get_backend())
@@ -138,7 +138,7 @@ def samples(latent: Any) -> torch.Tensor:
     return latent["samples"]
 
 
-def read_latent(latent: dict[str, Any]) -> Clips:
+def read_latent(latent: dict[str, Any]) -> LatentVideos:
     """Read a LATENT. Raises SettingError for other shapes than SVD's, NonFiniteError for NaN and infinity.
 
     Values may be large: a latent that still carries noise holds thousands.
@@ -154,7 +154,7 @@ def read_latent(latent: dict[str, Any]) -> Clips:
         )
     check_input(given, "the latent")
     frames = frames_per_clip(latent)
-    return Clips(given.reshape(-1, frames, *given.shape[1:]), latent.get("batch_index"))
+    return LatentVideos(given.reshape(-1, frames, *given.shape[1:]), latent.get("batch_index"))
 
 
 def frames_per_clip(latent: dict[str, Any]) -> int:

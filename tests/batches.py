@@ -20,7 +20,7 @@ from fake_renderer import frames_of
 from svd_stages.headless.batch.driver import Driver, Options, Progress
 from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.ledger import Ledger
-from svd_stages.headless.batch.lock import Shard, parse_shard, sole_driver
+from svd_stages.headless.batch.lock import Shard, parse_shard, run_lock
 from svd_stages.headless.batch.plan import PlannedRow, read_plan, written
 from svd_stages.headless.batch.reconcile import reconcile
 from svd_stages.headless.batch.tasks import Task, digest, task_id
@@ -215,7 +215,7 @@ def drive(
 ) -> Progress:
     """A driver in this process."""
     options, shard = options or Options(), shard or Shard()
-    with sole_driver(batch.path, shard):
+    with run_lock(batch.path, shard):
         ledger = Ledger(batch.path / f"ledger{shard.name}.sqlite")
         try:
             ledger.plan(task for task in batch.tasks() if shard.has(task.id))

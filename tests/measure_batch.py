@@ -57,7 +57,9 @@ def in_a_batch(pictures: Path, run: Path, clips: int) -> float:
         if outcome is not None:
             done.append(time.monotonic())
 
-    status = headless.run_batch(headless.Ask(run, pictures), headless.Surroundings(), headless.Workers(2), watch=watch)
+    status = headless.run_batch(
+        headless.BatchRequest(run, pictures), headless.RunConfig(), headless.Workers(2), watch=watch
+    )
     assert status.counts["done"] == clips == len(done)
     return (done[-1] - done[1]) * 2 / (clips - 2)
 

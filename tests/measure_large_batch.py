@@ -65,7 +65,7 @@ def main(count: int = 100_000) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         manifest = make_pictures(Path(name), count)
         folder = RunFolder(Path(name, "run"))
-        ask, here = headless.Ask(folder.path, manifest), headless.Surroundings()
+        ask, here = headless.BatchRequest(folder.path, manifest), headless.RunConfig()
         found = {"plan": timed("plan", lambda: headless.plan_batch(ask, here))}
         found["again"] = timed("plan again", lambda: headless.plan_batch(ask, here))
         ledger = Ledger(folder.path / "ledger.sqlite")

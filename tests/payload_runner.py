@@ -110,7 +110,7 @@ def graph(path: Path) -> None:
     """Read, look for what is missing, check, and run if nothing is wrong."""
     from svd_stages import headless
 
-    around = headless.Surroundings([WORK / "models"], "cpu", input_folder=WORK / "input", output_folder=WORK / "out")
+    around = headless.RunConfig([WORK / "models"], "cpu", input_folder=WORK / "input", output_folder=WORK / "out")
     engine = headless.EmbeddedEngine(around)
     source = headless.read_source(path)
     headless.find_missing(source, engine, around)
@@ -147,11 +147,11 @@ def checkpoint(path: Path) -> None:
     from svd_stages.svd_core.checkpoints.inspect import inspect
     from svd_stages.svd_core.checkpoints.library import ModelLibrary
     from svd_stages.svd_core.errors import CheckpointError
-    from svd_stages.svd_core.runtime.runtime import HeadlessHost
+    from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
     with contextlib.suppress(CheckpointError):
         inspect(path)
-    pipeline.load(HeadlessHost(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
+    pipeline.load(LocalRuntime(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
 
 
 def manifest(path: Path) -> None:
@@ -171,12 +171,12 @@ def manifest(path: Path) -> None:
 def batch(path: Path) -> None:
     """A run folder: look, then go on with it."""
     from svd_stages import headless
-    from svd_stages.headless.batch.graph_batching import Ask, batch_status, run_batch
+    from svd_stages.headless.batch.graph_batching import BatchRequest, batch_status, run_batch
     from svd_stages.svd_core.errors import BatchError
 
     with contextlib.suppress(BatchError):
         batch_status(path)
-    run_batch(Ask(path), headless.Surroundings([WORK / "models"], "cpu"))
+    run_batch(BatchRequest(path), headless.RunConfig([WORK / "models"], "cpu"))
 
 
 def control(path: Path) -> None:

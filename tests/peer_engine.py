@@ -38,20 +38,24 @@ class EmbeddedEngine:
         return checked.ok, checked.error, checked.outputs, checked.node_errors
 
     def execute(
-        self, prompt: dict[str, Any], prompt_id: str, outputs: list[str], emit: Callable[[str, dict[str, Any]], None]
+        self,
+        prompt: dict[str, Any],
+        prompt_id: str,
+        outputs: list[str],
+        on_event: Callable[[str, dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """What the outputs show. A failure has been told to `emit`."""
+        """What the outputs show. A failure has been told to `on_event`."""
         told = []
 
         def note(event: str, data: dict[str, Any]) -> None:
             told.append(event)
-            emit(event, data)
+            on_event(event, data)
 
         try:
-            return self._engine.run(self._checked, outputs, emit=note, prompt_id=prompt_id).ui
+            return self._engine.run(self._checked, outputs, on_event=note, prompt_id=prompt_id).ui
         except SVDStagesError as error:
             if "execution_error" not in told:
-                emit("execution_error", {"exception_message": str(error), "prompt_id": prompt_id})
+                on_event("execution_error", {"exception_message": str(error), "prompt_id": prompt_id})
             return {}
 
 
@@ -68,7 +72,11 @@ class ComfyUIEngine:
         return self._runner.validate(prompt, "peer", targets)
 
     def execute(
-        self, prompt: dict[str, Any], prompt_id: str, outputs: list[str], emit: Callable[[str, dict[str, Any]], None]
+        self,
+        prompt: dict[str, Any],
+        prompt_id: str,
+        outputs: list[str],
+        on_event: Callable[[str, dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """What the outputs show. A failure has been told to `emit`."""
-        return self._runner.execute(prompt, prompt_id, outputs, {}, emit).ui
+        """What the outputs show. A failure has been told to `on_event`."""
+        return self._runner.execute(prompt, prompt_id, outputs, {}, on_event).ui

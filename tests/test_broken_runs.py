@@ -21,8 +21,8 @@ from svd_stages.svd_core import pipeline
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
 from svd_stages.svd_core.models.unet import PreparedUNet
-from svd_stages.svd_core.runtime import runtime
 from svd_stages.svd_core.runtime.memory import Placement
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, get_runtime, use_runtime
 
 ALL = os.environ.get("SVD_STAGES_BOUNDARIES") == "all"
 SETTINGS = Settings(frames=2, steps=2)
@@ -42,7 +42,7 @@ class Boundaries:
             raise self._error(f"injected at {name}")
 
 
-class WatchedHost(runtime.HeadlessHost):
+class WatchedRuntime(LocalRuntime):
     """All that a stage asks of its host is a boundary."""
 
     def __init__(self, boundaries: Boundaries) -> None:
@@ -54,7 +54,7 @@ class WatchedHost(runtime.HeadlessHost):
         return super().device()
 
     @contextlib.contextmanager
-    def on_device(self, part, need=0, after="host"):
+    def on_device(self, part, need=0, after="default"):
         name = type(part).__name__
         self.boundaries.cross(f"{name} comes")
         with super().on_device(part, need, after) as device:
@@ -87,7 +87,7 @@ class WatchedHost(runtime.HeadlessHost):
         yield advance
         self.boundaries.cross(f"{stage} ends")
 
-    def show(self, clean) -> None:
+    def show(self, denoised) -> None:
         self.boundaries.cross("preview")
 
     def note(self, note) -> None:
@@ -124,14 +124,14 @@ def watched(boundaries: Boundaries) -> Iterator[None]:
 
 def run(checkpoint: Checkpoint, image: torch.Tensor, boundaries: Boundaries) -> torch.Tensor:
     """A picture to frames, through the nodes."""
-    with watched(boundaries), runtime.using(WatchedHost(boundaries)):
+    with watched(boundaries), use_runtime(WatchedRuntime(boundaries)):
         return decoded(checkpoint, sampled(checkpoint, image, SETTINGS), "windowed", 1, 1)[0]
 
 
 def state_of(checkpoint: Checkpoint) -> dict:
     """All of the modules that a run could leave changed, and of the process."""
     state = {
-        "host": runtime.current(),
+        "host": get_runtime(),
         "inference": torch.is_inference_mode_enabled(),
         "gradients": torch.is_grad_enabled(),
         "random": torch.get_rng_state().tolist(),
@@ -185,13 +185,13 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
 
 @pytest.mark.parametrize("error", ERRORS if ALL else ERRORS[1:2])
 def test_a_checkpoint_whose_loading_broke_loads_again(error):
-    wanted = pipeline.load(runtime.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
+    wanted = pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
     whole = Boundaries()
-    pipeline.load(WatchedHost(whole), "svd-nano", "fp32")
+    pipeline.load(WatchedRuntime(whole), "svd-nano", "fp32")
     for place in range(len(whole.crossed)):
         with pytest.raises((error, MemoryBudgetError)):
-            pipeline.load(WatchedHost(Boundaries(place, error)), "svd-nano", "fp32")
-    again = pipeline.load(runtime.HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
+            pipeline.load(WatchedRuntime(Boundaries(place, error)), "svd-nano", "fp32")
+    again = pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
     for one, other in ((wanted.model, again.model), (wanted.vae, again.vae), (wanted.clip_vision, again.clip_vision)):
         states = zip(one.module.state_dict().items(), other.module.state_dict().items(), strict=True)
         assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in states)

@@ -23,7 +23,7 @@ from svd_stages.nodes.compat.values import Model
 from svd_stages.svd_core import pipeline
 from svd_stages.svd_core.errors import NodeError, NonFiniteError
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, Note, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
 
 INJECTIONS = int(os.environ.get("SVD_STAGES_INJECTIONS", "45"))
 FRAMES, STEPS = 2, 2
@@ -122,17 +122,17 @@ def given_image() -> torch.Tensor:
     return torch.rand((1, 32, 32, 3), generator=torch.Generator().manual_seed(1))
 
 
-def run(injection: Injection, checkpoint: Checkpoint, image: torch.Tensor, folder: Path) -> list[Note]:
+def run(injection: Injection, checkpoint: Checkpoint, image: torch.Tensor, folder: Path) -> list[RunWarning]:
     """Run the graph into `folder`; what was noted."""
-    notes: list[Note] = []
+    notes: list[RunWarning] = []
     model = Model(checkpoint.model)
     given = {
         "load": [[image], [None]],
         "ckpt": [[checkpoint.model], [checkpoint.clip_vision], [checkpoint.vae]],
         "core": [[model], [checkpoint.clip_vision], [checkpoint.vae]],
     }
-    here = HeadlessHost(device_name="cpu", output_folder=folder, on_note=notes.append)
-    with using(here):
+    here = LocalRuntime(device_name="cpu", output_folder=folder, on_note=notes.append)
+    with use_runtime(here):
         validate_and_execute(Graph(graph(injection)), here, given=given)
     return [note for note in notes if note.code != "graph.note"]  # which are of validation
 

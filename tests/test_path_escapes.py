@@ -71,14 +71,14 @@ import json, os, sys
 from pathlib import Path
 import torch
 from svd_stages.headless.engines.graphs import NODES
-from svd_stages.svd_core.runtime import runtime as host
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
 from svd_stages.svd_core.errors import SVDStagesError
 
 names, root = json.loads(sys.argv[1]), sys.argv[2]
 inside = os.path.join(root, "inside")
 folders = {each: Path(inside, each) for each in ("models", "input", "output", "temp")}
-here = host.HeadlessHost(
+here = LocalRuntime(
     library=ModelLibrary.from_roots([folders["models"]]), device_name="cpu", input_folder=folders["input"],
     output_folder=folders["output"], temp_folder=folders["temp"],
 )
@@ -134,7 +134,7 @@ def save_result(name):
 
 doors = {"model": load_model, "picture": load_picture, "result": save_result}
 answers = []
-with host.using(here):
+with use_runtime(here):
     for door in doors.values():  # what is imported lazily is imported now
         try:
             door("ordinary")

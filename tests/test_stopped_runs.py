@@ -53,8 +53,8 @@ def savers(images: list[Any]) -> dict[str, Any]:
 
 def clip_graph() -> dict[str, Any]:
     """The shortest clip of svd-nano, made larger so that writing takes a while, through every saver."""
-    animation = headless.Animation(width=64, height=64, num_frames=FRAMES, steps=2)
-    prompt = headless.animation_graph(animation, headless.Surroundings().host(), "rocket.png").prompt
+    animation = headless.VideoSettings(width=64, height=64, num_frames=FRAMES, steps=2)
+    prompt = headless.image_to_video_graph(animation, headless.RunConfig().runtime(), "rocket.png").prompt
     (decoder,) = (key for key, each in prompt.items() if each["class_type"] == "SVDTemporalVAEDecode")
     kept = {key: each for key, each in prompt.items() if each["class_type"] not in ("CreateVideo", "SaveVideo")}
     size = {"width": SIDE, "height": SIDE, "upscale_method": "bicubic", "crop": "disabled"}

@@ -17,7 +17,7 @@ from svd_stages.headless.graph.convert import to_api
 from svd_stages.headless.graph.node_schema import read_declaration, return_types, types_match
 from svd_stages.headless.graph.validate import validate
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
 RECIPES = ("model_offload", "compile_unet", "under_8_gb", "low_vram")
@@ -113,7 +113,7 @@ def host(tmp_path: Path):
     """A host that has the model and the picture which the templates name."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "svd_xt.safetensors").touch()
-    with using(HeadlessHost(library=ModelLibrary.from_roots([tmp_path]), input_folder=FOLDER)) as host:
+    with use_runtime(LocalRuntime(library=ModelLibrary.from_roots([tmp_path]), input_folder=FOLDER)) as host:
         yield host
 
 

@@ -237,8 +237,10 @@ def bypassed_boxes_between_reroutes():
 def a_bypassed_box_with_two_inputs_of_the_type():
     sheet = Sheet()
     first, second = load(sheet), load(sheet)
-    both = sheet.add("ImageBatch", [], {"image1": ("IMAGE", first), "image2": ("IMAGE", second)}, mode=BYPASSED)
-    save(sheet, (both, 0))
+    chain_callbacks = sheet.add(
+        "ImageBatch", [], {"image1": ("IMAGE", first), "image2": ("IMAGE", second)}, mode=BYPASSED
+    )
+    save(sheet, (chain_callbacks, 0))
     return sheet.workflow()
 
 

@@ -26,8 +26,8 @@ from typing import Any
 from ...svd_core.errors import BatchError, OutputError, SVDStagesError
 from .environment import Environment
 from .folder import RunFolder
-from .ledger import Change, Ledger, State
-from .task_queue import Waiting, Work
+from .ledger import Ledger, LedgerUpdate, State
+from .task_queue import QueuedTask, Waiting
 from .worker import PASSING
 from .worker_pool import Answer, Pool
 
@@ -111,9 +111,9 @@ class _Slot:
     tries: int = 0
     not_before: float = 0.0
     gone: SVDStagesError | None = None
-    rendering: Work | None = None
-    encoding: Work | None = None
-    reserved: Work | None = None
+    rendering: QueuedTask | None = None
+    encoding: QueuedTask | None = None
+    reserved: QueuedTask | None = None
 
 
 class Driver:
@@ -133,7 +133,7 @@ class Driver:
         self._environment = environment or Environment()
         self._slots = [_Slot(worker) for worker in pool.workers]
         self._waiting = Waiting(ledger)
-        self._changes: dict[str, Change] = {}
+        self._changes: dict[str, LedgerUpdate] = {}
         self._failures: dict[str, dict[str, Any]] = {}
         self._flushed = self._ticked = 0.0
         self._pause, self._paused_until = options.pause, 0.0
@@ -198,7 +198,7 @@ class Driver:
         slot.asked, slot.since = call, time.monotonic()
         self._pool.ask(slot.worker, call, slot.greeting, *arguments)
 
-    def _pick(self, slot: _Slot) -> Work | None:
+    def _pick(self, slot: _Slot) -> QueuedTask | None:
         """The next task for a worker: one that it has read already, one that waits, or one that another worker has
         only read."""
         if slot.reserved is not None:
@@ -293,7 +293,7 @@ class Driver:
             self._try_later(work, outcome["message"])
 
     def _finish(
-        self, work: Work, state: State, code: str | None = None, seconds: float | None = None, made: bool = True
+        self, work: QueuedTask, state: State, code: str | None = None, seconds: float | None = None, made: bool = True
     ) -> None:
         """A task came to its end. `made`: by one of our workers."""
         work.is_finished = True
@@ -310,14 +310,14 @@ class Driver:
         about = {"task": work.task.id, "image": work.task.image, "state": state, "made": made and state == "done"}
         self._watch(self.progress, about if code is None else {**about, "code": code})
 
-    def _fail(self, work: Work, failure: dict[str, Any]) -> None:
+    def _fail(self, work: QueuedTask, failure: dict[str, Any]) -> None:
         self._failures[work.task.id] = {**failure, **self._about(work)}
         self._finish(work, "failed", failure["code"])
 
-    def _about(self, work: Work) -> dict[str, Any]:
+    def _about(self, work: QueuedTask) -> dict[str, Any]:
         return {"image": work.task.image, "values": dict(work.task.values), "attempts": work.deaths}
 
-    def _try_later(self, work: Work, message: str) -> None:
+    def _try_later(self, work: QueuedTask, message: str) -> None:
         work.tries += 1
         if work.tries > PASSING_TRIES:
             self._fail(work, {"code": "output.failed", "message": f"{message} It did not pass in {work.tries} tries."})
@@ -325,7 +325,7 @@ class Driver:
         work.not_before = time.monotonic() + self._later(work.tries)
         self._put_back(work)
 
-    def _try_elsewhere(self, work: Work, outcome: dict[str, Any]) -> None:
+    def _try_elsewhere(self, work: QueuedTask, outcome: dict[str, Any]) -> None:
         """Memory was short: another worker may have more, or this one later."""
         work.shortages += 1
         if work.shortages >= self._options.attempts:
@@ -338,7 +338,7 @@ class Driver:
         """Seconds to wait before the next of so many tries."""
         return min(LONGEST_PAUSE, self._options.pause * 2 ** min(10, tries - 1))
 
-    def _put_back(self, work: Work, elsewhere: bool = False) -> None:
+    def _put_back(self, work: QueuedTask, elsewhere: bool = False) -> None:
         """Where it was, what was rendered of it is mostly still there."""
         self._note(work, "todo")
         self._waiting.put_back(work, elsewhere)
@@ -386,7 +386,7 @@ class Driver:
             self._put_back(rendering)
         self._bury(slot, asked, "it died while it waited")
 
-    def _count_death(self, work: Work, slot: _Slot, how: str, hung: bool) -> None:
+    def _count_death(self, work: QueuedTask, slot: _Slot, how: str, hung: bool) -> None:
         if self._folder.is_done(work.task.id):
             self._finish(work, "done")
             return
@@ -419,8 +419,8 @@ class Driver:
 
     # The account
 
-    def _note(self, work: Work, state: State, code: str | None = None) -> None:
-        self._changes[work.task.id] = Change(work.task.id, state, work.attempts, code)
+    def _note(self, work: QueuedTask, state: State, code: str | None = None) -> None:
+        self._changes[work.task.id] = LedgerUpdate(work.task.id, state, work.attempts, code)
 
     def _flush(self, wait: bool = False) -> None:
         """Write down what is known, now and then. A full disk pauses; with `wait`, until it is not."""
@@ -454,7 +454,7 @@ class Driver:
         with contextlib.suppress(sqlite3.Error, SVDStagesError):
             self._write_down()
 
-    def _on_the_way(self) -> Iterator[Work]:
+    def _on_the_way(self) -> Iterator[QueuedTask]:
         """What the workers have."""
         for slot in self._slots:
             yield from (work for work in (slot.rendering, slot.encoding, slot.reserved) if work is not None)

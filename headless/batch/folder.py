@@ -39,7 +39,7 @@ _ABANDONED_AFTER = 24 * 3600
 
 
 @dataclass
-class Found:
+class RunDirScan:
     """What a walk through the run folder met: ids of tasks.
 
     done       clip and record are there
@@ -174,9 +174,9 @@ class RunFolder:
         """The task is to be tried again."""
         self.failure_file(task_id).unlink(missing_ok=True)
 
-    def walk(self) -> Found:
+    def walk(self) -> RunDirScan:
         """Look at all names in out/, and read what is in failed/. No record is read: that would take minutes."""
-        found = Found()
+        found = RunDirScan()
         for folder in _folders(self.path / "out", depth=2):
             records, clips = set(), set()
             for entry in _entries(folder):

@@ -20,26 +20,26 @@ from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import BatchError, GraphError, SVDStagesError
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import use_runtime
 from ...svd_core.utils.user_tempdir import private_folder
-from ..cli.animate import Animation, animation_graph
-from ..engines.embedded.memory_estimate import refuse_too_expensive
+from ..cli.animate import VideoSettings, image_to_video_graph
+from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.remote.errors import raise_if_faulty
-from ..engines.run_config import Surroundings
+from ..engines.run_config import RunConfig
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.validate import shape_fault
 from .contact_sheet import write_sheet
 from .driver import Driver, Options, Progress, Watch
 from .environment import Environment
 from .folder import RunFolder
-from .graph_binding import Models, Values, essence, image_input, seed_inputs, without
+from .graph_binding import ModelHashes, Values, canonical_graph, image_input, seed_inputs, without
 from .graph_rendering import GraphRenderer, RenderSettings
 from .graph_workers import Workers, make_pool, memory_needed
 from .images import ImageFolder
 from .ledger import Ledger
-from .lock import Shard, drivers_at_work, planning, sole_driver, sole_owner
+from .lock import Shard, active_drivers, ledger_lock, planning, run_lock
 from .manifest import read_rows
 from .model_hashes import code_version, facts_of
 from .plan import Binding, Totals, plan_rows, read_plan, written
@@ -64,7 +64,7 @@ RUNNER = f"{GraphRenderer.__module__}:{GraphRenderer.__qualname__}"
 
 
 @dataclass(frozen=True)
-class Ask:
+class BatchRequest:
     """A batch as a person asks for it.
 
     run       the run folder
@@ -93,20 +93,20 @@ class Ask:
 HERE, PLAIN = Workers(), Options()
 
 
-def plan_batch(ask: Ask, surroundings: Surroundings, workers: Workers = HERE) -> Status:
+def plan_batch(ask: BatchRequest, run_config: RunConfig, workers: Workers = HERE) -> Status:
     """Hash the images, bind the values, find duplicates and bad rows, and write it all into the run folder.
 
     Raises BatchError, GraphError, CheckpointError; a row that cannot be taken is no error here.
     """
     with _opened(ask, workers) as (folder, ledger), planning(folder.path):
-        totals, _ = _plan(ask, surroundings, folder, ledger, workers.shard)
+        totals, _ = _plan(ask, run_config, folder, ledger, workers.shard)
         reconcile(folder, ledger)
         return status_of(folder, ledger, totals)
 
 
 def run_batch(
-    ask: Ask,
-    surroundings: Surroundings,
+    ask: BatchRequest,
+    run_config: RunConfig,
     workers: Workers = HERE,
     options: Options = PLAIN,
     watch: Watch = lambda progress, outcome: None,
@@ -123,15 +123,15 @@ def run_batch(
     with _opened(ask, workers) as (folder, ledger):
         if ask.source is not None:
             with planning(folder.path):
-                totals, settings = _plan(ask, surroundings, folder, ledger, workers.shard)
+                totals, settings = _plan(ask, run_config, folder, ledger, workers.shard)
         else:
-            _refuse_what_needs_a_plan(ask, surroundings, folder)
+            _refuse_what_needs_a_plan(ask, run_config, folder)
             with planning(folder.path):
                 totals, settings = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
         if status.left:
-            with _pool(folder, settings, surroundings, workers, status.left) as pool:
+            with _pool(folder, settings, run_config, workers, status.left) as pool:
                 begin(pool.name, status)
                 environment = Environment.from_dict(folder.read_environment(), str(folder.environment_file))
                 watching = _also_copying(watch, folder, ledger)
@@ -145,14 +145,14 @@ def run_batch(
         return status
 
 
-def _refuse_what_needs_a_plan(ask: Ask, surroundings: Surroundings, folder: RunFolder) -> None:
+def _refuse_what_needs_a_plan(ask: BatchRequest, run_config: RunConfig, folder: RunFolder) -> None:
     """Raise BatchError when something is asked for that the plan of the run does not have."""
     names = ("graph", "settings", "model", "seeds", "images")
     asked = [name for name in names if getattr(ask, name) not in (None, (), [])]
     planned = folder.read_settings() or {}
-    if surroundings.precision not in ("auto", planned.get("precision", "auto")):
+    if run_config.precision not in ("auto", planned.get("precision", "auto")):
         asked.append("precision")
-    if surroundings.background not in (None, _known_background(planned)):
+    if run_config.background not in (None, _known_background(planned)):
         asked.append("background")
     if asked:
         raise BatchError(
@@ -211,7 +211,7 @@ def retry_batch(
 
     Raises BatchError, also while a driver works on the run.
     """
-    with _opened(Ask(run, ledger=ledger_file), HERE) as (folder, ledger):
+    with _opened(BatchRequest(run, ledger=ledger_file), HERE) as (folder, ledger):
         _take_plan(folder, ledger, None)
         reconcile(folder, ledger)
         chosen = [
@@ -226,16 +226,16 @@ def retry_batch(
 
 
 @contextmanager
-def _opened(ask: Ask, workers: Workers) -> Iterator[tuple[RunFolder, Ledger]]:
+def _opened(ask: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder, Ledger]]:
     """The run folder and the ledger, for the one driver."""
     folder = RunFolder(Path(ask.run))
     if ask.source is None and not folder.settings_file.is_file():
         raise _nothing_planned(folder.path)
     check_place(folder.settings_file)
     shard = workers.shard or Shard()
-    with sole_driver(folder.path, shard):
+    with run_lock(folder.path, shard):
         path = Path(ask.ledger) if ask.ledger else default_ledger(folder, shard)
-        with sole_owner(path):
+        with ledger_lock(path):
             if not path.exists() and path.parent != folder.path and (copy := _copy_of(path, folder)).is_file():
                 shutil.copyfile(copy, path)  # another machine's driver counted attempts in it
             ledger = Ledger(path)
@@ -291,7 +291,7 @@ def _is_on_network(path: Path) -> bool:
 
 
 def _plan(
-    ask: Ask, surroundings: Surroundings, folder: RunFolder, ledger: Ledger, shard: Shard | None
+    ask: BatchRequest, run_config: RunConfig, folder: RunFolder, ledger: Ledger, shard: Shard | None
 ) -> tuple[Totals, Mapping[str, Any]]:
     """Plan anew: what it comes to, and run.json."""
     assert ask.source is not None
@@ -299,32 +299,32 @@ def _plan(
     base = source if source.is_dir() else source.parent
     root = base if ask.images is None else Path(ask.images)
     before = folder.read_settings() or {}
-    asked = _what_is_asked(ask, surroundings)
-    others = len(drivers_at_work(folder.path)) > 1
+    asked = _what_is_asked(ask, run_config)
+    others = len(active_drivers(folder.path)) > 1
     if shard is not None and others and before.get("asked") == asked:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
-    background = _background(ask, surroundings, before)
-    here = surroundings.host()
-    with runtime.using(here):
-        graph = apply_settings(_graph(ask, before, surroundings), (), NODES)
+    background = _background(ask, run_config, before)
+    runtime = run_config.runtime()
+    with use_runtime(runtime):
+        graph = apply_settings(_graph(ask, before, run_config), (), NODES)
         image = image_input(graph)
         checked = validate(graph, NODES, given={image[0]: None})
         raise_if_faulty(checked, EMBEDDED_NODES)
-        refuse_too_expensive(checked.prompt, checked.outputs, here)
-        makes = essence(graph)
+        check_memory_budget(checked.prompt, checked.outputs, runtime)
+        makes = canonical_graph(graph)
         if image[0] not in makes:
             raise GraphError(
                 "no saver of the graph needs its LoadImage, so all rows would give the same; link it to what is saved.",
                 code="graph.images",
             )
         seeds = [name for name in _free_seeds(ask, graph, before) if name.rpartition(".")[0] in makes]
-        models = Models(graph, here)
+        models = ModelHashes(graph, runtime)
         shared = {
             "format": FORMAT,
             "code": code_version(),
             "graph": digest(without(makes, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
             "models": models.of_graph(),
-            "precision": surroundings.precision,
+            "precision": run_config.precision,
             "background": background,
         }
         binding = Binding(Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared, models.of_values)
@@ -345,7 +345,7 @@ def _plan(
         "images": os.path.abspath(root),
         "models": sorted(models.sums),
         "shared": facts_of(models.sums),
-        "precision": surroundings.precision,
+        "precision": run_config.precision,
         "background": background,
     }
     folder.write_settings(settings)
@@ -358,9 +358,9 @@ def _run_id(before: Mapping[str, Any]) -> str:
     return known if isinstance(known, str) and _RUN_ID.fullmatch(known) else secrets.token_hex(8)
 
 
-def _background(ask: Ask, surroundings: Surroundings, before: Mapping[str, Any]) -> Background:
+def _background(ask: BatchRequest, run_config: RunConfig, before: Mapping[str, Any]) -> Background:
     """What transparent parts are put on: as asked, as the run has it, else grey for the shipped graph alone."""
-    known = surroundings.background or _known_background(before)
+    known = run_config.background or _known_background(before)
     if known is not None:
         return known
     return read_background(GREY) if ask.graph is None else KEEP
@@ -372,13 +372,13 @@ def _known_background(settings: Mapping[str, Any]) -> Background | None:
     return None if known is None else read_background(known)
 
 
-def _what_is_asked(ask: Ask, surroundings: Surroundings) -> str:
+def _what_is_asked(ask: BatchRequest, run_config: RunConfig) -> str:
     """All that a plan comes from, as it is now; two shards that were started with one command ask the same."""
     assert ask.source is not None
     graph = ask.graph
     if isinstance(graph, (str, os.PathLike)) and Path(graph).is_file():
         graph = str(_state_of(Path(graph)))
-    about = (surroundings.precision, surroundings.background)
+    about = (run_config.precision, run_config.background)
     said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, *about)]
     return digest([_state_of(Path(ask.source)), said, __version__])
 
@@ -396,7 +396,7 @@ def _state_of(source: Path) -> list[Any]:
         ) from error
 
 
-def _free_seeds(ask: Ask, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
+def _free_seeds(ask: BatchRequest, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
     """The inputs that take the rows' seeds: all but those that were set for all rows, now or when the run's own graph
     was planned. Raises BatchError when seeds are asked for and none is left to take them."""
     fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in ask.settings}
@@ -451,29 +451,29 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def _graph(ask: Ask, before: Mapping[str, Any], surroundings: Surroundings) -> Prompt:
+def _graph(ask: BatchRequest, before: Mapping[str, Any], run_config: RunConfig) -> Prompt:
     """The graph of all rows, with the settings in it."""
     if ask.graph is not None:
         return open_graph(ask.graph, ask.settings).prompt
     if before.get("graph") and ask.model is None:
         return open_graph({"prompt": before["graph"]}, ask.settings).prompt
-    shipped = animation_graph(Animation(model=ask.model or EMBEDDED), surroundings.host(), "image.png").prompt
+    shipped = image_to_video_graph(VideoSettings(model=ask.model or EMBEDDED), run_config.runtime(), "image.png").prompt
     return open_graph({"prompt": shipped}, ask.settings).prompt
 
 
 @contextmanager
 def _pool(
-    folder: RunFolder, settings: Mapping[str, Any], surroundings: Surroundings, workers: Workers, left: int
+    folder: RunFolder, settings: Mapping[str, Any], run_config: RunConfig, workers: Workers, left: int
 ) -> Iterator[Pool]:
     config = RenderSettings(
         graph=settings["graph"],
         image=settings["image"],
         images=settings["images"],
         models=settings["models"],
-        roots=[os.path.abspath(root) for root in surroundings.models_roots()],
-        device=surroundings.device,
+        roots=[os.path.abspath(root) for root in run_config.models_roots()],
+        device=run_config.device,
         precision=settings["precision"],
-        vram=surroundings.vram,
+        vram=run_config.vram,
         background=_known_background(settings),
         threads=workers.threads,
     )
@@ -485,8 +485,8 @@ def _pool(
         config=config.as_dict(),
         shared=settings["shared"],
     )
-    memory = memory_needed(settings["models"], surroundings.host())
-    pool = make_pool(setup, workers, surroundings.device, left, memory)
+    memory = memory_needed(settings["models"], run_config.runtime())
+    pool = make_pool(setup, workers, run_config.device, left, memory)
     try:
         yield pool
     finally:

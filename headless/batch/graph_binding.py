@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...svd_core.errors import GraphError, SVDStagesError
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import LocalRuntime
 from ..engines.graphs import NODES
 from ..engines.preflight import MODEL_FOLDERS
 from ..graph import Prompt, Target, explain, find_target, read_value, with_value
@@ -46,7 +46,7 @@ def seed_inputs(graph: Prompt) -> list[str]:
     return found
 
 
-def essence(graph: Prompt) -> Prompt:
+def canonical_graph(graph: Prompt) -> Prompt:
     """What makes the clips: class and inputs of the savers and of what they need, and no titles or bystanders."""
     sources = {key: sources_of(node) for key, node in graph.items()}
     needed = with_ancestors(cut_before_savers(graph).savers, sources)
@@ -62,11 +62,11 @@ def without(graph: Prompt, inputs: Iterable[Sequence[str]]) -> Prompt:
     return graph
 
 
-class Models:
+class ModelHashes:
     """Checkpoints that a graph and its rows name, hashed once each."""
 
-    def __init__(self, graph: Prompt, here: runtime.HeadlessHost):
-        self._graph, self._here = graph, here
+    def __init__(self, graph: Prompt, runtime: LocalRuntime):
+        self._graph, self._here = graph, runtime
         self.sums: dict[str, str] = {}
 
     def of_graph(self) -> dict[str, str]:
@@ -98,7 +98,7 @@ def _names_model(name: str) -> bool:
 class Values:
     """What the columns of a row mean for a graph. Called with a row's values; equal ones are looked at once."""
 
-    def __init__(self, graph: Prompt, models: Models, image: str):
+    def __init__(self, graph: Prompt, models: ModelHashes, image: str):
         self._graph, self._models, self._image = graph, models, image
         self._targets: dict[str, Target | SVDStagesError] = {}
         self._read: dict[tuple[str, str], Any] = {}

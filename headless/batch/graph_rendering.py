@@ -22,14 +22,14 @@ from ...nodes.compat.folders import annotated_file
 from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.hashing import frames_sha256
-from ...svd_core.runtime import runtime
-from ..cli.animate import Animation, animate_images
+from ...svd_core.runtime.runtime import RunWarning, use_runtime
+from ..cli.animate import VideoSettings, animate_images
 from ..engines.embedded.engine import inference, written
-from ..engines.embedded.memory_estimate import refuse_too_expensive
+from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graphs import EMBEDDED_NODES, NODES
 from ..engines.preflight import MODEL_FOLDERS
 from ..engines.remote.errors import raise_if_faulty
-from ..engines.run_config import Surroundings
+from ..engines.run_config import RunConfig
 from ..graph import Engine, Prompt, validate
 from ..graph.node_schema import return_types
 from ..graph.prompt import looks_like_link, name_node
@@ -41,7 +41,8 @@ from .tasks import Task
 if TYPE_CHECKING:
     import torch
 
-PROBE = Animation(width=64, height=64, num_frames=2, steps=1)
+PACKAGE = __name__.removesuffix(".headless.batch.graph_rendering")
+PROBE = VideoSettings(width=64, height=64, num_frames=2, steps=1)
 """What every worker renders before it gets work, with svd-nano: about a second."""
 _PROBE_SQUARES = 8
 STORED = ("IMAGE", "FLOAT", "INT", "STRING", "BOOLEAN")
@@ -94,20 +95,20 @@ class GraphRenderer:
 
         self._settings = settings = RenderSettings(**config)
         torch.set_num_threads(settings.threads)  # another number of threads adds in another order
-        self._host = Surroundings(
+        self._runtime = RunConfig(
             settings.roots,
             settings.device,
             settings.precision,
             input_folder=settings.images,
             vram=settings.vram,
             background=settings.background,
-        ).host()
+        ).runtime()
         self._engine = Engine(NODES, "classic")  # keeps what the next graph has, too: the models
         self._cut = cut_before_savers(settings.graph)
 
     def describe(self) -> dict[str, str]:
         """The version of the code, and the models by sha256. Raises CheckpointError for one that is not here."""
-        return facts_of({name: model_sha256(self._host.library.find(name)) for name in self._settings.models})
+        return facts_of({name: model_sha256(self._runtime.library.find(name)) for name in self._settings.models})
 
     def probe(self) -> dict[str, Any]:
         """The device; libraries, precision and, on a CPU, threads; the means of squares of a small render's frames.
@@ -120,15 +121,16 @@ class GraphRenderer:
         image = torch.stack([ramp.expand(128, 128), ramp[:, None].expand(128, 128), 1 - ramp.expand(128, 128)], -1)
         self._load_models()
         with _silently():
-            frames = animate_images(image[None], PROBE, self._host)[0]
+            frames = animate_images(image[None], PROBE, self._runtime)[0]
         squares = torch.nn.functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), _PROBE_SQUARES)
         if not squares.isfinite().all():
             raise SettingError(
-                f"{self._host.device()} renders NaN or infinity with svd-nano at precision {self._settings.precision}; "
+                f"{self._runtime.device()} renders NaN or infinity with svd-nano at precision "
+                f"{self._settings.precision}; "
                 "try fp32.",
                 code="batch.worker_differs",
             )
-        device = self._host.device()
+        device = self._runtime.device()
         makes = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
         makes["precision"] = f"{self._settings.precision} on {device.type}"
         if device.type == "cpu":
@@ -141,7 +143,7 @@ class GraphRenderer:
         loaders = [key for key, node in self._settings.graph.items() if MODEL_FOLDERS.keys() & node["inputs"]]
         if not loaders:
             return
-        with runtime.using(self._host):
+        with use_runtime(self._runtime):
             checked = validate(self._settings.graph, NODES, (), keep=loaders)
             raise_if_faulty(checked, EMBEDDED_NODES)
             self._engine.run(checked.prompt, [], keep=loaders, node_context=inference)
@@ -151,7 +153,7 @@ class GraphRenderer:
         node_id, name = self._settings.image
         if not os.path.isdir(self._settings.images):  # a disk that is away for a while is no fault of the row
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self._settings.images)
-        with runtime.using(self._host):
+        with use_runtime(self._runtime):
             path = annotated_file(task.image)
             check_unchanged(path, task.image_sha256)
             node = NODES[self._settings.graph[node_id]["class_type"]]()
@@ -167,11 +169,11 @@ class GraphRenderer:
         """The graph up to its savers. Raises GraphError, NodeError."""
         prompt = self._prompt(task)
         given = {self._settings.image[0]: prepared}
-        notes: list[runtime.Note] = []
-        with runtime.using(replace(self._host, on_note=notes.append)):
+        notes: list[RunWarning] = []
+        with use_runtime(replace(self._runtime, on_note=notes.append)):
             checked = validate(prompt, NODES, self._cut.savers, given=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
-            refuse_too_expensive(checked.prompt, checked.outputs, self._host)
+            check_memory_budget(checked.prompt, checked.outputs, self._runtime)
             sources = list(dict.fromkeys(node_id for node_id, _ in self._cut.slots))
             kept = [each for each in sources if each not in given]
             result = self._engine.run(checked.prompt, [], given=given, keep=kept, node_context=inference)
@@ -181,17 +183,17 @@ class GraphRenderer:
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         """The savers, into `folder`. Raises NodeError, OutputError."""
-        here = replace(self._host, output_folder=folder)
+        runtime = replace(self._runtime, output_folder=folder)
         given: dict[str, list[list[Any]]] = {}
         for (node_id, slot), values in unpack(rendered).items():
             row = given.setdefault(node_id, [])
             row += [[] for _ in range(slot + 1 - len(row))]
             row[slot] = values
-        with runtime.using(here):
+        with use_runtime(runtime):
             checked = validate(self._prompt(task), NODES, self._cut.savers, given=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
             result = Engine(NODES).run(checked.prompt, self._cut.savers, given=given, node_context=inference)
-        files = written(here, result.ui)
+        files = written(runtime, result.ui)
         return [(path, {"frames_sha256": frames_sha256(path)}) for path in files]
 
     def is_lost(self, error: BaseException) -> bool:
@@ -210,14 +212,14 @@ class GraphRenderer:
 
 
 @dataclass(frozen=True)
-class Cut:
+class GraphSplit:
     """Where a graph is cut: its savers, and the (node id, slot) that they and the nodes behind the cut read."""
 
     savers: tuple[str, ...]
     slots: tuple[tuple[str, int], ...]
 
 
-def cut_before_savers(prompt: Prompt) -> Cut:
+def cut_before_savers(prompt: Prompt) -> GraphSplit:
     """The cut of a graph. Raises GraphError when it saves nothing."""
     savers = [node_id for node_id, node in prompt.items() if _saves(node)]
     if not savers:
@@ -236,7 +238,7 @@ def cut_before_savers(prompt: Prompt) -> Cut:
             else:
                 _check_stored(prompt, source, slot)
                 slots[source, slot] = None
-    return Cut(tuple(savers), tuple(sorted(slots)))
+    return GraphSplit(tuple(savers), tuple(sorted(slots)))
 
 
 def _check_stored(prompt: Prompt, source: str, slot: int) -> None:
@@ -265,7 +267,7 @@ def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
     GraphError for what a saver cannot be given here."""
     import torch
 
-    from ...svd_core.media.video_io import check_frames, in_8_bits
+    from ...svd_core.media.video_io import check_frames, to_uint8
 
     arrays, facts = {}, {}
     for (node_id, slot), row in values.items():
@@ -274,7 +276,7 @@ def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
             if isinstance(value, torch.Tensor):
                 name = f"{node_id} {slot} {number}"
                 check_frames(value)
-                arrays[name] = in_8_bits(value)
+                arrays[name] = to_uint8(value)
                 told.append({"array": name})
             elif value is None or isinstance(value, (bool, int, float, str)):
                 told.append({"value": value})
@@ -304,7 +306,7 @@ def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
 @contextmanager
 def _silently() -> Iterator[None]:
     """Without what the stages tell a user: the probe is nobody's video."""
-    stages = logging.getLogger(runtime.__name__.rpartition(".")[0] + ".stages")
+    stages = logging.getLogger(f"{PACKAGE}.svd_core.pipeline")
     level = stages.level
     stages.setLevel(logging.ERROR)
     try:

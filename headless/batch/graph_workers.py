@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.utils.optional_deps import has_extra
 from .lock import Shard
 from .worker import Setup
@@ -54,9 +54,9 @@ def make_pool(setup: Setup, workers: Workers, device: str, left: int, memory: in
     return ProcessPool(setup, [places[number % len(places)] for number in range(count)])
 
 
-def memory_needed(models: Sequence[str], here: runtime.HeadlessHost) -> int:
+def memory_needed(models: Sequence[str], runtime: LocalRuntime) -> int:
     """Bytes that a worker on a CPU takes, roughly: libraries, and 16-bit weights as 32-bit ones."""
-    files = [file for name in models for file in _weights(here.library.find(name))]
+    files = [file for name in models for file in _weights(runtime.library.find(name))]
     return LIBRARIES + 2 * sum(file.stat().st_size for file in files)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ...svd_core.errors import BatchError
 from ...svd_core.utils.output_files import replacing
-from .folder import Found
+from .folder import RunDirScan
 from .tasks import Task, read_task
 
 State = Literal["todo", "running", "done", "failed", "quarantined"]
@@ -40,7 +40,7 @@ COMMIT;
 
 
 @dataclass(frozen=True)
-class Change:
+class LedgerUpdate:
     """What became of a task."""
 
     id: str
@@ -91,7 +91,7 @@ class Ledger:
             )
             db.execute("DROP TABLE planned")
 
-    def reconcile(self, found: Found) -> None:
+    def reconcile(self, found: RunDirScan) -> None:
         """Have the states that the run folder shows. What was running when a driver ended is to do again."""
         with self._transaction() as db:
             db.execute("CREATE TEMP TABLE found (id TEXT PRIMARY KEY, state TEXT, code TEXT) WITHOUT ROWID")
@@ -125,7 +125,7 @@ class Ledger:
         except (ValueError, RecursionError) as error:
             raise sqlite3.DatabaseError(str(error)) from error
 
-    def record(self, changes: Sequence[Change]) -> None:
+    def record(self, changes: Sequence[LedgerUpdate]) -> None:
         """Write what became of tasks, all or nothing."""
         with self._transaction() as db:
             db.executemany(

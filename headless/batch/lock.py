@@ -16,7 +16,7 @@ from ...svd_core.errors import BatchError
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 1.0
-"""Seconds in which `drivers_at_work` has surely let go of a lock again."""
+"""Seconds in which `active_drivers` has surely let go of a lock again."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def parse_shard(text: str) -> Shard:
 
 
 @contextlib.contextmanager
-def sole_driver(run: Path, shard: Shard) -> Iterator[None]:
+def run_lock(run: Path, shard: Shard) -> Iterator[None]:
     """Inside the `with`, no other driver works on this shard of a run, and none on shards of another division.
 
     Raises BatchError (`batch.another_driver`) when one does. A driver that was killed holds nothing. Where two
@@ -98,7 +98,7 @@ def planning(run: Path) -> Iterator[None]:
         lock.release()
 
 
-def drivers_at_work(run: Path) -> list[str]:
+def active_drivers(run: Path) -> list[str]:
     """Who works on a run now: "process 12 on host", with its shard."""
     from filelock import FileLock, Timeout
 
@@ -116,7 +116,7 @@ def drivers_at_work(run: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def sole_owner(ledger: Path) -> Iterator[None]:
+def ledger_lock(ledger: Path) -> Iterator[None]:
     """Inside the `with`, no other driver uses this ledger, be it of another run or another shard.
 
     Raises BatchError (`batch.another_driver`) at once when one does: each would forget the other's tasks.

@@ -15,7 +15,7 @@ _REFILL = 1000
 
 
 @dataclass(eq=False)
-class Work:
+class QueuedTask:
     """A task on its way.
 
     alone        nothing may run beside it: it was there when a process died
@@ -44,24 +44,24 @@ class Waiting:
     def __init__(self, ledger: Ledger):
         self._ledger = ledger
         self._place = -1
-        self._next: deque[Work] = deque()
-        self._back: list[Work] = []
+        self._next: deque[QueuedTask] = deque()
+        self._back: list[QueuedTask] = []
 
     @property
     def has_returned(self) -> bool:
         """Whether tasks that came back wait, be it for their time."""
         return bool(self._back)
 
-    def put_back(self, work: Work, elsewhere: bool) -> None:
+    def put_back(self, work: QueuedTask, elsewhere: bool) -> None:
         """A task is to be tried again, rather on another worker than where it was, or rather there."""
         work.elsewhere, work.put_back = elsewhere, time.monotonic()
         self._back.append(work)
 
-    def take(self, worker: int, has_others: bool) -> Work | None:
+    def take(self, worker: int, has_others: bool) -> QueuedTask | None:
         """The next task for a worker: one that came back and is due, or the next of the plan."""
         return self._take_back(worker, has_others) or (self._next.popleft() if self._refill() else None)
 
-    def take_ahead(self) -> Work | None:
+    def take_ahead(self) -> QueuedTask | None:
         """The next of the plan, to be read while another one is rendered; None when it must be alone."""
         return self._next.popleft() if self._refill() and not self._next[0].alone else None
 
@@ -69,7 +69,7 @@ class Waiting:
         """Whether nothing waits."""
         return not self._back and not self._refill()
 
-    def _take_back(self, worker: int, has_others: bool) -> Work | None:
+    def _take_back(self, worker: int, has_others: bool) -> QueuedTask | None:
         now = time.monotonic()
         for index, work in enumerate(self._back):
             suits = (work.last_worker != worker) == work.elsewhere or now - work.put_back > FIRST_CHOICE
@@ -82,5 +82,5 @@ class Waiting:
         if not self._next:
             for place, task, attempts in self._ledger.todo(self._place, _REFILL):
                 self._place = place
-                self._next.append(Work(task, attempts, alone=attempts > 0))
+                self._next.append(QueuedTask(task, attempts, alone=attempts > 0))
         return bool(self._next)

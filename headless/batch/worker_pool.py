@@ -35,7 +35,7 @@ class Pool(Protocol):
         ...
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
-        """Have a worker call one of its methods (see `worker.Worker`) with what JSON can hold. Does not wait."""
+        """Have a worker call one of its methods (see `worker.QueuedTasker`) with what JSON can hold. Does not wait."""
         ...
 
     def answers(self, timeout: float) -> list[Answer]:

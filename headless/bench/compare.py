@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning
-from ...svd_core.diffusion.denoiser import clean_from_v, make_denoiser, precondition
+from ...svd_core.diffusion.denoiser import denoised_from_v, make_denoiser, precondition
 from ...svd_core.diffusion.sampling import sample_euler
 from ...svd_core.diffusion.schedules import make_sigmas
 from ...svd_core.models import vae_decoder as streaming
@@ -113,7 +113,7 @@ class _Problem:
             sample = torch.cat([scaled.to(weight).expand(2, -1, -1, -1, -1), pictures], dim=2)
             told = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
             v_negative, v_positive = unet(sample, c_noise.to(weight.device), **told)[0].to(x.dtype).chunk(2)
-            return clean_from_v(x, v_negative + weights * (v_positive - v_negative), sigma)
+            return denoised_from_v(x, v_negative + weights * (v_positive - v_negative), sigma)
 
         return denoise
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...svd_core.runtime.memory import in_words
+from ...svd_core.runtime.memory import format_bytes
 from .compare import STOCK, Bench
 from .measuring import Result
 from .op_counter import Cost
@@ -65,13 +65,18 @@ def as_text(facts: dict[str, Any], measured: Measured, counted: Counted) -> str:
     for name, ways in measured.items():
         for way, each in ways.items():
             faster = f"{ways[STOCK].seconds / each.seconds:.2f}" if STOCK in ways else ""
-            peak = "" if each.peak is None else in_words(each.peak)
+            peak = "" if each.peak is None else format_bytes(each.peak)
             times = (f"{each.seconds:.4g}", f"{each.first:.4g}", f"{each.spread:.0%}")
             lines.append(_row(name, way, *times, faster, f"{each.error:.2g}", peak))
     lines += ["", *_table("counted, SVD-XT at 1024x576 in fp16", "TFLOP", "operations", "GB moved", "peak memory")]
     for name, ways in counted.items():
         for way, each in ways.items():
-            figures = (f"{each.flops / 1e12:.2f}", f"{each.operations}", f"{each.moved / 1e9:.0f}", in_words(each.peak))
+            figures = (
+                f"{each.flops / 1e12:.2f}",
+                f"{each.operations}",
+                f"{each.moved / 1e9:.0f}",
+                format_bytes(each.peak),
+            )
             lines.append(_row(name, way, *figures))
     return "\n".join(lines)
 

@@ -14,12 +14,21 @@ from ...svd_core.errors import GraphError, ImageError, SettingError
 from ...svd_core.media.alpha_compositing import GREY, read_background
 from ...svd_core.media.image_io import as_images, shown_name
 from ...svd_core.models.options import DEFAULT, ModelOptions
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import (
+    LocalRuntime,
+    OnOom,
+    Reporter,
+    Runtime,
+    RunWarning,
+    chain_callbacks,
+    ignore_progress,
+    use_runtime,
+)
 from ...svd_core.utils.size_checks import check_multiple
 from ..engines.embedded.engine import validate_and_execute, written
 from ..engines.graphs import Graph, Report, open_graph
-from ..engines.run_config import PACKAGE, Surroundings
-from ..graph import Emit, Prompt
+from ..engines.run_config import PACKAGE, RunConfig
+from ..graph import OnEvent, Prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +43,7 @@ OutputType = Literal["pt", "np", "pil"]
 
 
 @dataclass(frozen=True)
-class Animation:
+class VideoSettings:
     """What `animate` is to do. None means: what the checkpoint is for."""
 
     model: str = EMBEDDED
@@ -79,9 +88,9 @@ def animate(
     device: str = "auto",
     precision: str = "auto",
     vram: int | None = None,
-    on_oom: runtime.OnOom = "strict",
+    on_oom: OnOom = "strict",
     output_type: OutputType = "pt",
-    on_progress: runtime.Reporter = runtime.ignore_progress,
+    on_progress: Reporter = ignore_progress,
 ) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
     """Animate a picture: frames (B, F, H, W, 3) in [0, 1], one video per image. None: what the model is for.
 
@@ -96,30 +105,30 @@ def animate(
     """
     if output_type not in ("pt", "np", "pil"):
         raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
-    animation = Animation(
+    animation = VideoSettings(
         model=str(model), width=width, height=height, fit=fit, num_frames=num_frames, steps=steps, seed=seed, fps=fps,
         motion_bucket_id=motion_bucket_id, noise_aug_strength=noise_aug_strength, min_guidance=min_guidance,
         max_guidance=max_guidance, decode_mode=decode_mode, decode_chunk=decode_chunk, decode_context=decode_context,
         compile=compile,
     )  # fmt: skip
     images = as_images(image, read_background(background))
-    here = Surroundings(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).host()
-    return _as_output(animate_images(images, animation, here), output_type)
+    runtime = RunConfig(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).runtime()
+    return _as_output(animate_images(images, animation, runtime), output_type)
 
 
-def animate_images(images: torch.Tensor, animation: Animation, here: runtime.HeadlessHost) -> list[torch.Tensor]:
+def animate_images(images: torch.Tensor, animation: VideoSettings, runtime: LocalRuntime) -> list[torch.Tensor]:
     """The shipped graph without its file nodes: images in, the frames of each video out."""
-    with runtime.using(here):
-        graph = animation_graph(animation, here, "input.png")
+    with use_runtime(runtime):
+        graph = image_to_video_graph(animation, runtime, "input.png")
         loader, decoder = _only(graph.prompt, "LoadImage"), _only(graph.prompt, "SVDTemporalVAEDecode")
         files = ("CreateVideo", "SaveVideo")
         prompt = {key: node for key, node in graph.prompt.items() if node["class_type"] not in files}
-        _, result = validate_and_execute(Graph(prompt), here, given={loader: [[images], [None]]}, keep=(decoder,))
+        _, result = validate_and_execute(Graph(prompt), runtime, given={loader: [[images], [None]]}, keep=(decoder,))
     return result.values[decoder][0]
 
 
 def animate_file(
-    image: Path, output: Path, animation: Animation, surroundings: Surroundings, emit: Emit | None = None
+    image: Path, output: Path, animation: VideoSettings, run_config: RunConfig, on_event: OnEvent | None = None
 ) -> Report:
     """Animate a picture file to an mp4 at `output`: the shipped graph with values set.
 
@@ -134,28 +143,28 @@ def animate_file(
         raise ImageError(f'there is no image file "{shown_name(image)}"; give the path of a PNG, JPEG or WebP picture')
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
-    notes: list[runtime.Note] = []
-    told = runtime.both(notes.append, surroundings.on_note)
+    notes: list[RunWarning] = []
+    told = chain_callbacks(notes.append, run_config.on_note)
     with scratch_folder_beside(output) as folder:
-        here = replace(surroundings, input_folder=image.parent, output_folder=folder, on_note=told).host()
-        with runtime.using(here):
-            images = as_images(image, surroundings.background or read_background(GREY))
-            graph = animation_graph(animation, here, image.name)
+        runtime = replace(run_config, input_folder=image.parent, output_folder=folder, on_note=told).runtime()
+        with use_runtime(runtime):
+            images = as_images(image, run_config.background or read_background(GREY))
+            graph = image_to_video_graph(animation, runtime, image.name)
             given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
-            _, result = validate_and_execute(graph, here, emit=emit, given=given)
-        made = written(here, result.ui)
+            _, result = validate_and_execute(graph, runtime, on_event=on_event, given=given)
+        made = written(runtime, result.ui)
         names = [output, *itertools.islice(free_names(output, 2), len(made) - 1)]
         for temporary, final in zip(made, names, strict=True):
             os.replace(temporary, final)
     return Report(names, result.ui, notes=notes)
 
 
-def animation_graph(animation: Animation, here: runtime.Host, image_name: str) -> Graph:
+def image_to_video_graph(animation: VideoSettings, runtime: Runtime, image_name: str) -> Graph:
     """The shipped image_to_video graph with the animation's values in it.
 
     Raises CheckpointError when the model is not there, SettingError for a size that is no multiple of 64.
     """
-    values = _with_defaults(animation, checkpoint_defaults(here, animation.model))
+    values = _with_defaults(animation, checkpoint_defaults(runtime, animation.model))
     _check_values(values)
     prompt = open_graph(TEMPLATE).prompt
     for class_type, inputs in _widgets(values, image_name).items():
@@ -175,14 +184,14 @@ def _with_options(prompt: Prompt, options: ModelOptions) -> Prompt:
     return {**prompt, "options": added, sampler: changed}
 
 
-def checkpoint_defaults(here: runtime.Host, model: str) -> VideoDefaults:
+def checkpoint_defaults(runtime: Runtime, model: str) -> VideoDefaults:
     """What the checkpoint called `model` was trained for, from its headers. Raises CheckpointError."""
     from ...svd_core.checkpoints.inspect import read_defaults
 
-    return read_defaults(here.library.find(model))
+    return read_defaults(runtime.library.find(model))
 
 
-def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
+def _with_defaults(animation: VideoSettings, defaults: VideoDefaults) -> VideoSettings:
     """The animation with nothing left open."""
 
     def chosen(value: Any, default: Any) -> Any:
@@ -201,7 +210,7 @@ def _with_defaults(animation: Animation, defaults: VideoDefaults) -> Animation:
     )
 
 
-def _check_values(values: Animation) -> None:
+def _check_values(values: VideoSettings) -> None:
     """Raise SettingError now rather than after a checkpoint has been loaded."""
     if values.fps != int(values.fps):
         raise SettingError(f"fps must be a whole number, got {values.fps}; the model knows no others")
@@ -209,7 +218,7 @@ def _check_values(values: Animation) -> None:
         check_multiple(name, getattr(values, name), 64)
 
 
-def _widgets(values: Animation, image_name: str) -> dict[str, dict[str, Any]]:
+def _widgets(values: VideoSettings, image_name: str) -> dict[str, dict[str, Any]]:
     """The widget values of each node of the shipped graph. Strength, seed and fps are set once and travel by wire."""
     return {
         "LoadImage": {"image": image_name},

@@ -15,17 +15,17 @@ from ...svd_core.errors import BatchError
 from ..batch.driver import Options, Progress
 from ..batch.export import FIELDS, export
 from ..batch.folder import RunFolder
-from ..batch.lock import drivers_at_work, parse_shard
+from ..batch.lock import active_drivers, parse_shard
 from ..batch.manifest import parse_seeds
 from ..batch.report import Status, counted, damaged
 from .console import Console
 
-Here = Callable[[argparse.Namespace, Console], headless.Surroundings]
+WeightContext = Callable[[argparse.Namespace, Console], headless.RunConfig]
 AddBackground = Callable[[argparse.ArgumentParser, str], None]
 AddCommand = Callable[..., argparse.ArgumentParser]
 
 
-def add_batch(commands: Any, add_command: AddCommand, here: Here, add_background: AddBackground) -> None:
+def add_batch(commands: Any, add_command: AddCommand, runtime: WeightContext, add_background: AddBackground) -> None:
     """Add `batch` with its own commands.
 
     add_command  adds one with the options that all commands have: (commands, name, command, help)
@@ -37,10 +37,10 @@ def add_batch(commands: Any, add_command: AddCommand, here: Here, add_background
     parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def run(arguments: argparse.Namespace, console: Console) -> None:
-        _run(arguments, here(arguments, console), console)
+        _run(arguments, runtime(arguments, console), console)
 
     def plan(arguments: argparse.Namespace, console: Console) -> None:
-        _plan(arguments, here(arguments, console), console)
+        _plan(arguments, runtime(arguments, console), console)
 
     run_parser = add_command(parts, "run", run, "make the video of each row that has none yet")
     _add_source(run_parser)
@@ -141,13 +141,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copy", action="store_true", help="copies, instead of second names of the same files")
 
 
-def _run(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
+def _run(arguments: argparse.Namespace, run_config: headless.RunConfig, console: Console) -> None:
     shard = parse_shard(arguments.shard) if arguments.shard else None
     workers = headless.Workers(arguments.workers, arguments.ray, shard, arguments.threads)
     options = Options(deadline=arguments.deadline, limit=arguments.limit)
     shown = _Shown(console)
     began = time.monotonic()
-    status = headless.run_batch(_ask(arguments), surroundings, workers, options, shown.watch, shown.begin)
+    status = headless.run_batch(_ask(arguments), run_config, workers, options, shown.watch, shown.begin)
     seconds = time.monotonic() - began
     summary = {
         **status.as_dict(),
@@ -165,15 +165,15 @@ def _run(arguments: argparse.Namespace, surroundings: headless.Surroundings, con
     _raise_if_failed(status, arguments.run_folder)
 
 
-def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, console: Console) -> None:
+def _plan(arguments: argparse.Namespace, run_config: headless.RunConfig, console: Console) -> None:
     ask = _ask(arguments)
     if ask.source is None:
         raise BatchError("batch plan needs a manifest or a folder of pictures.", code="batch.no_source")
-    status = headless.plan_batch(ask, surroundings)
+    status = headless.plan_batch(ask, run_config)
     if arguments.measure and status.seconds is None and status.left:
-        again = headless.Ask(arguments.run_folder, ledger=arguments.ledger)
+        again = headless.BatchRequest(arguments.run_folder, ledger=arguments.ledger)
         workers, options = headless.Workers(count=1), Options(limit=1, failures=1)
-        status = headless.run_batch(again, surroundings, workers, options, _Shown(console).watch)
+        status = headless.run_batch(again, run_config, workers, options, _Shown(console).watch)
         if status.seconds is None:
             reason = next((f"{each.code}: {each.example}" for each in status.reasons if each.state != "row"), "no row")
             told = f"the first video could not be made, so nothing was measured: {reason}"
@@ -183,7 +183,7 @@ def _plan(arguments: argparse.Namespace, surroundings: headless.Surroundings, co
 
 def _status(arguments: argparse.Namespace, console: Console) -> None:
     status = headless.batch_status(arguments.run_folder)
-    drivers = drivers_at_work(arguments.run_folder)
+    drivers = active_drivers(arguments.run_folder)
     text, found = [status.describe(), *(f"at work: {driver}" for driver in drivers)], []
     if arguments.verify:
         console.report("verifying", 0, status.counts["done"], "clip")
@@ -217,8 +217,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
     console.result(text, made=found.made, kept=found.kept, target=arguments.target)
 
 
-def _ask(arguments: argparse.Namespace) -> headless.Ask:
-    return headless.Ask(
+def _ask(arguments: argparse.Namespace) -> headless.BatchRequest:
+    return headless.BatchRequest(
         run=arguments.run_folder,
         source=arguments.source,
         graph=arguments.graph,

@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_download, _add_bench,
     ):  # fmt: skip
         add(commands)
-    add_batch(commands, _add_command, _surroundings, _add_background)
+    add_batch(commands, _add_command, _run_config, _add_background)
     return parser
 
 
@@ -297,7 +297,7 @@ def _add_bench(commands: Any) -> None:
 def animate(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages animate`."""
     began = time.monotonic()
-    animation = headless.Animation(
+    animation = headless.VideoSettings(
         model=arguments.model,
         width=arguments.width,
         height=arguments.height,
@@ -315,26 +315,24 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
         compile=arguments.compile,
     )
     output = arguments.output or _free_name(arguments.image.stem)
-    report = headless.animate_file(arguments.image, output, animation, _surroundings(arguments, console))
+    report = headless.animate_file(arguments.image, output, animation, _run_config(arguments, console))
     _say_files(report.files, time.monotonic() - began, console)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages run`."""
     began = time.monotonic()
-    surroundings = _surroundings(
-        arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
-    )
+    run_config = _run_config(arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir)
     source = _read_allowed(arguments)
     if arguments.manifest is not None:
         headless.check_place(arguments.manifest)
-    engine = _engine(arguments, surroundings)
+    engine = _engine(arguments, run_config)
     graph = _open_allowed(source, arguments, engine.table)
-    report = engine.run(graph, headless.Narrator(graph.prompt, engine.table, console))
+    report = engine.run(graph, headless.EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
     _say_files(report.files, seconds, console)
     if arguments.manifest is not None:
-        made = headless.make_manifest(graph, report, surroundings, engine, seconds)
+        made = headless.make_manifest(graph, report, run_config, engine, seconds)
         headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
@@ -343,10 +341,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages validate`."""
     source = _read_allowed(arguments)
-    surroundings = _surroundings(arguments, console, input_folder=arguments.input_dir)
-    engine = _engine(arguments, surroundings)
+    run_config = _run_config(arguments, console, input_folder=arguments.input_dir)
+    engine = _engine(arguments, run_config)
     table = engine.table if arguments.object_info is None else _table(arguments)
-    for missing in headless.find_missing(source, engine, surroundings, arguments.settings, table):
+    for missing in headless.find_missing(source, engine, run_config, arguments.settings, table):
         console.told("missing", missing.describe(), **asdict(missing))
     graph = _open_allowed(source, arguments, table)
     if arguments.object_info is None:
@@ -368,7 +366,7 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 
 def nodes(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages nodes`."""
-    info = headless.EmbeddedEngine(_surroundings(arguments, console)).object_info()
+    info = headless.EmbeddedEngine(_run_config(arguments, console)).object_info()
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
         return
@@ -387,7 +385,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
         return
     from ...svd_core.checkpoints.verify import verify
 
-    verified = verify(found.path, _surroundings(arguments, console).host().progress)
+    verified = verify(found.path, _run_config(arguments, console).runtime().progress)
     text = f"{found.describe()}\n  {verified.describe()}"
     console.result(text, **found.as_dict(), verified=asdict(verified))
 
@@ -396,7 +394,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages convert-checkpoint`."""
     from ...svd_core.checkpoints.convert import convert_checkpoint as convert_it
 
-    progress = _surroundings(arguments, console).host().progress
+    progress = _run_config(arguments, console).runtime().progress
     convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.frames)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
@@ -406,7 +404,7 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     from ...svd_core.checkpoints.download import download as download_it
 
     root = Path(arguments.models[0]) if arguments.models else headless.default_models_roots()[0]
-    path = download_it(arguments.name, root, _surroundings(arguments, console).host().progress)
+    path = download_it(arguments.name, root, _run_config(arguments, console).runtime().progress)
     console.result(f"{path} is complete", output=path)
 
 
@@ -417,13 +415,13 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
     from ...svd_core.checkpoints.load import resolve_dtypes
     from ..bench import compare, report
 
-    here = _surroundings(arguments, console).host()
-    device = here.device()
+    runtime = _run_config(arguments, console).runtime()
+    device = runtime.device()
     dtype = resolve_dtypes(arguments.precision, device, torch.float32, force_upcast=False).compute
     size = arguments.size or ("full" if device.type == "cuda" else "small")
     planned = compare.Bench(size, device, dtype, max(1, arguments.turns), arguments.compiled)
     facts = report.machine(planned)
-    with here.progress("measuring", planned.calls(), "call") as advance:
+    with runtime.progress("measuring", planned.calls(), "call") as advance:
         done = itertools.count(1)
         measured = compare.compare(replace(planned, on_call=lambda: advance(next(done))))
     counted = compare.full_size_costs()
@@ -458,8 +456,8 @@ def _free_name(stem: str) -> Path:
     return next(free_names(first, 2)) if first.exists() else first
 
 
-def _surroundings(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.Surroundings:
-    return headless.Surroundings(
+def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.RunConfig:
+    return headless.RunConfig(
         models=arguments.models,
         device=arguments.device,
         precision=arguments.precision,
@@ -476,7 +474,7 @@ def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The graph as it was saved, if it names no class but those that are allowed."""
     source = headless.read_source(arguments.graph)
     if arguments.allowed:
-        headless.refuse_others(source, arguments.allowed)
+        headless.check_allowed_nodes(source, arguments.allowed)
     return source
 
 
@@ -484,7 +482,7 @@ def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: 
     """The graph to run, converted and set; once more: does it name only classes that are allowed."""
     graph = headless.open_graph(source, arguments.settings, table)
     if arguments.allowed:
-        headless.refuse_others(graph.prompt, arguments.allowed)
+        headless.check_allowed_nodes(graph.prompt, arguments.allowed)
     return graph
 
 
@@ -496,8 +494,8 @@ def _table(arguments: argparse.Namespace) -> NodeTable:
     return described.with_others(headless.EMBEDDED_NODES)
 
 
-def _engine(arguments: argparse.Namespace, surroundings: headless.Surroundings) -> headless.GraphEngine:
-    return headless.choose_engine(surroundings, arguments.comfyui, arguments.custom_nodes, arguments.server)
+def _engine(arguments: argparse.Namespace, run_config: headless.RunConfig) -> headless.GraphEngine:
+    return headless.choose_engine(run_config, arguments.comfyui, arguments.custom_nodes, arguments.server)
 
 
 def _say_files(files: list[Path], seconds: float, console: Console) -> None:

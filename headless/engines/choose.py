@@ -9,16 +9,16 @@ from typing import Any
 
 from ...svd_core.errors import SettingError
 from ...svd_core.media.alpha_compositing import KEEP, read_background
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import OnOom, Reporter, ignore_progress
 from .embedded.engine import EmbeddedEngine
-from .events import Narrator, Watcher
-from .graph_loading import Source, read_source, refuse_others
+from .events import EventListener, EventTranslator
+from .graph_loading import Source, check_allowed_nodes, read_source
 from .graphs import GraphEngine, Report, open_graph
-from .run_config import Surroundings, as_list
+from .run_config import RunConfig, as_list
 
 
 def choose_engine(
-    surroundings: Surroundings,
+    run_config: RunConfig,
     comfyui: str | os.PathLike | None = None,
     custom_nodes: Sequence[str] = (),
     server: str | None = None,
@@ -31,7 +31,7 @@ def choose_engine(
 
     Raises SettingError when they do not go together.
     """
-    if surroundings.background not in (None, KEEP) and (comfyui is not None or server is not None):
+    if run_config.background not in (None, KEEP) and (comfyui is not None or server is not None):
         raise SettingError(
             "a background is for pictures that SVD Stages loads, and a ComfyUI loads its own; leave it out, or put the "
             "picture on its colour in the graph (ImageCompositeMasked)",
@@ -44,12 +44,12 @@ def choose_engine(
     if comfyui is not None:
         from .comfyui.engine import ComfyUIEngine
 
-        return ComfyUIEngine(surroundings, Path(comfyui), as_list(custom_nodes))
+        return ComfyUIEngine(run_config, Path(comfyui), as_list(custom_nodes))
     if server is not None:
         from .remote.engine import RemoteEngine
 
-        return RemoteEngine(surroundings, server)
-    return EmbeddedEngine(surroundings)
+        return RemoteEngine(run_config, server)
+    return EmbeddedEngine(run_config)
 
 
 def run_graph(
@@ -62,8 +62,8 @@ def run_graph(
     device: str = "auto",
     precision: str = "auto",
     vram: int | None = None,
-    on_oom: runtime.OnOom = "strict",
-    on_progress: runtime.Reporter = runtime.ignore_progress,
+    on_oom: OnOom = "strict",
+    on_progress: Reporter = ignore_progress,
     comfyui: str | os.PathLike | None = None,
     custom_nodes: Sequence[str] = (),
     server: str | None = None,
@@ -95,24 +95,24 @@ def run_graph(
     """
     source = read_source(graph)
     if allowed:
-        refuse_others(source, as_list(allowed))
+        check_allowed_nodes(source, as_list(allowed))
     chosen = None if background is None else read_background(background)
-    surroundings = Surroundings(
+    run_config = RunConfig(
         models, device, precision, input_dir, output_dir, on_progress, vram, background=chosen, on_oom=on_oom
     )
-    engine = choose_engine(surroundings, comfyui, custom_nodes, server)
+    engine = choose_engine(run_config, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table)
     if allowed:
-        refuse_others(opened.prompt, as_list(allowed))
+        check_allowed_nodes(opened.prompt, as_list(allowed))
     if isinstance(engine, EmbeddedEngine):  # which reports by itself
         return engine.run(opened)
-    return engine.run(opened, Narrator(opened.prompt, engine.table, _Progress(on_progress)))
+    return engine.run(opened, EventTranslator(opened.prompt, engine.table, _Progress(on_progress)))
 
 
-class _Progress(Watcher):
+class _Progress(EventListener):
     """Tells a reporter of progress, and nobody of the rest."""
 
-    def __init__(self, reporter: runtime.Reporter):
+    def __init__(self, reporter: Reporter):
         self._reporter = reporter
 
     def event(self, name: str, /, **values: Any) -> None:

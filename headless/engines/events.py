@@ -22,7 +22,7 @@ MAX_STEPS = 2**53
 """More than anybody counts, and what every reader of JSON and every bar takes."""
 
 
-class Watcher(Protocol):
+class EventListener(Protocol):
     """Who is told of a run."""
 
     def event(self, name: str, /, **values: Any) -> None:
@@ -35,12 +35,12 @@ class Watcher(Protocol):
 
 
 @dataclass
-class Narrator:
-    """An `Emit` that tells a watcher. ComfyUI's progress bars, which it says are some node's, become progress."""
+class EventTranslator:
+    """An `OnEvent` that tells a watcher. ComfyUI's progress bars, which it says are some node's, become progress."""
 
     prompt: Prompt
     table: NodeTable
-    watcher: Watcher
+    watcher: EventListener
     _bars: dict[str, tuple[int, int]] = field(default_factory=dict)
     _brought: dict[str, str] = field(default_factory=dict)
     """Node that an expanded one brought -> the node of the file that it is told as."""

@@ -97,7 +97,7 @@ def class_types(graph: Mapping[str, Any]) -> set[str]:
     return {node.type for one in graphs for node in one.nodes.values()} - {*VIRTUAL, *read.subgraphs}
 
 
-def refuse_others(graph: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def check_allowed_nodes(graph: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raise GraphError (`graph.not_allowed`) when a graph names a class that no pattern of `allowed` fits.
 
     allowed  class types, or patterns as in a shell: SVD*, Save*. Nothing of the graph is imported or asked for this.

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from ...nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ...nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from ...svd_core.errors import ImageError
-from ...svd_core.runtime.runtime import Note
-from ..graph import Emit, NodeTable, Prompt, Validation, apply_settings, is_ui_format, to_api, unwrap
+from ...svd_core.runtime.runtime import RunWarning
+from ..graph import NodeTable, OnEvent, Prompt, Validation, apply_settings, is_ui_format, to_api, unwrap
 from .graph_loading import Source, read_source
 from .run_config import as_list
 
@@ -44,7 +44,7 @@ class Report:
     ui: dict[str, dict[str, Any]]
     faults: str = ""
     node_errors: dict[str, Any] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[RunWarning] = field(default_factory=list)
 
 
 class GraphEngine(Protocol):
@@ -83,7 +83,7 @@ class GraphEngine(Protocol):
         """Raises GraphError when any output of the graph could not run (exit status 3 when only files are missing)."""
         ...
 
-    def run(self, graph: Graph, emit: Emit | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
         """Run what can run, and say in the report what could not.
 
         emit  called with ComfyUI's events and their data: executing, execution_cached, executed, ... First comes ours,
@@ -95,7 +95,7 @@ class GraphEngine(Protocol):
 
 
 def ignore_events(event: str, data: Mapping[str, Any]) -> None:
-    """An `Emit` that tells nobody."""
+    """An `OnEvent` that tells nobody."""
 
 
 def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = EMBEDDED_NODES) -> Graph:

@@ -18,18 +18,18 @@ from ...nodes.compat.folders import annotated_file
 from ...svd_core.errors import ImageError, OutputError
 from ...svd_core.media.alpha_compositing import KEEP
 from ...svd_core.media.hashing import file_sha256, frames_sha256
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import LocalRuntime, use_runtime
 from ...svd_core.utils.redaction import redacted, redacted_text
 from .graphs import Graph, GraphEngine, Report
 from .preflight import MODEL_FOLDERS
-from .run_config import Surroundings
+from .run_config import RunConfig
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "av")
 FORMAT = 1
 
 
 def make_manifest(
-    graph: Graph, report: Report, surroundings: Surroundings, engine: GraphEngine, seconds: float
+    graph: Graph, report: Report, run_config: RunConfig, engine: GraphEngine, seconds: float
 ) -> dict[str, Any]:
     """All that is needed to make a result again, and to know whether it is the same. Reads every model file once.
 
@@ -43,27 +43,29 @@ def make_manifest(
     was ignored, filled in or made otherwise than was asked). The graph is without secrets and absolute paths; names are
     below their folders. Raises OutputError for a file that is gone.
     """
-    here = surroundings.host()
+    runtime = run_config.runtime()
     shown = redacted(graph.prompt)
     text = json.dumps(shown, sort_keys=True, ensure_ascii=True)
     is_local = engine.name != "server"
     own = {name: _version(name) for name in LIBRARIES} if is_local else {}
     try:
-        with runtime.using(here):
+        with use_runtime(runtime):
             return {
                 "format": FORMAT,
                 "svd_stages": _version("svd-stages"),
                 "engine": engine.name,
                 "versions": {"python": platform.python_version(), **own, **engine.versions()},
-                "device": str(here.device()) if is_local else None,
-                "precision": surroundings.precision if is_local else None,
-                "background": surroundings.background or KEEP,
+                "device": str(runtime.device()) if is_local else None,
+                "precision": run_config.precision if is_local else None,
+                "background": run_config.background or KEEP,
                 "graph": shown,
                 "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "seeds": dict(_seeds(graph.prompt)),
-                "models": list(_models(graph.prompt, engine, here)),
-                "inputs": list(_pictures(graph.prompt, here)),
-                "files": [{**_file(path, here.output_folder), "frames_sha256": _shown(path)} for path in report.files],
+                "models": list(_models(graph.prompt, engine, runtime)),
+                "inputs": list(_pictures(graph.prompt, runtime)),
+                "files": [
+                    {**_file(path, runtime.output_folder), "frames_sha256": _shown(path)} for path in report.files
+                ],
                 "notes": [redacted_text(note.as_dict(), graph.prompt) for note in report.notes],
                 "seconds": round(seconds, 2),
             }
@@ -98,19 +100,19 @@ def _texts(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     return (each for each in _constants(prompt) if isinstance(each[2], str))
 
 
-def _models(prompt: Mapping[str, Any], engine: GraphEngine, here: runtime.HeadlessHost) -> Iterator[dict[str, Any]]:
+def _models(prompt: Mapping[str, Any], engine: GraphEngine, runtime: LocalRuntime) -> Iterator[dict[str, Any]]:
     for node_id, name, value in _texts(prompt):
         if name in MODEL_FOLDERS:
             path = engine.model_file(MODEL_FOLDERS[name], value)
-            files = None if path is None else _hashed(path, here)
+            files = None if path is None else _hashed(path, runtime)
             yield {"node": node_id, "input": name, "name": redacted(value), "files": files}
 
 
-def _hashed(path: Path, here: runtime.HeadlessHost) -> list[dict[str, Any]]:
+def _hashed(path: Path, runtime: LocalRuntime) -> list[dict[str, Any]]:
     """A checkpoint's file, or all the weights of a diffusers folder."""
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
     total = sum(file.stat().st_size for file in files)
-    with here.progress("hashing", max(1, total // 2**20), "MiB") as advance:
+    with runtime.progress("hashing", max(1, total // 2**20), "MiB") as advance:
         return [_file(file, path.parent, _counted(advance, files[:number])) for number, file in enumerate(files)]
 
 
@@ -120,12 +122,12 @@ def _counted(advance: Callable[[int], None], before: list[Path]) -> Callable[[in
     return lambda read: advance((done + read) // 2**20)
 
 
-def _pictures(prompt: Mapping[str, Any], here: runtime.HeadlessHost) -> Iterator[dict[str, Any]]:
+def _pictures(prompt: Mapping[str, Any], runtime: LocalRuntime) -> Iterator[dict[str, Any]]:
     """Texts that are the name of a file in the input folder, or in another that they say ("x.png [output]")."""
     for node_id, name, value in _texts(prompt):
         with contextlib.suppress(ImageError):
             path = annotated_file(value)
-            yield {"node": node_id, "input": name, **_file(path, here.input_folder.resolve())}
+            yield {"node": node_id, "input": name, **_file(path, runtime.input_folder.resolve())}
 
 
 def _shown(path: Path) -> str | None:

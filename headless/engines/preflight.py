@@ -11,14 +11,14 @@ from typing import Any
 
 from ...nodes.compat.folders import annotated_file
 from ...svd_core.errors import ImageError
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import use_runtime
 from ..graph import NodeTable, Prompt, apply_settings, is_ui_format, to_api, unwrap, validate
 from ..graph.prompt import one_line
 from ..graph.validate import shape_fault
 from .graph_loading import class_types
 from .graphs import GraphEngine
 from .remote.errors import names_a_file
-from .run_config import Surroundings
+from .run_config import RunConfig
 
 MODEL_FOLDERS = {
     "checkpoint": "checkpoints",
@@ -62,7 +62,7 @@ class Missing:
 def find_missing(
     graph: Mapping[str, Any],
     engine: GraphEngine,
-    surroundings: Surroundings,
+    run_config: RunConfig,
     settings: Sequence[str] = (),
     table: NodeTable | None = None,
 ) -> list[Missing]:
@@ -82,7 +82,7 @@ def find_missing(
     if shape_fault(prompt):
         return []
     prompt = apply_settings(prompt, settings, classes)
-    with runtime.using(surroundings.host()):
+    with use_runtime(run_config.runtime()):
         faults = validate(prompt, classes).node_errors
         files = [each for each in _missing_files(prompt, table, faults) if not _is_here(each[2])]
     wanted = [("node", str(node.get("class_type")), "", node_id) for node_id, node in _nodes(prompt, unknown)]

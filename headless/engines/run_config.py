@@ -10,13 +10,13 @@ from typing import Any
 
 from ...svd_core.checkpoints.library import ModelLibrary
 from ...svd_core.media.alpha_compositing import Background
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import LocalRuntime, OnNote, OnOom, Reporter, ignore_note, ignore_progress
 
 PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunConfig:
     """Where and on what to run; what the command line's common options say.
 
     vram        bytes to get by with
@@ -30,15 +30,15 @@ class Surroundings:
     precision: str = "auto"
     input_folder: str | os.PathLike = "input"
     output_folder: str | os.PathLike = "output"
-    reporter: runtime.Reporter = field(default=runtime.ignore_progress)
+    reporter: Reporter = field(default=ignore_progress)
     vram: int | None = None
     background: Background | None = None
-    on_oom: runtime.OnOom = "strict"
-    on_note: runtime.OnNote = runtime.ignore_note
+    on_oom: OnOom = "strict"
+    on_note: OnNote = ignore_note
 
-    def host(self) -> runtime.HeadlessHost:
+    def runtime(self) -> LocalRuntime:
         """The host of such a run. Touches no disk and asks no device."""
-        return runtime.HeadlessHost(
+        return LocalRuntime(
             library=ModelLibrary.from_roots(self.models_roots()),
             device_name=self.device,
             precision=self.precision,

@@ -5,7 +5,7 @@ Every function takes the node classes as an argument; nothing here knows a node,
 
 from .convert import to_api
 from .edit import Target, apply_settings, find_target, read_value, set_value, with_value
-from .executor import Emit, Engine, RunResult
+from .executor import Engine, OnEvent, RunResult
 from .explain import explain
 from .node_table import NodeTable, described_nodes
 from .object_info import object_info
@@ -14,9 +14,9 @@ from .read import is_ui_format, parse_graph, read_graph, unwrap
 from .validate import Validation, raise_if_invalid, validate
 
 __all__ = [
-    "Emit",
     "Engine",
     "NodeTable",
+    "OnEvent",
     "Prompt",
     "RunResult",
     "Target",

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-def complete(work: Coroutine[Any, Any, Result]) -> Result:
+def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine to its end, and stop what it has begun and left. Where this thread has a loop that runs already
     (a notebook), in another thread.
 
@@ -80,7 +80,7 @@ def settle_all(answers: list[Any]) -> list[Any]:
     async def all_of_them() -> list[Any]:
         return list(await asyncio.gather(*(settled(answer) for answer in answers)))
 
-    return complete(all_of_them())
+    return run_sync(all_of_them())
 
 
 @coroutine

@@ -28,7 +28,7 @@ MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
-class Around:
+class ValidationContext:
     """The graph that a node stands in. `given` holds the ids whose outputs the caller brings, with their count."""
 
     prompt: Mapping[str, Any]
@@ -52,7 +52,7 @@ def problem(kind: str, message: str, details: str, **extra_info: Any) -> Problem
     return {"type": kind, "message": message, "details": details, "extra_info": extra_info}
 
 
-def check_node(node_id: str, around: Around) -> NodeCheck:
+def check_node(node_id: str, around: ValidationContext) -> NodeCheck:
     """Check every input of a node, then ask its VALIDATE_INPUTS. Changes nothing that it is given.
 
     What the class itself raises on the way becomes a problem, as in ComfyUI. Inputs are looked at in declared order.
@@ -86,7 +86,9 @@ def _without_secrets(found: Problem, check: NodeCheck) -> Problem:
     return {**found, "message": "The value does not fit", "details": name, "extra_info": {**info, **hidden}}
 
 
-def _check_input(declared: DeclaredInput, check: NodeCheck, around: Around, *, exempt: bool, typed: bool) -> None:
+def _check_input(
+    declared: DeclaredInput, check: NodeCheck, around: ValidationContext, *, exempt: bool, typed: bool
+) -> None:
     """Check one declared input. `exempt`: VALIDATE_INPUTS looks at its value; `typed`: also at the types of links."""
     name = declared.name
     if name not in check.inputs:
@@ -141,7 +143,7 @@ def _fill_or_miss(declared: DeclaredInput, check: NodeCheck) -> None:
     )
 
 
-def _check_undeclared(declaration: Declaration, check: NodeCheck, around: Around) -> None:
+def _check_undeclared(declaration: Declaration, check: NodeCheck, around: ValidationContext) -> None:
     """Links that the class does not declare still reach its function; constants do not."""
     for name, value in check.inputs.items():
         if name in declaration.inputs:
@@ -158,7 +160,7 @@ def _check_undeclared(declaration: Declaration, check: NodeCheck, around: Around
             check.problems.append(_not_converted(DeclaredInput(name, False, "*", {}), value, error))
 
 
-def _check_link(name: str, link: list[Any], around: Around, config: Any) -> Problem | None:
+def _check_link(name: str, link: list[Any], around: ValidationContext, config: Any) -> Problem | None:
     """The problem with `[source id, slot]`, if there is one: form, source, slot."""
     details, hint = name, None
     if len(link) == 2:
@@ -189,14 +191,14 @@ def _check_link(name: str, link: list[Any], around: Around, config: Any) -> Prob
     return _with_hint(found, hint)
 
 
-def _output_count(source: str, around: Around) -> int | None:
+def _output_count(source: str, around: ValidationContext) -> int | None:
     """How many outputs a linked node has; None when nothing here knows."""
     if source in around.given:
         return around.given[source]
     return len(return_types(around.declarations.nodes[around.prompt[source]["class_type"]]))
 
 
-def _received_type(link: list[Any], around: Around) -> Any:
+def _received_type(link: list[Any], around: ValidationContext) -> Any:
     """The type that a link brings; None for a given node whose class is not known."""
     node = around.prompt.get(link[0])
     node_class = around.declarations.nodes.get(node["class_type"]) if isinstance(node, Mapping) else None

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
-from .async_utils import complete, settled
+from .async_utils import run_sync, settled
 from .cache_keys import Keys
 from .call import Calls, Outcome, Part, call_mapped, call_node, input_lists, merge_results
 from .dynamic import DynamicPrompt
@@ -27,7 +27,7 @@ from .prompt import Prompt, looks_like_link, name_node, one_line, run_order, sou
 from .ready_queue import Waiting
 from .v3 import asked, function_of
 
-Emit = Callable[[str, dict[str, Any]], None]
+OnEvent = Callable[[str, dict[str, Any]], None]
 """Called with ComfyUI's event names and data. What it raises stops the run."""
 Watch = Callable[[str, Mapping[str, Any], Mapping[str, list[Any]]], AbstractContextManager[Any]]
 """Called with a node's id, the node, and the lists that its links bring, by input."""
@@ -61,7 +61,7 @@ class Engine:
         outputs: Collection[str],
         *,
         extra_data: Mapping[str, Any] | None = None,
-        emit: Emit | None = None,
+        on_event: OnEvent | None = None,
         given: Mapping[str, Sequence[list[Any]]] | None = None,
         keep: Collection[str] = (),
         node_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -94,13 +94,13 @@ class Engine:
             instances=self._instances,
             given=given or {},
             extra_data=extra_data or {},
-            observer=emit,
+            observer=on_event,
             prompt_id=prompt_id,
             node_context=node_context,
             watch=watch,
         )
         try:
-            return complete(run.run(outputs, keep))
+            return run_sync(run.run(outputs, keep))
         finally:
             self._store.end()
 
@@ -125,7 +125,7 @@ class _Run:
     instances: dict[tuple[str, str], tuple[Any, str]]
     given: Mapping[str, Sequence[list[Any]]]
     extra_data: Mapping[str, Any]
-    observer: Emit | None
+    observer: OnEvent | None
     prompt_id: str
     node_context: Callable[[], AbstractContextManager[Any]]
     watch: Watch | None = None
@@ -398,11 +398,11 @@ class _Run:
         brought = {name: told[name] for name, value in node["inputs"].items() if looks_like_link(value)}
 
         @contextmanager
-        def both() -> Iterator[None]:
+        def chain_callbacks() -> Iterator[None]:
             with self.node_context(), watch(node_id, node, brought):
                 yield
 
-        return both
+        return chain_callbacks
 
     async def lazy_wanted(
         self, check: Callable[..., Any], told: Mapping[str, list[Any]], whole_lists: bool

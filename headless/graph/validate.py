@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...svd_core.errors import GraphError
-from .check_node import Around, NodeCheck, Problem, check_node, problem
+from .check_node import NodeCheck, Problem, ValidationContext, check_node, problem
 from .explain import explain
 from .node_schema import Declarations, is_output
 from .prompt import MAX_NODES, Prompt, dependents_of, name_node, run_order, sources_of, title_of, with_ancestors
@@ -64,7 +64,7 @@ def validate(
     if not outputs:
         return _refused(prompt, problem("prompt_no_outputs", "Prompt has no outputs", ""))
     counts = {node_id: None if values is None else len(values) for node_id, values in given.items()}
-    around = Around(prompt, Declarations(nodes), counts, hints)
+    around = ValidationContext(prompt, Declarations(nodes), counts, hints)
     sources = {node_id: [] if node_id in given else sources_of(node) for node_id, node in prompt.items()}
     needed = with_ancestors(outputs, sources)
     ids = [node_id for node_id in prompt if node_id in needed and node_id not in given]

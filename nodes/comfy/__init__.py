@@ -5,10 +5,10 @@ from __future__ import annotations
 
 def use_comfyui() -> None:
     """Make ComfyUI the process's host, and the program around the nodes. `__init__.py` calls it inside ComfyUI."""
-    from ...svd_core.runtime.runtime import set_default as set_host
+    from ...svd_core.runtime.runtime import set_runtime
     from ..backend import set_backend
-    from .backend import ComfyProgram
-    from .runtime import ComfyHost
+    from .backend import ComfyBackend
+    from .runtime import ComfyRuntime
 
-    set_host(ComfyHost())
-    set_backend(ComfyProgram())
+    set_runtime(ComfyRuntime())
+    set_backend(ComfyBackend())

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ComfyProgram:
-    """Answers for `nodes.backend.Program`; see there."""
+class ComfyBackend:
+    """Answers for `nodes.backend.Backend`; see there."""
 
     def vae(self, value: Any) -> Vae | None:
         from . import parts

@@ -12,7 +12,7 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ...svd_core.models.components import OwnPart, SVDVae
+from ...svd_core.models.components import ModelComponent, SVDVae
 
 MORE_THAN_ALL = 1e32
 """More bytes than any model has: asks for all of it."""
@@ -21,7 +21,7 @@ _patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """A part's identity -> its patcher. A patcher knows the module and not the identity: both go when the part does."""
 
 
-class Held(torch.nn.Module):
+class ParameterSlot(torch.nn.Module):
     """A module in a shell that ComfyUI may set attributes on: diffusers' modules have a `device` of their own."""
 
     def __init__(self, module: torch.nn.Module):
@@ -41,7 +41,7 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
         return 0
 
 
-def patcher_of(part: OwnPart) -> Any:
+def patcher_of(part: ModelComponent) -> Any:
     """The patcher by which ComfyUI manages a part of ours; one for all that share it. VAEs go where --cpu-vae says."""
     patcher = _patchers.get(part.identity)
     if patcher is None:
@@ -49,7 +49,7 @@ def patcher_of(part: OwnPart) -> Any:
         is_vae = isinstance(part, SVDVae)
         device = management.vae_device() if is_vae else management.get_torch_device()
         idle = management.vae_offload_device() if is_vae else management.unet_offload_device()
-        patcher = WholePatcher(Held(part.module), device, idle)
+        patcher = WholePatcher(ParameterSlot(part.module), device, idle)
         _patchers[part.identity] = patcher
     return patcher
 

@@ -28,7 +28,7 @@ class CoreVae:
         return self.vae.patcher
 
     @property
-    def first_width(self) -> int:
+    def base_channels(self) -> int:
         """Channels of the first level."""
         return self.vae.first_stage_model.decoder.ch
 
@@ -42,12 +42,12 @@ class CoreVae:
         return next(self.vae.first_stage_model.decoder.parameters()).dtype
 
     @contextlib.contextmanager
-    def encoding(self, spare: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    def encoding(self, offload_activations: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
         """Core's encoder as it is, in core's precision."""
         yield lambda pixels: self.vae.first_stage_model.encode(pixels.to(self.vae.vae_dtype))
 
     @property
-    def cuts_pictures(self) -> bool:
+    def tiles_input(self) -> bool:
         """Core's encoder is called as it is."""
         return False
 
@@ -57,7 +57,7 @@ class CoreVae:
         return False
 
     def decode_clip(
-        self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
+        self, latents: torch.Tensor, offload_activations: bool = False, on_part: Callable[[float], None] | None = None
     ) -> torch.Tensor:
         """Core's decoder in one call. `VAE.decode` would cut the clip by what memory is free."""
         return self.vae.first_stage_model.decode(latents.to(self._dtype))

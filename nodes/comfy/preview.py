@@ -19,13 +19,13 @@ EVENT = "svd_stages.preview"
 QUALITY = 80
 
 
-def send(clean: torch.Tensor) -> None:
+def send(denoised: torch.Tensor) -> None:
     """Show (F, 4, h, w) scaled latents on the node that runs, unless previews were turned off or nobody looks."""
     server: Any = sys.modules.get("server")  # not there when ComfyUI's parts run without its server
     page = getattr(server.PromptServer, "instance", None) if server else None
     if page is None or getattr(page, "client_id", None) is None or _turned_off():
         return
-    page.send_sync(EVENT, {"node": page.last_node_id, **sheet(clean)}, page.client_id)
+    page.send_sync(EVENT, {"node": page.last_node_id, **sheet(denoised)}, page.client_id)
 
 
 def _turned_off() -> bool:
@@ -35,15 +35,15 @@ def _turned_off() -> bool:
     )
 
 
-def sheet(clean: torch.Tensor) -> dict[str, Any]:
+def sheet(denoised: torch.Tensor) -> dict[str, Any]:
     """The frames in rows on one picture: {frames, columns, width, height, image}; a frame is as large as its latent."""
     from PIL import Image
 
-    frames, _, height, width = clean.shape
+    frames, _, height, width = denoised.shape
     columns = math.ceil(math.sqrt(frames))
     rows = math.ceil(frames / columns)
     pixels = torch.zeros((rows * columns, height, width, 3), dtype=torch.uint8)
-    pixels[:frames] = colours(clean).cpu()
+    pixels[:frames] = colours(denoised).cpu()
     tiled = pixels.view(rows, columns, height, width, 3).transpose(1, 2).reshape(rows * height, columns * width, 3)
     written = io.BytesIO()
     Image.fromarray(tiled.numpy()).save(written, "JPEG", quality=QUALITY)
@@ -51,8 +51,8 @@ def sheet(clean: torch.Tensor) -> dict[str, Any]:
     return {"frames": frames, "columns": columns, "width": width, "height": height, "image": image}
 
 
-def colours(clean: torch.Tensor) -> torch.Tensor:
+def colours(denoised: torch.Tensor) -> torch.Tensor:
     """(F, h, w, 3) uint8 of (F, 4, h, w) scaled latents."""
-    factors = torch.tensor(comfy.latent_formats.SD15().latent_rgb_factors, dtype=clean.dtype, device=clean.device)
-    red_green_blue = clean.movedim(1, -1) @ factors
+    factors = torch.tensor(comfy.latent_formats.SD15().latent_rgb_factors, dtype=denoised.dtype, device=denoised.device)
+    red_green_blue = denoised.movedim(1, -1) @ factors
     return ((red_green_blue + 1) * 127.5).clamp(0, 255).to(torch.uint8)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.checkpoints.library import ModelLibrary
-from ...svd_core.runtime.runtime import Advance, After, Folder, Note, OnNote, OnOom, ignore_note
+from ...svd_core.runtime.runtime import Advance, After, Folder, OnNote, OnOom, RunWarning, ignore_note
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ComfyHost:
+class ComfyRuntime:
     """What a stage needs, from the running ComfyUI. Has no state: every answer is ComfyUI's answer of that moment.
 
     asked_precision  what the user asked of a headless run; "auto": what ComfyUI was started with
@@ -66,7 +66,7 @@ class ComfyHost:
         return _management().get_torch_device()
 
     @contextlib.contextmanager
-    def on_device(self, part: Any, need: int = 0, after: After = "host") -> Iterator[torch.device]:
+    def on_device(self, part: Any, need: int = 0, after: After = "default") -> Iterator[torch.device]:
         """Have ComfyUI load `part`, ours or its own, with `need` bytes free beside it.
 
         Other models leave the card as far as that asks for. Afterwards `part` is one of the models that ComfyUI keeps
@@ -86,7 +86,7 @@ class ComfyHost:
                 _management().unload_all_models()
             raise
         finally:
-            if after == "leaves":
+            if after == "offload":
                 model_patchers.evict(patcher)
 
     @contextlib.contextmanager
@@ -130,16 +130,16 @@ class ComfyHost:
 
         yield advance
 
-    def show(self, clean: torch.Tensor) -> None:
+    def show(self, denoised: torch.Tensor) -> None:
         """All frames on the node, as the page's preview module plays them."""
         from . import preview
 
-        preview.send(clean)
+        preview.send(denoised)
 
-    def note(self, note: Note) -> None:
-        """Log it, and hand it on."""
-        logger.warning("%s", note.text)
-        self.on_note(note)
+    def warn(self, warning: RunWarning) -> None:
+        """Log the warning and pass it on."""
+        logger.warning("%s", warning.text)
+        self.on_note(warning)
 
     def release(self) -> None:
         """Empty the caches as ComfyUI does."""

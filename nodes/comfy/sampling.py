@@ -9,11 +9,11 @@ from typing import Any
 import comfy.samplers
 import torch
 
-from ...svd_core.diffusion.noise_augmentation import seed_of
-from ...svd_core.diffusion.sampling import Step, sample_euler, starting_noise
+from ...svd_core.diffusion.noise_augmentation import seed_for_index
+from ...svd_core.diffusion.sampling import SamplerStep, sample_euler, starting_noise
 from ...svd_core.diffusion.schedules import check_sigmas, make_sigmas
 from ...svd_core.errors import SettingError
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import Advance, get_runtime
 from .. import wire_formats
 from ..backend import Request, Sampler
 from .guiding import FrameGuider, check_model
@@ -42,9 +42,9 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
         wire_formats.split(positive, count, "positive"), wire_formats.split(negative, count, "negative"), strict=True
     )
     videos = []
-    with runtime.current().progress("sampling", per_video * count, "step") as advance:
+    with get_runtime().progress("sampling", per_video * count, "step") as advance:
         for index, (with_image, without) in enumerate(sides):
-            seed = seed_of(request.seed, index)
+            seed = seed_for_index(request.seed, index)
             noise = starting_noise(request.noise, seed, frames, height, width, clips.batch_index)
             videos.append(
                 FrameGuider(model, with_image, without, request.curve).sample(
@@ -61,12 +61,12 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
     return wire_formats.write_latent(torch.stack([video.cpu() for video in videos]), like=latent)
 
 
-def _watcher(advance: runtime.Advance, before: int) -> Callable[..., None]:
+def _watcher(advance: Advance, before: int) -> Callable[..., None]:
     """Core's callback after each step; `before` steps were done for other videos."""
 
-    def watch(step: int, clean: torch.Tensor, _x: torch.Tensor, _total: int) -> None:
+    def watch(step: int, denoised: torch.Tensor, _x: torch.Tensor, _total: int) -> None:
         advance(before + step + 1)
-        runtime.current().show(clean)
+        get_runtime().show(denoised)
 
     return watch
 
@@ -91,8 +91,8 @@ def _euler(
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return model(x, sigma.expand(x.shape[0]), **arguments)
 
-    def on_step(step: Step) -> None:
+    def on_step(step: SamplerStep) -> None:
         if callback is not None:
-            callback({"i": step.done - 1, "sigma": step.sigma, "denoised": step.clean, "x": step.x})
+            callback({"i": step.done - 1, "sigma": step.sigma, "denoised": step.denoised, "x": step.x})
 
     return sample_euler(denoise, x, sigmas, on_step)

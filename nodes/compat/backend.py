@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class HeadlessProgram:
-    """Answers for `nodes.backend.Program`; see there. VAE and CLIP_VISION wires carry our own parts."""
+class CompatBackend:
+    """Answers for `nodes.backend.Backend`; see there. VAE and CLIP_VISION wires carry our own parts."""
 
     def vae(self, value: Any) -> None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import get_runtime, warn
 from .. import wire_formats
 from . import inputs, scaling
 
@@ -26,11 +26,11 @@ def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     cut = cut_to_multiple(images, 8)
     if cut.shape != images.shape:
         (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
-        runtime.note(
+        warn(
             "image.cut",
             f"the picture of {width}x{height} is cut to {cut_width}x{cut_height}; SVDResizeImage keeps all of it",
         )
-    return pipeline.encode(runtime.current(), vae, cut)
+    return pipeline.encode(get_runtime(), vae, cut)
 
 
 class SVD_img2vid_Conditioning:
@@ -103,19 +103,19 @@ class SVD_img2vid_Conditioning:
         import torch
 
         from ...svd_core import pipeline
-        from ...svd_core.diffusion.conditioning import MicroConditioning, spread_over_frames
+        from ...svd_core.diffusion.conditioning import MicroConditioning, expand_image_latents
         from ...svd_core.diffusion.noise_augmentation import augment_images_as_core
 
-        seen = pipeline.embed(runtime.current(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
+        seen = pipeline.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
         images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
         if augmentation_level > 0:
-            runtime.note(
+            warn(
                 "augmentation.seed",
                 f"the noise of augmentation_level has the seed {AUGMENTATION_SEED} here, and another one in every run "
                 "of ComfyUI; for a seed of your own use SVDNoiseAugmentation",
             )
             images = augment_images_as_core(images, augmentation_level, AUGMENTATION_SEED)
-        image_latents = spread_over_frames(_encoded(wire_formats.vae(vae), images), video_frames)
+        image_latents = expand_image_latents(_encoded(wire_formats.vae(vae), images), video_frames)
         embeds, micro = seen.image_embeds[None], MicroConditioning(fps, motion_bucket_id, augmentation_level)
         return (
             wire_formats.write_conditioning(embeds, image_latents, micro),
@@ -151,7 +151,7 @@ class CLIPVisionEncode:
         from ...svd_core import pipeline
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = pipeline.embed(runtime.current(), clip, image, self._LOOKS[crop])
+        embedding = pipeline.embed(get_runtime(), clip, image, self._LOOKS[crop])
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
@@ -197,7 +197,7 @@ class VAEDecode:
         from ...svd_core import pipeline
 
         clips = wire_formats.read_latent(samples).clips
-        return (torch.cat(pipeline.decode(runtime.current(), wire_formats.vae(vae), clips, "exact", 1, 0)),)
+        return (torch.cat(pipeline.decode(get_runtime(), wire_formats.vae(vae), clips, "exact", 1, 0)),)
 
 
 class VAEDecodeTiled:
@@ -243,4 +243,4 @@ class VAEDecodeTiled:
 
         latents = wire_formats.read_latent(samples).clips.flatten(0, 1)
         shared = min(overlap, tile_size // 4)
-        return (pipeline.decode_tiled(runtime.current(), wire_formats.vae(vae), latents, tile_size // 8, shared // 8),)
+        return (pipeline.decode_tiled(get_runtime(), wire_formats.vae(vae), latents, tile_size // 8, shared // 8),)

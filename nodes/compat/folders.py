@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 
 from ...svd_core.errors import ImageError, printable
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import Folder, get_runtime
 from ...svd_core.utils.safe_open import can_be_a_name, is_within
 
-_ANNOTATIONS: dict[str, runtime.Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
+_ANNOTATIONS: dict[str, Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 
 
 def input_pictures() -> list[str]:
     """The pictures directly in the input folder, by name, sorted; none when the folder is not there."""
-    folder = runtime.current().folder("input")
+    folder = get_runtime().folder("input")
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_picture_name(entry.name))
@@ -33,12 +33,12 @@ def annotated_file(name: str | None) -> Path:
         raise ImageError(
             f"the name of a picture is a text, got {name!r}; give the name of a file.", code="image.missing"
         )
-    kind: runtime.Folder = "input"
+    kind: Folder = "input"
     bare = name
     for annotation, annotated in _ANNOTATIONS.items():
         if name.endswith(annotation):
             kind, bare = annotated, name[: -len(annotation)].removesuffix(" ")
-    folder = runtime.current().folder(kind)
+    folder = get_runtime().folder(kind)
     real_folder = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(real_folder, bare)) if can_be_a_name(bare) else real_folder
     if not is_within(path, real_folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...svd_core.errors import CheckpointError
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import get_runtime
 from . import inputs
 from .values import Guidance, Model, model_of
 
@@ -26,7 +26,7 @@ class ImageOnlyCheckpointLoader:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "A file of models/checkpoints, a folder of models/diffusers, or svd-nano."
-        return {"required": {"ckpt_name": (runtime.current().library.names(), {"tooltip": tooltip})}}
+        return {"required": {"ckpt_name": (get_runtime().library.names(), {"tooltip": tooltip})}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, ckpt_name: str | None = None) -> bool | str:
@@ -34,7 +34,7 @@ class ImageOnlyCheckpointLoader:
         if ckpt_name is None:
             return True
         try:
-            runtime.current().library.find(ckpt_name)
+            get_runtime().library.find(ckpt_name)
         except CheckpointError as error:
             return str(error).rstrip(".")
         return True
@@ -43,7 +43,7 @@ class ImageOnlyCheckpointLoader:
         """The three parts, in the precision of the run."""
         from ...svd_core import pipeline
 
-        opened = pipeline.load(runtime.current(), ckpt_name, "auto")
+        opened = pipeline.load(get_runtime(), ckpt_name, "auto")
         return (Model(opened.model), opened.clip_vision, opened.vae)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...svd_core.errors import ImageError
 from ...svd_core.media.hashing import file_sha256
-from ...svd_core.runtime import runtime
+from ...svd_core.runtime.runtime import get_runtime
 from .. import wire_formats
 from . import folders, scaling
 
@@ -53,7 +53,7 @@ class LoadImage:
         """
         from ...svd_core.media.image_io import load_picture
 
-        return load_picture(folders.annotated_file(image), runtime.current().background)
+        return load_picture(folders.annotated_file(image), get_runtime().background)
 
 
 class ImageScale:

@@ -41,7 +41,7 @@ def _walked(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) 
     if plain(sigmas, "a row of sigmas").numel() == 0:
         return latent, latent
     if sigmas.shape == (1,):
-        noisy = samplers.noised(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])
+        noisy = samplers.add_noise(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])
         return noisy, noisy
     negative = guider.negative
     if negative is None:
@@ -145,12 +145,12 @@ class KSamplerAdvanced:
         return_with_leftover_noise: str,
     ) -> tuple[Latent]:  # fmt: skip
         """Raises SettingError for a sampler that only ComfyUI has."""
-        from ...svd_core.diffusion.schedulers import part_of, scheduled_sigmas
+        from ...svd_core.diffusion.schedulers import scheduled_sigmas, slice_sigmas
 
         check_sampler(sampler_name)
         own = model_of(model)
         row = scheduled_sigmas(scheduler, steps, table_of(own))
-        sigmas = part_of(row, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
+        sigmas = slice_sigmas(row, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
         noise = Noise("comfyui" if add_noise == "enable" else "none", noise_seed)
         guider = Guider(own, positive, negative, own.guidance.curve(cfg))
         return _walked(guider, noise, sigmas, latent_image)[:1]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.media.metadata import Metadata
-from ...svd_core.runtime import runtime
-from ...svd_core.utils.output_files import Place, next_counter, place_for, save_numbered
+from ...svd_core.runtime.runtime import Folder, get_runtime
+from ...svd_core.utils.output_files import OutputPath, next_counter, place_for, save_numbered
 from ...svd_core.utils.redaction import redacted
 
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ def graph_metadata(prompt: Any, extra_pnginfo: dict[str, Any] | None) -> Metadat
     return redacted({**({} if prompt is None else {"prompt": prompt}), **(extra_pnginfo or {})})
 
 
-def ui_entry(filename: str, place: Place, kind: runtime.Folder) -> dict[str, str]:
+def ui_entry(filename: str, place: OutputPath, kind: Folder) -> dict[str, str]:
     """A saved file as a node's `ui` result tells it."""
     return {"filename": filename, "subfolder": place.subfolder, "type": kind}
 
 
-def place_in(kind: runtime.Folder, prefix: str, images: torch.Tensor) -> Place:
+def place_in(kind: Folder, prefix: str, images: torch.Tensor) -> OutputPath:
     """The place that a prefix means for images (B, H, W, C). Raises SettingError and OutputError for no images."""
     from ...svd_core.media.video_io import check_frames
 
     check_frames(images)
-    return place_for(runtime.current().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
+    return place_for(get_runtime().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
 
 
 def save_moving(
@@ -55,7 +55,7 @@ def save_moving(
 
 
 def _save_pngs(
-    images: torch.Tensor, kind: runtime.Folder, prefix: str, metadata: Metadata, compress_level: int
+    images: torch.Tensor, kind: Folder, prefix: str, metadata: Metadata, compress_level: int
 ) -> dict[str, Any]:
     """Each image (H, W, C) of the batch in a file of its own, with numbers that follow each other."""
     from ...svd_core.media.video_io import encode_png

@@ -56,9 +56,9 @@ class BasicScheduler:
 
     def get_sigmas(self, model: Any, scheduler: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
         """The last `steps` steps of steps / denoise; an empty row for a denoise of 0."""
-        from ...svd_core.diffusion.schedulers import last_steps
+        from ...svd_core.diffusion.schedulers import truncate_sigmas
 
-        return (last_steps(scheduler, steps, table_of(model_of(model)), denoise)[-(steps + 1) :],)
+        return (truncate_sigmas(scheduler, steps, table_of(model_of(model)), denoise)[-(steps + 1) :],)
 
 
 class KarrasScheduler:
@@ -211,6 +211,6 @@ class FlipSigmas:
 
     def get_sigmas(self, sigmas: torch.Tensor) -> tuple[torch.Tensor]:
         """A new row."""
-        from ...svd_core.diffusion.schedulers import turned
+        from ...svd_core.diffusion.schedulers import flip_sigmas
 
-        return (turned(read_row(sigmas)),)
+        return (flip_sigmas(read_row(sigmas)),)

@@ -15,8 +15,8 @@ import torch
 from ..errors import MemoryBudgetError, NonFiniteError, SettingError
 from ..media.image_ops import to_images
 from ..models.components import Vae
-from ..runtime.memory import decode_bytes, in_words, spared_decode_bytes
-from ..runtime.runtime import Host
+from ..runtime.memory import decode_bytes, format_bytes, spared_decode_bytes
+from ..runtime.runtime import Runtime
 from ..utils.nan_checks import DAMAGED, first_fault
 
 logger = logging.getLogger(__name__)
@@ -63,15 +63,15 @@ def decode_window(
     latents: torch.Tensor,
     window: Window,
     device: torch.device,
-    on_share: Callable[[float], None],
-    spare: bool = False,
+    on_progress: Callable[[float], None],
+    offload_activations: bool = False,
 ) -> torch.Tensor:
     """The images (stop - start, 8h, 8w, 3) float32 CPU of the frames that a window of a clip (F, 4, h, w) keeps.
 
     on_share  called with the share of the window that is done. Raises NonFiniteError for NaN or infinity in one.
     """
     seen = latents[window.first : window.last].to(device)
-    pixels = vae.decode_clip(seen, spare, on_share)
+    pixels = vae.decode_clip(seen, offload_activations, on_progress)
     kept = pixels[window.start - window.first : window.stop - window.first]
     refuse_faults(kept, window.start, len(latents))
     return to_images(kept.cpu())
@@ -94,28 +94,28 @@ def decode_windows(
     windows: list[Window],
     device: torch.device,
     on_frames: Callable[[int], None] | None = None,
-    spare: bool = False,
-    on_lost: Callable[[Window], None] | None = None,
+    offload_activations: bool = False,
+    on_nonfinite: Callable[[Window], None] | None = None,
 ) -> torch.Tensor:
     """Decode one clip, unscaled latents (F, 4, h, w), window by window: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
     The decoder is on `device` and computes in its own dtype. `on_frames` is called with the number of frames done, some
-    of them in part; what it raises stops the work. With `spare` activations lie on the CPU where that gives the same
-    bits. With context 0 this is what diffusers' `decode_chunk_size` does.
+    of them in part; what it raises stops the work. With `offload_activations` they lie on the CPU where that
+    gives the same bits. With context 0 this is what diffusers' `decode_chunk_size` does.
 
-    `on_lost` is told the windows with NaN or infinity in their frames, which are then not there. Without it they raise
-    NonFiniteError.
+    `on_nonfinite` is told the windows with NaN or infinity in their frames, that are then not there. Without it
+    they raise NonFiniteError.
     """
     images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
     tell = on_frames or (lambda done: None)
     for window in windows:
         try:
-            made = decode_window(vae, latents, window, device, _part_of(window, tell), spare)
+            made = decode_window(vae, latents, window, device, _part_of(window, tell), offload_activations)
             images[window.start : window.stop] = made
         except NonFiniteError:
-            if on_lost is None:
+            if on_nonfinite is None:
                 raise
-            on_lost(window)
+            on_nonfinite(window)
         tell(window.stop)
     return images
 
@@ -125,20 +125,22 @@ def _part_of(window: Window, tell: Callable[[int], None]) -> Callable[[float], N
     return lambda share: tell(window.start + int(share * (window.stop - window.start)))
 
 
-def spares(vae: Vae, windows: list[Window], height: int, width: int, device: torch.device, free: int) -> bool:
+def needs_activation_offload(
+    vae: Vae, windows: list[Window], height: int, width: int, device: torch.device, free: int
+) -> bool:
     """Whether activations must lie on the CPU for windows of latents height x width to fit into `free` bytes.
 
     Raises MemoryBudgetError, with the need and the way out, when not even that helps a clip that is decoded whole.
     """
     frames = largest(windows)
     need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
-    logger.info("decoding: takes about %s, %s are free", *map(in_words, (need, free)))
+    logger.info("decoding: takes about %s, %s are free", *map(format_bytes, (need, free)))
     if need <= free:
         return False
     may_spare = vae.streams and device.type != "cpu"
     least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_spare else need
     if least <= free:
-        logger.info("decoding: activations lie on the CPU, which leaves about %s on the device", in_words(least))
+        logger.info("decoding: activations lie on the CPU, which leaves about %s on the device", format_bytes(least))
         return True
     if len(windows) > 1:
         return may_spare  # the choice of windows was the user's: try
@@ -146,25 +148,25 @@ def spares(vae: Vae, windows: list[Window], height: int, width: int, device: tor
     windowed = (
         f"use SVDTemporalVAEDecode in mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
     )
-    way_out = "" if may_spare else windowed
+    suggestion = "" if may_spare else windowed
     raise MemoryBudgetError(
         f"decoding {frames} frames of {SCALE * width}x{SCALE * height} as one clip (mode exact) needs about "
-        f"{in_words(least)}, and {in_words(free)} are free; {way_out or 'use '}a smaller size"
+        f"{format_bytes(least)}, and {format_bytes(free)} are free; {suggestion or 'use '}a smaller size"
     )
 
 
-def decoding_needs(host: Host, vae: Vae, windows: list[Window], height: int, width: int) -> str:
+def decoding_needs(runtime: Runtime, vae: Vae, windows: list[Window], height: int, width: int) -> str:
     """What decoding frames of height x width pixels in these windows takes, what there is, and the way out."""
-    device, seen = host.device(), largest(windows)
+    device, seen = runtime.device(), largest(windows)
     foretell = spared_decode_bytes if vae.streams and device.type != "cpu" else decode_bytes
-    need, free = foretell(vae, seen, height, width), host.free_memory(device)
+    need, free = foretell(vae, seen, height, width), runtime.free_memory(device)
     kept = max(window.stop - window.start for window in windows)
     context = CONTEXT if len(windows) == 1 else max(window.start - window.first for window in windows)
     # no more than half: what was foretold for the windows that were tried has not sufficed
     fitting = (each for each in range(kept // 2, 0, -1) if foretell(vae, each + 2 * context, height, width) <= free)
     chunk = next(fitting, 1)
-    way_out = f"mode windowed with chunk_size {chunk} and context {context}, or " if kept > 1 else ""
+    suggestion = f"mode windowed with chunk_size {chunk} and context {context}, or " if kept > 1 else ""
     return (
-        f"decoding {seen} frames of {width}x{height} together takes about {in_words(need)}, and {in_words(free)} are "
-        f"free. Use {way_out}a smaller size"
+        f"decoding {seen} frames of {width}x{height} together takes about {format_bytes(need)}, and "
+        f"{format_bytes(free)} are free. Use {suggestion}a smaller size"
     )

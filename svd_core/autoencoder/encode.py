@@ -71,11 +71,12 @@ def encode_images(
     images: torch.Tensor,
     device: torch.device,
     on_image: Callable[[int], None] = lambda done: None,
-    spare: bool = False,
+    offload_activations: bool = False,
 ) -> torch.Tensor:
     """Unscaled image latents (B, 4, H/8, W/8) float32 CPU of images (B, H, W, 3): the posterior's mode.
 
-    The encoder is on `device`. With `spare` a large image's activations lie on the CPU: the same bits. Raises
+    The encoder is on `device`. With `offload_activations` a large image's activations lie on the CPU: the same bits.
+    Raises
     SettingError unless H and W are multiples of 8, NonFiniteError for a latent with NaN or infinity.
     """
     images = check_images(images)
@@ -83,7 +84,7 @@ def encode_images(
     check_multiple("the image's width", images.shape[2], 8)
     pixels = to_pixels(images)
     latents = []
-    with vae.encoding(spare) as encode:
+    with vae.encoding(offload_activations) as encode:
         for each in pixels:
             latents.append(encode(each[None].to(device)).float().cpu())
             _check(latents[-1], "the VAE's encoder", "numbers.image_latent")

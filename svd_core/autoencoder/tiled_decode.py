@@ -24,14 +24,15 @@ def decode_in_tiles(
     overlap: int,
     device: torch.device,
     on_frame: Callable[[int], None] = lambda done: None,
-    on_lost: Callable[[int], None] | None = None,
+    on_nonfinite: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Unscaled latents (F, 4, h, w), each frame on its own: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
     tile     side of a tile, overlap what neighbours share, in latent pixels
 
     Each frame is decoded three times, in square tiles and in two kinds of long ones, and the three are averaged. The
-    decoder is on `device`. What `on_frame`, told the frames done, raises stops the work. `on_lost` is told the numbers
+    decoder is on `device`. What `on_frame`, told the frames done, raises stops the work. `on_nonfinite` is told the
+    numbers
     of frames with NaN or infinity, which are then not there; without it they raise NonFiniteError. Raises SettingError
     when tiles would not move on.
     """
@@ -50,9 +51,9 @@ def decode_in_tiles(
             refuse_faults(pixels, index, len(latents))
             images[index] = to_images(pixels)[0]
         except NonFiniteError:
-            if on_lost is None:
+            if on_nonfinite is None:
                 raise
-            on_lost(index)
+            on_nonfinite(index)
         on_frame(index + 1)
     return images
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CheckpointError
 from ..utils.nan_checks import is_finite
-from .config_validation import believed, wrong_configuration
+from .config_validation import validated_config, wrong_configuration
 from .lazy_tensors import LazyTensor, torch_dtypes
 from .reader import Component, OpenCheckpoint
 
@@ -52,7 +52,7 @@ def _empty(opened: OpenCheckpoint, component: Component, build: Any) -> nn.Modul
     from huggingface_hub.errors import StrictDataclassError
 
     wrong_values = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
-    settings = believed(opened, component)
+    settings = validated_config(opened, component)
     try:
         with torch.device("meta"):
             return build(settings)
@@ -87,11 +87,11 @@ def check(opened: OpenCheckpoint, component: Component, module: nn.Module) -> No
             code="checkpoint.shape",
         )
     _check_dtypes(opened, component, present)
-    homeless = [name for name in left_over(component, module) if not name.endswith(POSITIONS)]
-    if homeless:
+    unmapped_keys = [name for name in left_over(component, module) if not name.endswith(POSITIONS)]
+    if unmapped_keys:
         raise CheckpointError(
-            f"{len(homeless)} tensors of the {component.title} of {opened.name} have no place in the model: "
-            f"{listed(homeless)}. The checkpoint is of another model, or was changed; download the published one.",
+            f"{len(unmapped_keys)} tensors of the {component.title} of {opened.name} have no place in the model: "
+            f"{listed(unmapped_keys)}. The checkpoint is of another model, or was changed; download the published one.",
             code="checkpoint.unused_tensors",
         )
 
@@ -121,7 +121,7 @@ def readable(name: str) -> str:
 def left_over(component: Component, module: nn.Module) -> list[str]:
     """The tensors of `component`, by their names in the file, that `module` has no place for."""
     needed = module.state_dict().keys()
-    return [*component.homeless, *(component.shown(name) for name in component.tensors if name not in needed)]
+    return [*component.unmapped_keys, *(component.shown(name) for name in component.tensors if name not in needed)]
 
 
 def fill(component: Component, module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None:

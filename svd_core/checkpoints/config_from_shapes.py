@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .keymap import CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, UNetLayout
-from .model_metadata import Facts
+from .model_metadata import ModelMetadata
 
 CLIP_HEAD_WIDTH = 80  # ViT-H-14: 16 heads of 80
 VAE_LAYERS = 2
@@ -45,7 +45,7 @@ class Reader:
         return sizes.most_common(1)[0][0]
 
 
-def unet_config(file: str, shapes: Shapes, facts: Facts) -> tuple[dict[str, Any], UNetLayout]:
+def unet_config(file: str, shapes: Shapes, facts: ModelMetadata) -> tuple[dict[str, Any], UNetLayout]:
     """Arguments for UNetSpatioTemporalConditionModel, and what its names depend on.
 
     Raises CheckpointError when a tensor that decides is missing, or when the widths are no multiple of a head.
@@ -96,7 +96,7 @@ def _heads(file: str, part: str, width: int, head_width: int) -> int:
     return width // head_width
 
 
-def vae_config(file: str, shapes: Shapes, facts: Facts, encoder_prefix: str) -> dict[str, Any]:
+def vae_config(file: str, shapes: Shapes, facts: ModelMetadata, encoder_prefix: str) -> dict[str, Any]:
     """Arguments for AutoencoderKLTemporalDecoder; the encoder is the one below `encoder_prefix`.
 
     Raises CheckpointError when a tensor that decides is missing.
@@ -120,7 +120,7 @@ def vae_config(file: str, shapes: Shapes, facts: Facts, encoder_prefix: str) -> 
     }
 
 
-def clip_config(file: str, shapes: Shapes, facts: Facts) -> dict[str, Any]:
+def clip_config(file: str, shapes: Shapes, facts: ModelMetadata) -> dict[str, Any]:
     """Arguments for transformers' CLIPVisionConfig.
 
     Raises CheckpointError when a tensor that decides is missing, or when the head count cannot be told.

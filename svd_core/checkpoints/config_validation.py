@@ -71,7 +71,7 @@ SETTINGS: dict[str, dict[str, Rule]] = {
 """Part -> setting -> what it may be. A setting that is not there, or null, is the library's own."""
 
 
-def believed(opened: OpenCheckpoint, component: Component) -> dict[str, Any]:
+def validated_config(opened: OpenCheckpoint, component: Component) -> dict[str, Any]:
     """The settings of `component` that its module is built from.
 
     Raises CheckpointError for one that is out of its range, and for more layers than there are tensors to fill them:
@@ -95,9 +95,9 @@ def believed(opened: OpenCheckpoint, component: Component) -> dict[str, Any]:
 
 
 def check_settings(opened: OpenCheckpoint) -> None:
-    """Raise CheckpointError as `believed` does, for all three parts: before any of them is built."""
+    """Raise CheckpointError as `validated_config` does, for all three parts: before any of them is built."""
     for component in opened.components():
-        believed(opened, component)
+        validated_config(opened, component)
 
 
 def _least_tensors(title: str, settings: dict[str, Any]) -> int:

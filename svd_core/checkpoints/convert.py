@@ -18,7 +18,7 @@ from .config_validation import check_settings
 from .diffusers_format import write_folder
 from .lazy_tensors import module_tensors
 from .load import open_checkpoint
-from .model_metadata import MAX_FRAMES, Facts
+from .model_metadata import MAX_FRAMES, ModelMetadata
 from .progress import Progress, no_progress
 from .reader import Component, OpenCheckpoint
 from .safetensors_writer import in_place, refuse_existing
@@ -130,10 +130,10 @@ def _counting(advance: Advance) -> Callable[[], None]:
 
 def open_in_memory(checkpoint: Checkpoint) -> OpenCheckpoint:
     """A loaded checkpoint, as if it were opened from disk; complete."""
-    checkpoint.model.complete()
+    checkpoint.model.load_deferred()
     unet, vae, clip = checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder
     defaults = checkpoint.model.defaults
-    facts = Facts(
+    facts = ModelMetadata(
         num_frames=defaults.num_frames,
         width=defaults.width,
         height=defaults.height,

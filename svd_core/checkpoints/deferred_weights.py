@@ -41,7 +41,7 @@ def leave_out(module: nn.Module) -> tuple[str, ...]:
     return names
 
 
-class LeftOut:
+class DeferredWeights:
     """The parameters that were left out of a UNet, and where they are.
 
     path   of the checkpoint

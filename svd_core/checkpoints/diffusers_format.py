@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import CheckpointError, printable
 from .lazy_tensors import open_tensors
-from .model_metadata import INDEX_KEY, Facts, facts_from_table
+from .model_metadata import INDEX_KEY, ModelMetadata, facts_from_table
 from .reader import Component, OpenCheckpoint
 from .safe_json import parse_table
 from .safetensors_writer import write_safetensors
@@ -146,7 +146,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> Facts:
+def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> ModelMetadata:
     """The facts of a folder from its config files, with those under `_svd_stages` in its index over them.
 
     A unet/config.json without `num_frames` does not say for how many frames the model was trained; diffusers then
@@ -177,13 +177,13 @@ def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
     shards but no complete set.
     """
     listed = _listed_files(folder)
-    complete: dict[str, list[Path]] = {}
+    load_deferred: dict[str, list[Path]] = {}
     sets = _sets(folder, part)
     for (variant, count), files in sorted(sets.items()):
         row = [files[number] for number in sorted(files)]
-        if len(row) == count and (variant not in complete or listed.issuperset(file.name for file in row)):
-            complete[variant] = row
-    if sets and not complete:
+        if len(row) == count and (variant not in load_deferred or listed.issuperset(file.name for file in row)):
+            load_deferred[variant] = row
+    if sets and not load_deferred:
         (_, count), files = next(iter(sorted(sets.items())))
         lacking = next(number for number in range(1, count + 1) if number not in files)
         raise CheckpointError(
@@ -191,7 +191,7 @@ def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
             "missing. Download the folder again.",
             code="checkpoint.missing_parts",
         )
-    return complete
+    return load_deferred
 
 
 def _listed_files(folder: Path) -> set[str]:
@@ -270,7 +270,7 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
     write_config(path / INDEX, index)
 
 
-def _settings(part: Part, component: Component, facts: Facts) -> dict[str, Any]:
+def _settings(part: Part, component: Component, facts: ModelMetadata) -> dict[str, Any]:
     """A part's configuration without what the library that made it writes down about itself; the frames if known."""
     drop = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type", "num_frames")
     plain = {key: value for key, value in component.config.items() if not key.startswith("_") and key not in drop}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import CheckpointError, printable
 from .detect import WAY_OUT, Family, family_of, parts_of, require_svd
 from .diffusers_format import INDEX, PARTS, PIPELINE, Part, read_config, read_facts, read_index, variants
-from .model_metadata import Facts, VideoDefaults
+from .model_metadata import ModelMetadata, VideoDefaults
 from .safetensors_header import Header, read_header
 from .sidecar import file_facts, read_provenance
 
@@ -106,7 +106,7 @@ def read_defaults(path: str | Path) -> VideoDefaults:
     return file_facts(path, header).defaults()
 
 
-def _folder_facts(path: Path) -> Facts:
+def _folder_facts(path: Path) -> ModelMetadata:
     index = read_index(path)
     unet, vae = (read_config(path / name / "config.json") for name in ("unet", "vae"))
     return read_facts(path, index, unet, vae)
@@ -140,7 +140,7 @@ def _inspect_file(path: Path) -> Inspection:
     )
 
 
-def _notes_on_frames(facts: Facts) -> list[str]:
+def _notes_on_frames(facts: ModelMetadata) -> list[str]:
     if facts.num_frames is not None:
         return []
     return [

@@ -40,7 +40,7 @@ LEFTOVERS = {
 """How the names begin of what files hold beside the model -> what it is of."""
 
 
-class Change(Enum):
+class TensorTransform(Enum):
     """How a tensor of the one file becomes the module's tensor."""
 
     NONE = "as it is"
@@ -51,16 +51,16 @@ class Change(Enum):
     VALUE = "the last third of the rows"
 
 
-THIRDS = (Change.QUERY, Change.KEY, Change.VALUE)
+THIRDS = (TensorTransform.QUERY, TensorTransform.KEY, TensorTransform.VALUE)
 
 
 @dataclass(frozen=True)
-class Pair:
+class KeyMapping:
     """The tensors below `file` in the one-file layout are those below `module` in diffusers or transformers."""
 
     file: str
     module: str
-    change: Change = Change.NONE
+    change: TensorTransform = TensorTransform.NONE
 
 
 @dataclass(frozen=True)
@@ -140,21 +140,21 @@ CLIP_LAYER: Rows = (
 CLIP_LAYER_THIRDS = ("q_proj", "k_proj", "v_proj")
 
 
-def _below(file: str, module: str, rows: Rows) -> list[Pair]:
-    return [Pair(f"{file}.{left}", f"{module}.{right}") for left, right in rows]
+def _below(file: str, module: str, rows: Rows) -> list[KeyMapping]:
+    return [KeyMapping(f"{file}.{left}", f"{module}.{right}") for left, right in rows]
 
 
-def unet_pairs(layout: UNetLayout) -> list[Pair]:
+def unet_pairs(layout: UNetLayout) -> list[KeyMapping]:
     """The pairs of the UNet, without the prefix it has in the one file."""
     layers, levels = layout.layers, len(layout.attention)
-    pairs = [Pair(file, module) for file, module in UNET_ENDS]
+    pairs = [KeyMapping(file, module) for file, module in UNET_ENDS]
     for level, attention in enumerate(layout.attention):
         first = 1 + level * (layers + 1)
         for layer in range(layers):
             block = f"input_blocks.{first + layer}"
             pairs += _unet_layer(block, f"down_blocks.{level}", layer, attention)
         if level < levels - 1:
-            pairs.append(Pair(f"input_blocks.{first + layers}.0.op", f"down_blocks.{level}.downsamplers.0.conv"))
+            pairs.append(KeyMapping(f"input_blocks.{first + layers}.0.op", f"down_blocks.{level}.downsamplers.0.conv"))
     pairs += _below("middle_block.0", "mid_block.resnets.0", UNET_RESNET)
     pairs += _below("middle_block.1", "mid_block.attentions.0", UNET_ATTENTION)
     pairs += _below("middle_block.2", "mid_block.resnets.1", UNET_RESNET)
@@ -164,81 +164,81 @@ def unet_pairs(layout: UNetLayout) -> list[Pair]:
             pairs += _unet_layer(block, f"up_blocks.{step}", layer, attention)
         if step < levels - 1:
             last = f"output_blocks.{step * (layers + 1) + layers}.{2 if attention else 1}.conv"
-            pairs.append(Pair(last, f"up_blocks.{step}.upsamplers.0.conv"))
+            pairs.append(KeyMapping(last, f"up_blocks.{step}.upsamplers.0.conv"))
     return pairs
 
 
-def _unet_layer(block: str, module: str, layer: int, attention: bool) -> list[Pair]:
+def _unet_layer(block: str, module: str, layer: int, attention: bool) -> list[KeyMapping]:
     pairs = _below(f"{block}.0", f"{module}.resnets.{layer}", UNET_RESNET)
     if attention:
         pairs += _below(f"{block}.1", f"{module}.attentions.{layer}", UNET_ATTENTION)
     return pairs
 
 
-def vae_encoder_pairs(levels: int, layers: int) -> list[Pair]:
+def vae_encoder_pairs(levels: int, layers: int) -> list[KeyMapping]:
     """The pairs of the VAE's encoder and its quant_conv, the same below either of the file's two VAE prefixes."""
-    pairs = [Pair("quant_conv", "quant_conv"), *_below("encoder", "encoder", VAE_ENDS)]
+    pairs = [KeyMapping("quant_conv", "quant_conv"), *_below("encoder", "encoder", VAE_ENDS)]
     for level in range(levels):
         file, module = f"encoder.down.{level}", f"encoder.down_blocks.{level}"
         for layer in range(layers):
             pairs += _below(f"{file}.block.{layer}", f"{module}.resnets.{layer}", VAE_RESNET)
-        pairs.append(Pair(f"{file}.downsample.conv", f"{module}.downsamplers.0.conv"))
+        pairs.append(KeyMapping(f"{file}.downsample.conv", f"{module}.downsamplers.0.conv"))
     return pairs + _vae_middle("encoder", VAE_RESNET)
 
 
-def vae_decoder_pairs(levels: int, layers: int) -> list[Pair]:
+def vae_decoder_pairs(levels: int, layers: int) -> list[KeyMapping]:
     """The pairs of the temporal decoder. The file counts its levels from the picture, the module from the latent."""
     pairs = _below("decoder", "decoder", (*VAE_ENDS, ("conv_out.time_mix_conv", "time_conv_out")))
     for level in range(levels):
         file, module = f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}"
         for layer in range(layers + 1):
             pairs += _below(f"{file}.block.{layer}", f"{module}.resnets.{layer}", VAE_TEMPORAL_RESNET)
-        pairs.append(Pair(f"{file}.upsample.conv", f"{module}.upsamplers.0.conv"))
+        pairs.append(KeyMapping(f"{file}.upsample.conv", f"{module}.upsamplers.0.conv"))
     return pairs + _vae_middle("decoder", VAE_TEMPORAL_RESNET)
 
 
-def _vae_middle(side: str, resnet: Rows) -> list[Pair]:
+def _vae_middle(side: str, resnet: Rows) -> list[KeyMapping]:
     file, module = f"{side}.mid", f"{side}.mid_block"
     pairs = _below(f"{file}.block_1", f"{module}.resnets.0", resnet)
     pairs += _below(f"{file}.block_2", f"{module}.resnets.1", resnet)
     attention = f"{module}.attentions.0"
-    pairs.append(Pair(f"{file}.attn_1.norm", f"{attention}.group_norm"))
+    pairs.append(KeyMapping(f"{file}.attn_1.norm", f"{attention}.group_norm"))
     for left, right in VAE_ATTENTION_MATRICES:
-        pairs.append(Pair(f"{file}.attn_1.{left}", f"{attention}.{right}", Change.MATRIX))
+        pairs.append(KeyMapping(f"{file}.attn_1.{left}", f"{attention}.{right}", TensorTransform.MATRIX))
     return pairs
 
 
-def clip_pairs(layers: int) -> list[Pair]:
+def clip_pairs(layers: int) -> list[KeyMapping]:
     """The pairs of the CLIP image tower and its projection."""
-    pairs = [Pair(file, module) for file, module in CLIP_ENDS]
-    pairs.append(Pair("proj", "visual_projection.weight", Change.TRANSPOSE))
+    pairs = [KeyMapping(file, module) for file, module in CLIP_ENDS]
+    pairs.append(KeyMapping("proj", "visual_projection.weight", TensorTransform.TRANSPOSE))
     for layer in range(layers):
         file, module = f"transformer.resblocks.{layer}", f"vision_model.encoder.layers.{layer}"
         pairs += _below(file, module, CLIP_LAYER)
         for third, change in zip(CLIP_LAYER_THIRDS, THIRDS, strict=True):
             for kind in ("weight", "bias"):
-                pairs.append(Pair(f"{file}.attn.in_proj_{kind}", f"{module}.self_attn.{third}.{kind}", change))
+                pairs.append(KeyMapping(f"{file}.attn.in_proj_{kind}", f"{module}.self_attn.{third}.{kind}", change))
     return pairs
 
 
 class Keymap:
     """A table of pairs, asked for names in either direction."""
 
-    def __init__(self, pairs: Iterable[Pair]):
-        self._by_file: dict[str, list[Pair]] = {}
-        self._by_module: dict[str, Pair] = {}
+    def __init__(self, pairs: Iterable[KeyMapping]):
+        self._by_file: dict[str, list[KeyMapping]] = {}
+        self._by_module: dict[str, KeyMapping] = {}
         for pair in pairs:
             self._by_file.setdefault(pair.file, []).append(pair)
             self._by_module[pair.module] = pair
 
-    def module_names(self, name: str) -> list[tuple[str, Change]]:
+    def module_names(self, name: str) -> list[tuple[str, TensorTransform]]:
         """The module's tensors that come from the file's tensor `name`, and how; none when the table has no place."""
         for prefix, rest in _prefixes(name):
             if prefix in self._by_file:
                 return [(pair.module + rest, pair.change) for pair in self._by_file[prefix]]
         return []
 
-    def file_name(self, name: str) -> tuple[str, Change] | None:
+    def file_name(self, name: str) -> tuple[str, TensorTransform] | None:
         """The file's tensor that the module's tensor `name` comes from, and how; None when the table has no place."""
         for prefix, rest in _prefixes(name):
             if prefix in self._by_module:
@@ -260,7 +260,7 @@ class Keymap:
 
     def to_file(self, tensors: Tensors, prefix: str = "") -> Tensors:
         """The module's tensors that the table knows, under the file's names below `prefix`."""
-        parts: dict[str, dict[Change, LazyTensor]] = {}
+        parts: dict[str, dict[TensorTransform, LazyTensor]] = {}
         for name, tensor in tensors.items():
             place = self.file_name(name)
             if place is not None:
@@ -276,41 +276,41 @@ def _prefixes(name: str) -> Iterator[tuple[str, str]]:
         end = name.rfind(".", 0, end)
 
 
-def _changed(tensor: LazyTensor, change: Change) -> LazyTensor:
+def _changed(tensor: LazyTensor, change: TensorTransform) -> LazyTensor:
     """The module's tensor, still to be read, from the file's."""
-    if change is Change.NONE:
+    if change is TensorTransform.NONE:
         return tensor
     shape = tensor.shape
-    if change is Change.MATRIX:
+    if change is TensorTransform.MATRIX:
         shape = shape[:2] if shape[2:] == (1, 1) else shape
-    elif change is Change.TRANSPOSE:
+    elif change is TensorTransform.TRANSPOSE:
         shape = shape[::-1]
     elif shape and shape[0] % 3 == 0:
         shape = (shape[0] // 3, *shape[1:])
     return LazyTensor(tensor.dtype, shape, lambda: change_tensor(tensor.read(), change))
 
 
-def change_tensor(tensor: torch.Tensor, change: Change) -> torch.Tensor:
+def change_tensor(tensor: torch.Tensor, change: TensorTransform) -> torch.Tensor:
     """Apply `change` to a tensor of the file; the result is a view of it."""
-    if change is Change.MATRIX:
+    if change is TensorTransform.MATRIX:
         return tensor.flatten(1) if tensor.ndim == 4 else tensor
-    if change is Change.TRANSPOSE:
+    if change is TensorTransform.TRANSPOSE:
         return tensor.T
     if change in THIRDS:
         return tensor.chunk(3)[THIRDS.index(change)]
     return tensor
 
 
-def _restored(parts: dict[Change, LazyTensor]) -> LazyTensor:
+def _restored(parts: dict[TensorTransform, LazyTensor]) -> LazyTensor:
     """The file's tensor, still to be read, from the one or three tensors of the module that it becomes."""
     change, first = next(iter(parts.items()))
     if change in THIRDS:
         rows = [parts[third] for third in THIRDS]
         shape = (sum(row.shape[0] for row in rows), *first.shape[1:])
         return LazyTensor(first.dtype, shape, lambda: _joined([row.read() for row in rows]))
-    if change is Change.TRANSPOSE:
+    if change is TensorTransform.TRANSPOSE:
         return LazyTensor(first.dtype, first.shape[::-1], lambda: first.read().T)
-    if change is Change.MATRIX and len(first.shape) == 2:
+    if change is TensorTransform.MATRIX and len(first.shape) == 2:
         return LazyTensor(first.dtype, (*first.shape, 1, 1), lambda: first.read()[:, :, None, None])
     return first
 

@@ -15,7 +15,7 @@ from ..errors import CheckpointError, SettingError, printable
 from ..models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
 from .build_modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, readable
 from .config_validation import check_settings
-from .deferred_weights import LeftOut, leave_out
+from .deferred_weights import DeferredWeights, leave_out
 from .diffusers_format import INDEX, open_folder
 from .keymap import LEFTOVERS
 from .reader import OpenCheckpoint
@@ -40,7 +40,7 @@ class Dtypes:
 
 
 def load_checkpoint(
-    path: str | Path, precision: str = "auto", device: torch.device | str | None = None, lean: bool = False
+    path: str | Path, precision: str = "auto", device: torch.device | str | None = None, defer_unused: bool = False
 ) -> Checkpoint:
     """The checkpoint at `path`, a one-file .safetensors in Stability's layout or a diffusers folder, told by content.
 
@@ -61,11 +61,11 @@ def load_checkpoint(
     with open_checkpoint(path, wanted) as opened, torch.inference_mode(False), torch.no_grad():
         stored = torch.bfloat16 if "BF16" in opened.stored_dtypes() else torch.float32
         dtypes = resolve_dtypes(precision, where, stored, opened.facts.force_upcast)
-        checkpoint, names = _load(opened, dtypes, bf16_instead=precision == "auto", lean=lean)
+        checkpoint, names = _load(opened, dtypes, bf16_instead=precision == "auto", defer_unused=defer_unused)
     if not names:
         return checkpoint
     model, path = checkpoint.model, Path(path)
-    left_out = LeftOut(path, functools.partial(open_checkpoint, path, wanted), model.unet.dtype, names)
+    left_out = DeferredWeights(path, functools.partial(open_checkpoint, path, wanted), model.unet.dtype, names)
     return replace(checkpoint, model=replace(model, left_out=left_out))
 
 
@@ -110,16 +110,18 @@ def _device(device: torch.device | str | None) -> torch.device:
     import torch
 
     if device is None:
-        from ..runtime.runtime import current
+        from ..runtime.runtime import get_runtime
 
-        return current().device()
+        return get_runtime().device()
     return torch.device(device)
 
 
-def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, lean: bool) -> tuple[Checkpoint, tuple[str, ...]]:
+def _load(
+    opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, defer_unused: bool
+) -> tuple[Checkpoint, tuple[str, ...]]:
     """The checkpoint in `dtypes`, or with `bf16_instead` in bf16 where fp16 cannot hold its numbers.
 
-    With `lean` without the UNet's idle weights, whose names come along.
+    With `defer_unused` without the UNet's idle weights, whose names come along.
     """
     facts = opened.facts
     check_settings(opened)
@@ -128,7 +130,7 @@ def _load(opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, lean: bool
         check(opened, component, module)
     _report_ignored(opened.name, opened.ignored)
     unet, vae, clip = modules
-    left_out = leave_out(unet) if lean else ()
+    left_out = leave_out(unet) if defer_unused else ()
     if not _fill_all(opened, modules, dtypes, may_fail=bf16_instead):
         _fill_all(opened, modules, _in_bf16(dtypes), may_fail=False)
     checkpoint = Checkpoint(

@@ -39,7 +39,7 @@ class VideoDefaults:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelMetadata:
     """What shapes cannot tell. The defaults are what all published models have in common.
 
     num_frames                   how many frames it was trained for; None: not known
@@ -101,14 +101,14 @@ class Facts:
         return json.dumps(self.as_dict(), sort_keys=True)
 
 
-def facts_from_metadata(name: str, metadata: Mapping[str, str]) -> Facts:
+def facts_from_metadata(name: str, metadata: Mapping[str, str]) -> ModelMetadata:
     """The facts in the safetensors metadata of file `name`; the published model's where it says nothing.
 
     Raises CheckpointError when they are not JSON, or when a value is out of its range.
     """
     text = metadata.get(METADATA_KEY)
     if text is None:
-        return Facts()
+        return ModelMetadata()
     try:
         given = parse_table(text.encode(), MAX_VALUES)
     except ValueError as error:
@@ -120,14 +120,14 @@ def facts_from_metadata(name: str, metadata: Mapping[str, str]) -> Facts:
     return facts_from_table(name, given)
 
 
-def facts_from_table(name: str, given: Any) -> Facts:
+def facts_from_table(name: str, given: Any) -> ModelMetadata:
     """Facts from a decoded JSON table of `name`. Keys that are not known are left aside, for newer files.
 
     Raises CheckpointError when a value has another type than it needs, or is out of its range.
     """
     if not isinstance(given, dict):
         raise _wrong(name, "the table", "must be a JSON table", given)
-    known = {field.name for field in fields(Facts)}
+    known = {field.name for field in fields(ModelMetadata)}
     values = {key: value for key, value in given.items() if key in known and value is not None}
     for key, value in values.items():
         ok, need = _RULES[key](value)
@@ -138,7 +138,7 @@ def facts_from_table(name: str, given: Any) -> Facts:
             values[key] = tuple(float(number) for number in values[key])
     if "unet_attention" in values:
         values["unet_attention"] = tuple(values["unet_attention"])
-    facts = Facts(**values)
+    facts = ModelMetadata(**values)
     if facts.sigma_min >= facts.sigma_max:
         raise _wrong(name, "sigma_min", f"must be below sigma_max, {facts.sigma_max}", facts.sigma_min)
     return facts

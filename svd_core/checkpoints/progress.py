@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from ..runtime.runtime import Advance
 
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
-"""`Host.progress`: (stage, total, unit) -> a `with` that gives what to call with the units done."""
+"""`Runtime.progress`: (stage, total, unit) -> a `with` that gives what to call with the units done."""
 
 
 @contextmanager

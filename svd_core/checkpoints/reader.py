@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .lazy_tensors import Tensors
-from .model_metadata import Facts
+from .model_metadata import ModelMetadata
 
 
 def unchanged() -> None:
@@ -26,7 +26,8 @@ def same_name(name: str) -> str:
 class Component:
     """One of the three modules: what errors call it, its configuration, and its tensors under the module's names.
 
-    `shown` gives the name that a tensor has in the file, for messages. `homeless` are the names in the file that belong
+    `shown` gives the name that a tensor has in the file, for messages. `unmapped_keys` are the names in the file
+    that belong
     to this module, by their prefix, and that no table has a place for.
     """
 
@@ -34,7 +35,7 @@ class Component:
     config: dict[str, Any]
     tensors: Tensors
     shown: Callable[[str], str] = same_name
-    homeless: tuple[str, ...] = ()
+    unmapped_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class OpenCheckpoint:
     """
 
     name: str
-    facts: Facts
+    facts: ModelMetadata
     unet: Component
     vae: Component
     clip: Component

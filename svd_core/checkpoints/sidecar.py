@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, printable
-from .model_metadata import MAX_VALUES, Facts, VideoDefaults, facts_from_metadata, facts_from_table
+from .model_metadata import MAX_VALUES, ModelMetadata, VideoDefaults, facts_from_metadata, facts_from_table
 from .safe_json import parse_table
 from .safetensors_header import Header
 from .stable_file import open_model_file
@@ -28,7 +28,7 @@ class Provenance:
     """`name` is the catalog's, `facts` what it says of the checkpoint of that name."""
 
     name: str
-    facts: Facts
+    facts: ModelMetadata
 
 
 def provenance_path(path: Path) -> Path:
@@ -79,7 +79,7 @@ def _read_table(beside: Path) -> dict[str, Any]:
         ) from error
 
 
-def file_facts(path: Path, header: Header) -> Facts:
+def file_facts(path: Path, header: Header) -> ModelMetadata:
     """The facts of the one-file checkpoint at `path`: its metadata's, and where they do not say for how many frames it
     was trained, those of the table beside it.
 

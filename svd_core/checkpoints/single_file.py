@@ -53,8 +53,8 @@ def open_single_file(path: Path) -> Iterator[OpenCheckpoint]:
         clip_settings = clip_config(name, shapes, facts)
         clip_map = Keymap(clip_pairs(clip_settings["num_hidden_layers"]))
         clip, clip_used = _component("CLIP tower", clip_settings, tensors, [(CLIP_PREFIX, clip_map)])
-        homeless = {each for component in (unet, vae, clip) for each in component.homeless}
-        ignored = tuple(sorted(tensors.keys() - unet_used - vae_used - clip_used - homeless))
+        unmapped_keys = {each for component in (unet, vae, clip) for each in component.unmapped_keys}
+        ignored = tuple(sorted(tensors.keys() - unet_used - vae_used - clip_used - unmapped_keys))
         yield OpenCheckpoint(name, facts, unet, vae, clip, ignored, files.check_unchanged)
 
 

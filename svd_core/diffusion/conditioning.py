@@ -63,7 +63,7 @@ class Conditioning:
         return self.image_latent.expand(frames, -1, -1, -1)[None]
 
 
-def join_image(image_embeds: torch.Tensor, image_latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare_conditioning(image_embeds: torch.Tensor, image_latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings (N, D) and unscaled image latents (N, 4, h, w) of N images, as (N, 1, D) and (N, 4, h, w) float32.
 
     The unconditional side has zeros in both places: Stability's
@@ -78,7 +78,7 @@ def join_image(image_embeds: torch.Tensor, image_latents: torch.Tensor) -> tuple
     return image_embeds.float().cpu()[:, None], image_latents.float().cpu()
 
 
-def spread_over_frames(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
+def expand_image_latents(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
     """Image latents (B, 4, h, w) as one, or one for each frame: (1 or frames, 4, h, w).
 
     Of another number than these two ComfyUI's core gives each frame the one that is nearest to it in time
@@ -94,7 +94,7 @@ def spread_over_frames(image_latents: torch.Tensor, frames: int) -> torch.Tensor
     return image_latents[places]
 
 
-def empty_videos(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
+def empty_latents(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
     """Zeros (N, frames, 4, h, w) for N image latents (N, 4, h, w). Raises SettingError for no frames."""
     if frames < 1:
         raise SettingError(f"a video needs 1 frame or more, got {frames}; 14 (SVD) or 25 (SVD-XT) is usual")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..models.optimizations import ALL, Rewrites, why_not
+from ..models.optimizations import ALL, Rewrites, unsupported_reason
 from ..models.options import DEFAULT, ModelOptions
 from ..models.unet import PreparedUNet
 from .conditioning import Conditioning
@@ -32,7 +32,7 @@ def c_noise_of(sigma: torch.Tensor) -> torch.Tensor:
     return 0.25 * sigma.log()
 
 
-def clean_from_v(x: torch.Tensor, v: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def denoised_from_v(x: torch.Tensor, v: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The clean latents from a v-prediction: c_skip x + c_out v, c_skip = 1/(s^2+1), c_out = -s/sqrt(s^2+1)."""
     return v * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
 
@@ -73,7 +73,7 @@ def make_denoiser(
         if guided:
             v_negative = calls[0](scaled, c_noise)
             v = v_negative + per_frame * (v - v_negative)
-        return clean_from_v(x, v, sigma)
+        return denoised_from_v(x, v, sigma)
 
     return denoise
 
@@ -93,7 +93,7 @@ def _predictor(
     embeds = side.embeds.to(device, dtype)
     image_latents = side.per_frame(frames).to(device, dtype)
     time_ids = side.micro.time_ids().to(device)
-    obstacle = why_not(unet)
+    obstacle = unsupported_reason(unet)
     if obstacle is None:
         prepared = PreparedUNet(
             unet, embeds, image_latents[0], time_ids, c_noises, rewrites, stream=stream, options=options

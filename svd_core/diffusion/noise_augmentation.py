@@ -12,14 +12,14 @@ from ..media.image_ops import check_images
 SEEDS = 2**64
 
 
-def seeded(seed: int) -> torch.Generator:
+def make_generator(seed: int) -> torch.Generator:
     """A generator on the CPU. `seed` is 0 ... 2**64 - 1; raises SettingError outside."""
     if not 0 <= seed < SEEDS:
         raise SettingError(f"seed must be from 0 to 2**64 - 1 ({SEEDS - 1}), got {seed}")
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def seed_of(seed: int, index: int) -> int:
+def seed_for_index(seed: int, index: int) -> int:
     """The seed of image or video `index` of many: seed + index, going round at 2**64."""
     return (seed + index) % SEEDS
 
@@ -37,7 +37,8 @@ def augment_images(images: torch.Tensor, noise_aug_strength: float, seed: int) -
     images = check_images(images)
     return torch.stack(
         [
-            image + noise_aug_strength / 2 * augmentation_noise(seeded(seed_of(seed, index)), *image.shape[:2])
+            image
+            + noise_aug_strength / 2 * augmentation_noise(make_generator(seed_for_index(seed, index)), *image.shape[:2])
             for index, image in enumerate(images)
         ]
     )
@@ -50,7 +51,7 @@ def augment_images_as_core(images: torch.Tensor, level: float, seed: int) -> tor
     generator, whatever its state; here it is the first draw of a generator seeded with `seed`.
     """
     images = check_images(images)
-    return images + level * torch.randn(images.shape, generator=seeded(seed))
+    return images + level * torch.randn(images.shape, generator=make_generator(seed))
 
 
 def augmentation_noise(generator: torch.Generator, height: int, width: int) -> torch.Tensor:

@@ -11,24 +11,24 @@ import torch
 from ..errors import NonFiniteError, SettingError
 from ..utils.nan_checks import DAMAGED, is_finite
 from .denoiser import Denoiser
-from .noise_augmentation import augmentation_noise, seeded
+from .noise_augmentation import augmentation_noise, make_generator
 
 NOISES = ("comfyui", "diffusers", "none")
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class SamplerStep:
     """What an observer of the loop sees after a step. x and clean are scaled latents (1, F, 4, h, w)."""
 
     done: int
     total: int
     sigma: float
     x: torch.Tensor
-    clean: torch.Tensor
+    denoised: torch.Tensor
 
 
 def sample_euler(
-    denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: Callable[[Step], None] | None = None
+    denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: Callable[[SamplerStep], None] | None = None
 ) -> torch.Tensor:
     """Follow the probability-flow ODE from sigmas[0] to sigmas[-1] with Euler steps.
 
@@ -41,8 +41,8 @@ def sample_euler(
     """
     steps = sigmas.numel() - 1
     for index, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.unbind())):
-        clean = denoise(x, sigma)
-        slope = (x - clean) / sigma
+        denoised = denoise(x, sigma)
+        slope = (x - denoised) / sigma
         x = x + slope * (sigma_next - sigma)
         if not is_finite(x):
             raise NonFiniteError(
@@ -52,7 +52,7 @@ def sample_euler(
                 code="numbers.latent",
             )
         if on_step is not None:
-            on_step(Step(index + 1, steps, sigma.item(), x, clean))
+            on_step(SamplerStep(index + 1, steps, sigma.item(), x, denoised))
     return x
 
 
@@ -86,7 +86,7 @@ def starting_noise(
     shape = (frames, 4, height, width)
     if kind == "none":
         return torch.zeros(shape)
-    generator = seeded(seed)
+    generator = make_generator(seed)
     if kind == "diffusers":
         augmentation_noise(generator, 8 * height, 8 * width)
     if batch_index is None:

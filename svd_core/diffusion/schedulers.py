@@ -39,7 +39,7 @@ def scheduled_sigmas(scheduler: str, steps: int, table: torch.Tensor) -> torch.T
     return _SCHEDULES[scheduler](table, steps)
 
 
-def last_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
+def truncate_sigmas(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
     """The last `steps` steps of a row of steps / denoise; for a denoise of 0 an empty row: there is nothing to do."""
     if denoise <= 0.0:
         return torch.empty(0)
@@ -47,13 +47,13 @@ def last_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) 
 
 
 def sampler_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
-    """What KSampler walks: `last_steps`, but the whole row for a denoise of 1, also where it is longer than asked."""
+    """Return `truncate_sigmas`, but the whole row for a denoise of 1, as KSampler does."""
     if denoise > WHOLE:
         return scheduled_sigmas(scheduler, steps, table)
-    return last_steps(scheduler, steps, table, denoise)
+    return truncate_sigmas(scheduler, steps, table, denoise)
 
 
-def part_of(sigmas: torch.Tensor, start: int, end: int, keep_noise: bool) -> torch.Tensor:
+def slice_sigmas(sigmas: torch.Tensor, start: int, end: int, keep_noise: bool) -> torch.Tensor:
     """Steps start to end of a row, as KSamplerAdvanced cuts it; an empty row when none are left.
 
     keep_noise  leave the last level as it is when the row is cut before its end; else it becomes 0
@@ -64,7 +64,7 @@ def part_of(sigmas: torch.Tensor, start: int, end: int, keep_noise: bool) -> tor
     return row[start:] if start < len(row) - 1 else row[:0]
 
 
-def turned(sigmas: torch.Tensor) -> torch.Tensor:
+def flip_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     """The row from its end to its beginning; a 0 becomes 0.0001, from where a step can be made."""
     row = sigmas.flip(0)
     row[:1] = torch.where(row[:1] == 0, 0.0001, row[:1])

@@ -84,7 +84,7 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     return row
 
 
-def check_walk(sigmas: torch.Tensor) -> torch.Tensor:
+def validate_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     """The row as float32 on the CPU. Raises SettingError unless a sampler can walk it: down, as `check_sigmas` has it,
     or up from above 0, which finds the noise of a video.
     """

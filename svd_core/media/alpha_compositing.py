@@ -57,7 +57,7 @@ def _no_background(given: object) -> SettingError:
     )
 
 
-def put_on(images: torch.Tensor, mask: torch.Tensor, background: Background) -> torch.Tensor:
+def composite(images: torch.Tensor, mask: torch.Tensor, background: Background) -> torch.Tensor:
     """Images (B, H, W, 3) in [0, 1] on a colour where mask (B, H, W) says that they are transparent (1: nothing shows).
 
     In float32 and in the values as they are stored, as browsers do: colour * (1 - mask) + background * mask. With
@@ -69,7 +69,7 @@ def put_on(images: torch.Tensor, mask: torch.Tensor, background: Background) -> 
     return images * (1 - over) + images.new_tensor(background) * over
 
 
-def in_words(background: Background) -> str:
+def format_color(background: Background) -> str:
     """For messages: "grey 0.5", "#336699"."""
     red, green, blue = (0.0, 0.0, 0.0) if background == KEEP else background
     if red == green == blue:

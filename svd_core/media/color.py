@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError
-from ..runtime import runtime
+from ..runtime.runtime import warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,13 +63,13 @@ def note_ignored(name: str, picture: Image.Image) -> None:
     if picture.mode != "CMYK" and (profile := picture.info.get("icc_profile")):
         described = _description(profile)
         if "srgb" not in described.lower():
-            runtime.note(
+            warn(
                 "image.profile",
                 f'{name} has the colour profile "{described}", which is ignored, as in ComfyUI; convert it to sRGB for '
                 "true colours",
             )
     elif isinstance(gamma, (int, float)) and "srgb" not in picture.info and abs(gamma * 2.2 - 1) > 0.05:
-        runtime.note(
+        warn(
             "image.gamma",
             f"{name} says that its gamma is {gamma:g}, which is ignored, as in ComfyUI; convert it to sRGB for true "
             "colours",
@@ -97,7 +97,7 @@ def _in_rgb(name: str, frame: Image.Image) -> Image.Image:
     converted = _by_profile(frame, profile) if profile else None
     if converted is None:
         held = "a profile that cannot be used" if profile else "no profile"
-        runtime.note(
+        warn(
             "image.inks",
             f"{name} holds inks (CMYK) with {held}, so its colours are a guess; convert it to sRGB for true ones",
         )

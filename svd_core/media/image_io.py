@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ..errors import ImageError
-from ..runtime import runtime
+from ..runtime.runtime import warn
 from ..utils.safe_open import open_plain
-from .alpha_compositing import KEEP, Background, in_words, put_on
+from .alpha_compositing import KEEP, Background, composite, format_color
 from .color import DEEP_WHITE, has_alpha, note_ignored, transparency, write_colours
 from .image_16bit import grey_with_alpha, is_deep, read_deep, read_grey_with_alpha
 
@@ -77,7 +77,7 @@ def load_picture(path: str | os.PathLike, background: Background | None = None) 
         images, mask = _read(name, stream) if samples is None else _deep_as_tensors(samples)
     if len(images) > 1:
         text = f"{name} holds {len(images)} pictures: each becomes an image, and a video, of its own"
-        runtime.note("image.several", text)
+        warn("image.several", text)
     if mask is None:
         return images, torch.zeros(len(images), _EMPTY_MASK_SIDE, _EMPTY_MASK_SIDE)
     return _on_background(name, images, mask, background), mask
@@ -96,7 +96,7 @@ def _read(name: str, stream: IO[bytes]) -> tuple[torch.Tensor, torch.Tensor | No
             return _deep_as_tensors(samples)
     if deep:
         text = f"{name} has 16 bits a channel in a form of which only 8 are read here; save it as plain PNG"
-        runtime.note("image.depth", text)
+        warn("image.depth", text)
     return _as_tensors(name, frames)
 
 
@@ -121,14 +121,14 @@ def _on_background(name: str, images: torch.Tensor, mask: torch.Tensor, backgrou
     if not mask.any():
         return images
     if background is None:
-        runtime.note(
+        warn(
             "image.transparent",
             f"{name} is transparent in parts; the colours that it hides there are used, as in ComfyUI. --background "
             "white puts it on a colour, --background keep says that this is meant",
         )
     elif background != KEEP:
-        runtime.note("image.transparent", f"{name} is transparent in parts, and was put on {in_words(background)}")
-    return put_on(images, mask, background or KEEP)
+        warn("image.transparent", f"{name} is transparent in parts, and was put on {format_color(background)}")
+    return composite(images, mask, background or KEEP)
 
 
 def _as_tensors(name: str, frames: list[Image.Image]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -321,7 +321,7 @@ def _same_size_frames(name: str, picture: Image.Image) -> list[Image.Image]:
             break
     if others:
         text = f"{name}: {others} of its pictures have another size than the first and are left out"
-        runtime.note("image.several", text)
+        warn("image.several", text)
     return frames
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import ImageError, SettingError
-from ..runtime import runtime
+from ..runtime.runtime import warn
 from ..utils.size_checks import check_multiple
 from ..utils.tensor_checks import plain
 
@@ -125,7 +125,7 @@ def _tell_sizes(images: torch.Tensor, width: int, height: int, fit: str) -> None
     from_height, from_width = images.shape[1:3]
     pull = (width / from_width) / (height / from_height)
     if fit == "stretch" and not 1 / VISIBLE_PULL <= pull <= VISIBLE_PULL:
-        runtime.note(
+        warn(
             "image.stretched",
             f"the picture of {from_width}x{from_height} is stretched to {width}x{height}, which shows; fit crop and "
             "fit pad keep its shape",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, OutputError, SettingError
-from ..runtime import runtime
+from ..runtime.runtime import warn
 from ..utils.nan_checks import is_finite
 from ..utils.output_files import replacing
 from .metadata import Metadata, exif_texts, json_texts
@@ -204,7 +204,7 @@ def _encode_frames(container: Any, frames: torch.Tensor, rate: Fraction, encoder
     stream.height, stream.width = (size + size % 2 for size in frames.shape[1:3])
     if (stream.height, stream.width) != tuple(frames.shape[1:3]):
         height, width = frames.shape[1:3]
-        runtime.note(
+        warn(
             "video.padded",
             f"the video of {width}x{height} is saved as {stream.width}x{stream.height}: its last row or column is "
             "there twice",
@@ -360,10 +360,10 @@ def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> No
 def _as_bytes(frames: torch.Tensor) -> Iterator[np.ndarray]:
     """Each frame (H, W, C) uint8, clipped and rounded to nearest."""
     for frame in frames:
-        yield in_8_bits(frame)
+        yield to_uint8(frame)
 
 
-def in_8_bits(frames: torch.Tensor) -> np.ndarray:
+def to_uint8(frames: torch.Tensor) -> np.ndarray:
     """Frames of any shape as they are saved: uint8, clipped and rounded to nearest. k / 255 gives k again."""
     import torch
 

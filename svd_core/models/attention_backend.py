@@ -16,12 +16,12 @@ it."""
 HOPPER = (9, 0)
 
 
-def torchs_choice() -> contextlib.AbstractContextManager[Any]:
+def default_sdpa() -> contextlib.AbstractContextManager[Any]:
     """Whatever torch takes."""
     return contextlib.nullcontext()
 
 
-def hoppers_first() -> contextlib.AbstractContextManager[Any]:
+def prefer_hopper_sdpa() -> contextlib.AbstractContextManager[Any]:
     """cuDNN's, then Flash, then the others: what a kernel cannot do, the next one does."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -41,7 +41,7 @@ def preferred(device: torch.device) -> Context:
     Elsewhere, and with a torch that takes no order (before 2.6), torch's own choice.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
-        return torchs_choice
+        return default_sdpa
     from torch.nn.attention import sdpa_kernel
 
-    return hoppers_first if "set_priority" in inspect.signature(sdpa_kernel).parameters else torchs_choice
+    return prefer_hopper_sdpa if "set_priority" in inspect.signature(sdpa_kernel).parameters else default_sdpa

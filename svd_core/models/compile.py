@@ -21,7 +21,7 @@ Run = Callable[..., torch.Tensor]
 """Called with a piece and its arguments, of which the first is the tensor that it is about."""
 
 
-def plainly(piece: Piece, *arguments: Any) -> torch.Tensor:
+def run_eager(piece: Piece, *arguments: Any) -> torch.Tensor:
     """Call it as it is."""
     return piece(*arguments)
 
@@ -101,7 +101,7 @@ class Compiler:
         return self._programs.run(key, piece, arguments, dynamic=None)
 
 
-class Whole:
+class CompiledStep:
     """Calls a function compiled as one program for each size of its first tensor."""
 
     def __init__(self, function: Piece) -> None:

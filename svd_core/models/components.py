@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionModelWithProjection
 
-    from ..checkpoints.deferred_weights import LeftOut
+    from ..checkpoints.deferred_weights import DeferredWeights
     from ..checkpoints.model_metadata import VideoDefaults
 
 
-class OwnPart(Protocol):
+class ModelComponent(Protocol):
     """A part whose weights are a module of ours."""
 
     @property
@@ -41,7 +41,7 @@ class Vae(Protocol):
     """A temporal VAE on the host's device. Latents are unscaled, pixels are in [-1, 1]."""
 
     @property
-    def first_width(self) -> int:
+    def base_channels(self) -> int:
         """Channels of the first level; 128 in the published models."""
         ...
 
@@ -51,7 +51,7 @@ class Vae(Protocol):
         ...
 
     def encoding(
-        self, spare: bool = False
+        self, offload_activations: bool = False
     ) -> contextlib.AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
         """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8).
 
@@ -60,7 +60,7 @@ class Vae(Protocol):
         ...
 
     @property
-    def cuts_pictures(self) -> bool:
+    def tiles_input(self) -> bool:
         """Whether a large picture is encoded in slabs of rows, and not in a whole call of the encoder's."""
         ...
 
@@ -70,7 +70,7 @@ class Vae(Protocol):
         ...
 
     def decode_clip(
-        self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
+        self, latents: torch.Tensor, offload_activations: bool = False, on_part: Callable[[float], None] | None = None
     ) -> torch.Tensor:
         """Pixels (T, 3, 8h, 8w) of latents (T, 4, h, w): every frame sees every other, whatever memory is free.
 
@@ -112,7 +112,7 @@ class ClipVision(Protocol):
         ...
 
 
-class Identity:
+class WeightsKey:
     """Nothing but itself."""
 
 
@@ -132,22 +132,22 @@ class SVDModel:
     sigma_min: float
     sigma_max: float
     defaults: VideoDefaults
-    left_out: LeftOut | None = None
+    left_out: DeferredWeights | None = None
     options: ModelOptions = DEFAULT
-    identity: Identity = field(default_factory=Identity, repr=False)
+    identity: WeightsKey = field(default_factory=WeightsKey, repr=False)
 
     @property
     def module(self) -> torch.nn.Module:
         """All of it."""
         return self.unet
 
-    def complete(self) -> None:
+    def load_deferred(self) -> None:
         """Read what was left out. Raises CheckpointError when the checkpoint is not there any more."""
         if self.left_out is not None:
             self.left_out.read_into(self.unet)
 
     @property
-    def first_width(self) -> int:
+    def base_channels(self) -> int:
         """Channels of the UNet's first level; 320 in the published models."""
         config: Any = self.unet.config
         return config.block_out_channels[0]
@@ -182,31 +182,31 @@ class SVDVae:
         return next(self.vae.decoder.parameters()).element_size()
 
     @contextlib.contextmanager
-    def encoding(self, spare: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    def encoding(self, offload_activations: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
         """The encoder, in float32 where the VAE asks for it (`force_upcast`); its own weights are back afterwards."""
         from .precision import in_float32
 
         parts: tuple[torch.nn.Module, ...] = (self.vae.encoder, self.vae.quant_conv)
         differ = len({next(part.parameters()).dtype for part in parts}) > 1
         with in_float32(*parts) if self.force_upcast or differ else contextlib.nullcontext():
-            yield functools.partial(self._posterior_mode, spare=spare)
+            yield functools.partial(self._posterior_mode, offload_activations=offload_activations)
 
-    def _posterior_mode(self, pixels: torch.Tensor, spare: bool) -> torch.Tensor:
+    def _posterior_mode(self, pixels: torch.Tensor, offload_activations: bool) -> torch.Tensor:
         import torch
 
         from . import vae_encoder as streaming
 
         encoder: Any = self.vae.encoder
         pixels = pixels.to(next(encoder.parameters()).dtype)
-        if self.cuts_pictures:
-            moments = streaming.encode(encoder, pixels, torch.device("cpu") if spare else pixels.device)
+        if self.tiles_input:
+            moments = streaming.encode(encoder, pixels, torch.device("cpu") if offload_activations else pixels.device)
         else:
             moments = encoder(pixels)
         mean, _log_variance = self.vae.quant_conv(moments).chunk(2, dim=1)
         return mean
 
     @property
-    def cuts_pictures(self) -> bool:
+    def tiles_input(self) -> bool:
         """Unless someone put other modules or hooks into the encoder."""
         from .vae_encoder import can_stream
 
@@ -220,7 +220,7 @@ class SVDVae:
         return can_stream(self.vae.decoder)
 
     def decode_clip(
-        self, latents: torch.Tensor, spare: bool = False, on_part: Callable[[float], None] | None = None
+        self, latents: torch.Tensor, offload_activations: bool = False, on_part: Callable[[float], None] | None = None
     ) -> torch.Tensor:
         """The decoder on a clip, in its own precision."""
         import torch
@@ -230,7 +230,9 @@ class SVDVae:
         decoder: Any = self.vae.decoder
         latents = latents.to(next(decoder.parameters()).dtype)
         if self.streams:
-            return decode(decoder, latents, torch.device("cpu") if spare else latents.device, on_part=on_part)
+            return decode(
+                decoder, latents, torch.device("cpu") if offload_activations else latents.device, on_part=on_part
+            )
         image_only = latents.new_zeros((1, latents.shape[0]))
         return decoder(latents, num_frames=latents.shape[0], image_only_indicator=image_only)
 
@@ -254,7 +256,7 @@ class SVDVae:
         return config.force_upcast
 
     @property
-    def first_width(self) -> int:
+    def base_channels(self) -> int:
         """Channels of the first level; 128 in the published models."""
         config: Any = self.vae.config
         return config.block_out_channels[0]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import attention_backend
-from .compile import Piece, Run, plainly
+from .compile import Piece, Run, run_eager
 
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
@@ -29,7 +29,7 @@ def set_weight(module: Any, weight: torch.Tensor) -> None:
         module.weight.data = weight
 
 
-def lay_out(module: torch.nn.Module) -> None:
+def to_channels_last(module: torch.nn.Module) -> None:
     """Have the weights of convolutions in the layout that channels last computes with: same names, values and memory.
 
     Once; the layout stays with a weight when it is moved. Otherwise each call would make such a copy. Whoever writes
@@ -44,7 +44,7 @@ def lay_out(module: torch.nn.Module) -> None:
                     set_weight(part, laid_out)
 
 
-def norm_silu(x: torch.Tensor, norm: nn.Module, in_place: bool = True, run: Run = plainly) -> torch.Tensor:
+def norm_silu(x: torch.Tensor, norm: nn.Module, in_place: bool = True, run: Run = run_eager) -> torch.Tensor:
     """SiLU of the group norm of x."""
     return run(group_norm_silu, x, norm.weight, norm.bias, norm.num_groups, norm.eps, in_place)
 
@@ -57,7 +57,7 @@ def group_norm_silu(
 
 
 def spatial_residual(
-    x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, in_place: bool = True, run: Run = plainly
+    x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, in_place: bool = True, run: Run = run_eager
 ) -> torch.Tensor:
     """ResnetBlock2D. bias: of the first convolution, with the time embedding in it."""
     hidden = conv(norm_silu(x, block.norm1, in_place, run), block.conv1, bias)
@@ -65,7 +65,7 @@ def spatial_residual(
     return hidden.add_(x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
-def share_of(mixer: Any) -> float:
+def blend_alpha(mixer: Any) -> float:
     """How much of the temporal side AlphaBlender takes; SVD's frames are never single images to it."""
     factor = mixer.mix_factor
     if factor.is_meta:
@@ -126,11 +126,11 @@ def blend(space: torch.Tensor, time: torch.Tensor, mixer: Any, share: float | No
     return mixer(space, time, frames)
 
 
-def feed_forward_(rows: torch.Tensor, norm: Any, net: Any, piece: int | None, run: Run) -> torch.Tensor:
-    """rows += feed-forward(norm(rows)), in place, `piece` rows at a time. Rows do not see each other."""
+def feed_forward_(rows: torch.Tensor, norm: Any, net: Any, chunk_rows: int | None, run: Run) -> torch.Tensor:
+    """rows += feed-forward(norm(rows)), in place, `chunk_rows` rows at a time. Rows do not see each other."""
     into, out = net[0].proj, net[2]
     flat = rows.view(-1, rows.shape[-1])
-    for some in flat.split(piece or len(flat)):
+    for some in flat.split(chunk_rows or len(flat)):
         run(geglu_, some, *_of_norm(norm), into.weight, into.bias, out.weight, out.bias)
     return rows
 
@@ -157,7 +157,7 @@ def self_attention_(
     module: Any,
     joined: torch.Tensor | None,
     bias: torch.Tensor | None,
-    piece: int | None,
+    chunk_rows: int | None,
     run: Run,
     in_space: attention_backend.Context | None = None,
 ) -> torch.Tensor:
@@ -165,7 +165,7 @@ def self_attention_(
 
     joined    (3 C, C) the three projections as one matrix, if there is one
     bias      (C,) of the last product; None: its own
-    piece     rows at a time, but never less than a frame or a place
+    chunk_rows     rows at a time, but never less than a frame or a place
     in_space  the context to compute it in within each frame; None: over time
     """
     to_qkv = (module.to_q, module.to_k, module.to_v)
@@ -174,7 +174,7 @@ def self_attention_(
     out = module.to_out[0]
     last = (out.weight, out.bias if bias is None else bias, module.heads, in_space)
     whole, cut = (1, 0) if in_space else (0, 1)
-    for some in rows.split(_share_of_piece(piece, rows, whole), dim=cut):
+    for some in rows.split(_share_of_piece(chunk_rows, rows, whole), dim=cut):
         run(attend_, some, *_of_norm(norm), weights, biases, *last)
     return rows
 
@@ -194,7 +194,7 @@ def attend_(
     """The same of tensors, on all rows at once. Their order in memory stays (F, N, C), over time too."""
     normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
     query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1) if in_space else (1, 3, 0))
-    with (in_space or attention_backend.torchs_choice)():
+    with (in_space or attention_backend.default_sdpa)():
         mixed = _attend(query, key, value)
     if in_space is None:
         if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
@@ -207,9 +207,9 @@ def _of_norm(norm: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
     return norm.weight, norm.bias, norm.eps
 
 
-def _share_of_piece(piece: int | None, rows: torch.Tensor, whole: int) -> int:
-    """How many frames, or places, make `piece` rows of (F, N, C) when dimension `whole` is not cut; at least one."""
-    return max(1, (piece or rows.shape[0] * rows.shape[1]) // rows.shape[whole])
+def _share_of_piece(chunk_rows: int | None, rows: torch.Tensor, whole: int) -> int:
+    """Return the number of frames, or places, that make `chunk_rows` rows of (F, N, C); at least 1."""
+    return max(1, (chunk_rows or rows.shape[0] * rows.shape[1]) // rows.shape[whole])
 
 
 def _projected(

@@ -82,9 +82,9 @@ CONTAINERS = frozenset({"ModuleList", "TimestepEmbedding", "Upsample2D", "Downsa
 """Composites that are called as they are, or only hold others."""
 
 
-def why_not(unet: torch.nn.Module) -> str | None:
+def unsupported_reason(unet: torch.nn.Module) -> str | None:
     """Why a UNet cannot be rewritten and has to be called as it is; None when it can."""
-    if (obstacle := change_in(unet, COMPOSITES | CONTAINERS, CALLED)) is not None:
+    if (obstacle := find_modification(unet, COMPOSITES | CONTAINERS, CALLED)) is not None:
         return obstacle
     for name, module in unet.named_modules():
         if type(module).__name__ == "Attention" and type(module.processor).__name__ not in PROCESSORS:
@@ -92,7 +92,9 @@ def why_not(unet: torch.nn.Module) -> str | None:
     return None
 
 
-def change_in(network: torch.nn.Module, known: frozenset[str], called: frozenset[str] = frozenset()) -> str | None:
+def find_modification(
+    network: torch.nn.Module, known: frozenset[str], called: frozenset[str] = frozenset()
+) -> str | None:
     """What of a network would be passed over by a forward that was written for what its classes do; None: nothing.
 
     known   the classes that may have parts

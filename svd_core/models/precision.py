@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-Held = tuple[dict[str, Any], str, torch.Tensor]
+ParameterSlot = tuple[dict[str, Any], str, torch.Tensor]
 """Where a module keeps a weight, its name there, and the weight."""
 
 
@@ -36,7 +36,7 @@ def float32_bytes(*modules: torch.nn.Module) -> int:
     return sum(4 * weight.numel() for *_, weight in _weights(modules) if weight.dtype != torch.float32)
 
 
-def _weights(modules: tuple[torch.nn.Module, ...]) -> Iterator[Held]:
+def _weights(modules: tuple[torch.nn.Module, ...]) -> Iterator[ParameterSlot]:
     for module in modules:
         for owner in module.modules():
             for place in (owner._parameters, owner._buffers):

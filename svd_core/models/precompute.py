@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from . import layers
 from .optimizations import Rewrites, is_plain_linear
-from .weight_streaming import Here, resident
+from .weight_streaming import WeightContext, resident
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +50,13 @@ class Constants:
         frames: int,
         c_noises: torch.Tensor,
         rewrites: Rewrites,
-        here: Here = resident,
+        weights: WeightContext = resident,
     ) -> None:
-        self._here = here
+        self._weights = weights
         self._unet, self._frames, self._rewrites, self._like = unet, frames, rewrites, embeds
         context = embeds.expand(frames, -1, -1)
         if rewrites.channels_last:
-            layers.lay_out(unet)
+            layers.to_channels_last(unet)
         self._blocks: dict[nn.Module, BlockConstants] = {}
         self._positions: dict[nn.Module, torch.Tensor] = {}
         self._residuals: list[Any] = []
@@ -65,13 +65,13 @@ class Constants:
             if kind == "SpatioTemporalResBlock":
                 self._residuals += [module.spatial_res_block, module.temporal_res_block]
             if kind in ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel"):
-                share = layers.share_of(module.time_mixer) if rewrites.blend else None
+                share = layers.blend_alpha(module.time_mixer) if rewrites.blend else None
                 self._blocks[module] = BlockConstants(share=share)
             if kind == "TransformerSpatioTemporalModel" and rewrites.embeddings:
                 self._positions[module] = self._positions_of(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
-                self._blocks[module] = _of_transformer(module, context, rewrites, here)
-        with here(unet.add_embedding):
+                self._blocks[module] = _of_transformer(module, context, rewrites, weights)
+        with weights(unet.add_embedding):
             self._micro = self._embed_micro(time_ids, embeds.dtype)
         self._rows: dict[float, int] = {}
         if rewrites.embeddings:
@@ -89,7 +89,7 @@ class Constants:
 
     def _positions_of(self, transformer: Any) -> torch.Tensor:
         places = transformer.time_proj(torch.arange(self._frames, device=self._like.device))
-        with self._here(transformer.time_pos_embed):
+        with self._weights(transformer.time_pos_embed):
             return transformer.time_pos_embed(places.to(self._like.dtype))[:, None]
 
     def at(self, c_noise: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
@@ -102,12 +102,12 @@ class Constants:
     def _tables_of(self, c_noises: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
         """(S, C) for each residual block."""
         unet, device = self._unet, self._micro.device
-        with self._here(unet.time_embedding):
+        with self._weights(unet.time_embedding):
             times = unet.time_embedding(unet.time_proj(c_noises.to(device)).to(self._micro.dtype))
         active = F.silu(times + self._micro)
         tables = {}
         for block in self._residuals:
-            with self._here(block.time_emb_proj):
+            with self._weights(block.time_emb_proj):
                 tables[block] = block.time_emb_proj(active) + block.conv1.bias.to(device)
         return tables
 
@@ -117,12 +117,12 @@ class Constants:
         return self._unet.add_embedding(flat.to(dtype))
 
 
-def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites, here: Here) -> BlockConstants:
+def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites, weights: WeightContext) -> BlockConstants:
     joined = rewrites.qkv and join_qkv(block.attn1)
-    matrix = joined_qkv(block.attn1) if joined and here is resident else None
+    matrix = joined_qkv(block.attn1) if joined and weights is resident else None
     if not rewrites.cross_attention or block.attn2 is None:
         return BlockConstants(joined=joined, matrix=matrix, context=context)
-    with here(block.attn2):
+    with weights(block.attn2):
         row = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
     out = block.attn1.to_out[0]
     return BlockConstants(joined=joined, matrix=matrix, bias=row if out.bias is None else out.bias.to(row.device) + row)

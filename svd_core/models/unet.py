@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from . import attention_backend, layers
-from .compile import Compiler, Run, Whole, plainly
+from .compile import CompiledStep, Compiler, Run, run_eager
 from .optimizations import ALL, Rewrites
 from .options import DEFAULT, ModelOptions
 from .precompute import BlockConstants, Constants
-from .weight_streaming import USED_ONCE, Here, Streamed, resident
+from .weight_streaming import USED_ONCE, Streamed, WeightContext, resident
 
 logger = logging.getLogger(__name__)
 
@@ -36,30 +36,30 @@ COMPILERS = {True: Compiler(layers.COMPILED), False: Compiler(layers.COMPILED_OF
 
 
 @dataclass(frozen=True)
-class How:
+class ComputeOptions:
     """How a block is computed: in pieces of how many rows (None: all at once), what calls them, which attention."""
 
-    piece: int | None = None
-    run: Run = plainly
-    in_space: attention_backend.Context = attention_backend.torchs_choice
+    chunk_rows: int | None = None
+    run: Run = run_eager
+    in_space: attention_backend.Context = attention_backend.default_sdpa
 
     @staticmethod
-    def of(options: ModelOptions, device: torch.device, rewrites: Rewrites, piece: int | None) -> How:
+    def of(options: ModelOptions, device: torch.device, rewrites: Rewrites, chunk_rows: int | None) -> ComputeOptions:
         """As the options say."""
         pieces = rewrites.geglu and options.forward_chunking == "auto"
-        return How(
-            piece=(piece or _piece_of(device)) if pieces else None,
-            run=COMPILERS[device.type == "cpu"] if options.compile == "regional" else plainly,
+        return ComputeOptions(
+            chunk_rows=(chunk_rows or _piece_of(device)) if pieces else None,
+            run=COMPILERS[device.type == "cpu"] if options.compile == "regional" else run_eager,
             in_space=attention_backend.preferred(device)
             if options.attention == "auto"
-            else attention_backend.torchs_choice,
+            else attention_backend.default_sdpa,
         )
 
 
 class PreparedUNet:
     """v for one side of guidance: call it with (x (F, 4, h, w) already scaled by c_in, c_noise) -> (F, 4, h, w).
 
-    unet          UNetSpatioTemporalConditionModel that `why_not` has nothing against; computes in its own dtype
+    unet          UNetSpatioTemporalConditionModel that `unsupported_reason` has nothing against, in its own dtype
     embeds        (1, T, D) CLIP embedding; with T above 1 cross-attention is computed as it comes
     image_latents (F, 4, h, w) what the noisy latents are joined with, on the UNet's device
     time_ids      (1, 3) fps - 1, motion bucket, augmentation strength
@@ -76,7 +76,7 @@ class PreparedUNet:
         time_ids: torch.Tensor,
         c_noises: torch.Tensor,
         rewrites: Rewrites = ALL,
-        piece: int | None = None,
+        chunk_rows: int | None = None,
         stream: bool = False,
         options: ModelOptions = DEFAULT,
     ) -> None:
@@ -92,10 +92,10 @@ class PreparedUNet:
         if options.compile == "full" and stream:
             logger.info("weights that come block by block cannot be compiled as one: the repeated pieces are")
             options = replace(options, compile="regional")
-        self._how = How.of(options, device, rewrites, piece)
+        self._how = ComputeOptions.of(options, device, rewrites, chunk_rows)
         self._step = WHOLE_STEP if options.compile == "full" else PreparedUNet._network
-        self._here: Here = Streamed(device, once) if stream else resident
-        all_of: Here = Streamed(device) if stream else resident
+        self._weights: WeightContext = Streamed(device, once) if stream else resident
+        all_of: WeightContext = Streamed(device) if stream else resident
         self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites, all_of)
 
     def __call__(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
@@ -106,8 +106,8 @@ class PreparedUNet:
         return self._step(self, sample, self._constants.at(c_noise))
 
     def _network(self, sample: torch.Tensor, at: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
-        unet, here = self._unet, self._here
-        with here(unet.conv_in):
+        unet, weights = self._unet, self._weights
+        with weights(unet.conv_in):
             x = unet.conv_in(sample)
         sizes = _Sizes.of(unet, sample)
         skips = [x]
@@ -116,7 +116,7 @@ class PreparedUNet:
                 x = self._pair(block, index, self._residual(x, resnet, at))
                 skips.append(x)
             for down in getattr(block, "downsamplers", None) or ():
-                with here(down):
+                with weights(down):
                     x = down(x)
                 skips.append(x)
         middle = unet.mid_block
@@ -128,9 +128,9 @@ class PreparedUNet:
                 joined = torch.cat([x, skips.pop()], dim=1)
                 x = self._pair(block, index, self._residual(joined, resnet, at))
             for up in block.upsamplers or ():
-                with here(up):
+                with weights(up):
                     x = up(x, sizes.above(skips))
-        with here(unet.conv_norm_out, unet.conv_out):
+        with weights(unet.conv_norm_out, unet.conv_out):
             x = layers.norm_silu(x, unet.conv_norm_out, self._rewrites.norm_silu, self._how.run)
             return unet.conv_out(x)
 
@@ -142,12 +142,12 @@ class PreparedUNet:
     def _residual(self, x: torch.Tensor, block: Any, at: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
         """SpatioTemporalResBlock."""
         biases = (at[block.spatial_res_block], at[block.temporal_res_block])
-        with self._here(block):
+        with self._weights(block):
             return residual(x, block, biases, self._constants.of(block), self._rewrites.norm_silu, self._how.run)
 
     def _transformer(self, x: torch.Tensor, model: Any) -> torch.Tensor:
         """TransformerSpatioTemporalModel."""
-        with self._here(model):
+        with self._weights(model):
             return self._transformed(x, model)
 
     def _transformed(self, x: torch.Tensor, model: Any) -> torch.Tensor:
@@ -161,7 +161,7 @@ class PreparedUNet:
         return layers.from_rows(model.proj_out(rows), like=x) + x
 
 
-WHOLE_STEP = Whole(PreparedUNet._network)
+WHOLE_STEP = CompiledStep(PreparedUNet._network)
 """The programs of this process for whole steps."""
 
 
@@ -188,25 +188,27 @@ def residual(
     return hidden.add_(added, alpha=constants.share)
 
 
-def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: How) -> torch.Tensor:
+def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: ComputeOptions) -> torch.Tensor:
     """BasicTransformerBlock on (F, N, C), in place: attention within a frame, the picture's token, feed-forward."""
     joined = constants.joined_qkv(block.attn1)
-    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run, how.in_space)
+    layers.self_attention_(
+        rows, block.norm1, block.attn1, joined, constants.bias, how.chunk_rows, how.run, how.in_space
+    )
     if constants.bias is None:
         rows.add_(block.attn2(block.norm2(rows), encoder_hidden_states=constants.context))
-    return layers.feed_forward_(rows, block.norm3, block.ff.net, how.piece, how.run)
+    return layers.feed_forward_(rows, block.norm3, block.ff.net, how.chunk_rows, how.run)
 
 
-def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: How) -> torch.Tensor:
+def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: ComputeOptions) -> torch.Tensor:
     """TemporalBasicTransformerBlock on (F, N, C), in place. Only attention looks along the frames."""
-    layers.feed_forward_(rows, block.norm_in, block.ff_in.net, how.piece, how.run)
+    layers.feed_forward_(rows, block.norm_in, block.ff_in.net, how.chunk_rows, how.run)
     joined = constants.joined_qkv(block.attn1)
-    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.piece, how.run)
+    layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.chunk_rows, how.run)
     if constants.bias is None:
-        turned = block.norm2(rows).transpose(0, 1)
-        context = constants.context[:1].expand(len(turned), -1, -1)
-        rows.add_(block.attn2(turned, encoder_hidden_states=context).transpose(0, 1))
-    return layers.feed_forward_(rows, block.norm3, block.ff.net, how.piece, how.run)
+        flip_sigmas = block.norm2(rows).transpose(0, 1)
+        context = constants.context[:1].expand(len(flip_sigmas), -1, -1)
+        rows.add_(block.attn2(flip_sigmas, encoder_hidden_states=context).transpose(0, 1))
+    return layers.feed_forward_(rows, block.norm3, block.ff.net, how.chunk_rows, how.run)
 
 
 def _piece_of(device: torch.device) -> int:

@@ -21,7 +21,7 @@ import torch
 
 from . import layers, tiled_layers
 from .group_norm import Statistics
-from .optimizations import change_in
+from .optimizations import find_modification
 
 SLAB = 2**26
 """Numbers that a slab's activations hold at most (where one row of pixels holds no more). A single frame of 1024x576
@@ -44,7 +44,7 @@ CALLED_AS_THEY_ARE = frozenset({"ModuleList", "Upsample2D", "Attention"})
 def can_stream(decoder: torch.nn.Module) -> bool:
     """Whether a decoder is made of the classes whose forward is written again here, and nothing is hooked on them."""
     known = DECODER_COMPOSITES | CALLED_AS_THEY_ARE
-    return type(decoder).__name__ == "TemporalDecoder" and change_in(decoder, known) is None
+    return type(decoder).__name__ == "TemporalDecoder" and find_modification(decoder, known) is None
 
 
 def decode(
@@ -80,7 +80,7 @@ class _Clip:
         self._done, self._work = 0.0, _work(decoder, latents)
         self._channels_last = _has_channels_last(latents.device)
         if self._channels_last:
-            layers.lay_out(decoder)
+            layers.to_channels_last(decoder)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         self._groups = [latents.to(store).contiguous(memory_format=layout)]
         self._largest = max(_level_sizes(decoder, latents))
@@ -132,7 +132,7 @@ class _Clip:
             self._frame_by_frame(compute_large)
         else:
             self._in_space(compute, numbers, statistics)
-        self._over_time(block.temporal_res_block, layers.share_of(block.time_mixer), statistics)
+        self._over_time(block.temporal_res_block, layers.blend_alpha(block.time_mixer), statistics)
 
     def _in_space(
         self, compute: Callable[[torch.Tensor], torch.Tensor], numbers: int, statistics: Statistics | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import tiled_layers
-from .optimizations import change_in
+from .optimizations import find_modification
 
 COMPOSITES = frozenset(
     {"Encoder", "DownEncoderBlock2D", "UNetMidBlock2D", "ResnetBlock2D", "Downsample2D", "Attention", "ModuleList"}
@@ -20,7 +20,7 @@ COMPOSITES = frozenset(
 
 def can_stream(encoder: torch.nn.Module) -> bool:
     """Whether an encoder is made of the classes whose forward is written again here, and nothing is hooked on them."""
-    return type(encoder).__name__ == "Encoder" and change_in(encoder, COMPOSITES) is None
+    return type(encoder).__name__ == "Encoder" and find_modification(encoder, COMPOSITES) is None
 
 
 def encode(encoder: Any, pixels: torch.Tensor, store: torch.device) -> torch.Tensor:

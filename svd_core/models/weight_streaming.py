@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 Modules = tuple[nn.Module, ...]
-Held = tuple[nn.Module, str, nn.Parameter]
+ParameterSlot = tuple[nn.Module, str, nn.Parameter]
 """The owner of a parameter, its name there, and the parameter."""
 
-Here = Callable[..., contextlib.AbstractContextManager[Any]]
+WeightContext = Callable[..., contextlib.AbstractContextManager[Any]]
 """Called with modules: inside the `with` their weights are on the device that computes."""
 
 USED_ONCE = frozenset(
@@ -40,7 +40,7 @@ def fetched_bytes(unet: nn.Module) -> int:
     return 2 * max(sum(weight.nbytes for *_, weight in parameters_of(block, USED_ONCE)) for block in blocks)
 
 
-def parameters_of(module: nn.Module, skip: frozenset[tuple[str, str]] = frozenset()) -> Iterator[Held]:
+def parameters_of(module: nn.Module, skip: frozenset[tuple[str, str]] = frozenset()) -> Iterator[ParameterSlot]:
     """The parameters of a module and of what is in it, but for the parts to skip."""
     for name, weight in module._parameters.items():
         if weight is not None:
@@ -104,7 +104,7 @@ class Streamed:
             self._wait_for_the_part_before()
             self._fetched[following] = self._fetch(self._held(following))
 
-    def _fetch(self, held: list[Held]) -> list[nn.Parameter]:
+    def _fetch(self, held: list[ParameterSlot]) -> list[nn.Parameter]:
         with torch.cuda.stream(self._copying) if self._copying is not None else contextlib.nullcontext():
             return [nn.Parameter(self._copied(weight), requires_grad=False) for _, _, weight in held]
 
@@ -128,5 +128,5 @@ class Streamed:
     def _copied(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.detach().to(self._device, non_blocking=True, copy=True)
 
-    def _held(self, modules: Modules) -> list[Held]:
+    def _held(self, modules: Modules) -> list[ParameterSlot]:
         return [each for module in modules for each in parameters_of(module, self._skip)]

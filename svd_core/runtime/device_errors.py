@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import DeviceLostError, MemoryBudgetError
-from .runtime import Host
+from .runtime import Runtime
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,7 @@ def is_device_loss(error: BaseException) -> bool:
     return is_accelerators or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
-def guarded(host: Host, work: Callable[[], Result], told: Callable[[], str]) -> Result:
+def translate_device_errors(runtime: Runtime, work: Callable[[], Result], told: Callable[[], str]) -> Result:
     """What `work` gives.
 
     told  what the work needs, what there is, and the way out; asked when memory has run out
@@ -54,5 +54,5 @@ def guarded(host: Host, work: Callable[[], Result], told: Callable[[], str]) -> 
         if not is_shortage(error):
             raise
     # Outside of `except`: what the work had in memory hangs on its error, and must not hang on the next.
-    host.release()
+    runtime.release()
     raise MemoryBudgetError(f"memory has run out: {told()} ({reason[:200]})", code="memory.exhausted")

@@ -37,7 +37,7 @@ def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int |
     itemsize  bytes of one number; None: the decoder's own
     """
     itemsize = itemsize or vae.itemsize
-    frame = vae.first_width * height * width * itemsize
+    frame = vae.base_channels * height * width * itemsize
     if not vae.streams:
         return DECODER_LIVE_TENSORS * frame * frames
     lying = DECODER_LYING_TENSORS * frame if _is_cut(2 * frame) else 0
@@ -49,7 +49,7 @@ def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize
     from ..models.vae_decoder import SLAB
 
     itemsize = itemsize or vae.itemsize
-    frame, slab = vae.first_width * height * width * itemsize, SLAB * itemsize
+    frame, slab = vae.base_channels * height * width * itemsize, SLAB * itemsize
     largest = (2 * frame, frame, frame // 4, frame // 16)  # of one frame, where the decoder comes up to each level
     spatial = max(SPATIAL_SLAB_TENSORS * slab if _is_cut(each) else SPATIAL_LIVE_TENSORS * each for each in largest)
     return max(spatial, SLAB_LIVE_TENSORS * min(slab, frames * frame))
@@ -62,16 +62,16 @@ def _is_cut(size: int) -> bool:
     return size > tiled_layers.LARGE
 
 
-def encode_bytes(vae: Vae, height: int, width: int, spare: bool = False) -> int:
+def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = False) -> int:
     """Peak activation bytes of the encoder on one image of height x width pixels, in float32.
 
     spare  with a large image's activations on the CPU
     """
     from ..models import tiled_layers
 
-    numbers, most = vae.first_width * height * width, 0
-    while vae.cuts_pictures and _is_cut(4 * numbers):  # each level has half of the one before
-        lying = 0 if spare else ENCODER_LYING_TENSORS * numbers
+    numbers, most = vae.base_channels * height * width, 0
+    while vae.tiles_input and _is_cut(4 * numbers):  # each level has half of the one before
+        lying = 0 if offload_activations else ENCODER_LYING_TENSORS * numbers
         most = max(most, lying + SPATIAL_SLAB_TENSORS * tiled_layers.SLAB)
         numbers //= 2
     return 4 * max(most, ENCODER_LIVE_TENSORS * numbers)
@@ -79,19 +79,19 @@ def encode_bytes(vae: Vae, height: int, width: int, spare: bool = False) -> int:
 
 def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:
     """Peak activation bytes of one UNet call on a video of `frames` frames."""
-    from ..models.optimizations import why_not
+    from ..models.optimizations import unsupported_reason
     from ..models.unet import GPU_PIECE
 
     rows = latent_height * latent_width * frames
-    if why_not(model.unet) is None:
+    if unsupported_reason(model.unet) is None:
         together = rows if model.options.forward_chunking == "off" else min(rows, GPU_PIECE)
         tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * together
     else:
         tensors = WHOLE_UNET_LIVE_TENSORS * rows
-    return tensors * model.first_width * itemsize_of(model.unet)
+    return tensors * model.base_channels * itemsize_of(model.unet)
 
 
-AFTERWARDS: dict[str, After] = {"resident": "stays", "offload": "leaves"}
+AFTERWARDS: dict[str, After] = {"resident": "keep", "offload": "offload"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Placement:
 
     stream: bool
     beside: int
-    after: After = "host"
+    after: After = "default"
 
 
 def place_weights(model: SVDModel, need: int, device: torch.device, capacity: int) -> Placement:
@@ -114,12 +114,12 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
     As `model.options.memory` says; auto: block by block where they do not fit. Says the plan. It changes no pixel.
     Raises MemoryBudgetError when the work does not fit even so.
     """
-    from ..models.optimizations import why_not
+    from ..models.optimizations import unsupported_reason
     from ..models.weight_streaming import fetched_bytes
 
-    option = model.options.memory if device.type != "cpu" else "host"  # the weights live there: nothing to choose
+    option = model.options.memory if device.type != "cpu" else "default"  # the weights live there: nothing to choose
     weights = sum(weight.nbytes for weight in model.module.parameters())
-    obstacle = why_not(model.unet)
+    obstacle = unsupported_reason(model.unet)
     if option == "stream" and obstacle is not None:
         logger.warning("the weights cannot come block by block, they are all on the device: %s", obstacle)
     wanted = option == "stream" or (option == "auto" and weights + need > capacity)
@@ -128,22 +128,22 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
     logger.info(
         "sampling: the weights %s (%s), the work takes about %s%s, %s can be had",
         "come block by block" if stream else "are on the device",
-        in_words(weights),
-        in_words(beside),
+        format_bytes(weights),
+        format_bytes(beside),
         "" if stream else " beside",
-        in_words(capacity),
+        format_bytes(capacity),
     )
     if stream and beside > capacity:
         raise MemoryBudgetError(
-            f"sampling this video needs about {in_words(beside)} even with its weights coming block by block, and "
-            f"{in_words(capacity)} can be had; use fewer frames or a smaller size"
+            f"sampling this video needs about {format_bytes(beside)} even with its weights coming block by block, and "
+            f"{format_bytes(capacity)} can be had; use fewer frames or a smaller size"
         )
     if option in ("resident", "offload") and weights + need > capacity:
         raise MemoryBudgetError(
             f"sampling this video with all weights on the device (memory = {option}) needs about "
-            f"{in_words(weights + need)}, and {in_words(capacity)} can be had; set memory to auto or stream"
+            f"{format_bytes(weights + need)}, and {format_bytes(capacity)} can be had; set memory to auto or stream"
         )
-    return Placement(stream, beside, AFTERWARDS.get(option, "host"))
+    return Placement(stream, beside, AFTERWARDS.get(option, "default"))
 
 
 def itemsize_of(module: torch.nn.Module) -> int:
@@ -151,6 +151,6 @@ def itemsize_of(module: torch.nn.Module) -> int:
     return next(module.parameters()).element_size()
 
 
-def in_words(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A size in bytes as a person says it: 28.1 GiB, 640 MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

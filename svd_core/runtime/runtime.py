@@ -1,7 +1,8 @@
 """What a stage needs from the program it runs in: a device, memory, progress, folders, the list of models.
 
 A door (`__init__.py` inside ComfyUI, `headless/` elsewhere) sets the process's default once; a run or a test may put
-another over it with `using`. ComfyUI runs nodes on another thread, which inherits no context: the default is a plain
+another over it with `use_runtime`. ComfyUI runs nodes on another thread, which inherits no context: the default is a
+plain
 global, and only the override is a ContextVar.
 """
 
@@ -23,7 +24,7 @@ from ..utils.user_tempdir import temp_folder
 if TYPE_CHECKING:
     import torch
 
-    from ..models.components import OwnPart
+    from ..models.components import ModelComponent
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ Folder = Literal["input", "output", "temp"]
 OnOom = Literal["strict", "adapt"]
 """When memory runs out where windows are decoded. strict: that is an error; adapt: smaller windows, which are other
 pixels, and the run's record says so."""
-After = Literal["host", "stays", "leaves"]
+After = Literal["default", "keep", "offload"]
 """Where a part's weights are when the work is done: as is the host's custom, still on the device, or off it."""
 Advance = Callable[[int], None]
 """Called with the number of units done so far, also when there are no more of them than before.
@@ -41,7 +42,7 @@ Raises `Interrupted` (or the program's own error) when asked to stop.
 
 
 @dataclass(frozen=True)
-class Note:
+class RunWarning:
     """That a result was made otherwise than was asked, which its user should know and its record should keep.
 
     code   stable, for programs: `<room>.<what>`
@@ -57,25 +58,25 @@ class Note:
         return {"code": self.code, "message": self.text, **self.facts}
 
 
-OnNote = Callable[[Note], None]
+OnNote = Callable[[RunWarning], None]
 
 
-def ignore_note(note: Note) -> None:
+def ignore_note(note: RunWarning) -> None:
     """Keeps nothing."""
 
 
-def both(first: OnNote, second: OnNote) -> OnNote:
+def chain_callbacks(first: OnNote, second: OnNote) -> OnNote:
     """Tells two."""
 
-    def tell(note: Note) -> None:
+    def tell(note: RunWarning) -> None:
         first(note)
         second(note)
 
     return tell
 
 
-class Host(Protocol):
-    """The program around the stages. `HeadlessHost` is ours; `nodes/comfy/runtime.py` has ComfyUI's."""
+class Runtime(Protocol):
+    """The program around the stages. `LocalRuntime` is ours; `nodes/comfy/runtime.py` has ComfyUI's."""
 
     @property
     def library(self) -> ModelLibrary:
@@ -97,7 +98,7 @@ class Host(Protocol):
         ...
 
     def on_device(
-        self, part: Any, need: int = 0, after: After = "host"
+        self, part: Any, need: int = 0, after: After = "default"
     ) -> contextlib.AbstractContextManager[torch.device]:
         """Have `part` on the compute device inside the `with`.
 
@@ -123,11 +124,11 @@ class Host(Protocol):
         """Show `total` units of `stage` going by. Inside the `with`, call what it gives with the units done."""
         ...
 
-    def show(self, clean: torch.Tensor) -> None:
+    def show(self, denoised: torch.Tensor) -> None:
         """Let the user see the video that is being sampled, (F, 4, h, w) scaled latents, if the program can."""
         ...
 
-    def note(self, note: Note) -> None:
+    def warn(self, warning: RunWarning) -> None:
         """Tell the user, and whoever keeps the record of the run."""
         ...
 
@@ -154,7 +155,7 @@ def ignore_progress(stage: str, done: int, total: int, unit: str) -> None:
 
 
 @dataclass(frozen=True)
-class HeadlessHost:
+class LocalRuntime:
     """No ComfyUI: torch's devices, plain folders, a reporter for progress.
 
     temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
@@ -206,19 +207,19 @@ class HeadlessHost:
         return device
 
     @contextlib.contextmanager
-    def on_device(self, part: OwnPart, need: int = 0, after: After = "host") -> Iterator[torch.device]:
+    def on_device(self, part: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
         """Move the part to the device, and back to the CPU afterwards, unless it is to stay and the work succeeded."""
         device, stays = self.device(), False
         try:
             part.module.to(device)
             yield device
-            stays = after == "stays"
+            stays = after == "keep"
         finally:
             if not stays:
                 part.module.to("cpu")
 
     @contextlib.contextmanager
-    def beside(self, part: OwnPart, need: int) -> Iterator[torch.device]:
+    def beside(self, part: ModelComponent, need: int) -> Iterator[torch.device]:
         """The device, with the part on the CPU."""
         part.module.to("cpu")
         yield self.device()
@@ -236,7 +237,7 @@ class HeadlessHost:
             free, allocated = psutil.virtual_memory().available, 0
         return free if self.vram is None else max(0, min(free, self.vram - allocated))
 
-    def capacity(self, part: OwnPart) -> int:
+    def capacity(self, part: ModelComponent) -> int:
         """What is free, and what the part takes if it stayed on the device."""
         device = self.device()
         taken = 0
@@ -258,13 +259,13 @@ class HeadlessHost:
 
         yield advance
 
-    def show(self, clean: torch.Tensor) -> None:
+    def show(self, denoised: torch.Tensor) -> None:
         """There is no page to show it on."""
 
-    def note(self, note: Note) -> None:
+    def warn(self, warning: RunWarning) -> None:
         """Log it, and hand it on."""
-        logger.warning("%s", note.text)
-        self.on_note(note)
+        logger.warning("%s", warning.text)
+        self.on_note(warning)
 
     def release(self) -> None:
         """Empty the cache of torch's allocator on the device."""
@@ -283,35 +284,32 @@ class HeadlessHost:
         return {"input": self.input_folder, "output": self.output_folder}[kind]
 
 
-class _Process:
-    """The one piece of process state: the host that a door chose."""
-
-    default: Host = HeadlessHost()
-
+_default: Runtime = LocalRuntime()
 
 _override: ContextVar[Any] = ContextVar("svd_stages_host", default=None)
 
 
-def set_default(host: Host) -> None:
+def set_runtime(runtime: Runtime) -> None:
     """Choose the process's host. Called once, by a door."""
-    _Process.default = host
+    global _default
+    _default = runtime
 
 
-def current() -> Host:
+def get_runtime() -> Runtime:
     """The host of this run."""
-    return _override.get() or _Process.default
+    return _override.get() or _default
 
 
-def note(code: str, text: str) -> None:
+def warn(code: str, text: str) -> None:
     """Tell the host of this run what its user should know and its record should keep."""
-    current().note(Note(code, text))
+    get_runtime().warn(RunWarning(code, text))
 
 
 @contextlib.contextmanager
-def using(host: Host) -> Iterator[Host]:
+def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
     """Put `host` over the default inside the `with`, for this thread and task."""
-    token = _override.set(host)
+    token = _override.set(runtime)
     try:
-        yield host
+        yield runtime
     finally:
         _override.reset(token)

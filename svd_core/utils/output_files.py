@@ -29,7 +29,7 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputPath:
     """Where numbered files go: `folder / name_00001_.ext`; `subfolder` is the folder's path below the output folder."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Saved:
 
 def place_for(
     output_folder: Path, prefix: str, width: int = 0, height: int = 0, now: time.struct_time | None = None
-) -> Place:
+) -> OutputPath:
     """The place that a `filename_prefix` means, as ComfyUI's folder_paths.get_save_image_path has it.
 
     A prefix may begin with subfolders; %width%, %height%, %year%, %month%, %day%, %hour%, %minute% and %second% are
@@ -74,10 +74,10 @@ def place_for(
             f'use a plain name such as "ComfyUI" or a subfolder such as "video/ComfyUI".',
             code="output.outside",
         )
-    return Place(Path(folder), subfolder, name)
+    return OutputPath(Path(folder), subfolder, name)
 
 
-def next_counter(place: Place) -> int:
+def next_counter(place: OutputPath) -> int:
     """One more than the highest number that the place's folder holds for its name, whatever the extension; else 1."""
     try:
         files = os.listdir(place.folder)
@@ -90,7 +90,9 @@ def next_counter(place: Place) -> int:
     return max(numbers, default=0) + 1
 
 
-def save_numbered(place: Place, extension: str, write: Callable[[Path], None], counter: int | None = None) -> Saved:
+def save_numbered(
+    place: OutputPath, extension: str, write: Callable[[Path], None], counter: int | None = None
+) -> Saved:
     """Have `write` fill a temporary file, then put it in place under the first free number from `counter` on.
 
     Without a counter, counting starts at `next_counter`. Nothing is ever written over, by any number of processes.
@@ -197,7 +199,7 @@ def _next_names(path: Path) -> Iterator[Path]:
     if numbered is None:
         yield from free_names(path, 2)
         return
-    place = Place(path.parent, "", numbered[1])
+    place = OutputPath(path.parent, "", numbered[1])
     for number in itertools.count(next_counter(place)):
         yield path.parent / place.filename(number, path.suffix.removeprefix("."))
 
@@ -275,13 +277,13 @@ def _leading_number(rest: str) -> int:
 def _output_error(path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in _NO_SPACE:
-        code, way_out = "output.no_space", "Free some space, or choose another output folder."
+        code, suggestion = "output.no_space", "Free some space, or choose another output folder."
     elif error.errno in _NOT_ALLOWED:
-        code, way_out = "output.not_writable", "Choose an output folder that you may write to."
+        code, suggestion = "output.not_writable", "Choose an output folder that you may write to."
     elif error.errno == errno.ENAMETOOLONG:
-        code, way_out = "output.name_too_long", "Use a shorter name or filename_prefix."
+        code, suggestion = "output.name_too_long", "Use a shorter name or filename_prefix."
     elif error.errno in _NOT_A_FOLDER:
-        code, way_out = "output.no_folder", "Every part of the path before the file's name must be a folder."
+        code, suggestion = "output.no_folder", "Every part of the path before the file's name must be a folder."
     else:
-        code, way_out = "output.failed", "Try another output folder."
-    return OutputError(f"{path} could not be written: {reason}. {way_out}", code=code)
+        code, suggestion = "output.failed", "Try another output folder."
+    return OutputError(f"{path} could not be written: {reason}. {suggestion}", code=code)

@@ -23,7 +23,7 @@ class Complaints(logging.Handler):
         super().__init__(logging.DEBUG)
         self.lines: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def on_event(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
         if any(word in line.lower() for word in UNREAD):
             self.lines.append(line)

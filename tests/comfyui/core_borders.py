@@ -280,11 +280,11 @@ def videos(borders: Borders) -> dict[str, float]:
     """Two videos on one LATENT through core's MODEL: each as through ours."""
     torch = borders.torch
     borders.image, kept = torch.cat([borders.image, borders.image.flip(2)]), borders.image
-    both = borders.our_conditioning(borders.own.clip, borders.own.vae)
+    chain_callbacks = borders.our_conditioning(borders.own.clip, borders.own.vae)
     borders.image = kept
     return {
         "MODEL against SVD_MODEL": difference(
-            borders.sampler(borders.model, both), borders.sampler(borders.own.model, both)
+            borders.sampler(borders.model, chain_callbacks), borders.sampler(borders.own.model, chain_callbacks)
         )
     }
 

@@ -62,10 +62,10 @@ def kept_of(host) -> dict[str, int]:
         with host.on_device(each):
             pass
     count("both used")
-    with host.on_device(copy, 10, "leaves"):
+    with host.on_device(copy, 10, "offload"):
         count("a copy in use")
     count("a copy gone")
-    with host.on_device(part, 10, "stays"):
+    with host.on_device(part, 10, "keep"):
         pass
     count("used to stay")
     with host.beside(copy, 100):

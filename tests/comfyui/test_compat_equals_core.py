@@ -14,7 +14,7 @@ from PIL import Image
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.checkpoints.library import EMBEDDED
-from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 pytestmark = pytest.mark.comfyui
 
@@ -47,8 +47,8 @@ def make_pictures(folder: Path) -> list[str]:
     palette = Image.fromarray(RNG.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8), "P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     frames = [Image.fromarray(RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)) for _ in range(4)]
-    turned = Image.Exif()
-    turned[0x0112] = 6
+    flip_sigmas = Image.Exif()
+    flip_sigmas[0x0112] = 6
     colours.convert("RGB").save(folder / "rgb.png")
     colours.save(folder / "rgba.png")
     colours.convert("L").save(folder / "grey.png")
@@ -57,7 +57,7 @@ def make_pictures(folder: Path) -> list[str]:
     palette.save(folder / "palette.png")
     palette.save(folder / "palette_transparent.png", transparency=1)
     colours.convert("RGB").save(folder / "photo.jpg", quality=90)
-    colours.convert("RGB").save(folder / "turned.jpg", exif=turned)
+    colours.convert("RGB").save(folder / "turned.jpg", exif=flip_sigmas)
     colours.convert("CMYK").save(folder / "cmyk.jpg")
     colours.save(folder / "rgba.webp", lossless=True)
     colours.convert("RGB").save(folder / "rgb.bmp")
@@ -91,8 +91,8 @@ def core(comfyui, tmp_path_factory):
 @pytest.fixture
 def ours(core, tmp_path):
     """Our host, on core's input folder and an output folder of its own."""
-    chosen = runtime.HeadlessHost(input_folder=core.folder / "input", output_folder=tmp_path / "output")
-    with runtime.using(chosen):
+    chosen = LocalRuntime(input_folder=core.folder / "input", output_folder=tmp_path / "output")
+    with use_runtime(chosen):
         yield chosen
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from comfyui.test_inside_comfyui import frames_of, make_base, nano_graph, node
 from PIL import Image
-from svd_stages.headless import Graph, Surroundings
+from svd_stages.headless import Graph, RunConfig
 from svd_stages.headless.engines.remote.engine import RemoteEngine
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
@@ -92,7 +92,7 @@ STAYS = {"nothing": ["kept_N_.png"], "half of it": ["kept_N_.png"]}
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputPath:
     """Where the commands run: a ComfyUI base that a server has, and whose folders the others are given."""
 
     base: Path
@@ -130,14 +130,14 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(comfyui, tmp_path_factory) -> Iterator[Place]:
+def place(comfyui, tmp_path_factory) -> Iterator[OutputPath]:
     base = make_base(tmp_path_factory.mktemp("engines"), "SVD-Stages")
     (base / "input" / "text.png").write_text("this is no picture")
     (base / "models" / "checkpoints").mkdir(parents=True)
     nano = REPOSITORY / "svd_core" / "nano" / "svd_nano.safetensors"
     (base / "models" / "checkpoints" / "cut.safetensors").write_bytes(nano.read_bytes()[:100_000])
     with comfyui.serve(base) as server:
-        yield Place(base, comfyui.python, comfyui.folder, server.url)
+        yield OutputPath(base, comfyui.python, comfyui.folder, server.url)
 
 
 def files(folder: Path) -> list[str]:
@@ -351,9 +351,9 @@ def test_an_interrupted_run_is_stopped_on_the_server(place, tmp_path):
         if event == "progress" and data["node"] == "sample":
             raise KeyboardInterrupt
 
-    surroundings = Surroundings(input_folder=place.base / "input", output_folder=tmp_path / "out")
+    run_config = RunConfig(input_folder=place.base / "input", output_folder=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        RemoteEngine(surroundings, place.url).run(Graph(nano_graph(steps=5000, seed=99)), stop)
+        RemoteEngine(run_config, place.url).run(Graph(nano_graph(steps=5000, seed=99)), stop)
     with urllib.request.urlopen(f"{place.url}/queue", timeout=30) as answer:
         assert json.load(answer) == {"queue_running": [], "queue_pending": []}
 
@@ -395,7 +395,7 @@ def test_chosen_custom_nodes_run_and_no_others(place, tmp_path):
     commands = [[*common, *(word for name in names for word in ("--custom-node", name))] for names in chosen]
     commands.append([*common, "--custom-node", "Echo", "--set", "LoadImage.image=echo_00001_.png [output]"])
     commands.append([*common, "--custom-node", "Echo", "--set", "LoadImage.image=../graph.json [output]"])
-    outcomes = Place(place.base, place.python, checkout).run(commands, tmp_path)
+    outcomes = OutputPath(place.base, place.python, checkout).run(commands, tmp_path)
     assert [each["status"] for each in outcomes] == [2, 2, 2, 0, 0, 0, 3]
     without, missing, broken, echo, twice, *_ = outcomes
     assert "Echo" in without["err"] and "Broken" in missing["err"] and "module_that_is_not_there" in broken["err"]

@@ -24,7 +24,7 @@ from svd_stages.svd_core.autoencoder.encode import embed_images, encode_images
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.diffusion.conditioning import MicroConditioning
 from svd_stages.svd_core.models.components import Checkpoint
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
@@ -163,7 +163,7 @@ def test_our_sampler_equals_core_sampler_on_the_conditioning_of_either(ours, cor
     seed, steps, low, high = SAMPLINGS[whose]
     positive, negative = (conditioning_from(wires, f"{whose}_{side}") for side in ("positive", "negative"))
     empty = {"samples": torch.from_numpy(wires[f"{whose}_latent"])}
-    with using(HeadlessHost(device_name="cpu")):
+    with use_runtime(LocalRuntime(device_name="cpu")):
         (latent,) = SVDEulerSampler().run(ours.model, positive, negative, empty, seed, steps, low, high, "comfyui")
     assert difference(latent["samples"], core[f"sampled_{whose}"]) < TOLERANCE
 

@@ -30,7 +30,7 @@ def told(comfyui, base) -> dict[str, Any]:
 
 
 def test_importing_the_package_inside_comfyui_makes_comfyui_the_host(told):
-    assert told["class"] == "ComfyHost"
+    assert told["class"] == "ComfyRuntime"
 
 
 def test_models_are_those_of_comfyui_s_folders(told):

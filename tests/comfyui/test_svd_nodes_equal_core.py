@@ -20,7 +20,7 @@ from PIL import Image
 from svd_stages.headless import NODES, open_graph, run_graph
 from svd_stages.nodes.compat.values import SCHEDULER_NAMES, Model
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
@@ -259,7 +259,7 @@ def known(core, random_checkpoints, pair) -> dict[str, tuple]:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_gives_what_core_gives(core, known, name):
-    with using(HeadlessHost(device_name="cpu")):
+    with use_runtime(LocalRuntime(device_name="cpu")):
         ours = arrays(name, tuple(evaluate(NODES, GRAPHS[name], known, "answer")))
     theirs = {key: value for key, value in core.items() if key.startswith(f"{name}.")}
     assert ours.keys() == theirs.keys()

@@ -13,7 +13,7 @@ from svd_stages.headless.graph.object_info import object_info
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = ROOT / "tests" / "data" / "nodes.json"
@@ -207,7 +207,7 @@ DEFAULTS = {
 @pytest.fixture(autouse=True)
 def _no_models_and_no_pictures(tmp_path: Path):
     """The same combos on every machine."""
-    with using(HeadlessHost(library=ModelLibrary(), input_folder=tmp_path)):
+    with use_runtime(LocalRuntime(library=ModelLibrary(), input_folder=tmp_path)):
         yield
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from svd_stages.headless import NODES, animate
 from svd_stages.headless.graph import Engine, validate
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 SETTINGS: dict[str, Any] = {
     "width": 128, "height": 64, "fit": "crop", "video_frames": 3, "fps": 6, "motion_bucket_id": 90,
@@ -33,15 +33,15 @@ class Runner:
 
     def __init__(self, folder: Path):
         self.engine = Engine(NODES, "classic")
-        self.host = HeadlessHost(library=ModelLibrary(), device_name="cpu", input_folder=folder)
+        self.host = LocalRuntime(library=ModelLibrary(), device_name="cpu", input_folder=folder)
         self.ran: list[str] = []
 
     def videos(self, prompt: dict[str, Any]) -> list[torch.Tensor]:
         self.ran = []
-        with using(self.host):
+        with use_runtime(self.host):
             checked = validate(prompt, NODES, keep=("box",))
             assert checked.ok, checked.node_errors
-            result = self.engine.run(checked.prompt, checked.outputs, keep=("box",), emit=self.hear)
+            result = self.engine.run(checked.prompt, checked.outputs, keep=("box",), on_event=self.hear)
         return result.values["box"][0]
 
     def hear(self, event: str, data: dict[str, Any]) -> None:
@@ -76,9 +76,9 @@ def test_one_box_gives_what_the_stages_in_a_row_give(runner, folder):
 
 
 def test_each_picture_of_many_is_its_single_run_with_the_next_seed(runner):
-    both = runner.videos(one_box())
+    chain_callbacks = runner.videos(one_box())
     alone = runner.videos(one_box("second.png", seed=SETTINGS["seed"] + 1))
-    assert len(alone) == 1 and torch.equal(alone[0], both[1])
+    assert len(alone) == 1 and torch.equal(alone[0], chain_callbacks[1])
 
 
 def test_only_the_stages_whose_inputs_changed_run_again(runner):
@@ -110,9 +110,9 @@ def test_lists_meet_in_the_box_as_they_do_in_the_stages(runner, monkeypatch):
     prompt = one_box(seed=["lists", 1])
     prompt["lists"] = {"class_type": "Lists", "inputs": {"image": ["picture", 0]}}
     prompt["box"]["inputs"]["image"] = ["lists", 0]
-    both = runner.videos(prompt)
+    chain_callbacks = runner.videos(prompt)
     alone = runner.videos(one_box("second.png", seed=9))
-    assert len(both) == 2 and torch.equal(both[1], alone[0])
+    assert len(chain_callbacks) == 2 and torch.equal(chain_callbacks[1], alone[0])
 
 
 def test_two_boxes_in_one_graph_do_not_meet(runner):

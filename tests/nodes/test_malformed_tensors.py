@@ -14,7 +14,7 @@ from svd_stages.nodes import NODE_CLASS_MAPPINGS
 from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS
 from svd_stages.svd_core.errors import ImageError, NonFiniteError, SettingError, SVDStagesError
 from svd_stages.svd_core.media.image_ops import check_images
-from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 SEED = torch.Generator("cpu").manual_seed(3)
 IMAGE = torch.rand(1, 64, 64, 3, generator=SEED)
@@ -141,7 +141,7 @@ def same(left: Any, right: Any) -> bool:
 @pytest.fixture(autouse=True)
 def with_gradients(tmp_path):
     """As in a script: a wire's tensors may ask for gradients."""
-    with torch.inference_mode(False), runtime.using(runtime.HeadlessHost(output_folder=tmp_path)):
+    with torch.inference_mode(False), use_runtime(LocalRuntime(output_folder=tmp_path)):
         yield
 
 
@@ -199,8 +199,10 @@ def test_a_batch_is_each_of_its_images(tiny, door):
     if door == "SVDNoiseAugmentation":
         return  # image i has the seed of its own: tests/svd_core/diffusion/test_noise_augmentation.py
     images = torch.cat([IMAGE, 1 - IMAGE])
-    for both, first, second in zip(*map(tensors_in, map(open_door, (images, images[:1], images[1:]))), strict=True):
-        assert torch.equal(both, torch.cat([first, second]))
+    for chain_callbacks, first, second in zip(
+        *map(tensors_in, map(open_door, (images, images[:1], images[1:]))), strict=True
+    ):
+        assert torch.equal(chain_callbacks, torch.cat([first, second]))
 
 
 @pytest.mark.parametrize("scale", [255.0, 100.0, 1e6, -1e6])

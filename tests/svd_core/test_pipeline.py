@@ -19,12 +19,12 @@ from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.weight_streaming import fetched_bytes
 from svd_stages.svd_core.runtime import memory
 from svd_stages.svd_core.runtime.memory import place_weights
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 CPU = torch.device("cpu")
 
 
-class StoppingHost(HeadlessHost):
+class StoppingRuntime(LocalRuntime):
     """Stops after a number of progress calls, as a user does."""
 
     @contextmanager
@@ -36,7 +36,7 @@ class StoppingHost(HeadlessHost):
         yield advance
 
 
-class SmallHost(HeadlessHost):
+class SmallRuntime(LocalRuntime):
     """A machine with next to no memory."""
 
     def free_memory(self, device) -> int:
@@ -84,14 +84,14 @@ def test_two_halves_of_a_schedule_equal_the_whole(tiny, images):
 def test_little_memory_changes_the_calls_and_not_the_video(tiny, images):
     settings = Settings(frames=3)
     plain = sampled(tiny, images, settings)["samples"]
-    with using(SmallHost()):
+    with use_runtime(SmallRuntime()):
         small = sampled(tiny, images, settings)["samples"]
     assert (small - plain).abs().max() <= 1e-5 * plain.abs().max()
 
 
 def test_exact_decoding_refuses_where_windowed_works(tiny, images):
     latent = sampled(tiny, images, Settings(frames=3, steps=1))
-    with using(SmallHost()):
+    with use_runtime(SmallRuntime()):
         with raises(MemoryBudgetError, "memory", "64x64", "windowed"):
             decoded(tiny, latent, "exact")
         assert decoded(tiny, latent, "windowed", chunk_size=2)[0].shape == (3, 64, 64, 3)
@@ -100,7 +100,7 @@ def test_exact_decoding_refuses_where_windowed_works(tiny, images):
 def test_a_stop_takes_effect_within_a_step_and_a_window(tiny, images):
     positive, negative, empty = conditioned(tiny, images, Settings(frames=4))
     latent = sampled(tiny, images, Settings(frames=4, steps=1))
-    with using(StoppingHost()):
+    with use_runtime(StoppingRuntime()):
         with pytest.raises(Interrupted):
             call(
                 "SVDEulerSampler", model=tiny.model, positive=positive, negative=negative, latent=empty, seed=0,
@@ -159,7 +159,7 @@ def test_the_encoder_gets_its_precision_back_after_a_failure(tiny, images, monke
     assert {parameter.dtype for parameter in half.vae.parameters()} == {torch.float16}
 
 
-class SmallCard(HeadlessHost):
+class SmallCard(LocalRuntime):
     """A device that says it is a card and has little memory; the tensors are on the CPU all the same."""
 
     def __init__(self, capacity: int) -> None:
@@ -171,7 +171,7 @@ class SmallCard(HeadlessHost):
         return self._capacity
 
     @contextmanager
-    def on_device(self, part, need=0, after="host"):
+    def on_device(self, part, need=0, after="default"):
         self.loaded.append((part, after))
         with super().on_device(part, need, after) as device:
             yield device
@@ -198,7 +198,7 @@ def sampled_with(tiny, capacity: int, **options: str) -> tuple[torch.Tensor, lis
     """The latents, and for each time that the model was loaded where it was to be afterwards."""
     model = replace(tiny.model, options=ModelOptions(**options))
     host = SmallCard(capacity)
-    with using(host):
+    with use_runtime(host):
         video = sampled(replace(tiny, model=model), IMAGE, Settings(frames=3, steps=2))["samples"]
     return video, [after for part, after in host.loaded if part is model]
 
@@ -210,11 +210,11 @@ def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, pl
     video, loaded = sampled_with(tiny, ENOUGH)
     again, loaded_again = sampled_with(tiny, LITTLE)
     assert torch.equal(video, again)
-    assert (loaded, loaded_again) == (["host"], [])
+    assert (loaded, loaded_again) == (["default"], [])
     assert [plan.stream for plan in plans] == [False, True]
 
 
-@pytest.mark.parametrize(("option", "loaded"), [("resident", ["stays"]), ("offload", ["leaves"]), ("stream", [])])
+@pytest.mark.parametrize(("option", "loaded"), [("resident", ["keep"]), ("offload", ["offload"]), ("stream", [])])
 def test_where_the_weights_are_can_be_said_and_changes_nothing(tiny, plans, option, loaded):
     video, after = sampled_with(tiny, ENOUGH, memory=option)
     assert torch.equal(video, sampled_with(tiny, ENOUGH)[0])
@@ -238,9 +238,9 @@ def test_rows_all_at_once_give_the_same_numbers_and_need_more(tiny):
 
 
 def test_a_budget_is_what_is_free_at_most(tiny):
-    host = HeadlessHost(device_name="cpu", vram=2**30)
+    host = LocalRuntime(device_name="cpu", vram=2**30)
     assert host.free_memory(CPU) == host.capacity(tiny.model) == 2**30
-    assert HeadlessHost(device_name="cpu").free_memory(CPU) > 2**30
+    assert LocalRuntime(device_name="cpu").free_memory(CPU) > 2**30
 
 
 def options_of(model, **said: str):
@@ -276,14 +276,14 @@ def test_the_work_gets_the_room_that_the_plan_asks_for(tiny, plans, monkeypatch)
 def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
     moves = []
     part = SimpleNamespace(module=SimpleNamespace(to=moves.append))
-    host = HeadlessHost(device_name="cpu")
-    with host.on_device(part, after="stays"):
+    host = LocalRuntime(device_name="cpu")
+    with host.on_device(part, after="keep"):
         pass
     assert moves == [CPU]
-    with pytest.raises(MemoryBudgetError), host.on_device(part, after="stays"):
+    with pytest.raises(MemoryBudgetError), host.on_device(part, after="keep"):
         raise MemoryBudgetError("no room")
     assert moves == [CPU, CPU, "cpu"]
-    for after in ("host", "leaves"):
+    for after in ("default", "offload"):
         with host.on_device(part, after=after):
             pass
     assert moves[3:] == [CPU, "cpu"] * 2

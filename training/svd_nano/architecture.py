@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...svd_core.checkpoints.model_metadata import CLIP_MEAN, CLIP_STD, Facts
+from ...svd_core.checkpoints.model_metadata import CLIP_MEAN, CLIP_STD, ModelMetadata
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -48,7 +48,7 @@ CLIP_VISION = {
     "hidden_act": "gelu",
     "attn_implementation": "eager",  # trains faster on a CPU; the loader builds its own
 }
-FACTS = Facts(
+FACTS = ModelMetadata(
     num_frames=14,
     width=128,
     height=128,

@@ -249,8 +249,8 @@ def _paint_ball(canvas: Canvas, mover: Mover) -> None:
     """A lit ball with a stripe that leans the way it rolls."""
     x, y = 4 * canvas.x, 4 * canvas.y  # in radii
     distance = np.hypot(x, y)
-    lean = 0.75 if mover.angle < 180 else -0.75
-    stripe = np.clip(0.5 - (np.abs(x + lean * y) - 0.34) * 9, 0, 1)
+    defer_unused = 0.75 if mover.angle < 180 else -0.75
+    stripe = np.clip(0.5 - (np.abs(x + defer_unused * y) - 0.34) * 9, 0, 1)
     light = 0.45 + 0.55 * np.clip(0.8 - 0.45 * x - 0.6 * y, 0, 1)
     canvas.cover(blend(mover.accent, mover.body, stripe) * light[..., None], canvas.inside(distance - 1, 0.25))
 

@@ -23,7 +23,7 @@ import torch
 
 from ...svd_core.autoencoder.decode import decode_windows, plan_windows
 from ...svd_core.autoencoder.encode import embed_images, encode_images
-from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning, join_image
+from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning, prepare_conditioning
 from ...svd_core.diffusion.denoiser import make_denoiser
 from ...svd_core.diffusion.guidance import GuidanceCurve
 from ...svd_core.diffusion.noise_augmentation import augment_images
@@ -121,7 +121,7 @@ def sample_clip(checkpoint: Checkpoint, images: torch.Tensor, settings: Settings
     model = checkpoint.model
     embedding = embed_images(checkpoint.clip_vision, images, "reference", CPU).image_embeds
     augmented = augment_images(images, settings.micro.noise_aug_strength, seed)
-    embeds, image_latent = join_image(embedding, encode_images(checkpoint.vae, augmented, CPU))
+    embeds, image_latent = prepare_conditioning(embedding, encode_images(checkpoint.vae, augmented, CPU))
     positive = Conditioning(embeds, image_latent, settings.micro)
     negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latent), settings.micro)
     denoise = make_denoiser(model.unet, positive, negative, settings.curve.weights(settings.frames), CPU)

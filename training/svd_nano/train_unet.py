@@ -67,7 +67,7 @@ class Latents:
     motion     (N, 2) fps and motion_bucket_id
     """
 
-    clean: torch.Tensor
+    denoised: torch.Tensor
     images: torch.Tensor
     strengths: torch.Tensor
     embeds: torch.Tensor
@@ -119,35 +119,35 @@ def unet_loss(
     With `extra` the best v leans towards what moves wherever the model cannot know: it is for the beginning, when the
     thing's few places would be lost among those that only have to stay. At 0 it is SVD's own objective.
     """
-    chosen = torch.randint(0, len(latents.clean), (latents.batch,), generator=generator)
+    chosen = torch.randint(0, len(latents.denoised), (latents.batch,), generator=generator)
     variants = torch.randint(0, latents.images.shape[1], (latents.batch,), generator=generator)
     kept = (torch.rand(latents.batch, generator=generator) >= DROPPED).float()
-    clean = latents.clean[chosen].to(device)
-    noise = torch.randn(clean.shape, generator=generator).to(device)
+    denoised = latents.denoised[chosen].to(device)
+    noise = torch.randn(denoised.shape, generator=generator).to(device)
     drawn = torch.randn(latents.batch, generator=generator)
     sigma = (SIGMA_MEAN + SIGMA_DEVIATION * drawn).exp().to(device).view(-1, 1, 1, 1, 1)
-    noisy = clean + sigma * noise
+    noisy = denoised + sigma * noise
     scaled, c_noise = precondition(noisy, sigma)
     image = (latents.images[chosen, variants] * kept[:, None, None, None]).to(device)
-    joined = torch.cat([scaled, image[:, None].expand_as(clean)], dim=2)
+    joined = torch.cat([scaled, image[:, None].expand_as(denoised)], dim=2)
     embeds = (latents.embeds[chosen] * kept[:, None, None]).to(device)
     ids = time_ids(latents.motion[chosen], latents.strengths[chosen, variants]).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         v = unet(joined, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
-    off = (v.float() - v_target(clean, noisy, sigma)).square()
-    weight = moving_weight(clean, extra)
+    off = (v.float() - v_target(denoised, noisy, sigma)).square()
+    weight = moving_weight(denoised, extra)
     return (weight * off).mean() / weight.mean()
 
 
-def moving_weight(clean: torch.Tensor, extra: float) -> torch.Tensor:
-    """1 where frames are as the first, up to 1 + `extra` where they differ: (B, F, 1, h, w) of `clean`."""
-    moved = (clean - clean[:, :1]).abs().mean(dim=2, keepdim=True)
+def moving_weight(denoised: torch.Tensor, extra: float) -> torch.Tensor:
+    """1 where frames are as the first, up to 1 + `extra` where they differ: (B, F, 1, h, w) of `denoised`."""
+    moved = (denoised - denoised[:, :1]).abs().mean(dim=2, keepdim=True)
     return 1 + extra * moved.clamp_max(1.0)
 
 
-def v_target(clean: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The v that `clean_from_v` turns into `clean`; its squared error is the clean one's times (s^2 + 1) / s^2."""
-    return (noisy / (sigma**2 + 1) - clean) * (sigma**2 + 1) ** 0.5 / sigma
+def v_target(denoised: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """The v that `denoised_from_v` turns into `denoised`; its squared error is that times (s^2 + 1) / s^2."""
+    return (noisy / (sigma**2 + 1) - denoised) * (sigma**2 + 1) ** 0.5 / sigma
 
 
 def time_ids(motion: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
@@ -174,8 +174,8 @@ def encode_clips(modules: NanoModules, size: ClipSize, first_seed: int, frames: 
         rows.append(_encode_clip(modules, size, seed, frames, device))
         if len(rows) % 100 == 0:
             logger.info("encoded %d of %d clips of %dx%d", len(rows), size.count, size.width, size.height)
-    clean, images, strengths, embeds, motion = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Latents(clean, images, strengths, embeds, motion, size.batch)
+    denoised, images, strengths, embeds, motion = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Latents(denoised, images, strengths, embeds, motion, size.batch)
 
 
 def _encode_clip(

@@ -208,9 +208,9 @@ def _command_line(argv: list[str]) -> Iterator[None]:
 
 
 def _complete(work: Any) -> Any:
-    from ...graph.async_utils import complete
+    from ...graph.async_utils import run_sync
 
-    return complete(work)
+    return run_sync(work)
 
 
 def _custom_node(name: str) -> Path:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ....svd_core.errors import CheckpointError, GraphError, Interrupted
-from ....svd_core.runtime import runtime
+from ....svd_core.runtime.runtime import OnNote, RunWarning, chain_callbacks, get_runtime, ignore_note, use_runtime
 from ....svd_core.utils.atomic_files import unfinished_folder
 from ....svd_core.utils.user_tempdir import private_folder
-from ...graph import Emit, NodeTable, Prompt, Validation, explain
+from ...graph import NodeTable, OnEvent, Prompt, Validation, explain
 from ...graph.validate import shape_fault
-from ..embedded.memory_estimate import refuse_too_expensive
+from ..embedded.memory_estimate import check_memory_budget
 from ..graphs import Graph, Report, ignore_events
-from ..remote.errors import node_failure, refusal, tidy
+from ..remote.errors import node_failure, normalize_node_errors, refusal
 from ..results import Fill, Results, file_inside, link_or_copy, place_inside
-from ..run_config import Surroundings
+from ..run_config import RunConfig
 from ..signals import stopping_at_signals
 from . import bootstrap
 
@@ -41,7 +41,7 @@ class ComfyUIEngine:
     ComfyUI starts when something is first asked: SettingError and MissingExtraError as of `bootstrap.start`.
     """
 
-    surroundings: Surroundings
+    run_config: RunConfig
     folder: Path
     custom_nodes: Sequence[str] = ()
 
@@ -56,12 +56,12 @@ class ComfyUIEngine:
     @property
     def models_folder(self) -> str:
         """The models folder that was named, else ComfyUI's own."""
-        return str(next(iter(self.surroundings.named_models()), self.folder / "models"))
+        return str(next(iter(self.run_config.named_models()), self.folder / "models"))
 
     @property
     def input_folder(self) -> str:
         """The input folder."""
-        return str(self.surroundings.input_folder)
+        return str(self.run_config.input_folder)
 
     def versions(self) -> dict[str, str]:
         """ComfyUI's own."""
@@ -71,7 +71,7 @@ class ComfyUIEngine:
         """What ComfyUI finds; a diffusers folder and the built-in model are found by us, as our nodes do."""
         found = bootstrap.model_file(folder, name)
         with contextlib.suppress(CheckpointError):
-            return found or (runtime.current().library.find(name) if folder == "checkpoints" else None)
+            return found or (get_runtime().library.find(name) if folder == "checkpoints" else None)
         return None
 
     def check(self, graph: Graph) -> Validation:
@@ -83,18 +83,18 @@ class ComfyUIEngine:
                 raise refusal(None, checked.node_errors, graph.prompt, self.table)
         return checked
 
-    def run(self, graph: Graph, emit: Emit | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
         """Validate and run. See `GraphEngine.run`; SettingError when the output folder cannot be written."""
         from ....svd_core.utils.output_files import scratch_folder_beside
 
         self._start()
-        output_folder = Path(self.surroundings.output_folder)
-        notes: list[runtime.Note] = []
-        told = runtime.both(notes.append, self.surroundings.on_note)
+        output_folder = Path(self.run_config.output_folder)
+        notes: list[RunWarning] = []
+        told = chain_callbacks(notes.append, self.run_config.on_note)
         with scratch_folder_beside(output_folder / _BESIDE) as scratch, self._around(scratch, graph, told) as brought:
             prompt_id = str(uuid.uuid4())
             checked = self._validated(graph, prompt_id)
-            ui, results = self._run(checked, prompt_id, graph, scratch, emit or ignore_events)
+            ui, results = self._run(checked, prompt_id, graph, scratch, on_event or ignore_events)
             unsaid = replace(results, fill=filled_from(scratch, link_or_copy))  # nobody writes there any more
             for file in _files_below(scratch / "output"):  # some nodes save models and say nothing of it
                 if file not in brought:
@@ -105,19 +105,19 @@ class ComfyUIEngine:
         return Report(results.files, ui, faults, checked.node_errors, notes)
 
     def _run(
-        self, checked: Validation, prompt_id: str, graph: Graph, scratch: Path, emit: Emit
+        self, checked: Validation, prompt_id: str, graph: Graph, scratch: Path, on_event: OnEvent
     ) -> tuple[dict[str, Any], Results]:
         from .executor import ComfyRunner
 
         def told(event: str, data: dict[str, Any]) -> None:
             if event == "executed":
                 data = {**data, "files": results.keep(data.get("output")), "output": results.named(data.get("output"))}
-            emit(event, data)
+            on_event(event, data)
 
-        here = self.surroundings.host()
-        results = Results({"output": here.output_folder, "temp": here.folder("temp")}, filled_from(scratch))
+        runtime = self.run_config.runtime()
+        results = Results({"output": runtime.output_folder, "temp": runtime.folder("temp")}, filled_from(scratch))
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
-        emit("queued", {})
+        on_event("queued", {})
         with stopping_at_signals(ComfyRunner.interrupt):
             ran = ComfyRunner().execute(checked.prompt, prompt_id, checked.outputs, extra, told)
         if ran.event == "execution_interrupted":
@@ -136,21 +136,23 @@ class ComfyUIEngine:
         ok, error, outputs, node_errors = ComfyRunner().validate(prompt, prompt_id)
         if not ok:
             raise refusal(error or {}, node_errors, graph.prompt, self.table)
-        refuse_too_expensive(prompt, outputs, self.surroundings.host())
-        return Validation(True, None, [each for each in prompt if each in outputs], tidy(node_errors), prompt)
+        check_memory_budget(prompt, outputs, self.run_config.runtime())
+        return Validation(
+            True, None, [each for each in prompt if each in outputs], normalize_node_errors(node_errors), prompt
+        )
 
     def _start(self) -> None:
         with _quiet_stdout():
             bootstrap.start(bootstrap.Checkout(self.folder, self._flags(), tuple(self.custom_nodes)))
-            for root in self.surroundings.named_models():
+            for root in self.run_config.named_models():
                 bootstrap.add_models(root)
 
     def _flags(self) -> tuple[str, ...]:
         """Our options as ComfyUI's own. Raises SettingError for a device that is not there."""
         bootstrap.find(self.folder)
-        device, flags = self.surroundings.device, []
+        device, flags = self.run_config.device, []
         if device != "auto":
-            self.surroundings.host().device()
+            self.run_config.runtime().device()
         if device == "cpu" or (device == "auto" and not _has_accelerator()):
             flags.append("--cpu")
         elif device.startswith("cuda:"):
@@ -159,11 +161,11 @@ class ComfyUIEngine:
             "fp32": ["--force-fp32"],
             "fp16": ["--force-fp16"],
             "bf16": ["--bf16-unet", "--bf16-vae"],
-        }.get(self.surroundings.precision, [])
+        }.get(self.run_config.precision, [])
         return (*flags, *self._memory_flags("--cpu" in flags))
 
     def _memory_flags(self, on_cpu: bool) -> list[str]:
-        if self.surroundings.vram is None:
+        if self.run_config.vram is None:
             return []
         import torch
 
@@ -171,21 +173,19 @@ class ComfyUIEngine:
             logger.warning("--vram limits a graphics card's memory; ComfyUI has no such limit for this device")
             return []
         total = torch.cuda.get_device_properties(0).total_memory
-        return ["--reserve-vram", f"{max(0, total - self.surroundings.vram) / GIB:.3f}"]
+        return ["--reserve-vram", f"{max(0, total - self.run_config.vram) / GIB:.3f}"]
 
     @contextlib.contextmanager
-    def _around(
-        self, scratch: Path, graph: Graph, on_note: runtime.OnNote = runtime.ignore_note
-    ) -> Iterator[set[Path]]:
+    def _around(self, scratch: Path, graph: Graph, on_note: OnNote = ignore_note) -> Iterator[set[Path]]:
         """ComfyUI's folders, our host and a quiet stdout inside the `with`; gives the earlier results put there."""
-        from ....nodes.comfy.runtime import ComfyHost
+        from ....nodes.comfy.runtime import ComfyRuntime
 
-        here = self.surroundings.host()
+        runtime = self.run_config.runtime()
         for name in ("input", "output", "temp"):
             (scratch / name).mkdir()
-        brought = bring_outputs(graph.prompt, here.output_folder, scratch / "output")
-        given = here.input_folder if here.input_folder.is_dir() else scratch / "input"
-        ours = runtime.using(ComfyHost(self.surroundings.precision, self.surroundings.on_oom, on_note))
+        brought = bring_outputs(graph.prompt, runtime.output_folder, scratch / "output")
+        given = runtime.input_folder if runtime.input_folder.is_dir() else scratch / "input"
+        ours = use_runtime(ComfyRuntime(self.run_config.precision, self.run_config.on_oom, on_note))
         with bootstrap.folders(given, scratch / "output", scratch / "temp"), ours, _quiet_stdout():
             yield brought
 

@@ -15,8 +15,8 @@ import execution
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from ...graph import Emit, Prompt
-from ...graph.async_utils import complete
+from ...graph import OnEvent, Prompt
+from ...graph.async_utils import run_sync
 
 CLIENT = "svd-stages"
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
@@ -51,16 +51,16 @@ class ComfyRunner:
     ) -> tuple[bool, dict[str, Any] | None, list[str], dict[str, Any]]:
         """(ok, ComfyUI's error, the outputs that can run, errors by node). Converts values in `prompt`."""
         with _told_elsewhere():
-            return complete(execution.validate_prompt(prompt_id, prompt, targets))
+            return run_sync(execution.validate_prompt(prompt_id, prompt, targets))
 
     def execute(
-        self, prompt: Prompt, prompt_id: str, outputs: Sequence[str], extra_data: dict[str, Any], emit: Emit
+        self, prompt: Prompt, prompt_id: str, outputs: Sequence[str], extra_data: dict[str, Any], on_event: OnEvent
     ) -> Ran:
         """Run a validated graph. A failing node and an interrupt are in what is returned.
 
         emit  told ComfyUI's events. What it raises stops the run and is raised here
         """
-        listener = _Listener(emit)
+        listener = _Listener(on_event)
         executor = self._executor
         executor.server = listener
         listener.last_prompt_id = prompt_id
@@ -69,7 +69,7 @@ class ComfyRunner:
         try:
             with _told_elsewhere():
                 given = {**extra_data, "client_id": CLIENT}
-                complete(executor.execute_async(prompt, prompt_id, given, list(outputs)))
+                run_sync(executor.execute_async(prompt, prompt_id, given, list(outputs)))
         finally:
             comfy.utils.set_progress_bar_global_hook(None)
             comfy.utils.set_progress_bar_enabled(True)
@@ -85,7 +85,7 @@ class ComfyRunner:
 class _Listener:
     """What ComfyUI's executor takes for its server: one client, who is told everything."""
 
-    emit: Emit
+    on_event: OnEvent
     client_id: str | None = CLIENT
     last_node_id: str | None = None
     last_prompt_id: str | None = None
@@ -97,7 +97,7 @@ class _Listener:
         if self.error is not None or not isinstance(event, str):
             return
         try:
-            self.emit(event, data)
+            self.on_event(event, data)
         except BaseException as error:
             self.error = error
             management.interrupt_current_processing()

@@ -17,8 +17,8 @@ from typing import Any
 from ....svd_core.checkpoints.diffusers_format import read_config
 from ....svd_core.checkpoints.safetensors_header import read_header
 from ....svd_core.errors import CheckpointError, GraphError
-from ....svd_core.runtime import runtime
-from ....svd_core.runtime.memory import UNET_LIVE_TENSORS, in_words
+from ....svd_core.runtime.memory import UNET_LIVE_TENSORS, format_bytes
+from ....svd_core.runtime.runtime import LocalRuntime
 from ...graph import Prompt
 from ...graph.check_node import problem
 from ...graph.prompt import looks_like_link, name_node, run_order, sources_of, unwrap_value, with_ancestors
@@ -53,17 +53,17 @@ class Clip:
 
 @dataclass(frozen=True)
 class Cost:
-    """A stage's need. `room` is what there could be for it, `whose` words for that; `way_out` ends the message."""
+    """A stage's need. `room` is what there could be for it, `whose` words for that; `suggestion` ends the message."""
 
     node_id: str
     what: str
     need: int
     room: int
-    way_out: str
+    suggestion: str
     whose: str = "this machine has"
 
 
-def refuse_too_expensive(prompt: Prompt, outputs: Iterable[str], here: runtime.HeadlessHost) -> None:
+def check_memory_budget(prompt: Prompt, outputs: Iterable[str], runtime: LocalRuntime) -> None:
     """Raise GraphError (`graph.too_expensive`) when a stage of a valid graph surely cannot fit into this machine.
 
     outputs  the nodes that it is to run for; what they do not need is not looked at
@@ -71,11 +71,11 @@ def refuse_too_expensive(prompt: Prompt, outputs: Iterable[str], here: runtime.H
     Needs no torch; what a graphics card has is asked only where torch is loaded already.
     """
     needed = with_ancestors(outputs, {node_id: sources_of(node) for node_id, node in prompt.items()})
-    for cost in _costs({node_id: node for node_id, node in prompt.items() if node_id in needed}, here):
+    for cost in _costs({node_id: node for node_id, node in prompt.items() if node_id in needed}, runtime):
         if cost.need > cost.room:
             message = (
-                f"{name_node(prompt, cost.node_id)} {cost.what} needs about {in_words(cost.need)}; "
-                f"{cost.whose} {in_words(cost.room)}. {cost.way_out}."
+                f"{name_node(prompt, cost.node_id)} {cost.what} needs about {format_bytes(cost.need)}; "
+                f"{cost.whose} {format_bytes(cost.room)}. {cost.suggestion}."
             )
             class_type = prompt[cost.node_id]["class_type"]
             told = {"need": cost.need, "room": cost.room}
@@ -84,10 +84,10 @@ def refuse_too_expensive(prompt: Prompt, outputs: Iterable[str], here: runtime.H
             raise GraphError(message, code="graph.too_expensive", node_errors=errors)
 
 
-def _costs(prompt: Prompt, here: runtime.HeadlessHost) -> Iterator[Cost]:
+def _costs(prompt: Prompt, runtime: LocalRuntime) -> Iterator[Cost]:
     """The costs of all stages whose sizes are known."""
     found = _follow(prompt)
-    widths, device = _Widths(here), _device_memory(here)
+    widths, device = _Widths(runtime), _device_memory(runtime)
     for node_id, node in prompt.items():
         get = found.inputs_of(node)
         stage = STAGES.get(node["class_type"])
@@ -109,8 +109,8 @@ def _costs(prompt: Prompt, here: runtime.HeadlessHost) -> Iterator[Cost]:
         if stage.decodes and vae and get("mode" if "mode" in node["inputs"] else "decode_mode") == "exact":
             room = max(device, _host_memory())
             numbers = vae * clip.pixels
-            way_out = "Use mode windowed, fewer frames or a smaller size"
-            yield Cost(node_id, f"decodes {clip} as one clip, which", numbers * LEAST_ITEMSIZE, room, way_out)
+            suggestion = "Use mode windowed, fewer frames or a smaller size"
+            yield Cost(node_id, f"decodes {clip} as one clip, which", numbers * LEAST_ITEMSIZE, room, suggestion)
 
 
 Get = Callable[[str], Any]
@@ -215,7 +215,7 @@ def _follow(prompt: Prompt) -> _Found:
 class _Widths:
     """The first widths of a checkpoint's UNet and VAE, from its header or config files."""
 
-    here: runtime.HeadlessHost
+    runtime: LocalRuntime
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def of(self, checkpoint: Any) -> tuple[int, int]:
@@ -225,7 +225,7 @@ class _Widths:
         if checkpoint not in self.known:
             self.known[checkpoint] = 0, 0
             with contextlib.suppress(CheckpointError, OSError, ValueError, LookupError, TypeError):
-                self.known[checkpoint] = _read_widths(self.here.library.find(checkpoint))
+                self.known[checkpoint] = _read_widths(self.runtime.library.find(checkpoint))
         return self.known[checkpoint]
 
 
@@ -250,15 +250,15 @@ def _host_memory() -> int:
     return psutil.virtual_memory().total + psutil.swap_memory().total
 
 
-def _device_memory(here: runtime.HeadlessHost) -> int | None:
+def _device_memory(runtime: LocalRuntime) -> int | None:
     """All that the compute device has, of a graphics card not more than `--vram`; None when only torch could say."""
-    if here.device_name == "cpu":
+    if runtime.device_name == "cpu":
         return _host_memory()
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    device = here.device()
+    device = runtime.device()
     if device.type != "cuda":
         return _host_memory()
     total = torch.cuda.get_device_properties(device).total_memory
-    return total if here.vram is None else min(total, here.vram)
+    return total if runtime.vram is None else min(total, runtime.vram)

@@ -25,7 +25,7 @@ VARIABLE = "SVD_STAGES_CHECK_INPUTS"
 DEEPEST = 8
 
 
-def is_asked_for() -> bool:
+def is_enabled() -> bool:
     """Whether the environment asks for it."""
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
@@ -39,12 +39,12 @@ class InputCheck:
     @contextlib.contextmanager
     def __call__(self, node_id: str, node: Mapping[str, Any], given: Mapping[str, list[Any]]) -> Iterator[None]:
         """Around one call of a node. `given`: what its links bring, by input."""
-        before = {name: summed(values) for name, values in given.items()}
+        before = {name: content_checksum(values) for name, values in given.items()}
         try:
             yield
         finally:
             for name, values in given.items():
-                if summed(values) != before[name]:
+                if content_checksum(values) != before[name]:
                     source, slot = node["inputs"][name]
                     logger.warning(
                         '%s changed its input "%s" in place, which is output %s of %s: whoever reads it later gets the '
@@ -56,7 +56,7 @@ class InputCheck:
                     )
 
 
-def summed(value: Any, depth: int = 0) -> Hashable:
+def content_checksum(value: Any, depth: int = 0) -> Hashable:
     """Equal for equal content: of tensors and arrays their numbers, of lists, dicts and plain objects what is in them.
 
     A network's weights are not looked at, and of what is deeper than eight levels, or unknown, only which object it is.
@@ -66,9 +66,9 @@ def summed(value: Any, depth: int = 0) -> Hashable:
     if depth == DEEPEST:
         return id(value)
     if isinstance(value, Mapping):
-        return tuple((str(key), summed(each, depth + 1)) for key, each in value.items())
+        return tuple((str(key), content_checksum(each, depth + 1)) for key, each in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(summed(each, depth + 1) for each in value)
+        return tuple(content_checksum(each, depth + 1) for each in value)
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     if torch is not None and isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
@@ -78,5 +78,5 @@ def summed(value: Any, depth: int = 0) -> Hashable:
     if numpy is not None and isinstance(value, numpy.ndarray):
         return str(value.dtype), value.shape, zlib.crc32(numpy.ascontiguousarray(value).view(numpy.uint8))
     if hasattr(value, "__dict__") and not isinstance(value, type) and not hasattr(value, "state_dict"):
-        return type(value).__name__, summed(vars(value), depth + 1)
+        return type(value).__name__, content_checksum(vars(value), depth + 1)
     return id(value)

@@ -36,7 +36,7 @@ MAX_FILE = 16 * 1024**3
 CHUNK = 1024 * 1024
 
 
-class Refused(Exception):
+class ServerRejected(Exception):
     """The server answered with an HTTP error: its status and what it said, JSON when it was."""
 
     def __init__(self, status: int, answer: Any):
@@ -187,9 +187,9 @@ class Server:
                 code="server.login",
             )
         try:
-            return Refused(status, json.loads(content))
+            return ServerRejected(status, json.loads(content))
         except (ValueError, RecursionError):
-            return Refused(status, one_line(content.decode("utf-8", "replace"), 300))
+            return ServerRejected(status, one_line(content.decode("utf-8", "replace"), 300))
 
     def _unreachable(self, reason: str) -> ServerError:
         return ServerError(
@@ -258,10 +258,10 @@ class _SamePlace(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Refuse another place."""
         there = urllib.parse.urlsplit(newurl)
-        here = urllib.parse.urlsplit(req.full_url)
-        if (there.scheme, there.netloc) != (here.scheme, here.netloc):
+        runtime = urllib.parse.urlsplit(req.full_url)
+        if (there.scheme, there.netloc) != (runtime.scheme, runtime.netloc):
             raise ServerError(
-                f"the server at {here.scheme}://{here.netloc} sends us on to another one, "
+                f"the server at {runtime.scheme}://{runtime.netloc} sends us on to another one, "
                 f"{one_line(there.scheme, 20)}://{one_line(there.netloc.rpartition('@')[2], 100)}; if that is meant, "
                 "give its address.",
                 code="server.redirect",

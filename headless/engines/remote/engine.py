@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....svd_core.errors import GraphError, ImageError, Interrupted, ServerError, SettingError
-from ...graph import Emit, NodeTable, Prompt, Validation, described_nodes, explain
+from ...graph import NodeTable, OnEvent, Prompt, Validation, described_nodes, explain
 from ...graph.node_schema import read_declaration
 from ...graph.prompt import one_line
 from ...graph.validate import shape_fault
 from ..graphs import Graph, Report, ignore_events
 from ..results import Results, file_inside
-from ..run_config import Surroundings
+from ..run_config import RunConfig
 from ..schema_validation import check_described
-from .client import Refused, Server
-from .errors import node_failure, refusal, takes_uploads, tidy
+from .client import Server, ServerRejected
+from .errors import node_failure, normalize_node_errors, refusal, takes_uploads
 
 if TYPE_CHECKING:
     from .websocket import WebSocket
@@ -39,7 +39,7 @@ _SOON = 0.05
 
 
 @dataclass(frozen=True)
-class Patience:
+class PollPolicy:
     """Seconds: how often a silent server is asked, how long one may give no answer, and how long a stop may take.
 
     No answer is also one with an HTTP status of 5xx or 429: what stands before a server says so while it is away.
@@ -58,9 +58,9 @@ class RemoteEngine:
 
     name = "server"
 
-    def __init__(self, surroundings: Surroundings, url: str, patience: Patience = Patience(), timeout: float = 60.0):
-        _refuse_local_settings(surroundings)
-        self._surroundings = surroundings
+    def __init__(self, run_config: RunConfig, url: str, patience: PollPolicy = PollPolicy(), timeout: float = 60.0):
+        _refuse_local_settings(run_config)
+        self._run_config = run_config
         self._server = Server.at(url, timeout)
         self._patience = patience
         self._table: NodeTable | None = None
@@ -108,7 +108,7 @@ class RemoteEngine:
         table = self._with_files_here(graph.prompt)
         return check_described(graph.prompt, table, f"the server at {self._server.address}")
 
-    def run(self, graph: Graph, emit: Emit | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
         """Upload, queue, follow, fetch. See `GraphEngine.run`; SettingError, OutputError for results not written.
 
         A run that ends here before it does on the server, by whatever is raised, is stopped there.
@@ -116,30 +116,30 @@ class RemoteEngine:
         from ....svd_core.utils.output_files import scratch_folder_beside
 
         _raise_shape_fault(graph.prompt)
-        with scratch_folder_beside(self._surroundings.host().output_folder / "result"):
+        with scratch_folder_beside(self._run_config.runtime().output_folder / "result"):
             pass  # raises now rather than after the video has been computed
         client_id, prompt_id = uuid.uuid4().hex, str(uuid.uuid4())
         prompt = self._with_uploads(graph.prompt)
-        told = emit or ignore_events
+        told = on_event or ignore_events
         following = _Following(self._server, self._patience, client_id)
         try:
             with following, self._stopped_unless_ended(following, prompt_id):
                 node_errors = self._queue(graph, prompt, client_id, prompt_id)
                 told("queued", {"prompt_id": prompt_id})
                 return self._follow(following, prompt, prompt_id, node_errors, told)
-        except Refused as error:
+        except ServerRejected as error:
             raise _strange("its routes", error) from None
 
     def _follow(
-        self, following: _Following, prompt: Prompt, prompt_id: str, node_errors: dict[str, Any], emit: Emit
+        self, following: _Following, prompt: Prompt, prompt_id: str, node_errors: dict[str, Any], on_event: OnEvent
     ) -> Report:
         """Hand on what the server tells until the run has ended, then fetch what it made."""
-        here = self._surroundings.host()
-        results = Results({"output": here.output_folder, "temp": here.folder("temp")}, self._fetch)
+        runtime = self._run_config.runtime()
+        results = Results({"output": runtime.output_folder, "temp": runtime.folder("temp")}, self._fetch)
         for event, data in following.events(prompt_id):
             if event == "executed":
                 data = {**data, "files": results.keep(data.get("output")), "output": results.named(data.get("output"))}
-            emit(event, data)
+            on_event(event, data)
         entry = following.ended or {}
         outputs = entry.get("outputs")
         _raise_how_it_ended(entry, prompt)
@@ -159,7 +159,7 @@ class RemoteEngine:
         body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id, "extra_data": extra}
         try:
             answer = self._server.post("/prompt", body)
-        except Refused as refused:
+        except ServerRejected as refused:
             if refused.status == 400 and isinstance(refused.answer, Mapping) and refused.answer.get("error"):
                 said = refused.answer
                 table = self._with_files_here(graph.prompt)
@@ -167,7 +167,7 @@ class RemoteEngine:
             raise _strange("/prompt", refused) from None
         if not isinstance(answer, Mapping) or answer.get("prompt_id") != prompt_id:
             raise _strange("/prompt")
-        return tidy(answer.get("node_errors"))
+        return normalize_node_errors(answer.get("node_errors"))
 
     @contextlib.contextmanager
     def _stopped_unless_ended(self, following: _Following, prompt_id: str) -> Iterator[None]:
@@ -183,7 +183,7 @@ class RemoteEngine:
         """Until it has ended there: between two looks it may begin. Raises nothing of a server that does not answer."""
         until = time.monotonic() + self._patience.stop
         while (left := until - time.monotonic()) > 0:
-            with contextlib.suppress(ServerError, Refused):
+            with contextlib.suppress(ServerError, ServerRejected):
                 if not self._is_there(prompt_id, self._server.within(left)):
                     return
             time.sleep(0.1)
@@ -201,7 +201,7 @@ class RemoteEngine:
         while True:
             try:
                 return self._server.download("/view", target, filename=name, subfolder=subfolder, type=kind)
-            except (ServerError, Refused) as error:
+            except (ServerError, ServerRejected) as error:
                 if not _may_pass(error) or time.monotonic() > until:
                     raise _no_result(name, error) from None
             time.sleep(min(self._patience.ask, 1.0))
@@ -224,7 +224,7 @@ class RemoteEngine:
         subfolder = f"{SUBFOLDER}/{hashlib.sha256(content).hexdigest()[:16]}"
         try:
             answer = self._server.upload(file.name, content, subfolder)
-        except Refused as refused:
+        except ServerRejected as refused:
             raise ServerError(
                 f"the server does not take {file.name}, {len(content)} bytes ({refused.status}); "
                 "its --max-upload-size says how large a file may be.",
@@ -237,7 +237,7 @@ class RemoteEngine:
 
     def _files_here(self, prompt: Prompt) -> Iterator[tuple[str, str, str, Path]]:
         """(node id, input, its value, file) of the inputs that take uploads and name a file of our input folder."""
-        folder = self._surroundings.host().input_folder
+        folder = self._run_config.runtime().input_folder
         for node_id, node in prompt.items():
             class_type = node.get("class_type", "")
             if class_type not in self.table.classes:
@@ -261,7 +261,7 @@ class RemoteEngine:
 class _Following:
     """One run as the server tells it. `ended` is its entry in /history when `events` has come to its end."""
 
-    def __init__(self, server: Server, patience: Patience, client_id: str):
+    def __init__(self, server: Server, patience: PollPolicy, client_id: str):
         self._server = server
         self._patience = patience
         self._client_id = client_id
@@ -318,7 +318,7 @@ class _Following:
             if isinstance(entry, Mapping):
                 return entry
             running, pending = queued_ids(self._server.get("/queue"))
-        except (ServerError, Refused) as error:
+        except (ServerError, ServerRejected) as error:
             if not _may_pass(error) or time.monotonic() - self._answered > self._patience.unreachable:
                 raise
             return None
@@ -332,14 +332,14 @@ class _Following:
         return None
 
 
-def _may_pass(error: ServerError | Refused) -> bool:
+def _may_pass(error: ServerError | ServerRejected) -> bool:
     """Whether a server that says this may answer a little later."""
     if isinstance(error, ServerError):
         return error.code in ("server.unreachable", "server.answer")
     return error.status >= 500 or error.status == 429
 
 
-def _no_result(name: str, error: ServerError | Refused) -> ServerError:
+def _no_result(name: str, error: ServerError | ServerRejected) -> ServerError:
     if isinstance(error, ServerError):
         return error
     return ServerError(
@@ -405,13 +405,13 @@ def _raise_how_it_ended(entry: Mapping[str, Any], prompt: Prompt) -> None:
         raise node_failure({"exception_message": "the server says no more than that the run failed"}, prompt)
 
 
-def _refuse_local_settings(surroundings: Surroundings) -> None:
+def _refuse_local_settings(run_config: RunConfig) -> None:
     """Raise SettingError for what only whoever starts the server can choose."""
     given = {
-        "models": bool(surroundings.models),
-        "device": surroundings.device != "auto",
-        "precision": surroundings.precision != "auto",
-        "vram": surroundings.vram is not None,
+        "models": bool(run_config.models),
+        "device": run_config.device != "auto",
+        "precision": run_config.precision != "auto",
+        "vram": run_config.vram is not None,
     }
     names = [f"--{name}" for name, is_given in given.items() if is_given]
     if names:
@@ -436,11 +436,11 @@ def _with_choice(described: Any, name: str, value: str) -> Any:
 def _no_route(route: str) -> Iterator[None]:
     try:
         yield
-    except Refused as refused:
+    except ServerRejected as refused:
         raise _strange(route, refused) from None
 
 
-def _strange(route: str, refused: Refused | None = None) -> ServerError:
+def _strange(route: str, refused: ServerRejected | None = None) -> ServerError:
     reason = "" if refused is None else f" ({refused.status}: {one_line(str(refused.answer), 300)})"
     return ServerError(
         f"the server does not answer at {route} as a ComfyUI does{reason}; give the address of a ComfyUI's page.",

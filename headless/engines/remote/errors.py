@@ -26,7 +26,7 @@ def refusal(error: Any, node_errors: Any, prompt: Prompt, table: NodeTable) -> G
     node_errors  its errors by node. Where it has none, or only what was raised while it looked (a circle, a link to
                  nowhere), ours say it
     """
-    faults = tidy(node_errors)
+    faults = normalize_node_errors(node_errors)
     kinds = [fault["type"] for entry in faults.values() for fault in entry["errors"]]
     if all(kind.startswith("exception_during_") for kind in kinds):
         faults = validate(prompt, table.classes).node_errors or faults
@@ -83,7 +83,7 @@ def node_failure(told: Mapping[str, Any], prompt: Prompt) -> NodeError:
     return failed
 
 
-def tidy(node_errors: Any) -> dict[str, dict[str, Any]]:
+def normalize_node_errors(node_errors: Any) -> dict[str, dict[str, Any]]:
     """ComfyUI's errors by node with every key that its shape has, whatever a server answered."""
     entries = node_errors.items() if isinstance(node_errors, Mapping) else ()
     return {

@@ -32,8 +32,8 @@ def plan(
     photos: Path, rows: list[dict], graph: dict = GRAPH, models: Path | None = None, run: str = "run", **asked
 ) -> list[PlannedRow]:
     (photos / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ask = headless.Ask(photos.parent / run, photos / "m.jsonl", graph, **asked)
-    headless.plan_batch(ask, headless.Surroundings(models=[] if models is None else [models]))
+    ask = headless.BatchRequest(photos.parent / run, photos / "m.jsonl", graph, **asked)
+    headless.plan_batch(ask, headless.RunConfig(models=[] if models is None else [models]))
     return list(read_plan(RunFolder(photos.parent / run).plan_file))
 
 
@@ -232,10 +232,10 @@ def test_a_graph_that_no_batch_can_be_made_of_is_refused_as_a_whole(photos, grap
 
 def test_a_fault_of_a_hundred_thousand_rows_is_looked_for_once(photos):
     """Their messages name what is near, which takes a millisecond each time."""
-    from svd_stages.headless.batch.graph_binding import Models, Values
+    from svd_stages.headless.batch.graph_binding import ModelHashes, Values
 
-    here = headless.Surroundings().host()
-    values = Values(GRAPH, Models(GRAPH, here), f"{IMAGE}.image")
+    here = headless.RunConfig().runtime()
+    values = Values(GRAPH, ModelHashes(GRAPH, here), f"{IMAGE}.image")
     seen = set()
     for number in range(20_000):
         for columns in ({"NoNode.x": number}, {"SVDMicroConditioning.fps": -1}):

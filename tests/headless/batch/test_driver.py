@@ -15,7 +15,7 @@ from error_checks import check_error, raises
 from svd_stages.headless.batch import driver
 from svd_stages.headless.batch.driver import Options
 from svd_stages.headless.batch.environment import Environment, are_alike
-from svd_stages.headless.batch.ledger import Change, Ledger
+from svd_stages.headless.batch.ledger import Ledger, LedgerUpdate
 from svd_stages.headless.batch.worker_pool import Answer
 from svd_stages.svd_core.errors import BatchError
 
@@ -181,7 +181,7 @@ def test_a_row_that_must_be_alone_is_not_read_ahead(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(4))
     ledger = Ledger(batch.path / "ledger.sqlite")
     ledger.plan(batch.tasks())
-    ledger.record([Change(task_of(images(4)[2]).id, "todo", 1)])
+    ledger.record([LedgerUpdate(task_of(images(4)[2]).id, "todo", 1)])
     ledger.close()
     pool = Scripted()
     drive(batch, pool)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from svd_stages.headless.batch import folder as folder_module
-from svd_stages.headless.batch.folder import Found, RunFolder
-from svd_stages.headless.batch.ledger import Change, Ledger
+from svd_stages.headless.batch.folder import RunDirScan, RunFolder
+from svd_stages.headless.batch.ledger import Ledger, LedgerUpdate
 from svd_stages.headless.batch.reconcile import reconcile
 from svd_stages.headless.batch.report import damaged
 from svd_stages.headless.batch.tasks import Task
@@ -82,9 +82,11 @@ def test_what_is_done_is_never_changed(folder):
 def test_the_next_one_completes_what_a_killed_writer_left(folder):
     commit(folder, A, b"of the dead")
     folder.record_file(A).unlink()
-    assert folder.walk() == Found(orphans={A})
+    assert folder.walk() == RunDirScan(orphans={A})
     assert commit(folder, A, b"new")
-    assert clip(folder, A).read_bytes() == b"new" and list(damaged(folder)) == [] and folder.walk() == Found(done={A})
+    assert (
+        clip(folder, A).read_bytes() == b"new" and list(damaged(folder)) == [] and folder.walk() == RunDirScan(done={A})
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def test_a_sweep_takes_what_killed_writers_left_and_leaves_those_at_work(folder)
 
 
 def test_a_walk_tells_what_is_whole_and_what_is_not(folder):
-    assert folder.walk() == Found()
+    assert folder.walk() == RunDirScan()
     ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5)]
     for task_id in ids[:3]:
         commit(folder, task_id, b"x", b"y")
@@ -302,7 +304,7 @@ def test_failures_are_read_as_written_and_forgotten(folder):
     folder.write_failure(A, {"code": "x", "message": "m"})
     assert folder.read_failure(A) == {"task": A, "code": "x", "message": "m"}
     folder.forget_failure(A)
-    assert folder.walk() == Found()
+    assert folder.walk() == RunDirScan()
 
 
 def test_settings_and_the_environment_are_read_as_written_and_damage_is_none(folder):
@@ -336,9 +338,9 @@ def test_reconciling_makes_again_what_is_not_whole_of_its_own_tasks_alone(folder
         path.unlink()
     ledger = Ledger(None)
     ledger.plan(tasks)
-    ledger.record([Change(A, "running", 1), Change(B, "done", 1)])
+    ledger.record([LedgerUpdate(A, "running", 1), LedgerUpdate(B, "done", 1)])
     reconcile(folder, ledger)
-    assert ledger.counts()["todo"] == 2 and folder.walk() == Found(orphans={other})
+    assert ledger.counts()["todo"] == 2 and folder.walk() == RunDirScan(orphans={other})
     for task_id in (A, B):
         assert commit(folder, task_id, b"x")
     reconcile(folder, ledger)
@@ -353,11 +355,11 @@ def test_a_lost_ledger_is_built_again_from_the_folder(folder):
     for number, task in enumerate(tasks[:15]):
         if number % 3 == 0:
             commit(folder, task.id, b"x")
-            ledger.record([Change(task.id, "done", 0)])
+            ledger.record([LedgerUpdate(task.id, "done", 0)])
         else:
             state = "failed" if number % 3 == 1 else "quarantined"
             folder.write_failure(task.id, {"code": f"c{number}", "quarantined": number % 3 == 2})
-            ledger.record([Change(task.id, state, 0, f"c{number}")])
+            ledger.record([LedgerUpdate(task.id, state, 0, f"c{number}")])
     again = Ledger(None)
     again.plan(tasks)
     reconcile(folder, again)

@@ -17,7 +17,7 @@ from svd_stages import headless
 from svd_stages.headless.batch import graph_batching
 from svd_stages.headless.batch.driver import Options
 from svd_stages.headless.batch.folder import RunFolder
-from svd_stages.headless.batch.lock import Shard, sole_driver
+from svd_stages.headless.batch.lock import Shard, run_lock
 from svd_stages.headless.batch.worker import Setup, Worker
 from svd_stages.headless.batch.worker_pool import Answer
 from svd_stages.headless.cli.main import main
@@ -83,8 +83,8 @@ def photos(tmp_path) -> Path:
 @pytest.fixture
 def graph(tmp_path) -> Path:
     """The shipped graph at its smallest."""
-    animation = headless.Animation(width=64, height=64, num_frames=2, steps=1)
-    prompt = headless.animation_graph(animation, headless.Surroundings().host(), "any.png").prompt
+    animation = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
+    prompt = headless.image_to_video_graph(animation, headless.RunConfig().runtime(), "any.png").prompt
     path = tmp_path / "graph.json"
     path.write_text(json.dumps(prompt))
     return path
@@ -258,19 +258,19 @@ def test_names_for_people(here, photos, graph):
 
 
 def test_what_cannot_be_a_batch_is_refused_before_anything_is_made(here, photos, graph):
-    ask = headless.Ask(here / "run", photos, graph)
+    ask = headless.BatchRequest(here / "run", photos, graph)
     with raises(BatchError, "batch.no_plan", here / "nowhere"):
-        headless.run_batch(headless.Ask(here / "nowhere"), headless.Surroundings())
+        headless.run_batch(headless.BatchRequest(here / "nowhere"), headless.RunConfig())
     prompt = json.loads(graph.read_text())
     (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
     silent = {key: node for key, node in prompt.items() if node["class_type"] != "SaveVideo"}
     silent = {**silent, "look": {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}}
     with raises(GraphError, "graph.saves_nothing"):
-        headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": silent}), headless.Surroundings())
+        headless.plan_batch(headless.BatchRequest(here / "run", photos, {"prompt": silent}), headless.RunConfig())
     second = {**prompt, "second": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
     with raises(GraphError, "graph.images", "LoadImage", 2):
-        headless.plan_batch(headless.Ask(here / "run", photos, {"prompt": second}), headless.Surroundings())
-    assert headless.plan_batch(ask, headless.Surroundings()).counts["todo"] == 3
+        headless.plan_batch(headless.BatchRequest(here / "run", photos, {"prompt": second}), headless.RunConfig())
+    assert headless.plan_batch(ask, headless.RunConfig()).counts["todo"] == 3
     assert not (here / "nowhere").exists()
 
 
@@ -330,7 +330,7 @@ def test_shards_that_work_at_once_plan_once(here, photos, graph):
     arguments = ("run", photos, "--run", "run", "--graph", graph, "--limit", "1", "--seeds", "0-7")
     assert batch(*arguments, "--shard", "1/2") == 0
     planned = (here / "run" / "plan.jsonl").stat().st_mtime_ns
-    with sole_driver(here / "run", Shard(1, 2)):  # it is still at work
+    with run_lock(here / "run", Shard(1, 2)):  # it is still at work
         assert batch(*arguments, "--shard", "2/2") == 0
     assert (here / "run" / "plan.jsonl").stat().st_mtime_ns == planned
     assert len(records(here / "run")) == 2
@@ -342,7 +342,7 @@ def test_shards_that_work_at_once_plan_once(here, photos, graph):
 
 def test_a_limit_stops_after_so_many(here, photos, graph):
     status = headless.run_batch(
-        headless.Ask(here / "run", photos, graph), headless.Surroundings(), options=Options(limit=2)
+        headless.BatchRequest(here / "run", photos, graph), headless.RunConfig(), options=Options(limit=2)
     )
     assert (status.counts["done"], status.left) == (2, 1)
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 import psutil
 from batches import Batch, drive, images, kill, task_of, wait_until, workers_of
 from error_checks import raises
-from svd_stages.headless.batch.lock import drivers_at_work
+from svd_stages.headless.batch.lock import active_drivers
 from svd_stages.headless.batch.process_pool import ProcessPool
 from svd_stages.svd_core.errors import BatchError
 
@@ -178,10 +178,10 @@ def test_a_second_driver_refuses_and_the_first_goes_on(tmp_path):
         wait_until(lambda: batch.count() >= 2)
         assert batch.run("1") == 9
         assert "batch.another_driver" in batch.said()
-        assert drivers_at_work(batch.path) == [f"process {first.pid} on {socket.gethostname()}"]
+        assert active_drivers(batch.path) == [f"process {first.pid} on {socket.gethostname()}"]
         assert batch.run("1", "shard", "1/2") == 9
         assert first.wait(60) == 0
-    assert drivers_at_work(batch.path) == []
+    assert active_drivers(batch.path) == []
     assert batch.states() == {"done": 60}
     assert batch.count() == 60
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from error_checks import check_error, raises
-from svd_stages.headless.batch.folder import Found
-from svd_stages.headless.batch.ledger import STATES, Change, Ledger
+from svd_stages.headless.batch.folder import RunDirScan
+from svd_stages.headless.batch.ledger import STATES, Ledger, LedgerUpdate
 from svd_stages.headless.batch.tasks import Task
 from svd_stages.svd_core.errors import BatchError
 
@@ -59,7 +59,7 @@ def test_pages_of_what_is_to_do_hold_each_task_once(ledger):
 
 def test_a_new_plan_keeps_states_and_attempts_and_forgets_other_tasks(ledger):
     ledger.plan([A, B, C])
-    ledger.record([Change(A.id, "done", 1), Change(B.id, "failed", 2, "x"), Change(C.id, "todo", 2)])
+    ledger.record([LedgerUpdate(A.id, "done", 1), LedgerUpdate(B.id, "failed", 2, "x"), LedgerUpdate(C.id, "todo", 2)])
     ledger.plan([D, C, B])
     assert states(ledger) == {B.id: ("failed", 2, "x"), C.id: ("todo", 2, None), D.id: ("todo", 0, None)}
     assert todo(ledger) == [D, C]
@@ -89,17 +89,17 @@ def test_a_plan_that_fails_on_the_way_changes_nothing(ledger):
 def test_the_run_folder_decides_what_is_done_failed_and_quarantined(ledger):
     """Every state before, and everything that a folder may show."""
     shown = {
-        "nothing": Found(),
-        "done": Found(done={A.id}),
-        "failed": Found(failed={A.id: {"code": "image.missing"}}),
-        "quarantined": Found(failed={A.id: {"code": "batch.killed", "quarantined": True}}),
-        "both": Found(done={A.id}, failed={A.id: {"code": "x"}}),
+        "nothing": RunDirScan(),
+        "done": RunDirScan(done={A.id}),
+        "failed": RunDirScan(failed={A.id: {"code": "image.missing"}}),
+        "quarantined": RunDirScan(failed={A.id: {"code": "batch.killed", "quarantined": True}}),
+        "both": RunDirScan(done={A.id}, failed={A.id: {"code": "x"}}),
     }
     becomes = {"nothing": "todo", "both": "done"}
     for name, found in shown.items():
         for before in STATES:
             ledger.plan([A])
-            ledger.record([Change(A.id, before, 2, "old" if before in ("failed", "quarantined") else None)])
+            ledger.record([LedgerUpdate(A.id, before, 2, "old" if before in ("failed", "quarantined") else None)])
             ledger.reconcile(found)
             state, attempts, code = states(ledger)[A.id]
             assert state == becomes.get(name, name), (name, before)
@@ -113,19 +113,21 @@ def test_the_run_folder_decides_what_is_done_failed_and_quarantined(ledger):
 
 def test_what_is_not_planned_stays_unknown(ledger):
     ledger.plan([A])
-    ledger.reconcile(Found(done={B.id, A.id}, failed={C.id: {"code": "x"}}, orphans={D.id}))
+    ledger.reconcile(RunDirScan(done={B.id, A.id}, failed={C.id: {"code": "x"}}, orphans={D.id}))
     assert ledger.counts()["done"] == sum(ledger.counts().values()) == 1
 
 
 def test_a_failure_without_a_code_is_still_one(ledger):
     ledger.plan([A])
-    ledger.reconcile(Found(failed={A.id: {}}))
+    ledger.reconcile(RunDirScan(failed={A.id: {}}))
     assert [state for state, *_ in ledger.codes()] == ["failed"]
 
 
 def test_retried_tasks_have_all_their_attempts(ledger):
     ledger.plan([A, B, C])
-    ledger.record([Change(A.id, "quarantined", 3, "x"), Change(B.id, "failed", 1, "y"), Change(C.id, "done", 1)])
+    ledger.record(
+        [LedgerUpdate(A.id, "quarantined", 3, "x"), LedgerUpdate(B.id, "failed", 1, "y"), LedgerUpdate(C.id, "done", 1)]
+    )
     assert {each: (state, code) for each, state, code in ledger.failed()} == {
         A.id: ("quarantined", "x"),
         B.id: ("failed", "y"),
@@ -139,10 +141,10 @@ def test_reasons_are_counted_the_most_frequent_first(ledger):
     ledger.plan([A, B, C, D])
     ledger.record(
         [
-            Change(A.id, "failed", 1, "rare"),
-            Change(B.id, "failed", 1, "often"),
-            Change(C.id, "failed", 1, "often"),
-            Change(D.id, "quarantined", 3, "often"),
+            LedgerUpdate(A.id, "failed", 1, "rare"),
+            LedgerUpdate(B.id, "failed", 1, "often"),
+            LedgerUpdate(C.id, "failed", 1, "often"),
+            LedgerUpdate(D.id, "quarantined", 3, "often"),
         ]
     )
     found = ledger.codes()
@@ -157,16 +159,16 @@ def test_reasons_are_counted_the_most_frequent_first(ledger):
 def test_changes_are_all_written_or_none(ledger):
     ledger.plan([A, B])
     with pytest.raises(sqlite3.Error):
-        ledger.record([Change(A.id, "done", 1), Change(B.id, None, 1)])  # type: ignore[arg-type]
+        ledger.record([LedgerUpdate(A.id, "done", 1), LedgerUpdate(B.id, None, 1)])  # type: ignore[arg-type]
     assert ledger.counts()["todo"] == 2
-    ledger.record([Change(A.id, "done", 1)])
+    ledger.record([LedgerUpdate(A.id, "done", 1)])
     assert ledger.counts()["done"] == 1
 
 
 def test_everything_is_there_after_the_file_is_opened_again(tmp_path):
     first = Ledger(tmp_path / "sub" / "ledger.sqlite")
     first.plan([A, B])
-    first.record([Change(A.id, "failed", 2, "x")])
+    first.record([LedgerUpdate(A.id, "failed", 2, "x")])
     first.remember_images([("/a.png", 3, 4, "sum")])
     first.close()
     second = Ledger(tmp_path / "sub" / "ledger.sqlite")
@@ -243,7 +245,7 @@ def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
             check_error(error, "batch.ledger", path)
             continue
         opened.plan(tasks)
-        opened.reconcile(Found())
+        opened.reconcile(RunDirScan())
         assert todo(opened) == tasks
         opened.close()
     assert refusals > 10

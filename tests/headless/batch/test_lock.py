@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 from error_checks import check_facts, raises
-from svd_stages.headless.batch.lock import Shard, parse_shard, sole_driver, sole_owner
+from svd_stages.headless.batch.lock import Shard, ledger_lock, parse_shard, run_lock
 from svd_stages.svd_core.errors import BatchError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from svd_stages.headless.batch.lock import parse_shard, sole_driver
-with sole_driver(Path(sys.argv[1]), parse_shard(sys.argv[2])):
+from svd_stages.headless.batch.lock import parse_shard, run_lock
+with run_lock(Path(sys.argv[1]), parse_shard(sys.argv[2])):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 def refuses(run: Path, shard: str, *facts: object) -> None:
-    with raises(BatchError, "batch.another_driver", run, *facts), sole_driver(run, parse_shard(shard)):
+    with raises(BatchError, "batch.another_driver", run, *facts), run_lock(run, parse_shard(shard)):
         pass
 
 
@@ -53,33 +53,33 @@ def test_a_second_driver_is_refused_and_told_who_has_the_run_until_that_one_is_k
     refuses(tmp_path, "1/1", holder.pid)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with sole_driver(tmp_path, Shard()):
+    with run_lock(tmp_path, Shard()):
         refuses(tmp_path, "1/1", os.getpid())
-    with sole_driver(tmp_path, Shard()):
+    with run_lock(tmp_path, Shard()):
         pass
 
 
 def test_shards_of_one_division_work_side_by_side_and_none_of_another_division(tmp_path, hold):
     hold("1/3")
-    with sole_driver(tmp_path, Shard(2, 3)), sole_driver(tmp_path, Shard(3, 3)):
+    with run_lock(tmp_path, Shard(2, 3)), run_lock(tmp_path, Shard(3, 3)):
         for taken in ("1/3", "2/3", "1/1", "1/2", "3/4"):
             refuses(tmp_path, taken)
 
 
 def test_a_refused_driver_holds_nothing_afterwards(tmp_path):
-    with sole_driver(tmp_path, Shard(1, 2)):
+    with run_lock(tmp_path, Shard(1, 2)):
         refuses(tmp_path, "1/1")
-        with sole_driver(tmp_path, Shard(2, 2)):
+        with run_lock(tmp_path, Shard(2, 2)):
             pass
-    with sole_driver(tmp_path, Shard()):
+    with run_lock(tmp_path, Shard()):
         pass
 
 
 def test_a_driver_that_raised_holds_nothing_and_is_not_named_later(tmp_path):
-    with pytest.raises(KeyError), sole_driver(tmp_path, Shard()):
+    with pytest.raises(KeyError), run_lock(tmp_path, Shard()):
         raise KeyError
     assert list((tmp_path / "drivers").glob("*.json")) == []
-    with sole_driver(tmp_path, Shard()):
+    with run_lock(tmp_path, Shard()):
         (tmp_path / "drivers" / "1-of-1.json").write_text("damaged")
         refuses(tmp_path, "1/1")
 
@@ -91,19 +91,19 @@ def test_a_disk_without_locks_is_worked_on_with_a_warning(tmp_path, monkeypatch,
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", unknown)
-    with sole_driver(tmp_path, Shard()):
+    with run_lock(tmp_path, Shard()):
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         check_facts(caplog.text, tmp_path)
 
 
 def test_a_ledger_is_one_driver_s(tmp_path):
-    with sole_owner(tmp_path / "x" / "ledger.sqlite"):
+    with ledger_lock(tmp_path / "x" / "ledger.sqlite"):
         path = tmp_path / "x" / "ledger.sqlite"
-        with raises(BatchError, "batch.another_driver", path), sole_owner(path):
+        with raises(BatchError, "batch.another_driver", path), ledger_lock(path):
             pass
-        with sole_owner(tmp_path / "x" / "other.sqlite"):
+        with ledger_lock(tmp_path / "x" / "other.sqlite"):
             pass
-    with sole_owner(tmp_path / "x" / "ledger.sqlite"):
+    with ledger_lock(tmp_path / "x" / "ledger.sqlite"):
         pass
 
 

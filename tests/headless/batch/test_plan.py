@@ -125,7 +125,7 @@ def test_a_seed_that_is_named_is_taken_by_every_input_and_one_that_is_not_follow
 
 def test_a_column_for_a_seed_of_the_graph_is_not_written_over(photos):
     binding = Binding(values_of, ["9.seed", "12.noise_seed"], {})
-    one, both, with_seed = plan(
+    one, chain_callbacks, with_seed = plan(
         photos,
         [
             Row(1, "a.png", {"9.seed": 5}),
@@ -135,7 +135,7 @@ def test_a_column_for_a_seed_of_the_graph_is_not_written_over(photos):
         binding,
     )
     assert one.task.values["9.seed"] == 5 and one.task.values["12.noise_seed"] == one.task.seed
-    assert both.task.values == {"9.seed": 5, "12.noise_seed": 6} and both.task.seed == 5
+    assert chain_callbacks.task.values == {"9.seed": 5, "12.noise_seed": 6} and chain_callbacks.task.seed == 5
     assert with_seed.task.values == {"9.seed": 5, "12.noise_seed": 8}
 
 
@@ -205,8 +205,8 @@ def test_a_plan_is_read_as_it_was_written_and_counted(photos, tmp_path):
 
 def test_a_seed_that_no_node_takes_is_a_fault_of_its_row(photos):
     rows = [Row(1, "a.png", seed=3), Row(2, "a.png")]
-    seeded, plain = plan(photos, rows, Binding(lambda values: {}, (), {}))
-    assert seeded.code == "manifest.seed" and plain.task is not None and plain.task.seed is None
+    make_generator, plain = plan(photos, rows, Binding(lambda values: {}, (), {}))
+    assert make_generator.code == "manifest.seed" and plain.task is not None and plain.task.seed is None
 
 
 def test_a_plan_that_fails_on_the_way_leaves_the_one_before(photos, tmp_path):

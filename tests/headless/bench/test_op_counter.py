@@ -61,9 +61,9 @@ def stock(unet) -> Cost:
     return count(lambda: unet(empty(1, FRAMES, 8, HEIGHT, WIDTH), empty(), **told))
 
 
-def cost_of(unet, rewrites: Rewrites, piece: int | None = None) -> Cost:
+def cost_of(unet, rewrites: Rewrites, chunk_rows: int | None = None) -> Cost:
     latents, level = empty(FRAMES, 4, HEIGHT, WIDTH), torch.tensor(0.7)
-    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None], rewrites, piece)
+    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None], rewrites, chunk_rows)
     return count(lambda: prepared(latents, level))
 
 

@@ -15,7 +15,7 @@ from chain import Settings, decoded, sampled
 from svd_stages import headless
 from svd_stages.svd_core import pipeline
 from svd_stages.svd_core.errors import CheckpointError, GraphError, ImageError, SettingError
-from svd_stages.svd_core.runtime.runtime import HeadlessHost
+from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 ROCKET = Path(__file__).parent.parent / "example_workflows" / "rocket.png"
 QUICK = {"width": 64, "height": 64, "num_frames": 2, "steps": 3}
@@ -34,7 +34,7 @@ def test_animate_gives_frames_between_zero_and_one(clip):
 def test_animate_equals_the_stages_called_by_hand(clip, monkeypatch):
     from svd_stages.svd_core.media.image_io import load_picture
 
-    checkpoint = pipeline.load(HeadlessHost(), "svd-nano", "auto")
+    checkpoint = pipeline.load(LocalRuntime(), "svd-nano", "auto")
     settings = Settings(frames=2, steps=3, seed=0, max_guidance=2.5)
     latent = sampled(checkpoint, load_picture(ROCKET)[0], settings)
     assert torch.equal(clip[0], decoded(checkpoint, latent, "exact")[0])
@@ -121,7 +121,7 @@ def test_models_come_from_options_then_environment_then_comfyui(monkeypatch, tmp
     monkeypatch.setenv("SVD_STAGES_MODELS", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
     assert headless.default_models_roots() == [tmp_path / "a", tmp_path / "b"]
     for given in (tmp_path / "c", str(tmp_path / "c"), [tmp_path / "c"]):
-        assert headless.Surroundings(models=given).host().library.flat_folders == (tmp_path / "c",)
+        assert headless.RunConfig(models=given).runtime().library.flat_folders == (tmp_path / "c",)
     monkeypatch.delenv("SVD_STAGES_MODELS")
     assert headless.default_models_roots() == [Path("models")]
     monkeypatch.setattr(headless.engines.run_config, "PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "SVD Stages")

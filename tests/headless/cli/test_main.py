@@ -118,8 +118,8 @@ def test_pictures_through_a_graph_make_files_that_equal_their_single_runs(here):
         assert main(["run", template, "--input-dir", ".", "--output-dir", output, *arguments]) == 0
         return [_pixels(path) for path in sorted((here / output).rglob("*.mp4"))]
 
-    both = run("both.webp", 8, "both")
-    assert both == [*run("single0.webp", 8, "first"), *run("single1.webp", 9, "second")]
+    chain_callbacks = run("both.webp", 8, "both")
+    assert chain_callbacks == [*run("single0.webp", 8, "first"), *run("single1.webp", 9, "second")]
 
 
 def _pixels(path: Path) -> bytes:
@@ -449,13 +449,15 @@ def test_a_budget_says_its_plan_and_a_clip_that_cannot_fit_is_refused_with_the_w
 
 
 def test_compile_puts_the_options_before_the_sampler():
-    animation = headless.Animation(compile="regional")
-    prompt = headless.animation_graph(animation, headless.Surroundings().host(), "picture.png").prompt
+    animation = headless.VideoSettings(compile="regional")
+    prompt = headless.image_to_video_graph(animation, headless.RunConfig().runtime(), "picture.png").prompt
     (sampler,) = [node for node in prompt.values() if node["class_type"] == "SVDEulerSampler"]
     options = prompt[sampler["inputs"]["model"][0]]
     assert options["class_type"] == "SVDModelOptions" and options["inputs"]["compile"] == "regional"
     assert prompt[options["inputs"]["model"][0]]["class_type"] == "SVDCheckpointLoader"
-    plain = headless.animation_graph(headless.Animation(), headless.Surroundings().host(), "picture.png").prompt
+    plain = headless.image_to_video_graph(
+        headless.VideoSettings(), headless.RunConfig().runtime(), "picture.png"
+    ).prompt
     assert all(node["class_type"] != "SVDModelOptions" for node in plain.values())
 
 

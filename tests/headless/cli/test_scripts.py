@@ -218,15 +218,15 @@ def test_nodes_inside_subgraphs_and_muted_ones_count():
     boxes = [{"id": 1, "type": "a1"}, {"id": 2, "type": "Note"}, {"id": 3, "type": "Reroute"}]
     workflow = {"nodes": boxes, "links": [], "definitions": {"subgraphs": [inside]}}
     with raises(GraphError, "graph.not_allowed", '"Evil"') as refused:
-        headless.refuse_others(workflow, ["SVD*"])
+        headless.check_allowed_nodes(workflow, ["SVD*"])
     assert '"Note"' not in str(refused.value) and '"a1"' not in str(refused.value)
-    headless.refuse_others(workflow, ["Ev?l"])
+    headless.check_allowed_nodes(workflow, ["Ev?l"])
 
 
 def test_only_what_would_run_counts():
-    both = {"output": {"1": {"class_type": "SVDSigmas"}}, "workflow": {"nodes": [{"id": 1, "type": "Evil"}]}}
-    headless.refuse_others(both, ["SVD*"])
-    headless.refuse_others({"prompt": both["output"], "workflow": {"nodes": [{"odd": 1}]}}, ["SVD*"])
+    chain_callbacks = {"output": {"1": {"class_type": "SVDSigmas"}}, "workflow": {"nodes": [{"id": 1, "type": "Evil"}]}}
+    headless.check_allowed_nodes(chain_callbacks, ["SVD*"])
+    headless.check_allowed_nodes({"prompt": chain_callbacks["output"], "workflow": {"nodes": [{"odd": 1}]}}, ["SVD*"])
 
 
 def test_a_class_with_the_name_of_a_box_of_the_page_is_no_way_past(monkeypatch, tmp_path):
@@ -244,7 +244,7 @@ def test_a_class_with_the_name_of_a_box_of_the_page_is_no_way_past(monkeypatch, 
 
 
 def lacking(graph: Any, folder: Path, *settings: str) -> list[headless.Missing]:
-    here = headless.Surroundings(models=folder / "models", input_folder=folder / "input")
+    here = headless.RunConfig(models=folder / "models", input_folder=folder / "input")
     return headless.find_missing(graph, headless.EmbeddedEngine(here), here, settings)
 
 

@@ -16,12 +16,12 @@ from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer, RenderSettings
 from svd_stages.headless.batch.images import file_sha256
 from svd_stages.headless.batch.tasks import Task
-from svd_stages.headless.cli.animate import Animation, animation_graph
+from svd_stages.headless.cli.animate import VideoSettings, image_to_video_graph
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core.errors import ImageError, SettingError
-from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.runtime import use_runtime
 
-QUICK = Animation(width=64, height=64, num_frames=1, steps=1)
+QUICK = VideoSettings(width=64, height=64, num_frames=1, steps=1)
 GREY = (0.5, 0.5, 0.5)
 
 
@@ -48,9 +48,9 @@ def composite(logo: Path, colour: str) -> Image.Image:
 
 def rendered(logo: Path, background, image: str = "logo.png") -> torch.Tensor:
     """What a worker of a batch makes of the shipped graph."""
-    here = headless.Surroundings(input_folder=logo.parent).host()
-    with runtime.using(here):
-        graph = animation_graph(QUICK, here, "logo.png").prompt
+    here = headless.RunConfig(input_folder=logo.parent).runtime()
+    with use_runtime(here):
+        graph = image_to_video_graph(QUICK, here, "logo.png").prompt
     loader = next(key for key, node in graph.items() if node["class_type"] == "LoadImage")
     settings = RenderSettings(graph, [loader, "image"], str(logo.parent), background=background)
     renderer = GraphRenderer(json.loads(json.dumps(settings.as_dict())))
@@ -86,7 +86,7 @@ def test_the_command_says_what_was_done_with_transparent_parts(logo, caplog):
 
 
 def test_a_graph_keeps_hidden_colours_with_a_note_and_takes_a_background(logo, caplog):
-    here = headless.Surroundings(input_folder=logo.parent).host()
+    here = headless.RunConfig(input_folder=logo.parent).runtime()
     graph = logo.parent / "g.json"
     prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "logo.png"}},
               "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "a"}}}  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_graph_keeps_hidden_colours_with_a_note_and_takes_a_background(logo, c
 
 def test_a_background_is_refused_where_comfyui_loads_the_pictures(logo):
     with raises(SettingError, "setting.background", "ImageCompositeMasked"):
-        headless.choose_engine(headless.Surroundings(background=GREY), server="http://localhost:1")
+        headless.choose_engine(headless.RunConfig(background=GREY), server="http://localhost:1")
 
 
 @pytest.mark.parametrize("colour", ["no-colour", "2", "", "keep it"])

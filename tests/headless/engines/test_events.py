@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from svd_stages.headless import EMBEDDED_NODES, Narrator
+from svd_stages.headless import EMBEDDED_NODES, EventTranslator
 
 GRAPH: dict[str, Any] = {
     "4": {"class_type": "SVDImageToVideo", "inputs": {}},
@@ -27,7 +27,7 @@ class Heard:
 
 def test_what_an_expanded_node_brings_is_told_as_that_node_once():
     heard = Heard()
-    tell = Narrator(GRAPH, EMBEDDED_NODES, heard)
+    tell = EventTranslator(GRAPH, EMBEDDED_NODES, heard)
     tell("executing", {"node": "4", "display_node": "4"})
     tell("executing", {"node": "4.load", "display_node": "4"})
     tell("executing", {"node": "4.sample", "display_node": "4"})
@@ -43,7 +43,7 @@ def test_what_an_expanded_node_brings_is_told_as_that_node_once():
 
 def test_a_second_bar_of_one_node_begins_at_nothing():
     heard = Heard()
-    tell = Narrator(GRAPH, EMBEDDED_NODES, heard)
+    tell = EventTranslator(GRAPH, EMBEDDED_NODES, heard)
     for done, total in ((1, 2), (2, 2), (1, 2), (1, 3)):
         tell("progress", {"node": "6", "value": done, "max": total})
     assert [told[1:3] for told in heard.told] == [(0, 2), (1, 2), (2, 2), (0, 2), (1, 2), (0, 3), (1, 3)]

@@ -79,9 +79,9 @@ def test_a_run_as_it_was_asked_has_no_notes(here, capsys):
 
 def test_from_python_they_are_in_the_report(here):
     told: list = []
-    surroundings = headless.Surroundings(device="cpu", precision="fp16", on_note=told.append)
-    animation = headless.Animation(width=64, height=64, num_frames=2, steps=1)
-    report = headless.animate_file(here / "input" / "rocket.png", here / "rocket.mp4", animation, surroundings)
+    run_config = headless.RunConfig(device="cpu", precision="fp16", on_note=told.append)
+    animation = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
+    report = headless.animate_file(here / "input" / "rocket.png", here / "rocket.mp4", animation, run_config)
     assert [note.code for note in report.notes] == ["image.stretched", "numbers.float32"] and told == report.notes
 
 
@@ -89,8 +89,8 @@ def test_what_was_done_to_a_picture_is_kept_too(here):
     logo = torch.full((64, 64, 4), 200, dtype=torch.uint8)
     logo[:, :32, 3] = 0
     Image.fromarray(logo.numpy(), "RGBA").save(here / "input" / "logo.png")
-    animation = headless.Animation(width=64, height=64, num_frames=2, steps=1)
-    made = headless.animate_file(here / "input" / "logo.png", here / "logo.mp4", animation, headless.Surroundings())
+    animation = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
+    made = headless.animate_file(here / "input" / "logo.png", here / "logo.mp4", animation, headless.RunConfig())
     (note,) = made.notes
     assert note.code == "image.transparent"
     check_facts(note.text, "logo.png", 0.5)

@@ -43,7 +43,7 @@ def ours(case: Case) -> dict[str, Any]:
             info = {"extra_pnginfo": {"workflow": {"id": 7}}}
             ui = (
                 Engine(TOYS)
-                .run(checked.prompt, checked.outputs, extra_data=info, emit=lambda *event: events.append(event))
+                .run(checked.prompt, checked.outputs, extra_data=info, on_event=lambda *event: events.append(event))
                 .ui
             )
         except NodeError:

@@ -25,7 +25,7 @@ def run(prompt, nodes=TOYS, **options) -> Any:
 
 def order_of(prompt, nodes=TOYS) -> list[str]:
     told = []
-    run(prompt, nodes, emit=lambda event, data: told.append(data["node"]) if event == "executing" else None)
+    run(prompt, nodes, on_event=lambda event, data: told.append(data["node"]) if event == "executing" else None)
     return told
 
 
@@ -100,7 +100,9 @@ def test_only_what_the_outputs_need_runs():
     )
     checked = validate(prompt, TOYS, ["y"])
     told = []
-    Engine(TOYS).run(checked.prompt, checked.outputs, emit=lambda event, data: told.append((event, data.get("node"))))
+    Engine(TOYS).run(
+        checked.prompt, checked.outputs, on_event=lambda event, data: told.append((event, data.get("node")))
+    )
     assert [ran for event, ran in told if event == "executing"] == ["b", "y"]
 
 
@@ -323,7 +325,7 @@ def test_the_first_failure_stops_everything_and_names_its_node():
     )
     told = []
     with raises(NodeError, "node", "a", "Fails", "Mine", "ValueError", "badly") as caught:
-        run(prompt, emit=lambda event, data: told.append((event, data)), prompt_id="p")
+        run(prompt, on_event=lambda event, data: told.append((event, data)), prompt_id="p")
     error = caught.value
     assert (error.node_id, error.class_type, error.exit_status) == ("a", "Fails", 4)
     assert isinstance(error.__cause__, ValueError)
@@ -354,18 +356,18 @@ def test_stopping_passes_through_and_is_told(stop):
 
     told = []
     with pytest.raises(type(stop)):
-        run(graph(a=node("S")), {"S": Stops}, emit=lambda event, data: told.append((event, data)))
+        run(graph(a=node("S")), {"S": Stops}, on_event=lambda event, data: told.append((event, data)))
     event, data = told[-1]
     assert event == "execution_interrupted" and data["node_id"] == "a" and data["executed"] == []
 
 
 def test_the_observer_can_stop_the_run():
-    def emit(event, data):
+    def on_event(event, data):
         if data.get("node") == "b":
             raise Interrupted("enough")
 
     with pytest.raises(Interrupted):
-        run(shown(B, a=node("Number", value=1), b=node("Fails", value=A)), emit=emit)
+        run(shown(B, a=node("Number", value=1), b=node("Fails", value=A)), on_event=on_event)
 
 
 def test_events_are_comfyuis_in_their_order():
@@ -373,7 +375,7 @@ def test_events_are_comfyuis_in_their_order():
     prompt = graph(
         a=node("Number", value=1), b=node("Number", value=1), c=node("Add", a=A, b=B), x=node("ShowAndPass", value=C)
     )
-    run(prompt, emit=lambda event, data: told.append((event, data)), prompt_id="7")
+    run(prompt, on_event=lambda event, data: told.append((event, data)), prompt_id="7")
     assert told == [
         ("execution_start", {"prompt_id": "7"}),
         ("execution_cached", {"nodes": [], "prompt_id": "7"}),

@@ -31,11 +31,11 @@ def ran(prompt: dict[str, Any], nodes: dict[str, type], **more: Any) -> list[str
     """The nodes that ran, in order."""
     told: list[str] = []
 
-    def emit(event: str, data: dict[str, Any]) -> None:
+    def on_event(event: str, data: dict[str, Any]) -> None:
         if event == "executing":
             told.append(data["node"])
 
-    run(prompt, nodes, emit=emit, **more)
+    run(prompt, nodes, on_event=on_event, **more)
     return told
 
 
@@ -155,7 +155,7 @@ def test_a_cycle_among_the_nodes_that_come_is_blamed_on_the_node_that_brought_it
     }
     told = []
     with raises(GraphError, "graph.dependency_cycle", "->"):
-        run(graph(a=node("Brings")), bringing(looped, (["one", 0],)), ("a",), emit=lambda *each: told.append(each))
+        run(graph(a=node("Brings")), bringing(looped, (["one", 0],)), ("a",), on_event=lambda *each: told.append(each))
     assert [data["node_id"] for event, data in told if event == "execution_error"] == ["a"]
 
 
@@ -389,7 +389,7 @@ def test_what_gets_a_blocker_does_not_run_and_the_rest_does(value):
 def test_a_blocker_in_place_of_all_values_blocks_all_of_them_and_its_words_are_told_once():
     prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), show=node("Show", value=B))
     told = []
-    result = run(prompt, giving(ExecutionBlocker("faceless")), emit=lambda *each: told.append(each))
+    result = run(prompt, giving(ExecutionBlocker("faceless")), on_event=lambda *each: told.append(each))
     assert result.ui == {}
     (error,) = [data for event, data in told if event == "execution_error"]
     assert error["node_id"] == "b" and "faceless" in error["exception_message"]
@@ -501,7 +501,11 @@ def test_being_stopped_while_coroutines_run_is_told(monkeypatch):
 
     monkeypatch.setattr(asyncio.Event, "wait", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run(graph(a=node("Sleeps", value=1), show=node("Show", value=A)), ASYNC, emit=lambda *each: told.append(each))
+        run(
+            graph(a=node("Sleeps", value=1), show=node("Show", value=A)),
+            ASYNC,
+            on_event=lambda *each: told.append(each),
+        )
     assert told[-1][0] == "execution_interrupted" and told[-1][1]["node_id"] == "a"
 
 
@@ -541,12 +545,12 @@ def test_a_stop_in_a_notebook_reaches_the_node():
 
 
 def test_what_an_observer_raises_is_no_nodes_fault():
-    def emit(event: str, data: dict[str, Any]) -> None:
+    def on_event(event: str, data: dict[str, Any]) -> None:
         if event == "executing":
             raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError):
-        run(graph(show=node("Show", value=1)), TOYS, emit=emit)
+        run(graph(show=node("Show", value=1)), TOYS, on_event=on_event)
 
 
 def test_being_stopped_in_is_changed_stops():
@@ -570,7 +574,7 @@ def ran_by(engine: Engine, prompt: dict[str, Any], nodes: dict[str, type]) -> tu
     """The nodes that ran, those that were cached, what is shown."""
     told: list[tuple[str, dict[str, Any]]] = []
     checked = validate(prompt, nodes)
-    result = engine.run(checked.prompt, checked.outputs, emit=lambda *each: told.append(each))
+    result = engine.run(checked.prompt, checked.outputs, on_event=lambda *each: told.append(each))
     running = [data["node"] for event, data in told if event == "executing"]
     (cached,) = [data["nodes"] for event, data in told if event == "execution_cached"]
     return running, cached, result.ui

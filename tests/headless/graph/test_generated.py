@@ -32,10 +32,10 @@ OURS = (GraphError, SettingError, ImageError, CheckpointError)
 
 
 @pytest.fixture
-def around(tmp_path) -> headless.Surroundings:
+def around(tmp_path) -> headless.RunConfig:
     (tmp_path / "input").mkdir()
     shutil.copy(TEMPLATES / "rocket.png", tmp_path / "input")
-    return headless.Surroundings(models=[tmp_path], input_folder=tmp_path / "input", output_folder=tmp_path / "output")
+    return headless.RunConfig(models=[tmp_path], input_folder=tmp_path / "input", output_folder=tmp_path / "output")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def generated(count: int, first: int) -> Iterator[bytes]:
             yield json.dumps(mutant(seed, toys, NODES)).encode()
 
 
-def through_the_door(path: Path, around: headless.Surroundings) -> str:
+def through_the_door(path: Path, around: headless.RunConfig) -> str:
     """What `svd-stages validate` does with a file; "valid", or the code of what is wrong."""
     engine = headless.EmbeddedEngine(around)
     try:

@@ -237,13 +237,11 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def around(tmp_path_factory) -> headless.Surroundings:
+def around(tmp_path_factory) -> headless.RunConfig:
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "input").mkdir()
     shutil.copy(TEMPLATES / "rocket.png", folder / "input")
-    return headless.Surroundings(
-        [folder / "models"], "cpu", input_folder=folder / "input", output_folder=folder / "out"
-    )
+    return headless.RunConfig([folder / "models"], "cpu", input_folder=folder / "input", output_folder=folder / "out")
 
 
 @pytest.fixture
@@ -271,7 +269,7 @@ def test_a_bad_graph_is_refused_by_its_code_and_node_in_a_second_and_nothing_run
         class_type = json.loads(content)[row.node].get("class_type")
         assert error.node_errors[row.node]["class_type"] == class_type
     assert message.isprintable() and len(message) < 2000
-    assert calls == [] and not around.host().output_folder.exists()
+    assert calls == [] and not around.runtime().output_folder.exists()
 
 
 def test_there_are_more_than_sixty_of_them_and_no_two_are_one():
@@ -315,7 +313,7 @@ def test_what_is_ignored_and_what_is_filled_in_is_said(around, caplog):
     assert all(note in told for note in notes)
     kept = headless.make_manifest(graph, report, around, engine, 1.0)["notes"]
     assert kept == [{"code": "graph.note", "message": note} for note in notes]
-    shutil.rmtree(around.host().output_folder)
+    shutil.rmtree(around.runtime().output_folder)
 
 
 def test_a_byte_order_mark_is_no_fault(around, calls, tmp_path):

@@ -17,7 +17,7 @@ from svd_stages.headless.graph.check_node import check_finite
 from svd_stages.headless.graph.node_schema import CONVERTED, Declarations, DeclaredInput
 from svd_stages.headless.graph.prompt import is_wrapped, looks_like_link, unwrap_value, with_ancestors
 from svd_stages.svd_core.errors import GraphError, NodeError
-from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.runtime import use_runtime
 
 from .ask_comfyui import ask_comfyui, needs_comfyui
 from .cases import FAILING, VALID
@@ -56,12 +56,12 @@ def around(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("mutants")
     (folder / "input").mkdir()
     shutil.copy(ROCKET, folder / "input")
-    with runtime.using(surroundings(folder).host()):
+    with use_runtime(run_config(folder).runtime()):
         yield folder
 
 
-def surroundings(folder: Path) -> headless.Surroundings:
-    return headless.Surroundings(models=[folder / "models"], input_folder=folder / "input")
+def run_config(folder: Path) -> headless.RunConfig:
+    return headless.RunConfig(models=[folder / "models"], input_folder=folder / "input")
 
 
 def base_graphs() -> list[Any]:
@@ -321,7 +321,7 @@ def test_every_mutant_ends_in_a_decision_at_the_door_too(around):
         sources = [file, prompt] if isinstance(prompt, dict) else [file]
         for source, settings in [*((each, []) for each in sources), (file, ["a.value=1"])]:
             try:
-                headless.EmbeddedEngine(surroundings(around)).check(headless.open_graph(source, settings))
+                headless.EmbeddedEngine(run_config(around)).check(headless.open_graph(source, settings))
                 ends["valid"] += 1
             except GraphError as error:
                 assert error.code != "graph" and str(error).isprintable() and error.exit_status in (2, 3)

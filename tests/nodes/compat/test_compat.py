@@ -21,7 +21,7 @@ from svd_stages.headless.graph.validate import validate
 from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.errors import ImageError, OutputError, SettingError
 from svd_stages.svd_core.media.video_io import Video
-from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 PROMPT = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
 WORKFLOW = {"nodes": [], "version": 0.4}
@@ -35,7 +35,7 @@ def folders(tmp_path):
     """input, output and temp below a folder of the test's own; the first is made."""
     (tmp_path / "input").mkdir()
     chosen = {f"{kind}_folder": tmp_path / kind for kind in ("input", "output", "temp")}
-    with runtime.using(runtime.HeadlessHost(**chosen)):
+    with use_runtime(LocalRuntime(**chosen)):
         yield tmp_path
 
 
@@ -106,7 +106,7 @@ def test_the_combo_lists_the_pictures_of_the_input_folder(folders):
 
 
 def test_the_combo_is_empty_where_there_is_no_input_folder(tmp_path):
-    with runtime.using(runtime.HeadlessHost(input_folder=tmp_path / "none")):
+    with use_runtime(LocalRuntime(input_folder=tmp_path / "none")):
         assert NODES["LoadImage"].INPUT_TYPES()["required"]["image"][0] == []
 
 
@@ -142,7 +142,7 @@ def test_a_picture_outside_the_folder_is_refused(folders, name):
 def test_an_input_folder_that_is_a_link_is_followed(tmp_path):
     picture(tmp_path / "real" / "a.png")
     (tmp_path / "input").symlink_to(tmp_path / "real")
-    with runtime.using(runtime.HeadlessHost(input_folder=tmp_path / "input")):
+    with use_runtime(LocalRuntime(input_folder=tmp_path / "input")):
         assert NODES["LoadImage"].VALIDATE_INPUTS("a.png") is True
 
 

@@ -21,7 +21,7 @@ from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
 from svd_stages.svd_core.diffusion.schedulers import SCHEDULERS
 from svd_stages.svd_core.errors import GraphError, SettingError
 from svd_stages.svd_core.models.components import Checkpoint
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 FRAMES = 2
 ROUNDED = 1e-3
@@ -30,7 +30,7 @@ ROUNDED = 1e-3
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu():
-    with using(HeadlessHost(device_name="cpu")):
+    with use_runtime(LocalRuntime(device_name="cpu")):
         yield
 
 
@@ -47,7 +47,7 @@ def model(tiny) -> Model:
 @pytest.fixture(scope="module")
 def conditioned(tiny, images) -> tuple:
     """positive, negative, latent of core's node, without noise."""
-    with torch.inference_mode(), using(HeadlessHost(device_name="cpu")):
+    with torch.inference_mode(), use_runtime(LocalRuntime(device_name="cpu")):
         return condition(tiny, images)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from error_checks import check_facts, raises
-from svd_stages.svd_core.autoencoder.decode import decode_windows, plan_windows, spares
+from svd_stages.svd_core.autoencoder.decode import decode_windows, needs_activation_offload, plan_windows
 from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
 from svd_stages.svd_core.media.image_ops import to_images
 from svd_stages.svd_core.models.components import SVDVae
 from svd_stages.svd_core.pipeline import decode
 from svd_stages.svd_core.runtime.memory import decode_bytes, spared_decode_bytes
-from svd_stages.svd_core.runtime.runtime import HeadlessHost
+from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
 
@@ -75,9 +75,9 @@ def test_the_observer_sees_frames_go_by_and_can_stop(tiny, latents):
 
 def test_exact_refuses_with_the_need_and_the_way_out(tiny):
     whole = plan_windows(7, 7, 0)
-    assert spares(tiny.vae, whole, 8, 8, CPU, free=2**40) is False
+    assert needs_activation_offload(tiny.vae, whole, 8, 8, CPU, free=2**40) is False
     with raises(MemoryBudgetError, "memory", 7, "64x64", "MiB", "SVDTemporalVAEDecode", "windowed", "chunk_size"):
-        spares(tiny.vae, whole, 8, 8, CPU, free=2**20)
+        needs_activation_offload(tiny.vae, whole, 8, 8, CPU, free=2**20)
 
 
 def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
@@ -85,25 +85,29 @@ def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
     need = decode_bytes(tiny.vae, 25, 576, 1024)
     least = spared_decode_bytes(tiny.vae, 25, 576, 1024)
     assert least < need
-    assert [spares(tiny.vae, whole, 72, 128, cuda, free) for free in (need, need - 1, least)] == [False, True, True]
+    assert [needs_activation_offload(tiny.vae, whole, 72, 128, cuda, free) for free in (need, need - 1, least)] == [
+        False,
+        True,
+        True,
+    ]
     with pytest.raises(MemoryBudgetError):
-        spares(tiny.vae, whole, 72, 128, cuda, least - 1)
+        needs_activation_offload(tiny.vae, whole, 72, 128, cuda, least - 1)
 
 
 def test_decoding_is_tried_again_with_less_memory_and_says_so(tiny, latents, monkeypatch, caplog):
     """The device has less than it said: the second attempt spares it, and the frames are the same."""
-    wanted = decode(HeadlessHost(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
+    wanted = decode(LocalRuntime(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
     asked = []
 
-    def short_of_memory(self, seen, spare=False, on_part=None):
-        asked.append(spare)
-        if not spare:
+    def short_of_memory(self, seen, offload_activations=False, on_part=None):
+        asked.append(offload_activations)
+        if not offload_activations:
             raise torch.cuda.OutOfMemoryError
-        return original(self, seen, spare, on_part)
+        return original(self, seen, offload_activations, on_part)
 
     original = SVDVae.decode_clip
     monkeypatch.setattr(SVDVae, "decode_clip", short_of_memory)
-    images = decode(HeadlessHost(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
+    images = decode(LocalRuntime(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
     assert asked == [False, True] and torch.equal(images, wanted)
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     check_facts(caplog.text, "CPU")
@@ -111,9 +115,9 @@ def test_decoding_is_tried_again_with_less_memory_and_says_so(tiny, latents, mon
 
 def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
     class Core:
-        first_width, itemsize, streams = 128, 2, False
+        base_channels, itemsize, streams = 128, 2, False
 
     cuda, free = torch.device("cuda"), 12 * 2**30
     with raises(MemoryBudgetError, "memory", "1024x576", "windowed"):
-        spares(Core(), plan_windows(25, 25, 0), 72, 128, cuda, free)
-    assert spares(Core(), plan_windows(25, 8, 2), 72, 128, cuda, free) is False
+        needs_activation_offload(Core(), plan_windows(25, 25, 0), 72, 128, cuda, free)
+    assert needs_activation_offload(Core(), plan_windows(25, 8, 2), 72, 128, cuda, free) is False

@@ -155,10 +155,10 @@ def test_cutting_a_file_short_does_not_end_the_process_that_reads_it(one_file, t
 @pytest.mark.parametrize("change", ["written to", "replaced"])
 def test_what_was_left_on_the_disk_is_not_taken_from_another_file(change, one_file, tmp_path):
     path = Path(shutil.copyfile(one_file, tmp_path / "model.safetensors"))
-    loaded = load_checkpoint(path, lean=True)
+    loaded = load_checkpoint(path, defer_unused=True)
     times = path.stat()
     CHANGES[change](path)
     if change == "replaced":
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with raises(CheckpointError, "checkpoint.changed"):
-        replace(loaded.model).complete()
+        replace(loaded.model).load_deferred()

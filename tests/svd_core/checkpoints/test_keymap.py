@@ -13,8 +13,8 @@ from svd_stages.svd_core.checkpoints.keymap import (
     THIRDS,
     UNET_PREFIX,
     VAE_PREFIX,
-    Change,
     Keymap,
+    TensorTransform,
     UNetLayout,
     change_tensor,
     clip_pairs,
@@ -116,7 +116,7 @@ def test_the_joint_projection_splits_as_torch_multi_head_attention_does():
 def test_a_1x1_convolution_as_a_matrix_gives_the_same_numbers():
     generator = torch.Generator("cpu").manual_seed(0)
     weight, x = torch.randn(6, 4, 1, 1, generator=generator), torch.randn(1, 4, 3, 2, generator=generator)
-    matrix = change_tensor(weight, Change.MATRIX)
+    matrix = change_tensor(weight, TensorTransform.MATRIX)
     as_matrix = torch.nn.functional.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
     torch.testing.assert_close(as_matrix, torch.nn.functional.conv2d(x, weight))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from svd_stages.svd_core.diffusion.conditioning import spread_over_frames
+from svd_stages.svd_core.diffusion.conditioning import expand_image_latents
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from svd_stages.svd_core.diffusion.conditioning import spread_over_frames
 )
 def test_each_frame_has_the_nearest_picture(count, frames, places):
     latents = torch.arange(float(count)).view(-1, 1, 1, 1).expand(-1, 4, 8, 8)
-    assert spread_over_frames(latents, frames)[:, 0, 0, 0].tolist() == places
+    assert expand_image_latents(latents, frames)[:, 0, 0, 0].tolist() == places

@@ -9,7 +9,7 @@ import pytest
 import torch
 from error_checks import raises
 from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
-from svd_stages.svd_core.diffusion.denoiser import clean_from_v, make_denoiser, precondition
+from svd_stages.svd_core.diffusion.denoiser import denoised_from_v, make_denoiser, precondition
 from svd_stages.svd_core.diffusion.sampling import sample_euler, starting_noise, starting_point
 from svd_stages.svd_core.diffusion.schedules import make_sigmas
 from svd_stages.svd_core.errors import SettingError
@@ -37,7 +37,7 @@ def test_the_clean_estimate_is_the_v_parameterisations(sigma):
     s = torch.tensor(sigma, dtype=torch.float64)
     x = x0 + s * n
     v = (n - s * x0) / (1 + s**2).sqrt()
-    assert torch.allclose(clean_from_v(x, v, s), x0, atol=1e-9 * max(1.0, sigma))
+    assert torch.allclose(denoised_from_v(x, v, s), x0, atol=1e-9 * max(1.0, sigma))
 
 
 def test_the_network_sees_unit_variance_and_a_quarter_of_log_sigma():
@@ -78,12 +78,12 @@ def test_each_frame_has_its_own_weight(tiny):
     x, positive = drawn(1, 3, 4, 8, 8), some_conditioning()
     sigma = torch.tensor(2.0)
 
-    def clean(weights: list[float]) -> torch.Tensor:
+    def denoised(weights: list[float]) -> torch.Tensor:
         return make_denoiser(tiny.model.unet, positive, nothing(positive), torch.tensor(weights), CPU)(x, sigma)
 
-    rising = clean([1.0, 2.0, 3.0])
+    rising = denoised([1.0, 2.0, 3.0])
     for frame, weight in enumerate([1.0, 2.0, 3.0]):
-        assert torch.allclose(rising[:, frame], clean([weight] * 3)[:, frame], atol=1e-5)
+        assert torch.allclose(rising[:, frame], denoised([weight] * 3)[:, frame], atol=1e-5)
     assert (rising[:, 2] - rising[:, 0]).abs().max() > 0.01
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from error_checks import raises
-from svd_stages.svd_core.diffusion.noise_augmentation import augment_images, augment_images_as_core, seed_of, seeded
+from svd_stages.svd_core.diffusion.noise_augmentation import (
+    augment_images,
+    augment_images_as_core,
+    make_generator,
+    seed_for_index,
+)
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.media.image_ops import to_pixels
 
@@ -49,11 +54,11 @@ def test_a_strength_that_is_no_deviation_is_refused(strength):
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed):
     with raises(SettingError, "setting", "seed", seed):
-        seeded(seed)
+        make_generator(seed)
 
 
 def test_seeds_go_round():
-    assert seed_of(2**64 - 1, 1) == 0
+    assert seed_for_index(2**64 - 1, 1) == 0
 
 
 def test_cores_noise_is_what_torchs_global_generator_gives_after_the_seed_and_twice_as_strong():

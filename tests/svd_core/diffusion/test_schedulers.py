@@ -11,13 +11,13 @@ from svd_stages.svd_core.diffusion.schedulers import (
     SCHEDULERS,
     align_your_steps_part,
     exponential,
+    flip_sigmas,
     karras,
-    last_steps,
     level_table,
-    part_of,
     sampler_steps,
     scheduled_sigmas,
-    turned,
+    slice_sigmas,
+    truncate_sigmas,
 )
 from svd_stages.svd_core.errors import SettingError
 
@@ -79,9 +79,9 @@ def test_a_million_steps_are_no_work(scheduler):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_denoise_below_one_takes_the_end_of_a_longer_row(scheduler):
-    assert torch.equal(last_steps(scheduler, 10, TABLE, 0.5), scheduled_sigmas(scheduler, 20, TABLE)[-11:])
-    assert torch.equal(last_steps(scheduler, 10, TABLE, 1.0), scheduled_sigmas(scheduler, 10, TABLE))
-    assert len(last_steps(scheduler, 10, TABLE, 0.0)) == 0
+    assert torch.equal(truncate_sigmas(scheduler, 10, TABLE, 0.5), scheduled_sigmas(scheduler, 20, TABLE)[-11:])
+    assert torch.equal(truncate_sigmas(scheduler, 10, TABLE, 1.0), scheduled_sigmas(scheduler, 10, TABLE))
+    assert len(truncate_sigmas(scheduler, 10, TABLE, 0.0)) == 0
 
 
 @pytest.mark.parametrize(("steps", "levels", "highest"), [(7, 9, 665.12), (12, 14, 682.34), (30, 32, 631.98)])
@@ -90,35 +90,35 @@ def test_ksampler_walks_all_of_a_row_that_is_longer_than_asked(steps, levels, hi
     row = sampler_steps("ddim_uniform", steps, TABLE, 1.0)
     assert len(row) == levels and row[0].item() == pytest.approx(highest, rel=1e-5)
     assert torch.equal(sampler_steps("ddim_uniform", steps, TABLE, 0.99995), row)
-    assert len(last_steps("ddim_uniform", steps, TABLE, 1.0)) == steps + 1
-    assert torch.equal(sampler_steps("karras", steps, TABLE, 0.5), last_steps("karras", steps, TABLE, 0.5))
+    assert len(truncate_sigmas("ddim_uniform", steps, TABLE, 1.0)) == steps + 1
+    assert torch.equal(sampler_steps("karras", steps, TABLE, 0.5), truncate_sigmas("karras", steps, TABLE, 0.5))
 
 
 def test_two_parts_of_a_row_meet_and_make_the_whole():
     row = scheduled_sigmas("karras", 6, TABLE)
-    first, second = part_of(row, 0, 4, keep_noise=True), part_of(row, 4, 10000, keep_noise=False)
+    first, second = slice_sigmas(row, 0, 4, keep_noise=True), slice_sigmas(row, 4, 10000, keep_noise=False)
     assert torch.equal(first, row[:5]) and torch.equal(second, row[4:])
-    assert torch.equal(part_of(row, 0, 6, keep_noise=False), row)
+    assert torch.equal(slice_sigmas(row, 0, 6, keep_noise=False), row)
 
 
 def test_a_part_that_keeps_no_noise_ends_in_zero_and_leaves_the_row_alone():
     row = scheduled_sigmas("karras", 6, TABLE)
     kept = row.clone()
-    part = part_of(row, 1, 3, keep_noise=False)
+    part = slice_sigmas(row, 1, 3, keep_noise=False)
     assert part.tolist() == [*row[1:3].tolist(), 0.0]
     assert torch.equal(row, kept)
 
 
 @pytest.mark.parametrize(("start", "end"), [(6, 10000), (20, 10000), (0, 0), (4, 3)])
 def test_a_part_without_steps_is_empty(start, end):
-    assert len(part_of(scheduled_sigmas("karras", 6, TABLE), start, end, keep_noise=True)) == 0
+    assert len(slice_sigmas(scheduled_sigmas("karras", 6, TABLE), start, end, keep_noise=True)) == 0
 
 
 def test_a_row_turned_round_rises_from_above_zero():
     row = torch.tensor([5.0, 1.0, 0.0])
-    assert turned(row).tolist() == pytest.approx([0.0001, 1.0, 5.0])
-    assert turned(torch.tensor([5.0, 1.0])).tolist() == [1.0, 5.0]
-    assert len(turned(torch.empty(0))) == 0
+    assert flip_sigmas(row).tolist() == pytest.approx([0.0001, 1.0, 5.0])
+    assert flip_sigmas(torch.tensor([5.0, 1.0])).tolist() == [1.0, 5.0]
+    assert len(flip_sigmas(torch.empty(0))) == 0
     assert row.tolist() == [5.0, 1.0, 0.0]
 
 

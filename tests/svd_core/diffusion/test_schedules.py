@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from error_checks import raises
-from svd_stages.svd_core.diffusion.schedules import ALIGN_YOUR_STEPS, SCHEDULES, check_sigmas, check_walk, make_sigmas
+from svd_stages.svd_core.diffusion.schedules import (
+    ALIGN_YOUR_STEPS,
+    SCHEDULES,
+    check_sigmas,
+    make_sigmas,
+    validate_sigmas,
+)
 from svd_stages.svd_core.errors import SettingError
 from tiny import SCHEDULER_CONFIG
 
@@ -82,10 +88,10 @@ def test_a_row_that_does_not_fall_is_refused(row):
 
 def test_a_row_that_rises_from_above_zero_may_be_walked_too():
     for row in ([0.1, 1.0, 5.0], [5.0, 1.0, 0.0]):
-        assert check_walk(torch.tensor(row, dtype=torch.float64)).tolist() == torch.tensor(row).tolist()
+        assert validate_sigmas(torch.tensor(row, dtype=torch.float64)).tolist() == torch.tensor(row).tolist()
 
 
 @pytest.mark.parametrize("row", [[0.0, 1.0], [1.0, 1.0], [1.0], [1.0, float("inf")], [3.0, 1.0, 2.0], [-1.0, 1.0]])
 def test_a_row_that_cannot_be_walked_is_refused(row):
     with raises(SettingError, "setting", "sigmas"):
-        check_walk(torch.tensor(row))
+        validate_sigmas(torch.tensor(row))

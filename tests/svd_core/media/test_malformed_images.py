@@ -23,7 +23,7 @@ from error_checks import check_facts, raises
 from PIL import Image, ImageFile
 from svd_stages.svd_core.errors import ImageError, SettingError
 from svd_stages.svd_core.media import alpha_compositing, image_io
-from svd_stages.svd_core.runtime import runtime
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 from . import odd_files
 
@@ -38,7 +38,7 @@ AVIF = pytest.param("AVIF", marks=pytest.mark.skipif(".avif" not in Image.regist
 def notes():
     """Collect the notes of the run."""
     kept: list = []
-    with runtime.using(runtime.HeadlessHost(on_note=kept.append)):
+    with use_runtime(LocalRuntime(on_note=kept.append)):
         yield kept
 
 
@@ -145,13 +145,13 @@ CORNERS = {  # where the stored first row and first column are to be seen: EXIF 
 def as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     """What a camera stores for it to be shown upright, pixel by pixel from the words of the standard."""
     row_side, column_side = CORNERS[orientation]
-    turned = row_side in ("left", "right")
+    flip_sigmas = row_side in ("left", "right")
     height, width = upright.shape[:2]
-    stored = np.zeros((width, height, 3) if turned else upright.shape, upright.dtype)
+    stored = np.zeros((width, height, 3) if flip_sigmas else upright.shape, upright.dtype)
     for row, column in np.ndindex(*stored.shape[:2]):
         place = {"top": row, "left": row, "bottom": -1 - row, "right": -1 - row}[row_side]
         other = {"left": column, "top": column, "right": -1 - column, "bottom": -1 - column}[column_side]
-        stored[row, column] = upright[other, place] if turned else upright[place, other]
+        stored[row, column] = upright[other, place] if flip_sigmas else upright[place, other]
     return stored
 
 

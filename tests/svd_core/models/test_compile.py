@@ -10,7 +10,7 @@ import torch
 from error_checks import check_facts
 from svd_stages.svd_core.models import attention_backend, compile, layers
 from svd_stages.svd_core.models import unet as rewriting
-from svd_stages.svd_core.models.compile import Compiler, Whole
+from svd_stages.svd_core.models.compile import CompiledStep, Compiler
 from svd_stages.svd_core.models.optimizations import ALL, Rewrites
 from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
@@ -38,7 +38,7 @@ def fresh(monkeypatch):
     counters.clear()
     compilers = {True: Compiler(layers.COMPILED), False: Compiler(layers.COMPILED_OFF_CPU)}
     monkeypatch.setattr(rewriting, "COMPILERS", compilers)
-    monkeypatch.setattr(rewriting, "WHOLE_STEP", Whole(PreparedUNet._network))
+    monkeypatch.setattr(rewriting, "WHOLE_STEP", CompiledStep(PreparedUNet._network))
 
 
 @pytest.fixture
@@ -107,7 +107,11 @@ def test_what_is_compiled_off_the_cpu_takes_every_size_too(unet, traced_only, mo
 def test_kernels_that_are_asked_for_later_are_taken(traced_only):
     """They are chosen while a program is made, so each choice has its own."""
     run = Compiler({layers.attend_: -1})
-    for context in (attention_backend.torchs_choice, attention_backend.hoppers_first, attention_backend.torchs_choice):
+    for context in (
+        attention_backend.default_sdpa,
+        attention_backend.prefer_hopper_sdpa,
+        attention_backend.default_sdpa,
+    ):
         arguments = (torch.ones(8), torch.zeros(8), 1e-5, (drawn(24, 8),), (None,), drawn(8, 8), None, 2, context)
         rows = drawn(2, 5, 8)
         wanted = layers.attend_(rows.clone(), *arguments)

@@ -102,7 +102,7 @@ def test_the_peak_of_decoding_is_what_was_foretold(decoder):
     before = torch.cuda.memory_allocated()
     streaming.decode(decoder, latents, CUDA)
     peak = torch.cuda.max_memory_allocated() - before
-    foretold = decode_bytes(SimpleNamespace(first_width=64, itemsize=2, streams=True), 8, 320, 512)
+    foretold = decode_bytes(SimpleNamespace(base_channels=64, itemsize=2, streams=True), 8, 320, 512)
     assert peak <= 1.1 * foretold
     decoder.to(CPU, torch.float32)
 

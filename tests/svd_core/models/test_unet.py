@@ -12,7 +12,7 @@ import torch
 from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from svd_stages.svd_core.diffusion.denoiser import make_denoiser
 from svd_stages.svd_core.models import unet as rewriting
-from svd_stages.svd_core.models.optimizations import ALL, Rewrites, why_not
+from svd_stages.svd_core.models.optimizations import ALL, Rewrites, unsupported_reason
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.models.weight_streaming import Streamed
 from tiny import tiny_checkpoint
@@ -44,11 +44,11 @@ def stock(unet, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_N
 
 
 def rewritten(
-    unet, rewrites=ALL, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_NOISES[0], piece=None
+    unet, rewrites=ALL, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_NOISES[0], chunk_rows=None
 ) -> torch.Tensor:
     """Ours to the same question."""
     embeds, latents = drawn(1, tokens, 32, seed=2).to(dtype), drawn(FRAMES, 4, *size, seed=1).to(dtype)
-    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, rewrites, piece)
+    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, rewrites, chunk_rows)
     return prepared(drawn(FRAMES, 4, *size).to(dtype), c_noise).float()
 
 
@@ -92,10 +92,10 @@ def test_sizes_that_do_not_halve_evenly(unet, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("piece", [1, 7, 100, 10**6])
-def test_pieces_of_any_size_give_the_same_numbers(unet, piece):
+@pytest.mark.parametrize("chunk_rows", [1, 7, 100, 10**6])
+def test_pieces_of_any_size_give_the_same_numbers(unet, chunk_rows):
     wanted = stock(unet)
-    assert difference(rewritten(unet, piece=piece), wanted) < TOLERANCE
+    assert difference(rewritten(unet, chunk_rows=chunk_rows), wanted) < TOLERANCE
 
 
 def test_several_tokens_are_attended_to(unet):
@@ -177,7 +177,7 @@ def test_a_module_that_was_replaced_is_called(unet):
         if type(module).__name__ == "Attention":
             module.to_q, module.to_v = Adapted(module.to_q), Adapted(module.to_v)
             module.to_out[0] = Adapted(module.to_out[0])
-    assert why_not(unet) is not None
+    assert unsupported_reason(unet) is not None
     assert difference(plain, stock(unet)) > 0.01
     assert difference(through_denoiser(unet), stock(unet)) < TOLERANCE
 
@@ -196,7 +196,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_not_known_is_not_rewritten(unet, change):
-    assert why_not(unet) is None
+    assert unsupported_reason(unet) is None
     block = unet.down_blocks[0]
     convolution = block.resnets[0].temporal_res_block.conv1
     if change == "hook":
@@ -212,12 +212,12 @@ def test_what_is_not_known_is_not_rewritten(unet, change):
     elif change == "layer":
         convolution.__class__ = type("Scaled", (torch.nn.Conv3d,), {"forward": lambda self, x: 2 * x})
     elif change == "parametrization":
-        torch.nn.utils.parametrize.register_parametrization(convolution, "weight", torch.nn.Identity())
+        torch.nn.utils.parametrize.register_parametrization(convolution, "weight", torch.nn.WeightsKey())
     elif change == "processor":
         block.attentions[0].transformer_blocks[0].attn1.processor = lambda *told: None
     else:
         block.resnets[0].temporal_res_block = torch.nn.Sequential(block.resnets[0].temporal_res_block)
-    assert why_not(unet) is not None
+    assert unsupported_reason(unet) is not None
 
 
 @pytest.mark.parametrize(("tokens", "ahead"), [(1, False), (3, False), (1, True)])

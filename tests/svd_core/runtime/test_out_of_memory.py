@@ -20,7 +20,7 @@ from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeE
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.runtime import device_errors
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, Note, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 B."
 SHORTAGES = {
@@ -60,13 +60,13 @@ class SmallMemory:
         self.made: list[weakref.ref] = []
         original = SVDVae.decode_clip
 
-        def decode(vae, latents, spare=False, on_part=None):
+        def decode(vae, latents, offload_activations=False, on_part=None):
             self.seen.append(len(latents))
             if len(latents) > frames:
                 activations = latents.repeat(1, 64, 1, 1)
                 self.made.append(weakref.ref(activations))
                 raise error()
-            return original(vae, latents, spare, on_part)
+            return original(vae, latents, offload_activations, on_part)
 
         patch.setattr(SVDVae, "decode_clip", decode)
 
@@ -93,7 +93,7 @@ def test_decoding_that_runs_out_of_memory_says_which_chunk_would_fit(mini, laten
 def test_windows_adapt_where_the_user_wants_it_and_the_run_says_so(mini, latent, monkeypatch):
     wanted = decoded(mini, latent, "windowed", chunk_size=2, context=0)[0]
     small, notes = SmallMemory(monkeypatch, 3, SHORTAGES["torch on Linux"]), []
-    with using(HeadlessHost(device_name="cpu", on_oom="adapt", on_note=notes.append)):
+    with use_runtime(LocalRuntime(device_name="cpu", on_oom="adapt", on_note=notes.append)):
         found = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
     assert small.seen == [8, 4, 2, 2, 2, 2, 1]
     assert torch.equal(found, wanted)
@@ -105,15 +105,15 @@ def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkey
     wanted = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
     original, spared = SVDVae.decode_clip, []
 
-    def decode(vae, latents, spare=False, on_part=None):
-        spared.append(spare)
-        if not spare:
+    def decode(vae, latents, offload_activations=False, on_part=None):
+        spared.append(offload_activations)
+        if not offload_activations:
             raise SHORTAGES["a device"]()
-        return original(vae, latents, spare, on_part)
+        return original(vae, latents, offload_activations, on_part)
 
     monkeypatch.setattr(SVDVae, "decode_clip", decode)
-    notes: list[Note] = []
-    with using(HeadlessHost(device_name="cpu", on_oom="adapt", on_note=notes.append)):
+    notes: list[RunWarning] = []
+    with use_runtime(LocalRuntime(device_name="cpu", on_oom="adapt", on_note=notes.append)):
         assert torch.equal(decoded(mini, latent, "windowed", chunk_size=8, context=0)[0], wanted)
     assert spared == [False, True, True] and notes == []
 
@@ -121,14 +121,14 @@ def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkey
 @pytest.mark.parametrize(("mode", "on_oom"), [("exact", "adapt"), ("windowed", "strict")])
 def test_other_pixels_are_never_made_unasked(mini, latent, monkeypatch, mode, on_oom):
     small = SmallMemory(monkeypatch, 3, SHORTAGES["Python"])
-    with using(HeadlessHost(device_name="cpu", on_oom=on_oom)), pytest.raises(MemoryBudgetError):
+    with use_runtime(LocalRuntime(device_name="cpu", on_oom=on_oom)), pytest.raises(MemoryBudgetError):
         decoded(mini, latent, mode, chunk_size=8, context=0)
     assert len(small.seen) == 1
 
 
 def test_windows_of_one_frame_that_do_not_fit_are_an_error(mini, latent, monkeypatch):
     small = SmallMemory(monkeypatch, 0, SHORTAGES["Python"])
-    with using(HeadlessHost(device_name="cpu", on_oom="adapt")), pytest.raises(MemoryBudgetError) as raised:
+    with use_runtime(LocalRuntime(device_name="cpu", on_oom="adapt")), pytest.raises(MemoryBudgetError) as raised:
         decoded(mini, latent, "windowed", chunk_size=4, context=0)
     assert small.seen == [4, 2, 1] and "chunk_size" not in str(raised.value)
     check_error(raised.value, "memory.exhausted", 1, "64x64")
@@ -136,7 +136,7 @@ def test_windows_of_one_frame_that_do_not_fit_are_an_error(mini, latent, monkeyp
 
 def test_another_word_for_it_is_refused():
     with raises(SettingError, "setting", "on_oom", "strict", "adapt", "perhaps"):
-        HeadlessHost(on_oom="perhaps")  # pyright: ignore[reportArgumentType]
+        LocalRuntime(on_oom="perhaps")  # pyright: ignore[reportArgumentType]
 
 
 def raising(error):
@@ -178,9 +178,9 @@ def test_sampling_that_runs_out_says_what_it_takes_and_the_next_prompt_uses_what
             if event == "executing":
                 ran.append(data["node"])
 
-        with using(HeadlessHost(device_name="cpu", input_folder=headless.PACKAGE / "example_workflows")):
+        with use_runtime(LocalRuntime(device_name="cpu", input_folder=headless.PACKAGE / "example_workflows")):
             checked = validate(prompt, headless.NODES, keep=["decode"])
-            return engine.run(checked.prompt, [], keep=["decode"], emit=tell).values["decode"][0][0]
+            return engine.run(checked.prompt, [], keep=["decode"], on_event=tell).values["decode"][0][0]
 
     with monkeypatch.context() as patch:
         patch.setattr(PreparedUNet, "__call__", raising(SHORTAGES["a device"]))
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(monkeypatch):
 
     monkeypatch.setattr(load, "load_checkpoint", raising(SHORTAGES["torch on Linux"]))
     with raises(MemoryBudgetError, "memory.exhausted", "svd-nano"):
-        pipeline.load(HeadlessHost(device_name="cpu"), "svd-nano", "fp32")
+        pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
 
 
 LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: unspecified launch failure")
@@ -240,10 +240,10 @@ def test_what_is_a_shortage_is_no_loss_and_nothing_else_is_either():
 
 
 def test_other_errors_go_through_as_they_are():
-    host = HeadlessHost(device_name="cpu")
+    host = LocalRuntime(device_name="cpu")
     for error in (RuntimeError("shapes"), SettingError("wrong"), KeyboardInterrupt(), SVDStagesError("ours")):
         with pytest.raises(type(error)) as raised:
-            device_errors.guarded(host, raising(lambda error=error: error), lambda: "never asked")
+            device_errors.translate_device_errors(host, raising(lambda error=error: error), lambda: "never asked")
         assert raised.value is error
     assert issubclass(DeviceLostError, SVDStagesError)
 
@@ -252,22 +252,22 @@ def test_float32_is_tried_in_the_memory_that_it_takes(latent, monkeypatch):
     """The host is asked for float32's activations and weights; the weights are the decoder's own again afterwards."""
     mini, asked = mini_checkpoint(torch.float16), []
 
-    class Asked(HeadlessHost):
-        def on_device(self, part, need=0, after="host"):
+    class Asked(LocalRuntime):
+        def on_device(self, part, need=0, after="default"):
             asked.append(need)
             return super().on_device(part, need, after)
 
     original = SVDVae.decode_clip
 
-    def overflowing(vae, latents, spare=False, on_part=None):
-        pixels = original(vae, latents, spare, on_part)
+    def overflowing(vae, latents, offload_activations=False, on_part=None):
+        pixels = original(vae, latents, offload_activations, on_part)
         return pixels if pixels.dtype == torch.float32 else pixels * float("inf")
 
     decoded(mini, latent, "windowed", chunk_size=4, context=0)  # which lays out its convolutions, once
     monkeypatch.setattr(SVDVae, "decode_clip", overflowing)
     before = {name: weight for name, weight in mini.vae.module.named_parameters()}
     pointers = {name: weight.data_ptr() for name, weight in before.items()}
-    with using(Asked(device_name="cpu")):
+    with use_runtime(Asked(device_name="cpu")):
         decoded(mini, latent, "windowed", chunk_size=4, context=0)
     weights = 4 * sum(each.numel() for each in mini.vae.vae.decoder.parameters())
     assert len(asked) == 2 and asked[1] == 2 * asked[0] + weights

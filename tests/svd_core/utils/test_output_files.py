@@ -43,7 +43,7 @@ def names(folder: Path) -> list[str]:
 )
 def test_a_prefix_means_a_place_below_the_output_folder(tmp_path, prefix, subfolder, name):
     place = output_files.place_for(tmp_path, prefix, 64, 32, NOON)
-    assert place == output_files.Place(tmp_path / subfolder, subfolder, name)
+    assert place == output_files.OutputPath(tmp_path / subfolder, subfolder, name)
     assert names(tmp_path) == []
 
 

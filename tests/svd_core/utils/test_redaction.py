@@ -129,7 +129,7 @@ def test_no_file_of_any_saver_no_manifest_and_no_record_holds_them(folder):
     prompt = {**graph.prompt, "1": {**graph.prompt["1"], "_meta": {"title": f"password: {WORD}"}}}
     prompt["1"]["inputs"] |= {"api_key": KEY, "where": PATHS[0], "password": WORD}
     source = {"prompt": prompt, "workflow": graph.workflow}
-    around = headless.Surroundings(input_folder=folder / "input", output_folder=folder / "out")
+    around = headless.RunConfig(input_folder=folder / "input", output_folder=folder / "out")
     engine, opened = headless.EmbeddedEngine(around), headless.open_graph(source)
     assert opened.workflow is not None
     report = engine.run(opened)

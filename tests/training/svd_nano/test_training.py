@@ -6,7 +6,7 @@ import pytest
 import torch
 from error_checks import raises
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
-from svd_stages.svd_core.diffusion.denoiser import clean_from_v
+from svd_stages.svd_core.diffusion.denoiser import denoised_from_v
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.training.svd_nano import train as whole_training
 from svd_stages.training.svd_nano import train_vae, training
@@ -159,18 +159,18 @@ def test_clips_are_encoded_again_when_the_vae_has_learned_more(modules, monkeypa
     for module in (changed.vae, changed.clip):
         module.eval().requires_grad_(False)
     (kept,) = latents_of(changed, tmp_path, CPU, size)
-    assert torch.equal(kept.clean, first.clean)
+    assert torch.equal(kept.denoised, first.denoised)
     learner = line()
     train(learner, Plan("vae", steps(monkeypatch, 2), 0.01, 1), loss_of(learner), tmp_path)
     (fresh,) = latents_of(changed, tmp_path, CPU, size)
-    assert not torch.allclose(fresh.clean, first.clean, atol=0.1)
+    assert not torch.allclose(fresh.denoised, first.denoised, atol=0.1)
 
 
 def test_places_that_move_count_more_only_as_far_as_asked():
-    clean = torch.zeros(1, 2, 4, 2, 2)
-    clean[0, 1, :, 0, 0] = 5.0
-    assert torch.equal(moving_weight(clean, 0.0), torch.ones(1, 2, 1, 2, 2))
-    weight = moving_weight(clean, 4.0)
+    denoised = torch.zeros(1, 2, 4, 2, 2)
+    denoised[0, 1, :, 0, 0] = 5.0
+    assert torch.equal(moving_weight(denoised, 0.0), torch.ones(1, 2, 1, 2, 2))
+    weight = moving_weight(denoised, 4.0)
     assert weight[0, 1, 0].tolist() == [[5.0, 1.0], [1.0, 1.0]]
     assert (weight[0, 0] == 1).all()
 
@@ -178,15 +178,15 @@ def test_places_that_move_count_more_only_as_far_as_asked():
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 300.0])
 def test_v_is_what_the_denoiser_turns_into_the_clean_latents(sigma):
     generator = torch.Generator().manual_seed(0)
-    clean, noise = (torch.randn((2, 3, 4, 4, 4), generator=generator) for _ in range(2))
+    denoised, noise = (torch.randn((2, 3, 4, 4, 4), generator=generator) for _ in range(2))
     level = torch.tensor(sigma)
-    noisy = clean + level * noise
-    assert torch.allclose(clean_from_v(noisy, v_target(clean, noisy, level), level), clean, atol=2e-3)
+    noisy = denoised + level * noise
+    assert torch.allclose(denoised_from_v(noisy, v_target(denoised, noisy, level), level), denoised, atol=2e-3)
 
 
 def test_the_unet_learns_from_encoded_clips_and_is_told_fps_less_one(modules):
     latents = encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3, device=CPU)
-    assert latents.clean.shape == (2, 3, 4, 8, 8)
+    assert latents.denoised.shape == (2, 3, 4, 8, 8)
     assert latents.images.shape == (2, 3, 4, 8, 8)
     assert (latents.strengths[:, 0] == 0).all()
     assert time_ids(latents.motion, latents.strengths[:, 0])[:, 0] == pytest.approx(latents.motion[:, 0] - 1)

@@ -88,14 +88,14 @@ def test_engines_exclude_each_other(here, capsys):
 @pytest.mark.parametrize("named", [[], ["mine", "more"]], ids=["default", "named"])
 def test_each_engine_says_where_missing_files_belong(monkeypatch, named):
     monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
-    here = headless.Surroundings(models=named, input_folder="pictures")
+    here = headless.RunConfig(models=named, input_folder="pictures")
     own = {"embedded": here.models_roots()[0], "comfyui": Path("ComfyUI/models")}
     for name, engine in {
         "embedded": headless.choose_engine(here),
         "comfyui": headless.choose_engine(here, comfyui="ComfyUI"),
     }.items():
         assert engine.models_folder == ("mine" if named else str(own[name])) and engine.input_folder == "pictures"
-    server = headless.choose_engine(headless.Surroundings(), server="localhost")
+    server = headless.choose_engine(headless.RunConfig(), server="localhost")
     assert "server" in server.models_folder and "server" in server.input_folder
 
 
@@ -150,5 +150,5 @@ def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(her
     ],
 )
 def test_our_options_are_said_as_comfyuis(here, options, flags):
-    engine = headless.choose_engine(headless.Surroundings(**options), make_checkout(here / "ComfyUI"))
+    engine = headless.choose_engine(headless.RunConfig(**options), make_checkout(here / "ComfyUI"))
     assert isinstance(engine, ComfyUIEngine) and engine._flags() == flags

@@ -16,7 +16,7 @@ from svd_stages.headless.engines.embedded import memory_estimate
 from svd_stages.headless.graph.validate import validate
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE, ModelLibrary
 from svd_stages.svd_core.errors import GraphError
-from svd_stages.svd_core.runtime.runtime import HeadlessHost, using
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 TEMPLATES = headless.PACKAGE / "example_workflows"
 GIB = 2**30
@@ -28,16 +28,16 @@ def graph(name: str, *settings: str) -> dict[str, Any]:
     ).prompt
 
 
-def refused(prompt: dict[str, Any], here: HeadlessHost | None = None) -> GraphError:
+def refused(prompt: dict[str, Any], here: LocalRuntime | None = None) -> GraphError:
     outputs = [key for key, node in prompt.items() if node["class_type"].startswith(("Save", "Preview"))]
     with pytest.raises(GraphError) as caught:
-        memory_estimate.refuse_too_expensive(prompt, outputs, here or HeadlessHost(device_name="cpu"))
+        memory_estimate.check_memory_budget(prompt, outputs, here or LocalRuntime(device_name="cpu"))
     assert caught.value.code == "graph.too_expensive" and caught.value.exit_status == 2
     return caught.value
 
 
-def accepted(prompt: dict[str, Any], here: HeadlessHost | None = None) -> None:
-    memory_estimate.refuse_too_expensive(prompt, list(prompt), here or HeadlessHost(device_name="cpu"))
+def accepted(prompt: dict[str, Any], here: LocalRuntime | None = None) -> None:
+    memory_estimate.check_memory_budget(prompt, list(prompt), here or LocalRuntime(device_name="cpu"))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_sampling_is_held_against_the_device(machine):
 
 def test_widths_come_from_the_checkpoint_that_is_named_and_without_one_nothing_is_guessed(machine, tmp_path):
     shutil.copy(EMBEDDED_FILE, tmp_path / "mine.safetensors")
-    here = HeadlessHost(device_name="cpu", library=ModelLibrary.from_roots([tmp_path]))
+    here = LocalRuntime(device_name="cpu", library=ModelLibrary.from_roots([tmp_path]))
     assert (
         memory_estimate._Widths(here).of("mine.safetensors") == memory_estimate._Widths(here).of("svd-nano") == (64, 64)
     )
@@ -122,7 +122,7 @@ def test_what_no_output_needs_costs_nothing(machine):
     machine(1)
     prompt = graph("image_to_video", "SVDImageConditioning.video_frames=4096")
     refused(prompt)
-    memory_estimate.refuse_too_expensive(prompt, [], HeadlessHost(device_name="cpu"))
+    memory_estimate.check_memory_budget(prompt, [], LocalRuntime(device_name="cpu"))
 
 
 def test_every_class_that_the_rules_name_is_one_of_the_table_and_has_the_inputs_that_they_ask_for():
@@ -152,7 +152,7 @@ def test_sizes_that_come_through_primitives_and_other_nodes_are_followed(machine
 def test_the_engine_refuses_before_anything_runs_and_validation_needs_no_torch(tmp_path, machine):
     (tmp_path / "input").mkdir()
     shutil.copy(TEMPLATES / "rocket.png", tmp_path / "input")
-    around = headless.Surroundings(device="cpu", input_folder=tmp_path / "input", output_folder=tmp_path / "out")
+    around = headless.RunConfig(device="cpu", input_folder=tmp_path / "input", output_folder=tmp_path / "out")
     prompt = graph("image_to_video", "SVDImageConditioning.video_frames=4096", "SVDResizeImage.width=16384")
     engine, events = headless.EmbeddedEngine(around), []
     for attempt in (engine.check, lambda graph: engine.run(graph, lambda *event: events.append(event))):
@@ -160,7 +160,7 @@ def test_the_engine_refuses_before_anything_runs_and_validation_needs_no_torch(t
             attempt(headless.Graph(prompt))
         assert caught.value.code == "graph.too_expensive"
     assert events == [] and not list(tmp_path.glob("out/*"))
-    with using(around.host()):
+    with use_runtime(around.runtime()):
         assert validate(prompt, headless.NODES).ok  # it is the machine that refuses it
 
 

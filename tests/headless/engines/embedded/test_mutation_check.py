@@ -13,7 +13,7 @@ import pytest
 import torch
 from error_checks import check_facts
 from svd_stages import headless
-from svd_stages.headless.engines.embedded.mutation_check import VARIABLE, InputCheck, summed
+from svd_stages.headless.engines.embedded.mutation_check import VARIABLE, InputCheck, content_checksum
 from svd_stages.headless.graph import Engine
 
 
@@ -79,7 +79,7 @@ def test_a_change_in_place_names_the_node_that_made_it_and_the_node_whose_output
 
 
 @dataclass
-class Held:
+class ParameterSlot:
     image_embeds: Any
 
 
@@ -92,19 +92,19 @@ class Held:
         lambda: torch.zeros(3, dtype=torch.int64)[::2],
         lambda: np.zeros(3)[::2],
         lambda: [[torch.zeros(1), {"a": (torch.zeros(2),)}]],
-        lambda: Held(torch.zeros(3)),
+        lambda: ParameterSlot(torch.zeros(3)),
     ],
     ids=range(7),
 )
 def test_every_kind_of_value_is_summed_by_its_content(make):
     value = make()
-    before = summed(value)
-    assert before == summed(value) == summed(make())
+    before = content_checksum(value)
+    assert before == content_checksum(value) == content_checksum(make())
     inside = value
     while not isinstance(inside, (torch.Tensor, np.ndarray)):
-        inside = inside.image_embeds if isinstance(inside, Held) else inside[0]
+        inside = inside.image_embeds if isinstance(inside, ParameterSlot) else inside[0]
     inside += 1
-    assert summed(value) != before
+    assert content_checksum(value) != before
 
 
 def test_our_own_nodes_change_nothing_and_the_environment_asks_for_the_check(tmp_path, monkeypatch, caplog):

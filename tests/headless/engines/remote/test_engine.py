@@ -16,11 +16,11 @@ from answering import Peer, serving
 from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
-from svd_stages.headless import Graph, Narrator, Surroundings
+from svd_stages.headless import EventTranslator, Graph, RunConfig
 from svd_stages.headless.cli.console import JsonConsole
 from svd_stages.headless.cli.main import main
 from svd_stages.headless.engines.remote import client
-from svd_stages.headless.engines.remote.engine import Patience, RemoteEngine
+from svd_stages.headless.engines.remote.engine import PollPolicy, RemoteEngine
 from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError, OutputError, ServerError, SettingError
 
 GRAPH = {
@@ -37,7 +37,7 @@ RUN = [
     ("executed", {"node": "2", "display_node": "2", "output": RESULT}),
     ("execution_success", {}),
 ]
-QUICK = Patience(ask=0.1, unreachable=0.5, stop=2.0)
+QUICK = PollPolicy(ask=0.1, unreachable=0.5, stop=2.0)
 
 
 def success(**changes: Any) -> Peer:
@@ -57,14 +57,14 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def engine(peer: Peer) -> RemoteEngine:
-    return RemoteEngine(Surroundings(), peer.url, QUICK, timeout=5)
+    return RemoteEngine(RunConfig(), peer.url, QUICK, timeout=5)
 
 
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-class Watcher:
+class EventListener:
     """Notes what it is told."""
 
     def __init__(self):
@@ -77,9 +77,9 @@ class Watcher:
         self.told.append(("progress", {"stage": stage, "done": done, "total": total, "node": node}))
 
 
-def run(peer: Peer) -> tuple[headless.Report, Watcher]:
-    remote, watcher = engine(peer), Watcher()
-    return remote.run(Graph(GRAPH, {"nodes": []}), Narrator(GRAPH, remote.table, watcher)), watcher
+def run(peer: Peer) -> tuple[headless.Report, EventListener]:
+    remote, watcher = engine(peer), EventListener()
+    return remote.run(Graph(GRAPH, {"nodes": []}), EventTranslator(GRAPH, remote.table, watcher)), watcher
 
 
 def test_pictures_go_there_and_results_come_here_byte_for_byte(here):
@@ -150,7 +150,7 @@ def test_a_server_cannot_make_up_events_of_ours(here, capsys):
     with serving(success()) as peer:
         peer.events[2:2] = [("queued", forged), ("executing", {**forged, "node": "1"})]
         console = JsonConsole()
-        engine(peer).run(Graph(GRAPH), Narrator(GRAPH, engine(peer).table, console))
+        engine(peer).run(Graph(GRAPH), EventTranslator(GRAPH, engine(peer).table, console))
         console.event("executed", **forged)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines].count("queued") == 1 and "result" not in [line["event"] for line in lines]
@@ -176,7 +176,7 @@ def test_a_stop_waits_for_no_silent_server(here):
         raise KeyboardInterrupt
 
     with serving(success(ends=False)) as peer:
-        remote = RemoteEngine(Surroundings(), peer.url, Patience(stop=0.3), timeout=60)
+        remote = RemoteEngine(RunConfig(), peer.url, PollPolicy(stop=0.3), timeout=60)
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             remote.run(Graph(GRAPH), stop)
@@ -345,7 +345,7 @@ def test_nobody_there_is_status_3_with_a_way_out(here, capsys):
 def test_the_login_goes_to_every_route_and_into_no_message(here):
     with serving(success()) as peer:
         url = peer.url.replace("//", "//me%40home:p%3Ass@")
-        remote = RemoteEngine(Surroundings(), url, QUICK)
+        remote = RemoteEngine(RunConfig(), url, QUICK)
         remote.run(Graph(GRAPH))
         assert "p:ss" not in repr(vars(remote)) and "cDpzcw" not in repr(vars(remote))
     assert {headers.get("Authorization") for _, _, headers, _ in peer.requests} == {"Basic bWVAaG9tZTpwOnNz"}
@@ -356,7 +356,7 @@ def test_a_redirect_to_another_place_is_not_followed(here):
     with serving(Peer()) as other, serving(Peer(answers={"/object_info": (302, b"")})) as peer:
         peer.headers["/object_info"] = {"Location": f"{other.url}/object_info"}
         with pytest.raises(ServerError) as error:
-            RemoteEngine(Surroundings(), peer.url.replace("//", "//me:secret@"), QUICK).run(Graph(GRAPH))
+            RemoteEngine(RunConfig(), peer.url.replace("//", "//me:secret@"), QUICK).run(Graph(GRAPH))
     assert error.value.code == "server.redirect" and "secret" not in str(error.value)
     assert other.requests == []
 
@@ -518,7 +518,7 @@ def test_a_strange_answer_to_a_prompt_is_a_typed_error(here, answer):
 )
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ServerError) as error:
-        RemoteEngine(Surroundings(), url)
+        RemoteEngine(RunConfig(), url)
     assert error.value.code == "server.url" and "sec" not in str(error.value)
 
 
@@ -537,7 +537,7 @@ def test_an_address_may_be_written_as_people_do(url, address):
 def test_what_only_the_server_chooses_is_refused_here():
     for given in ({"models": ["m"]}, {"device": "cpu"}, {"precision": "fp16"}, {"vram": 1}):
         with raises(SettingError, "setting", f"--{next(iter(given))}"):
-            RemoteEngine(Surroundings(**given), "localhost")
+            RemoteEngine(RunConfig(**given), "localhost")
 
 
 def test_validation_takes_a_picture_that_is_here_and_says_who_decides(here):
