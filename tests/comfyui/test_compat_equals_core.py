@@ -18,7 +18,7 @@ from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 pytestmark = pytest.mark.comfyui
 
-SCRIPT = Path(__file__).with_name("core_standins.py")
+SCRIPT = Path(__file__).with_name("core_compat.py")
 HEIGHT, WIDTH = 40, 56
 RNG = np.random.default_rng(3)
 SCALINGS = [
