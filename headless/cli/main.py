@@ -487,7 +487,7 @@ def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: 
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:
-    """Our nodes and the stand-ins; with --object-info those that it describes, and ours where it has none."""
+    """Our nodes and the compat nodes; with --object-info those that it describes, and ours where it has none."""
     if arguments.object_info is None:
         return headless.EMBEDDED_NODES
     described = described_nodes(read_graph(arguments.object_info, finite=False))
