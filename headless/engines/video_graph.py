@@ -46,69 +46,53 @@ def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:
 
     Node ids and the order of inputs are those of the template image_to_video: batches of today are named by them.
     """
-    nodes: dict[str, tuple[str, dict[str, Any]]] = {
-        "2": ("SVDCheckpointLoader", {"checkpoint": settings.model, "precision": "auto"}),
-        "3": ("LoadImage", {"image": image_name}),
-        "4": ("SVDCLIPVisionEncode", {"preprocess": "reference", "clip_vision": ["2", 1], "image": ["3", 0]}),
-        "5": (
-            "SVDResizeImage",
-            {"width": settings.width, "height": settings.height, "fit": settings.fit, "image": ["3", 0]},
-        ),
-        "7": (
-            "SVDNoiseAugmentation",
-            {"noise_aug_strength": settings.noise_aug_strength, "seed": settings.seed, "image": ["5", 0]},
-        ),
-        "6": ("SVDVAEEncode", {"vae": ["2", 2], "image": ["7", 0]}),
-        "8": (
-            "SVDImageConditioning",
-            {"video_frames": settings.num_frames, "clip_vision_output": ["4", 0], "image_latent": ["6", 0]},
-        ),
-        "9": (
-            "SVDMicroConditioning",
-            {
-                "fps": settings.fps,
-                "motion_bucket_id": settings.motion_bucket_id,
-                "noise_aug_strength": ["7", 1],
-                "positive": ["8", 0],
-                "negative": ["8", 1],
-            },
-        ),
-        "10": (
-            "SVDEulerSampler",
-            {
-                "seed": ["7", 2],
-                "steps": settings.steps,
-                "min_guidance": settings.min_guidance,
-                "max_guidance": settings.max_guidance,
-                "noise": settings.noise,
-                "model": ["2", 0],
-                "positive": ["9", 0],
-                "negative": ["9", 1],
-                "latent": ["8", 2],
-            },
-        ),
-        "11": (
-            "SVDTemporalVAEDecode",
-            {
-                "mode": settings.decode_mode,
-                "chunk_size": settings.decode_chunk,
-                "context": settings.decode_context,
-                "vae": ["2", 2],
-                "latent": ["10", 0],
-            },
-        ),
-        "12": ("CreateVideo", {"fps": ["9", 2], "images": ["11", 0]}),
-        "13": ("SaveVideo", {"filename_prefix": "video", "format": "auto", "codec": "auto", "video": ["12", 0]}),
-    }
+    guidance = {"min_guidance": settings.min_guidance, "max_guidance": settings.max_guidance}
+    decoding = {"mode": settings.decode_mode, "chunk_size": settings.decode_chunk, "context": settings.decode_context}
     prompt: Prompt = {
-        node_id: {"class_type": class_type, "inputs": inputs, "_meta": {"title": DISPLAY_NAMES[class_type]}}
-        for node_id, (class_type, inputs) in nodes.items()
-    }
+        "2": _node("SVDCheckpointLoader", checkpoint=settings.model, precision="auto"),
+        "3": _node("LoadImage", image=image_name),
+        "4": _node("SVDCLIPVisionEncode", preprocess="reference", clip_vision=["2", 1], image=["3", 0]),
+        "5": _node(
+            "SVDResizeImage", width=settings.width, height=settings.height, fit=settings.fit, image=["3", 0]
+        ),
+        "7": _node(
+            "SVDNoiseAugmentation",
+            noise_aug_strength=settings.noise_aug_strength,
+            seed=settings.seed,
+            image=["5", 0],
+        ),
+        "6": _node("SVDVAEEncode", vae=["2", 2], image=["7", 0]),
+        "8": _node(
+            "SVDImageConditioning",
+            video_frames=settings.num_frames,
+            clip_vision_output=["4", 0],
+            image_latent=["6", 0],
+        ),
+        "9": _node(
+            "SVDMicroConditioning",
+            fps=settings.fps,
+            motion_bucket_id=settings.motion_bucket_id,
+            noise_aug_strength=["7", 1],
+            positive=["8", 0],
+            negative=["8", 1],
+        ),
+        "10": _node(
+            "SVDEulerSampler", seed=["7", 2], steps=settings.steps, **guidance, noise=settings.noise,
+            model=["2", 0], positive=["9", 0], negative=["9", 1], latent=["8", 2],
+        ),
+        "11": _node("SVDTemporalVAEDecode", **decoding, vae=["2", 2], latent=["10", 0]),
+        "12": _node("CreateVideo", fps=["9", 2], images=["11", 0]),
+        "13": _node("SaveVideo", filename_prefix="video", format="auto", codec="auto", video=["12", 0]),
+    }  # fmt: skip
     if settings.compile != DEFAULT.compile:
         options = asdict(ModelOptions(compile=settings.compile))
         prompt["options"] = {"class_type": "SVDModelOptions", "inputs": {"model": ["2", 0], **options}}
         prompt["10"]["inputs"]["model"] = ["options", 0]
     return prompt
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": DISPLAY_NAMES[class_type]}}
 
 
 def node_of_class(prompt: Prompt, class_type: str) -> str:
