@@ -56,9 +56,9 @@ class SVDCheckpointLoader(StageNode):
         return validate_checkpoint_name(checkpoint)
 
     def run(self, checkpoint: str, precision: str) -> tuple:
-        from ..svd_core import pipeline
+        from ..svd_core import execution
 
-        loaded = pipeline.load(get_runtime(), checkpoint, precision)
+        loaded = execution.load(get_runtime(), checkpoint, precision)
         return (loaded.model, loaded.clip_vision, loaded.vae)
 
 

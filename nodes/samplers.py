@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..svd_core.diffusion.sampling import SamplerStep
-    from ..svd_core.pipeline import SamplerInputs
+    from ..svd_core.execution import SamplerInputs
 
 
 def get_sampler(model: Any) -> Sampler:
@@ -44,7 +44,7 @@ def sample_with_estimate(
     """
     import torch
 
-    from ..svd_core import pipeline
+    from ..svd_core import execution
 
     start = _sampler_inputs(latent, request.noise, request.seed)
     count = start.latents.shape[0]
@@ -53,27 +53,27 @@ def sample_with_estimate(
         wire_formats.read_conditioning(negative, count, "negative"),
         strict=True,
     )
-    sigmas = pipeline.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
+    sigmas = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
     denoised: dict[int, torch.Tensor] = {}
 
     def keep_last(video: int, step: SamplerStep) -> None:
         denoised[video] = step.denoised
 
-    sampled = pipeline.sample(get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last)
+    sampled = execution.sample(get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last)
     estimate = torch.cat([denoised[video].cpu() for video in range(count)]) / model.scaling_factor
     return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)
 
 
 def add_noise(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
     """Return the LATENT with starting noise of level `sigma`, a scalar tensor."""
-    from ..svd_core import pipeline
+    from ..svd_core import execution
 
-    return wire_formats.write_latent(pipeline.add_noise(model, _sampler_inputs(latent, noise, seed), sigma), like=latent)
+    return wire_formats.write_latent(execution.add_noise(model, _sampler_inputs(latent, noise, seed), sigma), like=latent)
 
 
 def _sampler_inputs(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:
     """Read the starting latents of a LATENT. Raises SettingError if it has a noise mask."""
-    from ..svd_core.pipeline import SamplerInputs
+    from ..svd_core.execution import SamplerInputs
 
     videos = wire_formats.read_latent(latent)
     if latent.get("noise_mask") is not None:
