@@ -68,7 +68,9 @@ def add_noise(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, si
     """Return the LATENT with starting noise of level `sigma`, a scalar tensor."""
     from ..svd_core import execution
 
-    return wire_formats.write_latent(execution.add_noise(model, _sampler_inputs(latent, noise, seed), sigma), like=latent)
+    return wire_formats.write_latent(
+        execution.add_noise(model, _sampler_inputs(latent, noise, seed), sigma), like=latent
+    )
 
 
 def _sampler_inputs(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:

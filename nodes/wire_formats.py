@@ -209,7 +209,7 @@ def with_micro(conditioning: list[list[Any]], micro: MicroConditioning) -> list[
 
 
 def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> list[Conditioning]:
-    """Read the conditioning of each of `videos` videos. Missing keys get core's defaults: fps 6, bucket 127, strength 0.
+    """Read the conditioning of each video. Missing keys get core's defaults: fps 6, bucket 127, strength 0.
 
     Raises:
         SettingError: It is not a CONDITIONING, has several entries or no image, or the numbers of embeddings and image

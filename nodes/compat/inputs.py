@@ -26,6 +26,11 @@ def fps(default: float, low: float, high: float, step: float = 0.01) -> Input:
     return number(default, low, high, step, "Frames per second.")
 
 
+def scale_by(default: float) -> Input:
+    """Declare the factor of both sides of an image."""
+    return number(default, 0.01, 8.0, 0.01, "2 is twice as wide and high.")
+
+
 def steps(default: int = 20) -> Input:
     """Declare the number of sampling steps."""
     return integer(default, 1, 10000, "How many steps are sampled.")

@@ -87,6 +87,12 @@ class Guider:
     curve: GuidanceCurve
 
 
+def cfg_guider(model: Any, positive: Any, negative: Any | None, cfg: float) -> Guider:
+    """Make a GUIDER with the guidance of the MODEL. Raises SettingError if it is not a MODEL."""
+    network = read_model(model)
+    return Guider(network, positive, negative, network.guidance.curve(cfg))
+
+
 def read_model(value: Any) -> Model:
     """Return the value of a MODEL socket. Raises SettingError for another type."""
     return _checked(value, Model, "model", "ImageOnlyCheckpointLoader")
