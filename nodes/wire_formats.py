@@ -114,11 +114,11 @@ def curve(given: GuidanceCurve | None, min_guidance: float, max_guidance: float)
 def images(value: Any) -> torch.Tensor:
     """The IMAGE of a wire, (B, H, W, C) float32 CPU, for nodes that pictures only pass through: any size and values.
 
-    What animates a picture asks more of it, `svd_core.media.image_ops.check_images`. Raises ImageError when it is none.
+    Stages that animate an image use `svd_core.utils.tensor_checks.check_images` too. Raises ImageError when it is none.
     """
-    from ..svd_core.utils.tensor_checks import plain
+    from ..svd_core.utils.tensor_checks import as_float32
 
-    tensor = plain(value, "an image", ImageError)
+    tensor = as_float32(value, "an image", ImageError)
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise ImageError(f"an image must be shaped (batch, height, width, channels), got {tuple(tensor.shape)}")
     return tensor
@@ -126,13 +126,13 @@ def images(value: Any) -> torch.Tensor:
 
 def samples(latent: Any) -> torch.Tensor:
     """The samples of a LATENT, as they are. Raises SettingError when it is none."""
-    from ..svd_core.utils.tensor_checks import plain
+    from ..svd_core.utils.tensor_checks import as_float32
 
     if not isinstance(latent, dict) or "samples" not in latent:
         raise SettingError(
             f'a latent is a dict that holds "samples", got {type(latent).__name__}; connect a LATENT output'
         )
-    plain(latent["samples"], "a latent's samples")
+    as_float32(latent["samples"], "a latent's samples")
     if not latent["samples"].ndim:
         raise SettingError("a latent's samples must be a batch, got a single number; connect a LATENT output")
     return latent["samples"]
@@ -144,9 +144,9 @@ def read_latent(latent: dict[str, Any]) -> LatentVideos:
     Values may be large: a latent that still carries noise holds thousands.
     """
     from ..svd_core.utils.nan_checks import check_input
-    from ..svd_core.utils.tensor_checks import plain
+    from ..svd_core.utils.tensor_checks import as_float32
 
-    given = plain(samples(latent), "a latent's samples")
+    given = as_float32(samples(latent), "a latent's samples")
     if given.ndim != 4 or given.shape[1] != 4 or 0 in given.shape:
         raise SettingError(
             f"a latent for SVD is shaped (frames, 4, height/8, width/8), got {tuple(given.shape)}; latents of other "
@@ -183,13 +183,13 @@ def read_embeds(output: Any) -> torch.Tensor:
     Raises SettingError for another, NonFiniteError for NaN and infinity in it.
     """
     from ..svd_core.utils.nan_checks import check_input
-    from ..svd_core.utils.tensor_checks import plain
+    from ..svd_core.utils.tensor_checks import as_float32
 
     if getattr(output, "image_embeds", None) is None:
         raise SettingError(
             f"a CLIP embedding is what SVDCLIPVisionEncode or CLIPVisionEncode gives, got {type(output).__name__}"
         )
-    embeds = plain(output.image_embeds, "a CLIP embedding")
+    embeds = as_float32(output.image_embeds, "a CLIP embedding")
     if embeds.ndim != 2 or 0 in embeds.shape:
         raise SettingError(
             f"a CLIP embedding is shaped (images, width), got {tuple(embeds.shape)}; look at the node it comes from",
@@ -256,9 +256,9 @@ def check_conditioning(conditioning: Any, side: str = "given") -> None:
 
 def _conditioning_tensor(value: Any, ndim: int, what: str) -> torch.Tensor:
     from ..svd_core.utils.nan_checks import check_input
-    from ..svd_core.utils.tensor_checks import plain
+    from ..svd_core.utils.tensor_checks import as_float32
 
-    tensor = plain(value, what)
+    tensor = as_float32(value, what)
     if tensor.ndim != ndim or 0 in tensor.shape:
         shape = "(images, tokens, width)" if ndim == 3 else "(images, 4, height/8, width/8)"
         raise SettingError(

@@ -20,10 +20,10 @@ IMAGE = ("IMAGE", {"tooltip": "The picture or pictures."})
 def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """Unscaled latents (B, 4, H // 8, W // 8) of images (B, H, W, 3): what is over a multiple of 8 is cut evenly."""
     from ...svd_core import pipeline
-    from ...svd_core.media.image_ops import cut_to_multiple
+    from ...svd_core.media.image_ops import crop_to_multiple
 
     images = wire_formats.images(images)[..., :3]
-    cut = cut_to_multiple(images, 8)
+    cut = crop_to_multiple(images, 8)
     if cut.shape != images.shape:
         (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
         warn(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...svd_core.errors import ImageError
 from ...svd_core.media.hashing import file_sha256
-from ...svd_core.runtime.runtime import get_runtime
+from ...svd_core.runtime.runtime import forward_warnings, get_runtime
 from .. import wire_formats
 from . import folders, scaling
 
@@ -51,9 +51,11 @@ class LoadImage:
         Transparent parts keep the colours that the file has there, as in core, unless the host's background says
         otherwise.
         """
-        from ...svd_core.media.image_io import load_picture
+        from ...svd_core.media.image_io import load_image
 
-        return load_picture(folders.annotated_file(image), get_runtime().background)
+        loaded = load_image(folders.annotated_file(image), get_runtime().background)
+        forward_warnings(loaded.warnings)
+        return loaded.images, loaded.mask
 
 
 class ImageScale:

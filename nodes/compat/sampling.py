@@ -36,9 +36,9 @@ def _walked(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) 
     As in core an empty row leaves the LATENT as it is, and a single level, from which no step leads on, puts its noise
     on it.
     """
-    from ...svd_core.utils.tensor_checks import plain
+    from ...svd_core.utils.tensor_checks import as_float32
 
-    if plain(sigmas, "a row of sigmas").numel() == 0:
+    if as_float32(sigmas, "a row of sigmas").numel() == 0:
         return latent, latent
     if sigmas.shape == (1,):
         noisy = samplers.add_noise(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])

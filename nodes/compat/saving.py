@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.media.metadata import Metadata
-from ...svd_core.runtime.runtime import Folder, get_runtime
-from ...svd_core.utils.output_files import OutputPath, next_counter, place_for, save_numbered
+from ...svd_core.runtime.runtime import Folder, forward_warnings, get_runtime
+from ...svd_core.utils.output_files import OutputPath, next_counter, resolve_prefix, save_numbered
 from ...svd_core.utils.redaction import redacted
+from ...svd_core.utils.warnings import RunWarning
 
 if TYPE_CHECKING:
     import torch
@@ -42,15 +43,24 @@ def place_in(kind: Folder, prefix: str, images: torch.Tensor) -> OutputPath:
     from ...svd_core.media.video_io import check_frames
 
     check_frames(images)
-    return place_for(get_runtime().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
+    return resolve_prefix(get_runtime().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
 
 
 def save_moving(
-    images: torch.Tensor, prefix: str, extension: str, encode: Callable[[Path], None], animated: bool = True
+    images: torch.Tensor,
+    prefix: str,
+    extension: str,
+    encode: Callable[[Path], Iterable[RunWarning] | None],
+    animated: bool = True,
 ) -> dict[str, Any]:
-    """One file in the output folder for images (F, H, W, C); `encode` fills it. What the node shows."""
+    """Save images (F, H, W, C) to one file in the output folder. Return the node's `ui` result.
+
+    `encode` fills the file and may return warnings.
+    """
     place = place_in("output", prefix, images)
-    saved = save_numbered(place, extension, encode)
+    run_warnings: list[RunWarning] = []
+    saved = save_numbered(place, extension, lambda file: run_warnings.extend(encode(file) or ()))
+    forward_warnings(run_warnings)
     return {"ui": {"images": [ui_entry(saved.filename, place, "output")], "animated": (animated,)}}
 
 

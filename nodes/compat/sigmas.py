@@ -26,9 +26,9 @@ def table_of(model: Model) -> torch.Tensor:
 
 def read_row(sigmas: Any) -> torch.Tensor:
     """A row of noise levels as it came on a wire, of any length and direction. Raises SettingError for another."""
-    from ...svd_core.utils.tensor_checks import plain
+    from ...svd_core.utils.tensor_checks import as_float32
 
-    row = plain(sigmas, "a row of sigmas")
+    row = as_float32(sigmas, "a row of sigmas")
     if row.ndim != 1:
         raise SettingError(f"sigmas must be a row of noise levels, got shape {tuple(row.shape)}")
     return row
