@@ -11,7 +11,7 @@ import pytest
 import torch
 from chain import Settings, call, conditioned, decoded, sampled
 from error_checks import raises
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
 from svd_stages.svd_core.models.components import SVDVae
@@ -190,7 +190,7 @@ def plans(monkeypatch, caplog) -> list[memory.Placement]:
         made.append(place_weights(model, need, torch.device("cuda"), room))
         return made[-1]
 
-    monkeypatch.setattr(pipeline, "place_weights", place)
+    monkeypatch.setattr(execution, "place_weights", place)
     return made
 
 
