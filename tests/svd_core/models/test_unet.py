@@ -74,7 +74,7 @@ REWRITES = [
 ]
 
 
-@pytest.mark.parametrize("rewrites", REWRITES)
+@pytest.mark.parametrize("optimizations", REWRITES)
 def test_each_rewrite_alone_and_all_together_give_diffusers_numbers(unet, optimizations):
     wanted = stock(copy.deepcopy(unet))
     assert difference(rewritten(unet, optimizations), wanted) < TOLERANCE
