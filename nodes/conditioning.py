@@ -62,10 +62,10 @@ class SVDCLIPVisionEncode(StageNode):
         }
 
     def run(self, clip_vision, image, preprocess: str) -> tuple:
-        from ..svd_core import pipeline
+        from ..svd_core import execution
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = pipeline.embed(get_runtime(), clip, image, preprocess)
+        embedding = execution.embed(get_runtime(), clip, image, preprocess)
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
@@ -118,9 +118,9 @@ class SVDVAEEncode(StageNode):
         }
 
     def run(self, vae, image) -> tuple:
-        from ..svd_core import pipeline
+        from ..svd_core import execution
 
-        latents = pipeline.encode(get_runtime(), wire_formats.vae(vae), image)
+        latents = execution.encode(get_runtime(), wire_formats.vae(vae), image)
         return (wire_formats.write_latent(latents[:, None]),)
 
 

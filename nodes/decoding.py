@@ -34,7 +34,7 @@ class SVDTemporalVAEDecode(StageNode):
         }
 
     def run(self, vae, latent: dict, mode: str, chunk_size: int, context: int) -> tuple:
-        from ..svd_core import pipeline
+        from ..svd_core import execution
 
         clips = wire_formats.read_latent(latent).clips
-        return (pipeline.decode(get_runtime(), wire_formats.vae(vae), clips, mode, chunk_size, context),)
+        return (execution.decode(get_runtime(), wire_formats.vae(vae), clips, mode, chunk_size, context),)

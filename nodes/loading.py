@@ -52,9 +52,9 @@ class SVDCheckpointLoader(StageNode):
         return True
 
     def run(self, checkpoint: str, precision: str) -> tuple:
-        from ..svd_core import pipeline
+        from ..svd_core import execution
 
-        opened = pipeline.load(get_runtime(), checkpoint, precision)
+        opened = execution.load(get_runtime(), checkpoint, precision)
         return (opened.model, opened.clip_vision, opened.vae)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..svd_core.diffusion.sampling import SamplerStep
+    from ..svd_core.execution import SamplerInputs
     from ..svd_core.models.components import SVDModel
-    from ..svd_core.pipeline import SamplerInputs
 
 
 def sampler_of(model: Any) -> Sampler:
@@ -41,7 +41,7 @@ def sample_and_estimate(
     """The same, and as a second LATENT what the denoiser took for clean in the last step."""
     import torch
 
-    from ..svd_core import pipeline
+    from ..svd_core import execution
 
     start = _start_of(latent, request.noise, request.seed)
     count = start.latents.shape[0]
@@ -50,27 +50,27 @@ def sample_and_estimate(
         wire_formats.read_conditioning(negative, count, "negative"),
         strict=True,
     )
-    row = pipeline.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
+    row = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
     denoised: dict[int, torch.Tensor] = {}
 
     def keep(video: int, step: SamplerStep) -> None:
         denoised[video] = step.denoised
 
-    sampled = pipeline.sample(get_runtime(), model, list(sides), start, request.curve, row, keep)
+    sampled = execution.sample(get_runtime(), model, list(sides), start, request.curve, row, keep)
     estimate = torch.cat([denoised[video].cpu() for video in range(count)]) / model.scaling_factor
     return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)
 
 
 def add_noise(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
     """The LATENT at noise level sigma (), from where sampling would begin."""
-    from ..svd_core import pipeline
+    from ..svd_core import execution
 
-    return wire_formats.write_latent(pipeline.add_noise(model, _start_of(latent, noise, seed), sigma), like=latent)
+    return wire_formats.write_latent(execution.add_noise(model, _start_of(latent, noise, seed), sigma), like=latent)
 
 
 def _start_of(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:
     """What the videos of a LATENT start from. Raises SettingError for a noise mask."""
-    from ..svd_core.pipeline import SamplerInputs
+    from ..svd_core.execution import SamplerInputs
 
     clips = wire_formats.read_latent(latent)
     if latent.get("noise_mask") is not None:

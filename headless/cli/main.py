@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
-        for planner in ("runtime.memory", "autoencoder.decode", "pipeline"):
+        for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{PACKAGE}.svd_core.models").setLevel(logging.INFO)
@@ -487,7 +487,7 @@ def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: 
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:
-    """Our nodes and the stand-ins; with --object-info those that it describes, and ours where it has none."""
+    """Our nodes and the compat nodes; with --object-info those that it describes, and ours where it has none."""
     if arguments.object_info is None:
         return headless.EMBEDDED_NODES
     described = described_nodes(read_graph(arguments.object_info, finite=False))

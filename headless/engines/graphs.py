@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from ...nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from ...nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
 from ...svd_core.errors import ImageError
 from ...svd_core.runtime.runtime import RunWarning
 from ..graph import NodeTable, OnEvent, Prompt, Validation, apply_settings, is_ui_format, to_api, unwrap
 from .graph_loading import Source, read_source
 from .run_config import as_list
 
-NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
-DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY_NAME_MAPPINGS}
+NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **COMPAT_CLASS_MAPPINGS}
+DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **COMPAT_DISPLAY_NAME_MAPPINGS}
 EMBEDDED_NODES = NodeTable(NODES, DISPLAY_NAMES)
-"""What is known with no ComfyUI: our nodes, and stand-ins for core's."""
+"""What is known with no ComfyUI: our nodes, and compat nodes for core's."""
 
 
 @dataclass(frozen=True)

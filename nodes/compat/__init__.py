@@ -7,7 +7,7 @@ names and the order of inputs, which are facts of ComfyUI; the code is ours.
 from .coding import CLIPVisionEncode, SVD_img2vid_Conditioning, VAEDecode, VAEDecodeTiled, VAEEncode
 from .latents import LatentFromBatch, LatentUpscaleBy, RepeatLatentBatch
 from .models import ImageOnlyCheckpointLoader, VideoLinearCFGGuidance, VideoTriangleCFGGuidance
-from .pictures import ImageFromBatch, ImageScale, ImageScaleBy, LoadImage
+from .image_io import ImageFromBatch, ImageScale, ImageScaleBy, LoadImage
 from .primitives import PrimitiveBoolean, PrimitiveFloat, PrimitiveInt, PrimitiveString, PrimitiveStringMultiline
 from .sampling import (
     BasicGuider,
@@ -32,7 +32,7 @@ from .sigmas import (
 )
 from .videos import CreateVideo, SaveVideo, SaveWEBM
 
-STANDIN_CLASS_MAPPINGS: dict = {
+COMPAT_CLASS_MAPPINGS: dict = {
     "LoadImage": LoadImage,
     "PreviewImage": PreviewImage,
     "SaveImage": SaveImage,
@@ -78,7 +78,7 @@ STANDIN_CLASS_MAPPINGS: dict = {
     "PrimitiveStringMultiline": PrimitiveStringMultiline,
 }
 
-STANDIN_DISPLAY_NAME_MAPPINGS: dict = {
+COMPAT_DISPLAY_NAME_MAPPINGS: dict = {
     "LoadImage": "Load Image",
     "PreviewImage": "Preview Image",
     "SaveImage": "Save Image",

@@ -19,7 +19,7 @@ IMAGE = ("IMAGE", {"tooltip": "The picture or pictures."})
 
 def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """Unscaled latents (B, 4, H // 8, W // 8) of images (B, H, W, 3): what is over a multiple of 8 is cut evenly."""
-    from ...svd_core import pipeline
+    from ...svd_core import execution
     from ...svd_core.media.image_ops import crop_to_multiple
 
     images = wire_formats.images(images)[..., :3]
@@ -30,7 +30,7 @@ def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
             "image.cut",
             f"the picture of {width}x{height} is cut to {cut_width}x{cut_height}; SVDResizeImage keeps all of it",
         )
-    return pipeline.encode(get_runtime(), vae, cut)
+    return execution.encode(get_runtime(), vae, cut)
 
 
 class SVD_img2vid_Conditioning:
@@ -102,11 +102,11 @@ class SVD_img2vid_Conditioning:
         """As core has it, B pictures give B image tokens and one video, not B videos."""
         import torch
 
-        from ...svd_core import pipeline
+        from ...svd_core import execution
         from ...svd_core.diffusion.conditioning import MicroConditioning, expand_image_latents
         from ...svd_core.diffusion.noise_augmentation import augment_images_as_core
 
-        seen = pipeline.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
+        seen = execution.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
         images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
         if augmentation_level > 0:
             warn(
@@ -148,10 +148,10 @@ class CLIPVisionEncode:
 
     def encode(self, clip_vision: Any, image: torch.Tensor, crop: str) -> tuple[wire_formats.ClipVisionOutput]:
         """Of images (B, H, W, 3)."""
-        from ...svd_core import pipeline
+        from ...svd_core import execution
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = pipeline.embed(get_runtime(), clip, image, self._LOOKS[crop])
+        embedding = execution.embed(get_runtime(), clip, image, self._LOOKS[crop])
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
@@ -194,10 +194,10 @@ class VAEDecode:
         """Frames (F, H, W, 3) float32 in [0, 1]."""
         import torch
 
-        from ...svd_core import pipeline
+        from ...svd_core import execution
 
         clips = wire_formats.read_latent(samples).clips
-        return (torch.cat(pipeline.decode(get_runtime(), wire_formats.vae(vae), clips, "exact", 1, 0)),)
+        return (torch.cat(execution.decode(get_runtime(), wire_formats.vae(vae), clips, "exact", 1, 0)),)
 
 
 class VAEDecodeTiled:
@@ -239,8 +239,8 @@ class VAEDecodeTiled:
         temporal_overlap: int = 8,
     ) -> tuple[torch.Tensor]:
         """Frames (F, H, W, 3) float32 in [0, 1]."""
-        from ...svd_core import pipeline
+        from ...svd_core import execution
 
         latents = wire_formats.read_latent(samples).clips.flatten(0, 1)
         shared = min(overlap, tile_size // 4)
-        return (pipeline.decode_tiled(get_runtime(), wire_formats.vae(vae), latents, tile_size // 8, shared // 8),)
+        return (execution.decode_tiled(get_runtime(), wire_formats.vae(vae), latents, tile_size // 8, shared // 8),)

@@ -41,9 +41,9 @@ class ImageOnlyCheckpointLoader:
 
     def load_checkpoint(self, ckpt_name: str) -> tuple:
         """The three parts, in the precision of the run."""
-        from ...svd_core import pipeline
+        from ...svd_core import execution
 
-        opened = pipeline.load(get_runtime(), ckpt_name, "auto")
+        opened = execution.load(get_runtime(), ckpt_name, "auto")
         return (Model(opened.model), opened.clip_vision, opened.vae)
 
 

@@ -1,4 +1,4 @@
-"""The embedded engine: graphs run on our own executor, with our nodes and the stand-ins, no ComfyUI anywhere."""
+"""The embedded engine: graphs run on our own executor, with our nodes and the compat nodes, no ComfyUI anywhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EmbeddedEngine:
 
     @property
     def table(self) -> NodeTable:
-        """Our nodes and the stand-ins."""
+        """Our nodes and the compat nodes."""
         return EMBEDDED_NODES
 
     @property
