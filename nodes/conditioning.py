@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core.runtime.runtime import get_runtime
+from ..svd_core.runtime.runtime import forward_warnings, get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
 
@@ -32,7 +32,9 @@ class SVDResizeImage(StageNode):
     def run(self, image, width: int, height: int, fit: str) -> tuple:
         from ..svd_core.media.image_ops import resize_images
 
-        return (resize_images(image, width, height, fit), width, height)
+        resized, run_warnings = resize_images(image, width, height, fit)
+        forward_warnings(run_warnings)
+        return (resized, width, height)
 
 
 class SVDCLIPVisionEncode(StageNode):

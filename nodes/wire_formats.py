@@ -106,15 +106,15 @@ def guidance_curve(override: GuidanceCurve | None, min_guidance: float, max_guid
 
 def read_tensor(value: Any, name: str, error: type[SettingError] | type[ImageError] = SettingError) -> torch.Tensor:
     """Return `value` as a float32 CPU tensor. Raises `error`, which calls it `name`, if it is not a dense float one."""
-    from ..svd_core.utils.tensor_checks import plain
+    from ..svd_core.utils.tensor_checks import as_float32
 
-    return plain(value, name, error)
+    return as_float32(value, name, error)
 
 
 def images(value: Any) -> torch.Tensor:
     """Read an IMAGE that is resized or saved: (B, H, W, C) float32 on the CPU, any size and any values.
 
-    Images to animate must also pass `svd_core.media.image_ops.check_images`.
+    Images to animate must also pass `svd_core.utils.tensor_checks.check_images`.
 
     Raises:
         ImageError: `value` is not an image batch.

@@ -23,10 +23,10 @@ def _encode(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     Both ends of a side are cropped evenly to a multiple of 8.
     """
     from ...svd_core import execution
-    from ...svd_core.media.image_ops import cut_to_multiple
+    from ...svd_core.media.image_ops import crop_to_multiple
 
     images = wire_formats.images(images)[..., :3]
-    cut = cut_to_multiple(images, 8)
+    cut = crop_to_multiple(images, 8)
     if cut.shape != images.shape:
         (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
         warn(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...svd_core.errors import ImageError, printable
 from ...svd_core.runtime.runtime import Folder, get_runtime
-from ...svd_core.utils.safe_open import can_be_a_name, is_within
+from ...svd_core.utils.safe_paths import is_valid_file_name, resolve_inside
 
 _ANNOTATIONS: dict[str, Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 
@@ -37,9 +37,8 @@ def annotated_file(name: str | None) -> Path:
         if name.endswith(annotation):
             kind, bare = annotated, name[: -len(annotation)].removesuffix(" ")
     folder = get_runtime().folder(kind)
-    real_folder = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(real_folder, bare)) if can_be_a_name(bare) else real_folder
-    if not is_within(path, real_folder):
+    path = resolve_inside(folder, bare if is_valid_file_name(bare) else "")
+    if path is None:
         raise ImageError(
             f'"{printable(name)}" is outside the {kind} folder. Copy the image into {folder} and use its name there.',
             code="image.outside",

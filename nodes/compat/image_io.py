@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import ImageError
 from ...svd_core.media.hashing import file_sha256
-from ...svd_core.media.image_io import load_picture
-from ...svd_core.runtime.runtime import get_runtime
+from ...svd_core.media.image_io import load_image
+from ...svd_core.runtime.runtime import forward_warnings, get_runtime
 from .. import sockets, wire_formats
 from . import folders, inputs, scaling
 
@@ -50,7 +50,9 @@ class LoadImage:
 
         As in core transparent pixels keep the file's color, unless the runtime has a background color.
         """
-        return load_picture(folders.annotated_file(image), get_runtime().background)
+        loaded = load_image(folders.annotated_file(image), get_runtime().background)
+        forward_warnings(loaded.warnings)
+        return loaded.images, loaded.mask
 
 
 class _Resizes:

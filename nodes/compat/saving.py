@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.media.metadata import Metadata
 from ...svd_core.media.video_io import check_frames, encode_apng, encode_png, encode_webp
-from ...svd_core.runtime.runtime import Folder, get_runtime
-from ...svd_core.utils.output_files import OutputPath, next_counter, place_for, save_numbered
+from ...svd_core.runtime.runtime import Folder, forward_warnings, get_runtime
+from ...svd_core.utils.output_files import OutputPath, next_counter, resolve_prefix, save_numbered
 from ...svd_core.utils.redaction import redacted
+from ...svd_core.utils.warnings import RunWarning
 from . import inputs
 
 if TYPE_CHECKING:
@@ -40,11 +41,20 @@ def graph_metadata(prompt: Any, extra_pnginfo: dict[str, Any] | None) -> Metadat
 
 
 def save_animation(
-    images: torch.Tensor, prefix: str, extension: str, encode: Callable[[Path], None], animated: bool = True
+    images: torch.Tensor,
+    prefix: str,
+    extension: str,
+    encode: Callable[[Path], Iterable[RunWarning] | None],
+    animated: bool = True,
 ) -> dict[str, Any]:
-    """Save images (F, H, W, C) as one file that `encode` fills. Return the node's `ui` result."""
+    """Save images (F, H, W, C) as one file in the output folder. Return the node's `ui` result.
+
+    `encode` fills the file and may return warnings.
+    """
     output_path = _output_path("output", prefix, images)
-    saved = save_numbered(output_path, extension, encode)
+    run_warnings: list[RunWarning] = []
+    saved = save_numbered(output_path, extension, lambda file: run_warnings.extend(encode(file) or ()))
+    forward_warnings(run_warnings)
     return {"ui": {"images": [_ui_entry(saved.filename, output_path, "output")], "animated": (animated,)}}
 
 
@@ -70,7 +80,7 @@ def _save_pngs(
 def _output_path(kind: Folder, prefix: str, images: torch.Tensor) -> OutputPath:
     """Resolve a prefix for images (B, H, W, C). Raises SettingError or OutputError if they cannot be saved."""
     check_frames(images)
-    return place_for(get_runtime().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
+    return resolve_prefix(get_runtime().folder(kind), prefix, width=images.shape[2], height=images.shape[1])
 
 
 def _ui_entry(filename: str, output_path: OutputPath, kind: Folder) -> dict[str, str]:
