@@ -115,11 +115,13 @@ def image_to_video(
     from .diffusion.guidance import GuidanceCurve
     from .diffusion.noise_augmentation import augment_images
     from .media.image_ops import resize_images
+    from .runtime.runtime import forward_warnings
 
     video: Any = settings.with_defaults(checkpoint.model.defaults)  # no field is None
     with torch.inference_mode():
         on_stage("resize")
-        resized = resize_images(images, video.width, video.height, video.fit)
+        resized, warnings = resize_images(images, video.width, video.height, video.fit)
+        forward_warnings(runtime, warnings)
         on_stage("embed")
         embeds = execution.embed(runtime, checkpoint.clip_vision, images, "reference").image_embeds
         on_stage("augment")

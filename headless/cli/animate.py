@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...nodes.compat.saving import graph_metadata
 from ...svd_core.errors import ImageError, Interrupted, NodeError, SettingError, SVDStagesError
-from ...svd_core.media.alpha_compositing import GREY, read_background
-from ...svd_core.media.image_io import as_images, shown_name
+from ...svd_core.media.alpha_compositing import GREY, Background, read_background
+from ...svd_core.media.image_io import as_images, display_name
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import (
     LocalRuntime,
@@ -21,6 +21,7 @@ from ...svd_core.runtime.runtime import (
     Reporter,
     RunWarning,
     chain_callbacks,
+    forward_warnings,
     ignore_progress,
     use_runtime,
 )
@@ -79,8 +80,8 @@ def animate(
         raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
     if unknown := sorted(settings.keys() - set(SETTINGS)):
         raise TypeError(f"animate() has no argument {unknown[0]!r}; the settings are {', '.join(SETTINGS)}")
-    images = as_images(image, read_background(background))
     runtime = RunConfig(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).runtime()
+    images = _images(image, read_background(background), runtime)
     return _as_output(animate_images(images, VideoSettings(str(model), **settings), runtime), output_type)
 
 
@@ -124,15 +125,16 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
     from ...svd_core.utils.output_files import free_names, scratch_folder_beside
 
     if not image.is_file():
-        raise ImageError(f'there is no image file "{shown_name(image)}"; give the path of a PNG, JPEG or WebP picture')
+        raise ImageError(
+            f'there is no image file "{display_name(image)}"; give the path of a PNG, JPEG or WebP picture'
+        )
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
     warnings: list[RunWarning] = []
     on_note = chain_callbacks(warnings.append, run_config.on_note)
     with scratch_folder_beside(output) as folder:
         runtime = replace(run_config, input_folder=image.parent, output_folder=folder, on_note=on_note).runtime()
-        with use_runtime(runtime):
-            images = as_images(image, run_config.background or read_background(GREY))
+        images = _images(image, run_config.background or read_background(GREY), runtime)
         prompt = _validated(image_to_video_graph(settings, runtime, image.name).prompt, images, runtime)
         with _StageErrors(prompt) as stage:
             videos = _load_and_animate(images, settings, runtime, stage)
@@ -142,6 +144,13 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
         for temporary, path in zip(files, paths, strict=True):
             os.replace(temporary, path)
     return Report(paths, {}, notes=warnings)
+
+
+def _images(image: Any, background: Background, runtime: LocalRuntime) -> torch.Tensor:
+    """Return an image as (N, H, W, 3) in [0, 1], and pass the warnings about it to the runtime."""
+    images, warnings = as_images(image, background)
+    forward_warnings(runtime, warnings)
+    return images
 
 
 def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep: Sequence[str] = ()) -> Prompt:
@@ -172,9 +181,9 @@ def _load_and_animate(
 def _save(video: torch.Tensor, fps: int, prompt: Prompt, folder: Path) -> Path:
     """Write a video (F, H, W, 3) to an mp4 in `folder`."""
     from ...svd_core.media.video_io import encode_mp4, exact_fps
-    from ...svd_core.utils.output_files import place_for, save_numbered
+    from ...svd_core.utils.output_files import resolve_prefix, save_numbered
 
-    place = place_for(folder, "video", width=video.shape[2], height=video.shape[1])
+    place = resolve_prefix(folder, "video", width=video.shape[2], height=video.shape[1])
     metadata = graph_metadata(prompt, None)
     saved = save_numbered(place, "mp4", lambda file: encode_mp4(file, video, exact_fps(float(fps)), metadata))
     return folder / saved.filename

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...svd_core.errors import OutputError
 from ...svd_core.utils.output_files import save_as
-from ...svd_core.utils.safe_open import is_within
+from ...svd_core.utils.safe_paths import resolve_inside
 from ..graph.prompt import one_line
 
 Fill = Callable[[str, str, str, Path], None]
@@ -108,10 +108,8 @@ def file_inside(folder: Path, name: str) -> Path | None:
 def place_inside(folder: Path, subfolder: str, name: str) -> Path:
     """`folder / subfolder / name`, when that lies inside `folder`, links followed. Raises OutputError otherwise."""
     parts = _steps(subfolder)
-    root = os.path.realpath(folder)
-    path = os.path.join(root, *parts, name)
     absolute = subfolder.startswith(("/", "\\"))
-    if absolute or not all(map(_is_plain, [*parts, name])) or not is_within(os.path.realpath(path), root):
+    if absolute or not all(map(_is_plain, [*parts, name])) or resolve_inside(folder, *parts, name) is None:
         shown = one_line(f"{subfolder}/{name}" if subfolder else name, 100)
         raise OutputError(
             f'a node names its result "{shown}", which is no plain name inside the folder for results; '
