@@ -306,7 +306,7 @@ def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
 @contextmanager
 def _silently() -> Iterator[None]:
     """Without what the stages tell a user: the probe is nobody's video."""
-    stages = logging.getLogger(f"{PACKAGE}.svd_core.pipeline")
+    stages = logging.getLogger(f"{PACKAGE}.svd_core.execution")
     level = stages.level
     stages.setLevel(logging.ERROR)
     try:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
-        for planner in ("runtime.memory", "autoencoder.decode", "pipeline"):
+        for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{PACKAGE}.svd_core.models").setLevel(logging.INFO)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import GraphError
-from ...svd_core.utils.safe_open import open_plain
+from ...svd_core.utils.safe_open import open_regular_file
 from ..graph import is_ui_format, parse_graph, read_graph, unwrap
 from ..graph.convert import VIRTUAL
 from ..graph.prompt import one_line
@@ -51,7 +51,7 @@ def read_source(source: Source) -> dict[str, Any]:
 
 def _is_media(path: Path) -> bool:
     try:
-        with open_plain(path) as stream:
+        with open_regular_file(path) as stream:
             head = stream.read(8)
     except (OSError, ValueError):
         return False  # read_graph raises an error that gives the reason

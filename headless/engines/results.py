@@ -13,7 +13,7 @@ from typing import Any
 from ...svd_core.errors import OutputError
 from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.utils.output_files import save_as
-from ...svd_core.utils.safe_open import is_within
+from ...svd_core.utils.safe_paths import resolve_inside
 from ..graph.prompt import one_line
 
 Fill = Callable[[str, str, str, Path], None]
@@ -119,10 +119,8 @@ def file_inside(folder: Path, name: str) -> Path | None:
 def place_inside(folder: Path, subfolder: str, name: str) -> Path:
     """Return `folder / subfolder / name`. Raise OutputError if that is not inside `folder`, links resolved."""
     parts = _steps(subfolder)
-    root = os.path.realpath(folder)
-    path = os.path.join(root, *parts, name)
     absolute = subfolder.startswith(("/", "\\"))
-    if absolute or not all(map(_is_plain, [*parts, name])) or not is_within(os.path.realpath(path), root):
+    if absolute or not all(map(_is_plain, [*parts, name])) or resolve_inside(folder, *parts, name) is None:
         given_name = one_line(f"{subfolder}/{name}" if subfolder else name, 100)
         raise OutputError(
             f'a result must have a plain name inside the output folder, got "{given_name}". Nothing was written. '
