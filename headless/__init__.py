@@ -23,7 +23,7 @@ _NAMES = {
     "animate_file": "cli.animate",
     "batch_status": "batch.graph_batching",
     "check_allowed_nodes": "engines.graph_loading",
-    "check_described": "engines.schema_validation",
+    "check_described": "engines.graph_errors",
     "check_place": "engines.graphs",
     "choose_engine": "engines.choose",
     "default_models_roots": "engines.run_config",

@@ -139,7 +139,7 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
         with _StageErrors(prompt) as stage:
             videos = _load_and_animate(images, settings, runtime, stage)
             stage("save")
-            files = [_save(video, settings.fps, prompt, folder) for video in videos]
+            files = [_save(video, settings.fps, prompt, runtime) for video in videos]
         paths = [output, *itertools.islice(free_names(output, 2), len(files) - 1)]
         for temporary, path in zip(files, paths, strict=True):
             os.replace(temporary, path)
@@ -178,15 +178,17 @@ def _load_and_animate(
     return image_to_video(checkpoint, images, settings, runtime, stage)
 
 
-def _save(video: torch.Tensor, fps: int, prompt: Prompt, folder: Path) -> Path:
-    """Write a video (F, H, W, 3) to an mp4 in `folder`."""
+def _save(video: torch.Tensor, fps: int, prompt: Prompt, runtime: LocalRuntime) -> Path:
+    """Write a video (F, H, W, 3) with its graph to an mp4 in the output folder."""
     from ...svd_core.media.video_io import encode_mp4, exact_fps
     from ...svd_core.utils.output_files import resolve_prefix, save_numbered
 
-    place = resolve_prefix(folder, "video", width=video.shape[2], height=video.shape[1])
-    metadata = graph_metadata(prompt, None)
-    saved = save_numbered(place, "mp4", lambda file: encode_mp4(file, video, exact_fps(float(fps)), metadata))
-    return folder / saved.filename
+    path = resolve_prefix(runtime.output_folder, "video", width=video.shape[2], height=video.shape[1])
+    warnings: list[RunWarning] = []
+    metadata, rate = graph_metadata(prompt, None), exact_fps(float(fps))
+    saved = save_numbered(path, "mp4", lambda file: warnings.extend(encode_mp4(file, video, rate, metadata)))
+    forward_warnings(runtime, warnings)
+    return runtime.output_folder / saved.filename
 
 
 class _StageErrors:

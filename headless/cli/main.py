@@ -35,12 +35,12 @@ from ...svd_core.utils.redaction import redacted_text
 from ..engines.choose import choose_engine
 from ..engines.embedded.engine import EmbeddedEngine
 from ..engines.events import EventTranslator
+from ..engines.graph_errors import check_described
 from ..engines.graph_loading import check_allowed_nodes, read_source
 from ..engines.graphs import EMBEDDED_NODES, Graph, GraphEngine, check_place, describe_file, open_graph, write_text
 from ..engines.manifest import make_manifest
 from ..engines.preflight import find_missing
 from ..engines.run_config import RunConfig, default_models_roots
-from ..engines.schema_validation import check_described
 from ..graph import NodeTable, described_nodes, read_graph
 from .animate import animate_file
 from .batch import add_batch
@@ -315,10 +315,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     graph = _open_allowed(source, arguments, engine.table)
     report = engine.run(graph, EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
+    if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
+        manifest = make_manifest(graph, report, run_config, engine, seconds)
+        write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
     _say_files(report.files, seconds, console)
-    if arguments.manifest is not None:
-        made = make_manifest(graph, report, run_config, engine, seconds)
-        write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 
