@@ -25,12 +25,11 @@ from ...svd_core.runtime.runtime import (
     ignore_progress,
     use_runtime,
 )
-from ..engines.embedded.memory_estimate import check_memory_budget
-from ..engines.graphs import EMBEDDED_NODES, NODES, Report
-from ..engines.remote.errors import raise_if_refused
+from ..engines.embedded.engine import validate_and_budget
+from ..engines.graphs import Report
 from ..engines.run_config import RunConfig
 from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class
-from ..graph import Prompt, validate
+from ..graph import Prompt
 from ..graph.prompt import name_node, one_line
 
 if TYPE_CHECKING:
@@ -159,13 +158,9 @@ def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep
     Raises:
         GraphError: A setting is out of range, or a stage surely does not fit into memory.
     """
+    given = {node_of_class(prompt, "LoadImage"): [[images], [None]]}
     with use_runtime(runtime):
-        validation = validate(prompt, NODES, given={node_of_class(prompt, "LoadImage"): [[images], [None]]}, keep=keep)
-    raise_if_refused(validation, EMBEDDED_NODES)
-    check_memory_budget(validation.prompt, validation.outputs, runtime)
-    for note in validation.notes:
-        runtime.warn(RunWarning("graph.note", note))
-    return validation.prompt
+        return validate_and_budget(prompt, runtime, given, keep).prompt
 
 
 def _load_and_animate(
