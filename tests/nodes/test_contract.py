@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from svd_stages.headless.graph.object_info import object_info
+from svd_stages.headless.graph import object_info
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.checkpoints.library import ModelLibrary

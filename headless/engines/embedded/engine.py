@@ -99,7 +99,7 @@ def validate_and_execute(
     given: Mapping[str, Sequence[list[Any]]] | None = None,
     keep: Sequence[str] = (),
 ) -> tuple[Validation, RunResult]:
-    validation = validate(graph.prompt, NODES, given=given, keep=keep)
+    validation = validate(graph.prompt, NODES, precomputed=given, keep=keep)
     raise_if_refused(validation, EMBEDDED_NODES)
     check_memory_budget(validation.prompt, validation.outputs, runtime)
     for note in validation.notes:
@@ -111,7 +111,7 @@ def validate_and_execute(
         [output for output in validation.outputs if output not in keep],
         extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
         on_event=on_event,
-        given=given,
+        precomputed=given,
         keep=keep,
         node_context=inference,
         watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
