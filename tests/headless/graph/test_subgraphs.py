@@ -15,7 +15,7 @@ from error_checks import check_facts, raises
 from svd_stages.headless import EMBEDDED_NODES
 from svd_stages.headless.graph import described_nodes, object_info, to_api
 from svd_stages.headless.graph.node_schema import DeclaredInput
-from svd_stages.headless.graph.subgraphs import MAX_NODES_UNFOLDED, MAX_DEPTH
+from svd_stages.headless.graph.subgraphs import MAX_DEPTH, MAX_NODES_UNFOLDED
 from svd_stages.headless.graph.text_substitution import Replacements, choose_alternatives
 from svd_stages.headless.graph.ui_graph import UINode
 from svd_stages.svd_core.errors import GraphError
