@@ -28,7 +28,7 @@ from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graphs import EMBEDDED_NODES, NODES
 from ..engines.preflight import MODEL_FOLDERS
-from ..engines.remote.errors import raise_if_faulty
+from ..engines.graph_errors import raise_if_faulty
 from ..engines.run_config import RunConfig
 from ..graph import Engine, Prompt, validate
 from ..graph.node_schema import return_types
@@ -306,7 +306,7 @@ def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
 @contextmanager
 def _silently() -> Iterator[None]:
     """Without what the stages tell a user: the probe is nobody's video."""
-    stages = logging.getLogger(f"{PACKAGE}.svd_core.pipeline")
+    stages = logging.getLogger(f"{PACKAGE}.svd_core.execution")
     level = stages.level
     stages.setLevel(logging.ERROR)
     try:

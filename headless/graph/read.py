@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import GraphError
-from ...svd_core.utils.safe_open import open_plain
+from ...svd_core.utils.safe_open import open_regular_file
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_NESTING = 64
@@ -42,7 +42,7 @@ def read_graph(path: str | Path, *, finite: bool = True) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        with open_plain(path) as stream:
+        with open_regular_file(path) as stream:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImageError, OutputError
-from ..utils.safe_open import open_plain
-from .image_io import pillow_damage
+from ..utils.safe_open import open_regular_file
+from .image_io import pillow_errors
 
 Metadata = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ def read_metadata(path: str | os.PathLike, names: Sequence[str] = GRAPH_NAMES) -
     """
     path = Path(path)
     try:
-        with open_plain(path) as stream:
+        with open_regular_file(path) as stream:
             head = stream.read(12)
         texts = _read_texts(path, head)
     except FileNotFoundError as error:
@@ -90,7 +90,7 @@ def _read_png_texts(path: Path) -> dict[str, str]:
     from PIL import Image
 
     comf = _read_comf_chunks(path)
-    with _damage_explained(path, *pillow_damage()), Image.open(path, formats=["PNG"]) as image:
+    with _damage_explained(path, *pillow_errors()), Image.open(path, formats=["PNG"]) as image:
         texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
     return {**texts, **comf}
 
@@ -122,7 +122,7 @@ def _read_webp_texts(path: Path) -> dict[str, str]:
     from PIL import Image
 
     exif = Image.Exif()
-    with _damage_explained(path, *pillow_damage()):
+    with _damage_explained(path, *pillow_errors()):
         exif.load(_read_exif_chunk(path))
         values = [value for value in exif.values() if isinstance(value, str)]
     named = (value.rstrip("\0").partition(":") for value in values)

@@ -28,7 +28,7 @@ def check_input(numbers: torch.Tensor, what: str, code: str = "numbers.latent") 
         raise NonFiniteError(f"{what} holds NaN or infinity; look at the node it comes from", code=code)
 
 
-def first_fault(numbers: torch.Tensor) -> int | None:
+def first_nonfinite(numbers: torch.Tensor) -> int | None:
     """The first index along dimension 0 where a tensor holds NaN or infinity; None where there is none."""
     if is_finite(numbers):
         return None

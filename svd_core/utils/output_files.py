@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..errors import OutputError, SettingError
 from .atomic_files import unfinished_file, unfinished_folder
-from .safe_open import can_be_a_name, is_within
+from .safe_paths import is_valid_file_name, is_within, resolve_inside
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -49,7 +49,7 @@ class Saved:
     counter: int
 
 
-def place_for(
+def resolve_prefix(
     output_folder: Path, prefix: str, width: int = 0, height: int = 0, now: time.struct_time | None = None
 ) -> OutputPath:
     """The place that a `filename_prefix` means, as ComfyUI's folder_paths.get_save_image_path has it.
@@ -62,13 +62,13 @@ def place_for(
     subfolder, name = os.path.split(expanded)
     root = os.path.abspath(output_folder)
     folder = os.path.abspath(os.path.join(root, subfolder))
-    if not can_be_a_name(expanded):
+    if not is_valid_file_name(expanded):
         raise SettingError(
             f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which no file can be "
             'called; use a plain name such as "ComfyUI".',
             code="output.outside",
         )
-    if not is_within(folder, root) or not is_within(os.path.realpath(folder), os.path.realpath(root)):
+    if not is_within(folder, root) or resolve_inside(root, subfolder) is None:
         raise SettingError(
             f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which leads outside; "
             f'use a plain name such as "ComfyUI" or a subfolder such as "video/ComfyUI".',

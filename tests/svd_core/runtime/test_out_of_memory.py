@@ -15,7 +15,7 @@ from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer
 from svd_stages.headless.batch.worker import explain_error
 from svd_stages.headless.graph import Engine, validate
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeError, SettingError, SVDStagesError
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
 from svd_stages.svd_core.models.unet import PreparedUNet
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(monkeypatch):
 
     monkeypatch.setattr(load, "load_checkpoint", raising(SHORTAGES["torch on Linux"]))
     with raises(MemoryBudgetError, "memory.exhausted", "svd-nano"):
-        pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+        execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
 
 
 LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: unspecified launch failure")
