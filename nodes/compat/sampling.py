@@ -90,7 +90,7 @@ class KSampler(_NamedSampler):
         positive: Any, negative: Any, latent_image: Latent, denoise: float = 1.0,
     ) -> tuple[Latent]:  # fmt: skip
         """Sample the LATENT. Raises SettingError for a sampler that needs ComfyUI."""
-        from ...svd_core.diffusion.schedulers import sampler_steps
+        from ...svd_core.diffusion.schedules import sampler_steps
 
         raise_if_refused(validate_sampler_name(sampler_name))
         guider = cfg_guider(model, positive, negative, cfg)
@@ -136,11 +136,11 @@ class KSamplerAdvanced(_NamedSampler):
         return_with_leftover_noise: str,
     ) -> tuple[Latent]:  # fmt: skip
         """Sample the LATENT. Raises SettingError for a sampler that needs ComfyUI."""
-        from ...svd_core.diffusion.schedulers import scheduled_sigmas, slice_sigmas
+        from ...svd_core.diffusion.schedules import core_sigmas, slice_sigmas
 
         raise_if_refused(validate_sampler_name(sampler_name))
         guider = cfg_guider(model, positive, negative, cfg)
-        sigmas = scheduled_sigmas(scheduler, steps, sigma_table(guider.model))
+        sigmas = core_sigmas(scheduler, steps, sigma_table(guider.model))
         sigmas = slice_sigmas(sigmas, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
         return _sample(guider, Noise("comfyui" if add_noise == "enable" else "none", noise_seed), sigmas, latent_image)[
             :1

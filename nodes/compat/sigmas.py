@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def sigma_table(model: Model) -> torch.Tensor:
     """Return the model's noise levels as ComfyUI's schedulers take them: (1000,) rising."""
-    from ...svd_core.diffusion.schedulers import level_table
+    from ...svd_core.diffusion.schedules import level_table
 
     return level_table(model.model.sigma_min, model.model.sigma_max)
 
@@ -53,7 +53,7 @@ class BasicScheduler(_Scheduler):
 
     def get_sigmas(self, model: Any, scheduler: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
         """Return the last `steps` steps of a schedule of steps / denoise; no levels for a denoise of 0."""
-        from ...svd_core.diffusion.schedulers import truncate_sigmas
+        from ...svd_core.diffusion.schedules import truncate_sigmas
 
         return (truncate_sigmas(scheduler, steps, sigma_table(read_model(model)), denoise)[-(steps + 1) :],)
 
@@ -76,9 +76,11 @@ class KarrasScheduler(_Scheduler):
 
     def get_sigmas(self, steps: int, sigma_max: float, sigma_min: float, rho: float) -> tuple[torch.Tensor]:
         """Return (steps + 1,) levels, the last 0."""
-        from ...svd_core.diffusion.schedulers import karras
+        import torch
 
-        return (karras(steps, sigma_min, sigma_max, rho),)
+        from ...svd_core.diffusion.schedules import karras_sigmas
+
+        return (karras_sigmas(steps, sigma_min, sigma_max, rho, torch.float32),)
 
 
 class ExponentialScheduler(_Scheduler):
@@ -98,9 +100,11 @@ class ExponentialScheduler(_Scheduler):
 
     def get_sigmas(self, steps: int, sigma_max: float, sigma_min: float) -> tuple[torch.Tensor]:
         """Return (steps + 1,) levels, the last 0."""
-        from ...svd_core.diffusion.schedulers import exponential
+        import torch
 
-        return (exponential(steps, sigma_min, sigma_max),)
+        from ...svd_core.diffusion.schedules import exponential_sigmas
+
+        return (exponential_sigmas(steps, sigma_min, sigma_max, torch.float32),)
 
 
 class AlignYourStepsScheduler(_Scheduler):
@@ -129,7 +133,7 @@ class AlignYourStepsScheduler(_Scheduler):
 
     def get_sigmas(self, model_type: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
         """Return the levels. Raises SettingError for another model than SVD."""
-        from ...svd_core.diffusion.schedulers import align_your_steps_part
+        from ...svd_core.diffusion.schedules import align_your_steps_part
 
         raise_if_refused(self.VALIDATE_INPUTS(model_type))
         return (align_your_steps_part(steps, denoise),)
@@ -193,6 +197,6 @@ class FlipSigmas:
 
     def get_sigmas(self, sigmas: torch.Tensor) -> tuple[torch.Tensor]:
         """Return the reversed levels."""
-        from ...svd_core.diffusion.schedulers import flip_sigmas
+        from ...svd_core.diffusion.schedules import flip_sigmas
 
         return (flip_sigmas(read_sigmas(sigmas)),)

@@ -18,7 +18,7 @@ from svd_stages.nodes.compat import values
 from svd_stages.nodes.compat.values import Guidance, Model
 from svd_stages.nodes.wire_formats import read_latent
 from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
-from svd_stages.svd_core.diffusion.schedulers import SCHEDULERS
+from svd_stages.svd_core.diffusion.schedules import SCHEDULERS
 from svd_stages.svd_core.errors import GraphError, SettingError
 from svd_stages.svd_core.models.components import Checkpoint
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime

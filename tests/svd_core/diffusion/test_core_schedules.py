@@ -7,15 +7,15 @@ import time
 import pytest
 import torch
 from error_checks import raises
-from svd_stages.svd_core.diffusion.schedulers import (
+from svd_stages.svd_core.diffusion.schedules import (
     SCHEDULERS,
     align_your_steps_part,
-    exponential,
+    core_sigmas,
+    exponential_sigmas,
     flip_sigmas,
-    karras,
+    karras_sigmas,
     level_table,
     sampler_steps,
-    scheduled_sigmas,
     slice_sigmas,
     truncate_sigmas,
 )
@@ -42,14 +42,14 @@ def falls(row: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("scheduler", CORE)
 def test_a_schedule_has_cores_numbers(scheduler):
-    assert scheduled_sigmas(scheduler, 4, TABLE).tolist() == pytest.approx(CORE[scheduler], rel=1e-5)
+    assert core_sigmas(scheduler, 4, TABLE).tolist() == pytest.approx(CORE[scheduler], rel=1e-5)
     assert list(CORE) == list(SCHEDULERS)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 25, 100])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_schedule_falls_to_zero(scheduler, steps):
-    row = scheduled_sigmas(scheduler, steps, TABLE)
+    row = core_sigmas(scheduler, steps, TABLE)
     assert falls(row) and row[-1] == 0 and row.dtype == torch.float32
     if scheduler not in ("ddim_uniform", "beta"):
         assert len(row) == steps + 1
@@ -61,7 +61,7 @@ def test_beta_puts_even_shares_of_the_distribution_between_its_levels():
     middles = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     density = (middles * (1 - middles)) ** (0.6 - 1)
     shares = torch.cumsum(density, 0) / density.sum()
-    row = scheduled_sigmas("beta", 8, TABLE)[:-1]
+    row = core_sigmas("beta", 8, TABLE)[:-1]
     places = [(TABLE - sigma).abs().argmin().item() for sigma in row]
     found = [shares[min(199_999, int(place / 999 * 200_000))].item() for place in places]
     assert found == pytest.approx([1 - step / 8 for step in range(8)], abs=0.01)
@@ -71,7 +71,7 @@ def test_beta_puts_even_shares_of_the_distribution_between_its_levels():
 def test_a_million_steps_are_no_work(scheduler):
     """What 10,000 steps with a denoise of 0.01 ask for."""
     started = time.monotonic()
-    row = scheduled_sigmas(scheduler, 1_000_000, TABLE)
+    row = core_sigmas(scheduler, 1_000_000, TABLE)
     assert time.monotonic() - started < 5
     if scheduler in ("beta", "ddim_uniform"):
         assert torch.equal(row, torch.cat([TABLE.flip(0)[: len(row) - 1], torch.zeros(1)])) and len(row) >= 1000
@@ -79,8 +79,8 @@ def test_a_million_steps_are_no_work(scheduler):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_denoise_below_one_takes_the_end_of_a_longer_row(scheduler):
-    assert torch.equal(truncate_sigmas(scheduler, 10, TABLE, 0.5), scheduled_sigmas(scheduler, 20, TABLE)[-11:])
-    assert torch.equal(truncate_sigmas(scheduler, 10, TABLE, 1.0), scheduled_sigmas(scheduler, 10, TABLE))
+    assert torch.equal(truncate_sigmas(scheduler, 10, TABLE, 0.5), core_sigmas(scheduler, 20, TABLE)[-11:])
+    assert torch.equal(truncate_sigmas(scheduler, 10, TABLE, 1.0), core_sigmas(scheduler, 10, TABLE))
     assert len(truncate_sigmas(scheduler, 10, TABLE, 0.0)) == 0
 
 
@@ -95,14 +95,14 @@ def test_ksampler_walks_all_of_a_row_that_is_longer_than_asked(steps, levels, hi
 
 
 def test_two_parts_of_a_row_meet_and_make_the_whole():
-    row = scheduled_sigmas("karras", 6, TABLE)
+    row = core_sigmas("karras", 6, TABLE)
     first, second = slice_sigmas(row, 0, 4, keep_noise=True), slice_sigmas(row, 4, 10000, keep_noise=False)
     assert torch.equal(first, row[:5]) and torch.equal(second, row[4:])
     assert torch.equal(slice_sigmas(row, 0, 6, keep_noise=False), row)
 
 
 def test_a_part_that_keeps_no_noise_ends_in_zero_and_leaves_the_row_alone():
-    row = scheduled_sigmas("karras", 6, TABLE)
+    row = core_sigmas("karras", 6, TABLE)
     kept = row.clone()
     part = slice_sigmas(row, 1, 3, keep_noise=False)
     assert part.tolist() == [*row[1:3].tolist(), 0.0]
@@ -111,7 +111,7 @@ def test_a_part_that_keeps_no_noise_ends_in_zero_and_leaves_the_row_alone():
 
 @pytest.mark.parametrize(("start", "end"), [(6, 10000), (20, 10000), (0, 0), (4, 3)])
 def test_a_part_without_steps_is_empty(start, end):
-    assert len(slice_sigmas(scheduled_sigmas("karras", 6, TABLE), start, end, keep_noise=True)) == 0
+    assert len(slice_sigmas(core_sigmas("karras", 6, TABLE), start, end, keep_noise=True)) == 0
 
 
 def test_a_row_turned_round_rises_from_above_zero():
@@ -132,18 +132,18 @@ def test_align_your_steps_with_a_share_of_the_steps_is_the_end_of_the_row():
 @pytest.mark.parametrize("rho", [0.0, 0.001, 0.05, -1.0])
 def test_a_rho_too_small_for_float32_is_refused(rho):
     with raises(SettingError, "setting", "rho", "0.074", rho):
-        karras(5, 0.002, 700.0, rho)
-    assert torch.isfinite(karras(5, 0.002, 700.0, 0.08)).all()
+        karras_sigmas(5, 0.002, 700.0, rho, dtype=torch.float32)
+    assert torch.isfinite(karras_sigmas(5, 0.002, 700.0, 0.08, dtype=torch.float32)).all()
 
 
 @pytest.mark.parametrize("ends", [(0.0, 700.0), (0.002, 0.0), (0.0, 0.0)])
 def test_an_exponential_row_from_or_to_zero_is_refused(ends):
     with raises(SettingError, "setting", "sigma_min", "sigma_max", *ends):
-        exponential(5, *ends)
+        exponential_sigmas(5, *ends, dtype=torch.float32)
 
 
 def test_an_unknown_scheduler_and_no_steps_are_refused():
     with raises(SettingError, "setting", "karras", "bong_tangent"):
-        scheduled_sigmas("bong_tangent", 20, TABLE)
+        core_sigmas("bong_tangent", 20, TABLE)
     with raises(SettingError, "setting", "steps", 0):
-        scheduled_sigmas("karras", 0, TABLE)
+        core_sigmas("karras", 0, TABLE)
