@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each says what is needed, what was given and the way out, and knows its exit status.
+"""The errors that a user can meet. Each says what was expected, what was given and the fix, and has an exit status.
 
 Exit statuses of the command line: 2 bad usage or bad graph, 3 a model or input file is missing or not what it should
 be, or a server cannot be reached, 4 a node failed, 130 interrupted (143 by SIGTERM).
@@ -97,14 +97,14 @@ class ServerError(SVDStagesError):
 
 
 class MemoryBudgetError(SVDStagesError):
-    """A stage needs more memory than is free, and what it was told to do leaves it no other way."""
+    """A stage needs more memory than is available."""
 
     code = "memory"
     exit_status = 4
 
 
 class NonFiniteError(SVDStagesError):
-    """NaN or infinity came up where a video was computed. No file is made of such numbers."""
+    """NaN or infinity in a result. No file is written."""
 
     code = "numbers"
     exit_status = 4
@@ -145,8 +145,8 @@ def printable(text: object, longest: int = 300) -> str:
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Up to `count` names of `known` that look most like `name`, for the end of a message: "a", "b" or "c"."""
-    found = get_close_matches(name, list(known), n=count, cutoff=0.0)
-    quoted = [f'"{each}"' for each in found]
+    matches = get_close_matches(name, list(known), n=count, cutoff=0.0)
+    quoted = [f'"{each}"' for each in matches]
     if len(quoted) < 2:
         return "".join(quoted)
     return ", ".join(quoted[:-1]) + " or " + quoted[-1]

@@ -1,6 +1,7 @@
-"""The stages with the host around them: where the module lives meanwhile, progress, being stopped.
+"""Run each stage on a runtime: place the component, compute, report progress, handle a memory shortage.
 
-The mathematics is in the modules these call; here is only who owns memory and who is told how far it is.
+The mathematics is in the modules that these functions call. All of them raise MemoryBudgetError when memory runs out,
+DeviceLostError when the device fails, and what the runtime raises when the user stops the run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .autoencoder.decode import (
     Window,
     decode_window,
     decode_windows,
-    decoding_needs,
+    describe_memory_need,
     largest,
     needs_activation_offload,
     plan_windows,
@@ -47,12 +48,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class SamplerInputs:
-    """What the videos of one run start from.
+    """The starting latents and noise of N videos.
 
-    latents      (N, F, 4, h, w) float32 unscaled latents under the noise; zeros for a new video
-    noise        comfyui, diffusers or none
-    seed         of video 0; video i uses seed + i
-    batch_index  core's frame numbers of a cut latent, for a single video
+    Attributes:
+        latents: (N, F, 4, h, w) float32 unscaled latents to which the noise is added. Zeros for a new video.
+        noise: comfyui, diffusers or none, see `diffusion.sampling.starting_noise`.
+        seed: Seed of video 0. Video i uses seed + i.
+        batch_index: ComfyUI's frame numbers of a latent that was cut from a longer one. For a single video only.
     """
 
     latents: torch.Tensor
@@ -62,11 +64,13 @@ class SamplerInputs:
 
 
 def load(runtime: Runtime, name: str, precision: str) -> Checkpoint:
-    """Load the checkpoint called `name`. Weights are on the CPU.
+    """Load the checkpoint called `name`, with its weights on the CPU.
 
-    precision is auto, fp16, bf16 or fp32; `auto` gives way to what the user said for the whole run.
-    Raises CheckpointError for an unknown name or a file that is not what it should be. Like all stages, raises
-    MemoryBudgetError when memory runs out and DeviceLostError when the device breaks down.
+    Args:
+        precision: auto, fp16, bf16 or fp32. `auto` is replaced by the runtime's precision.
+
+    Raises:
+        CheckpointError: The name is unknown, or the file is damaged or of another kind.
     """
     wanted = runtime.precision if precision == "auto" else precision
     if name == EMBEDDED:
@@ -76,22 +80,22 @@ def load(runtime: Runtime, name: str, precision: str) -> Checkpoint:
         )
     from .checkpoints.load import load_checkpoint
 
-    def work() -> Checkpoint:
+    def run() -> Checkpoint:
         with runtime.progress("loading", 1, "checkpoint") as advance:
             checkpoint = load_checkpoint(runtime.library.find(name), wanted, runtime.device(), defer_unused=True)
             advance(1)
         return checkpoint
 
     return translate_device_errors(
-        runtime, work, lambda: f"{name} does not fit; close other programs, or load it in fp16"
+        runtime, run, lambda: f"{name} does not fit; close other programs, or load it in fp16"
     )
 
 
 def embed(runtime: Runtime, clip_vision: ClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
-    """`embed_images` of images (N, H, W, 3) in [0, 1], on the host's device."""
+    """Run `embed_images` on images (N, H, W, 3) in [0, 1]."""
     images = check_images(images)
 
-    def work() -> ImageEmbedding:
+    def run() -> ImageEmbedding:
         with (
             runtime.progress("embedding", images.shape[0], "image") as advance,
             runtime.on_device(clip_vision) as device,
@@ -99,27 +103,27 @@ def embed(runtime: Runtime, clip_vision: ClipVision, images: torch.Tensor, prepr
             return embed_images(clip_vision, images, preprocess, device, advance)
 
     return translate_device_errors(
-        runtime, work, lambda: "the CLIP encoder does not fit; close other programs, or load it in fp16"
+        runtime, run, lambda: "the CLIP encoder does not fit; close other programs, or load it in fp16"
     )
 
 
 def encode(runtime: Runtime, vae: Vae, images: torch.Tensor) -> torch.Tensor:
-    """`encode_images` of images (N, H, W, 3): unscaled image latents (N, 4, h, w), on the host's device."""
+    """Run `encode_images` on images (N, H, W, 3): unscaled image latents (N, 4, h, w)."""
     images = check_images(images)
     _, height, width, _ = images.shape
     need = encode_bytes(vae, height, width)
 
-    def work() -> torch.Tensor:
+    def run() -> torch.Tensor:
         with runtime.progress("encoding", images.shape[0], "image") as advance, runtime.on_device(vae, need) as device:
-            return encode_images(vae, images, device, advance, _spares_encoder(runtime, vae, height, width, device))
+            return encode_images(vae, images, device, advance, _offloads_encoder(runtime, vae, height, width, device))
 
     return translate_device_errors(
-        runtime, work, lambda: f"encoding {width}x{height} takes about {format_bytes(need)}; use a smaller size"
+        runtime, run, lambda: f"encoding {width}x{height} takes about {format_bytes(need)}; use a smaller size"
     )
 
 
-def _spares_encoder(runtime: Runtime, vae: Vae, height: int, width: int, device: torch.device) -> bool:
-    """Whether activations must lie on the CPU for the encoder to fit. Says so."""
+def _offloads_encoder(runtime: Runtime, vae: Vae, height: int, width: int, device: torch.device) -> bool:
+    """Return True if the encoder fits only with its activations on the CPU. Log the plan."""
     need, free = encode_bytes(vae, height, width), runtime.free_memory(device)
     offload_activations = device.type != "cpu" and vae.tiles_input and need > free
     logger.info("encoding: takes about %s, %s are free", format_bytes(need), format_bytes(free))
@@ -138,16 +142,21 @@ def sample(
     sigmas: torch.Tensor,
     on_step: Callable[[int, SamplerStep], None] = lambda video, step: None,
 ) -> torch.Tensor:
-    """Sample N videos one after the other, each as in its single run: (N, F, 4, h, w) float32 CPU unscaled latents.
+    """Sample N videos one after the other, each as in its single run.
 
-    conditioning_pairs    (positive, negative) conditioning of each video
-    sigmas   (steps + 1,) falling noise levels, or rising ones, which find the noise of a video
-    on_step  called with the video's number and each of its steps; what it raises stops the work
+    Args:
+        conditioning_pairs: (positive, negative) conditioning of each video.
+        sigmas: (steps + 1,) falling noise levels, or rising ones, which invert a video to its noise.
+        on_step: Called with the index of the video and each step. What it raises stops the work.
 
-    Raises SettingError for values that do not fit together, NonFiniteError for NaN or infinity in what it is given or
-    makes, and what the host raises when it is stopped.
+    Returns:
+        (N, F, 4, h, w) float32 CPU unscaled latents.
+
+    Raises:
+        SettingError: Shapes do not fit together.
+        NonFiniteError: NaN or infinity in the inputs or the results.
     """
-    levels = validate_sigmas(sigmas)
+    sigmas = validate_sigmas(sigmas)
     check_input(start.latents, "the latent to sample")
     if start.batch_index is not None and len(conditioning_pairs) > 1:
         raise SettingError("a latent with batch_index must hold one video; sample the videos of the batch on their own")
@@ -167,67 +176,68 @@ def sample(
     capacity = runtime.capacity(model)
     placement = place_weights(model, need, runtime.device(), capacity)
 
-    def told() -> str:
+    def describe_need() -> str:
         weights = sum(weight.nbytes for weight in model.module.parameters())
         return (
-            f"sampling {size[0]} frames of {SCALE * size[2]}x{SCALE * size[1]} takes about "
-            f"{format_bytes(placement.beside)} beside weights of {format_bytes(weights)}, and {format_bytes(capacity)} "
-            "were there. "
-            "Use fewer frames, a smaller size, or SVDModelOptions with memory = stream"
+            f"sampling {size[0]} frames of {SCALE * size[2]}x{SCALE * size[1]} needs about "
+            f"{format_bytes(placement.activation_bytes)} and weights of {format_bytes(weights)}, "
+            f"{format_bytes(capacity)} were available. Use fewer frames, a smaller size, or SVDModelOptions with "
+            "memory = stream"
         )
 
-    return translate_device_errors(
-        runtime, lambda: _sampled(runtime, model, conditioning_pairs, start, curve, levels, placement, on_step), told
+    run = functools.partial(
+        _sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, placement, on_step
     )
+    return translate_device_errors(runtime, run, describe_need)
 
 
-def _sampled(
+def _sample_videos(
     runtime: Runtime,
     model: SVDModel,
     conditioning_pairs: Sequence[tuple[Conditioning, Conditioning]],
     start: SamplerInputs,
     curve: GuidanceCurve,
-    levels: torch.Tensor,
+    sigmas: torch.Tensor,
     placement: Placement,
     on_step: Callable[[int, SamplerStep], None],
 ) -> torch.Tensor:
-    """`sample` of what fits together, with the weights where `placement` has them."""
-    per_video = len(levels) - 1
+    """Sample validated inputs, with the weights where `placement` says."""
+    per_video = len(sigmas) - 1
     with (
         runtime.progress("sampling", per_video * len(conditioning_pairs), "step") as advance,
         (
-            runtime.beside(model, placement.beside)
+            runtime.reserve_memory(model, placement.activation_bytes)
             if placement.stream
-            else runtime.on_device(model, placement.beside, placement.after)
+            else runtime.on_device(model, placement.activation_bytes, placement.after)
         ) as device,
     ):
         weights = curve.weights(start.latents.shape[1])
         videos = []
         for index, (positive, negative) in enumerate(conditioning_pairs):
-            x = _starting_video(model, start, index, levels[0]).to(device)
+            x = _starting_video(model, start, index, sigmas[0]).to(device)
             denoise = make_denoiser(
                 model.unet,
                 positive,
                 negative,
                 weights,
                 device,
-                levels[:-1],
+                sigmas[:-1],
                 stream=placement.stream,
                 options=model.options,
             )
-            x = sample_euler(denoise, x, levels, _watcher(runtime, advance, index, per_video, on_step))
+            x = sample_euler(denoise, x, sigmas, _step_callback(runtime, advance, index, per_video, on_step))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
 
 
 def add_noise(model: SVDModel, start: SamplerInputs, sigma: torch.Tensor) -> torch.Tensor:
-    """What `sample` would start from at noise level sigma (): (N, F, 4, h, w) float32 CPU unscaled latents."""
+    """Return the noisy latents from which `sample` starts at noise level sigma (): (N, F, 4, h, w), unscaled."""
     videos = [_starting_video(model, start, index, sigma) for index in range(len(start.latents))]
     return torch.cat(videos) / model.scaling_factor
 
 
 def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
-    """The Karras schedule over the model's own noise range, (steps + 1,) float32."""
+    """Return the Karras schedule over the model's noise range, (steps + 1,) float32."""
     return make_sigmas("karras", steps, model.sigma_min, model.sigma_max)
 
 
@@ -236,26 +246,36 @@ def decode(
 ) -> list[torch.Tensor]:
     """Decode N clips (N, F, 4, h, w) of unscaled latents: N times images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
-    mode is exact (all frames as one clip) or windowed (chunk_size frames kept, `context` more seen on each side). A
-    window never spans two videos. Frames with NaN or infinity in 16 bits are decoded once more in float32, which is
-    noted. When memory runs out and the user wants windows to adapt (`host.on_oom`), chunk_size is halved until it
-    suffices: noted, and the same as decoding with that chunk_size.
+    A window never spans two videos. Frames that overflow to NaN or infinity in 16 bits are decoded again in float32,
+    with a warning. If memory runs out and `runtime.on_oom` is adapt, chunk_size is halved until the work fits, with a
+    warning; the result equals that of the smaller chunk_size.
 
-    Raises MemoryBudgetError when memory does not suffice, NonFiniteError for NaN or infinity in float32 or in the
-    latents, SettingError for an unknown mode.
+    Args:
+        mode: exact: all frames as one clip; windowed: `chunk_size` frames at a time.
+        chunk_size: Frames that a window keeps.
+        context: Frames that a window also decodes on each side.
+
+    Raises:
+        SettingError: Unknown mode.
+        NonFiniteError: NaN or infinity in float32 or in the latents.
     """
     if mode not in MODES:
         raise SettingError(f'mode must be one of {", ".join(MODES)}, got "{mode}"')
     check_input(latents, "the latent to decode")
     frames, height, width = _size_of(latents)
-    chunk, around = (frames, 0) if mode == "exact" else (chunk_size, context)
+    chunk, margin = (frames, 0) if mode == "exact" else (chunk_size, context)
     may_shrink = mode == "windowed" and runtime.on_oom == "adapt"
     while True:
-        windows = plan_windows(frames, chunk, around)
-        work = functools.partial(_decoded, runtime, vae, latents, windows)
-        told = functools.partial(decoding_needs, runtime, vae, windows, SCALE * height, SCALE * width)
+        windows = plan_windows(frames, chunk, margin)
+
+        def describe_need(windows: list[Window] = windows) -> str:
+            device = runtime.device()
+            free = runtime.free_memory(device)
+            return describe_memory_need(vae, windows, SCALE * height, SCALE * width, device, free)
+
+        run = functools.partial(_decode_clips, runtime, vae, latents, windows)
         try:
-            videos = translate_device_errors(runtime, work, told)
+            videos = translate_device_errors(runtime, run, describe_need)
         except MemoryBudgetError:
             if not may_shrink or chunk == 1:
                 raise
@@ -265,7 +285,7 @@ def decode(
             runtime.warn(
                 RunWarning(
                     "memory.smaller_windows",
-                    f"memory ran out: decoded {chunk} frames at a time and not {chunk_size}, which gives other pixels",
+                    f"memory ran out: decoded {chunk} frames at a time, not {chunk_size}, which gives other pixels",
                     {"chunk_size": chunk, "asked": chunk_size, "context": context},
                 )
             )
@@ -273,68 +293,68 @@ def decode(
 
 
 def decode_tiled(runtime: Runtime, vae: Vae, latents: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:
-    """`decode_in_tiles` of frames (F, 4, h, w), on the host's device: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
+    """Run `decode_in_tiles` on frames (F, 4, h, w): images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
-    Frames with NaN or infinity in 16 bits are decoded once more in float32, which is noted. Raises as `decode` does.
+    Frames that overflow in 16 bits are decoded again in float32, with a warning. Raises as `decode` does.
     """
     check_input(latents, "the latent to decode")
     frames, _, height, width = latents.shape
     size = (1, SCALE * min(height, 2 * tile), SCALE * min(width, 2 * tile))
     need = decode_bytes(vae, *size)
 
-    def work() -> torch.Tensor:
-        lost: list[int] = []
+    def run() -> torch.Tensor:
+        nonfinite: list[int] = []
         with runtime.progress("decoding", frames, "frame") as advance, runtime.on_device(vae, need) as device:
-            on_nonfinite = lost.append if vae.itemsize < 4 else None
+            on_nonfinite = nonfinite.append if vae.itemsize < 4 else None
             images = decode_in_tiles(vae, latents, tile, overlap, device, advance, on_nonfinite)
-        if lost:
-            with _in_float32(runtime, vae, decode_bytes(vae, *size, itemsize=4), len(lost)) as (device, advance):
-                images[lost] = decode_in_tiles(vae, latents[lost], tile, overlap, device, advance)
-            _note_float32(runtime, [(0, Window(index, index + 1, index, index + 1)) for index in lost])
+        if nonfinite:
+            with _in_float32(runtime, vae, decode_bytes(vae, *size, itemsize=4), len(nonfinite)) as (device, advance):
+                images[nonfinite] = decode_in_tiles(vae, latents[nonfinite], tile, overlap, device, advance)
+            _warn_float32(runtime, [(0, Window(index, index + 1, index, index + 1)) for index in nonfinite])
         return images
 
-    return translate_device_errors(runtime, work, lambda: f"a tile takes about {format_bytes(need)}; use smaller tiles")
+    return translate_device_errors(runtime, run, lambda: f"a tile takes about {format_bytes(need)}; use smaller tiles")
 
 
-def _decoded(runtime: Runtime, vae: Vae, latents: torch.Tensor, windows: list[Window]) -> list[torch.Tensor]:
-    """The images of N clips, those windows in float32 that the decoder's own precision cannot hold."""
+def _decode_clips(runtime: Runtime, vae: Vae, latents: torch.Tensor, windows: list[Window]) -> list[torch.Tensor]:
+    """Decode N clips, and again in float32 the windows that overflow in the decoder's precision."""
     frames, height, width = _size_of(latents)
     need = decode_bytes(vae, largest(windows), SCALE * height, SCALE * width)
-    lost: dict[tuple[int, Window], None] = {}
+    nonfinite: dict[tuple[int, Window], None] = {}
     videos = []
     with (
         runtime.progress("decoding", frames * len(latents), "frame") as advance,
         runtime.on_device(vae, need) as device,
     ):
         offload_activations = needs_activation_offload(vae, windows, height, width, device, runtime.free_memory(device))
-        is_short = vae.itemsize < 4
+        is_16_bit = vae.itemsize < 4
         for index, clip in enumerate(latents):
 
             def on_frames(done: int, before: int = index * frames) -> None:
                 advance(before + done)
 
             def on_nonfinite(window: Window, video: int = index) -> None:
-                lost[video, window] = None
+                nonfinite[video, window] = None
 
             call = functools.partial(
-                decode_windows, vae, clip, windows, device, on_frames, on_nonfinite=on_nonfinite if is_short else None
+                decode_windows, vae, clip, windows, device, on_frames, on_nonfinite=on_nonfinite if is_16_bit else None
             )
-            videos.append(_with_less_memory(runtime, vae, call, offload_activations))
-    if lost:
-        _decode_again(runtime, vae, latents, windows, list(lost), videos)
+            videos.append(_decode_or_offload(runtime, vae, call, offload_activations))
+    if nonfinite:
+        _decode_again(runtime, vae, latents, windows, list(nonfinite), videos)
     return videos
 
 
-def _with_less_memory(
+def _decode_or_offload(
     runtime: Runtime, vae: Vae, call: Callable[..., torch.Tensor], offload_activations: bool
 ) -> torch.Tensor:
-    """One clip's images. When the device's memory does not suffice after all: again with less of it, the same bits."""
+    """Decode one clip. If the device runs out of memory, decode again with activations on the CPU: the same bits."""
     try:
         return call(offload_activations=offload_activations)
     except torch.cuda.OutOfMemoryError:
         if offload_activations or not vae.streams:
             raise
-    logger.warning("the device's memory did not suffice for decoding: once more, with activations on the CPU")
+    logger.warning("out of device memory while decoding: decoding again with activations on the CPU")
     runtime.release()
     return call(offload_activations=True)
 
@@ -344,16 +364,19 @@ def _decode_again(
     vae: Vae,
     latents: torch.Tensor,
     windows: list[Window],
-    lost: list[tuple[int, Window]],
+    nonfinite: list[tuple[int, Window]],
     videos: list[torch.Tensor],
 ) -> None:
-    """Decode windows (number of the video, window) in float32, and put their frames into the videos."""
+    """Decode windows (index of the video, window) in float32, and write their frames into `videos`."""
     _, height, width = _size_of(latents)
     need = decode_bytes(vae, largest(windows), SCALE * height, SCALE * width, itemsize=4)
-    with _in_float32(runtime, vae, need, sum(window.stop - window.start for _, window in lost)) as (device, advance):
+    with _in_float32(runtime, vae, need, sum(window.stop - window.start for _, window in nonfinite)) as (
+        device,
+        advance,
+    ):
         offload_activations = needs_activation_offload(vae, windows, height, width, device, runtime.free_memory(device))
         done = 0
-        for video, window in lost:
+        for video, window in nonfinite:
             count = window.stop - window.start
 
             def on_progress(share: float, before: int = done, count: int = count) -> None:
@@ -363,13 +386,13 @@ def _decode_again(
             videos[video][window.start : window.stop] = images
             done += count
             advance(done)
-    _note_float32(runtime, lost)
+    _warn_float32(runtime, nonfinite)
 
 
 @contextlib.contextmanager
 def _in_float32(runtime: Runtime, vae: Vae, need: int, frames: int) -> Iterator[tuple[torch.device, Advance]]:
-    """The device and its progress for decoding `frames` frames once more, with the decoder in float32."""
-    logger.info("%d frames hold NaN or infinity in the decoder's precision: once more in float32", frames)
+    """Give the device and a progress callback for decoding `frames` frames with the decoder in float32."""
+    logger.info("%d frames hold NaN or infinity in the decoder's precision: decoding them again in float32", frames)
     with (
         runtime.progress("decoding", frames, "frame") as advance,
         runtime.on_device(vae, need + vae.float32_bytes) as device,
@@ -378,39 +401,39 @@ def _in_float32(runtime: Runtime, vae: Vae, need: int, frames: int) -> Iterator[
         yield device, advance
 
 
-def _note_float32(runtime: Runtime, lost: list[tuple[int, Window]]) -> None:
-    frames = sum(window.stop - window.start for _, window in lost)
+def _warn_float32(runtime: Runtime, nonfinite: list[tuple[int, Window]]) -> None:
+    frames = sum(window.stop - window.start for _, window in nonfinite)
     runtime.warn(
         RunWarning(
             "numbers.float32",
-            f"{frames} frames held NaN or infinity and were decoded once more in float32; with precision fp32 they are "
-            "right at once",
-            {"windows": [{"video": video, "frames": [window.start, window.stop]} for video, window in lost]},
+            f"{frames} frames held NaN or infinity and were decoded again in float32. Precision fp32 avoids the "
+            "second pass.",
+            {"windows": [{"video": video, "frames": [window.start, window.stop]} for video, window in nonfinite]},
         )
     )
 
 
-def _watcher(
+def _step_callback(
     runtime: Runtime, advance: Advance, index: int, per_video: int, on_step: Callable[[int, SamplerStep], None]
 ) -> Callable[[SamplerStep], None]:
-    """Tells the host, and who asked for it, of each step of video `index`; the videos before it are done."""
+    """Return a callback that reports each step of video `index`. The videos before it are done."""
 
-    def watch(step: SamplerStep) -> None:
+    def report(step: SamplerStep) -> None:
         advance(index * per_video + step.done)
         runtime.show(step.denoised[0])
         on_step(index, step)
 
-    return watch
+    return report
 
 
 def _size_of(latents: torch.Tensor) -> tuple[int, int, int]:
-    """(F, h, w) of (N, F, 4, h, w)."""
+    """Return (F, h, w) of (N, F, 4, h, w)."""
     _, frames, _, height, width = latents.shape
     return frames, height, width
 
 
 def _starting_video(model: SVDModel, start: SamplerInputs, index: int, sigma: torch.Tensor) -> torch.Tensor:
-    """Video `index` of the run at noise level sigma: (1, F, 4, h, w) float32 scaled latents."""
+    """Return video `index` at noise level sigma: (1, F, 4, h, w) float32 scaled latents."""
     latents = start.latents[index]
     frames, _, height, width = latents.shape
     noise = starting_noise(start.noise, seed_for_index(start.seed, index), frames, height, width, start.batch_index)

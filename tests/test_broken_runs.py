@@ -64,7 +64,7 @@ class WatchedRuntime(LocalRuntime):
         self.boundaries.cross(f"{name} has left")
 
     @contextlib.contextmanager
-    def beside(self, part, need):
+    def reserve_memory(self, part, need):
         self.boundaries.cross("beside")
         with super().beside(part, need) as device:
             yield device
@@ -165,7 +165,7 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
     checkpoint = replace(mini_checkpoint(torch.float16), model=mini_checkpoint().model)
     image = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(2))
     if stream:
-        monkeypatch.setattr(execution, "place_weights", lambda *_: Placement(stream=True, beside=0))
+        monkeypatch.setattr(execution, "place_weights", lambda *_: Placement(stream=True, activation_bytes=0))
     whole = Boundaries()
     wanted = run(checkpoint, image, whole)
     before = state_of(checkpoint)

@@ -199,11 +199,11 @@ class GraphRenderer:
 
     def is_lost(self, error: BaseException) -> bool:
         """Whether CUDA said that its context is broken, which no later call mends. Too little memory does not."""
-        from ...svd_core.runtime.device_errors import is_device_loss
+        from ...svd_core.runtime.device_errors import is_device_lost
 
         found: BaseException | None = error
         while found is not None:
-            if isinstance(found, DeviceLostError) or is_device_loss(found):
+            if isinstance(found, DeviceLostError) or is_device_lost(found):
                 return True
             found = found.__cause__
         return False

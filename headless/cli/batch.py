@@ -241,7 +241,7 @@ class _Shown:
     def begin(self, pool: str, status: Status) -> None:
         """What works on how much."""
         text = f"{status.left} of {status.tasks} videos to make, {pool}"
-        self._console.told("batch", text, workers=pool, **status.as_dict())
+        self._console.announce("batch", text, workers=pool, **status.as_dict())
 
     def watch(self, progress: Progress, outcome: dict[str, Any] | None) -> None:
         """A `driver.Watch`."""

@@ -1,4 +1,4 @@
-"""What a person, or a program, sees of a run: a progress bar with the stage's name, or JSON lines."""
+"""Show a run: a progress bar with the name of the stage, or JSON lines."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from tqdm import tqdm
 
 
 class Console(Protocol):
-    """How the command line speaks."""
+    """The output of the command line."""
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """Progress; a `host.Reporter`. `node` is the id of the node in whose work it is, where that is known."""
+        """Show progress; a `runtime.Reporter`. `node` is the id of the node that is running, if it is known."""
         ...
 
     def event(self, name: str, /, **values: Any) -> None:
-        """What an engine does: queued, cached, executing, executed. See headless/engines/events.py."""
+        """Print an engine's event: queued, cached, executing, executed. See headless/engines/events.py."""
         ...
 
-    def told(self, name: str, text: str, /, **values: Any) -> None:
-        """An event that people are told, too: `missing`, what a graph needs and is not there; `batch`, who works."""
+    def announce(self, name: str, text: str, /, **values: Any) -> None:
+        """Print an event that people see, too: `missing` (a file or node of a graph), `batch` (who works)."""
         ...
 
     def result(self, text: str, **values: Any) -> None:
-        """What came out: a sentence for people, values for programs."""
+        """Print the result: a sentence for people, values for programs."""
         ...
 
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Close the progress bar."""
         ...
 
 
-class _Asking:
-    """At each report of progress it looks whether the user has asked to stop, and raises KeyboardInterrupt.
+class _Stoppable:
+    """Raise KeyboardInterrupt at a progress report if the user asked to stop.
 
-    The signal's own one can be lost: Python drops what is raised while it clears away an object.
+    The signal's own KeyboardInterrupt can be lost: Python drops exceptions that are raised in finalizers.
     """
 
     def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._is_stopped = is_stopped
 
-    def _go_on(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._is_stopped():
             raise KeyboardInterrupt
 
 
-class TerminalConsole(_Asking):
-    """A bar on stderr, results on stdout."""
+class TerminalConsole(_Stoppable):
+    """A progress bar on stderr, results on stdout."""
 
     def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(is_stopped)
         self._bar: tqdm | None = None
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """Open the stage's bar at 0 done, move it, leave it standing when complete."""
-        self._go_on()
+        """Open the stage's bar at 0, move it, and close it when it is complete."""
+        self._raise_if_stopped()
         if done == 0:
             self.close()
             self._bar = tqdm(total=total, desc=f"{stage:<10}", unit=unit, file=sys.stderr, dynamic_ncols=True)
@@ -69,53 +69,53 @@ class TerminalConsole(_Asking):
                 self.close()
 
     def event(self, name: str, /, **values: Any) -> None:
-        """People see the bars."""
+        """Do nothing: people see the bars."""
 
-    def told(self, name: str, text: str, /, **values: Any) -> None:
-        """Say the line on stderr."""
+    def announce(self, name: str, text: str, /, **values: Any) -> None:
+        """Print the text on stderr."""
         self.close()
         sys.stderr.write(text + "\n")
 
     def result(self, text: str, **values: Any) -> None:
-        """Say the sentence."""
+        """Print the text on stdout."""
         self.close()
         sys.stdout.write(text + "\n")
 
     def close(self) -> None:
-        """End the bar that is open."""
+        """Close the open bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class LogAboveBar(logging.Handler):
-    """Log lines on stderr, above a progress bar that is being drawn."""
+    """A log handler that prints above an open progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line and draw the bar again below it."""
+        """Print a record and redraw the bar below it."""
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-class JsonConsole(_Asking):
+class JsonConsole(_Stoppable):
     """One JSON object a line on stdout: {"event": "progress", ...}, those of `event`, and {"event": "result", ...}.
 
-    When the reader has gone, a run is told to nobody and goes on; the result raises BrokenPipeError.
+    If the reader of stdout has gone, events are dropped and the run continues; the result raises BrokenPipeError.
     """
 
     def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(is_stopped)
-        self._stdout = sys.stdout  # nodes that print are sent elsewhere
+        self._stdout = sys.stdout  # a node that prints gets another stdout
         self._node: str | None = None
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """{"event": "progress", "stage", "done", "total", "unit"}, and "node" where it is known."""
-        self._go_on()
+        """Print {"event": "progress", "stage", "done", "total", "unit"}, and "node" if it is known."""
+        self._raise_if_stopped()
         node = node or self._node
         where = {} if node is None else {"node": node}
         self.event("progress", stage=stage, done=done, total=total, unit=unit, **where)
 
     def event(self, name: str, /, **values: Any) -> None:
-        """{"event": name, ...values}."""
+        """Print {"event": name, ...values}."""
         if name == "executing":
             self._node = values["node"]
         elif name == "executed" and values.get("node") == self._node:
@@ -123,16 +123,16 @@ class JsonConsole(_Asking):
         with contextlib.suppress(BrokenPipeError):
             self._line(name, values)
 
-    def told(self, name: str, text: str, /, **values: Any) -> None:
-        """{"event": name, ...values}: of "missing" kind, name, nodes, folder, url."""
+    def announce(self, name: str, text: str, /, **values: Any) -> None:
+        """Print {"event": name, ...values}; of "missing": kind, name, nodes, folder, url."""
         self.event(name, **values)
 
     def result(self, text: str, **values: Any) -> None:
-        """{"event": "result", ...values}."""
+        """Print {"event": "result", ...values}."""
         self._line("result", values)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there is no bar."""
 
     def _line(self, event: str, values: dict[str, Any]) -> None:
         line = {"event": event, **values, **{"event": event}}  # first, and what it says whatever the values are

@@ -1,7 +1,7 @@
-"""The headless door: `svd-stages`, or `python -m svd_stages`. Reads arguments, calls, and turns errors into words.
+"""The command line: `svd-stages`, or `python -m svd_stages`. Parse arguments, run a command, print errors.
 
-Exit status: 0 done, 2 bad usage or bad graph, 3 a model or input file is missing or not what it should be, or a server
-cannot be reached, 4 a node failed, 130 interrupted, 143 ended by SIGTERM (a stop is 128 and the number of its signal).
+Exit status: 0 done; 2 bad usage or bad graph; 3 a model or input file is missing or invalid, or a server cannot be
+reached; 4 a node failed; 130 interrupted; 143 ended by SIGTERM (128 plus the number of the signal).
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ Command = Callable[[argparse.Namespace, Console], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return the exit status."""
     arguments = make_parser().parse_args(argv)
-    stop = _Stop()
+    stop = _StopSignal()
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="svd-stages",
         description="Stable Video Diffusion in stages: animate a picture, or run a graph, with or without ComfyUI.",
@@ -293,7 +293,7 @@ def _add_bench(commands: Any) -> None:
 
 
 def animate(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages animate`."""
+    """Run `svd-stages animate`."""
     began = time.monotonic()
     options = vars(arguments)
     settings = VideoSettings(
@@ -305,7 +305,7 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages run`."""
+    """Run `svd-stages run`."""
     began = time.monotonic()
     run_config = _run_config(arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir)
     source = _read_allowed(arguments)
@@ -324,13 +324,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def validate(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages validate`."""
+    """Run `svd-stages validate`."""
     source = _read_allowed(arguments)
     run_config = _run_config(arguments, console, input_folder=arguments.input_dir)
     engine = _engine(arguments, run_config)
     table = engine.table if arguments.object_info is None else _table(arguments)
     for missing in find_missing(source, engine, run_config, arguments.settings, table):
-        console.told("missing", missing.describe(), **asdict(missing))
+        console.announce("missing", missing.describe(), **asdict(missing))
     graph = _open_allowed(source, arguments, table)
     if arguments.object_info is None:
         checked = engine.check(graph)
@@ -343,14 +343,14 @@ def validate(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages convert`."""
+    """Run `svd-stages convert`."""
     graph = open_graph(arguments.graph, table=_table(arguments))
     write_text(arguments.output, json.dumps(graph.prompt, indent=2) + "\n")
     console.result(f"wrote {arguments.output}: {len(graph.prompt)} nodes", output=arguments.output)
 
 
 def nodes(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages nodes`."""
+    """Run `svd-stages nodes`."""
     info = EmbeddedEngine(_run_config(arguments, console)).object_info()
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
@@ -361,22 +361,22 @@ def nodes(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def inspect(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages inspect`."""
+    """Run `svd-stages inspect`."""
     from ...svd_core.checkpoints.inspect import inspect as inspect_checkpoint
 
-    found = inspect_checkpoint(_by_name(arguments.checkpoint))
+    inspection = inspect_checkpoint(_by_name(arguments.checkpoint))
     if not arguments.verify:
-        console.result(found.describe(), **found.as_dict())
+        console.result(inspection.describe(), **inspection.as_dict())
         return
     from ...svd_core.checkpoints.verify import verify
 
-    verified = verify(found.path, _run_config(arguments, console).runtime().progress)
-    text = f"{found.describe()}\n  {verified.describe()}"
-    console.result(text, **found.as_dict(), verified=asdict(verified))
+    verified = verify(inspection.path, _run_config(arguments, console).runtime().progress)
+    text = f"{inspection.describe()}\n  {verified.describe()}"
+    console.result(text, **inspection.as_dict(), verified=asdict(verified))
 
 
 def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages convert-checkpoint`."""
+    """Run `svd-stages convert-checkpoint`."""
     from ...svd_core.checkpoints.convert import convert_checkpoint as convert_it
 
     progress = _run_config(arguments, console).runtime().progress
@@ -385,7 +385,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def download(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages download`."""
+    """Run `svd-stages download`."""
     from ...svd_core.checkpoints.download import download as download_it
 
     root = Path(arguments.models[0]) if arguments.models else default_models_roots()[0]
@@ -394,7 +394,7 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def bench(arguments: argparse.Namespace, console: Console) -> None:
-    """`svd-stages bench`."""
+    """Run `svd-stages bench`."""
     import torch
 
     from ...svd_core.checkpoints.load import resolve_dtypes
@@ -414,11 +414,11 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _size(text: str) -> int:
-    """Bytes of a size as a person writes it: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as on the cards."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
+    """Parse a size in bytes: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as for GPU memory."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f'a size is a number with K, M or G, such as 6G, and not "{text}"')
-    return int(float(found[1]) * 1024 ** " KMG".index(found[2].upper() or " "))
+    return int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
 
 
 def _background(text: str) -> Background:
@@ -429,12 +429,12 @@ def _background(text: str) -> Background:
 
 
 def _by_name(checkpoint: Path) -> Path:
-    """The built-in model's file when its name is given: that name means the same in every command."""
+    """Return the built-in model's file for its name, otherwise the path."""
     return EMBEDDED_FILE if str(checkpoint) == EMBEDDED else checkpoint
 
 
 def _free_name(stem: str) -> Path:
-    """`stem`.mp4 in this folder, or with the first number from 2 that is free: an earlier video is not written over."""
+    """Return `stem`.mp4 in this folder, or the first free numbered name, so that no earlier video is replaced."""
     from ...svd_core.utils.output_files import free_names
 
     first = Path(f"{stem}.mp4")
@@ -456,7 +456,7 @@ def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path
 
 
 def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The graph as it was saved, if it names no class but those that are allowed."""
+    """Read the graph as it was saved, and check that it has allowed node classes only."""
     source = read_source(arguments.graph)
     if arguments.allowed:
         check_allowed_nodes(source, arguments.allowed)
@@ -464,7 +464,7 @@ def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: NodeTable) -> Graph:
-    """The graph to run, converted and set; once more: does it name only classes that are allowed."""
+    """Convert the graph, apply settings, and check its node classes again."""
     graph = open_graph(source, arguments.settings, table)
     if arguments.allowed:
         check_allowed_nodes(graph.prompt, arguments.allowed)
@@ -472,7 +472,7 @@ def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: 
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:
-    """Our nodes and the compat nodes; with --object-info those that it describes, and ours where it has none."""
+    """Return our nodes and the compat nodes. Those of --object-info replace nodes of the same class."""
     if arguments.object_info is None:
         return EMBEDDED_NODES
     described = described_nodes(read_graph(arguments.object_info, finite=False))
@@ -490,14 +490,14 @@ def _say_files(files: list[Path], seconds: float, console: Console) -> None:
     console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
 
 
-class _Stop:
-    """A signal handler that raises KeyboardInterrupt; a little later while a library is being imported.
+class _StopSignal:
+    """A signal handler that raises KeyboardInterrupt, but not while a library is being imported.
 
     What is stopped in the middle of its import fails in other ways: an ImportError, an abort, an exit by SIGINT.
     """
 
     asked: int | None = None
-    """The number of the signal that came first."""
+    """Number of the first signal."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.asked = self.asked or number
@@ -512,7 +512,7 @@ class _Stop:
 
 
 def _interrupted(arguments: argparse.Namespace, console: Console, number: int | None) -> int:
-    """The status that a shell gives a program which a signal ended; without a signal that of Ctrl-C."""
+    """Return the exit status of a program that a signal ended: 128 and its number. Without a signal: that of Ctrl-C."""
     status = 128 + (number or signal.SIGINT)
     return _fail(arguments, console, "interrupted; no half-written result was left", "interrupted", status)
 
@@ -534,7 +534,7 @@ def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str,
 
 
 def _stop_printing() -> None:
-    """Let what is still printed go nowhere: Python itself would fail on it at its end."""
+    """Discard further output on stdout. Python would fail on it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -547,6 +547,6 @@ def _where(error: SVDStagesError) -> dict[str, Any]:
 
 
 def _quiet_libraries() -> None:
-    """Keep what diffusers and transformers say to developers off a user's terminal. They read this when imported."""
+    """Hide the developer messages of diffusers and transformers, which read these variables when they are imported."""
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")

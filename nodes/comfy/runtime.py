@@ -73,7 +73,7 @@ class ComfyRuntime:
         on the card until it needs the room, unless it is to leave. When memory runs out all of them leave, as they do
         where ComfyUI itself meets that.
         """
-        from ...svd_core.runtime.device_errors import is_shortage
+        from ...svd_core.runtime.device_errors import is_memory_error
         from . import model_patchers, parts
 
         own = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
@@ -82,7 +82,7 @@ class ComfyRuntime:
         try:
             yield patcher.load_device
         except (MemoryError, RuntimeError) as error:
-            if is_shortage(error):
+            if is_memory_error(error):
                 _management().unload_all_models()
             raise
         finally:
@@ -90,7 +90,7 @@ class ComfyRuntime:
                 model_patchers.evict(patcher)
 
     @contextlib.contextmanager
-    def beside(self, part: Any, need: int) -> Iterator[torch.device]:
+    def reserve_memory(self, part: Any, need: int) -> Iterator[torch.device]:
         """The device, after ComfyUI has taken `part` off it and made `need` bytes free beside what it holds back."""
         from . import model_patchers
 

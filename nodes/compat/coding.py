@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...svd_core.runtime.runtime import get_runtime, warn
+from ...svd_core.runtime.runtime import get_runtime
+from ...svd_core.utils.warnings import RunWarning
 from .. import sockets, wire_formats
 from . import inputs, scaling
 
@@ -29,9 +30,12 @@ def _encode(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     cut = crop_to_multiple(images, 8)
     if cut.shape != images.shape:
         (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
-        warn(
-            "image.cut",
-            f"the image of {width}x{height} was cropped to {cut_width}x{cut_height}. SVDResizeImage keeps all of it.",
+        get_runtime().warn(
+            RunWarning(
+                "image.cut",
+                f"the image of {width}x{height} was cropped to {cut_width}x{cut_height}. SVDResizeImage keeps all of "
+                "it.",
+            )
         )
     return execution.encode(get_runtime(), vae, cut)
 
@@ -100,10 +104,12 @@ class SVD_img2vid_Conditioning:
         embedding = execution.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
         images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
         if augmentation_level > 0:
-            warn(
-                "augmentation.seed",
-                f"the noise of augmentation_level has the fixed seed {AUGMENTATION_SEED} here; in ComfyUI every run "
-                "has another one. To choose a seed use SVDNoiseAugmentation.",
+            get_runtime().warn(
+                RunWarning(
+                    "augmentation.seed",
+                    f"the noise of augmentation_level has the fixed seed {AUGMENTATION_SEED} here; in ComfyUI every "
+                    "run has another one. To choose a seed use SVDNoiseAugmentation.",
+                )
             )
             images = augment_images_as_core(images, augmentation_level, AUGMENTATION_SEED)
         image_latents = expand_image_latents(_encode(wire_formats.vae(vae), images), video_frames)

@@ -1,7 +1,7 @@
-"""The temporal VAE's decoder over a clip: all of it as one, or in explicit windows with context.
+"""Decode a latent clip with the temporal VAE: all frames as one clip, or in explicit windows with context.
 
-The decoder mixes frames, and its group norms pool over all frames of a call, so a window's frames depend on what is in
-the window. Windows are therefore chosen by the caller, never by free memory.
+The decoder mixes frames, and its group norms pool over all frames of a call. A frame therefore depends on the other
+frames of its window. The caller chooses the windows; free memory never does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from ..errors import MemoryBudgetError, NonFiniteError, SettingError
 from ..media.image_ops import to_images
 from ..models.components import Vae
 from ..runtime.memory import decode_bytes, format_bytes, spared_decode_bytes
-from ..runtime.runtime import Runtime
 from ..utils.nan_checks import DAMAGED, first_nonfinite
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ SCALE = 8  # pixels per latent pixel, each way
 
 @dataclass(frozen=True)
 class Window:
-    """One decoder call: it sees frames first ... last - 1, of which start ... stop - 1 are kept."""
+    """One decoder call: its input is frames first ... last - 1; frames start ... stop - 1 of its output are kept."""
 
     start: int
     stop: int
@@ -37,9 +36,12 @@ class Window:
 
 
 def plan_windows(frames: int, chunk_size: int, context: int) -> list[Window]:
-    """Cut `frames` frames into chunks of `chunk_size`, each seen with up to `context` frames more on both sides.
+    """Split frames into chunks of `chunk_size`, each decoded with up to `context` more frames on both sides.
 
-    Every frame is kept exactly once, in order. Raises SettingError for an empty chunk or a negative context.
+    Every frame is kept exactly once, in order.
+
+    Raises:
+        SettingError: chunk_size is below 1 or context is negative.
     """
     if chunk_size < 1:
         raise SettingError(f"chunk_size must be 1 or more, got {chunk_size}")
@@ -54,7 +56,7 @@ def plan_windows(frames: int, chunk_size: int, context: int) -> list[Window]:
 
 
 def largest(windows: list[Window]) -> int:
-    """How many frames the window that sees most of them sees."""
+    """Return the number of input frames of the largest window."""
     return max(window.last - window.first for window in windows)
 
 
@@ -66,19 +68,23 @@ def decode_window(
     on_progress: Callable[[float], None],
     offload_activations: bool = False,
 ) -> torch.Tensor:
-    """The images (stop - start, 8h, 8w, 3) float32 CPU of the frames that a window of a clip (F, 4, h, w) keeps.
+    """Decode the frames that a window of a clip (F, 4, h, w) keeps: images (stop - start, 8h, 8w, 3) float32 CPU.
 
-    on_share  called with the share of the window that is done. Raises NonFiniteError for NaN or infinity in one.
+    Args:
+        on_progress: Called with the fraction of the window that is done.
+
+    Raises:
+        NonFiniteError: A frame holds NaN or infinity.
     """
-    seen = latents[window.first : window.last].to(device)
-    pixels = vae.decode_clip(seen, offload_activations, on_progress)
-    kept = pixels[window.start - window.first : window.stop - window.first]
-    refuse_faults(kept, window.start, len(latents))
-    return to_images(kept.cpu())
+    inputs = latents[window.first : window.last].to(device)
+    pixels = vae.decode_clip(inputs, offload_activations, on_progress)
+    pixels = pixels[window.start - window.first : window.stop - window.first]
+    check_finite_pixels(pixels, window.start, len(latents))
+    return to_images(pixels.cpu())
 
 
-def refuse_faults(pixels: torch.Tensor, first: int, frames: int) -> None:
-    """Raise NonFiniteError when pixels (T, ...) of frame `first` and the next of `frames` hold NaN or infinity."""
+def check_finite_pixels(pixels: torch.Tensor, first: int, frames: int) -> None:
+    """Raise NonFiniteError if pixels (T, ...) of frames `first` to `first` + T - 1 hold NaN or infinity."""
     fault = first_nonfinite(pixels)
     if fault is not None:
         raise NonFiniteError(
@@ -99,74 +105,84 @@ def decode_windows(
 ) -> torch.Tensor:
     """Decode one clip, unscaled latents (F, 4, h, w), window by window: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
-    The decoder is on `device` and computes in its own dtype. `on_frames` is called with the number of frames done, some
-    of them in part; what it raises stops the work. With `offload_activations` they lie on the CPU where that
-    gives the same bits. With context 0 this is what diffusers' `decode_chunk_size` does.
+    With context 0 this is diffusers' `decode_chunk_size`. The decoder computes in its own dtype.
 
-    `on_nonfinite` is told the windows with NaN or infinity in their frames, that are then not there. Without it
-    they raise NonFiniteError.
+    Args:
+        device: Device of the decoder.
+        on_frames: Called with the number of frames done, some of them in part. What it raises stops the work.
+        offload_activations: Keep activations on the CPU. The bits are the same.
+        on_nonfinite: Called with a window whose frames hold NaN or infinity; their pixels are undefined.
+
+    Raises:
+        NonFiniteError: A frame holds NaN or infinity, and there is no `on_nonfinite`.
     """
     images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
-    tell = on_frames or (lambda done: None)
+    report = on_frames or (lambda done: None)
     for window in windows:
         try:
-            made = decode_window(vae, latents, window, device, _part_of(window, tell), offload_activations)
-            images[window.start : window.stop] = made
+            images[window.start : window.stop] = decode_window(
+                vae, latents, window, device, _frames_callback(window, report), offload_activations
+            )
         except NonFiniteError:
             if on_nonfinite is None:
                 raise
             on_nonfinite(window)
-        tell(window.stop)
+        report(window.stop)
     return images
 
 
-def _part_of(window: Window, tell: Callable[[int], None]) -> Callable[[float], None]:
-    """From the share of a window that is done to the frames of the clip that are."""
-    return lambda share: tell(window.start + int(share * (window.stop - window.start)))
+def _frames_callback(window: Window, on_frames: Callable[[int], None]) -> Callable[[float], None]:
+    """Convert the fraction of a window that is done to the number of frames of the clip."""
+    return lambda fraction: on_frames(window.start + int(fraction * (window.stop - window.start)))
 
 
 def needs_activation_offload(
     vae: Vae, windows: list[Window], height: int, width: int, device: torch.device, free: int
 ) -> bool:
-    """Whether activations must lie on the CPU for windows of latents height x width to fit into `free` bytes.
+    """Return True if windows of latents (height, width) fit into `free` bytes only with their activations on the CPU.
 
-    Raises MemoryBudgetError, with the need and the way out, when not even that helps a clip that is decoded whole.
+    Raises:
+        MemoryBudgetError: A clip that is decoded as one does not fit even so.
     """
     frames = largest(windows)
     need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
-    logger.info("decoding: takes about %s, %s are free", *map(format_bytes, (need, free)))
+    logger.info("decoding: needs about %s, %s are free", *map(format_bytes, (need, free)))
     if need <= free:
         return False
-    may_spare = vae.streams and device.type != "cpu"
-    least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_spare else need
+    may_offload = vae.streams and device.type != "cpu"
+    least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_offload else need
     if least <= free:
-        logger.info("decoding: activations lie on the CPU, which leaves about %s on the device", format_bytes(least))
+        logger.info(
+            "decoding: activations are kept on the CPU, which needs about %s on the device", format_bytes(least)
+        )
         return True
     if len(windows) > 1:
-        return may_spare  # the choice of windows was the user's: try
+        return may_offload  # The user chose the windows: try.
     chunk = max(1, frames * free // need - 4)
     windowed = (
         f"use SVDTemporalVAEDecode in mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
     )
-    suggestion = "" if may_spare else windowed
+    suggestion = "" if may_offload else windowed
     raise MemoryBudgetError(
         f"decoding {frames} frames of {SCALE * width}x{SCALE * height} as one clip (mode exact) needs about "
         f"{format_bytes(least)}, and {format_bytes(free)} are free; {suggestion or 'use '}a smaller size"
     )
 
 
-def decoding_needs(runtime: Runtime, vae: Vae, windows: list[Window], height: int, width: int) -> str:
-    """What decoding frames of height x width pixels in these windows takes, what there is, and the way out."""
-    device, seen = runtime.device(), largest(windows)
-    foretell = spared_decode_bytes if vae.streams and device.type != "cpu" else decode_bytes
-    need, free = foretell(vae, seen, height, width), runtime.free_memory(device)
+def describe_memory_need(
+    vae: Vae, windows: list[Window], height: int, width: int, device: torch.device, free: int
+) -> str:
+    """Describe the memory that windows of height x width pixels need, the `free` bytes, and a fix."""
+    frames = largest(windows)
+    estimate = spared_decode_bytes if vae.streams and device.type != "cpu" else decode_bytes
+    need = estimate(vae, frames, height, width)
     kept = max(window.stop - window.start for window in windows)
     context = CONTEXT if len(windows) == 1 else max(window.start - window.first for window in windows)
-    # no more than half: what was foretold for the windows that were tried has not sufficed
-    fitting = (each for each in range(kept // 2, 0, -1) if foretell(vae, each + 2 * context, height, width) <= free)
+    # At most half: the estimate for the windows that were tried was too low.
+    fitting = (each for each in range(kept // 2, 0, -1) if estimate(vae, each + 2 * context, height, width) <= free)
     chunk = next(fitting, 1)
     suggestion = f"mode windowed with chunk_size {chunk} and context {context}, or " if kept > 1 else ""
     return (
-        f"decoding {seen} frames of {width}x{height} together takes about {format_bytes(need)}, and "
+        f"decoding {frames} frames of {width}x{height} together takes about {format_bytes(need)}, and "
         f"{format_bytes(free)} are free. Use {suggestion}a smaller size"
     )

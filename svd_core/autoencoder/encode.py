@@ -1,4 +1,4 @@
-"""The input picture as numbers: its CLIP embedding, and its image latent."""
+"""Encode the input image: its CLIP embedding and its image latent."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from ..utils.tensor_checks import check_images
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """What CLIP says of B images, float32 on the CPU.
+    """The output of the CLIP image encoder for B images, float32 on the CPU.
 
-    image_embeds                (B, D) projected, the one token SVD attends to
-    last_hidden_state           (B, tokens, width)
-    penultimate_hidden_states   (B, tokens, width)
+    Attributes:
+        image_embeds: (B, D) projected embedding, the single context token of SVD.
+        last_hidden_state: (B, tokens, width).
+        penultimate_hidden_states: (B, tokens, width).
     """
 
     image_embeds: torch.Tensor
@@ -42,28 +43,34 @@ def embed_images(
     device: torch.device,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> ImageEmbedding:
-    """Embed images (B, H, W, 3) in [0, 1]: the picture as it was loaded, before resize and augmentation.
+    """Embed images (B, H, W, 3) in [0, 1], as they were loaded: before resizing and augmentation.
 
-    preprocess is `reference` (whole frame) or one of ComfyUI core's, `center_crop` (middle square) and `whole` (frame);
-    the encoder is on `device`.
-    What `on_image`, told the images done, raises stops the work.
-    Raises SettingError for another word, ImageError for what is no picture, NonFiniteError for an embedding with NaN or
-    infinity.
+    Args:
+        preprocess: `reference` (the whole frame, as Stability and diffusers), or as ComfyUI's core: `center_crop` (the
+            middle square) or `whole` (the frame).
+        device: Device of the encoder.
+        on_image: Called with the number of images done. What it raises stops the work.
+
+    Raises:
+        SettingError: Unknown preprocess.
+        ImageError: See `check_images`.
+        NonFiniteError: The embedding holds NaN or infinity.
     """
     if preprocess not in PREPROCESSES:
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
-    look = _LOOKS[preprocess]
-    pixels = look(check_images(images), clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
-    # One image at a time: each then equals its single run to the last bit.
-    answers = []
+    pixels = _PREPROCESS[preprocess](
+        check_images(images), clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std
+    )
+    # One image at a time, so that each equals its single run bit by bit.
+    outputs = []
     for each in pixels:
-        answers.append(clip_vision.embed(each[None].to(device)))
-        _check(answers[-1][0], "the CLIP encoder", "numbers.embedding")
-        on_image(len(answers))
-    return ImageEmbedding(*(torch.cat(rows).float().cpu() for rows in zip(*answers, strict=True)))
+        outputs.append(clip_vision.embed(each[None].to(device)))
+        _check(outputs[-1][0], "the CLIP encoder", "numbers.embedding")
+        on_image(len(outputs))
+    return ImageEmbedding(*(torch.cat(rows).float().cpu() for rows in zip(*outputs, strict=True)))
 
 
-_LOOKS = {"reference": clip_input_reference, "center_crop": clip_input_center_crop, "whole": clip_input_whole}
+_PREPROCESS = {"reference": clip_input_reference, "center_crop": clip_input_center_crop, "whole": clip_input_whole}
 
 
 def encode_images(
@@ -73,11 +80,16 @@ def encode_images(
     on_image: Callable[[int], None] = lambda done: None,
     offload_activations: bool = False,
 ) -> torch.Tensor:
-    """Unscaled image latents (B, 4, H/8, W/8) float32 CPU of images (B, H, W, 3): the posterior's mode.
+    """Encode images (B, H, W, 3) to unscaled image latents (B, 4, H/8, W/8) float32 CPU: the posterior's mode.
 
-    The encoder is on `device`. With `offload_activations` a large image's activations lie on the CPU: the same bits.
-    Raises
-    SettingError unless H and W are multiples of 8, NonFiniteError for a latent with NaN or infinity.
+    Args:
+        device: Device of the encoder.
+        on_image: Called with the number of images done. What it raises stops the work.
+        offload_activations: Keep a large image's activations on the CPU. The bits are the same.
+
+    Raises:
+        SettingError: H or W is not a multiple of 8.
+        NonFiniteError: A latent holds NaN or infinity.
     """
     images = check_images(images)
     check_multiple("the image's height", images.shape[1], 8)
@@ -92,10 +104,10 @@ def encode_images(
     return torch.cat(latents)
 
 
-def _check(answer: torch.Tensor, who: str, code: str) -> None:
-    if not is_finite(answer):
+def _check(output: torch.Tensor, component: str, code: str) -> None:
+    if not is_finite(output):
         raise NonFiniteError(
-            f"{who} answers the picture with NaN or infinity. Use precision bf16 or fp32. Where fp32 was used, "
+            f"{component} returns NaN or infinity for this image. Use precision bf16 or fp32. Where fp32 was used, "
             f"{DAMAGED}",
             code=code,
         )

@@ -1,7 +1,8 @@
-"""Decoding frame by frame in tiles, as ComfyUI's VAEDecodeTiled does: little memory, and no frame sees another.
+"""Decode frame by frame in tiles, as ComfyUI's VAEDecodeTiled does (comfy/sd.py, decode_tiled_; comfy/utils.py,
+tiled_scale_multidim).
 
-For the least memory without that loss there is `decode.py`, whose exact mode streams. This one keeps saved graphs'
-results (comfy/sd.py, decode_tiled_; comfy/utils.py, tiled_scale_multidim).
+Tiles need little memory, but the frames are decoded without each other. The exact mode of `decode.py` needs little
+memory without that loss; this module is for saved graphs that use VAEDecodeTiled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from ..errors import NonFiniteError, SettingError
 from ..media.image_ops import to_images
 from ..models.components import Vae
-from .decode import SCALE, refuse_faults
+from .decode import SCALE, check_finite_pixels
 
 
 def decode_in_tiles(
@@ -26,29 +27,34 @@ def decode_in_tiles(
     on_frame: Callable[[int], None] = lambda done: None,
     on_nonfinite: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
-    """Unscaled latents (F, 4, h, w), each frame on its own: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
+    """Decode each frame of unscaled latents (F, 4, h, w) alone: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
 
-    tile     side of a tile, overlap what neighbours share, in latent pixels
+    Each frame is decoded three times, in square, wide and tall tiles, and the three results are averaged.
 
-    Each frame is decoded three times, in square tiles and in two kinds of long ones, and the three are averaged. The
-    decoder is on `device`. What `on_frame`, told the frames done, raises stops the work. `on_nonfinite` is told the
-    numbers
-    of frames with NaN or infinity, which are then not there; without it they raise NonFiniteError. Raises SettingError
-    when tiles would not move on.
+    Args:
+        tile: Side of a tile in latent pixels.
+        overlap: Latent pixels that neighbouring tiles share.
+        device: Device of the decoder.
+        on_frame: Called with the number of frames done. What it raises stops the work.
+        on_nonfinite: Called with the index of a frame that holds NaN or infinity; its pixels are undefined.
+
+    Raises:
+        SettingError: overlap is not below half of a tile.
+        NonFiniteError: A frame holds NaN or infinity, and there is no `on_nonfinite`.
     """
     if not 0 <= overlap < tile // 2:
         raise SettingError(f"tiles of {tile} latent pixels must overlap by less than half of that, got {overlap}")
     shapes = ((2 * tile, tile // 2), (tile // 2, 2 * tile), (tile, tile))
 
-    def decode(piece: torch.Tensor) -> torch.Tensor:
-        return vae.decode_clip(piece.to(device)).float().cpu()
+    def decode(latent_tile: torch.Tensor) -> torch.Tensor:
+        return vae.decode_clip(latent_tile.to(device)).float().cpu()
 
     images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
     for index, frame in enumerate(latents.split(1)):
         passes = {shape: _blended(decode, frame, shape, overlap) for shape in _different(frame, shapes)}
         pixels = torch.stack([passes[_fitted(frame, shape)] for shape in shapes]).mean(0)
         try:
-            refuse_faults(pixels, index, len(latents))
+            check_finite_pixels(pixels, index, len(latents))
             images[index] = to_images(pixels)[0]
         except NonFiniteError:
             if on_nonfinite is None:
@@ -59,7 +65,7 @@ def decode_in_tiles(
 
 
 def _fitted(frame: torch.Tensor, shape: tuple[int, int]) -> tuple[int, int]:
-    """A tile's shape, cut to the frame's: tiles that are larger than the frame are all the same."""
+    """Return a tile's shape, limited to the frame's size."""
     return min(shape[0], frame.shape[2]), min(shape[1], frame.shape[3])
 
 
@@ -70,7 +76,7 @@ def _different(frame: torch.Tensor, shapes: tuple[tuple[int, int], ...]) -> set[
 def _blended(
     decode: Callable[[torch.Tensor], torch.Tensor], frame: torch.Tensor, shape: tuple[int, int], overlap: int
 ) -> torch.Tensor:
-    """Pixels (1, 3, 8h, 8w) of a frame (1, 4, h, w): the mean of all tiles, whose weights fall towards their edges."""
+    """Return pixels (1, 3, 8h, 8w) of a frame (1, 4, h, w): the mean of its tiles, weighted less near their edges."""
     height, width = frame.shape[-2:]
     total = torch.zeros((1, 3, SCALE * height, SCALE * width))
     weights = torch.zeros_like(total)
@@ -86,12 +92,12 @@ def _blended(
 
 
 def _starts(size: int, tile: int, overlap: int) -> range:
-    """Where tiles begin along a side of `size`; the last ones may be shorter."""
+    """Return the starts of tiles along a side of `size`. The last tiles may be shorter."""
     return range(0, size - overlap, tile - overlap) if size > tile else range(1)
 
 
 def _ramp(size: int, feather: int) -> torch.Tensor:
-    """Weights along a side: even steps up to 1 over `feather` pixels, and down again; all 1 where that is too long."""
+    """Return weights along a side: they rise to 1 over `feather` pixels and fall again. All 1 if that is too long."""
     if feather >= size:
         return torch.ones(size)
     place = torch.arange(1, size + 1) / max(1, feather)

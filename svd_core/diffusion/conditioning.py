@@ -1,4 +1,4 @@
-"""What the denoiser is told beside the noisy latents: the picture, and the micro-conditioning."""
+"""The conditioning of the denoiser: the image, and the micro-conditioning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from ..errors import SettingError
 
 @dataclass(frozen=True)
 class MicroConditioning:
-    """The three numbers SVD was trained with.
+    """The micro-conditioning of SVD.
 
-    fps                 frames per second, the user's; the model is told fps - 1
-    motion_bucket_id    how much motion
-    noise_aug_strength  deviation of the noise added to the input image in [-1, 1]
+    Attributes:
+        fps: Frames per second, as the user gives it. The model gets fps - 1.
+        motion_bucket_id: Amount of motion.
+        noise_aug_strength: Standard deviation of the noise added to the input image, in [-1, 1].
 
-    Raises SettingError for numbers that are not finite or below 0, and for fps below 1.
+    Raises:
+        SettingError: A number is not finite or negative, or fps is below 1.
     """
 
     fps: float = 7.0
@@ -32,10 +34,10 @@ class MicroConditioning:
                 raise SettingError(f"{name} must be {lowest:g} or more, got {value}")
 
     def time_ids(self) -> torch.Tensor:
-        """(1, 3) float32 [fps - 1, motion_bucket_id, noise_aug_strength], the order of the model's label embedding.
+        """Return (1, 3) float32 [fps - 1, motion_bucket_id, noise_aug_strength], the order of the label embedding.
 
-        "SVD was conditioned on fps - 1": Stability's scripts/sampling/simple_video_sample.py. This is the one place
-        where the one is taken off.
+        "SVD was conditioned on fps - 1": Stability's scripts/sampling/simple_video_sample.py. Nowhere else is the 1
+        subtracted.
         """
         return torch.tensor([[self.fps - 1, self.motion_bucket_id, self.noise_aug_strength]], dtype=torch.float32)
 
@@ -44,8 +46,9 @@ class MicroConditioning:
 class Conditioning:
     """The conditioning of one video.
 
-    embeds        (1, T, D) float32: the CLIP embedding; T is 1, or the tokens that ComfyUI's core makes of T images
-    image_latent  (1, 4, h, w) or (F, 4, h, w) float32: unscaled image latent for all frames, or one for each
+    Attributes:
+        embeds: (1, T, D) float32 CLIP embedding. T is 1, or the number of images that ComfyUI's core embedded.
+        image_latent: (1, 4, h, w) or (F, 4, h, w) float32 unscaled image latent, for all frames or one for each.
     """
 
     embeds: torch.Tensor
@@ -53,7 +56,7 @@ class Conditioning:
     micro: MicroConditioning
 
     def per_frame(self, frames: int) -> torch.Tensor:
-        """The image latent for each frame, (1, frames, 4, h, w). Raises SettingError when there are not 1 or frames."""
+        """Return the image latent of each frame, (1, frames, 4, h, w). Raises SettingError for other counts."""
         count = self.image_latent.shape[0]
         if count not in (1, frames):
             raise SettingError(
@@ -64,11 +67,13 @@ class Conditioning:
 
 
 def prepare_conditioning(image_embeds: torch.Tensor, image_latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (N, D) and unscaled image latents (N, 4, h, w) of N images, as (N, 1, D) and (N, 4, h, w) float32.
+    """Return embeddings (N, D) and unscaled image latents (N, 4, h, w) as (N, 1, D) and (N, 4, h, w) float32 CPU.
 
-    The unconditional side has zeros in both places: Stability's
+    The unconditional side has zeros in both: Stability's
     `force_uc_zero_embeddings=["cond_frames", "cond_frames_without_noise"]`.
-    Raises SettingError when the counts differ.
+
+    Raises:
+        SettingError: The counts differ.
     """
     if image_embeds.shape[0] != image_latents.shape[0]:
         raise SettingError(
@@ -101,23 +106,22 @@ def make_conditioning_pairs(
 
 
 def expand_image_latents(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
-    """Image latents (B, 4, h, w) as one, or one for each frame: (1 or frames, 4, h, w).
+    """Return image latents (B, 4, h, w) as (1 or frames, 4, h, w).
 
-    Of another number than these two ComfyUI's core gives each frame the one that is nearest to it in time
-    (comfy/utils.py, resize_to_batch_size).
+    If B is neither, each frame gets the latent nearest in time, as in ComfyUI (comfy/utils.py, resize_to_batch_size).
     """
     count = image_latents.shape[0]
     if count in (1, frames):
         return image_latents
     if frames < count:
-        places = [round(frame * (count - 1) / max(1, frames - 1)) for frame in range(frames)]
+        indices = [round(frame * (count - 1) / max(1, frames - 1)) for frame in range(frames)]
     else:
-        places = [min(count - 1, math.floor((frame + 0.5) * count / frames)) for frame in range(frames)]
-    return image_latents[places]
+        indices = [min(count - 1, math.floor((frame + 0.5) * count / frames)) for frame in range(frames)]
+    return image_latents[indices]
 
 
 def empty_latents(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
-    """Zeros (N, frames, 4, h, w) for N image latents (N, 4, h, w). Raises SettingError for no frames."""
+    """Return zeros (N, frames, 4, h, w) for image latents (N, 4, h, w). Raises SettingError if frames is below 1."""
     if frames < 1:
         raise SettingError(f"a video needs 1 frame or more, got {frames}; 14 (SVD) or 25 (SVD-XT) is usual")
     return torch.zeros((image_latents.shape[0], frames, *image_latents.shape[1:]))

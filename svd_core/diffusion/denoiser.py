@@ -1,4 +1,4 @@
-"""D(x; sigma): the UNet with its preconditioning and with guidance, as something you call with (x, sigma)."""
+"""The denoiser D(x; sigma): the UNet with preconditioning and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .conditioning import Conditioning
 logger = logging.getLogger(__name__)
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(x (1, F, 4, h, w) float32 scaled latents, sigma () float32) -> the clean latents, the same shape and scale."""
+"""(x (1, F, 4, h, w) float32 scaled latents, sigma () float32) -> denoised latents of the same shape and scale."""
 
 
 def precondition(x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's view of x and sigma: (c_in x, c_noise), with sigma_data = 1.
+    """Return the network's inputs (c_in x, c_noise), with sigma_data = 1.
 
     c_in = 1 / sqrt(sigma^2 + 1), c_noise = ln(sigma) / 4. Karras et al. 2022 (arXiv:2206.00364), table 1, with the
     v-prediction scaling of Stability's generative-models (VScalingWithEDMcNoise).
@@ -28,12 +28,12 @@ def precondition(x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def c_noise_of(sigma: torch.Tensor) -> torch.Tensor:
-    """How the network is told the noise level sigma (): ln(sigma) / 4."""
+    """Return the network's time input for sigma (): ln(sigma) / 4."""
     return 0.25 * sigma.log()
 
 
 def denoised_from_v(x: torch.Tensor, v: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The clean latents from a v-prediction: c_skip x + c_out v, c_skip = 1/(s^2+1), c_out = -s/sqrt(s^2+1)."""
+    """Return the denoised latents: c_skip x + c_out v, with c_skip = 1/(s^2+1) and c_out = -s/sqrt(s^2+1)."""
     return v * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
 
 
@@ -48,17 +48,18 @@ def make_denoiser(
     stream: bool = False,
     options: ModelOptions = DEFAULT,
 ) -> Denoiser:
-    """A denoiser of one video with classifier-free guidance, one weight per frame.
+    """Make the denoiser of one video with classifier-free guidance, one weight per frame.
 
-    unet      UNetSpatioTemporalConditionModel on `device`; computes in its own dtype, x stays float32
-    weights   (F,) float32; guided v = v_negative + weight (v_positive - v_negative)
-    sigmas    the noise levels that will be asked for, so that what depends on them alone is computed once; None: none
-              are known before
-    stream    the weights of `unet` are elsewhere and come to `device` block by block: less memory, the same bits
-    options   how to compute; `memory` has been answered by whoever set `stream`
+    The two sides are computed one after the other: the frames of a video keep any device busy, and half of the rows
+    need half of the memory. The negative side is skipped if every weight is 1.
 
-    The two sides are computed one after the other: a video has rows enough to keep any device busy, and half of them
-    need half the memory. The negative side is not computed at all when every weight is 1.
+    Args:
+        unet: UNetSpatioTemporalConditionModel. It computes in its own dtype; x stays float32.
+        weights: (F,) float32; guided v = v_negative + weight (v_positive - v_negative).
+        device: Device on which to compute.
+        sigmas: The noise levels of the run, if they are known: what depends on them alone is computed once.
+        stream: Stream the weights of `unet` to the device block by block. Less memory, the same bits.
+        options: How to compute. `memory` is not used: `stream` decides.
     """
     frames = weights.numel()
     guided = bool((weights != 1.0).any())
@@ -88,7 +89,7 @@ def _predictor(
     stream: bool,
     options: ModelOptions,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """v for one side: (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> (1, F, 4, h, w) float32."""
+    """Return the function (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> v (1, F, 4, h, w) float32 of one side."""
     dtype = next(unet.parameters()).dtype
     embeds = side.embeds.to(device, dtype)
     image_latents = side.per_frame(frames).to(device, dtype)
@@ -99,11 +100,11 @@ def _predictor(
             unet, embeds, image_latents[0], time_ids, c_noises, optimizations, stream=stream, options=options
         )
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
-    logger.info("the denoising network is called as it is, without the faster rewrites: %s", obstacle)
+    logger.info("the UNet runs without the optimized forward pass: %s", obstacle)
 
     def predict(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         sample = torch.cat([x.to(dtype), image_latents], dim=2)
-        told = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
-        return unet(sample, c_noise.to(device), **told)[0].float()
+        inputs = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
+        return unet(sample, c_noise.to(device), **inputs)[0].float()
 
     return predict

@@ -1,4 +1,4 @@
-"""Guidance that differs from frame to frame: the curve, and its weight for each frame."""
+"""Classifier-free guidance with one weight per frame."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ SHAPES = ("linear", "triangle", "constant")
 
 @dataclass(frozen=True)
 class GuidanceCurve:
-    """How strongly each frame follows the image, over classifier-free guidance with weight 1 = no guidance.
+    """The guidance weight of each frame. Weight 1 is no guidance.
 
-    linear    min on the first frame, evenly to max on the last (Stability's LinearPredictionGuider; diffusers)
-    triangle  min on the first and last frame, max in the middle
-    constant  max on every frame
+    - linear: min on the first frame, rising evenly to max on the last (Stability's LinearPredictionGuider; diffusers).
+    - triangle: min on the first and last frame, max in the middle.
+    - constant: max on every frame.
 
-    min may be above max: the curve then falls. Raises SettingError for an unknown shape or a number not finite.
+    min may be above max: the curve then falls.
+
+    Raises:
+        SettingError: Unknown shape, or a weight that is negative or not finite.
     """
 
     shape: str = "linear"
@@ -36,7 +39,7 @@ class GuidanceCurve:
 
     @property
     def guides(self) -> bool:
-        """Whether any weight is other than 1, over any number of frames."""
+        """True if any weight differs from 1, for any number of frames."""
         return any(end != 1.0 for end in self._ends)
 
     @property
@@ -49,7 +52,7 @@ class GuidanceCurve:
         return (self.max_guidance,) if self.shape == "constant" else (self.min_guidance, self.max_guidance)
 
     def weights(self, frames: int) -> torch.Tensor:
-        """One weight per frame, (frames,) float32. A single frame gets min, of `constant` max."""
+        """Return one weight per frame, (frames,) float32. A single frame gets min; with `constant` it gets max."""
         if self.shape == "constant":
             return torch.full((frames,), float(self.max_guidance))
         if self.shape == "linear":

@@ -1,4 +1,4 @@
-"""The Euler loop, and what it starts from."""
+"""The Euler sampling loop, and its starting noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOISES = ("comfyui", "diffusers", "none")
 
 @dataclass(frozen=True, eq=False)
 class SamplerStep:
-    """What an observer of the loop sees after a step. x and clean are scaled latents (1, F, 4, h, w)."""
+    """The state of the loop after a step. x and denoised are scaled latents (1, F, 4, h, w)."""
 
     done: int
     total: int
@@ -33,11 +33,16 @@ def sample_euler(
     """Follow the probability-flow ODE from sigmas[0] to sigmas[-1] with Euler steps.
 
     Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without its second-order correction.
-    x (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0]; sigmas (N + 1,) float32 on the CPU, falling. What
-    `on_step` raises stops the loop. Raises NonFiniteError after the step that brought NaN or infinity.
+    The step is written as diffusers and ComfyUI's core write it, in float32: a long step down from 700 cancels most of
+    x, so with one or two steps its rounding (up to 1e-4) shows in the latents.
 
-    Noise levels and x are float32, and the step is written as diffusers and ComfyUI's core write it: a long step down
-    from 700 cancels most of x, so with only one or two steps its rounding (up to 1e-4) is seen in the latents.
+    Args:
+        x: (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0].
+        sigmas: (N + 1,) float32 on the CPU, falling.
+        on_step: Called after each step. What it raises stops the loop.
+
+    Raises:
+        NonFiniteError: A step gave NaN or infinity.
     """
     steps = sigmas.numel() - 1
     for index, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.unbind())):
@@ -57,11 +62,11 @@ def sample_euler(
 
 
 def starting_point(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, sigma_max: float) -> torch.Tensor:
-    """Scaled latents at noise level sigma () float32: latents + noise * scale.
+    """Return scaled latents at noise level sigma () float32: latents + noise * scale.
 
-    scale is sqrt(1 + sigma^2) when sigma is the model's largest, else sigma.
-    At sigma_max the latents under the noise are taken as unit-variance data, as in diffusers' init_noise_sigma,
-    Stability's BaseDiffusionSampler and ComfyUI's rule (relative tolerance 1e-5).
+    scale is sqrt(1 + sigma^2) if sigma is the model's largest, else sigma: at sigma_max the latents count as
+    unit-variance data, as in diffusers' init_noise_sigma, Stability's BaseDiffusionSampler and ComfyUI (relative
+    tolerance 1e-5).
     """
     at_largest = sigma.item() >= sigma_max * (1 - 1e-5)
     return latents + noise * ((sigma**2 + 1) ** 0.5 if at_largest else sigma)
@@ -70,16 +75,16 @@ def starting_point(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tens
 def starting_noise(
     kind: str, seed: int, frames: int, height: int, width: int, batch_index: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """Unit Gaussian noise (frames, 4, height, width) for one video; height and width in latent pixels.
+    """Draw unit Gaussian noise (frames, 4, height, width) for one video; height and width in latent pixels.
 
-    comfyui    the first draw of a CPU generator seeded with `seed`, as core's samplers draw it; with `batch_index`,
-               frame i is single draw number batch_index[i], as core does for a latent cut out of a longer one
-    diffusers  first draws and drops the (1, 3, 8 height, 8 width) augmentation noise from the same generator, so that
-               one seed here and in SVDNoiseAugmentation gives the diffusers pipeline's video; with `batch_index`
-               the single draws come after it
-    none       zeros, to go on with a latent that still carries noise
+    - comfyui: The first draw of a CPU generator seeded with `seed`, as in ComfyUI's samplers. With `batch_index`,
+      frame i is single draw number batch_index[i], as in ComfyUI for a latent that was cut from a longer one.
+    - diffusers: The generator first draws the (1, 3, 8 height, 8 width) augmentation noise, which is dropped, so that
+      one seed for both noises gives the video of diffusers' pipeline. The draws of `batch_index` follow it.
+    - none: Zeros, to continue a latent that still contains noise.
 
-    Raises SettingError for an unknown kind, a seed out of range, or a batch_index of another length.
+    Raises:
+        SettingError: Unknown kind, seed out of range, or a batch_index of another length.
     """
     if kind not in NOISES:
         raise SettingError(f'noise must be one of {", ".join(NOISES)}, got "{kind}"')

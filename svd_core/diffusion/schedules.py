@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import SettingError
-from ..utils.tensor_checks import plain
+from ..utils.tensor_checks import as_float32
 
 SCHEDULES = ("karras", "align_your_steps", "exponential")
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0  # SVD's scheduler/scheduler_config.json; rho from Karras et al.
@@ -107,7 +107,7 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     Raises:
         SettingError: They do not fall at every step, are not finite, or are fewer than two.
     """
-    levels = plain(sigmas, "a row of sigmas")
+    levels = as_float32(sigmas, "a row of sigmas")
     if levels.ndim != 1 or levels.numel() < 2:
         raise SettingError(f"sigmas must be a row of at least two noise levels, got shape {tuple(sigmas.shape)}")
     if not torch.isfinite(levels).all() or levels[-1] < 0 or not (levels[:-1] > levels[1:]).all():
@@ -123,7 +123,7 @@ def validate_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     Raises:
         SettingError: They do neither.
     """
-    levels = plain(sigmas, "a row of sigmas")
+    levels = as_float32(sigmas, "a row of sigmas")
     rises = levels.ndim == 1 and levels.numel() > 1 and bool((levels[:-1] < levels[1:]).all())
     if rises and levels[0] > 0 and torch.isfinite(levels).all():
         return levels

@@ -1,1 +1,1 @@
-"""What the surrounding program provides: device, memory, progress, warnings, folders."""
+"""The interface to the surrounding program: device, memory, progress, warnings, folders."""

@@ -1,4 +1,4 @@
-"""What an error of a stage's work means: memory has run out, or the device is gone for this process."""
+"""Classify torch errors as memory shortage or device loss."""
 
 from __future__ import annotations
 
@@ -13,46 +13,50 @@ from .runtime import Runtime
 Result = TypeVar("Result")
 
 _SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
-"""How torch's allocators for the CPU, MPS and others, and CUDA outside its allocator, say it."""
+"""Messages of torch's allocators for the CPU, MPS and others, and of CUDA outside its allocator."""
 _NO_LOSS = ("no kernel image",)
-"""A torch that was not built for the card. No other process will fare better."""
+"""torch was not built for this GPU. Another process fails as well."""
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Whether memory has run out, of a device or of the machine."""
+def is_memory_error(error: BaseException) -> bool:
+    """Return True if the device or the machine ran out of memory."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(each in str(error) for each in _SHORTAGES)
 
 
-def is_device_loss(error: BaseException) -> bool:
-    """Whether CUDA said that its context is broken, which no later call in this process mends."""
+def is_device_lost(error: BaseException) -> bool:
+    """Return True if the CUDA context is broken for the rest of this process."""
     accelerators = getattr(torch, "AcceleratorError", ())  # since torch 2.8
-    if is_shortage(error) or any(each in str(error) for each in _NO_LOSS):
+    if is_memory_error(error) or any(each in str(error) for each in _NO_LOSS):
         return False
-    is_accelerators = bool(accelerators) and isinstance(error, accelerators)
-    return is_accelerators or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    is_accelerator_error = bool(accelerators) and isinstance(error, accelerators)
+    return is_accelerator_error or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
-def translate_device_errors(runtime: Runtime, work: Callable[[], Result], told: Callable[[], str]) -> Result:
-    """What `work` gives.
+def translate_device_errors(runtime: Runtime, run: Callable[[], Result], describe_need: Callable[[], str]) -> Result:
+    """Call `run` and convert torch's errors to this package's errors.
 
-    told  what the work needs, what there is, and the way out; asked when memory has run out
+    Args:
+        runtime: Frees cached memory before the error is raised.
+        run: The work.
+        describe_need: Returns the required memory, the available memory and a fix. Called only on a shortage.
 
-    Raises MemoryBudgetError (`memory.exhausted`) when memory runs out, with nothing of the work held by it;
-    DeviceLostError when the device is gone.
+    Raises:
+        MemoryBudgetError: Memory ran out (code `memory.exhausted`). No tensor of `run` is referenced any more.
+        DeviceLostError: The device is unusable in this process.
     """
     try:
-        return work()
+        return run()
     except (MemoryError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        if is_device_loss(error):
+        if is_device_lost(error):
             raise DeviceLostError(
                 f"the device broke down ({reason[:200]}) and computes nothing more in this process. Start the program "
                 "again; when it happens again, look at the card's temperature, power and driver"
             ) from error
-        if not is_shortage(error):
+        if not is_memory_error(error):
             raise
-    # Outside of `except`: what the work had in memory hangs on its error, and must not hang on the next.
+    # Outside of `except`: the caught error references the tensors of `run`; the new one must not.
     runtime.release()
-    raise MemoryBudgetError(f"memory has run out: {told()} ({reason[:200]})", code="memory.exhausted")
+    raise MemoryBudgetError(f"out of memory: {describe_need()} ({reason[:200]})", code="memory.exhausted")

@@ -1,6 +1,7 @@
-"""How much memory a stage needs at its peak, from shapes alone. Weights are counted by whoever holds them.
+"""Estimate the peak memory of a stage from shapes, and decide where the weights are.
 
-The factors are counts of live tensors in the published architecture (peak of a tracker over storages).
+Activations only; the caller adds the weights. The factors are counts of live tensors in the published architecture,
+measured with a tracker over storages.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ PIECE_LIVE_TENSORS = 14  # of a piece of rows, in the same place: what the feed-
 
 
 def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
-    """Peak activation bytes of decoding `frames` frames of height x width pixels as one clip.
+    """Return the peak activation bytes of decoding `frames` frames of height x width pixels as one clip.
 
-    itemsize  bytes of one number; None: the decoder's own
+    Args:
+        itemsize: Bytes of one number. None: the decoder's own.
     """
     itemsize = itemsize or vae.itemsize
     frame = vae.base_channels * height * width * itemsize
@@ -45,7 +47,7 @@ def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int |
 
 
 def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
-    """The same for a decoder that streams, with the clip's activations on the CPU."""
+    """Return the peak bytes on the device if the decoder streams and keeps the clip's activations on the CPU."""
     from ..models.vae_decoder import TILE_NUMEL
 
     itemsize = itemsize or vae.itemsize
@@ -56,16 +58,17 @@ def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize
 
 
 def _is_cut(size: int) -> bool:
-    """Whether a picture of `size` bytes is computed in slabs of rows."""
+    """Return True if an image of `size` bytes is computed in slabs of rows."""
     from ..models import tiled_layers
 
     return size > tiled_layers.TILING_THRESHOLD
 
 
 def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = False) -> int:
-    """Peak activation bytes of the encoder on one image of height x width pixels, in float32.
+    """Return the peak activation bytes of the encoder on one image of height x width pixels, in float32.
 
-    spare  with a large image's activations on the CPU
+    Args:
+        offload_activations: Keep a large image's activations on the CPU.
     """
     from ..models import tiled_layers
 
@@ -78,7 +81,7 @@ def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = 
 
 
 def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:
-    """Peak activation bytes of one UNet call on a video of `frames` frames."""
+    """Return the peak activation bytes of one UNet call on a video of `frames` frames."""
     from ..models.optimizations import unsupported_reason
     from ..models.unet import GPU_CHUNK_ROWS
 
@@ -96,23 +99,30 @@ AFTERWARDS: dict[str, After] = {"resident": "keep", "offload": "offload"}
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the UNet's weights are.
+    """The placement of the UNet's weights while sampling.
 
-    stream  they come to the device block by block while a step is computed
-    beside  bytes that the work takes beside weights that are all there, or with those that come and go
-    after   if they are all there: where they are when the video is made
+    Attributes:
+        stream: They are streamed to the device block by block.
+        activation_bytes: Bytes that the work needs in addition to resident weights, or with streamed ones.
+        after: Where resident weights are afterwards.
     """
 
     stream: bool
-    beside: int
+    activation_bytes: int
     after: After = "default"
 
 
 def place_weights(model: SVDModel, need: int, device: torch.device, capacity: int) -> Placement:
-    """Where the weights are to be for sampling that takes `need` bytes beside them, of `capacity` in all.
+    """Decide where the weights are while sampling, by `model.options.memory`, and log the plan. No pixel changes.
 
-    As `model.options.memory` says; auto: block by block where they do not fit. Says the plan. It changes no pixel.
-    Raises MemoryBudgetError when the work does not fit even so.
+    `auto` streams the weights block by block if they do not fit.
+
+    Args:
+        need: Bytes of activations.
+        capacity: Bytes of the device for weights and activations.
+
+    Raises:
+        MemoryBudgetError: The work does not fit even so.
     """
     from ..models.optimizations import unsupported_reason
     from ..models.weight_streaming import streamed_bytes
@@ -121,36 +131,36 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
     weights = sum(weight.nbytes for weight in model.module.parameters())
     obstacle = unsupported_reason(model.unet)
     if option == "stream" and obstacle is not None:
-        logger.warning("the weights cannot come block by block, they are all on the device: %s", obstacle)
+        logger.warning("the weights cannot be streamed and stay on the device: %s", obstacle)
     wanted = option == "stream" or (option == "auto" and weights + need > capacity)
     stream = wanted and obstacle is None
-    beside = need + streamed_bytes(model.unet) if stream else need
+    activation_bytes = need + streamed_bytes(model.unet) if stream else need
     logger.info(
-        "sampling: the weights %s (%s), the work takes about %s%s, %s can be had",
-        "come block by block" if stream else "are on the device",
+        "sampling: the weights %s (%s), the activations need about %s%s, %s are available",
+        "are streamed" if stream else "are on the device",
         format_bytes(weights),
-        format_bytes(beside),
-        "" if stream else " beside",
+        format_bytes(activation_bytes),
+        "" if stream else " more",
         format_bytes(capacity),
     )
-    if stream and beside > capacity:
+    if stream and activation_bytes > capacity:
         raise MemoryBudgetError(
-            f"sampling this video needs about {format_bytes(beside)} even with its weights coming block by block, and "
-            f"{format_bytes(capacity)} can be had; use fewer frames or a smaller size"
+            f"sampling this video needs about {format_bytes(activation_bytes)} even with streamed weights, and "
+            f"{format_bytes(capacity)} are available. Use fewer frames or a smaller size"
         )
     if option in ("resident", "offload") and weights + need > capacity:
         raise MemoryBudgetError(
             f"sampling this video with all weights on the device (memory = {option}) needs about "
-            f"{format_bytes(weights + need)}, and {format_bytes(capacity)} can be had; set memory to auto or stream"
+            f"{format_bytes(weights + need)}, and {format_bytes(capacity)} are available. Set memory to auto or stream"
         )
-    return Placement(stream, beside, AFTERWARDS.get(option, "default"))
+    return Placement(stream, activation_bytes, AFTERWARDS.get(option, "default"))
 
 
 def itemsize_of(module: torch.nn.Module) -> int:
-    """Bytes of one number in the module's own precision."""
+    """Return the bytes of one number in the module's precision."""
     return next(module.parameters()).element_size()
 
 
 def format_bytes(size: int) -> str:
-    """A size in bytes as a person says it: 28.1 GiB, 640 MiB."""
+    """Format bytes for people: 28.1 GiB, 640 MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,9 +1,7 @@
-"""What a stage needs from the program it runs in: a device, memory, progress, folders, the list of models.
+"""The interface to the surrounding program: device, memory, progress, warnings, folders, list of models.
 
-A door (`__init__.py` inside ComfyUI, `headless/` elsewhere) sets the process's default once; a run or a test may put
-another over it with `use_runtime`. ComfyUI runs nodes on another thread, which inherits no context: the default is a
-plain
-global, and only the override is a ContextVar.
+A runtime is passed to each stage. One process default remains, because ComfyUI runs nodes on its own threads, which
+inherit no context: an entry point sets it once, and a run or a test overrides it with `use_runtime`.
 """
 
 from __future__ import annotations
@@ -31,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 Folder = Literal["input", "output", "temp"]
 OnOom = Literal["strict", "adapt"]
-"""When memory runs out where windows are decoded. strict: that is an error; adapt: smaller windows, which are other
-pixels, and the run's record says so."""
+"""If memory runs out in windowed decoding. strict: raise an error; adapt: use smaller windows, which give other pixels,
+and warn."""
 After = Literal["default", "keep", "offload"]
-"""Where a part's weights are when the work is done: as is the host's custom, still on the device, or off it."""
+"""Where the weights of a component are after the work: as the runtime prefers, on the device, or off it."""
 Advance = Callable[[int], None]
-"""Called with the number of units done so far, also when there are no more of them than before.
+"""Called with the number of units done so far, which may be the same as before.
 
-Raises `Interrupted` (or the program's own error) when asked to stop.
+Raises `Interrupted` (or the surrounding program's own error) if the user asked to stop.
 """
 
 
@@ -46,87 +44,91 @@ OnNote = Callable[[RunWarning], None]
 
 
 def ignore_note(note: RunWarning) -> None:
-    """Keeps nothing."""
+    """Do nothing."""
 
 
 def chain_callbacks(first: OnNote, second: OnNote) -> OnNote:
-    """Tells two."""
+    """Return a callback that calls both."""
 
-    def tell(note: RunWarning) -> None:
+    def call_both(note: RunWarning) -> None:
         first(note)
         second(note)
 
-    return tell
+    return call_both
 
 
 class Runtime(Protocol):
-    """The program around the stages. `LocalRuntime` is ours; `nodes/comfy/runtime.py` has ComfyUI's."""
+    """The surrounding program: device, memory, progress, warnings, folders, list of models.
+
+    `LocalRuntime` is the one without ComfyUI, `nodes.comfy.runtime.ComfyRuntime` the one inside it.
+    """
 
     @property
     def library(self) -> ModelLibrary:
-        """The checkpoints that the user has."""
+        """The user's checkpoints."""
         ...
 
     @property
     def precision(self) -> str:
-        """What precision `auto` means when the user said so for the whole run: auto, fp16, bf16 or fp32."""
+        """The precision that `auto` stands for in this run: auto, fp16, bf16 or fp32."""
         ...
 
     @property
     def background(self) -> Background | None:
-        """What transparent parts of pictures are put on, where the program loads them by our nodes; None: not said."""
+        """Color behind transparent parts of images that our nodes load. None: not set."""
         ...
 
     def device(self) -> torch.device:
-        """Where stages compute."""
+        """Return the device on which stages compute."""
         ...
 
     def on_device(
-        self, part: Any, need: int = 0, after: After = "default"
+        self, component: Any, need: int = 0, after: After = "default"
     ) -> contextlib.AbstractContextManager[torch.device]:
-        """Have `part` on the compute device inside the `with`.
+        """Keep a component on the compute device inside the `with`.
 
-        part   of ours (checkpoint/parts.py), or of the program's own
-        need   bytes that the work will take beside the weights, to make room for
-        after  where it lives afterwards
+        Args:
+            component: One of models/components.py, or the surrounding program's own.
+            need: Bytes that the work needs in addition to the weights. The runtime frees them.
+            after: Where the weights are afterwards.
         """
         ...
 
-    def beside(self, part: Any, need: int) -> contextlib.AbstractContextManager[torch.device]:
-        """The compute device with `need` bytes free and `part` off it: for work that brings the weights itself."""
+    def reserve_memory(self, component: Any, need: int) -> contextlib.AbstractContextManager[torch.device]:
+        """Keep a component off the compute device inside the `with`, and `need` bytes free: for streamed weights."""
         ...
 
     def free_memory(self, device: torch.device) -> int:
-        """Bytes that are free on `device` now."""
+        """Return the bytes that are free on a device now."""
         ...
 
-    def capacity(self, part: Any) -> int:
-        """Bytes that the compute device could give a stage with `part`, whose weights are to be counted among them."""
+    def capacity(self, component: Any) -> int:
+        """Return the bytes that a stage could use on the compute device, those of the component's weights included."""
         ...
 
     def progress(self, stage: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
-        """Show `total` units of `stage` going by. Inside the `with`, call what it gives with the units done."""
+        """Show the progress of a stage of `total` units. Inside the `with`, call the result with the units done."""
         ...
 
     def show(self, denoised: torch.Tensor) -> None:
-        """Let the user see the video that is being sampled, (F, 4, h, w) scaled latents, if the program can."""
+        """Show a preview of the video being sampled, (F, 4, h, w) scaled latents, if the program can."""
         ...
 
     def warn(self, warning: RunWarning) -> None:
-        """Tell the user, and whoever keeps the record of the run."""
+        """Show a warning to the user, and record it."""
         ...
 
     @property
     def on_oom(self) -> OnOom:
-        """What the user chose for when memory runs out."""
+        """The user's choice for a memory shortage in windowed decoding."""
         ...
 
     def release(self) -> None:
-        """Give back memory that is kept for reuse and that nothing uses."""
+        """Free cached memory that nothing uses."""
         ...
 
     def folder(self, kind: Folder) -> Path:
-        """The folder for input files, results, or previews. It may not exist yet."""
+        """Return the folder for input files, results or previews. It may not exist yet."""
         ...
 
 
@@ -135,19 +137,24 @@ Reporter = Callable[[str, int, int, str], None]
 
 
 def ignore_progress(stage: str, done: int, total: int, unit: str) -> None:
-    """A reporter that shows nothing."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class LocalRuntime:
-    """No ComfyUI: torch's devices, plain folders, a reporter for progress.
+    """The runtime without ComfyUI: torch's devices, plain folders, a reporter for progress.
 
-    temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
-    vram         bytes of the device's memory to get by with; None: all that is free
-    background   what transparent parts of pictures are put on, see `image_io.load_image`
-    on_note      keeps the notes of a run, which are logged as well
+    Attributes:
+        library: The user's checkpoints.
+        device_name: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, fp16, bf16 or fp32.
+        temp_folder: None: a private folder below the system's, made when it is needed.
+        vram: Bytes of the device's memory to use. None: all that is free.
+        background: Color behind transparent parts of images, see `image_io.load_image`.
+        on_note: Called with each warning, which is also logged.
 
-    Raises SettingError for another `on_oom` than strict and adapt.
+    Raises:
+        SettingError: `on_oom` is neither strict nor adapt.
     """
 
     library: ModelLibrary = field(default_factory=ModelLibrary)
@@ -167,9 +174,10 @@ class LocalRuntime:
             raise SettingError(f'on_oom must be strict or adapt, got "{self.on_oom}"')
 
     def device(self) -> torch.device:
-        """`device_name`, or for `auto` the first of CUDA, MPS and CPU that is there.
+        """Return the device of `device_name`; for `auto` the first of CUDA, MPS and CPU that exists.
 
-        Raises SettingError for a name that torch does not know or a device that is not there.
+        Raises:
+            SettingError: torch does not know the name, or the device does not exist.
         """
         import torch
 
@@ -191,25 +199,25 @@ class LocalRuntime:
         return device
 
     @contextlib.contextmanager
-    def on_device(self, part: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
-        """Move the part to the device, and back to the CPU afterwards, unless it is to stay and the work succeeded."""
-        device, stays = self.device(), False
+    def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
+        """Move a component to the device, and back to the CPU unless `after` is keep and the work succeeded."""
+        device, keep = self.device(), False
         try:
-            part.module.to(device)
+            component.module.to(device)
             yield device
-            stays = after == "keep"
+            keep = after == "keep"
         finally:
-            if not stays:
-                part.module.to("cpu")
+            if not keep:
+                component.module.to("cpu")
 
     @contextlib.contextmanager
-    def beside(self, part: ModelComponent, need: int) -> Iterator[torch.device]:
-        """The device, with the part on the CPU."""
-        part.module.to("cpu")
+    def reserve_memory(self, component: ModelComponent, need: int) -> Iterator[torch.device]:
+        """Move a component to the CPU and return the device."""
+        component.module.to("cpu")
         yield self.device()
 
     def free_memory(self, device: torch.device) -> int:
-        """Free bytes on the card, or what the operating system calls available for the CPU; `vram` limits it."""
+        """Return the free bytes of the GPU, or the available bytes of the machine for the CPU. `vram` limits them."""
         import psutil
         import torch
 
@@ -221,38 +229,40 @@ class LocalRuntime:
             free, allocated = psutil.virtual_memory().available, 0
         return free if self.vram is None else max(0, min(free, self.vram - allocated))
 
-    def capacity(self, part: ModelComponent) -> int:
-        """What is free, and what the part takes if it stayed on the device."""
+    def capacity(self, component: ModelComponent) -> int:
+        """Return the free bytes and those of the component's weights on the device."""
         device = self.device()
-        taken = 0
+        weights = 0
         if device.type != "cpu":
-            taken = sum(weight.nbytes for weight in part.module.parameters() if weight.device.type == device.type)
-        return self.free_memory(device) + taken
+            weights = sum(
+                weight.nbytes for weight in component.module.parameters() if weight.device.type == device.type
+            )
+        return self.free_memory(device) + weights
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:
-        """Tell the reporter. Stopping is Python's KeyboardInterrupt here."""
+        """Report progress. A stop is Python's KeyboardInterrupt here."""
         self.reporter(stage, 0, total, unit)
-        told = 0
+        last = 0
 
         def advance(done: int) -> None:
-            nonlocal told
-            if done != told:
+            nonlocal last
+            if done != last:
                 self.reporter(stage, done, total, unit)
-            told = done
+            last = done
 
         yield advance
 
     def show(self, denoised: torch.Tensor) -> None:
-        """There is no page to show it on."""
+        """Do nothing: there is no page."""
 
     def warn(self, warning: RunWarning) -> None:
-        """Log it, and hand it on."""
+        """Log a warning and pass it to `on_note`."""
         logger.warning("%s", warning.text)
         self.on_note(warning)
 
     def release(self) -> None:
-        """Empty the cache of torch's allocator on the device."""
+        """Empty the cache of torch's allocator."""
         import torch
 
         device = self.device()
@@ -262,7 +272,7 @@ class LocalRuntime:
             torch.mps.empty_cache()
 
     def folder(self, kind: Folder) -> Path:
-        """The folder given at construction."""
+        """Return one of the configured folders."""
         if kind == "temp":
             return self.temp_folder or temp_folder()
         return {"input": self.input_folder, "output": self.output_folder}[kind]
@@ -274,19 +284,14 @@ _override: ContextVar[Any] = ContextVar("svd_stages_host", default=None)
 
 
 def set_runtime(runtime: Runtime) -> None:
-    """Choose the process's host. Called once, by a door."""
+    """Set the default runtime of the process. An entry point calls it once."""
     global _default
     _default = runtime
 
 
 def get_runtime() -> Runtime:
-    """The host of this run."""
+    """Return the runtime of this run."""
     return _override.get() or _default
-
-
-def warn(code: str, text: str) -> None:
-    """Tell the host of this run what its user should know and its record should keep."""
-    get_runtime().warn(RunWarning(code, text))
 
 
 def forward_warnings(runtime: Runtime, run_warnings: Iterable[RunWarning]) -> None:
@@ -297,7 +302,7 @@ def forward_warnings(runtime: Runtime, run_warnings: Iterable[RunWarning]) -> No
 
 @contextlib.contextmanager
 def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
-    """Put `host` over the default inside the `with`, for this thread and task."""
+    """Use a runtime inside the `with`, in this thread and task."""
     token = _override.set(runtime)
     try:
         yield runtime

@@ -68,8 +68,8 @@ def kept_of(host) -> dict[str, int]:
     with host.on_device(part, 10, "keep"):
         pass
     count("used to stay")
-    with host.beside(copy, 100):
-        count("beside")
+    with host.reserve_memory(copy, 100):
+        count("reserve_memory")
     return kept
 
 

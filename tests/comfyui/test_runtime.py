@@ -52,7 +52,7 @@ def test_a_part_leaves_when_it_is_to_and_no_other_does(told):
         "a copy in use": 2,  # copies share weights, and the patcher
         "a copy gone": 1,
         "used to stay": 2,
-        "beside": 1,
+        "reserve_memory": 1,
     }
 
 

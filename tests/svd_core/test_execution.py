@@ -267,7 +267,9 @@ def test_other_words_and_other_parts_are_refused(tiny):
 
 def test_the_work_gets_the_room_that_the_plan_asks_for(tiny, plans, monkeypatch):
     asked = []
-    monkeypatch.setattr(SmallCard, "beside", lambda self, part, need: asked.append(need) or nullcontext(CPU))
+    monkeypatch.setattr(
+        SmallCard, "reserve_memory", lambda self, component, need: asked.append(need) or nullcontext(CPU)
+    )
     sampled_with(tiny, ENOUGH, memory="stream")
     need = memory.denoise_bytes(tiny.model, 3, 8, 8)
     assert asked == [need + streamed_bytes(tiny.model.unet)]

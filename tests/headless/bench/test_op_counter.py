@@ -143,4 +143,4 @@ def test_a_template_says_what_the_plan_asks_for(unet, template, stream):
     plan = place_weights(model, need, torch.device("cuda"), room)
     assert plan.stream == stream
     there = 0 if stream else sum(weight.nbytes for weight in unet.parameters()) - idle
-    assert round((plan.beside + there) / GIB, 1) in said
+    assert round((plan.activation_bytes + there) / GIB, 1) in said

@@ -226,9 +226,9 @@ def test_a_device_that_breaks_is_an_error_of_its_own_and_ends_a_workers_process(
 
 def test_what_is_a_shortage_is_no_loss_and_nothing_else_is_either():
     for name, error in SHORTAGES.items():
-        assert device_errors.is_shortage(error()) and not device_errors.is_device_loss(error()), name
+        assert device_errors.is_memory_error(error()) and not device_errors.is_device_lost(error()), name
     for text in LOST:
-        assert device_errors.is_device_loss(accelerator_error(text)) and not device_errors.is_shortage(
+        assert device_errors.is_device_lost(accelerator_error(text)) and not device_errors.is_memory_error(
             accelerator_error(text)
         )
     others = (
@@ -236,7 +236,7 @@ def test_what_is_a_shortage_is_no_loss_and_nothing_else_is_either():
         accelerator_error("CUDA error: no kernel image is available for execution on the device"),
     )  # fmt: skip
     for error in others:
-        assert not device_errors.is_shortage(error) and not device_errors.is_device_loss(error), error
+        assert not device_errors.is_memory_error(error) and not device_errors.is_device_lost(error), error
 
 
 def test_other_errors_go_through_as_they_are():
