@@ -21,7 +21,7 @@ from svd_stages.headless.batch.driver import Driver, Options, Progress
 from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.ledger import Ledger
 from svd_stages.headless.batch.lock import Shard, parse_shard, run_lock
-from svd_stages.headless.batch.plan import PlannedRow, read_plan, written
+from svd_stages.headless.batch.plan import PlannedRow, read_plan, write_plan
 from svd_stages.headless.batch.reconcile import reconcile
 from svd_stages.headless.batch.tasks import Task, digest, task_id
 from svd_stages.headless.batch.worker import Setup, open_spool, tidy_spool
@@ -51,7 +51,7 @@ class Batch:
         batch = cls(path, config)
         tasks = [task_of(image) for image in images]
         rows = [PlannedRow(number, task.image, task.image, task) for number, task in enumerate(tasks, 1)]
-        write_plan(batch.folder.plan_file, rows)
+        write_whole_plan(batch.folder.plan_file, rows)
         batch.folder.write_settings({"run_id": batch.run_id})
         return batch
 
@@ -78,19 +78,19 @@ class Batch:
 
     def states(self) -> Counter[str]:
         """States by what lies in the folder."""
-        found = self.folder.walk()
+        found = self.folder.scan()
         failed = ["quarantined" if each.get("quarantined") else "failed" for each in found.failed.values()]
         return Counter([*["done"] * len(found.done), *failed])
 
     def check_clips(self) -> None:
         """Every clip in the folder is whole and the right one; nothing unfinished lies about."""
-        found = self.folder.walk()
+        found = self.folder.scan()
         assert not found.orphans and not found.strays
         tasks = {task.id: task for task in self.tasks()}
         for task in found.done:
             record = self.folder.read_record(task)
             assert record is not None and record["task"] == task
-            (clip,) = self.folder.clips(record)
+            (clip,) = self.folder.media_files(record)
             assert clip.read_bytes() == frames_of(tasks[task]).tobytes()
         assert not list((self.path / "tmp").glob("*"))
 
@@ -117,9 +117,9 @@ class Batch:
         return (self.path / "driver.log").read_text()
 
 
-def write_plan(path: Path, rows: Iterable[PlannedRow]) -> None:
-    """Write a plan whole."""
-    for _ in written(path, "of a test", rows):
+def write_whole_plan(path: Path, rows: Iterable[PlannedRow]) -> None:
+    """Write a plan to its end."""
+    for _ in write_plan(path, "of a test", rows):
         pass
 
 

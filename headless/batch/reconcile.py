@@ -1,4 +1,4 @@
-"""At the start of a driver: the ledger is made to say what the run folder shows."""
+"""Make the ledger agree with the run folder when a driver starts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ logger = logging.getLogger(__name__)
 
 
 def reconcile(folder: RunFolder, ledger: Ledger) -> None:
-    """Sweep what killed writers left, and take the states from the files.
+    """Delete leftovers of killed writers, and take the states of tasks from the files.
 
-    A clip without its record goes: its writer was killed between the two, and what was rendered is mostly still kept
-    by its machine. A record without its clip goes, too, and the clip is made again.
+    A video without its record is deleted: its writer was killed between the two, and the render is usually still in
+    the machine's spool. A record without its video is deleted, too. Both tasks are rendered again.
     """
     folder.sweep()
-    found = folder.walk()
-    for task_id in filter(ledger.knows, found.orphans | found.strays):  # another shard may be about to write its record
+    scan = folder.scan()
+    for task_id in filter(ledger.knows, scan.orphans | scan.strays):  # another shard may be about to write its record
         if folder.is_done(task_id):  # it was completed meanwhile
-            found.done.add(task_id)
+            scan.done.add(task_id)
             continue
-        logger.warning("%s is not whole; it is made again", task_id[:12])
+        logger.warning("%s is incomplete. It is rendered again", task_id[:12])
         folder.forget_unfinished(task_id)
-    ledger.reconcile(found)
+    ledger.apply_scan(scan)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batches import write_plan
+from batches import write_whole_plan
 from PIL import Image
 from svd_stages.headless.batch import contact_sheet as sheet_module
 from svd_stages.headless.batch.contact_sheet import MOST, write_sheet
@@ -60,7 +60,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def test_first_middle_and_last_frame_stand_side_by_side(folder, tmp_path):
-    write_plan(folder.plan_file, [row(1, "a"), row(2, "not done")])
+    write_whole_plan(folder.plan_file, [row(1, "a"), row(2, "not done")])
     commit(folder, row(1, "").task.id, [moving(tmp_path)], ".webp")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
     assert colours(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
@@ -71,7 +71,7 @@ def test_single_pictures_of_a_task_are_its_frames(folder, tmp_path):
     for name in ORDER:
         Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / "x.png")
         pictures.append((tmp_path / "x.png").read_bytes())
-    write_plan(folder.plan_file, [row(1, "a")])
+    write_whole_plan(folder.plan_file, [row(1, "a")])
     commit(folder, row(1, "").task.id, pictures, ".png")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
     assert colours(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
@@ -81,7 +81,7 @@ def test_damaged_media_leave_the_others_on_the_sheet(folder, tmp_path):
     whole = moving(tmp_path)
     media = [(b"", ".mp4"), (b"x" * 500, ".mp4"), (whole[:40], ".webp"), (b"GIF89a", ".gif"), (b"text", ".txt")]
     rows = [row(number, "x") for number in range(len(media) + 3)]
-    write_plan(folder.plan_file, rows)
+    write_whole_plan(folder.plan_file, rows)
     for each, (content, suffix) in zip(rows, media, strict=False):
         commit(folder, each.task.id, [content], suffix)
     for each in rows[len(media) :]:
@@ -94,7 +94,7 @@ def test_damaged_media_leave_the_others_on_the_sheet(folder, tmp_path):
 
 def test_nothing_to_show_leaves_what_was_there(folder, tmp_path):
     (tmp_path / "sheet.jpg").write_text("before")
-    write_plan(folder.plan_file, [row(1, "a")])
+    write_whole_plan(folder.plan_file, [row(1, "a")])
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 0
     commit(folder, row(1, "").task.id, [b"x"], ".mp4")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 0
@@ -103,7 +103,7 @@ def test_nothing_to_show_leaves_what_was_there(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "日本", "a\nb\nc\nd", "x" * 1_048_576, "\x00", "../../x"])
 def test_any_name_can_be_written_below_a_clip(folder, tmp_path, name):
-    write_plan(folder.plan_file, [row(1, name)])
+    write_whole_plan(folder.plan_file, [row(1, name)])
     commit(folder, row(1, "").task.id, [moving(tmp_path)], ".webp")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
     with Image.open(tmp_path / "sheet.jpg") as sheet:
@@ -112,12 +112,12 @@ def test_any_name_can_be_written_below_a_clip(folder, tmp_path, name):
 
 def test_many_clips_are_chosen_evenly_each_once(folder, tmp_path):
     rows = [row(number // 2, f"{number // 2}") for number in range(400)]
-    write_plan(folder.plan_file, rows)
+    write_whole_plan(folder.plan_file, rows)
     for number in range(0, 200):
         commit(folder, row(number, "").task.id, [b"x"], ".txt")
-    chosen = [each.number for each in sheet_module._chosen(folder)]
+    chosen = [each.number for each in sheet_module._select_rows(folder)]
     assert len(chosen) == len(set(chosen)) == MOST and chosen == sorted(chosen)
-    write_plan(folder.plan_file, rows[:60])
-    assert [each.number for each in sheet_module._chosen(folder)] == list(range(30))
+    write_whole_plan(folder.plan_file, rows[:60])
+    assert [each.number for each in sheet_module._select_rows(folder)] == list(range(30))
     gaps = np.diff(chosen)
     assert chosen[0] == 0 and chosen[-1] >= 195 and gaps.min() >= 3 and gaps.max() <= 4

@@ -71,20 +71,20 @@ def test_a_worker_that_dies_before_it_is_ready_is_given_up_after_three_times(tmp
 
 
 def test_passing_trouble_is_waited_for_and_what_does_not_pass_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "PASSING_TRIES", 3)
+    monkeypatch.setattr(driver, "TEMPORARY_TRIES", 3)
 
     class Shaky(Scripted):
         def answer(self, task: dict[str, Any], worker: int) -> Any:
             tries = sum(image == task["image"] for _, _, image, _ in self.asked)
             stays = task["image"] == images(3)[0]
-            passing = {"task": task["id"], "state": "again", "why": "passing", "message": "EIO."}
+            passing = {"task": task["id"], "state": "again", "why": "temporary", "message": "EIO."}
             return passing if stays or (task["image"] == images(3)[1] and tries < 3) else None
 
     told: list[dict[str, Any]] = []
     batch = Batch.planned(tmp_path / "run", images(3))
     drive(batch, Shaky(), Options(pause=0.01), told=told)
     assert outcomes(told) == dict(zip(images(3), ["failed", "done", "done"], strict=True))
-    assert batch.folder.walk().failed[task_of(images(3)[0]).id]["code"] == "output.failed"
+    assert batch.folder.scan().failed[task_of(images(3)[0]).id]["code"] == "output.failed"
 
 
 def test_short_memory_is_tried_on_another_worker_before_the_row_fails(tmp_path):
@@ -99,7 +99,7 @@ def test_short_memory_is_tried_on_another_worker_before_the_row_fails(tmp_path):
     batch, pool = Batch.planned(tmp_path / "run", images(4)), Small(2)
     drive(batch, pool, told=told)
     assert outcomes(told) == dict(zip(images(4), ["failed", "done", "done", "done"], strict=True))
-    assert batch.folder.walk().failed[task_of(images(4)[0]).id]["code"] == "memory.exhausted"
+    assert batch.folder.scan().failed[task_of(images(4)[0]).id]["code"] == "memory.exhausted"
     assert sum(image == images(4)[0] for _, _, image, _ in pool.asked) == 3
 
 
@@ -202,16 +202,16 @@ def test_a_ledger_that_can_never_be_written_ends_the_batch(tmp_path, monkeypatch
 def test_other_libraries_or_precision_than_the_run_began_with_get_no_work():
     environment = Environment(where="run/env.json")
     told = {"host": "h", "device": "card", "makes": {"torch": "2.13", "precision": "auto on cuda"}, "probe": "10"}
-    assert environment.take(told) is None
+    assert environment.check_worker(told) is None
     again = Environment.from_dict(environment.as_dict({}), "run/env.json")
-    assert again.take(told) is None
-    other = again.take({**told, "makes": {"torch": "2.13", "precision": "auto on cpu"}})
+    assert again.check_worker(told) is None
+    other = again.check_worker({**told, "makes": {"torch": "2.13", "precision": "auto on cpu"}})
     check_error(other, "batch.worker_differs", "precision", "cpu", "cuda", "run/env.json")
-    faulty = again.take({**told, "probe": "20"})
+    faulty = again.check_worker({**told, "probe": "20"})
     check_error(faulty, "batch.worker_differs", "card", "run/env.json")
     damaged = Environment.from_dict({"makes": 5, "probes": {"card": "no hex", "cpu": 7}}, "env.json")
     assert damaged.probes == {"card": "no hex"}
-    check_error(damaged.take(told), "batch.worker_differs", "card", "env.json")
+    check_error(damaged.check_worker(told), "batch.worker_differs", "card", "env.json")
 
 
 def test_after_a_death_the_rows_of_that_worker_go_on_alone(tmp_path):

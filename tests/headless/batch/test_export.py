@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from batches import write_plan
+from batches import write_whole_plan
 from error_checks import raises
 from svd_stages.headless.batch.export import LONGEST_NAME, Exported, export
 from svd_stages.headless.batch.folder import RunFolder
@@ -25,7 +25,7 @@ def row(number: int, name: str, seed: int | None = 5, task: str = "") -> Planned
 def run_of(tmp_path: Path, rows: list[PlannedRow], done: bool = True, files: int = 1) -> RunFolder:
     """A run whose clips hold their task's id."""
     folder = RunFolder(tmp_path / "run")
-    write_plan(folder.plan_file, rows)
+    write_whole_plan(folder.plan_file, rows)
     for each in rows:
         if done and each.task is not None and not folder.is_done(each.task.id):
             with folder.scratch(each.task.id) as scratch:
@@ -161,7 +161,7 @@ def test_links_are_the_clip_and_copies_are_others(tmp_path):
     export(folder, tmp_path / "copies", copies=True)
     record = folder.read_record(row(1, "a").task.id)
     assert record is not None
-    (clip,) = folder.clips(record)
+    (clip,) = folder.media_files(record)
     assert (tmp_path / "links" / "a.mp4").samefile(clip)
     assert not (tmp_path / "copies" / "a.mp4").samefile(clip)
     assert (tmp_path / "copies" / "a.mp4").read_bytes() == clip.read_bytes()

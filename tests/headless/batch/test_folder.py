@@ -54,7 +54,7 @@ def test_a_clip_is_done_when_it_and_its_record_are_there(folder):
     assert record["seed"] == 5 and record["task"] == A
     told = {"name": f"{A}.mp4", "bytes": 3, "sha256": hashlib.sha256(b"one").hexdigest(), "says": "one"}
     assert record["files"] == [told]
-    assert [path.read_bytes() for path in folder.clips(record)] == [b"one"]
+    assert [path.read_bytes() for path in folder.media_files(record)] == [b"one"]
     assert files(folder) == {f"out/{A[:2]}/{A[2:4]}/{A}.mp4", f"out/{A[:2]}/{A[2:4]}/{A}.json"}
     assert list(damaged(folder)) == []
     clip(folder, A).unlink()
@@ -65,9 +65,9 @@ def test_a_task_s_files_are_all_of_it(folder):
     assert commit(folder, A, b"one", b"two", b"three", suffix=".PNG")
     record = folder.read_record(A)
     assert record is not None
-    assert [path.name for path in folder.clips(record)] == [f"{A}.png", f"{A}_2.png", f"{A}_3.png"]
-    assert [path.read_bytes() for path in folder.clips(record)] == [b"one", b"two", b"three"]
-    folder.clips(record)[1].unlink()
+    assert [path.name for path in folder.media_files(record)] == [f"{A}.png", f"{A}_2.png", f"{A}_3.png"]
+    assert [path.read_bytes() for path in folder.media_files(record)] == [b"one", b"two", b"three"]
+    folder.media_files(record)[1].unlink()
     assert not folder.is_done(A)
 
 
@@ -82,10 +82,10 @@ def test_what_is_done_is_never_changed(folder):
 def test_the_next_one_completes_what_a_killed_writer_left(folder):
     commit(folder, A, b"of the dead")
     folder.record_file(A).unlink()
-    assert folder.walk() == RunDirScan(orphans={A})
+    assert folder.scan() == RunDirScan(orphans={A})
     assert commit(folder, A, b"new")
     assert (
-        clip(folder, A).read_bytes() == b"new" and list(damaged(folder)) == [] and folder.walk() == RunDirScan(done={A})
+        clip(folder, A).read_bytes() == b"new" and list(damaged(folder)) == [] and folder.scan() == RunDirScan(done={A})
     )
 
 
@@ -243,8 +243,8 @@ def test_of_two_processes_one_wins_each_clip_and_a_killed_one_leaves_none_that_i
     for number in range(150):
         record = folder.read_record(f"{number:064x}")
         assert record is not None
-        assert folder.clips(record)[0].read_bytes() == record["by"].encode() * 20000
-    assert list(damaged(folder)) == [] and len(folder.walk().done) > 150
+        assert folder.media_files(record)[0].read_bytes() == record["by"].encode() * 20000
+    assert list(damaged(folder)) == [] and len(folder.scan().done) > 150
     folder.sweep()
     assert list((folder.path / "tmp").iterdir()) == []
 
@@ -280,7 +280,7 @@ def test_a_sweep_takes_what_killed_writers_left_and_leaves_those_at_work(folder)
 
 
 def test_a_walk_tells_what_is_whole_and_what_is_not(folder):
-    assert folder.walk() == RunDirScan()
+    assert folder.scan() == RunDirScan()
     ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5)]
     for task_id in ids[:3]:
         commit(folder, task_id, b"x", b"y")
@@ -293,7 +293,7 @@ def test_a_walk_tells_what_is_whole_and_what_is_not(folder):
     (folder.failed_folder / "notes.json").write_text("{}")
     (folder.path / "out" / "notes").write_text("of a stranger")
     (folder.path / "out" / "zz").mkdir()
-    found = folder.walk()
+    found = folder.scan()
     assert (found.done, found.orphans, found.strays) == ({ids[0]}, {ids[1]}, {ids[2]})
     assert found.failed == {ids[3]: {"task": ids[3], "code": "image.missing"}}
 
@@ -304,7 +304,7 @@ def test_failures_are_read_as_written_and_forgotten(folder):
     folder.write_failure(A, {"code": "x", "message": "m"})
     assert folder.read_failure(A) == {"task": A, "code": "x", "message": "m"}
     folder.forget_failure(A)
-    assert folder.walk() == RunDirScan()
+    assert folder.scan() == RunDirScan()
 
 
 def test_settings_and_the_environment_are_read_as_written_and_damage_is_none(folder):
@@ -322,7 +322,7 @@ def test_a_record_that_is_only_claimed_is_none(folder):
     """As where names cannot be linked, and the writer was killed between claim and content."""
     commit(folder, A, b"one")
     folder.record_file(A).write_bytes(b"")
-    found = folder.walk()
+    found = folder.scan()
     assert A in found.orphans and A not in found.done
 
 
@@ -340,7 +340,7 @@ def test_reconciling_makes_again_what_is_not_whole_of_its_own_tasks_alone(folder
     ledger.plan(tasks)
     ledger.record([LedgerUpdate(A, "running", 1), LedgerUpdate(B, "done", 1)])
     reconcile(folder, ledger)
-    assert ledger.counts()["todo"] == 2 and folder.walk() == RunDirScan(orphans={other})
+    assert ledger.counts()["todo"] == 2 and folder.scan() == RunDirScan(orphans={other})
     for task_id in (A, B):
         assert commit(folder, task_id, b"x")
     reconcile(folder, ledger)

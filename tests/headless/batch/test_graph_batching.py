@@ -93,7 +93,7 @@ def graph(tmp_path) -> Path:
 def records(run: Path) -> dict[str, dict[str, Any]]:
     """Image and seed -> record, of all clips of a run."""
     folder = RunFolder(run)
-    found = [folder.read_record(task) for task in folder.walk().done]
+    found = [folder.read_record(task) for task in folder.scan().done]
     return {f"{each['image']['name']} {each['seed']}": each for each in found if each}
 
 
@@ -132,7 +132,7 @@ def test_each_clip_is_that_of_the_graph_run_alone(here, photos, graph):
 def test_a_clip_holds_the_graph_that_makes_it_again(here, photos, graph):
     assert batch("run", photos, "--run", "run", "--graph", graph, "--limit", "1") == 0
     (record,) = records(here / "run").values()
-    (clip,) = RunFolder(here / "run").clips(record)
+    (clip,) = RunFolder(here / "run").media_files(record)
     report = headless.run_graph(clip, input_dir=photos, output_dir=here / "again")
     assert frames_sha256(report.files[0]) == record["files"][0]["frames_sha256"]
 

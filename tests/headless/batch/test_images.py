@@ -32,7 +32,7 @@ def root(tmp_path) -> Path:
 
 
 def look(root: Path, ledger: Ledger, *paths: str, base: Path | None = None) -> list:
-    found = ImageFolder(root, base or root, ledger).look(paths)
+    found = ImageFolder(root, base or root, ledger).resolve(paths)
     assert found.keys() == set(paths)
     return [each.code if isinstance(each, ImageError) else each for each in map(found.get, paths)]
 
@@ -88,7 +88,7 @@ def test_a_pipe_is_not_waited_for(root, ledger):
 def test_a_name_that_is_not_utf_8_is_told_in_words_that_can_be_printed(root, ledger):
     name = os.fsdecode(b"\xff.png")
     (root / name).write_bytes(b"x")
-    error = ImageFolder(root, root, ledger).look([name])[name]
+    error = ImageFolder(root, root, ledger).resolve([name])[name]
     assert isinstance(error, ImageError) and error.code == "image.name"
     str(error).encode()
 

@@ -68,7 +68,7 @@ def test_bad_rows_fail_crashing_rows_are_quarantined_and_the_rest_is_done(tmp_pa
     batch = Batch.planned(tmp_path / "run", names, seconds=0.005)
     assert batch.run("2") == 0
     assert batch.states() == {"done": 143, "failed": 4, "quarantined": 3}
-    failed = batch.folder.walk().failed
+    failed = batch.folder.scan().failed
     assert {each["code"] for each in failed.values()} == {"image.damaged", "batch.killed"}
     assert all(len(failed[task_of(name).id]["attempts"]) == 3 for name in images(3, "crash"))
     batch.check_clips()
@@ -82,14 +82,14 @@ def test_a_crash_in_encoding_is_not_laid_on_the_row_that_was_rendered_beside(tmp
     batch = Batch.planned(tmp_path / "run", names, seconds=0.1)
     assert batch.run("1") == 0
     assert batch.states() == {"done": 12, "quarantined": 1}
-    assert task_of("ok-crashes_in_encoding.png").id in batch.folder.walk().failed
+    assert task_of("ok-crashes_in_encoding.png").id in batch.folder.scan().failed
 
 
 def test_a_hung_render_is_ended_at_its_deadline(tmp_path):
     batch = Batch.planned(tmp_path / "run", [*images(5), "hang-1.png"])
     assert batch.run("2", "deadline", "1") == 0
     assert batch.states() == {"done": 5, "quarantined": 1}
-    (failure,) = batch.folder.walk().failed.values()
+    (failure,) = batch.folder.scan().failed.values()
     assert failure["code"] == "batch.hung"
 
 
@@ -97,7 +97,7 @@ def test_a_lost_device_ends_its_process_and_no_other(tmp_path):
     batch = Batch.planned(tmp_path / "run", [*images(20), "lost-1.png"], seconds=0.02)
     assert batch.run("2") == 0
     assert batch.states() == {"done": 20, "quarantined": 1}
-    assert "its device was lost" in json.dumps(batch.folder.walk().failed)
+    assert "its device was lost" in json.dumps(batch.folder.scan().failed)
     assert batch.count() <= 20 + 3 + 3
 
 
@@ -105,7 +105,7 @@ def test_what_nobody_expects_fails_its_row_alone(tmp_path):
     batch = Batch.planned(tmp_path / "run", [*images(3), "odd-1.png"])
     assert batch.run("1") == 0
     assert batch.states() == {"done": 3, "failed": 1}
-    (failure,) = batch.folder.walk().failed.values()
+    (failure,) = batch.folder.scan().failed.values()
     assert failure["code"] == "error.ZeroDivisionError"
 
 

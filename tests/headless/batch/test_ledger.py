@@ -100,26 +100,26 @@ def test_the_run_folder_decides_what_is_done_failed_and_quarantined(ledger):
         for before in STATES:
             ledger.plan([A])
             ledger.record([LedgerUpdate(A.id, before, 2, "old" if before in ("failed", "quarantined") else None)])
-            ledger.reconcile(found)
+            ledger.apply_scan(found)
             state, attempts, code = states(ledger)[A.id]
             assert state == becomes.get(name, name), (name, before)
             assert code == {"failed": "image.missing", "quarantined": "batch.killed"}.get(state)
             forgiven = name == "nothing" and before == "quarantined"
             assert attempts == (0 if forgiven else 2), (name, before)
             once = states(ledger)
-            ledger.reconcile(found)
+            ledger.apply_scan(found)
             assert states(ledger) == once
 
 
 def test_what_is_not_planned_stays_unknown(ledger):
     ledger.plan([A])
-    ledger.reconcile(RunDirScan(done={B.id, A.id}, failed={C.id: {"code": "x"}}, orphans={D.id}))
+    ledger.apply_scan(RunDirScan(done={B.id, A.id}, failed={C.id: {"code": "x"}}, orphans={D.id}))
     assert ledger.counts()["done"] == sum(ledger.counts().values()) == 1
 
 
 def test_a_failure_without_a_code_is_still_one(ledger):
     ledger.plan([A])
-    ledger.reconcile(RunDirScan(failed={A.id: {}}))
+    ledger.apply_scan(RunDirScan(failed={A.id: {}}))
     assert [state for state, *_ in ledger.codes()] == ["failed"]
 
 
@@ -245,7 +245,7 @@ def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
             check_error(error, "batch.ledger", path)
             continue
         opened.plan(tasks)
-        opened.reconcile(RunDirScan())
+        opened.apply_scan(RunDirScan())
         assert todo(opened) == tasks
         opened.close()
     assert refusals > 10

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from batches import write_plan
+from batches import write_whole_plan
 from error_checks import check_facts, raises
 from svd_stages.headless.batch.images import Image, ImageFolder
 from svd_stages.headless.batch.ledger import Ledger
@@ -196,10 +196,10 @@ def test_clips_are_called_by_the_row_or_by_the_image_below_its_folder(photos):
 def test_a_plan_is_read_as_it_was_written_and_counted(photos, tmp_path):
     rows = [row("a.png"), row("a.png", number=2), row("twin.png", number=3), row("gone.png"), row("b.png", 5, fps=1.5)]
     planned = plan(photos, rows)
-    write_plan(tmp_path / "run" / "plan.jsonl", iter(planned))
+    write_whole_plan(tmp_path / "run" / "plan.jsonl", iter(planned))
     totals = Totals()
-    assert list(totals.counting(read_plan(tmp_path / "run" / "plan.jsonl"))) == planned
-    assert (totals.rows, totals.tasks, totals.duplicates) == (5, 2, 2)
+    assert list(totals.count(read_plan(tmp_path / "run" / "plan.jsonl"))) == planned
+    assert (totals.rows, totals.duplicates) == (5, 2)
     assert {code: count for code, (count, _) in totals.bad.items()} == {"image.missing": 1}
 
 
@@ -211,7 +211,7 @@ def test_a_seed_that_no_node_takes_is_a_fault_of_its_row(photos):
 
 def test_a_plan_that_fails_on_the_way_leaves_the_one_before(photos, tmp_path):
     path = tmp_path / "plan.jsonl"
-    write_plan(path, plan(photos, [row("a.png")]))
+    write_whole_plan(path, plan(photos, [row("a.png")]))
     before = path.read_bytes()
 
     def failing():
@@ -219,7 +219,7 @@ def test_a_plan_that_fails_on_the_way_leaves_the_one_before(photos, tmp_path):
         raise BatchError("no")
 
     with pytest.raises(BatchError):
-        write_plan(path, failing())
+        write_whole_plan(path, failing())
     assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir() if each.is_file()] == [path.name]
 
 

@@ -76,7 +76,7 @@ def test_two_nodes_make_the_same_clips_as_one_process(tmp_path, two_nodes):
     from svd_stages.headless.batch.ray_pool import RayPool
 
     def clips(batch: Batch) -> dict[str, str]:
-        records = [batch.folder.read_record(task) for task in batch.folder.walk().done]
+        records = [batch.folder.read_record(task) for task in batch.folder.scan().done]
         return {record["task"]: record["files"][0]["sha256"] for record in records if record}
 
     one, two, cluster = (Batch.planned(tmp_path / name, images(40), seconds=0.1) for name in ("1", "2", "ray"))

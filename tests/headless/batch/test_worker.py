@@ -38,8 +38,8 @@ class OutOfMemoryError(RuntimeError):
     [
         (ImageError("damaged", code="image.damaged"), "failed", "image.damaged"),
         (caused(ImageError("damaged", code="image.damaged"), OSError("broken stream")), "failed", "image.damaged"),
-        (caused(ImageError("stale", code="image.unreadable"), OSError(errno.ESTALE, "stale")), "again", "passing"),
-        (OSError(errno.EIO, "I/O error"), "again", "passing"),
+        (caused(ImageError("stale", code="image.unreadable"), OSError(errno.ESTALE, "stale")), "again", "temporary"),
+        (OSError(errno.EIO, "I/O error"), "again", "temporary"),
         (OSError(errno.ENOSPC, "full"), "again", "no_space"),
         (caused(OutputError("full", code="output.no_space"), OSError(errno.ENOSPC, "full")), "again", "no_space"),
         (OSError(errno.EACCES, "no"), "failed", "output.failed"),
