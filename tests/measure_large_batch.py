@@ -22,9 +22,8 @@ from peak_memory import peak_mb
 from svd_stages import headless
 from svd_stages.headless.batch.driver import Driver, Options
 from svd_stages.headless.batch.folder import RunFolder
-from svd_stages.headless.batch.ledger import Ledger
+from svd_stages.headless.batch.ledger import Ledger, reconcile
 from svd_stages.headless.batch.plan import read_plan
-from svd_stages.headless.batch.reconcile import reconcile
 
 
 def timed(name: str, work: Callable[[], object]) -> float:

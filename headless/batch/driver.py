@@ -384,12 +384,9 @@ class Driver:
         if request == "hello":
             slot.starts += 1
             if slot.starts >= STARTS:
-                slot.refusal = BatchError(
-                    f"worker {slot.worker + 1} died {STARTS} times before it was ready ({how}). Its output is above. "
-                    "The most common cause is too little memory: use fewer workers.",
-                    code="batch.no_workers",
-                    exit_status=4,
-                )
+                problem = f"worker {slot.worker + 1} died {STARTS} times before it was ready ({how})"
+                message = f"{problem}. See its output above. If memory is short, use fewer workers."
+                slot.refusal = BatchError(message, code="batch.no_workers", exit_status=4)
                 logger.warning("%s", slot.refusal)
             return
         blamed = slot.rendering or slot.encoding

@@ -58,12 +58,8 @@ class Environment:
         return None
 
     def _refusal(self, reason: str) -> SVDStagesError:
-        return BatchError(
-            f"{reason}. This worker is not used: make it equal, or delete {self.where} to continue with the workers of "
-            "now.",
-            code="batch.worker_differs",
-            exit_status=4,
-        )
+        message = f"{reason}. Make this worker equal, or delete {self.where} to continue with the workers of now."
+        return BatchError(message, code="batch.worker_differs", exit_status=4)
 
 
 def are_alike(probe: str, other: str) -> bool:

@@ -7,7 +7,7 @@ import filecmp
 import itertools
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,6 @@ def export(
     target: Path,
     template: str | None = None,
     copies: bool = False,
-    on_row: Callable[[int], None] = lambda count: None,
 ) -> Exported:
     """Give each finished video a name below `target`, and list them in `clips.csv`. Existing files are kept.
 
@@ -49,7 +48,6 @@ def export(
         template: With {name}, {seed}, {row} and {task}. None: {name}, or {name}_{seed} if several rows have the name.
         copies: Copy instead of hard links, so that changing one file does not change the other. Hard links must be on
             the disk of the run.
-        on_row: Called with the number of rows so far.
 
     Raises:
         BatchError: The template has other fields.
@@ -62,8 +60,7 @@ def export(
     with replacing(target / TABLE) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["row", "name", "image", "seed", "task", "file"])
-        for number, (row, record) in enumerate(rows, 1):
-            on_row(number)
+        for row, record in rows:
             row_template = template or ("{name}_{seed}" if frequency[row.name] > 1 else "{name}")
             for path, media in _names(target, row_template, row, folder.media_files(record)):
                 placed, is_new = _place(media, path, target, copies)

@@ -186,7 +186,7 @@ class RunFolder:
     def scan(self) -> RunDirScan:
         """List all names in out/, and read the files in failed/. Records are not read: that would take minutes."""
         scan = RunDirScan()
-        for folder in _subfolders(self.path / "out", depth=2):
+        for folder in (self.path / "out").glob("*/*"):
             records, media = set(), set()
             for entry in _entries(folder):
                 name = entry.name
@@ -225,15 +225,6 @@ class RunFolder:
 
     def _folder_of(self, task_id: str) -> Path:
         return self.path / "out" / task_id[:2] / task_id[2:4]
-
-
-def _subfolders(root: Path, depth: int) -> Iterator[Path]:
-    """Yield the folders `depth` levels below `root`."""
-    if depth == 0:
-        yield root
-        return
-    for name in sorted(_names(root)):
-        yield from _subfolders(root / name, depth - 1)
 
 
 def _names(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,11 @@ from .graph_binding import ModelHashes, Values, canonical_graph, image_input, se
 from .graph_rendering import GraphRenderer, RenderSettings
 from .graph_workers import Workers, make_pool, memory_needed
 from .images import ImageFolder
-from .ledger import Ledger
+from .ledger import Ledger, reconcile
 from .lock import Shard, active_drivers, ledger_lock, planning_lock, run_lock
 from .manifest import read_rows
 from .model_hashes import code_version, facts_of
 from .plan import Binding, PlannedRow, Totals, plan_rows, read_plan, write_plan
-from .reconcile import reconcile
 from .report import Status, status_of
 from .tasks import digest
 from .worker import Setup, open_spool, tidy_spool
@@ -134,12 +133,11 @@ def run_batch(
         BatchError: The batch cannot start, or no worker can be used.
     """
     with _opened(request, workers) as (folder, ledger):
-        if request.source is not None:
-            with planning_lock(folder.path):
+        with planning_lock(folder.path):
+            if request.source is not None:
                 totals, settings = _plan(request, run_config, folder, ledger, workers.shard)
-        else:
-            _check_needs_no_plan(request, run_config, folder)
-            with planning_lock(folder.path):
+            else:
+                _check_needs_no_plan(request, run_config, folder)
                 totals, settings = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
@@ -168,11 +166,10 @@ def _check_needs_no_plan(request: BatchRequest, run_config: RunConfig, folder: R
     if run_config.background not in (None, _background_of(planned)):
         changed.append("background")
     if changed:
-        raise BatchError(
-            f"{', '.join(changed)} would change the plan of {folder.path}. Give the manifest or the folder of images, "
-            "too, to plan anew. Finished videos that stay the same are kept.",
-            code="batch.no_source",
+        message = (
+            f"{', '.join(changed)} would change the plan of {folder.path}. Give the manifest or folder to plan anew."
         )
+        raise BatchError(message, code="batch.no_source")
 
 
 def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
@@ -208,13 +205,11 @@ def _save_environment(environment: Environment, folder: RunFolder) -> None:
 
 def batch_status(run: str | os.PathLike) -> Status:
     """Return the status of a batch by the files of its run folder, also during a run. Raises BatchError."""
-    folder, ledger = RunFolder(Path(run)), Ledger(None)
-    try:
+    folder = RunFolder(Path(run))
+    with closing(Ledger(None)) as ledger:
         totals, _ = _take_plan(folder, ledger, None)
         ledger.apply_scan(folder.scan())
         return status_of(folder, ledger, totals)
-    finally:
-        ledger.close()
 
 
 def retry_batch(
@@ -251,17 +246,14 @@ def _opened(request: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder
         with ledger_lock(path):
             if not path.exists() and path.parent != folder.path and (copy := _copy_of(path, folder)).is_file():
                 shutil.copyfile(copy, path)  # has the attempts that a driver on another machine counted
-            ledger = Ledger(path)
             try:
-                yield folder, ledger
+                with closing(Ledger(path)) as ledger:
+                    yield folder, ledger
             except sqlite3.Error as error:
-                raise BatchError(
-                    f"the ledger {path} cannot be written: {error}. Free some space, or give another path "
-                    "(--ledger FILE). Finished videos are kept.",
-                    code="batch.ledger",
-                ) from error
-            finally:
-                ledger.close()
+                message = (
+                    f"the ledger {path} cannot be written: {error}. Free some space, or give another --ledger FILE."
+                )
+                raise BatchError(message, code="batch.ledger") from error
 
 
 def default_ledger(folder: RunFolder, shard: Shard) -> Path:
@@ -277,19 +269,14 @@ def default_ledger(folder: RunFolder, shard: Shard) -> Path:
         try:
             caches = private_folder("ledgers")
         except OSError as error:
-            raise BatchError(
-                f"the ledger must be on a local disk, and none was found ({error.filename}: {error.strerror}). Give a "
-                "path (--ledger FILE).",
-                code="batch.ledger",
-            ) from error
+            message = f"no local disk for the ledger ({error.filename}: {error.strerror}). Give a path (--ledger FILE)."
+            raise BatchError(message, code="batch.ledger") from error
     return caches / digest(os.path.realpath(folder.path))[:16] / name
 
 
 def _nothing_planned(run: Path) -> BatchError:
-    return BatchError(
-        f"{run} has no plan. Give a manifest or a folder of images, too: svd-stages batch run PHOTOS --run {run}",
-        code="batch.no_plan",
-    )
+    message = f"{run} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
+    return BatchError(message, code="batch.no_plan")
 
 
 def _is_on_network(path: Path) -> bool:
@@ -325,10 +312,8 @@ def _plan(
         check_memory_budget(checked.prompt, checked.outputs, runtime)
         canonical = canonical_graph(graph)
         if image[0] not in canonical:
-            raise GraphError(
-                "a saver of the graph must depend on its LoadImage, or all videos would be equal. Link it.",
-                code="graph.images",
-            )
+            message = "a saver of the graph must depend on its LoadImage, or all videos would be equal. Link it."
+            raise GraphError(message, code="graph.images")
         seeds = [name for name in _free_seeds(request, graph, before) if name.rpartition(".")[0] in canonical]
         models = ModelHashes(graph, runtime)
         shared = {
@@ -425,11 +410,8 @@ def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any])
     if request.graph is None and request.model is None and "seeds" in before:
         seeds = [name for name in seeds if name in before["seeds"]]
     if request.seeds and not seeds:
-        raise BatchError(
-            "the graph takes no seeds: each seed of its nodes is linked or set for all rows. Omit --seeds, or the "
-            "--set of the seed.",
-            code="batch.seeds",
-        )
+        message = "the graph takes no seeds of rows, because each is linked or set. Omit --seeds, or --set of the seed."
+        raise BatchError(message, code="batch.seeds")
     return seeds
 
 
@@ -459,10 +441,8 @@ def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
         fault = "its graph has no node for the image"
     else:
         return
-    raise BatchError(
-        f"{folder.settings_file} cannot be used: {fault}. Give the manifest again to plan anew, in a new folder.",
-        code="batch.plan",
-    )
+    message = f"{folder.settings_file} cannot be used: {fault}. Give the manifest again to plan anew, in a new folder."
+    raise BatchError(message, code="batch.plan")
 
 
 def _is_texts(value: Any) -> bool:

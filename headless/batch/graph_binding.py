@@ -26,10 +26,8 @@ def image_input(graph: Prompt) -> tuple[str, str]:
     """Return (node id, input) of the graph's LoadImage. Raises GraphError unless there is exactly one."""
     loaders = [node_id for node_id, node in graph.items() if node.get("class_type") == "LoadImage"]
     if len(loaders) != 1:
-        raise GraphError(
-            f"a batch needs a graph with one LoadImage, which takes each row's image, got {len(loaders)}.",
-            code="graph.images",
-        )
+        message = f"the graph of a batch must have one LoadImage, for the image of each row, got {len(loaders)}."
+        raise GraphError(message, code="graph.images")
     return loaders[0], "image"
 
 
@@ -109,10 +107,8 @@ class Values:
                 self._read.clear()
             value = _cached(self._read, (column, text), lambda target=target, text=text: self._value(target, text))
             if target.name in values and values[target.name] != value:
-                raise GraphError(
-                    f"{target.where} has two different values for {target.declared.name}. Remove one column.",
-                    code="graph.setting",
-                )
+                message = f"{target.where} has two different values for {target.declared.name}. Remove one column."
+                raise GraphError(message, code="graph.setting")
             values[target.name] = value
         return values
 
@@ -121,9 +117,8 @@ class Values:
         if target.name == self._image:
             raise GraphError(f'"{column}" is the image. Use the column "image" for it.', code="graph.setting")
         if looks_like_link(self._graph[target.node_id]["inputs"].get(target.declared.name)):
-            raise GraphError(
-                f'"{column}" is linked in the graph. Name the input at the start of the link.', code="graph.setting"
-            )
+            message = f'"{column}" is linked in the graph. Name the input at the start of the link.'
+            raise GraphError(message, code="graph.setting")
         return target
 
     def _value(self, target: Target, text: str) -> Any:

@@ -118,14 +118,11 @@ class GraphRenderer:
         self._load_models()
         with _silently():
             frames = animate_images(image[None], PROBE, self._runtime)[0]
+        device = self._runtime.device()
         squares = torch.nn.functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), _PROBE_SQUARES)
         if not squares.isfinite().all():
-            raise SettingError(
-                f"{self._runtime.device()} renders NaN or infinity with svd-nano at precision "
-                f"{self._settings.precision}. Try fp32.",
-                code="batch.worker_differs",
-            )
-        device = self._runtime.device()
+            message = f"{device} renders NaN or infinity at precision {self._settings.precision}. Try fp32."
+            raise SettingError(message, code="batch.worker_differs")
         makes = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
         makes["precision"] = f"{self._settings.precision} on {device.type}"
         if device.type == "cpu":
@@ -154,10 +151,8 @@ class GraphRenderer:
             node = NODES[self._settings.graph[node_id]["class_type"]]()
             loaded = getattr(node, node.FUNCTION)(**{name: task.image})
         if (count := len(loaded[0])) > 1:
-            raise ImageError(
-                f"{task.image} must have one image, got {count}. Save the one to animate as its own file.",
-                code="image.animated",
-            )
+            message = f"{task.image} must have one image, got {count}. Save the one to animate as its own file."
+            raise ImageError(message, code="image.animated")
         return [[value] for value in loaded]
 
     def render(self, task: Task, prepared: list[list[Any]]) -> Rendered:
@@ -221,10 +216,8 @@ def cut_before_savers(prompt: Prompt) -> GraphSplit:
     """Return the cut of a graph. Raises GraphError if it saves nothing, or a saver reads a value that is not stored."""
     savers = [node_id for node_id, node in prompt.items() if getattr(_node_class(node), "FOLDER", None) == "output"]
     if not savers:
-        raise GraphError(
-            "the graph must save its result. Add SaveVideo, SaveAnimatedWEBP or SaveImage.",
-            code="graph.saves_nothing",
-        )
+        message = "the graph must save its result. Add SaveVideo, SaveAnimatedWEBP or SaveImage."
+        raise GraphError(message, code="graph.saves_nothing")
     after, pending = set(savers), list(savers)
     slots: dict[tuple[str, int], None] = {}
     while pending:
@@ -242,11 +235,10 @@ def _check_stored(prompt: Prompt, source: str, slot: int) -> None:
     """Raise GraphError if a saver reads a value that cannot be stored in a file."""
     kind = return_types(NODES[prompt[source]["class_type"]])[slot]
     if kind not in STORED and not isinstance(kind, (list, tuple)):
-        raise GraphError(
-            f"savers of a batch must read {', '.join(STORED)}, got {kind} of {name_node(prompt, source)}. Remove that "
-            "link.",
-            code="graph.not_saved",
+        message = (
+            f"savers of a batch must read {', '.join(STORED)}, got {kind} of {name_node(prompt, source)}. Unlink it."
         )
+        raise GraphError(message, code="graph.not_saved")
 
 
 def bind(graph: Prompt, image: Sequence[str], task: Task) -> Prompt:
@@ -282,11 +274,9 @@ def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
             elif value is None or isinstance(value, (bool, int, float, str)):
                 entries.append({"value": value})
             else:
-                raise GraphError(
-                    f"savers of a batch must read images or plain values, got {type(value).__name__} from slot {slot} "
-                    f'of node "{node_id}".',
-                    code="graph.not_saved",
-                )
+                kind = f'{type(value).__name__} from slot {slot} of node "{node_id}"'
+                message = f"savers of a batch must read images or plain values, got {kind}."
+                raise GraphError(message, code="graph.not_saved")
     return Rendered(arrays, facts)
 
 

@@ -103,16 +103,12 @@ class ImageFolder:
                 real = os.path.realpath(real)
                 status = os.stat(real)
         except OSError as error:
-            raise ImageError(
-                f'there is no image "{path}": {error.strerror}. Check the path; relative paths start at {self.base}.',
-                code="image.missing",
-            ) from error
+            message = f'there is no image "{path}": {error.strerror}. Relative paths start at {self.base}.'
+            raise ImageError(message, code="image.missing") from error
         inside = self._real_root.rstrip(os.sep) + os.sep
         if not (real + os.sep).startswith(inside):
-            raise ImageError(
-                f'the image "{path}" is outside of {self.root}. Give a folder that contains all images (--images DIR).',
-                code="image.outside",
-            )
+            message = f'the image "{path}" is outside of {self.root}. Give a folder with all images (--images DIR).'
+            raise ImageError(message, code="image.outside")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f'"{path}" is not a regular file. Give the path of an image.', code="image.missing")
         return real[len(inside) :].replace(os.sep, "/"), real, status
@@ -147,6 +143,5 @@ def check_unchanged(path: Path, sha256: str) -> None:
     if isinstance(result, ImageError):
         raise result from result.__cause__
     if result != sha256:
-        raise ImageError(
-            f"the image {path} was changed after it was planned. Give the manifest again.", code="image.changed"
-        )
+        message = f"the image {path} was changed after it was planned. Give the manifest again."
+        raise ImageError(message, code="image.changed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Literal
 
 from ...svd_core.errors import BatchError
 from ...svd_core.utils.output_files import replacing
-from .folder import RunDirScan
+from .folder import RunDirScan, RunFolder
 from .tasks import Task, read_task
+
+logger = logging.getLogger(__name__)
 
 State = Literal["todo", "running", "done", "failed", "quarantined"]
 STATES: tuple[State, ...] = ("todo", "running", "done", "failed", "quarantined")
@@ -205,21 +208,34 @@ class Ledger:
             raise
 
 
+def reconcile(folder: RunFolder, ledger: Ledger) -> None:
+    """Delete leftovers of killed writers, and take the states of tasks from the files.
+
+    A video without its record is deleted: its writer was killed between the two, and the render is usually still in
+    the machine's spool. A record without its video is deleted, too. Both tasks are rendered again.
+    """
+    folder.sweep()
+    scan = folder.scan()
+    for task_id in filter(ledger.knows, scan.orphans | scan.strays):  # another shard may be about to write its record
+        if folder.is_done(task_id):  # it was completed meanwhile
+            scan.done.add(task_id)
+            continue
+        logger.warning("%s is incomplete. It is rendered again", task_id[:12])
+        folder.forget_unfinished(task_id)
+    ledger.apply_scan(scan)
+
+
 @contextlib.contextmanager
 def _translate_errors(path: Path | None) -> Iterator[None]:
     """Convert errors of opening a ledger to BatchError."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise BatchError(
-            f"the ledger {path} cannot be used: {error}. Delete it. It is rebuilt from the run folder.",
-            code="batch.ledger",
-        ) from error
+        message = f"the ledger {path} cannot be used: {error}. Delete it. It is rebuilt from the run folder."
+        raise BatchError(message, code="batch.ledger") from error
     except OSError as error:
-        raise BatchError(
-            f"the ledger {path} cannot be created: {error.strerror}. Give a path on a local disk.",
-            code="batch.ledger",
-        ) from error
+        message = f"the ledger {path} cannot be created: {error.strerror}. Give a path on a local disk."
+        raise BatchError(message, code="batch.ledger") from error
 
 
 def _check_head(path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,21 +55,10 @@ def run_lock(run: Path, shard: Shard) -> Iterator[None]:
     Raises:
         BatchError: Another driver has it (code `batch.another_driver`).
     """
-    from filelock import FileLock, Timeout
-
     folder = run / "drivers"
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"{shard.index}-of-{shard.count}.lock"
-    lock = FileLock(own)
-    try:
-        lock.acquire(timeout=_LOCK_TIMEOUT)
-    except Timeout as error:
-        raise _another_driver(run, own) from error
-    except NotImplementedError:  # raised by filelock for a disk without locks
-        logger.warning("%s is on a disk without locks. Make sure that no other driver works on this run", run)
-        yield
-        return
-    try:
+    with _locked(own, _LOCK_TIMEOUT, lambda: _another_driver(run, own)):
         for other in folder.glob("*-of-*.lock"):
             if other.stem.rpartition("-of-")[2] != str(shard.count) and _is_locked(other):
                 raise _another_driver(run, other)
@@ -79,22 +68,27 @@ def run_lock(run: Path, shard: Shard) -> Iterator[None]:
             yield
         finally:
             about.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
-@contextlib.contextmanager
-def planning_lock(run: Path) -> Iterator[None]:
+def planning_lock(run: Path) -> contextlib.AbstractContextManager[None]:
     """Wait until no other shard plans this run, and lock planning."""
-    from filelock import FileLock
+    return _locked(run / "drivers" / "plan.lock", -1)
 
-    lock = FileLock(run / "drivers" / "plan.lock")
-    with contextlib.suppress(NotImplementedError):
-        lock.acquire()
+
+def ledger_lock(ledger: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock a ledger against drivers of other runs and shards: each would delete the other's tasks.
+
+    Raises:
+        BatchError: Another driver has it (code `batch.another_driver`), or its folder cannot be created.
+    """
     try:
-        yield
-    finally:
-        lock.release()
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"the ledger {ledger} cannot be created: {error.strerror}. Give another path (--ledger FILE)."
+        raise BatchError(message, code="batch.ledger") from error
+    message = f"another driver uses the ledger {ledger}. Give each run, and each shard, its own."
+    taken = BatchError(message, code="batch.another_driver")
+    return _locked(ledger.with_name(f"{ledger.name}.lock"), 0, lambda: taken)
 
 
 def active_drivers(run: Path) -> list[str]:
@@ -108,31 +102,18 @@ def active_drivers(run: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def ledger_lock(ledger: Path) -> Iterator[None]:
-    """Lock a ledger against drivers of other runs and shards: each would delete the other's tasks.
-
-    Raises:
-        BatchError: Another driver has it (code `batch.another_driver`). Does not wait.
-    """
+def _locked(path: Path, timeout: float, taken: Callable[[], BatchError] | None = None) -> Iterator[None]:
+    """Hold a lock. Raise the error `taken()` if another process holds it for `timeout` seconds (-1: wait forever)."""
     from filelock import FileLock, Timeout
 
+    lock = FileLock(path)
     try:
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BatchError(
-            f"the ledger {ledger} cannot be created: {error.strerror}. Give another path (--ledger FILE).",
-            code="batch.ledger",
-        ) from error
-    lock = FileLock(ledger.with_name(f"{ledger.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout as error:
-        raise BatchError(
-            f"another driver uses the ledger {ledger}. Give each run, and each shard, its own.",
-            code="batch.another_driver",
-        ) from error
-    except NotImplementedError:
-        logger.warning("%s is on a disk without locks, where a ledger may be damaged. See --ledger", ledger)
+        assert taken is not None
+        raise taken() from error
+    except NotImplementedError:  # raised by filelock for a disk without locks
+        logger.warning("%s is on a disk without locks. Make sure that no other driver uses it", path)
     try:
         yield
     finally:
@@ -161,8 +142,6 @@ def _describe_driver(lock: Path) -> str:
 
 
 def _another_driver(run: Path, lock: Path) -> BatchError:
-    return BatchError(
-        f"another driver ({_describe_driver(lock)}) works on {run}. Wait for it, or stop it. `svd-stages batch status "
-        f"--run {run}` shows its progress.",
-        code="batch.another_driver",
-    )
+    fix = f"Wait for it, or stop it. `svd-stages batch status --run {run}` shows its progress."
+    message = f"another driver ({_describe_driver(lock)}) works on {run}. {fix}"
+    return BatchError(message, code="batch.another_driver")

@@ -86,9 +86,8 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,20})\s*(?:-\s*(\d{1,20})\s*)?", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not (first <= last <= HIGHEST_SEED and last - first < 1_000_000):
-            raise BatchError(
-                f'seeds must be integers as in "7", "0,5,9" or "0-3", got "{text[:60]}".', code="manifest.seed"
-            )
+            message = f'seeds must be integers as in "7", "0,5,9" or "0-3", got "{text[:60]}".'
+            raise BatchError(message, code="manifest.seed")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
@@ -111,10 +110,8 @@ def _read_folder(folder: Path) -> Iterator[Row]:
 
 
 def _raise_unreadable(error: OSError) -> None:
-    raise BatchError(
-        f"the folder {error.filename} cannot be read: {error.strerror}. Give a manifest that lists the images.",
-        code="manifest.file",
-    ) from error
+    message = f"the folder {error.filename} cannot be read: {error.strerror}. Give a manifest that lists the images."
+    raise BatchError(message, code="manifest.file") from error
 
 
 def _is_run(folder: Path) -> bool:
@@ -126,9 +123,8 @@ def _read_file(path: Path) -> Iterator[Row]:
     readers = {".csv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise BatchError(
-            f"{path} must be a folder or a manifest. A manifest ends in {', '.join(readers)}.", code="manifest.format"
-        )
+        message = f"{path} must be a folder or a manifest. A manifest ends in {', '.join(readers)}."
+        raise BatchError(message, code="manifest.format")
     is_empty = True
     try:
         open_plain(path).close()  # Parquet's reader opens the file by its name
@@ -136,15 +132,11 @@ def _read_file(path: Path) -> Iterator[Row]:
             is_empty = False
             yield row
     except OSError as error:
-        raise BatchError(
-            f"the manifest {path} cannot be read: {error.strerror or error}. Check the path.", code="manifest.file"
-        ) from error
+        message = f"the manifest {path} cannot be read: {error.strerror or error}. Check the path."
+        raise BatchError(message, code="manifest.file") from error
     except UnicodeDecodeError as error:
-        raise BatchError(
-            f"the manifest {path} must be UTF-8 text, got other bytes at {error.start} of a part of it. Save it as "
-            "UTF-8.",
-            code="manifest.encoding",
-        ) from error
+        message = f"the manifest {path} must be UTF-8 text, got {error.object[error.start]:#x}. Save it as UTF-8."
+        raise BatchError(message, code="manifest.encoding") from error
     if is_empty:
         raise BatchError(f"the manifest {path} has no rows. Write one row for each video.", code="manifest.empty")
 
@@ -170,10 +162,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     continue
                 yield _row(number, {name: cell.strip() or None for name, cell in zip(header, cells, strict=True)})
         except csv.Error as error:
-            raise BatchError(
-                f"{path} is not CSV, line {reader.line_num}: {error}. Save it again as CSV with commas.",
-                code="manifest.csv",
-            ) from error
+            message = f"{path} is not CSV, line {reader.line_num}: {error}. Save it again as CSV with commas."
+            raise BatchError(message, code="manifest.csv") from error
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
@@ -231,10 +221,8 @@ def _check_expansion(path: Path, footer: Any) -> None:
 
 
 def _too_large(path: Path, reason: str) -> BatchError:
-    return BatchError(
-        f"{path} is too large when decompressed: {reason}. Write it again in smaller row groups, or as JSON Lines.",
-        code="manifest.too_large",
-    )
+    message = f"{path} is too large when decompressed: {reason}. Write smaller row groups, or JSON Lines."
+    return BatchError(message, code="manifest.too_large")
 
 
 @dataclass
@@ -253,10 +241,8 @@ class _Lines:
         while line := self.stream.readline(LONGEST_ROW + 1):
             self.row_length += len(line)
             if self.row_length > LONGEST_ROW:
-                raise BatchError(
-                    f"{self.path} has a line of more than {LONGEST_ROW} characters. Check that it is a manifest.",
-                    code="manifest.too_large",
-                )
+                message = f"{self.path} has a line of more than {LONGEST_ROW} characters. Check that it is a manifest."
+                raise BatchError(message, code="manifest.too_large")
             if "\0" in line:
                 raise BatchError(f"{self.path} has zero bytes. Check that it is a manifest.", code="manifest.encoding")
             yield line
@@ -265,18 +251,15 @@ class _Lines:
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     """Raise BatchError unless one column is `image` and each other one is known or has the form NODE.INPUT."""
     if "image" not in names:
-        raise BatchError(
-            f'{path} must have a column "image" with the paths of the images. The first line names the columns.',
-            code="manifest.columns",
-        )
+        message = f'{path} must have a column "image" with the paths of the images. The first line names the columns.'
+        raise BatchError(message, code="manifest.columns")
     for name in names:
         if name not in _OWN_COLUMNS and "." not in name:
-            raise BatchError(
-                f'{path} has an unknown column "{name[:60]}". Columns are {", ".join(_OWN_COLUMNS)} and inputs of the '
-                "graph as NODE.INPUT, such as SVDMicroConditioning.fps. The nearest are "
-                f"{nearest(name, _OWN_COLUMNS)}.",
-                code="manifest.columns",
+            message = (
+                f'{path} has an unknown column "{name[:60]}". Columns are {", ".join(_OWN_COLUMNS)} and NODE.INPUT, '
+                f"such as SVDMicroConditioning.fps. The nearest are {nearest(name, _OWN_COLUMNS)}."
             )
+            raise BatchError(message, code="manifest.columns")
 
 
 def _row(number: int, columns: Mapping[str, Any]) -> Row:

@@ -190,14 +190,9 @@ def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
                     raise ValueError(f"a line has more than {LONGEST_LINE} characters")
                 yield _read_row(json.loads(line))
     except FileNotFoundError as error:
-        raise BatchError(
-            f"{path.parent} has no plan. Give the manifest or folder, too: "
-            f"svd-stages batch run MANIFEST --graph GRAPH.json --run {path.parent}",
-            code="batch.no_plan",
-        ) from error
+        run = path.parent
+        message = f"{run} has no plan. Give the manifest: svd-stages batch run MANIFEST --graph GRAPH.json --run {run}"
+        raise BatchError(message, code="batch.no_plan") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BatchError(
-            f"the plan {path} cannot be read ({error}). Give the manifest again to plan anew. Finished videos are "
-            "kept.",
-            code="batch.plan",
-        ) from error
+        message = f"the plan {path} cannot be read ({error}). Give the manifest again. Finished videos are kept."
+        raise BatchError(message, code="batch.plan") from error

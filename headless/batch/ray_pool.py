@@ -55,11 +55,9 @@ class RayPool:
         capacity = int(resources.get("GPU", 0) // gpus) if gpus else int(resources.get("CPU", 0) // cpus)
         if capacity < 1:
             self.close()
-            raise BatchError(
-                f"the Ray cluster has {resources.get('GPU', 0):g} GPUs and {resources.get('CPU', 0):g} CPUs, too few "
-                "for a worker. Start nodes with more, or use fewer --threads.",
-                code="batch.no_workers",
-            )
+            available = f"{resources.get('GPU', 0):g} GPUs and {resources.get('CPU', 0):g} CPUs"
+            message = f"the Ray cluster has {available}, too few for a worker. Add nodes, or use fewer --threads."
+            raise BatchError(message, code="batch.no_workers")
         actor = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)(_Actor)
         self._actors = [actor.remote(json.dumps(vars(setup))) for _ in range(min(count or capacity, capacity))]
         self._asked: dict[Any, int] = {}
@@ -140,11 +138,9 @@ def _init(ray: Any, address: str | None, cpus: int | None) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise BatchError(
-            f"Ray cannot be used at {address or 'this machine'}: {_first_line(error)}. Start it with ray start --head, "
-            "or omit --ray to use only this machine.",
-            code="batch.ray",
-        ) from error
+        place = address or "this machine"
+        message = f"Ray cannot be used at {place}: {_first_line(error)}. Run ray start --head, or omit --ray."
+        raise BatchError(message, code="batch.ray") from error
 
 
 def _check_listens(host: str, port: int) -> None:
@@ -152,11 +148,9 @@ def _check_listens(host: str, port: int) -> None:
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
-        raise BatchError(
-            f"no Ray answers at {host}:{port} ({error.strerror or error}). Start it there with ray start --head "
-            f"--port={port}, or omit --ray to use only this machine.",
-            code="batch.ray",
-        ) from error
+        reason = error.strerror or error
+        message = f"no Ray at {host}:{port} ({reason}). Run ray start --head --port={port} there, or omit --ray."
+        raise BatchError(message, code="batch.ray") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -78,9 +78,9 @@ class Worker:
         self._writer = ThreadPoolExecutor(1, "encode")
         self._prepared: dict[str, Future[Any]] = {}
         self._encoding: Future[Outcome] | None = None
-        self._renderer: Renderer | None = None
-        self._greeting = ""
-        self._environment: dict[str, Any] = {}
+        self._renderer: Renderer  # with the environment set by hello
+        self._environment: dict[str, Any]
+        self._greeting: str | None = None
 
     def hello(self, greeting: str) -> dict[str, Any]:
         """Load the models and drop unfinished work.
@@ -122,7 +122,7 @@ class Worker:
             The outcome of the previous task, which was encoded meanwhile; and of this one if it failed or was done
             before. None if this process did not get this greeting.
         """
-        if not self._is_greeted(greeting):
+        if greeting != self._greeting:
             return None
         this = Task(**task)
         if self._folder.is_done(this.id):
@@ -131,8 +131,9 @@ class Worker:
         try:
             rendered = self._spool.find(this.id)
             if rendered is None:
-                prepared = self._prepare(this)
-                self._read_ahead(upcoming)
+                reading = self._prepared.pop(this.id, None) or self._read(this)
+                prepared = reading.result()
+                self._prepared = {} if upcoming is None else {upcoming["id"]: self._read(Task(**upcoming))}
                 rendered = self._render(this, prepared)
             else:
                 logger.info("%s was rendered before. It is only encoded", this.id[:12])
@@ -145,27 +146,17 @@ class Worker:
 
     def drain(self, greeting: str) -> list[Outcome] | None:
         """Wait for the video that is being encoded and return its outcome. None as in `work`."""
-        return self._drain() if self._is_greeted(greeting) else None
-
-    def _is_greeted(self, greeting: str) -> bool:
-        return self._renderer is not None and greeting == self._greeting
+        return self._drain() if greeting == self._greeting else None
 
     def _drain(self) -> list[Outcome]:
         encoding, self._encoding = self._encoding, None
         return [] if encoding is None else [encoding.result()]
 
-    def _read_ahead(self, upcoming: Mapping[str, Any] | None) -> None:
-        self._prepared.clear()
-        if upcoming is not None:
-            task = Task(**upcoming)
-            self._prepared[task.id] = self._reader.submit(self._ready.prepare, task)
-
-    def _prepare(self, task: Task) -> Any:
-        reading = self._prepared.pop(task.id, None) or self._reader.submit(self._ready.prepare, task)
-        return reading.result()
+    def _read(self, task: Task) -> Future[Any]:
+        return self._reader.submit(self._renderer.prepare, task)
 
     def _render(self, task: Task, prepared: Any) -> Rendered:
-        rendered = self._ready.render(task, prepared)
+        rendered = self._renderer.render(task, prepared)
         try:
             self._spool.keep(task.id, rendered)
         except OSError as error:
@@ -177,7 +168,7 @@ class Worker:
         began = time.monotonic()
         try:
             with self._folder.scratch(task.id) as scratch:
-                files = self._ready.encode(task, rendered, scratch)
+                files = self._renderer.encode(task, rendered, scratch)
                 encoding = time.monotonic() - began
                 record = {
                     "image": {"name": task.image, "sha256": task.image_sha256},
@@ -207,20 +198,13 @@ class Worker:
                 raise
         settings = self._folder.read_settings()
         if settings is None or settings.get("run_id") != self._setup.run_id:
-            raise SVDStagesError(
-                f"{socket.gethostname()} has no such run folder at {self._setup.run}, so its videos would be lost. "
-                "The run folder must be on a disk that all machines have under the same path.",
-                code="batch.run_folder",
-            )
-
-    @property
-    def _ready(self) -> Renderer:
-        assert self._renderer is not None, "hello must be called first"
-        return self._renderer
+            problem = f"{socket.gethostname()} has another folder at {self._setup.run}, or none"
+            message = f"{problem}. All machines must have the run folder under the same path."
+            raise SVDStagesError(message, code="batch.run_folder")
 
     def _failure(self, task: Task, error: Exception) -> Outcome:
         """Convert an error to an outcome. A lost device ends the process, which the driver counts as an attempt."""
-        if self._ready.is_lost(error):
+        if self._renderer.is_lost(error):
             logger.error("the device is lost: %s", error)
             os._exit(LOST_DEVICE)
         return {"task": task.id, **explain_error(error)}
@@ -276,7 +260,4 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _describe_difference(own: Mapping[str, str], expected: Mapping[str, str]) -> str:
     names = sorted(name for name in {*own, *expected} if own.get(name) != expected.get(name))
     text = "; ".join(f"{name} is {own.get(name)} here and {expected.get(name)} in the plan" for name in names)
-    return (
-        f"this worker ({socket.gethostname()}) would render other videos: {text}. Install the same package and models, "
-        "or plan anew."
-    )
+    return f"this worker ({socket.gethostname()}) would render other videos: {text}. Install the same, or plan anew."

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from svd_stages.headless.batch import folder as folder_module
 from svd_stages.headless.batch.folder import RunDirScan, RunFolder
-from svd_stages.headless.batch.ledger import Ledger, LedgerUpdate
-from svd_stages.headless.batch.reconcile import reconcile
+from svd_stages.headless.batch.ledger import Ledger, LedgerUpdate, reconcile
 from svd_stages.headless.batch.report import damaged
 from svd_stages.headless.batch.tasks import Task
 
