@@ -81,10 +81,10 @@ def _read_frames(files: Sequence[Path]) -> list[Image.Image]:
     """Return first, middle and last frame of all files together, `_FRAME` pixels wide. Empty if none can be read."""
     from PIL import Image
 
-    from ...svd_core.media.hashing import frames_of
+    from ...svd_core.media.hashing import read_frames
 
     try:
-        frames = [Image.fromarray(frame) for file in files for frame in frames_of(file) or ()]
+        frames = [Image.fromarray(frame) for file in files for frame in read_frames(file) or ()]
     except ImageError:
         return []
     selected = [frames[index] for index in sorted({0, len(frames) // 2, len(frames) - 1})] if frames else []

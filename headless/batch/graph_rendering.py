@@ -28,7 +28,7 @@ from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graphs import EMBEDDED_NODES, NODES
 from ..engines.preflight import MODEL_FOLDERS
-from ..engines.remote.errors import raise_if_faulty
+from ..engines.graph_errors import raise_if_faulty
 from ..engines.run_config import RunConfig
 from ..graph import Engine, Prompt, validate
 from ..graph.node_schema import return_types
@@ -161,11 +161,11 @@ class GraphRenderer:
         outputs = {self._settings.image[0]: prepared}
         notes: list[RunWarning] = []
         with use_runtime(replace(self._runtime, on_note=notes.append)):
-            checked = validate(prompt, NODES, self._cut.savers, given=outputs)
+            checked = validate(prompt, NODES, self._cut.savers, precomputed=outputs)
             raise_if_faulty(checked, EMBEDDED_NODES)
             check_memory_budget(checked.prompt, checked.outputs, self._runtime)
             keep = [node_id for node_id in dict(self._cut.slots) if node_id not in outputs]
-            result = self._engine.run(checked.prompt, [], given=outputs, keep=keep, node_context=inference)
+            result = self._engine.run(checked.prompt, [], precomputed=outputs, keep=keep, node_context=inference)
         values = {**result.values, **outputs}
         packed = pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
         return replace(packed, notes=[note.as_dict() for note in notes])
@@ -179,9 +179,9 @@ class GraphRenderer:
             slots += [[] for _ in range(slot + 1 - len(slots))]
             slots[slot] = values
         with use_runtime(runtime):
-            checked = validate(self._prompt(task), NODES, self._cut.savers, given=outputs)
+            checked = validate(self._prompt(task), NODES, self._cut.savers, precomputed=outputs)
             raise_if_faulty(checked, EMBEDDED_NODES)
-            result = Engine(NODES).run(checked.prompt, self._cut.savers, given=outputs, node_context=inference)
+            result = Engine(NODES).run(checked.prompt, self._cut.savers, precomputed=outputs, node_context=inference)
         files = written(runtime, result.ui)
         return [(path, {"frames_sha256": frames_sha256(path)}) for path in files]
 
@@ -297,13 +297,13 @@ def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
 @contextmanager
 def _silently() -> Iterator[None]:
     """Suppress warnings about the video, which do not apply to the probe."""
-    pipeline = logging.getLogger(f"{PACKAGE}.svd_core.pipeline")
-    level = pipeline.level
-    pipeline.setLevel(logging.ERROR)
+    logger = logging.getLogger(f"{PACKAGE}.svd_core.execution")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        pipeline.setLevel(level)
+        logger.setLevel(level)
 
 
 def _node_class(node: Mapping[str, Any]) -> type | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...svd_core.errors import BatchError, SVDStagesError
 from ...svd_core.utils.output_files import replacing
-from ...svd_core.utils.safe_open import open_plain
+from ...svd_core.utils.safe_open import open_regular_file
 from .images import Image, ImageFolder
 from .manifest import Row
 from .tasks import Task, derived_seed, digest, read_task, task_id
@@ -181,7 +181,7 @@ def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
         BatchError: There is no plan, it is damaged, or its head is not `head`.
     """
     try:
-        with io.TextIOWrapper(open_plain(path), encoding="utf-8") as stream:
+        with io.TextIOWrapper(open_regular_file(path), encoding="utf-8") as stream:
             lines = iter(lambda: stream.readline(LONGEST_LINE + 1), "")
             if json.loads(next(lines, "{}"))["plan"] != head and head is not None:
                 raise ValueError("planning was interrupted")

@@ -66,7 +66,7 @@ def load_checkpoint(
         return checkpoint
     model, path = checkpoint.model, Path(path)
     left_out = DeferredWeights(path, functools.partial(open_checkpoint, path, wanted), model.unet.dtype, names)
-    return replace(checkpoint, model=replace(model, left_out=left_out))
+    return replace(checkpoint, model=replace(model, deferred_weights=left_out))
 
 
 def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, force_upcast: bool) -> Dtypes:
