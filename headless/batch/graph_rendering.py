@@ -26,9 +26,9 @@ from ...svd_core.runtime.runtime import RunWarning, use_runtime
 from ..cli.animate import VideoSettings, animate_images
 from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
+from ..engines.graph_errors import raise_if_faulty
 from ..engines.graphs import EMBEDDED_NODES, NODES
 from ..engines.preflight import MODEL_FOLDERS
-from ..engines.graph_errors import raise_if_faulty
 from ..engines.run_config import RunConfig
 from ..graph import Engine, Prompt, validate
 from ..graph.node_schema import return_types
