@@ -308,7 +308,7 @@ def _plan(
     with use_runtime(runtime):
         graph = apply_settings(_graph(ask, before, run_config), (), NODES)
         image = image_input(graph)
-        checked = validate(graph, NODES, given={image[0]: None})
+        checked = validate(graph, NODES, precomputed={image[0]: None})
         raise_if_faulty(checked, EMBEDDED_NODES)
         check_memory_budget(checked.prompt, checked.outputs, runtime)
         makes = canonical_graph(graph)

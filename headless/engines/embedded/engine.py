@@ -87,13 +87,13 @@ def validate_and_execute(
     given: Mapping[str, Sequence[list[Any]]] | None = None,
     keep: Sequence[str] = (),
 ) -> tuple[Validation, RunResult]:
-    """Validate a graph and run its valid outputs. `given` and `keep` are those of `Engine.run`.
+    """Validate a graph and run its valid outputs. `given` and `keep` are `precomputed` and `keep` of `Engine.run`.
 
     Raises:
         GraphError: No output can run, or a stage cannot fit into memory.
         NodeError: A node failed.
     """
-    validation = validate(graph.prompt, NODES, given=given, keep=keep)
+    validation = validate(graph.prompt, NODES, precomputed=given, keep=keep)
     raise_if_nothing_runs(validation, EMBEDDED_NODES)
     check_memory_budget(validation.prompt, validation.outputs, runtime)
     for note in validation.notes:
@@ -105,7 +105,7 @@ def validate_and_execute(
         [output for output in validation.outputs if output not in keep],
         extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
         on_event=on_event,
-        given=given,
+        precomputed=given,
         keep=keep,
         node_context=inference,
         watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
