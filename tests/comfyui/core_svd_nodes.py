@@ -2,8 +2,9 @@
 
 Runs in ComfyUI's Python with its checkout on PYTHONPATH, without the package. FOLDER has questions.json ({"checkpoint":
 file, "graphs": {name: graph}}) and pair.npy, two images. The script writes answers.npz into it. In a graph, the id
-"pair" means both images, "image" the first one, "load" the checkpoint's three models. The output of "answer" is written.
-Flags are ComfyUI's own. Before each node torch's global generator, the source of core's augmentation noise, gets seed 0.
+"pair" means both images, "image" the first one, "load" the checkpoint's three models. The output of "answer" is
+written. Flags are ComfyUI's own. Before each node torch's global generator, the source of core's augmentation noise,
+gets the seed 0.
 """
 
 from __future__ import annotations
