@@ -1,17 +1,17 @@
-"""Telling the user how far a long reading or writing is."""
+"""Progress callbacks of long reads and writes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from ..runtime.runtime import Advance
-
+Advance = Callable[[int], None]
+"""Called with the number of units done so far. It may raise, which stops the work."""
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
-"""`Runtime.progress`: (stage, total, unit) -> a `with` that gives what to call with the units done."""
+"""(stage, total, unit) -> context manager that yields an `Advance`, as `Runtime.progress` does."""
 
 
 @contextmanager
 def no_progress(stage: str, total: int, unit: str) -> Iterator[Advance]:
-    """Progress that is shown to nobody."""
+    """Ignore progress."""
     yield lambda done: None
