@@ -136,14 +136,14 @@ def metadata(path: Path) -> None:
 
 def picture(path: Path) -> None:
     """A picture."""
-    from svd_stages.svd_core.media.image_io import load_picture
+    from svd_stages.svd_core.media.image_io import load_image
 
-    load_picture(path)
+    load_image(path)
 
 
 def checkpoint(path: Path) -> None:
     """A model, looked at and loaded by its name in a models folder."""
-    from svd_stages.svd_core import pipeline
+    from svd_stages.svd_core import execution
     from svd_stages.svd_core.checkpoints.inspect import inspect
     from svd_stages.svd_core.checkpoints.library import ModelLibrary
     from svd_stages.svd_core.errors import CheckpointError
@@ -151,7 +151,7 @@ def checkpoint(path: Path) -> None:
 
     with contextlib.suppress(CheckpointError):
         inspect(path)
-    pipeline.load(LocalRuntime(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
+    execution.load(LocalRuntime(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
 
 
 def manifest(path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from chain import Settings, decoded, sampled
 from error_checks import raises
 from mini import mini_checkpoint
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
 from svd_stages.svd_core.models.unet import PreparedUNet
@@ -165,7 +165,7 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
     checkpoint = replace(mini_checkpoint(torch.float16), model=mini_checkpoint().model)
     image = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(2))
     if stream:
-        monkeypatch.setattr(pipeline, "place_weights", lambda *_: Placement(stream=True, beside=0))
+        monkeypatch.setattr(execution, "place_weights", lambda *_: Placement(stream=True, beside=0))
     whole = Boundaries()
     wanted = run(checkpoint, image, whole)
     before = state_of(checkpoint)
@@ -185,13 +185,13 @@ def test_a_run_that_breaks_anywhere_leaves_nothing_behind(stream, monkeypatch):
 
 @pytest.mark.parametrize("error", ERRORS if ALL else ERRORS[1:2])
 def test_a_checkpoint_whose_loading_broke_loads_again(error):
-    wanted = pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+    wanted = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
     whole = Boundaries()
-    pipeline.load(WatchedRuntime(whole), "svd-nano", "fp32")
+    execution.load(WatchedRuntime(whole), "svd-nano", "fp32")
     for place in range(len(whole.crossed)):
         with pytest.raises((error, MemoryBudgetError)):
-            pipeline.load(WatchedRuntime(Boundaries(place, error)), "svd-nano", "fp32")
-    again = pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+            execution.load(WatchedRuntime(Boundaries(place, error)), "svd-nano", "fp32")
+    again = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
     for one, other in ((wanted.model, again.model), (wanted.vae, again.vae), (wanted.clip_vision, again.clip_vision)):
         states = zip(one.module.state_dict().items(), other.module.state_dict().items(), strict=True)
         assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in states)

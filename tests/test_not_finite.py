@@ -20,7 +20,7 @@ from PIL import Image
 from svd_stages.headless.engines.embedded.engine import validate_and_execute
 from svd_stages.headless.engines.graphs import Graph
 from svd_stages.nodes.compat.values import Model
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import NodeError, NonFiniteError
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
@@ -151,13 +151,13 @@ def inject(injection: Injection, patch: pytest.MonkeyPatch) -> list[bool]:
 
     counts = injection.stage in ("sampler", "decoder") and injection.decoder != "exact"
     if injection.stage == "sampler":
-        original_denoiser = pipeline.make_denoiser
+        original_denoiser = execution.make_denoiser
 
         def denoiser(*arguments, **options):
             denoise = original_denoiser(*arguments, **options)
             return lambda x, sigma: injection.put(denoise(x, sigma)) if strikes(x.dtype) else denoise(x, sigma)
 
-        patch.setattr(pipeline, "make_denoiser", denoiser)
+        patch.setattr(execution, "make_denoiser", denoiser)
     elif injection.stage == "decoder":
         original_decode = SVDVae.decode_clip
 

@@ -20,7 +20,7 @@ from ...svd_core.models import vae_decoder as streaming
 from ...svd_core.models.components import SVDVae
 from ...svd_core.models.optimizations import ALL
 from ...svd_core.models.options import ModelOptions
-from ...svd_core.models.unet import COMPILERS, WHOLE_STEP, PreparedUNet
+from ...svd_core.models.unet import COMPILED_STEP, COMPILERS, PreparedUNet
 from .measuring import Result, measure
 from .models import SIZES, Size, build_unet, build_vae, drawn, empty_model, size_of
 from .op_counter import Cost, count
@@ -134,7 +134,10 @@ class _Problem:
         with _full_precision():
             truth = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
         measured = self._measure(ways, truth)
-        for name, program in ((OURS_REGIONAL, COMPILERS[self._bench.device.type == "cpu"]), (OURS_WHOLE, WHOLE_STEP)):
+        for name, program in (
+            (OURS_REGIONAL, COMPILERS[self._bench.device.type == "cpu"]),
+            (OURS_WHOLE, COMPILED_STEP),
+        ):
             if program.broken:
                 measured.pop(name, None)
         return measured

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
-        for planner in ("runtime.memory", "autoencoder.decode", "pipeline"):
+        for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{PACKAGE}.svd_core.models").setLevel(logging.INFO)
@@ -330,10 +330,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     graph = _open_allowed(source, arguments, engine.table)
     report = engine.run(graph, headless.EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
+    if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
+        manifest = headless.make_manifest(graph, report, run_config, engine, seconds)
+        headless.write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
     _say_files(report.files, seconds, console)
-    if arguments.manifest is not None:
-        made = headless.make_manifest(graph, report, run_config, engine, seconds)
-        headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 
@@ -487,7 +487,7 @@ def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: 
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:
-    """Our nodes and the stand-ins; with --object-info those that it describes, and ours where it has none."""
+    """Our nodes and the compat nodes; with --object-info those that it describes, and ours where it has none."""
     if arguments.object_info is None:
         return headless.EMBEDDED_NODES
     described = described_nodes(read_graph(arguments.object_info, finite=False))

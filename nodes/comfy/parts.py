@@ -57,7 +57,10 @@ class CoreVae:
         return False
 
     def decode_clip(
-        self, latents: torch.Tensor, offload_activations: bool = False, on_part: Callable[[float], None] | None = None
+        self,
+        latents: torch.Tensor,
+        offload_activations: bool = False,
+        on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
         """Core's decoder in one call. `VAE.decode` would cut the clip by what memory is free."""
         return self.vae.first_stage_model.decode(latents.to(self._dtype))

@@ -23,7 +23,7 @@ from .diffusers_format import (
 )
 from .model_metadata import ModelMetadata, VideoDefaults, read_file_metadata, read_sidecar
 from .safetensors_header import DTYPE_BYTES, TensorInfo, dtypes_of, header_of, read_header
-from .stable_file import PlainFile, open_model_file
+from .stable_file import ModelFile, open_model_file
 
 PRECISION_NAMES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 FLOAT_DTYPES = {
@@ -259,7 +259,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [file for part in COMPONENTS for files in variants(folder / part.folder, part).values() for file in files]
 
 
-def _not_finite(file: PlainFile, tensors: dict[str, TensorInfo], progress: Progress) -> list[str]:
+def _not_finite(file: ModelFile, tensors: dict[str, TensorInfo], progress: Progress) -> list[str]:
     """Return the names of the tensors that hold NaN or infinity."""
     invalid: list[str] = []
     done = 0
@@ -272,7 +272,7 @@ def _not_finite(file: PlainFile, tensors: dict[str, TensorInfo], progress: Progr
     return invalid
 
 
-def _is_finite(file: PlainFile, info: TensorInfo, advance: Advance, done: int) -> bool:
+def _is_finite(file: ModelFile, info: TensorInfo, advance: Advance, done: int) -> bool:
     import torch
 
     dtype = getattr(torch, FLOAT_DTYPES[info.dtype])

@@ -68,7 +68,7 @@ def load_checkpoint(
         return checkpoint
     model, path = checkpoint.model, Path(path)
     deferred = DeferredWeights(path, functools.partial(open_checkpoint, path, variant), model.unet.dtype, names)
-    return replace(checkpoint, model=replace(model, left_out=deferred))
+    return replace(checkpoint, model=replace(model, deferred_weights=deferred))
 
 
 def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, force_upcast: bool) -> Dtypes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 from .model_metadata import ModelMetadata
 from .safetensors_header import Header, TensorInfo, header_of
-from .stable_file import PlainFile, open_model_file
+from .stable_file import ModelFile, open_model_file
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class OpenCheckpoint:
 class OpenFiles:
     """Open safetensors files: their headers, and the tensors of all."""
 
-    files: tuple[PlainFile, ...]
+    files: tuple[ModelFile, ...]
     headers: tuple[Header, ...]
     tensors: Tensors
 
@@ -127,7 +127,7 @@ def open_tensors(paths: Iterable[Path]) -> Iterator[OpenFiles]:
         opened.check_unchanged()
 
 
-def _reader(file: PlainFile, info: TensorInfo) -> Callable[[], torch.Tensor]:
+def _reader(file: ModelFile, info: TensorInfo) -> Callable[[], torch.Tensor]:
     def read() -> torch.Tensor:
         import torch
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .safe_json import integer, parse_table
-from .stable_file import PlainFile, open_model_file
+from .stable_file import ModelFile, open_model_file
 
 MAX_HEADER_BYTES = 4_000_000  # the published SVD files have 0.3 MB
 MAX_TENSORS = 10_000  # they have 2446
@@ -73,7 +73,7 @@ def read_header(path: str | Path) -> Header:
         return header_of(file)
 
 
-def header_of(file: PlainFile) -> Header:
+def header_of(file: ModelFile) -> Header:
     """Read the header of an open file. See `read_header`."""
     file_size = file.state.size
     start = file.read(1024)

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import CheckpointError, printable
-from ..utils.safe_open import NotPlainError, open_plain
+from ..utils.safe_open import NotRegularFileError, open_regular_file
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FileState:
 
 
 @dataclass(frozen=True, eq=False)
-class PlainFile:
+class ModelFile:
     """A file that is open for reading. `state` is its state at opening."""
 
     path: Path
@@ -77,15 +77,15 @@ class PlainFile:
 
 
 @contextmanager
-def open_model_file(path: Path) -> Iterator[PlainFile]:
+def open_model_file(path: Path) -> Iterator[ModelFile]:
     """Open a file for reading. Symbolic links are followed.
 
     Raises:
         CheckpointError: The file is missing, unreadable, or not a regular file.
     """
     try:
-        stream = open_plain(path)
-    except NotPlainError as error:
+        stream = open_regular_file(path)
+    except NotRegularFileError as error:
         raise CheckpointError(
             f'the checkpoint "{printable(path)}" must be a regular file; {error.strerror}. Choose the model\'s file.',
             code="checkpoint.not_a_file",
@@ -93,7 +93,7 @@ def open_model_file(path: Path) -> Iterator[PlainFile]:
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     with stream:
-        yield PlainFile(path, FileState.of(os.fstat(stream.fileno())), stream)
+        yield ModelFile(path, FileState.of(os.fstat(stream.fileno())), stream)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..models.optimizations import ALL, Rewrites, unsupported_reason
+from ..models.optimizations import ALL, Optimizations, unsupported_reason
 from ..models.options import DEFAULT, ModelOptions
 from ..models.unet import PreparedUNet
 from .conditioning import Conditioning
@@ -44,7 +44,7 @@ def make_denoiser(
     weights: torch.Tensor,
     device: torch.device,
     sigmas: torch.Tensor | None = None,
-    rewrites: Rewrites = ALL,
+    optimizations: Optimizations = ALL,
     stream: bool = False,
     options: ModelOptions = DEFAULT,
 ) -> Denoiser:
@@ -64,7 +64,7 @@ def make_denoiser(
     guided = bool((weights != 1.0).any())
     c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    calls = [_predictor(unet, side, frames, device, c_noises, rewrites, stream, options) for side in sides]
+    calls = [_predictor(unet, side, frames, device, c_noises, optimizations, stream, options) for side in sides]
     per_frame = weights.to(device).view(1, frames, 1, 1, 1)
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def _predictor(
     frames: int,
     device: torch.device,
     c_noises: torch.Tensor,
-    rewrites: Rewrites,
+    optimizations: Optimizations,
     stream: bool,
     options: ModelOptions,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -96,7 +96,7 @@ def _predictor(
     obstacle = unsupported_reason(unet)
     if obstacle is None:
         prepared = PreparedUNet(
-            unet, embeds, image_latents[0], time_ids, c_noises, rewrites, stream=stream, options=options
+            unet, embeds, image_latents[0], time_ids, c_noises, optimizations, stream=stream, options=options
         )
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
     logger.info("the denoising network is called as it is, without the faster rewrites: %s", obstacle)

@@ -16,12 +16,12 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-Piece = Callable[..., torch.Tensor]
+TensorFunction = Callable[..., torch.Tensor]
 Run = Callable[..., torch.Tensor]
 """Called with a piece and its arguments, of which the first is the tensor that it is about."""
 
 
-def run_eager(piece: Piece, *arguments: Any) -> torch.Tensor:
+def run_eager(piece: TensorFunction, *arguments: Any) -> torch.Tensor:
     """Call it as it is."""
     return piece(*arguments)
 
@@ -32,10 +32,12 @@ class _Programs:
 
     def __init__(self, greeting: str) -> None:
         self._greeting = greeting
-        self._programs: dict[Hashable, Piece] = {}
+        self._programs: dict[Hashable, TensorFunction] = {}
         self.broken = False
 
-    def run(self, key: Hashable, function: Piece, arguments: tuple[Any, ...], dynamic: bool | None) -> torch.Tensor:
+    def run(
+        self, key: Hashable, function: TensorFunction, arguments: tuple[Any, ...], dynamic: bool | None
+    ) -> torch.Tensor:
         if self.broken:
             return function(*arguments)
         try:
@@ -47,7 +49,7 @@ class _Programs:
             self._give_up(key, error, function)
             return answer
 
-    def _program(self, key: Hashable, function: Piece, dynamic: bool | None) -> Piece:
+    def _program(self, key: Hashable, function: TensorFunction, dynamic: bool | None) -> TensorFunction:
         if key not in self._programs:
             if not self._programs:
                 logger.info("%s", self._greeting)
@@ -58,7 +60,7 @@ class _Programs:
                 raise _NoCompiler(str(error)) from error
         return self._programs[key]
 
-    def _give_up(self, key: Hashable, error: Exception, function: Piece) -> None:
+    def _give_up(self, key: Hashable, error: Exception, function: TensorFunction) -> None:
         if _is_the_limit(error):  # this one has met more kinds of tensors than torch compiles for
             self._programs[key] = function
             return
@@ -73,13 +75,13 @@ class _Programs:
         )
 
 
-class Compiler:
+class RegionalCompiler:
     """Calls pieces compiled, with one program for each width; the other dimensions may differ from call to call.
 
     wide  for each piece that may be compiled the dimension that is the block's width
     """
 
-    def __init__(self, wide: dict[Piece, int]) -> None:
+    def __init__(self, wide: dict[TensorFunction, int]) -> None:
         self._wide = wide
         self._programs = _Programs("compiling the network's repeated pieces: the first step takes longer")
 
@@ -88,7 +90,8 @@ class Compiler:
         """Whether the compiler has failed."""
         return self._programs.broken
 
-    def __call__(self, piece: Piece, *arguments: Any) -> torch.Tensor:
+    def __call__(self, piece: TensorFunction, *arguments: Any) -> torch.Tensor:
+        """Run `piece` compiled, or eagerly if it is not compiled or the compiler failed."""
         if piece not in self._wide or self.broken:
             return piece(*arguments)
         about, *others = arguments
@@ -104,7 +107,7 @@ class Compiler:
 class CompiledStep:
     """Calls a function compiled as one program for each size of its first tensor."""
 
-    def __init__(self, function: Piece) -> None:
+    def __init__(self, function: TensorFunction) -> None:
         self._function = function
         self._programs = _Programs("compiling a whole step: the first one of a model and a size takes minutes")
 
@@ -130,7 +133,7 @@ def _facts(argument: Any) -> Hashable:
     return tuple(map(_facts, argument)) if isinstance(argument, tuple) else argument
 
 
-def _copy(function: Any, name: str) -> Piece:
+def _copy(function: Any, name: str) -> TensorFunction:
     code = function.__code__.replace(co_name=name)
     return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 

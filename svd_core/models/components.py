@@ -70,7 +70,10 @@ class Vae(Protocol):
         ...
 
     def decode_clip(
-        self, latents: torch.Tensor, offload_activations: bool = False, on_part: Callable[[float], None] | None = None
+        self,
+        latents: torch.Tensor,
+        offload_activations: bool = False,
+        on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
         """Pixels (T, 3, 8h, 8w) of latents (T, 4, h, w): every frame sees every other, whatever memory is free.
 
@@ -132,7 +135,7 @@ class SVDModel:
     sigma_min: float
     sigma_max: float
     defaults: VideoDefaults
-    left_out: DeferredWeights | None = None
+    deferred_weights: DeferredWeights | None = None
     options: ModelOptions = DEFAULT
     identity: WeightsKey = field(default_factory=WeightsKey, repr=False)
 
@@ -143,8 +146,8 @@ class SVDModel:
 
     def load_deferred(self) -> None:
         """Read what was left out. Raises CheckpointError when the checkpoint is not there any more."""
-        if self.left_out is not None:
-            self.left_out.read_into(self.unet)
+        if self.deferred_weights is not None:
+            self.deferred_weights.read_into(self.unet)
 
     @property
     def base_channels(self) -> int:
@@ -220,7 +223,10 @@ class SVDVae:
         return can_stream(self.vae.decoder)
 
     def decode_clip(
-        self, latents: torch.Tensor, offload_activations: bool = False, on_part: Callable[[float], None] | None = None
+        self,
+        latents: torch.Tensor,
+        offload_activations: bool = False,
+        on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
         """The decoder on a clip, in its own precision."""
         import torch
@@ -231,7 +237,10 @@ class SVDVae:
         latents = latents.to(next(decoder.parameters()).dtype)
         if self.streams:
             return decode(
-                decoder, latents, torch.device("cpu") if offload_activations else latents.device, on_part=on_part
+                decoder,
+                latents,
+                torch.device("cpu") if offload_activations else latents.device,
+                on_progress=on_progress,
             )
         image_only = latents.new_zeros((1, latents.shape[0]))
         return decoder(latents, num_frames=latents.shape[0], image_only_indicator=image_only)

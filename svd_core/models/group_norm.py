@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from . import layers
 
 
-def moments_of(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def group_moments(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance (G,) float32 of the groups of channels of a part (1, C, A, B)."""
     if part.dtype == torch.float32 and layers.is_channels_last(part):
         # the norm's own kernel is the quickest way on a CPU, though what it makes beside is dropped
@@ -25,7 +25,7 @@ def moments_of(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tenso
     return mean, variance
 
 
-class Statistics:
+class GroupNormStatistics:
     """Mean and variance of the groups of a group norm, gathered from parts, in float32 or better."""
 
     def __init__(self, norm: Any) -> None:
@@ -36,7 +36,7 @@ class Statistics:
 
     def add(self, part: torch.Tensor) -> None:
         """A part (1, C, A, B). Merged as Chan, Golub and LeVeque do (1983, Algorithms for computing the variance)."""
-        mean, variance = moments_of(part, self._norm.num_groups, self._norm.eps)
+        mean, variance = group_moments(part, self._norm.num_groups, self._norm.eps)
         count = part.numel() // self._norm.num_groups
         total = self._count + count
         difference = mean - self._mean
@@ -45,7 +45,7 @@ class Statistics:
         self._squares = self._squares + within + difference**2 * (self._count * count / total)
         self._count = total
 
-    def normalise_silu(self, video: torch.Tensor) -> torch.Tensor:
+    def normalize_silu(self, video: torch.Tensor) -> torch.Tensor:
         """SiLU of the group norm of `video`, (1, C, F, P), by the statistics of all parts."""
         norm, each = self._norm, video.shape[1] // self._norm.num_groups
         assert isinstance(self._mean, torch.Tensor) and isinstance(self._squares, torch.Tensor)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import attention_backend
-from .compile import Piece, Run, run_eager
+from .compile import Run, TensorFunction, run_eager
 
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
@@ -110,7 +110,7 @@ def conv(x: torch.Tensor, module: Any, bias: torch.Tensor | None) -> torch.Tenso
     return F.conv2d(x, module.weight, bias, module.stride, module.padding)
 
 
-def conv_over_time(video: torch.Tensor, module: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+def temporal_conv(video: torch.Tensor, module: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Conv3d with kernel (3, 1, 1) on (1, C, F, H W), as a 2D convolution with kernel (3, 1)."""
     bias = module.bias if bias is None else bias
     return F.conv2d(video, module.weight.flatten(3), bias, padding=(1, 0))
@@ -159,7 +159,7 @@ def self_attention_(
     bias: torch.Tensor | None,
     chunk_rows: int | None,
     run: Run,
-    in_space: attention_backend.Context | None = None,
+    spatial_sdpa: attention_backend.Context | None = None,
 ) -> torch.Tensor:
     """rows += self-attention(norm(rows)) on (F, N, C), in place: within each frame, or over time at each place.
 
@@ -172,14 +172,14 @@ def self_attention_(
     weights = (joined,) if joined is not None else tuple(each.weight for each in to_qkv)
     biases = (None,) if joined is not None else tuple(each.bias for each in to_qkv)
     out = module.to_out[0]
-    last = (out.weight, out.bias if bias is None else bias, module.heads, in_space)
-    whole, cut = (1, 0) if in_space else (0, 1)
+    last = (out.weight, out.bias if bias is None else bias, module.heads, spatial_sdpa)
+    whole, cut = (1, 0) if spatial_sdpa else (0, 1)
     for some in rows.split(_share_of_piece(chunk_rows, rows, whole), dim=cut):
-        run(attend_, some, *_of_norm(norm), weights, biases, *last)
+        run(attention_, some, *_of_norm(norm), weights, biases, *last)
     return rows
 
 
-def attend_(
+def attention_(
     rows: torch.Tensor,
     norm_weight: torch.Tensor,
     norm_bias: torch.Tensor,
@@ -189,14 +189,14 @@ def attend_(
     out: torch.Tensor,
     out_bias: torch.Tensor | None,
     heads: int,
-    in_space: attention_backend.Context | None,
+    spatial_sdpa: attention_backend.Context | None,
 ) -> torch.Tensor:
     """The same of tensors, on all rows at once. Their order in memory stays (F, N, C), over time too."""
     normed = F.layer_norm(rows, rows.shape[-1:], norm_weight, norm_bias, eps)
-    query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1) if in_space else (1, 3, 0))
-    with (in_space or attention_backend.default_sdpa)():
+    query, key, value = _projected(normed, qkv, qkv_biases, heads, (0, 3, 1) if spatial_sdpa else (1, 3, 0))
+    with (spatial_sdpa or attention_backend.default_sdpa)():
         mixed = _attend(query, key, value)
-    if in_space is None:
+    if spatial_sdpa is None:
         if mixed.is_contiguous():  # which of the two orders the kernel wrote; the other would be copied
             return rows.add_(F.linear(mixed, out, out_bias).transpose(0, 1))
         mixed = mixed.transpose(0, 1)
@@ -234,7 +234,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-COMPILED: dict[Piece, int] = {geglu_: -1, attend_: -1}
+COMPILABLE: dict[TensorFunction, int] = {geglu_: -1, attention_: -1}
 """What is worth compiling, and which dimension of its first argument is the block's width."""
-COMPILED_OFF_CPU: dict[Piece, int] = {**COMPILED, group_norm_silu: 1}
+COMPILABLE_OFF_CPU: dict[TensorFunction, int] = {**COMPILABLE, group_norm_silu: 1}
 """With channels last a CPU's own group norm is quicker."""

@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Rewrites:
+class Optimizations:
     """The exact rewrites of the UNet's arithmetic, each with a switch of its own. All are on unless told otherwise.
 
     cross_attention  attention to the one CLIP token is that token's value (softmax over one key is 1): one row a video
@@ -31,12 +31,12 @@ class Rewrites:
     norm_silu: bool = True
 
     @staticmethod
-    def none() -> Rewrites:
+    def none() -> Optimizations:
         """All of them off."""
-        return Rewrites(**{field.name: False for field in fields(Rewrites)})
+        return Optimizations(**{field.name: False for field in fields(Optimizations)})
 
 
-ALL = Rewrites()
+ALL = Optimizations()
 
 COMPOSITES = frozenset(
     {
@@ -104,12 +104,12 @@ def find_modification(
         kind = type(module).__name__
         if kind not in known and any(True for _ in module.children()):
             return f"{name or 'the whole'} is a {kind}"
-        if name not in called and (change := change_of(module)):
+        if name not in called and (change := modification_of(module)):
             return f"{name or kind} {change}"
     return None
 
 
-def change_of(module: torch.nn.Module) -> str | None:
+def modification_of(module: torch.nn.Module) -> str | None:
     """What someone has done to a module so that its class and its weights do not tell what it computes; None: nothing.
 
     Hooks, a forward of its own (as LoRA, caching and offloading put there), a class from elsewhere, weights that only
@@ -136,4 +136,4 @@ def _is_plain(block: Any) -> bool:
 
 def is_plain_linear(module: torch.nn.Module) -> bool:
     """Whether a module is nothing but a product and a sum: no LoRA around it or in it, no hook on it."""
-    return type(module) is torch.nn.Linear and change_of(module) is None
+    return type(module) is torch.nn.Linear and modification_of(module) is None

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import layers
-from .optimizations import Rewrites, is_plain_linear
+from .optimizations import Optimizations, is_plain_linear
 from .weight_streaming import WeightContext, resident
 
 
@@ -34,9 +34,9 @@ class BlockConstants:
     bias: torch.Tensor | None = None
     context: torch.Tensor | None = None
 
-    def joined_qkv(self, attention: Any) -> torch.Tensor | None:
+    def fused_qkv_weight(self, attention: Any) -> torch.Tensor | None:
         """The matrix of the product; None when there are three."""
-        return joined_qkv(attention) if self.joined and self.matrix is None else self.matrix
+        return fused_qkv_weight(attention) if self.joined and self.matrix is None else self.matrix
 
 
 class Constants:
@@ -49,13 +49,13 @@ class Constants:
         time_ids: torch.Tensor,
         frames: int,
         c_noises: torch.Tensor,
-        rewrites: Rewrites,
+        optimizations: Optimizations,
         weights: WeightContext = resident,
     ) -> None:
         self._weights = weights
-        self._unet, self._frames, self._rewrites, self._like = unet, frames, rewrites, embeds
+        self._unet, self._frames, self._rewrites, self._like = unet, frames, optimizations, embeds
         context = embeds.expand(frames, -1, -1)
-        if rewrites.channels_last:
+        if optimizations.channels_last:
             layers.to_channels_last(unet)
         self._blocks: dict[nn.Module, BlockConstants] = {}
         self._positions: dict[nn.Module, torch.Tensor] = {}
@@ -65,16 +65,16 @@ class Constants:
             if kind == "SpatioTemporalResBlock":
                 self._residuals += [module.spatial_res_block, module.temporal_res_block]
             if kind in ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel"):
-                share = layers.blend_alpha(module.time_mixer) if rewrites.blend else None
+                share = layers.blend_alpha(module.time_mixer) if optimizations.blend else None
                 self._blocks[module] = BlockConstants(share=share)
-            if kind == "TransformerSpatioTemporalModel" and rewrites.embeddings:
+            if kind == "TransformerSpatioTemporalModel" and optimizations.embeddings:
                 self._positions[module] = self._positions_of(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
-                self._blocks[module] = _of_transformer(module, context, rewrites, weights)
+                self._blocks[module] = _of_transformer(module, context, optimizations, weights)
         with weights(unet.add_embedding):
             self._micro = self._embed_micro(time_ids, embeds.dtype)
         self._rows: dict[float, int] = {}
-        if rewrites.embeddings:
+        if optimizations.embeddings:
             self._rows = {level: row for row, level in enumerate(c_noises.tolist())}
             self._tables = self._tables_of(c_noises)
 
@@ -117,10 +117,12 @@ class Constants:
         return self._unet.add_embedding(flat.to(dtype))
 
 
-def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites, weights: WeightContext) -> BlockConstants:
-    joined = rewrites.qkv and join_qkv(block.attn1)
-    matrix = joined_qkv(block.attn1) if joined and weights is resident else None
-    if not rewrites.cross_attention or block.attn2 is None:
+def _of_transformer(
+    block: Any, context: torch.Tensor, optimizations: Optimizations, weights: WeightContext
+) -> BlockConstants:
+    joined = optimizations.qkv and fuse_qkv(block.attn1)
+    matrix = fused_qkv_weight(block.attn1) if joined and weights is resident else None
+    if not optimizations.cross_attention or block.attn2 is None:
         return BlockConstants(joined=joined, matrix=matrix, context=context)
     with weights(block.attn2):
         row = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
@@ -128,7 +130,7 @@ def _of_transformer(block: Any, context: torch.Tensor, rewrites: Rewrites, weigh
     return BlockConstants(joined=joined, matrix=matrix, bias=row if out.bias is None else out.bias.to(row.device) + row)
 
 
-def join_qkv(attention: Any) -> bool:
+def fuse_qkv(attention: Any) -> bool:
     """Make the weights of to_q, to_k and to_v parts of one matrix, when they are not yet; whether they could be.
 
     Their names, values and memory stay what they were, and who changes a weight in place changes the product. False
@@ -148,7 +150,7 @@ def join_qkv(attention: Any) -> bool:
     return True
 
 
-def joined_qkv(attention: Any) -> torch.Tensor:
+def fused_qkv_weight(attention: Any) -> torch.Tensor:
     """The matrix (3 C, C) of which the three weights are parts: itself, or of weights that were copied one by one."""
     weights = [each.weight.detach() for each in (attention.to_q, attention.to_k, attention.to_v)]
     if not _are_side_by_side(weights):

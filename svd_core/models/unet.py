@@ -19,19 +19,19 @@ import torch
 from torch import nn
 
 from . import attention_backend, layers
-from .compile import CompiledStep, Compiler, Run, run_eager
-from .optimizations import ALL, Rewrites
+from .compile import CompiledStep, RegionalCompiler, Run, run_eager
+from .optimizations import ALL, Optimizations
 from .options import DEFAULT, ModelOptions
 from .precompute import BlockConstants, Constants
-from .weight_streaming import USED_ONCE, Streamed, WeightContext, resident
+from .weight_streaming import PRECOMPUTED_MODULES, WeightContext, WeightStreamer, resident
 
 logger = logging.getLogger(__name__)
 
-CPU_PIECE = 1024
-GPU_PIECE = 2**17
+CPU_CHUNK_ROWS = 1024
+GPU_CHUNK_ROWS = 2**17
 """Rows of a feed-forward at a time: what the caches of a CPU hold; what keeps a GPU busy."""
 
-COMPILERS = {True: Compiler(layers.COMPILED), False: Compiler(layers.COMPILED_OFF_CPU)}
+COMPILERS = {True: RegionalCompiler(layers.COMPILABLE), False: RegionalCompiler(layers.COMPILABLE_OFF_CPU)}
 """The programs of this process for the pieces: on the CPU, and elsewhere. They hold no weights."""
 
 
@@ -41,16 +41,18 @@ class ComputeOptions:
 
     chunk_rows: int | None = None
     run: Run = run_eager
-    in_space: attention_backend.Context = attention_backend.default_sdpa
+    spatial_sdpa: attention_backend.Context = attention_backend.default_sdpa
 
     @staticmethod
-    def of(options: ModelOptions, device: torch.device, rewrites: Rewrites, chunk_rows: int | None) -> ComputeOptions:
+    def of(
+        options: ModelOptions, device: torch.device, optimizations: Optimizations, chunk_rows: int | None
+    ) -> ComputeOptions:
         """As the options say."""
-        pieces = rewrites.geglu and options.forward_chunking == "auto"
+        pieces = optimizations.geglu and options.forward_chunking == "auto"
         return ComputeOptions(
             chunk_rows=(chunk_rows or _piece_of(device)) if pieces else None,
             run=COMPILERS[device.type == "cpu"] if options.compile == "regional" else run_eager,
-            in_space=attention_backend.preferred(device)
+            spatial_sdpa=attention_backend.preferred(device)
             if options.attention == "auto"
             else attention_backend.default_sdpa,
         )
@@ -75,28 +77,28 @@ class PreparedUNet:
         image_latents: torch.Tensor,
         time_ids: torch.Tensor,
         c_noises: torch.Tensor,
-        rewrites: Rewrites = ALL,
+        optimizations: Optimizations = ALL,
         chunk_rows: int | None = None,
         stream: bool = False,
         options: ModelOptions = DEFAULT,
     ) -> None:
         if embeds.shape[1] != 1:
-            rewrites = replace(rewrites, cross_attention=False)
+            optimizations = replace(optimizations, cross_attention=False)
         if image_latents.device.type != "cpu":  # group norms may answer in the other layout: not yet measured
-            rewrites = replace(rewrites, channels_last=False)
+            optimizations = replace(optimizations, channels_last=False)
         self._unet = unet
         self._image_latents = image_latents
-        self._rewrites = rewrites
-        once = USED_ONCE if rewrites.cross_attention and rewrites.embeddings else frozenset()
+        self._rewrites = optimizations
+        once = PRECOMPUTED_MODULES if optimizations.cross_attention and optimizations.embeddings else frozenset()
         device = image_latents.device
         if options.compile == "full" and stream:
             logger.info("weights that come block by block cannot be compiled as one: the repeated pieces are")
             options = replace(options, compile="regional")
-        self._how = ComputeOptions.of(options, device, rewrites, chunk_rows)
-        self._step = WHOLE_STEP if options.compile == "full" else PreparedUNet._network
-        self._weights: WeightContext = Streamed(device, once) if stream else resident
-        all_of: WeightContext = Streamed(device) if stream else resident
-        self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, rewrites, all_of)
+        self._how = ComputeOptions.of(options, device, optimizations, chunk_rows)
+        self._step = COMPILED_STEP if options.compile == "full" else PreparedUNet._network
+        self._weights: WeightContext = WeightStreamer(device, once) if stream else resident
+        all_of: WeightContext = WeightStreamer(device) if stream else resident
+        self._constants = Constants(unet, embeds, time_ids, image_latents.shape[0], c_noises, optimizations, all_of)
 
     def __call__(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         """The network's answer at noise level c_noise ()."""
@@ -161,7 +163,7 @@ class PreparedUNet:
         return layers.from_rows(model.proj_out(rows), like=x) + x
 
 
-WHOLE_STEP = CompiledStep(PreparedUNet._network)
+COMPILED_STEP = CompiledStep(PreparedUNet._network)
 """The programs of this process for whole steps."""
 
 
@@ -180,8 +182,8 @@ def residual(
     space, time = block.spatial_res_block, block.temporal_res_block
     hidden = layers.spatial_residual(x, space, biases[0], in_place, run)
     video = layers.norm_silu(layers.to_video(hidden), time.norm1, in_place, run)
-    video = layers.conv_over_time(video, time.conv1, biases[1])
-    video = layers.conv_over_time(layers.norm_silu(video, time.norm2, in_place, run), time.conv2)
+    video = layers.temporal_conv(video, time.conv1, biases[1])
+    video = layers.temporal_conv(layers.norm_silu(video, time.norm2, in_place, run), time.conv2)
     added = layers.from_video(video, like=hidden)
     if constants.share is None:
         return layers.blend(hidden, hidden + added, block.time_mixer, None)
@@ -190,9 +192,9 @@ def residual(
 
 def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: ComputeOptions) -> torch.Tensor:
     """BasicTransformerBlock on (F, N, C), in place: attention within a frame, the picture's token, feed-forward."""
-    joined = constants.joined_qkv(block.attn1)
+    joined = constants.fused_qkv_weight(block.attn1)
     layers.self_attention_(
-        rows, block.norm1, block.attn1, joined, constants.bias, how.chunk_rows, how.run, how.in_space
+        rows, block.norm1, block.attn1, joined, constants.bias, how.chunk_rows, how.run, how.spatial_sdpa
     )
     if constants.bias is None:
         rows.add_(block.attn2(block.norm2(rows), encoder_hidden_states=constants.context))
@@ -202,7 +204,7 @@ def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, ho
 def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, how: ComputeOptions) -> torch.Tensor:
     """TemporalBasicTransformerBlock on (F, N, C), in place. Only attention looks along the frames."""
     layers.feed_forward_(rows, block.norm_in, block.ff_in.net, how.chunk_rows, how.run)
-    joined = constants.joined_qkv(block.attn1)
+    joined = constants.fused_qkv_weight(block.attn1)
     layers.self_attention_(rows, block.norm1, block.attn1, joined, constants.bias, how.chunk_rows, how.run)
     if constants.bias is None:
         flip_sigmas = block.norm2(rows).transpose(0, 1)
@@ -212,7 +214,7 @@ def temporal_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, h
 
 
 def _piece_of(device: torch.device) -> int:
-    return CPU_PIECE if device.type == "cpu" else GPU_PIECE
+    return CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from . import layers, tiled_layers
-from .group_norm import Statistics
+from .group_norm import GroupNormStatistics
 from .optimizations import find_modification
 
-SLAB = 2**26
+TILE_NUMEL = 2**26
 """Numbers that a slab's activations hold at most (where one row of pixels holds no more). A single frame of 1024x576
 has 75 million in the decoder's last level."""
 
@@ -52,7 +52,7 @@ def decode(
     latents: torch.Tensor,
     store: torch.device,
     keep_hidden: bool = False,
-    on_part: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
     """Pixels (F, 3, 8h, 8w) in the decoder's precision of one clip of unscaled latents (F, 4, h, w); in the store.
 
@@ -61,7 +61,7 @@ def decode(
     keep_hidden  hold the temporal blocks' inner activations too instead of computing them twice: the same bits
     on_part      called after each frame or slab with the share of the work done, 0 to 1; what it raises ends it
     """
-    return _Clip(decoder, latents, store, keep_hidden, on_part or (lambda share: None)).decoded()
+    return _Clip(decoder, latents, store, keep_hidden, on_progress or (lambda share: None)).decoded()
 
 
 class _Clip:
@@ -73,12 +73,12 @@ class _Clip:
         latents: torch.Tensor,
         store: torch.device,
         keep_hidden: bool,
-        on_part: Callable[[float], None],
+        on_progress: Callable[[float], None],
     ) -> None:
         self._decoder, self._device, self._store, self._dtype = decoder, latents.device, store, latents.dtype
-        self._keep_hidden, self._on_part = keep_hidden, on_part
+        self._keep_hidden, self._on_part = keep_hidden, on_progress
         self._done, self._work = 0.0, _work(decoder, latents)
-        self._channels_last = _has_channels_last(latents.device)
+        self._channels_last = _uses_channels_last(latents.device)
         if self._channels_last:
             layers.to_channels_last(decoder)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
@@ -99,20 +99,20 @@ class _Clip:
             for upsampler in up_block.upsamplers or ():
                 before = upsampler
         norm, out, last = decoder.conv_norm_out, decoder.conv_out, self._groups[0][0].numel()
-        if tiled_layers.is_large(last, self._dtype):
-            self._frame_by_frame(lambda frame: tiled_layers.normed_conv(frame, norm, out, self._device))
+        if tiled_layers.needs_tiling(last, self._dtype):
+            self._frame_by_frame(lambda frame: tiled_layers.norm_silu_conv(frame, norm, out, self._device))
         else:
             self._in_space(lambda frames: out(layers.norm_silu(frames, norm)), last)
         pixels = torch.cat(self._groups)
         for rows in self._slabs():
             part = self._gathered(rows)
-            made = layers.conv_over_time(part, decoder.time_conv_out)
+            made = layers.temporal_conv(part, decoder.time_conv_out)
             pixels[:, :, rows] = layers.from_video(made, like=pixels[:, :, rows])
         return pixels
 
     def _residual(self, block: Any, before: Any = None) -> None:
         """SpatioTemporalResBlock, after `before`, which looks at one frame."""
-        statistics = Statistics(block.temporal_res_block.norm1)
+        statistics = GroupNormStatistics(block.temporal_res_block.norm1)
 
         inner, goes_up = block.spatial_res_block, type(before).__name__ == "Upsample2D"
 
@@ -128,20 +128,23 @@ class _Clip:
 
         pixels = self._groups[0][0, 0].numel() * (4 if goes_up else 1)
         numbers = pixels * max(inner.in_channels, inner.out_channels)
-        if tiled_layers.is_large(numbers, self._dtype):
+        if tiled_layers.needs_tiling(numbers, self._dtype):
             self._frame_by_frame(compute_large)
         else:
             self._in_space(compute, numbers, statistics)
         self._over_time(block.temporal_res_block, layers.blend_alpha(block.time_mixer), statistics)
 
     def _in_space(
-        self, compute: Callable[[torch.Tensor], torch.Tensor], numbers: int, statistics: Statistics | None = None
+        self,
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        numbers: int,
+        statistics: GroupNormStatistics | None = None,
     ) -> None:
         """Each frame through `compute`, as many together as are small; the old ones go when the new ones are there.
 
         numbers  in the largest tensor that `compute` makes of one frame
         """
-        together = max(1, SLAB // (2 * numbers))
+        together = max(1, TILE_NUMEL // (2 * numbers))
         old, self._groups = self._groups[::-1], []
         while old:
             for frames in old.pop().split(together):
@@ -159,13 +162,13 @@ class _Clip:
                 self._groups.append(compute(frame))
                 self._advance(self._groups[-1])
 
-    def _over_time(self, block: Any, share: float, first: Statistics) -> None:
+    def _over_time(self, block: Any, share: float, first: GroupNormStatistics) -> None:
         """TemporalResnetBlock without a time embedding, of which `share` is added."""
-        second = Statistics(block.norm2)
+        second = GroupNormStatistics(block.norm2)
         kept = []
 
         def hidden_of(rows: slice) -> torch.Tensor:
-            return layers.conv_over_time(first.normalise_silu(self._gathered(rows)), block.conv1)
+            return layers.temporal_conv(first.normalize_silu(self._gathered(rows)), block.conv1)
 
         keep = self._keep_hidden or 2 * sum(group.numel() for group in self._groups) <= self._largest
         for rows in self._slabs():
@@ -176,14 +179,14 @@ class _Clip:
             self._advance(hidden)
         for index, rows in enumerate(self._slabs()):
             hidden = kept[index].to(self._device) if keep else hidden_of(rows)
-            added = layers.conv_over_time(second.normalise_silu(hidden), block.conv2)
+            added = layers.temporal_conv(second.normalize_silu(hidden), block.conv2)
             self._add(rows, added, share)
             self._advance(hidden)
 
     def _slabs(self) -> list[slice]:
         """The rows of pixels cut into slabs, by shape alone."""
         height = self._groups[0].shape[2]
-        rows = max(1, SLAB * height // sum(group.numel() for group in self._groups))
+        rows = max(1, TILE_NUMEL * height // sum(group.numel() for group in self._groups))
         return [slice(first, min(first + rows, height)) for first in range(0, height, rows)]
 
     def _gathered(self, rows: slice) -> torch.Tensor:
@@ -210,7 +213,7 @@ class _Clip:
         self._on_part(min(1.0, self._done / self._work))
 
 
-def _has_channels_last(device: torch.device) -> bool:
+def _uses_channels_last(device: torch.device) -> bool:
     """Elsewhere group norms may answer in the other layout: not yet measured."""
     return device.type == "cpu"
 

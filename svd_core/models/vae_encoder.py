@@ -50,4 +50,6 @@ def encode(encoder: Any, pixels: torch.Tensor, store: torch.device) -> torch.Ten
 
 def _is_large(picture: torch.Tensor, module: Any) -> bool:
     """Whether what a convolution takes or makes is computed in slabs."""
-    return tiled_layers.is_large(picture[0, 0].numel() * max(module.in_channels, module.out_channels), picture.dtype)
+    return tiled_layers.needs_tiling(
+        picture[0, 0].numel() * max(module.in_channels, module.out_channels), picture.dtype
+    )

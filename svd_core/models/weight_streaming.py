@@ -17,7 +17,7 @@ ParameterSlot = tuple[nn.Module, str, nn.Parameter]
 WeightContext = Callable[..., contextlib.AbstractContextManager[Any]]
 """Called with modules: inside the `with` their weights are on the device that computes."""
 
-USED_ONCE = frozenset(
+PRECOMPUTED_MODULES = frozenset(
     {
         ("TransformerSpatioTemporalModel", "time_pos_embed"),
         ("BasicTransformerBlock", "attn2"),
@@ -30,24 +30,24 @@ USED_ONCE = frozenset(
 )
 """Class and name of what is computed once for a video where the rewrites are on: a step need not fetch it."""
 
-FETCHED_TOGETHER = frozenset({"SpatioTemporalResBlock", "TransformerSpatioTemporalModel"})
+STREAMED_BLOCKS = frozenset({"SpatioTemporalResBlock", "TransformerSpatioTemporalModel"})
 """The largest parts of the UNet that come at once."""
 
 
-def fetched_bytes(unet: nn.Module) -> int:
+def streamed_bytes(unet: nn.Module) -> int:
     """The most bytes of weights that are on the device while they come block by block: of two parts."""
-    blocks = [module for module in unet.modules() if type(module).__name__ in FETCHED_TOGETHER]
-    return 2 * max(sum(weight.nbytes for *_, weight in parameters_of(block, USED_ONCE)) for block in blocks)
+    blocks = [module for module in unet.modules() if type(module).__name__ in STREAMED_BLOCKS]
+    return 2 * max(sum(weight.nbytes for *_, weight in iter_parameters(block, PRECOMPUTED_MODULES)) for block in blocks)
 
 
-def parameters_of(module: nn.Module, skip: frozenset[tuple[str, str]] = frozenset()) -> Iterator[ParameterSlot]:
+def iter_parameters(module: nn.Module, skip: frozenset[tuple[str, str]] = frozenset()) -> Iterator[ParameterSlot]:
     """The parameters of a module and of what is in it, but for the parts to skip."""
     for name, weight in module._parameters.items():
         if weight is not None:
             yield module, name, weight
     for name, child in module.named_children():
         if (type(module).__name__, name) not in skip:
-            yield from parameters_of(child, skip)
+            yield from iter_parameters(child, skip)
 
 
 def resident(*modules: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -61,7 +61,7 @@ def _stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Streamed:
+class WeightStreamer:
     """The weights live elsewhere, and a copy comes to `device` for as long as it is used.
 
     The copies are made in the order of the computation itself, so a part never computes with half of its weights. The
@@ -85,6 +85,7 @@ class Streamed:
 
     @contextlib.contextmanager
     def __call__(self, *modules: nn.Module) -> Iterator[None]:
+        """Hold the weights of these modules on the device."""
         held = self._held(modules)
         copies = self._fetched.pop(modules, None) or self._fetch(held)
         self._fetched.clear()  # of a part that did not follow after all
@@ -129,4 +130,4 @@ class Streamed:
         return weight.detach().to(self._device, non_blocking=True, copy=True)
 
     def _held(self, modules: Modules) -> list[ParameterSlot]:
-        return [each for module in modules for each in parameters_of(module, self._skip)]
+        return [each for module in modules for each in iter_parameters(module, self._skip)]

@@ -46,10 +46,10 @@ def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int |
 
 def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
     """The same for a decoder that streams, with the clip's activations on the CPU."""
-    from ..models.vae_decoder import SLAB
+    from ..models.vae_decoder import TILE_NUMEL
 
     itemsize = itemsize or vae.itemsize
-    frame, slab = vae.base_channels * height * width * itemsize, SLAB * itemsize
+    frame, slab = vae.base_channels * height * width * itemsize, TILE_NUMEL * itemsize
     largest = (2 * frame, frame, frame // 4, frame // 16)  # of one frame, where the decoder comes up to each level
     spatial = max(SPATIAL_SLAB_TENSORS * slab if _is_cut(each) else SPATIAL_LIVE_TENSORS * each for each in largest)
     return max(spatial, SLAB_LIVE_TENSORS * min(slab, frames * frame))
@@ -59,7 +59,7 @@ def _is_cut(size: int) -> bool:
     """Whether a picture of `size` bytes is computed in slabs of rows."""
     from ..models import tiled_layers
 
-    return size > tiled_layers.LARGE
+    return size > tiled_layers.TILING_THRESHOLD
 
 
 def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = False) -> int:
@@ -72,7 +72,7 @@ def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = 
     numbers, most = vae.base_channels * height * width, 0
     while vae.tiles_input and _is_cut(4 * numbers):  # each level has half of the one before
         lying = 0 if offload_activations else ENCODER_LYING_TENSORS * numbers
-        most = max(most, lying + SPATIAL_SLAB_TENSORS * tiled_layers.SLAB)
+        most = max(most, lying + SPATIAL_SLAB_TENSORS * tiled_layers.TILE_NUMEL)
         numbers //= 2
     return 4 * max(most, ENCODER_LIVE_TENSORS * numbers)
 
@@ -80,11 +80,11 @@ def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = 
 def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:
     """Peak activation bytes of one UNet call on a video of `frames` frames."""
     from ..models.optimizations import unsupported_reason
-    from ..models.unet import GPU_PIECE
+    from ..models.unet import GPU_CHUNK_ROWS
 
     rows = latent_height * latent_width * frames
     if unsupported_reason(model.unet) is None:
-        together = rows if model.options.forward_chunking == "off" else min(rows, GPU_PIECE)
+        together = rows if model.options.forward_chunking == "off" else min(rows, GPU_CHUNK_ROWS)
         tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * together
     else:
         tensors = WHOLE_UNET_LIVE_TENSORS * rows
@@ -115,7 +115,7 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
     Raises MemoryBudgetError when the work does not fit even so.
     """
     from ..models.optimizations import unsupported_reason
-    from ..models.weight_streaming import fetched_bytes
+    from ..models.weight_streaming import streamed_bytes
 
     option = model.options.memory if device.type != "cpu" else "default"  # the weights live there: nothing to choose
     weights = sum(weight.nbytes for weight in model.module.parameters())
@@ -124,7 +124,7 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
         logger.warning("the weights cannot come block by block, they are all on the device: %s", obstacle)
     wanted = option == "stream" or (option == "auto" and weights + need > capacity)
     stream = wanted and obstacle is None
-    beside = need + fetched_bytes(model.unet) if stream else need
+    beside = need + streamed_bytes(model.unet) if stream else need
     logger.info(
         "sampling: the weights %s (%s), the work takes about %s%s, %s can be had",
         "come block by block" if stream else "are on the device",

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Advance = Callable[[int], None]
-"""Called with the number of units done so far. It may raise, which stops the work."""
+"""Called with the number of units done so far, also if it has not changed.
+
+Raises `Interrupted`, or the program's own error, to stop the work.
+"""
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
 """(stage, total, unit) -> context manager that yields an `Advance`, as `Runtime.progress` does."""
 

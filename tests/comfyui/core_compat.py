@@ -1,4 +1,4 @@
-"""What ComfyUI's own nodes are and do: `python core_standins.py FOLDER` with FOLDER/input and FOLDER/questions.json.
+"""What ComfyUI's own nodes are and do: `python core_compat.py FOLDER` with FOLDER/input and FOLDER/questions.json.
 
 Runs in ComfyUI's Python with its checkout on PYTHONPATH, and knows nothing of the package. Writes FOLDER/answers.json,
 FOLDER/answers.npz and, by the saving nodes, FOLDER/output.

@@ -77,7 +77,7 @@ def arrays(name: str, value: Any) -> dict[str, np.ndarray]:
 def main(folder: Path) -> None:
     import comfy.sd
     import torch
-    from core_standins import core_nodes  # pyright: ignore[reportMissingImports]
+    from core_compat import core_nodes  # pyright: ignore[reportMissingImports]
 
     classes, _ = core_nodes()
     asked = json.loads((folder / "questions.json").read_text())

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
-from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.checkpoints.library import EMBEDDED
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 pytestmark = pytest.mark.comfyui
 
-SCRIPT = Path(__file__).with_name("core_standins.py")
+SCRIPT = Path(__file__).with_name("core_compat.py")
 HEIGHT, WIDTH = 40, 56
 RNG = np.random.default_rng(3)
 SCALINGS = [
@@ -76,7 +76,7 @@ def core(comfyui, tmp_path_factory):
     frames[1] = np.round(frames[1] * 255) / 255
     pictures = make_pictures(folder / "input")
     asked = {"pictures": pictures, "scalings": SCALINGS, "factors": FACTORS, "fps": 7.0, "prefix": PREFIX, **GRAPH}
-    asked["nodes"] = list(STANDIN_CLASS_MAPPINGS)
+    asked["nodes"] = list(COMPAT_CLASS_MAPPINGS)
     (folder / "questions.json").write_text(json.dumps(asked))
     np.savez(folder / "questions.npz", frames=frames)
     comfyui.run(SCRIPT, folder)
@@ -107,9 +107,9 @@ def behaviour(spec: Any) -> tuple:
     )
 
 
-@pytest.mark.parametrize("node_id", STANDIN_CLASS_MAPPINGS)
+@pytest.mark.parametrize("node_id", COMPAT_CLASS_MAPPINGS)
 def test_a_stand_in_declares_what_core_declares(core, ours, node_id):
-    node, theirs = STANDIN_CLASS_MAPPINGS[node_id], core.definitions[node_id]
+    node, theirs = COMPAT_CLASS_MAPPINGS[node_id], core.definitions[node_id]
     declared = node.INPUT_TYPES()
     for part in ("required", "optional"):
         mine = [(name, behaviour(spec)) for name, spec in declared.get(part, {}).items()]
@@ -123,11 +123,11 @@ def test_a_stand_in_declares_what_core_declares(core, ours, node_id):
     assert list(getattr(node, "RETURN_NAMES", node.RETURN_TYPES)) == theirs["output_names"]
     assert bool(getattr(node, "OUTPUT_NODE", False)) == theirs["output_node"]
     assert theirs["category"] == node.CATEGORY
-    assert STANDIN_DISPLAY_NAME_MAPPINGS[node_id] == (theirs["display_name"] or node_id)
+    assert COMPAT_DISPLAY_NAME_MAPPINGS[node_id] == (theirs["display_name"] or node_id)
 
 
 def test_pictures_load_as_in_core(core, ours):
-    node = STANDIN_CLASS_MAPPINGS["LoadImage"]
+    node = COMPAT_CLASS_MAPPINGS["LoadImage"]
     assert len(core.changed) >= 15
     for name, changed in core.changed.items():
         images, mask = node().load_image(name)
@@ -138,14 +138,14 @@ def test_pictures_load_as_in_core(core, ours):
 
 @pytest.mark.parametrize("index", range(len(FACTORS)))
 def test_images_scale_by_a_factor_as_in_core(core, index):
-    (scaled,) = STANDIN_CLASS_MAPPINGS["ImageScaleBy"]().upscale(core.frames, **FACTORS[index])
+    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScaleBy"]().upscale(core.frames, **FACTORS[index])
     assert scaled.shape == core.arrays[f"scaled by {index}"].shape
     assert np.abs(scaled.numpy() - core.arrays[f"scaled by {index}"]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("index", range(len(SCALINGS)), ids=lambda index: "-".join(map(str, SCALINGS[index].values())))
 def test_images_scale_as_in_core(core, index):
-    (scaled,) = STANDIN_CLASS_MAPPINGS["ImageScale"]().upscale(core.frames, **SCALINGS[index])
+    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScale"]().upscale(core.frames, **SCALINGS[index])
     assert scaled.shape == core.arrays[f"scaled {index}"].shape
     assert np.abs(scaled.numpy() - core.arrays[f"scaled {index}"]).max() <= 1e-6
 
@@ -155,13 +155,13 @@ def save(core, node_id: str) -> dict:
     if node_id == "SaveAnimatedWEBP":
         inputs |= {"fps": 7.0, "lossless": True, "quality": 80, "method": "default"}
     if node_id == "SaveVideo":
-        (video,) = STANDIN_CLASS_MAPPINGS["CreateVideo"]().create_video(inputs.pop("images"), 7.0)
+        (video,) = COMPAT_CLASS_MAPPINGS["CreateVideo"]().create_video(inputs.pop("images"), 7.0)
         inputs |= {"video": video, "format": "auto", "codec": "auto"}
     if node_id == "SaveAnimatedPNG":
         inputs |= {"fps": 7.0, "compress_level": 4}
     if node_id == "SaveWEBM":
         inputs |= {"fps": 7.0, "codec": "vp9", "crf": 20.0}
-    node = STANDIN_CLASS_MAPPINGS[node_id]
+    node = COMPAT_CLASS_MAPPINGS[node_id]
     return getattr(node(), node.FUNCTION)(**inputs)
 
 

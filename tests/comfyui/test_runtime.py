@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.comfyui
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("core_host.py")
+SCRIPT = Path(__file__).with_name("core_runtime.py")
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from svd_stages.headless.graph.object_info import object_info
+from svd_stages.headless.graph import object_info
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = ROOT / "tests" / "data" / "nodes.json"
-NODES: dict[str, Any] = {**NODE_CLASS_MAPPINGS, **STANDIN_CLASS_MAPPINGS}
-DISPLAY_NAMES = {**NODE_DISPLAY_NAME_MAPPINGS, **STANDIN_DISPLAY_NAME_MAPPINGS}
+NODES: dict[str, Any] = {**NODE_CLASS_MAPPINGS, **COMPAT_CLASS_MAPPINGS}
+DISPLAY_NAMES = {**NODE_DISPLAY_NAME_MAPPINGS, **COMPAT_DISPLAY_NAME_MAPPINGS}
 
 OURS = pytest.mark.parametrize("class_type", list(NODE_CLASS_MAPPINGS))
 ALL = pytest.mark.parametrize("class_type", list(NODES))
@@ -364,12 +364,12 @@ def test_a_node_keeps_nothing(class_type):
 
 def test_every_node_has_a_display_name_of_its_own():
     assert list(NODE_DISPLAY_NAME_MAPPINGS) == list(NODE_CLASS_MAPPINGS)
-    assert list(STANDIN_DISPLAY_NAME_MAPPINGS) == list(STANDIN_CLASS_MAPPINGS)
+    assert list(COMPAT_DISPLAY_NAME_MAPPINGS) == list(COMPAT_CLASS_MAPPINGS)
     assert len(set(DISPLAY_NAMES.values())) == len(NODES)
 
 
 def test_stand_ins_are_not_registered_in_comfyui():
-    assert set(NODE_CLASS_MAPPINGS).isdisjoint(STANDIN_CLASS_MAPPINGS)
+    assert set(NODE_CLASS_MAPPINGS).isdisjoint(COMPAT_CLASS_MAPPINGS)
 
 
 def test_the_ids_begin_with_ours():

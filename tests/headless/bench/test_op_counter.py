@@ -13,7 +13,7 @@ from svd_stages.svd_core.checkpoints.deferred_weights import is_deferrable
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.models import vae_decoder as streaming
 from svd_stages.svd_core.models.components import SVDModel, SVDVae
-from svd_stages.svd_core.models.optimizations import ALL, Rewrites
+from svd_stages.svd_core.models.optimizations import ALL, Optimizations
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes, place_weights, spared_decode_bytes
 
@@ -61,9 +61,9 @@ def stock(unet) -> Cost:
     return count(lambda: unet(empty(1, FRAMES, 8, HEIGHT, WIDTH), empty(), **told))
 
 
-def cost_of(unet, rewrites: Rewrites, chunk_rows: int | None = None) -> Cost:
+def cost_of(unet, optimizations: Optimizations, chunk_rows: int | None = None) -> Cost:
     latents, level = empty(FRAMES, 4, HEIGHT, WIDTH), torch.tensor(0.7)
-    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None], rewrites, chunk_rows)
+    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None], optimizations, chunk_rows)
     return count(lambda: prepared(latents, level))
 
 

@@ -13,11 +13,11 @@ import svd_stages
 import torch
 from chain import Settings, decoded, sampled
 from svd_stages import headless
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import CheckpointError, GraphError, ImageError, SettingError
 from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
-ROCKET = Path(__file__).parent.parent / "example_workflows" / "rocket.png"
+ROCKET = Path(__file__).parents[3] / "example_workflows" / "rocket.png"
 QUICK = {"width": 64, "height": 64, "num_frames": 2, "steps": 3}
 
 
@@ -32,11 +32,11 @@ def test_animate_gives_frames_between_zero_and_one(clip):
 
 
 def test_animate_equals_the_stages_called_by_hand(clip, monkeypatch):
-    from svd_stages.svd_core.media.image_io import load_picture
+    from svd_stages.svd_core.media.image_io import load_image
 
-    checkpoint = pipeline.load(LocalRuntime(), "svd-nano", "auto")
+    checkpoint = execution.load(LocalRuntime(), "svd-nano", "auto")
     settings = Settings(frames=2, steps=3, seed=0, max_guidance=2.5)
-    latent = sampled(checkpoint, load_picture(ROCKET)[0], settings)
+    latent = sampled(checkpoint, load_image(ROCKET).images, settings)
     assert torch.equal(clip[0], decoded(checkpoint, latent, "exact")[0])
 
 

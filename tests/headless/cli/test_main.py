@@ -19,7 +19,7 @@ from svd_stages.headless.cli.main import main, make_parser
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 from tiny import save_tiny_folder, tiny_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 ROCKET = ROOT / "example_workflows" / "rocket.png"
 QUICK = ["--width", "64", "--height", "64", "--frames", "2", "--steps", "1"]
 
@@ -470,16 +470,16 @@ def test_a_stop_that_python_loses_ends_the_run_at_its_next_report(here, monkeypa
         def __del__(self):
             signal.raise_signal(signal.SIGTERM)
 
-    from svd_stages.svd_core import pipeline
+    from svd_stages.svd_core import execution
 
-    encode = pipeline.encode
+    encode = execution.encode
 
     def encode_unluckily(*arguments):
         unlucky = Unlucky()
         del unlucky
         return encode(*arguments)
 
-    monkeypatch.setattr(pipeline, "encode", encode_unluckily)
+    monkeypatch.setattr(execution, "encode", encode_unluckily)
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -18,7 +18,7 @@ from PIL import Image
 from svd_stages import headless
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 from svd_stages.headless.graph.validate import validate
-from svd_stages.nodes.compat import STANDIN_CLASS_MAPPINGS, STANDIN_DISPLAY_NAME_MAPPINGS
+from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.errors import ImageError, OutputError, SettingError
 from svd_stages.svd_core.media.video_io import Video
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
@@ -27,7 +27,7 @@ PROMPT = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
 WORKFLOW = {"nodes": [], "version": 0.4}
 HIDDEN = {"prompt": PROMPT, "extra_pnginfo": {"workflow": WORKFLOW}}
 GRAPHS = {"prompt": PROMPT, "workflow": WORKFLOW}
-NODES = STANDIN_CLASS_MAPPINGS
+NODES = COMPAT_CLASS_MAPPINGS
 
 
 @pytest.fixture
@@ -80,15 +80,15 @@ def test_a_stand_in_declares_what_its_function_takes(node_id, folders):
     assert node.DESCRIPTION
     assert node.CATEGORY
     assert len(getattr(node, "OUTPUT_TOOLTIPS", ())) == len(node.RETURN_TYPES)
-    assert STANDIN_DISPLAY_NAME_MAPPINGS[node_id]
+    assert COMPAT_DISPLAY_NAME_MAPPINGS[node_id]
 
 
 def test_the_tables_need_no_heavy_library():
     script = """
 import sys
 before = set(sys.modules)
-import svd_stages.nodes.compat as standins
-for node in standins.STANDIN_CLASS_MAPPINGS.values():
+from svd_stages.nodes import compat
+for node in compat.COMPAT_CLASS_MAPPINGS.values():
     node.INPUT_TYPES()
 print(sorted({"torch", "numpy", "PIL", "av", "diffusers", "transformers"} & (set(sys.modules) - before)))
 """

@@ -7,9 +7,9 @@ import torch
 from error_checks import check_facts, raises
 from svd_stages.svd_core.autoencoder.decode import decode_windows, needs_activation_offload, plan_windows
 from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
+from svd_stages.svd_core.execution import decode
 from svd_stages.svd_core.media.image_ops import to_images
 from svd_stages.svd_core.models.components import SVDVae
-from svd_stages.svd_core.pipeline import decode
 from svd_stages.svd_core.runtime.memory import decode_bytes, spared_decode_bytes
 from svd_stages.svd_core.runtime.runtime import LocalRuntime
 

@@ -14,7 +14,7 @@ from svd_stages.svd_core.checkpoints import reader
 from svd_stages.svd_core.checkpoints.convert import convert_checkpoint
 from svd_stages.svd_core.checkpoints.inspect import verify
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
-from svd_stages.svd_core.checkpoints.stable_file import PlainFile
+from svd_stages.svd_core.checkpoints.stable_file import ModelFile
 from svd_stages.svd_core.errors import CheckpointError
 
 
@@ -50,14 +50,14 @@ def after_some_reads(monkeypatch) -> Callable[[int, Callable[[], object]], None]
     """Return a function that arranges a call after a number of reads of weights."""
 
     def arrange(count: int, act: Callable[[], object]) -> None:
-        read_into, reads = PlainFile.read_into, iter(range(10**9))
+        read_into, reads = ModelFile.read_into, iter(range(10**9))
 
-        def counted(self: PlainFile, start: int, target: memoryview) -> None:
+        def counted(self: ModelFile, start: int, target: memoryview) -> None:
             if next(reads) == count:
                 act()
             read_into(self, start, target)
 
-        monkeypatch.setattr(PlainFile, "read_into", counted)
+        monkeypatch.setattr(ModelFile, "read_into", counted)
 
     return arrange
 

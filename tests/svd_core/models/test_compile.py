@@ -10,8 +10,8 @@ import torch
 from error_checks import check_facts
 from svd_stages.svd_core.models import attention_backend, compile, layers
 from svd_stages.svd_core.models import unet as rewriting
-from svd_stages.svd_core.models.compile import CompiledStep, Compiler
-from svd_stages.svd_core.models.optimizations import ALL, Rewrites
+from svd_stages.svd_core.models.compile import CompiledStep, RegionalCompiler
+from svd_stages.svd_core.models.optimizations import ALL, Optimizations
 from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
 from tiny import tiny_checkpoint
@@ -36,9 +36,9 @@ def fresh(monkeypatch):
     """No programs of other tests; an eager backend where a test asks for one."""
     torch._dynamo.reset()
     counters.clear()
-    compilers = {True: Compiler(layers.COMPILED), False: Compiler(layers.COMPILED_OFF_CPU)}
+    compilers = {True: RegionalCompiler(layers.COMPILABLE), False: RegionalCompiler(layers.COMPILABLE_OFF_CPU)}
     monkeypatch.setattr(rewriting, "COMPILERS", compilers)
-    monkeypatch.setattr(rewriting, "WHOLE_STEP", CompiledStep(PreparedUNet._network))
+    monkeypatch.setattr(rewriting, "COMPILED_STEP", CompiledStep(PreparedUNet._network))
 
 
 @pytest.fixture
@@ -50,16 +50,18 @@ def traced_only(monkeypatch):
     )
 
 
-def answer(unet, compile_mode: str, size=(5, 16, 24), seed: int = 0, level: int = 0, rewrites: Rewrites = ALL):
+def answer(
+    unet, compile_mode: str, size=(5, 16, 24), seed: int = 0, level: int = 0, optimizations: Optimizations = ALL
+):
     frames, height, width = size
     embeds, latents = drawn(1, 1, 32, seed=seed + 2), drawn(frames, 4, height, width, seed=seed + 1)
     options = ModelOptions(compile=compile_mode)
-    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, rewrites, options=options)
+    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, optimizations, options=options)
     return prepared(drawn(frames, 4, height, width), C_NOISES[level])
 
 
 def broken(mode: str) -> bool:
-    return rewriting.COMPILERS[True].broken if mode == "regional" else rewriting.WHOLE_STEP.broken
+    return rewriting.COMPILERS[True].broken if mode == "regional" else rewriting.COMPILED_STEP.broken
 
 
 def programs() -> int:
@@ -95,18 +97,18 @@ def test_steps_sides_and_videos_share_their_programs_and_sizes_need_few(unet, tr
 def test_what_is_compiled_off_the_cpu_takes_every_size_too(unet, traced_only, monkeypatch, channels_last):
     """Also one frame, and a level of one pixel; the layouts of either kind of device."""
     monkeypatch.setitem(rewriting.COMPILERS, True, rewriting.COMPILERS[False])
-    rewrites = replace(ALL, channels_last=channels_last)
+    optimizations = replace(ALL, channels_last=channels_last)
     for size in ((5, 16, 24), (5, 8, 8), (1, 16, 24), (1, 8, 8), (2, 9, 13), (14, 16, 16)):
-        wanted, found = (answer(unet, mode, size, rewrites=rewrites) for mode in ("off", "regional"))
+        wanted, found = (answer(unet, mode, size, optimizations=optimizations) for mode in ("off", "regional"))
         assert (found - wanted).norm() <= 1e-5 * wanted.norm()
     assert not broken("regional")
     programs_by_piece = rewriting.COMPILERS[True]._programs._programs.values()
-    assert all(program not in layers.COMPILED_OFF_CPU for program in programs_by_piece)  # none met torch's limit
+    assert all(program not in layers.COMPILABLE_OFF_CPU for program in programs_by_piece)  # none met torch's limit
 
 
 def test_kernels_that_are_asked_for_later_are_taken(traced_only):
     """They are chosen while a program is made, so each choice has its own."""
-    run = Compiler({layers.attend_: -1})
+    run = RegionalCompiler({layers.attention_: -1})
     for context in (
         attention_backend.default_sdpa,
         attention_backend.prefer_hopper_sdpa,
@@ -114,8 +116,8 @@ def test_kernels_that_are_asked_for_later_are_taken(traced_only):
     ):
         arguments = (torch.ones(8), torch.zeros(8), 1e-5, (drawn(24, 8),), (None,), drawn(8, 8), None, 2, context)
         rows = drawn(2, 5, 8)
-        wanted = layers.attend_(rows.clone(), *arguments)
-        assert torch.allclose(run(layers.attend_, rows, *arguments), wanted, atol=1e-6)
+        wanted = layers.attention_(rows.clone(), *arguments)
+        assert torch.allclose(run(layers.attention_, rows, *arguments), wanted, atol=1e-6)
     assert len(run._programs._programs) == 2 and not run.broken
 
 
@@ -148,7 +150,7 @@ def test_an_error_of_the_work_itself_is_not_taken_for_the_compilers(traced_only)
     def sixth(rows):
         return rows[5]
 
-    run = Compiler({sixth: -1})
+    run = RegionalCompiler({sixth: -1})
     with pytest.raises(IndexError):
         run(sixth, torch.ones(2, 3))
     assert not run.broken
@@ -172,7 +174,7 @@ def test_a_piece_that_met_too_many_kinds_of_tensors_runs_as_it_is_and_no_other_d
         return rows + 2
 
     monkeypatch.setattr(compile.torch, "compile", refuse)
-    run = Compiler({limited: -1, other: -1})
+    run = RegionalCompiler({limited: -1, other: -1})
     for _ in range(2):
         assert run(limited, torch.ones(1, 2))[0, 0] == 2
         assert run(other, torch.ones(1, 2))[0, 0] == 3
@@ -187,6 +189,6 @@ def test_a_system_without_a_compiler_at_all_is_said_once(monkeypatch, caplog):
         return rows + 1
 
     monkeypatch.setattr(compile.torch, "compile", refuse)
-    run = Compiler({more: -1})
+    run = RegionalCompiler({more: -1})
     assert run(more, torch.ones(1, 2))[0, 0] == 2 and run(more, torch.ones(1, 2))[0, 0] == 2
     assert run.broken and [record.levelname for record in caplog.records] == ["WARNING"]

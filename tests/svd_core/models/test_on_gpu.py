@@ -84,7 +84,7 @@ def test_the_decoder_is_no_less_exact_than_diffusers_and_the_store_has_no_say(de
 
     truth = stock(torch.float64).float().cpu()
     theirs = difference(stock(dtype), truth)
-    monkeypatch.setattr(streaming, "SLAB", 2**20)
+    monkeypatch.setattr(streaming, "TILE_NUMEL", 2**20)
     kept, spared = (streaming.decode(decoder, latents.to(CUDA, dtype), store) for store in (CUDA, CPU))
     assert torch.equal(kept.cpu(), spared)
     assert difference(kept, truth) <= max(1.05 * theirs, 1e-5)
@@ -113,7 +113,7 @@ def test_options_leave_the_network_no_less_exact(unet, options):
     unet.half()
     theirs = difference(stock_v(unet, torch.float16), truth)
     assert difference(our_v(unet, torch.float16, options=ModelOptions(**options)), truth) <= 1.05 * theirs
-    assert not rewriting.COMPILERS[False].broken and not rewriting.WHOLE_STEP.broken
+    assert not rewriting.COMPILERS[False].broken and not rewriting.COMPILED_STEP.broken
     unet.to(CPU, torch.float32)
 
 
@@ -143,8 +143,8 @@ def test_a_large_picture_is_encoded_in_slabs_wherever_it_lies(monkeypatch):
     pixels = normal(1, 3, 128, 192).to(CUDA)
     wanted = encoder.double()(pixels.double()).float().cpu()
     encoder.float()
-    monkeypatch.setattr(tiled_layers, "LARGE", 0)
-    monkeypatch.setattr(tiled_layers, "SLAB", 2**16)
+    monkeypatch.setattr(tiled_layers, "TILING_THRESHOLD", 0)
+    monkeypatch.setattr(tiled_layers, "TILE_NUMEL", 2**16)
     kept, spared = (encoding.encode(encoder, pixels, store) for store in (CUDA, CPU))
     assert torch.equal(kept, spared)
     assert difference(kept, wanted) < 1e-3  # float32 products of a card may have ten bits

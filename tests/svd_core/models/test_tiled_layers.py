@@ -27,8 +27,8 @@ def vae() -> Any:
 @pytest.fixture
 def small_slabs(monkeypatch):
     """Everything is large, and a slab holds few rows."""
-    monkeypatch.setattr(tiled_layers, "LARGE", 0)
-    monkeypatch.setattr(tiled_layers, "SLAB", 4_000)
+    monkeypatch.setattr(tiled_layers, "TILING_THRESHOLD", 0)
+    monkeypatch.setattr(tiled_layers, "TILE_NUMEL", 4_000)
 
 
 def picture(channels: int, height: int, width: int, layout: torch.memory_format) -> torch.Tensor:
@@ -71,10 +71,10 @@ def test_the_encoder_in_slabs_is_diffusers_encoder(vae, small_slabs, height, wid
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 8, 8), (5, 9, 13)])
 def test_the_decoder_with_large_frames_is_the_decoder(vae, small_slabs, monkeypatch, frames, height, width):
-    monkeypatch.setattr(decoding, "SLAB", 20_000)
+    monkeypatch.setattr(decoding, "TILE_NUMEL", 20_000)
     latents = torch.randn((frames, 4, height, width), generator=torch.Generator("cpu").manual_seed(3)) / 0.18215
     told: list[float] = []
-    found = decoding.decode(vae.decoder, latents, CPU, on_part=told.append)
+    found = decoding.decode(vae.decoder, latents, CPU, on_progress=told.append)
     wanted = vae.decoder.double()(latents.double(), num_frames=frames, image_only_indicator=torch.zeros(1, frames))
     vae.decoder.float()
     assert difference(found, wanted) < 1e-4
@@ -84,8 +84,8 @@ def test_the_decoder_with_large_frames_is_the_decoder(vae, small_slabs, monkeypa
 def test_a_large_image_is_encoded_to_what_a_small_slab_gives(vae, monkeypatch):
     images = torch.rand((1, 64, 96, 3), generator=torch.Generator("cpu").manual_seed(1))
     wanted = encode_images(SVDVae(vae), images, CPU)
-    monkeypatch.setattr(tiled_layers, "LARGE", 0)
-    monkeypatch.setattr(tiled_layers, "SLAB", 4_000)
+    monkeypatch.setattr(tiled_layers, "TILING_THRESHOLD", 0)
+    monkeypatch.setattr(tiled_layers, "TILE_NUMEL", 4_000)
     found = encode_images(SVDVae(vae), images, CPU)
     assert difference(found, wanted) < 1e-4 and not torch.equal(found, wanted)
 

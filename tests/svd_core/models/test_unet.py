@@ -12,17 +12,17 @@ import torch
 from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from svd_stages.svd_core.diffusion.denoiser import make_denoiser
 from svd_stages.svd_core.models import unet as rewriting
-from svd_stages.svd_core.models.optimizations import ALL, Rewrites, unsupported_reason
+from svd_stages.svd_core.models.optimizations import ALL, Optimizations, unsupported_reason
 from svd_stages.svd_core.models.unet import PreparedUNet
-from svd_stages.svd_core.models.weight_streaming import Streamed
+from svd_stages.svd_core.models.weight_streaming import WeightStreamer
 from tiny import tiny_checkpoint
 
 FRAMES, HEIGHT, WIDTH = 5, 16, 24
 C_NOISES = torch.tensor([0.7, -0.3])
 TIME_IDS = torch.tensor([[6.0, 127.0, 0.02]])
-SWITCHES = [field.name for field in fields(Rewrites)]
-ALONE = {name: Rewrites(**{each: each == name for each in SWITCHES}) for name in SWITCHES}
-WITHOUT = {f"all but {name}": Rewrites(**{name: False}) for name in SWITCHES}
+SWITCHES = [field.name for field in fields(Optimizations)]
+ALONE = {name: Optimizations(**{each: each == name for each in SWITCHES}) for name in SWITCHES}
+WITHOUT = {f"all but {name}": Optimizations(**{name: False}) for name in SWITCHES}
 TOLERANCE = 1e-5
 
 
@@ -44,11 +44,11 @@ def stock(unet, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_N
 
 
 def rewritten(
-    unet, rewrites=ALL, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_NOISES[0], chunk_rows=None
+    unet, optimizations=ALL, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_NOISES[0], chunk_rows=None
 ) -> torch.Tensor:
     """Ours to the same question."""
     embeds, latents = drawn(1, tokens, 32, seed=2).to(dtype), drawn(FRAMES, 4, *size, seed=1).to(dtype)
-    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, rewrites, chunk_rows)
+    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, optimizations, chunk_rows)
     return prepared(drawn(FRAMES, 4, *size).to(dtype), c_noise).float()
 
 
@@ -67,17 +67,17 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-EACH = {**ALONE, "all": ALL, "none": Rewrites.none()}
+EACH = {**ALONE, "all": ALL, "none": Optimizations.none()}
 REWRITES = [
     *(pytest.param(each, id=name) for name, each in EACH.items()),
     *(pytest.param(each, id=name, marks=pytest.mark.slow) for name, each in WITHOUT.items()),
 ]
 
 
-@pytest.mark.parametrize("rewrites", REWRITES)
-def test_each_rewrite_alone_and_all_together_give_diffusers_numbers(unet, rewrites):
+@pytest.mark.parametrize("optimizations", REWRITES)
+def test_each_rewrite_alone_and_all_together_give_diffusers_numbers(unet, optimizations):
     wanted = stock(copy.deepcopy(unet))
-    assert difference(rewritten(unet, rewrites), wanted) < TOLERANCE
+    assert difference(rewritten(unet, optimizations), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (10, 8)])
@@ -222,7 +222,7 @@ def test_what_is_not_known_is_not_rewritten(unet, change):
 
 @pytest.mark.parametrize(("tokens", "ahead"), [(1, False), (3, False), (1, True)])
 def test_weights_that_come_block_by_block_give_the_same_bits_and_leave_again(unet, tokens, ahead, monkeypatch):
-    monkeypatch.setattr(rewriting, "Streamed", functools.partial(Streamed, ahead=ahead))
+    monkeypatch.setattr(rewriting, "WeightStreamer", functools.partial(WeightStreamer, ahead=ahead))
     embeds, latents = drawn(1, tokens, 32, seed=2), drawn(FRAMES, 4, HEIGHT, WIDTH, seed=1)
     wanted = rewritten(unet, tokens=tokens)
     before = dict(unet.named_parameters())
@@ -241,7 +241,7 @@ def test_no_matrix_is_used_before_it_has_come(unet, monkeypatch):
         if weight.ndim > 1:
             good[id(weight)] = weight.clone()
             weight.fill_(torch.nan)
-    monkeypatch.setattr(Streamed, "_copied", lambda self, weight: good.get(id(weight), weight).clone())
+    monkeypatch.setattr(WeightStreamer, "_copied", lambda self, weight: good.get(id(weight), weight).clone())
     embeds, latents = drawn(1, 1, 32, seed=2), drawn(FRAMES, 4, HEIGHT, WIDTH, seed=1)
     prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, stream=True)
     assert difference(prepared(drawn(FRAMES, 4, HEIGHT, WIDTH), C_NOISES[0]), wanted) < 1e-6

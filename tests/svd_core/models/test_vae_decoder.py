@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from svd_stages.svd_core.models import vae_decoder as streaming
-from svd_stages.svd_core.models.group_norm import Statistics
+from svd_stages.svd_core.models.group_norm import GroupNormStatistics
 from tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def difference(ours: torch.Tensor, truth: torch.Tensor) -> float:
 @pytest.mark.parametrize("slab", [2**26, 50_000, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 8, 8), (2, 9, 13), (5, 5, 7), (14, 8, 8)])
 def test_every_cut_gives_the_whole_clips_pixels(vae, monkeypatch, frames, height, width, slab):
-    monkeypatch.setattr(streaming, "SLAB", slab)
+    monkeypatch.setattr(streaming, "TILE_NUMEL", slab)
     latents = clip(frames, height, width)
     assert difference(streaming.decode(vae.decoder, latents, CPU), whole(vae, latents)) < TOLERANCE
 
@@ -48,7 +48,7 @@ def test_every_cut_gives_the_whole_clips_pixels(vae, monkeypatch, frames, height
 def test_two_cuts_agree_and_one_cut_repeats_to_the_bit(vae, monkeypatch):
     latents, found = clip(7, 8, 8), []
     for slab in (2**26, 100_000, 100_000, 2_000):
-        monkeypatch.setattr(streaming, "SLAB", slab)
+        monkeypatch.setattr(streaming, "TILE_NUMEL", slab)
         found.append(streaming.decode(vae.decoder, latents, CPU))
     assert torch.equal(found[1], found[2])
     for each in found[1:]:
@@ -56,7 +56,7 @@ def test_two_cuts_agree_and_one_cut_repeats_to_the_bit(vae, monkeypatch):
 
 
 def test_what_is_kept_instead_of_computed_again_is_the_same_to_the_bit(vae, monkeypatch):
-    monkeypatch.setattr(streaming, "SLAB", 20_000)
+    monkeypatch.setattr(streaming, "TILE_NUMEL", 20_000)
     latents = clip(7, 8, 8)
     once, again = (streaming.decode(vae.decoder, latents, CPU, keep_hidden=keep) for keep in (True, False))
     assert torch.equal(once, again)
@@ -65,8 +65,8 @@ def test_what_is_kept_instead_of_computed_again_is_the_same_to_the_bit(vae, monk
 @pytest.mark.parametrize("slab", [2**26, 20_000])
 def test_the_layout_of_other_devices(vae, monkeypatch, slab):
     """Channels are last on a CPU only; elsewhere the same work is done on other strides."""
-    monkeypatch.setattr(streaming, "SLAB", slab)
-    monkeypatch.setattr(streaming, "_has_channels_last", lambda device: False)
+    monkeypatch.setattr(streaming, "TILE_NUMEL", slab)
+    monkeypatch.setattr(streaming, "_uses_channels_last", lambda device: False)
     latents = clip(5, 8, 12)
     assert difference(streaming.decode(vae.decoder, latents, CPU), whole(vae, latents)) < TOLERANCE
 
@@ -76,11 +76,11 @@ def test_groups_that_hardly_vary_are_normalised(dtype, deviation):
     """Their variance is tiny beside their mean: what a difference of squares loses, or makes negative."""
     norm = torch.nn.GroupNorm(4, 8, eps=1e-6)
     part = (10 + deviation * torch.randn((1, 8, 40, 50), generator=torch.Generator("cpu").manual_seed(1))).to(dtype)
-    statistics = Statistics(norm)
+    statistics = GroupNormStatistics(norm)
     for rows in part.split(7, dim=2):
         statistics.add(rows)
     wanted = torch.nn.functional.silu(torch.nn.functional.group_norm(part.double(), 4, eps=1e-6))
-    assert (statistics.normalise_silu(part).double() - wanted).abs().max() < 0.02
+    assert (statistics.normalize_silu(part).double() - wanted).abs().max() < 0.02
 
 
 def test_bfloat16_is_no_less_exact_than_diffusers():
@@ -97,9 +97,9 @@ def test_bfloat16_is_no_less_exact_than_diffusers():
 
 
 def test_the_work_is_told_in_small_parts_up_to_all_of_it(vae, monkeypatch):
-    monkeypatch.setattr(streaming, "SLAB", 20_000)
+    monkeypatch.setattr(streaming, "TILE_NUMEL", 20_000)
     told: list[float] = []
-    streaming.decode(vae.decoder, clip(5, 8, 8), CPU, on_part=told.append)
+    streaming.decode(vae.decoder, clip(5, 8, 8), CPU, on_progress=told.append)
     assert told == sorted(told) and told[-1] == pytest.approx(1.0)
     assert max(after - before for before, after in itertools.pairwise(told)) < 0.1
 
@@ -109,7 +109,7 @@ def test_what_an_observer_raises_ends_the_work(vae):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        streaming.decode(vae.decoder, clip(2, 8, 8), CPU, on_part=stop)
+        streaming.decode(vae.decoder, clip(2, 8, 8), CPU, on_progress=stop)
 
 
 def test_a_changed_decoder_is_not_streamed():

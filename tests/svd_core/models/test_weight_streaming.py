@@ -10,7 +10,7 @@ import torch
 from error_checks import raises
 from svd_stages.svd_core.models import unet as rewriting
 from svd_stages.svd_core.models.unet import PreparedUNet
-from svd_stages.svd_core.models.weight_streaming import Streamed, fetched_bytes
+from svd_stages.svd_core.models.weight_streaming import WeightStreamer, streamed_bytes
 from tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def numbered(count: int) -> list[torch.nn.Linear]:
     return layers
 
 
-def walk(here: Streamed, layers: list[torch.nn.Linear], log: list[str]) -> None:
+def walk(here: WeightStreamer, layers: list[torch.nn.Linear], log: list[str]) -> None:
     """One step: through all layers, noting what happens when."""
     for layer in layers:
         log.append("then")
@@ -35,19 +35,19 @@ def walk(here: Streamed, layers: list[torch.nn.Linear], log: list[str]) -> None:
 @pytest.fixture
 def log(monkeypatch) -> list[str]:
     noted: list[str] = []
-    copied = Streamed._copied
+    copied = WeightStreamer._copied
 
     def note(self, weight):
         noted.append(f"fetch {int(weight[0, 0])}")
         return copied(self, weight)
 
-    monkeypatch.setattr(Streamed, "_copied", note)
+    monkeypatch.setattr(WeightStreamer, "_copied", note)
     return noted
 
 
 def test_a_part_is_fetched_while_the_one_before_it_is_computed(log):
     layers = numbered(2)
-    here = Streamed(CPU, ahead=True)
+    here = WeightStreamer(CPU, ahead=True)
     walk(here, layers, log)
     assert log == ["then", "fetch 0", "use 0", "then", "fetch 1", "use 1"]  # nobody knows yet what follows
     log.clear()
@@ -57,7 +57,7 @@ def test_a_part_is_fetched_while_the_one_before_it_is_computed(log):
 
 def test_without_looking_ahead_a_part_is_fetched_when_its_turn_comes(log):
     layers = numbered(2)
-    here = Streamed(CPU, ahead=False)
+    here = WeightStreamer(CPU, ahead=False)
     for _ in range(2):
         log.clear()
         walk(here, layers, log)
@@ -66,7 +66,7 @@ def test_without_looking_ahead_a_part_is_fetched_when_its_turn_comes(log):
 
 def test_a_part_that_was_fetched_and_did_not_follow_is_dropped(log):
     layers = numbered(3)
-    here = Streamed(CPU, ahead=True)
+    here = WeightStreamer(CPU, ahead=True)
     walk(here, [layers[0], layers[1]], log)
     with here(layers[0]):  # 1 is fetched ahead
         pass
@@ -78,7 +78,7 @@ def test_a_part_that_was_fetched_and_did_not_follow_is_dropped(log):
 def test_the_parameters_are_back_when_the_work_fails():
     layer = torch.nn.Linear(3, 2)
     before = dict(layer.named_parameters())
-    with raises(ValueError, None, "failed"), Streamed(CPU)(layer):
+    with raises(ValueError, None, "failed"), WeightStreamer(CPU)(layer):
         assert layer.weight is not before["weight"]
         raise ValueError("failed")
     assert all(layer.get_parameter(name) is weight for name, weight in before.items())
@@ -87,7 +87,7 @@ def test_the_parameters_are_back_when_the_work_fails():
 def test_what_is_there_at_once_is_foretold(monkeypatch):
     """While a whole network is computed: the bytes of the copies that are alive."""
     unet, alive, most = tiny_checkpoint().model.unet, [], []
-    copied = Streamed._copied
+    copied = WeightStreamer._copied
 
     def counted(self, weight):
         copy = copied(self, weight)
@@ -95,11 +95,11 @@ def test_what_is_there_at_once_is_foretold(monkeypatch):
         most.append(sum(size for storage, size in alive if storage() is not None))
         return copy
 
-    monkeypatch.setattr(rewriting, "Streamed", functools.partial(Streamed, ahead=True))
+    monkeypatch.setattr(rewriting, "WeightStreamer", functools.partial(WeightStreamer, ahead=True))
     embeds, latents = torch.randn(1, 1, 32), torch.randn(2, 4, 8, 8)
     level = torch.tensor(0.7)
     prepared = PreparedUNet(unet, embeds, latents, torch.tensor([[6.0, 127.0, 0.02]]), level[None], stream=True)
-    monkeypatch.setattr(Streamed, "_copied", counted)
+    monkeypatch.setattr(WeightStreamer, "_copied", counted)
     for _ in range(2):
         prepared(torch.randn(2, 4, 8, 8), level)
-    assert 0.5 * fetched_bytes(unet) < max(most) <= fetched_bytes(unet)
+    assert 0.5 * streamed_bytes(unet) < max(most) <= streamed_bytes(unet)

@@ -15,7 +15,7 @@ from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer
 from svd_stages.headless.batch.worker import explain_error
 from svd_stages.headless.graph import Engine, validate
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeError, SettingError, SVDStagesError
 from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
 from svd_stages.svd_core.models.unet import PreparedUNet
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(monkeypatch):
 
     monkeypatch.setattr(load, "load_checkpoint", raising(SHORTAGES["torch on Linux"]))
     with raises(MemoryBudgetError, "memory.exhausted", "svd-nano"):
-        pipeline.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+        execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
 
 
 LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: unspecified launch failure")
@@ -217,9 +217,9 @@ LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: uns
 def test_a_device_that_breaks_is_an_error_of_its_own_and_ends_a_workers_process(mini, monkeypatch, text):
     given = {"load": [[IMAGE]], "ckpt": [[mini.model], [mini.clip_vision], [mini.vae]]}
     monkeypatch.setattr(PreparedUNet, "__call__", raising(lambda: accelerator_error(text)))
-    checked = validate(graph_of(1), headless.NODES, given=given, keep=["decode"])
+    checked = validate(graph_of(1), headless.NODES, precomputed=given, keep=["decode"])
     with raises(NodeError, "device.lost", "sample") as raised:
-        Engine(headless.NODES).run(checked.prompt, [], given=given, keep=["decode"])
+        Engine(headless.NODES).run(checked.prompt, [], precomputed=given, keep=["decode"])
     assert text in str(raised.value) and raised.value.exit_status == 4
     assert GraphRenderer.is_lost(SimpleNamespace(), raised.value)  # pyright: ignore[reportArgumentType]
 

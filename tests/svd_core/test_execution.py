@@ -11,12 +11,12 @@ import pytest
 import torch
 from chain import Settings, call, conditioned, decoded, sampled
 from error_checks import raises
-from svd_stages.svd_core import pipeline
+from svd_stages.svd_core import execution
 from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
 from svd_stages.svd_core.models.components import SVDVae
 from svd_stages.svd_core.models.options import ModelOptions
-from svd_stages.svd_core.models.weight_streaming import fetched_bytes
+from svd_stages.svd_core.models.weight_streaming import streamed_bytes
 from svd_stages.svd_core.runtime import memory
 from svd_stages.svd_core.runtime.memory import place_weights
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
@@ -190,7 +190,7 @@ def plans(monkeypatch, caplog) -> list[memory.Placement]:
         made.append(place_weights(model, need, torch.device("cuda"), room))
         return made[-1]
 
-    monkeypatch.setattr(pipeline, "place_weights", place)
+    monkeypatch.setattr(execution, "place_weights", place)
     return made
 
 
@@ -270,7 +270,7 @@ def test_the_work_gets_the_room_that_the_plan_asks_for(tiny, plans, monkeypatch)
     monkeypatch.setattr(SmallCard, "beside", lambda self, part, need: asked.append(need) or nullcontext(CPU))
     sampled_with(tiny, ENOUGH, memory="stream")
     need = memory.denoise_bytes(tiny.model, 3, 8, 8)
-    assert asked == [need + fetched_bytes(tiny.model.unet)]
+    assert asked == [need + streamed_bytes(tiny.model.unet)]
 
 
 def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
