@@ -45,8 +45,8 @@ class FrameGuider(comfy.samplers.CFGGuider):
         self.set_cfg(curve.largest)  # read by core's patches; the curve is what guides
         if CFG_FUNCTION in self.model_options:
             logger.warning(
-                "the guidance of the MODEL (VideoLinearCFGGuidance, RescaleCFG or the like) is replaced by the guidance "
-                "curve over the frames. Remove that node."
+                "the guidance of the MODEL (VideoLinearCFGGuidance, RescaleCFG or the like) is replaced by the "
+                "guidance curve over the frames. Remove that node."
             )
 
     def predict_noise(self, x: torch.Tensor, timestep: Any, model_options: Any = None, seed: int | None = None) -> Any:
