@@ -25,7 +25,7 @@ from .engines.graphs import (
 from .engines.manifest import make_manifest
 from .engines.preflight import Missing, find_missing
 from .engines.run_config import PACKAGE, RunConfig, default_models_roots
-from .engines.schema_validation import check_described
+from .engines.graph_errors import check_described
 
 __all__ = [
     "DISPLAY_NAMES",

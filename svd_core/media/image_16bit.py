@@ -12,15 +12,6 @@ _BITS_PER_SAMPLE = 258  # TIFF 6.0, section 8
 _PNG_BIT_DEPTH_OFFSET = 24  # signature 8, chunk head 8, width 4, height 4: PNG specification, 11.2.1
 _DEMUXERS = {"PNG": "png_pipe", "TIFF": "tiff_pipe"}
 _CHANNELS = {"ya16": 2, "rgb48": 3, "rgba64": 4}
-_TO_UPRIGHT = {  # EXIF 2.32, tag 0x0112, orientations other than 1
-    2: lambda stored: stored[:, ::-1],
-    3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1],
-    5: lambda stored: stored.swapaxes(0, 1),
-    6: lambda stored: stored.swapaxes(0, 1)[:, ::-1],
-    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
-    8: lambda stored: stored.swapaxes(0, 1)[::-1],
-}
 
 
 def is_16bit(image: Image.Image, stream: IO[bytes]) -> bool:
@@ -56,8 +47,12 @@ def read_16bit(stream: IO[bytes], image_format: str, orientation: int, reference
         return None
     if samples.shape[2] == 2:
         samples = samples[..., [0, 0, 0, 1]]
-    if orientation in _TO_UPRIGHT:
-        samples = _TO_UPRIGHT[orientation](samples)
+    if orientation in (5, 6, 7, 8):  # EXIF 2.32, tag 0x0112
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
     eight_bit = np.asarray(reference.convert("RGBA" if samples.shape[2] == 4 else "RGB"))
     return samples if np.array_equal(samples >> 8, eight_bit) else None
 

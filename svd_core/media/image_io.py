@@ -16,7 +16,7 @@ from ..errors import ImageError
 from ..utils.safe_open import open_regular_file
 from ..utils.warnings import RunWarning
 from .alpha_compositing import KEEP, Background, composite, format_color
-from .color import WHITE_16BIT, color_space_warnings, has_alpha, transparency, write_colors
+from .color import WHITE_16BIT, color_space_warnings, transparency, write_colors
 from .image_16bit import is_16bit, read_16bit
 from .jpeg_limits import check_jpeg_scans
 
@@ -149,13 +149,11 @@ def _frames_to_tensors(
     images = np.empty((len(frames), height, width, 3), np.float32)
     for frame, out in zip(frames, images, strict=True):
         run_warnings += write_colors(name, frame, out)
-    frame_masks = [transparency(frame) for frame in frames]
-    if all(frame_mask is None for frame_mask in frame_masks):
+    masks = [transparency(frame) for frame in frames]
+    if all(mask is None for mask in masks):
         return torch.from_numpy(images), None
-    mask = np.zeros((len(frames), height, width), np.float32)
-    for frame_mask, out in zip(frame_masks, mask, strict=True):
-        if frame_mask is not None:
-            out[:] = frame_mask
+    opaque = np.zeros((height, width), np.float32)
+    mask = np.stack([opaque if mask is None else mask for mask in masks])
     return torch.from_numpy(images), torch.from_numpy(mask)
 
 
@@ -313,45 +311,32 @@ def as_images(
     """
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from ..utils.tensor_checks import check_images
 
     if isinstance(image, (str, os.PathLike)):
-        loaded = load_image(Path(image), background)
+        loaded = load_image(image, background)
         return check_images(loaded.images), loaded.warnings
+    mask = None
     run_warnings: list[RunWarning] = []
     if isinstance(image, Image.Image):
-        image = _pil_to_array(image, run_warnings)
-    if isinstance(image, np.ndarray):
-        image = _array_to_tensor(image)
-    if not isinstance(image, torch.Tensor):
-        raise ImageError(f"an image must be a file, a PIL image, an array or a tensor, got {type(image).__name__}.")
-    images = _to_unit_range(image)
-    images = images[None] if images.ndim == 3 else images
-    if background != KEEP and images.ndim == 4 and images.shape[-1] == 4:
-        images = _apply_background("the image", images[..., :3], 1 - images[..., 3], background, run_warnings)
+        if image.mode.startswith(("I", "F")):
+            raise ImageError(f'a PIL image of mode "{image.mode}" has no defined scale. Pass the path of its file.')
+        with _translate_pillow_errors("the PIL image"):
+            images, mask = _frames_to_tensors("the PIL image", [ImageOps.exif_transpose(image)], run_warnings)
+    else:
+        if isinstance(image, np.ndarray):
+            image = _array_to_tensor(image)
+        if not isinstance(image, torch.Tensor):
+            raise ImageError(f"an image must be a file, a PIL image, an array or a tensor, got {type(image).__name__}.")
+        images = _to_unit_range(image)
+        images = images[None] if images.ndim == 3 else images
+        if images.ndim == 4 and images.shape[-1] == 4:
+            images, mask = images[..., :3], 1 - images[..., 3]
+    if mask is not None and background != KEEP:
+        images = _apply_background("the image", images, mask, background, run_warnings)
     return check_images(images), tuple(run_warnings)
-
-
-def _pil_to_array(image: Image.Image, run_warnings: list[RunWarning]) -> np.ndarray:
-    """Convert a PIL image to an upright array: (H, W, 4) uint8 with alpha, else (H, W, 3) float32 in [0, 1]."""
-    import numpy as np
-    from PIL import ImageOps
-
-    if image.mode.startswith(("I", "F")):
-        raise ImageError(f'a PIL image of mode "{image.mode}" has no defined scale. Pass the path of its file.')
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if has_alpha(upright):
-            return np.array(upright.convert("RGBA"))
-        colors = np.empty((upright.height, upright.width, 3), np.float32)
-        run_warnings += write_colors("the PIL image", upright, colors)
-        return colors
-    except pillow_errors() as error:
-        raise ImageError(
-            f"the PIL image cannot be read: {str(error)[:200]}. Open its file again.", code="image.damaged"
-        ) from error
 
 
 def _array_to_tensor(array: np.ndarray) -> torch.Tensor:

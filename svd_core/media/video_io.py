@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,11 +91,12 @@ _H264 = _Encoder(
     "libx264",
     "yuv420p",
     # x264's macroblock tree reads beyond frames whose size is not a multiple of 128: the bytes differed between runs.
-    {"crf": "17", "preset": "medium", "x264-params": "mbtree=0"},
+    {"preset": "medium", "x264-params": "mbtree=0"},
     "mp4",
     # Keep metadata names such as "prompt", put the index first for streaming, leave the library's version out.
     {"movflags": "use_metadata_tags+faststart", "fflags": "+bitexact"},
 )
+_H264_CRF = 17
 _WEBM_OPTIONS = {"fflags": "+bitexact"}
 _WEBM_CODECS = {
     "vp9": _Encoder("libvpx-vp9", "yuv420p", {"b": "0"}, "webm", _WEBM_OPTIONS),
@@ -119,7 +120,7 @@ def encode_mp4(
     check_frames(frames, channels=(3,))
     suggestion = "h264 needs PyAV with libx264 and sides of at most 16384 pixels. Or save with SaveAnimatedWEBP."
     with _translate_encoder_errors(frames, "h264", suggestion):
-        _encode_video(file, frames, exact_fps(fps), _H264, json_texts(metadata))
+        _encode_video(file, frames, exact_fps(fps), _H264, _H264_CRF, json_texts(metadata))
         _check_frame_count(file, len(frames))
     return _padding_warnings(frames)
 
@@ -141,10 +142,8 @@ def encode_webm(
         OSError: The disk failed.
     """
     check_frames(frames)
-    encoder = _WEBM_CODECS[codec]
-    encoder = replace(encoder, options={**encoder.options, "crf": f"{crf:g}"})
     with _translate_encoder_errors(frames, codec, "Or save with CreateVideo and SaveVideo."):
-        _encode_video(file, frames[..., :3], exact_fps(fps), encoder, json_texts(metadata))
+        _encode_video(file, frames[..., :3], exact_fps(fps), _WEBM_CODECS[codec], crf, json_texts(metadata))
     return _padding_warnings(frames)
 
 
@@ -168,14 +167,14 @@ def _translate_encoder_errors(frames: torch.Tensor, codec: str, suggestion: str)
 
 
 def _encode_video(
-    file: Path, frames: torch.Tensor, rate: Fraction, encoder: _Encoder, texts: Mapping[str, str]
+    file: Path, frames: torch.Tensor, rate: Fraction, encoder: _Encoder, crf: float, texts: Mapping[str, str]
 ) -> None:
     """Write a file with one video stream and `texts` as metadata."""
     import av
 
     with av.open(str(file), "w", format=encoder.container, options=dict(encoder.container_options)) as container:
         container.metadata.update(texts)
-        stream = container.add_stream(encoder.name, rate=rate, options=dict(encoder.options))
+        stream = container.add_stream(encoder.name, rate=rate, options={**encoder.options, "crf": f"{crf:g}"})
         stream.height, stream.width = (size + size % 2 for size in frames.shape[1:3])
         stream.pix_fmt = encoder.pixel_format
         context = stream.codec_context
@@ -330,16 +329,13 @@ def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> No
     """
     import torch
 
-    if not isinstance(frames, torch.Tensor) or frames.layout != torch.strided or frames.device.type == "meta":
-        raise SettingError(
-            f"images to save must be a dense tensor with data, got {type(frames).__name__}. Connect an IMAGE.",
-            code="video.frames",
-        )
-    shape = tuple(frames.shape)
+    has_data = isinstance(frames, torch.Tensor) and frames.layout == torch.strided and frames.device.type != "meta"
+    shape = tuple(frames.shape) if has_data else ()
     if len(shape) != 4 or shape[3] not in channels or 0 in shape or not frames.is_floating_point():
         raise SettingError(
-            f"images to save must have the shape (frames, height, width, {' or '.join(map(str, channels))}) in "
-            f"floating point, none of it 0, got {shape} of {frames.dtype}. Connect an IMAGE.",
+            f"images to save must be a dense floating-point tensor (frames, height, width, "
+            f"{' or '.join(map(str, channels))}) with at least one frame and pixel, got "
+            f"{f'{shape} of {frames.dtype}' if has_data else type(frames).__name__}. Connect an IMAGE.",
             code="video.frames",
         )
     for index, frame in enumerate(frames):

@@ -18,7 +18,7 @@ from .toys import ANY, TOYS, ChangedByValue, graph, node, toy
 
 
 def run(prompt, nodes=TOYS, **options) -> Any:
-    checked = validate(prompt, nodes, keep=options.get("keep", ()), given=options.get("given"))
+    checked = validate(prompt, nodes, keep=options.get("keep", ()), precomputed=options.get("precomputed"))
     assert checked.ok, checked.node_errors
     return Engine(nodes).run(checked.prompt, checked.outputs, **options)
 
@@ -291,18 +291,18 @@ def test_given_values_stand_for_nodes_that_do_not_run():
     prompt = graph(
         load=node("NotInstalled", file="x"), b=node("Add", a=["load", 0], b=["nowhere", 1]), x=node("Show", value=B)
     )
-    result = run(prompt, given={"load": [[20]], "nowhere": [[None], [3]]}, keep=["b"])
+    result = run(prompt, precomputed={"load": [[20]], "nowhere": [[None], [3]]}, keep=["b"])
     assert result.values == {"b": [[23]]} and result.ui["x"] == {"value": ["23"]}
 
 
 def test_ancestors_of_a_given_node_do_not_run():
     prompt = shown(B, a=node("Fails", value=1), b=node("Add", a=A, b=1))
-    assert run(prompt, given={"b": [[5]]}).ui["show"] == {"value": ["5"]}
+    assert run(prompt, precomputed={"b": [[5]]}).ui["show"] == {"value": ["5"]}
 
 
 def test_a_given_node_with_too_few_values_is_refused():
     with raises(GraphError, "graph.bad_slot", '"a"', 1):
-        Engine(TOYS).run(shown(["a", 1]), ["show"], given={"a": [[1]]})
+        Engine(TOYS).run(shown(["a", 1]), ["show"], precomputed={"a": [[1]]})
 
 
 @pytest.mark.parametrize(

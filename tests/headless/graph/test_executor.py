@@ -229,7 +229,7 @@ def test_a_node_of_the_file_that_only_a_new_one_reads_keeps_what_it_needs():
 def test_a_new_node_may_read_what_is_given():
     nodes = {**TOYS, "Later": brings_for({"a": ["load", 0], "b": 0}, [["new", 0]])}
     prompt = graph(e=node("Later", after=1), show=node("Show", value=["e", 0]), load=node("Number", value=1))
-    assert run(prompt, nodes, given={"load": [[42]]}).ui["show"] == {"value": ["42"]}
+    assert run(prompt, nodes, precomputed={"load": [[42]]}).ui["show"] == {"value": ["42"]}
 
 
 def test_equal_values_of_a_mapped_expansion_are_each_given():
@@ -641,7 +641,7 @@ def test_an_engine_does_not_grow_with_its_runs(keep):
     sizes = []
     for value in range(40):
         ran_by(engine, graph(a=node("AlwaysChanged", value=value), show=node("Show", value=A)), TOYS)
-        sizes.append((len(engine._known), len(engine._store._entries), len(engine._instances)))
+        sizes.append((len(engine._numbers), len(engine._cache._entries), len(engine._instances)))
     assert sizes[-1] == sizes[10]
 
 

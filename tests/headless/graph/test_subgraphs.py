@@ -15,7 +15,7 @@ from error_checks import check_facts, raises
 from svd_stages.headless import EMBEDDED_NODES
 from svd_stages.headless.graph import described_nodes, object_info, to_api
 from svd_stages.headless.graph.node_schema import DeclaredInput
-from svd_stages.headless.graph.subgraphs import MAX_BOXES, MAX_DEPTH
+from svd_stages.headless.graph.subgraphs import MAX_DEPTH, MAX_NODES_UNFOLDED
 from svd_stages.headless.graph.text_substitution import Replacements, choose_alternatives
 from svd_stages.headless.graph.ui_graph import UINode
 from svd_stages.svd_core.errors import GraphError
@@ -187,7 +187,7 @@ def test_subgraphs_that_multiply_are_refused_before_they_fill_the_memory():
     for below, sheet in itertools.pairwise(sheets):
         for _ in range(10):
             sheet.add(below.id, None, {}, ())
-    with raises(GraphError, "graph.too_large", MAX_BOXES):
+    with raises(GraphError, "graph.too_large", MAX_NODES_UNFOLDED):
         to_api(sheets[-1].workflow(*sheets[:-1]), NODES)
 
 
@@ -196,7 +196,7 @@ def test_instances_that_hold_nothing_count_too():
     for below, sheet in itertools.pairwise(sheets):
         for _ in range(2):
             sheet.add(below.id, None, {}, ())
-    with raises(GraphError, "graph.too_large", MAX_BOXES):
+    with raises(GraphError, "graph.too_large", MAX_NODES_UNFOLDED):
         to_api(sheets[-1].workflow(*sheets[:-1]), NODES)
 
 
@@ -332,13 +332,13 @@ NOW = datetime(2026, 3, 7, 9, 5, 1)
 def test_a_prefix_is_filled_in_as_the_page_does_it(prefix, filled):
     sampler = {"seed": 7, "cfg": 2.5, "whole": 3.0, "on": True}
     boxes = [(box("KSampler"), "Mine", sampler), (box("X", **{"Node name for S&R": "Alias"}), "X", {"name": "a/b:c"})]
-    made = Replacements(boxes, NOW).applied("SaveImage", {"filename_prefix": prefix})
+    made = Replacements(boxes, NOW).fill_prefix("SaveImage", {"filename_prefix": prefix})
     assert made == {"filename_prefix": filled}
 
 
 def test_only_savers_have_their_prefix_filled_in():
     made = Replacements([(box("KSampler"), "Mine", {"seed": 7})], NOW)
-    assert made.applied("Other", {"filename_prefix": "%KSampler.seed%"}) == {"filename_prefix": "%KSampler.seed%"}
+    assert made.fill_prefix("Other", {"filename_prefix": "%KSampler.seed%"}) == {"filename_prefix": "%KSampler.seed%"}
 
 
 PROMPT = DeclaredInput("text", True, "STRING", {"dynamicPrompts": True})

@@ -196,9 +196,9 @@ def test_a_seed_that_javascript_rounded_up_is_explained():
 def test_kept_nodes_are_outputs_too_and_given_ones_are_not_looked_at():
     prompt = graph(a=node("NotInstalled", x=1), b=node("Add", a=A, b=["z", 1]))
     assert not validate(prompt, TOYS, keep=["b"]).ok
-    checked = validate(prompt, TOYS, given={"a": [[1]], "z": [[1], [2]]}, keep=["b"])
+    checked = validate(prompt, TOYS, precomputed={"a": [[1]], "z": [[1], [2]]}, keep=["b"])
     assert checked.ok and checked.outputs == ["b"]
-    short = validate(prompt, TOYS, given={"a": [[1]], "z": [[1]]}, keep=["b"])
+    short = validate(prompt, TOYS, precomputed={"a": [[1]], "z": [[1]]}, keep=["b"])
     (fault,) = short.node_errors["b"]["errors"]
     assert fault["type"] == "bad_linked_input"
     check_facts(fault["details"], "b", 1, "z")
@@ -206,7 +206,7 @@ def test_kept_nodes_are_outputs_too_and_given_ones_are_not_looked_at():
 
 def test_a_given_node_of_a_known_class_keeps_its_types():
     prompt = graph(a=node("Text", text="x"), b=node("Add", a=A, b=1))
-    assert validate(prompt, TOYS, given={"a": [["x"]]}, keep=["b"]).node_errors["b"]["errors"][0]["type"] == (
+    assert validate(prompt, TOYS, precomputed={"a": [["x"]]}, keep=["b"]).node_errors["b"]["errors"][0]["type"] == (
         "return_type_mismatch"
     )
 
