@@ -77,7 +77,7 @@ def to_api(
     names = display_names or {}
     titles = [node.title or names.get(node.type, node.type) for _, node in active]
     widgets = [_widgets_of(scope, node, declarations) for scope, node in active]
-    replacements = Replacements((node, *rest) for (_, node), *rest in zip(active, titles, widgets, strict=True))
+    replacements = Replacements(zip((node for _, node in active), titles, widgets, strict=True))
     resolver = _Resolver(parsed, nodes)
     prompt = {}
     for (scope, node), title, saved in zip(active, titles, widgets, strict=True):

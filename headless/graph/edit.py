@@ -78,9 +78,7 @@ def find_target(prompt: Prompt, name: str, nodes: Mapping[str, type]) -> Target:
     """
     node_name, dot, input_name = name.strip().rpartition(".")
     if not (dot and node_name and input_name):
-        raise _wrong_setting(
-            f"an input must be NODE.INPUT, as in KSampler.seed, and is set by NODE.INPUT=VALUE; got {name!r}."
-        )
+        raise _wrong_setting(f"an input must be NODE.INPUT, and is set by NODE.INPUT=VALUE; got {name!r}.")
     node_id = _find_node(prompt, node_name)
     where = name_node(prompt, node_id)
     class_type = str(prompt[node_id].get("class_type"))

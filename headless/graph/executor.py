@@ -416,9 +416,8 @@ class _Run:
         message = getattr(blocker, "message", None)
         if message is None:
             return blocker
-        text = f"Execution Blocked: {message}"
-        info = {"exception_message": text, "exception_type": "ExecutionBlocked", "traceback": []}
-        self.send_error(node_id, info)
+        info = {"exception_type": "ExecutionBlocked", "traceback": []}
+        self.send_error(node_id, {"exception_message": f"Execution Blocked: {message}", **info})
         return type(blocker)(None)
 
     async def merge(self, node_id: str, results: list[Any], node_class: Any) -> Outcome | None:

@@ -91,6 +91,7 @@ class RegionalCompiler:
         return self._programs.broken
 
     def __call__(self, piece: TensorFunction, *arguments: Any) -> torch.Tensor:
+        """Run `piece` compiled, or eagerly if it is not compiled or the compiler failed."""
         if piece not in self._wide or self.broken:
             return piece(*arguments)
         about, *others = arguments

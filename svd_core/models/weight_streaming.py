@@ -85,6 +85,7 @@ class WeightStreamer:
 
     @contextlib.contextmanager
     def __call__(self, *modules: nn.Module) -> Iterator[None]:
+        """Hold the weights of these modules on the device."""
         held = self._held(modules)
         copies = self._fetched.pop(modules, None) or self._fetch(held)
         self._fetched.clear()  # of a part that did not follow after all

@@ -97,7 +97,9 @@ def next_counter(path: OutputPath) -> int:
     return max(numbers, default=0) + 1
 
 
-def save_numbered(path: OutputPath, extension: str, write: Callable[[Path], None], counter: int | None = None) -> Saved:
+def save_numbered(
+    path: OutputPath, extension: str, write: Callable[[Path], object], counter: int | None = None
+) -> Saved:
     """Call `write` with a temporary file, then move it to the first free number. Nothing is overwritten.
 
     Args:
@@ -118,7 +120,7 @@ def save_numbered(path: OutputPath, extension: str, write: Callable[[Path], None
     return Saved(path.filename(number, extension), number)
 
 
-def save_as(path: Path, write: Callable[[Path], None]) -> Path:
+def save_as(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write` with a temporary file, then move it to `path`, or to the next free name. Return the name.
 
     The name after name_00007_.png has one more than the highest number in its folder. After other names come
