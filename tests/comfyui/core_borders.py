@@ -46,7 +46,7 @@ class Borders:
 
         loaded = comfy.sd.load_checkpoint_guess_config(checkpoint, output_clip=False, output_clipvision=True)
         self.model, self.vae, self.clip = loaded[0], loaded[2], loaded[3]
-        host = self.module("svd_core.runtime.runtime").current()
+        host = self.module("svd_core.runtime.runtime").get_runtime()
         opened = self.module("svd_core.checkpoints.load").load_checkpoint(checkpoint, "fp32", host.device())
         self.own = SimpleNamespace(model=opened.model, vae=opened.vae, clip=opened.clip_vision)
         generator = torch.Generator("cpu").manual_seed(0)
@@ -399,7 +399,7 @@ def in_trouble(borders: Borders) -> dict[str, Any]:
     vae.vae_dtype = torch.bfloat16
     own = [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
     first.decode = overflowing
-    with host.using(type(host.current())(on_note=notes.append)):
+    with host.use_runtime(type(host.get_runtime())(on_note=notes.append)):
         again = frames()
     kept = own == [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
     first.decode = too_large
@@ -444,7 +444,7 @@ def main() -> None:
     comfy.options.enable_args_parsing()
     import comfy.model_management  # its presence tells the package where it is
     import torch
-    from core_host import import_folder
+    from core_runtime import import_folder
 
     import_folder(package)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What the package's host answers inside ComfyUI: `python core_host.py PACKAGE BASE [flags]` prints JSON.
+"""What the package's host answers inside ComfyUI: `python core_runtime.py PACKAGE BASE [flags]` prints JSON.
 
 Runs in ComfyUI's Python with its checkout on PYTHONPATH. PACKAGE is the folder, imported as ComfyUI imports it.
 """
@@ -102,7 +102,7 @@ def main() -> None:
     import comfy.model_management  # its presence tells the package where it is
 
     import_folder(folder)
-    host = sys.modules[f"{folder}.svd_core.runtime.runtime"].current()
+    host = sys.modules[f"{folder}.svd_core.runtime.runtime"].get_runtime()
     sys.stdout.write(json.dumps(answers(host)))
 
 
