@@ -147,7 +147,7 @@ def test_a_wired_value_is_not_guessed(page):
             await svd.settled();
         }"""
     )
-    assert page.evaluate("svd.element(svd.one('SVDSigmas'), 'sigma_schedule').textContent") == "the wired values decide"
+    assert page.evaluate("svd.element(svd.one('SVDSigmas'), 'sigma_schedule').textContent") == "linked values are used"
 
 
 def test_drawings_and_hints_are_not_saved(page):
