@@ -10,7 +10,7 @@ from typing import Any
 
 from ....svd_core.errors import CheckpointError
 from ....svd_core.runtime.runtime import LocalRuntime, RunWarning, chain_callbacks, use_runtime
-from ...graph import Engine, NodeTable, OnEvent, RunResult, Validation, explain, object_info, validate
+from ...graph import Engine, NodeTable, OnEvent, Prompt, RunResult, Validation, explain, object_info, validate
 from ..graph_errors import raise_if_faulty, raise_if_nothing_runs
 from ..graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, check_place, ignore_events
 from ..results import named_files
@@ -84,33 +84,46 @@ def validate_and_execute(
     graph: Graph,
     runtime: LocalRuntime,
     on_event: OnEvent | None = None,
-    given: Mapping[str, Sequence[list[Any]]] | None = None,
-    keep: Sequence[str] = (),
+    precomputed: Mapping[str, Sequence[list[Any]]] | None = None,
 ) -> tuple[Validation, RunResult]:
-    """Validate a graph and run its valid outputs. `given` and `keep` are `precomputed` and `keep` of `Engine.run`.
+    """Validate a graph and run its valid outputs. `precomputed` is that of `Engine.run`.
 
     Raises:
         GraphError: No output can run, or a stage cannot fit into memory.
         NodeError: A node failed.
     """
-    validation = validate(graph.prompt, NODES, precomputed=given, keep=keep)
-    raise_if_nothing_runs(validation, EMBEDDED_NODES)
-    check_memory_budget(validation.prompt, validation.outputs, runtime)
-    for note in validation.notes:
-        runtime.warn(RunWarning("graph.note", note))
+    validation = validate_and_budget(graph.prompt, runtime, precomputed)
     if on_event is not None:
         on_event("queued", {})
     result = Engine(NODES).run(
         validation.prompt,
-        [output for output in validation.outputs if output not in keep],
+        validation.outputs,
         extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
         on_event=on_event,
-        precomputed=given,
-        keep=keep,
+        precomputed=precomputed,
         node_context=inference,
         watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
     )
     return validation, result
+
+
+def validate_and_budget(
+    prompt: Prompt,
+    runtime: LocalRuntime,
+    precomputed: Mapping[str, Sequence[list[Any]]] | None = None,
+    keep: Sequence[str] = (),
+) -> Validation:
+    """Validate a graph and pass its notes to the runtime. `precomputed` and `keep` are those of `Engine.run`.
+
+    Raises:
+        GraphError: No output can run, or a stage cannot fit into memory.
+    """
+    validation = validate(prompt, NODES, precomputed=precomputed, keep=keep)
+    raise_if_nothing_runs(validation, EMBEDDED_NODES)
+    check_memory_budget(validation.prompt, validation.outputs, runtime)
+    for note in validation.notes:
+        runtime.warn(RunWarning("graph.note", note))
+    return validation
 
 
 def inference() -> contextlib.AbstractContextManager:
