@@ -368,7 +368,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
     if not arguments.verify:
         console.result(inspection.describe(), **inspection.as_dict())
         return
-    from ...svd_core.checkpoints.verify import verify
+    from ...svd_core.checkpoints.inspect import verify
 
     verified = verify(inspection.path, _run_config(arguments, console).runtime().progress)
     text = f"{inspection.describe()}\n  {verified.describe()}"

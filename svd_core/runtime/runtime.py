@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ..checkpoints.library import ModelLibrary
 from ..errors import SettingError
 from ..media.alpha_compositing import Background
+from ..utils.progress import Advance
 from ..utils.user_tempdir import temp_folder
 from ..utils.warnings import RunWarning
 
@@ -33,11 +34,6 @@ OnOom = Literal["strict", "adapt"]
 and warn."""
 After = Literal["default", "keep", "offload"]
 """Where the weights of a component are after the work: as the runtime prefers, on the device, or off it."""
-Advance = Callable[[int], None]
-"""Called with the number of units done so far, which may be the same as before.
-
-Raises `Interrupted` (or the surrounding program's own error) if the user asked to stop.
-"""
 
 
 OnNote = Callable[[RunWarning], None]
