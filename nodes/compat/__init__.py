@@ -5,9 +5,9 @@ names and the order of inputs, which are facts of ComfyUI; the code is ours.
 """
 
 from .coding import CLIPVisionEncode, SVD_img2vid_Conditioning, VAEDecode, VAEDecodeTiled, VAEEncode
+from .image_io import ImageFromBatch, ImageScale, ImageScaleBy, LoadImage
 from .latents import LatentFromBatch, LatentUpscaleBy, RepeatLatentBatch
 from .models import ImageOnlyCheckpointLoader, VideoLinearCFGGuidance, VideoTriangleCFGGuidance
-from .image_io import ImageFromBatch, ImageScale, ImageScaleBy, LoadImage
 from .primitives import PrimitiveBoolean, PrimitiveFloat, PrimitiveInt, PrimitiveString, PrimitiveStringMultiline
 from .sampling import (
     BasicGuider,
