@@ -9,6 +9,7 @@ from .cli.animate import VideoSettings, animate, animate_file, image_to_video_gr
 from .engines.choose import choose_engine, run_graph
 from .engines.embedded.engine import EmbeddedEngine
 from .engines.events import EventTranslator
+from .engines.graph_errors import check_described
 from .engines.graph_loading import check_allowed_nodes, read_source
 from .engines.graphs import (
     DISPLAY_NAMES,
@@ -25,7 +26,6 @@ from .engines.graphs import (
 from .engines.manifest import make_manifest
 from .engines.preflight import Missing, find_missing
 from .engines.run_config import PACKAGE, RunConfig, default_models_roots
-from .engines.schema_validation import check_described
 
 __all__ = [
     "DISPLAY_NAMES",

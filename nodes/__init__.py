@@ -1,38 +1,26 @@
-"""The nodes, by the ids that saved graphs hold. One literal table: nothing registers itself."""
+"""ComfyUI's tables of this package's nodes, by the ids in saved graphs."""
 
-from .conditioning import (
-    SVDCLIPVisionEncode,
-    SVDImageConditioning,
-    SVDMicroConditioning,
-    SVDNoiseAugmentation,
-    SVDResizeImage,
-    SVDVAEEncode,
-)
-from .core_values import SVDEulerSamplerSelect, SVDFrameGuidance, SVDFrameGuider, SVDToComfyModel
-from .decoding import SVDTemporalVAEDecode
-from .image_to_video import SVDGatherVideos, SVDImageToVideo
-from .loading import SVDCheckpointLoader, SVDModelOptions
-from .sampling import SVDEulerSampler, SVDGuidance, SVDSigmas
+from . import conditioning, core_values, decoding, image_to_video, loading, sampling
 
 NODE_CLASS_MAPPINGS = {
-    "SVDCheckpointLoader": SVDCheckpointLoader,
-    "SVDResizeImage": SVDResizeImage,
-    "SVDCLIPVisionEncode": SVDCLIPVisionEncode,
-    "SVDNoiseAugmentation": SVDNoiseAugmentation,
-    "SVDVAEEncode": SVDVAEEncode,
-    "SVDImageConditioning": SVDImageConditioning,
-    "SVDMicroConditioning": SVDMicroConditioning,
-    "SVDSigmas": SVDSigmas,
-    "SVDGuidance": SVDGuidance,
-    "SVDEulerSampler": SVDEulerSampler,
-    "SVDTemporalVAEDecode": SVDTemporalVAEDecode,
-    "SVDModelOptions": SVDModelOptions,
-    "SVDImageToVideo": SVDImageToVideo,
-    "SVDGatherVideos": SVDGatherVideos,
-    "SVDToComfyModel": SVDToComfyModel,
-    "SVDFrameGuider": SVDFrameGuider,
-    "SVDFrameGuidance": SVDFrameGuidance,
-    "SVDEulerSamplerSelect": SVDEulerSamplerSelect,
+    "SVDCheckpointLoader": loading.SVDCheckpointLoader,
+    "SVDResizeImage": conditioning.SVDResizeImage,
+    "SVDCLIPVisionEncode": conditioning.SVDCLIPVisionEncode,
+    "SVDNoiseAugmentation": conditioning.SVDNoiseAugmentation,
+    "SVDVAEEncode": conditioning.SVDVAEEncode,
+    "SVDImageConditioning": conditioning.SVDImageConditioning,
+    "SVDMicroConditioning": conditioning.SVDMicroConditioning,
+    "SVDSigmas": sampling.SVDSigmas,
+    "SVDGuidance": sampling.SVDGuidance,
+    "SVDEulerSampler": sampling.SVDEulerSampler,
+    "SVDTemporalVAEDecode": decoding.SVDTemporalVAEDecode,
+    "SVDModelOptions": loading.SVDModelOptions,
+    "SVDImageToVideo": image_to_video.SVDImageToVideo,
+    "SVDGatherVideos": image_to_video.SVDGatherVideos,
+    "SVDToComfyModel": core_values.SVDToComfyModel,
+    "SVDFrameGuider": core_values.SVDFrameGuider,
+    "SVDFrameGuidance": core_values.SVDFrameGuidance,
+    "SVDEulerSamplerSelect": core_values.SVDEulerSamplerSelect,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {

@@ -1,6 +1,6 @@
-"""What the program around the nodes gives them: its own parts on our inputs, its samplers, our checkpoint as its parts.
+"""The interface between the nodes and their environment: ComfyUI (`nodes/comfy`) or none (`nodes/compat`).
 
-`nodes/comfy` answers inside ComfyUI, `nodes/compat` elsewhere.
+A leaf: the package's `__init__` sets the implementation, nothing imports one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a sampler is asked for.
+    """Settings of one sampling run.
 
-    noise   comfyui, diffusers or none
-    seed    of video 0; video i uses seed + i
-    sigmas  (N + 1,) falling noise levels; None: `steps` of the Karras schedule over the model's own range
+    Attributes:
+        noise: Kind of starting noise: comfyui, diffusers or none.
+        seed: Seed of video 0. Video i uses seed + i.
+        steps: Number of steps of the Karras schedule over the model's own range. Used if `sigmas` is None.
+        curve: Guidance weight of each frame.
+        sigmas: (N + 1,) falling noise levels, or None.
     """
 
     noise: str
@@ -37,34 +40,37 @@ Sampler = Callable[[Any, Any, dict[str, Any], Request], dict[str, Any]]
 
 
 class Backend(Protocol):
-    """The program around the nodes, beyond what `Runtime` asks of it."""
+    """Conversions between this package's values and those of core's sockets.
 
-    def vae(self, value: Any) -> Vae | None:
-        """The program's own VAE for our stages; None when `value` is none. SettingError for one that is not SVD's."""
+    The first three methods return None if `value` is not of the environment's own type.
+    """
+
+    def wrap_vae(self, value: Any) -> Vae | None:
+        """Wrap a core VAE. Raises SettingError if it is not SVD's temporal VAE."""
         ...
 
-    def clip_vision(self, value: Any) -> ClipVision | None:
-        """The program's own CLIP tower for our stages; None when `value` is none."""
+    def wrap_clip_vision(self, value: Any) -> ClipVision | None:
+        """Wrap a core CLIP_VISION."""
         ...
 
-    def sampler(self, value: Any) -> Sampler | None:
-        """How a MODEL of the program's samples; None when `value` is none. SettingError for one that is not SVD."""
+    def get_sampler(self, value: Any) -> Sampler | None:
+        """Return the sampling function of a core MODEL. Raises SettingError if it is not SVD."""
         ...
 
     def frame_guider(self, model: Any, positive: Any, negative: Any, curve: GuidanceCurve) -> Any:
-        """A GUIDER with a weight for each frame."""
+        """Make a GUIDER with one guidance weight per frame."""
         ...
 
     def frame_guidance(self, model: Any, curve: GuidanceCurve) -> Any:
-        """A MODEL that guides each frame with its own weight, whatever the cfg of the sampler."""
+        """Patch a MODEL to use one guidance weight per frame instead of the sampler's cfg."""
         ...
 
     def euler_sampler(self) -> Any:
-        """Our Euler loop as a SAMPLER."""
+        """Return this package's Euler loop as a SAMPLER."""
         ...
 
-    def own_parts(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
-        """A checkpoint of ours as the program's MODEL, CLIP_VISION and VAE."""
+    def convert_checkpoint(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
+        """Convert a checkpoint to core's MODEL, CLIP_VISION and VAE."""
         ...
 
 
@@ -72,7 +78,7 @@ _backend: Backend | None = None
 
 
 def set_backend(backend: Backend) -> None:
-    """Set the backend of this process. The package's `__init__` calls it once: ComfyUI's inside ComfyUI, else ours."""
+    """Set the backend of this process. The package's `__init__` calls it once."""
     global _backend
     _backend = backend
 

@@ -1,12 +1,12 @@
-"""What all nodes share."""
+"""The base class of this package's nodes."""
 
 from __future__ import annotations
 
 
 class StageNode:
-    """A node of ours: it declares its inputs, converts, calls one core function, converts back, and keeps nothing.
+    """A stateless node that converts its inputs, calls one function of svd_core and converts the result.
 
-    Subclasses give DESCRIPTION, INPUT_TYPES, RETURN_TYPES, RETURN_NAMES, OUTPUT_TOOLTIPS and `run`.
+    Subclasses define DESCRIPTION, INPUT_TYPES, RETURN_TYPES, RETURN_NAMES, OUTPUT_TOOLTIPS and `run`.
     """
 
     CATEGORY = "SVD Stages"

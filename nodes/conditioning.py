@@ -1,21 +1,21 @@
-"""From a picture to conditioning: resize, CLIP, noise augmentation, VAE, micro-conditioning."""
+"""Nodes of the conditioning stages: resize, CLIP, noise augmentation, VAE, micro-conditioning."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..svd_core.runtime.runtime import get_runtime
+from ..svd_core.runtime.runtime import forward_warnings, get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
 
 
 class SVDResizeImage(StageNode):
-    """IMAGE -> IMAGE of the video's size."""
+    """IMAGE -> IMAGE of the video's size, width, height."""
 
     DESCRIPTION = (
         "Brings the image to the video's size with the Lanczos filter. Equal to diffusers' resize for 8-bit pictures."
     )
-    RETURN_TYPES = (sockets.IMAGE, sockets.INT, sockets.INT)
+    RETURN_TYPES = ("IMAGE", "INT", "INT")
     RETURN_NAMES = ("image", "width", "height")
     OUTPUT_TOOLTIPS = ("The resized image.", "Its width.", "Its height.")
 
@@ -23,9 +23,8 @@ class SVDResizeImage(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "image": sockets.socket(sockets.IMAGE, "The picture to animate."),
-                "width": sockets.pixels(1024, "Width"),
-                "height": sockets.pixels(576, "Height"),
+                "image": sockets.socket("IMAGE", "The picture to animate."),
+                **sockets.size(),
                 "fit": sockets.fit(),
             }
         }
@@ -33,7 +32,9 @@ class SVDResizeImage(StageNode):
     def run(self, image, width: int, height: int, fit: str) -> tuple:
         from ..svd_core.media.image_ops import resize_images
 
-        return (resize_images(image, width, height, fit), width, height)
+        resized, run_warnings = resize_images(image, width, height, fit)
+        forward_warnings(run_warnings)
+        return (resized, width, height)
 
 
 class SVDCLIPVisionEncode(StageNode):
@@ -43,7 +44,7 @@ class SVDCLIPVisionEncode(StageNode):
         "Embeds the picture with CLIP. Give it the picture as loaded, before resize and noise. reference looks at the "
         "whole frame as Stability and diffusers do; center_crop at the middle square only, as ComfyUI's core does."
     )
-    RETURN_TYPES = (sockets.CLIP_VISION_OUTPUT,)
+    RETURN_TYPES = ("CLIP_VISION_OUTPUT",)
     RETURN_NAMES = ("clip_vision_output",)
     OUTPUT_TOOLTIPS = ("The CLIP embedding, usable by core's nodes too.",)
 
@@ -52,7 +53,7 @@ class SVDCLIPVisionEncode(StageNode):
         return {
             "required": {
                 "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
-                "image": sockets.socket(sockets.IMAGE, "The picture as loaded."),
+                "image": sockets.socket("IMAGE", "The picture as loaded."),
                 "preprocess": sockets.choice(
                     ["reference", "center_crop"], "reference", "How the picture becomes CLIP's square."
                 ),
@@ -68,13 +69,13 @@ class SVDCLIPVisionEncode(StageNode):
 
 
 class SVDNoiseAugmentation(StageNode):
-    """IMAGE -> IMAGE with seeded noise, not clamped."""
+    """IMAGE -> IMAGE with seeded noise, not clamped, and the noise's settings."""
 
     DESCRIPTION = (
         "Adds seeded noise to the resized image, measured in [-1, 1] as in the reference. The result leaves [0, 1] on "
         "purpose: wire it straight to SVDVAEEncode."
     )
-    RETURN_TYPES = (sockets.IMAGE, sockets.FLOAT, sockets.INT)
+    RETURN_TYPES = ("IMAGE", "FLOAT", "INT")
     RETURN_NAMES = ("image", "noise_aug_strength", "seed")
     OUTPUT_TOOLTIPS = (
         "The noisy image.",
@@ -86,7 +87,7 @@ class SVDNoiseAugmentation(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "image": sockets.socket(sockets.IMAGE, "The image at the video's size."),
+                "image": sockets.socket("IMAGE", "The image at the video's size."),
                 "noise_aug_strength": sockets.noise_aug_strength(),
                 "seed": sockets.seed("Seed of the noise. Image i of many uses seed + i."),
             }
@@ -102,7 +103,7 @@ class SVDVAEEncode(StageNode):
     """IMAGE -> LATENT."""
 
     DESCRIPTION = "Encodes the image with the temporal VAE: the posterior's mode, unscaled, in float32 where asked for."
-    RETURN_TYPES = (sockets.LATENT,)
+    RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("The image latent, one sample per image, for SVDImageConditioning.",)
 
@@ -111,7 +112,7 @@ class SVDVAEEncode(StageNode):
         return {
             "required": {
                 "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
-                "image": sockets.socket(sockets.IMAGE, "The image at the video's size, with its noise."),
+                "image": sockets.socket("IMAGE", "The image at the video's size, with its noise."),
             }
         }
 
@@ -123,13 +124,13 @@ class SVDVAEEncode(StageNode):
 
 
 class SVDImageConditioning(StageNode):
-    """CLIP_VISION_OUTPUT and image latent -> positive, negative, empty latent."""
+    """CLIP_VISION_OUTPUT, image LATENT -> positive, negative, empty LATENT."""
 
     DESCRIPTION = (
         "Joins embedding and image latent to conditioning, and makes the empty latent of the video. N images make N "
         "videos. Motion, fps and strength have their usual values until SVDMicroConditioning sets others."
     )
-    RETURN_TYPES = (sockets.CONDITIONING, sockets.CONDITIONING, sockets.LATENT)
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
     OUTPUT_TOOLTIPS = ("With the image.", "Without: zeros.", "The empty video, for the sampler.")
 
@@ -137,8 +138,8 @@ class SVDImageConditioning(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "clip_vision_output": sockets.socket(sockets.CLIP_VISION_OUTPUT, "The picture's CLIP embedding."),
-                "image_latent": sockets.socket(sockets.LATENT, "The encoded image, from SVDVAEEncode or VAEEncode."),
+                "clip_vision_output": sockets.socket("CLIP_VISION_OUTPUT", "The picture's CLIP embedding."),
+                "image_latent": sockets.socket("LATENT", "The encoded image, from SVDVAEEncode or VAEEncode."),
                 "video_frames": sockets.frames(),
             }
         }
@@ -159,10 +160,10 @@ class SVDImageConditioning(StageNode):
 
 
 class SVDMicroConditioning(StageNode):
-    """Conditioning -> conditioning with fps, motion_bucket_id and noise_aug_strength."""
+    """CONDITIONING -> CONDITIONING with fps, motion_bucket_id and noise_aug_strength."""
 
     DESCRIPTION = "Tells the model frames per second, how much motion, and how much noise the input image got."
-    RETURN_TYPES = (sockets.CONDITIONING, sockets.CONDITIONING, sockets.FLOAT)
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "FLOAT")
     RETURN_NAMES = ("positive", "negative", "fps")
     OUTPUT_TOOLTIPS = ("With the image.", "Without.", "The fps again, for CreateVideo.")
 
@@ -170,8 +171,8 @@ class SVDMicroConditioning(StageNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "positive": sockets.socket(sockets.CONDITIONING, "From SVDImageConditioning."),
-                "negative": sockets.socket(sockets.CONDITIONING, "From SVDImageConditioning."),
+                "positive": sockets.socket("CONDITIONING", "From SVDImageConditioning."),
+                "negative": sockets.socket("CONDITIONING", "From SVDImageConditioning."),
                 "fps": sockets.fps(),
                 "motion_bucket_id": sockets.motion_bucket_id(),
                 "noise_aug_strength": sockets.noise_aug_strength(),

@@ -1,4 +1,4 @@
-"""From a latent to frames."""
+"""The node of the decoding stage."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .base import StageNode
 
 
 class SVDTemporalVAEDecode(StageNode):
-    """LATENT -> a list of IMAGE, one batch of frames per video."""
+    """LATENT -> list of IMAGE, one batch of frames per video."""
 
     DESCRIPTION = (
         "Decodes the video. exact lets every frame see every other, layer by layer, in little memory; windowed decodes "
         "chunk_size frames at a time, seen with context frames on both sides. Never chosen by free memory."
     )
-    RETURN_TYPES = (sockets.IMAGE,)
+    RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
     OUTPUT_IS_LIST = (True,)
     OUTPUT_TOOLTIPS = ("The frames: one batch per video, so that a saver runs once per video.",)
@@ -26,10 +26,9 @@ class SVDTemporalVAEDecode(StageNode):
         return {
             "required": {
                 "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
-                "latent": sockets.socket(sockets.LATENT, "The sampled video."),
+                "latent": sockets.socket("LATENT", "The sampled video."),
                 "mode": sockets.decode_mode(),
-                "chunk_size": sockets.chunk_size(),
-                "context": sockets.context(),
+                **sockets.decode_window(),
             }
         }
 

@@ -1,4 +1,4 @@
-"""The whole way from a picture to a video in one box, made of the stages' own nodes."""
+"""SVDImageToVideo, which expands into the nodes of the stages."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ from typing import Any
 from . import sockets
 from .base import StageNode
 
-_calls = itertools.count(1)
-"""Numbers the expansions of this process: ids of the nodes in them must not meet."""
-
-
-def _handed_on(declared: sockets.Input) -> sockets.Input:
-    """An input whose link, if it has one, is handed on to the stages.
-
-    So a stage is computed again only when its own inputs change, and lists meet in the stages as they do in a row.
-    """
-    kind, options = declared
-    return (kind, {**options, "rawLink": True})
+_expansion_numbers = itertools.count(1)
+"""One number per expansion, so that node ids are unique in this process."""
 
 
 class SVDImageToVideo(StageNode):
-    """Image and checkpoint -> a list of IMAGE, one batch of frames per image."""
+    """Checkpoint, IMAGE, settings -> list of IMAGE, one batch of frames per image."""
 
     DESCRIPTION = (
         "A picture becomes a video in one box. It runs the stages' own nodes, each cached by itself: another "
         "motion_bucket_id does not load or encode again. Seed and steps give what the diffusers pipeline makes of them."
     )
-    RETURN_TYPES = (sockets.IMAGE,)
+    RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
     OUTPUT_IS_LIST = (True,)
     OUTPUT_TOOLTIPS = ("The frames: one batch per image, so that a saver runs once per video.",)
@@ -39,9 +30,8 @@ class SVDImageToVideo(StageNode):
             "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
             "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
             "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
-            "image": sockets.socket(sockets.IMAGE, "The picture to animate. N pictures make N videos."),
-            "width": sockets.pixels(1024, "Width"),
-            "height": sockets.pixels(576, "Height"),
+            "image": sockets.socket("IMAGE", "The picture to animate. N pictures make N videos."),
+            **sockets.size(),
             "fit": sockets.fit(),
             "video_frames": sockets.frames(),
             "fps": sockets.fps(),
@@ -49,13 +39,13 @@ class SVDImageToVideo(StageNode):
             "noise_aug_strength": sockets.noise_aug_strength(),
             "seed": sockets.seed("Seed of both noises. Image i of many uses seed + i."),
             "steps": sockets.steps(),
-            "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
-            "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame"),
+            **sockets.guidance_range(),
             "decode_mode": sockets.decode_mode(),
-            "chunk_size": sockets.chunk_size(),
-            "context": sockets.context(),
+            **sockets.decode_window(),
         }
-        return {"required": {name: _handed_on(declared) for name, declared in inputs.items()}}
+        # rawLink: a link is passed to the stages instead of its value. A stage then runs again only if its own inputs
+        # change, and lists are distributed over the stages as in a graph of single nodes.
+        return {"required": {name: (kind, {**options, "rawLink": True}) for name, (kind, options) in inputs.items()}}
 
     def run(
         self, model, clip_vision, vae, image, width: int, height: int, fit: str, video_frames: int, fps: int,
@@ -65,18 +55,18 @@ class SVDImageToVideo(StageNode):
         stages = _Expansion()
         resized = stages.add("SVDResizeImage", image=image, width=width, height=height, fit=fit)
         noisy = stages.add("SVDNoiseAugmentation", image=(resized, 0), noise_aug_strength=noise_aug_strength, seed=seed)
-        seen = stages.add("SVDCLIPVisionEncode", clip_vision=clip_vision, image=image, preprocess="reference")
+        embedded = stages.add("SVDCLIPVisionEncode", clip_vision=clip_vision, image=image, preprocess="reference")
         encoded = stages.add("SVDVAEEncode", vae=vae, image=(noisy, 0))
-        joined = stages.add(
+        conditioned = stages.add(
             "SVDImageConditioning",
-            clip_vision_output=(seen, 0),
+            clip_vision_output=(embedded, 0),
             image_latent=(encoded, 0),
             video_frames=video_frames,
         )
-        told = stages.add(
+        micro = stages.add(
             "SVDMicroConditioning",
-            positive=(joined, 0),
-            negative=(joined, 1),
+            positive=(conditioned, 0),
+            negative=(conditioned, 1),
             fps=fps,
             motion_bucket_id=motion_bucket_id,
             noise_aug_strength=noise_aug_strength,
@@ -84,9 +74,9 @@ class SVDImageToVideo(StageNode):
         sampled = stages.add(
             "SVDEulerSampler",
             model=model,
-            positive=(told, 0),
-            negative=(told, 1),
-            latent=(joined, 2),
+            positive=(micro, 0),
+            negative=(micro, 1),
+            latent=(conditioned, 2),
             seed=seed,
             steps=steps,
             min_guidance=min_guidance,
@@ -106,14 +96,14 @@ class SVDImageToVideo(StageNode):
 
 
 class _Expansion:
-    """Nodes that take the place of one, as ComfyUI wants them: {id: {"class_type", "inputs"}}."""
+    """Builder of an expansion in ComfyUI's format: {id: {"class_type", "inputs"}}."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict[str, Any]] = {}
-        self._number = next(_calls)
+        self._number = next(_expansion_numbers)
 
     def add(self, class_type: str, **inputs: Any) -> str:
-        """Add a node; its id. A pair (id, slot) is a link to one of these nodes."""
+        """Add a node and return its id. An input that is a tuple (id, slot) links to a node of this expansion."""
         node_id = f"SVDImageToVideo-{self._number}.{class_type}"
         linked = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
         self.nodes[node_id] = {"class_type": class_type, "inputs": linked}
@@ -121,21 +111,21 @@ class _Expansion:
 
 
 class SVDGatherVideos(StageNode):
-    """A list of IMAGE -> one value that holds them all.
+    """List of IMAGE -> SVD_VIDEOS, a single value.
 
-    An expansion hands on each value of a link, so a list reaches the outer node only as one value.
+    An expansion returns each value of a link separately. A list reaches the outer node only as one value.
     """
 
     DESCRIPTION = "Gathers the videos of SVDImageToVideo, which needs it inside. There is no reason to place it."
     CATEGORY = f"{StageNode.CATEGORY}/inside"
     INPUT_IS_LIST = True
-    RETURN_TYPES = (sockets.SVD_VIDEOS,)
+    RETURN_TYPES = ("SVD_VIDEOS",)
     RETURN_NAMES = ("videos",)
     OUTPUT_TOOLTIPS = ("All videos as one value.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"images": sockets.socket(sockets.IMAGE, "Videos, one batch of frames each.")}}
+        return {"required": {"images": sockets.socket("IMAGE", "Videos, one batch of frames each.")}}
 
     def run(self, images: list) -> tuple:
         return (list(images),)

@@ -1,4 +1,4 @@
-"""The nodes that open a checkpoint and say how its network is run."""
+"""Nodes that load a checkpoint and set the options of its UNet."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from . import sockets, wire_formats
 from .base import StageNode
 
 
+def validate_checkpoint_name(name: str | None) -> bool | str:
+    """Return True if a checkpoint has this name, or if it is None (linked); else a message with similar names."""
+    try:
+        if name is not None:
+            get_runtime().library.find(name)
+    except CheckpointError as error:
+        return str(error).rstrip(".")
+    return True
+
+
 class SVDCheckpointLoader(StageNode):
-    """Checkpoint name -> the three parts."""
+    """Checkpoint name -> SVD_MODEL, SVD_CLIP_VISION, SVD_VAE."""
 
     DESCRIPTION = (
         "Opens a Stable Video Diffusion checkpoint: one .safetensors file in Stability's layout or a diffusers folder. "
         "svd-nano is built in: a small model of drawn scenes to try the nodes with, not for photographs."
     )
-    RETURN_TYPES = (sockets.SVD_MODEL, sockets.SVD_CLIP_VISION, sockets.SVD_VAE)
+    RETURN_TYPES = ("SVD_MODEL", "SVD_CLIP_VISION", "SVD_VAE")
     RETURN_NAMES = ("model", "clip_vision", "vae")
     OUTPUT_TOOLTIPS = ("The denoising network.", "The CLIP image encoder.", "The temporal VAE.")
     FILE_INPUTS = ("checkpoint",)
@@ -42,31 +52,25 @@ class SVDCheckpointLoader(StageNode):
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint: str | None = None) -> bool | str:
-        """Either path separator is understood, and an unknown name is answered with the nearest ones."""
-        if checkpoint is None:
-            return True
-        try:
-            get_runtime().library.find(checkpoint)
-        except CheckpointError as error:
-            return str(error).rstrip(".")
-        return True
+        """Return True for a known or linked name, else a message with similar names."""
+        return validate_checkpoint_name(checkpoint)
 
     def run(self, checkpoint: str, precision: str) -> tuple:
         from ..svd_core import execution
 
-        opened = execution.load(get_runtime(), checkpoint, precision)
-        return (opened.model, opened.clip_vision, opened.vae)
+        loaded = execution.load(get_runtime(), checkpoint, precision)
+        return (loaded.model, loaded.clip_vision, loaded.vae)
 
 
 class SVDModelOptions(StageNode):
-    """SVD_MODEL -> the same network, to be run otherwise."""
+    """SVD_MODEL -> SVD_MODEL with other options and the same weights."""
 
     DESCRIPTION = (
         "How the network is run: where its weights are, in pieces or not, compiled or not. No option changes the "
         "video. The weights are shared with the model that came in. Several such nodes add up: what one leaves at its "
         "default stays as it came."
     )
-    RETURN_TYPES = (sockets.SVD_MODEL,)
+    RETURN_TYPES = ("SVD_MODEL",)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The same network with these options, for SVDEulerSampler.",)
 
@@ -77,7 +81,7 @@ class SVDModelOptions(StageNode):
 
         return {
             "required": {
-                "model": sockets.socket(sockets.SVD_MODEL, "The network of SVDCheckpointLoader."),
+                "model": sockets.socket("SVD_MODEL", "The network of SVDCheckpointLoader."),
                 "memory": option(
                     "memory",
                     "auto: what fits. resident: the weights stay on the card. offload: there only while sampling. "
@@ -100,6 +104,6 @@ class SVDModelOptions(StageNode):
         }
 
     def run(self, model, memory: str, forward_chunking: str, compile: str, attention: str) -> tuple:
-        before = wire_formats.own_model(model)
-        options = merged(before.options, ModelOptions(memory, forward_chunking, compile, attention))
-        return (replace(before, options=options),)
+        svd_model = wire_formats.svd_model(model)
+        options = merged(svd_model.options, ModelOptions(memory, forward_chunking, compile, attention))
+        return (replace(svd_model, options=options),)

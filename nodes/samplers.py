@@ -1,4 +1,4 @@
-"""Who samples: our own loop for an SVD_MODEL, the program's machinery around our loop for a MODEL."""
+"""Sampling of LATENTs: this package's loop for an SVD_MODEL, the backend's sampler for a MODEL."""
 
 from __future__ import annotations
 
@@ -6,76 +6,81 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..svd_core.errors import SettingError
+from ..svd_core.models.components import SVDModel
 from ..svd_core.runtime.runtime import get_runtime
-from . import backend, wire_formats
-from .backend import Request, Sampler
+from . import wire_formats
+from .backend import Request, Sampler, get_backend
 
 if TYPE_CHECKING:
     import torch
 
     from ..svd_core.diffusion.sampling import SamplerStep
     from ..svd_core.execution import SamplerInputs
-    from ..svd_core.models.components import SVDModel
 
 
-def sampler_of(model: Any) -> Sampler:
-    """How the value of a "SVD_MODEL,MODEL" wire samples. Raises SettingError when it is neither."""
-    from ..svd_core.models.components import SVDModel
+def get_sampler(model: Any) -> Sampler:
+    """Return the sampling function for the value of a "SVD_MODEL,MODEL" socket.
 
+    Raises:
+        SettingError: `model` is neither.
+    """
     if isinstance(model, SVDModel):
         return partial(sample, model)
-    sampler = backend.get_backend().sampler(model)
-    if sampler is None:
-        raise wire_formats.wrong_part(model, "model")
-    return sampler
+    return wire_formats.require_part(get_backend().get_sampler(model), model, "model")
 
 
 def sample(model: SVDModel, positive: Any, negative: Any, latent: dict[str, Any], request: Request) -> dict[str, Any]:
-    """Sample with a model of ours. Raises SettingError for a noise mask, which our loop would have to ignore."""
-    return sample_and_estimate(model, positive, negative, latent, request)[0]
+    """Sample a LATENT with this package's loop. Raises SettingError if the LATENT has a noise mask."""
+    return sample_with_estimate(model, positive, negative, latent, request)[0]
 
 
-def sample_and_estimate(
+def sample_with_estimate(
     model: SVDModel, positive: Any, negative: Any, latent: dict[str, Any], request: Request
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same, and as a second LATENT what the denoiser took for clean in the last step."""
+    """Sample a LATENT. Return it and, as a second LATENT, the denoised estimate of the last step.
+
+    Raises:
+        SettingError: The LATENT has a noise mask.
+    """
     import torch
 
     from ..svd_core import execution
 
-    start = _start_of(latent, request.noise, request.seed)
+    start = _sampler_inputs(latent, request.noise, request.seed)
     count = start.latents.shape[0]
-    sides = zip(
+    conditioning_pairs = zip(
         wire_formats.read_conditioning(positive, count, "positive"),
         wire_formats.read_conditioning(negative, count, "negative"),
         strict=True,
     )
-    row = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
+    sigmas = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
     denoised: dict[int, torch.Tensor] = {}
 
-    def keep(video: int, step: SamplerStep) -> None:
+    def keep_last(video: int, step: SamplerStep) -> None:
         denoised[video] = step.denoised
 
-    sampled = execution.sample(get_runtime(), model, list(sides), start, request.curve, row, keep)
+    sampled = execution.sample(get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last)
     estimate = torch.cat([denoised[video].cpu() for video in range(count)]) / model.scaling_factor
     return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)
 
 
 def add_noise(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
-    """The LATENT at noise level sigma (), from where sampling would begin."""
+    """Return the LATENT with starting noise of level `sigma`, a scalar tensor."""
     from ..svd_core import execution
 
-    return wire_formats.write_latent(execution.add_noise(model, _start_of(latent, noise, seed), sigma), like=latent)
+    return wire_formats.write_latent(
+        execution.add_noise(model, _sampler_inputs(latent, noise, seed), sigma), like=latent
+    )
 
 
-def _start_of(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:
-    """What the videos of a LATENT start from. Raises SettingError for a noise mask."""
+def _sampler_inputs(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:
+    """Read the starting latents of a LATENT. Raises SettingError if it has a noise mask."""
     from ..svd_core.execution import SamplerInputs
 
-    clips = wire_formats.read_latent(latent)
+    videos = wire_formats.read_latent(latent)
     if latent.get("noise_mask") is not None:
         raise SettingError(
-            "the latent carries a noise_mask, and a model of SVD Stages cannot keep parts of a video; take the mask "
-            "away, or run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
+            "a model of SVD Stages cannot sample a latent with a noise_mask. Remove the mask, or run the graph in "
+            "ComfyUI with a MODEL of its ImageOnlyCheckpointLoader."
         )
-    return SamplerInputs(clips.clips, noise, seed, clips.batch_index)
+    return SamplerInputs(videos.clips, noise, seed, videos.batch_index)

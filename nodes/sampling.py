@@ -1,18 +1,19 @@
-"""Noise levels, guidance, and the Euler sampler."""
+"""Nodes of the sampling stage: noise levels, guidance, Euler sampler."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from . import samplers, sockets, wire_formats
+from .backend import Request
 from .base import StageNode
 
 
 class SVDSigmas(StageNode):
-    """A schedule of noise levels."""
+    """Settings -> SIGMAS."""
 
     DESCRIPTION = "The row of noise levels the sampler walks down. Fits core's SamplerCustom and SplitSigmas too."
-    RETURN_TYPES = (sockets.SIGMAS,)
+    RETURN_TYPES = ("SIGMAS",)
     RETURN_NAMES = ("sigmas",)
     OUTPUT_TOOLTIPS = ("steps + 1 falling noise levels, the last one 0.",)
 
@@ -45,10 +46,10 @@ class SVDSigmas(StageNode):
 
 
 class SVDGuidance(StageNode):
-    """A guidance curve over the frames."""
+    """Settings -> SVD_GUIDANCE, the guidance weight of each frame."""
 
     DESCRIPTION = "How strongly each frame follows the image. Overrides the sampler's own two widgets."
-    RETURN_TYPES = (sockets.SVD_GUIDANCE,)
+    RETURN_TYPES = ("SVD_GUIDANCE",)
     RETURN_NAMES = ("guidance",)
     OUTPUT_TOOLTIPS = ("The curve, for SVDEulerSampler.",)
 
@@ -61,8 +62,7 @@ class SVDGuidance(StageNode):
                     "linear",
                     "linear: min on the first frame, max on the last. triangle: max in the middle. constant: max.",
                 ),
-                "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
-                "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame, or in the middle"),
+                **sockets.guidance_range("on the last frame, or in the middle"),
             }
         }
 
@@ -73,13 +73,13 @@ class SVDGuidance(StageNode):
 
 
 class SVDEulerSampler(StageNode):
-    """Model, conditioning and a latent -> the video's latent."""
+    """Model, conditioning, LATENT -> LATENT of the sampled videos."""
 
     DESCRIPTION = (
         "The Euler sampling loop with guidance that rises over the frames. Several videos are sampled one after the "
         "other; video i uses seed + i. A MODEL of ComfyUI's own, with its LoRA and patches, is sampled as well."
     )
-    RETURN_TYPES = (sockets.LATENT,)
+    RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("The video's latent, for SVDTemporalVAEDecode or VAEDecode.",)
 
@@ -88,13 +88,12 @@ class SVDEulerSampler(StageNode):
         return {
             "required": {
                 "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
-                "positive": sockets.socket(sockets.CONDITIONING, "Conditioning with the image."),
-                "negative": sockets.socket(sockets.CONDITIONING, "Conditioning without it."),
-                "latent": sockets.socket(sockets.LATENT, "The empty video, or a latent to go on from."),
+                "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
+                "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
+                "latent": sockets.socket("LATENT", "The empty video, or a latent to go on from."),
                 "seed": sockets.seed("Seed of the starting noise. Video i of many uses seed + i."),
                 "steps": sockets.steps(),
-                "min_guidance": sockets.guidance(1.0, "Smallest", "on the first frame"),
-                "max_guidance": sockets.guidance(3.0, "Largest", "on the last frame"),
+                **sockets.guidance_range(),
                 "noise": sockets.choice(
                     ["comfyui", "diffusers", "none"],
                     "comfyui",
@@ -103,7 +102,7 @@ class SVDEulerSampler(StageNode):
                 ),
             },
             "optional": {
-                "sigmas": sockets.socket(sockets.SIGMAS, "Noise levels; overrides steps."),
+                "sigmas": sockets.socket("SIGMAS", "Noise levels; overrides steps."),
                 "guidance": sockets.guidance_curve(),
             },
         }
@@ -112,6 +111,6 @@ class SVDEulerSampler(StageNode):
         self, model, positive, negative, latent: dict, seed: int, steps: int,
         min_guidance: float, max_guidance: float, noise: str, sigmas=None, guidance=None,
     ) -> tuple:  # fmt: skip
-        curve = wire_formats.curve(guidance, min_guidance, max_guidance)
-        request = samplers.Request(noise, seed, steps, curve, sigmas)
-        return (samplers.sampler_of(model)(positive, negative, latent, request),)
+        curve = wire_formats.guidance_curve(guidance, min_guidance, max_guidance)
+        request = Request(noise, seed, steps, curve, sigmas)
+        return (samplers.get_sampler(model)(positive, negative, latent, request),)

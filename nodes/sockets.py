@@ -1,34 +1,16 @@
-"""Socket types, and how an input is declared: one short call each, so that no option is forgotten.
+"""Declarations of node inputs. ComfyUI reads an input as `(type, options)`.
 
-ComfyUI reads `(type, options)`. Every input has a tooltip in plain words, every number its range and its step.
+Every input has a tooltip, every number its range and step.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-IMAGE = "IMAGE"
-INT = "INT"
-FLOAT = "FLOAT"
-LATENT = "LATENT"
-CONDITIONING = "CONDITIONING"
-CLIP_VISION_OUTPUT = "CLIP_VISION_OUTPUT"
-SIGMAS = "SIGMAS"
-MODEL = "MODEL"
-CLIP_VISION = "CLIP_VISION"
-VAE = "VAE"
-GUIDER = "GUIDER"
-SAMPLER = "SAMPLER"
-SVD_MODEL = "SVD_MODEL"
-SVD_CLIP_VISION = "SVD_CLIP_VISION"
-SVD_VAE = "SVD_VAE"
-SVD_GUIDANCE = "SVD_GUIDANCE"
-SVD_VIDEOS = "SVD_VIDEOS"
-
-EITHER_MODEL = f"{SVD_MODEL},{MODEL}"
-EITHER_CLIP_VISION = f"{SVD_CLIP_VISION},{CLIP_VISION}"
-EITHER_VAE = f"{SVD_VAE},{VAE}"
-"""Our part or ComfyUI's own: such a socket takes wires of both types."""
+EITHER_MODEL = "SVD_MODEL,MODEL"
+EITHER_CLIP_VISION = "SVD_CLIP_VISION,CLIP_VISION"
+EITHER_VAE = "SVD_VAE,VAE"
+"""Sockets that accept this package's type and ComfyUI's own."""
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIDE = 16384
@@ -37,41 +19,43 @@ Input = tuple[Any, dict[str, Any]]
 
 
 def socket(kind: str, tooltip: str) -> Input:
-    """An input that only a wire fills."""
+    """Declare an input that only a link can fill."""
     return (kind, {"tooltip": tooltip})
 
 
 def integer(default: int, low: int, high: int, tooltip: str, step: int = 1) -> Input:
-    """A whole number from low to high."""
-    return (INT, {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
+    """Declare an integer from low to high."""
+    return ("INT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
 
 
-def number(default: float, low: float, high: float, step: float, tooltip: str, round_to: float | bool = False) -> Input:
-    """A number from low to high. `round_to` False keeps every digit: 0.002 must stay 0.002."""
-    options = {"default": default, "min": low, "max": high, "step": step, "round": round_to, "tooltip": tooltip}
-    return (FLOAT, options)
+def number(default: float, low: float, high: float, step: float, tooltip: str) -> Input:
+    """Declare a float from low to high. The page does not round it: 0.002 stays 0.002."""
+    options = {"default": default, "min": low, "max": high, "step": step, "round": False, "tooltip": tooltip}
+    return ("FLOAT", options)
 
 
 def choice(options: list[str], default: str, tooltip: str) -> Input:
-    """One of a few words."""
+    """Declare a combo."""
     return (options, {"default": default, "tooltip": tooltip})
 
 
 def seed(tooltip: str) -> Input:
-    """A seed; the page adds its own control for what happens to it after a run."""
+    """Declare a seed. The page adds its widget that changes the seed after each run."""
     options = {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True, "tooltip": tooltip}
-    return (INT, options)
+    return ("INT", options)
 
 
-def pixels(default: int, name: str) -> Input:
-    """A width or height of the video."""
-    return integer(
-        default, 64, LARGEST_SIDE, f"{name} of the video in pixels. A multiple of 64; SVD was trained at 1024x576.", 64
-    )
+def size() -> dict[str, Input]:
+    """Declare width and height of the video in pixels."""
+    tooltip = "of the video in pixels. A multiple of 64; SVD was trained at 1024x576."
+    return {
+        "width": integer(1024, 64, LARGEST_SIDE, f"Width {tooltip}", 64),
+        "height": integer(576, 64, LARGEST_SIDE, f"Height {tooltip}", 64),
+    }
 
 
 def fit() -> Input:
-    """How a picture comes to the video's shape."""
+    """Declare the method that resizes an image of another aspect ratio."""
     return choice(
         ["stretch", "crop", "pad"],
         "stretch",
@@ -81,7 +65,7 @@ def fit() -> Input:
 
 
 def decode_mode() -> Input:
-    """As one clip or in windows."""
+    """Declare the decoder's mode: one clip or windows."""
     return choice(
         ["exact", "windowed"],
         "exact",
@@ -89,33 +73,33 @@ def decode_mode() -> Input:
     )
 
 
-def chunk_size() -> Input:
-    """Frames that a window of the decoder keeps."""
-    return integer(8, 1, 4096, "windowed: frames decoded and kept at a time.")
-
-
-def context() -> Input:
-    """Frames that a window of the decoder sees beside those."""
-    return integer(2, 0, 64, "windowed: neighbour frames seen on both sides of a chunk, against seams; 0 as diffusers.")
+def decode_window() -> dict[str, Input]:
+    """Declare the frames of a window: those that are kept, and those that are decoded as context only."""
+    return {
+        "chunk_size": integer(8, 1, 4096, "windowed: frames decoded and kept at a time."),
+        "context": integer(
+            2, 0, 64, "windowed: neighbour frames seen on both sides of a chunk, against seams; 0 as diffusers."
+        ),
+    }
 
 
 def frames() -> Input:
-    """How many frames the video has."""
+    """Declare the number of frames."""
     return integer(25, 1, 4096, "Frames of the video. SVD was trained on 14, SVD-XT and 1.1 on 25.")
 
 
 def fps() -> Input:
-    """Frames per second as a condition."""
+    """Declare the frames per second that the model is conditioned on."""
     return integer(7, 1, 1024, "Frames per second the motion is made for. The model is told one less, by its training.")
 
 
 def motion_bucket_id() -> Input:
-    """How much motion, as a condition."""
+    """Declare the amount of motion that the model is conditioned on."""
     return integer(127, 1, 1023, "How much motion: 127 is the middle of the training, 180 is lively, 30 is calm.")
 
 
 def noise_aug_strength() -> Input:
-    """Standard deviation of the noise on the input image, in [-1, 1]."""
+    """Declare the standard deviation of the noise on the input image, in the scale of [-1, 1]."""
     return number(
         0.02,
         0.0,
@@ -126,15 +110,22 @@ def noise_aug_strength() -> Input:
 
 
 def steps() -> Input:
-    """How many sampling steps."""
+    """Declare the number of sampling steps."""
     return integer(25, 1, 10000, "Sampling steps. 25 is the reference's number; 10 do with align_your_steps.")
 
 
+def guidance_range(last: str = "on the last frame") -> dict[str, Input]:
+    """Declare both ends of the guidance curve."""
+
+    def weight(default: float, name: str, frame: str) -> Input:
+        return number(default, 0.0, 100.0, 0.1, f"{name} guidance weight, {frame}. 1 is no guidance.")
+
+    return {
+        "min_guidance": weight(1.0, "Smallest", "on the first frame"),
+        "max_guidance": weight(3.0, "Largest", last),
+    }
+
+
 def guidance_curve() -> Input:
-    """A curve that takes the place of the two weights."""
-    return socket(SVD_GUIDANCE, "Guidance curve; overrides the two weights.")
-
-
-def guidance(default: float, name: str, where: str) -> Input:
-    """One end of the guidance curve."""
-    return number(default, 0.0, 100.0, 0.1, f"{name} guidance weight, {where}. 1 is no guidance.")
+    """Declare a guidance curve that replaces the two weights."""
+    return socket("SVD_GUIDANCE", "Guidance curve; overrides the two weights.")

@@ -1,21 +1,20 @@
-"""What travels on the wires: LATENT, CONDITIONING, CLIP_VISION_OUTPUT, SVD_* <-> the core's values.
+"""Conversion of LATENT, CONDITIONING, CLIP_VISION_OUTPUT, IMAGE and SVD_* values to those of svd_core.
 
-Nothing that arrives is changed in place: ComfyUI caches it and gives it to others.
+Values are never changed in place: ComfyUI caches them and passes them to other nodes.
 
-Our namespaced key `"svd"`
-    in a LATENT        {"frames": F}: the samples are videos of F frames, one after the other. Believed only when F
-                       divides the number of samples; else the batch is one clip.
-    in a CONDITIONING  unused so far; readers ignore what they do not know.
+A LATENT of this package has the key "svd": {"frames": F}. Its samples are videos of F frames each, in order. The key
+is used only if F divides the number of samples; otherwise all samples are one clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..svd_core.errors import ImageError, SettingError
-from . import backend
+from ..svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
+from ..svd_core.utils.nan_checks import check_input
+from .backend import get_backend
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +22,20 @@ if TYPE_CHECKING:
     from ..svd_core.autoencoder.encode import ImageEmbedding
     from ..svd_core.diffusion.conditioning import Conditioning, MicroConditioning
     from ..svd_core.diffusion.guidance import GuidanceCurve
-    from ..svd_core.models.components import Checkpoint, ClipVision, SVDModel, Vae
+    from ..svd_core.models.components import ClipVision, Vae
 
 Part = TypeVar("Part")
 
 
 class ClipVisionOutput:
-    """ComfyUI's CLIP_VISION_OUTPUT: the same values by attribute and by item.
+    """A CLIP_VISION_OUTPUT. As in ComfyUI its values can be read as attributes and as items.
 
-    image_embeds (B, D), last_hidden_state (B, tokens, width), penultimate_hidden_states (B, tokens, width), float32
-    CPU; image_sizes [(3, H, W)] as newer cores give; mm_projected None.
+    Attributes:
+        image_embeds: (B, D) float32 on the CPU.
+        last_hidden_state: (B, tokens, width) float32 on the CPU.
+        penultimate_hidden_states: (B, tokens, width) float32 on the CPU.
+        image_sizes: [(3, H, W)] of each image, as in newer versions of ComfyUI.
+        mm_projected: None.
     """
 
     def __init__(self, embedding: ImageEmbedding, image_size: int):
@@ -48,151 +51,146 @@ class ClipVisionOutput:
 
 @dataclass(frozen=True, eq=False)
 class LatentVideos:
-    """A LATENT as videos: clips (N, F, 4, h, w) float32 CPU unscaled latents, and the samples' batch_index, if any."""
+    """A LATENT as videos.
+
+    Attributes:
+        clips: (N, F, 4, h, w) float32 unscaled latents on the CPU.
+        batch_index: Core's frame numbers of the samples, or None.
+    """
 
     clips: torch.Tensor
     batch_index: list[int] | None
 
 
-def vae(value: Any) -> Vae:
-    """The VAE of a "SVD_VAE,VAE" wire. Raises SettingError when it is something else."""
-    from ..svd_core.models.components import SVDVae
+def require_part(part: Part | None, value: Any, socket: str) -> Part:
+    """Return `part`. If it is None, raise SettingError with the type of the `value` it was read from."""
+    if part is None:
+        raise SettingError(
+            f"the {socket} input takes an output of SVDCheckpointLoader, got {type(value).__name__}. Connect the "
+            f"loader's {socket}."
+        )
+    return part
 
-    return _either(value, SVDVae, "vae", lambda around: around.vae(value))
+
+def vae(value: Any) -> Vae:
+    """Read a "SVD_VAE,VAE" socket. Raises SettingError for a value of another type."""
+    return require_part(value if isinstance(value, SVDVae) else get_backend().wrap_vae(value), value, "vae")
 
 
 def clip_vision(value: Any) -> ClipVision:
-    """The CLIP tower of a "SVD_CLIP_VISION,CLIP_VISION" wire. Raises SettingError when it is something else."""
-    from ..svd_core.models.components import SVDClipVision
-
-    return _either(value, SVDClipVision, "clip_vision", lambda around: around.clip_vision(value))
-
-
-def _either(value: Any, kind: type[Part], socket: str, adopt: Callable[[backend.Backend], Part | None]) -> Any:
-    if isinstance(value, kind):
-        return value
-    adopted = adopt(backend.get_backend())
-    if adopted is None:
-        raise wrong_part(value, socket)
-    return adopted
+    """Read a "SVD_CLIP_VISION,CLIP_VISION" socket. Raises SettingError for a value of another type."""
+    part = value if isinstance(value, SVDClipVision) else get_backend().wrap_clip_vision(value)
+    return require_part(part, value, "clip_vision")
 
 
-def own_model(value: Any) -> SVDModel:
-    """The network of an SVD_MODEL wire. Raises SettingError when it is something else."""
-    from ..svd_core.models.components import SVDModel
-
-    if not isinstance(value, SVDModel):
-        raise wrong_part(value, "model")
-    return value
+def svd_model(value: Any) -> SVDModel:
+    """Read an SVD_MODEL socket. Raises SettingError for a value of another type."""
+    return require_part(value if isinstance(value, SVDModel) else None, value, "model")
 
 
 def checkpoint(model: Any, clip_vision: Any, vae: Any) -> Checkpoint:
-    """The values of three SVD_* wires. Raises SettingError when one is something else."""
-    from ..svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
-
-    kinds = {"model": (model, SVDModel), "clip_vision": (clip_vision, SVDClipVision), "vae": (vae, SVDVae)}
-    for socket, (value, kind) in kinds.items():
-        if not isinstance(value, kind):
-            raise wrong_part(value, socket)
-    return Checkpoint(model, clip_vision, vae)
-
-
-def wrong_part(value: Any, socket: str) -> SettingError:
-    """The error for a wire that carries neither our part nor the program's own."""
-    return SettingError(
-        f"the {socket} input takes what SVD Stages' loader gives (SVDCheckpointLoader), got {type(value).__name__}"
+    """Join the values of three SVD_* sockets. Raises SettingError for a value of another type."""
+    return Checkpoint(
+        svd_model(model),
+        require_part(clip_vision if isinstance(clip_vision, SVDClipVision) else None, clip_vision, "clip_vision"),
+        require_part(vae if isinstance(vae, SVDVae) else None, vae, "vae"),
     )
 
 
-def curve(given: GuidanceCurve | None, min_guidance: float, max_guidance: float) -> GuidanceCurve:
-    """The wired guidance curve, else the straight line between the two weights."""
+def guidance_curve(override: GuidanceCurve | None, min_guidance: float, max_guidance: float) -> GuidanceCurve:
+    """Return the connected guidance curve, else a linear one from min_guidance to max_guidance."""
     from ..svd_core.diffusion.guidance import GuidanceCurve
 
-    return given or GuidanceCurve("linear", min_guidance, max_guidance)
+    return override or GuidanceCurve("linear", min_guidance, max_guidance)
+
+
+def read_tensor(value: Any, name: str, error: type[SettingError] | type[ImageError] = SettingError) -> torch.Tensor:
+    """Return `value` as a float32 CPU tensor. Raises `error`, which calls it `name`, if it is not a dense float one."""
+    from ..svd_core.utils.tensor_checks import as_float32
+
+    return as_float32(value, name, error)
 
 
 def images(value: Any) -> torch.Tensor:
-    """The IMAGE of a wire, (B, H, W, C) float32 CPU, for nodes that pictures only pass through: any size and values.
+    """Read an IMAGE that is resized or saved: (B, H, W, C) float32 on the CPU, any size and any values.
 
-    What animates a picture asks more of it, `svd_core.media.image_ops.check_images`. Raises ImageError when it is none.
+    Images to animate must also pass `svd_core.utils.tensor_checks.check_images`.
+
+    Raises:
+        ImageError: `value` is not an image batch.
     """
-    from ..svd_core.utils.tensor_checks import plain
-
-    tensor = plain(value, "an image", ImageError)
+    tensor = read_tensor(value, "an image", ImageError)
     if tensor.ndim != 4 or 0 in tensor.shape:
-        raise ImageError(f"an image must be shaped (batch, height, width, channels), got {tuple(tensor.shape)}")
+        raise ImageError(f"an image must have the shape (batch, height, width, channels), got {tuple(tensor.shape)}")
     return tensor
 
 
 def samples(latent: Any) -> torch.Tensor:
-    """The samples of a LATENT, as they are. Raises SettingError when it is none."""
-    from ..svd_core.utils.tensor_checks import plain
-
+    """Return the samples of a LATENT unchanged. Raises SettingError if it is not a LATENT."""
     if not isinstance(latent, dict) or "samples" not in latent:
         raise SettingError(
-            f'a latent is a dict that holds "samples", got {type(latent).__name__}; connect a LATENT output'
+            f'a latent must be a dict with the key "samples", got {type(latent).__name__}. Connect a LATENT output.'
         )
-    plain(latent["samples"], "a latent's samples")
+    read_tensor(latent["samples"], "a latent's samples")
     if not latent["samples"].ndim:
-        raise SettingError("a latent's samples must be a batch, got a single number; connect a LATENT output")
+        raise SettingError("a latent's samples must be a batch, got a single number. Connect a LATENT output.")
     return latent["samples"]
 
 
 def read_latent(latent: dict[str, Any]) -> LatentVideos:
-    """Read a LATENT. Raises SettingError for other shapes than SVD's, NonFiniteError for NaN and infinity.
+    """Read a LATENT. Values may be in the thousands, if it still has noise.
 
-    Values may be large: a latent that still carries noise holds thousands.
+    Raises:
+        SettingError: Its shape is not that of SVD's latents.
+        NonFiniteError: It holds NaN or Inf.
     """
-    from ..svd_core.utils.nan_checks import check_input
-    from ..svd_core.utils.tensor_checks import plain
-
-    given = plain(samples(latent), "a latent's samples")
-    if given.ndim != 4 or given.shape[1] != 4 or 0 in given.shape:
+    frames = read_tensor(samples(latent), "a latent's samples")
+    if frames.ndim != 4 or frames.shape[1] != 4 or 0 in frames.shape:
         raise SettingError(
-            f"a latent for SVD is shaped (frames, 4, height/8, width/8), got {tuple(given.shape)}; latents of other "
-            f"video models do not fit"
+            f"a latent for SVD must have the shape (frames, 4, height/8, width/8), got {tuple(frames.shape)}. Latents "
+            f"of other video models cannot be used."
         )
-    check_input(given, "the latent")
-    frames = frames_per_clip(latent)
-    return LatentVideos(given.reshape(-1, frames, *given.shape[1:]), latent.get("batch_index"))
+    check_input(frames, "the latent")
+    clips = frames.reshape(-1, frames_per_clip(latent), *frames.shape[1:])
+    return LatentVideos(clips, latent.get("batch_index"))
 
 
 def frames_per_clip(latent: dict[str, Any]) -> int:
-    """F of a LATENT: our key when it divides the sample count, else all samples are one clip."""
+    """Return F of a LATENT: its "svd" key if that divides the number of samples, else the number of samples."""
     count = samples(latent).shape[0]
-    ours = latent.get("svd")
-    told = ours.get("frames") if isinstance(ours, dict) else None
-    return told if isinstance(told, int) and told > 0 and count % told == 0 else count
+    key = latent.get("svd")
+    frames = key.get("frames") if isinstance(key, dict) else None
+    return frames if isinstance(frames, int) and frames > 0 and count % frames == 0 else count
 
 
 def write_latent(clips: torch.Tensor, like: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A LATENT of clips (N, F, 4, h, w) unscaled latents, float32 CPU; other keys are taken over from `like`."""
+    """Make a LATENT of clips (N, F, 4, h, w) unscaled latents. Other keys are copied from `like`."""
     frames = clips.shape[1]
     return {**(like or {}), "samples": clips.flatten(0, 1).float().cpu(), "svd": {"frames": frames}}
 
 
-def with_frames(latent: dict[str, Any], others: torch.Tensor) -> dict[str, Any]:
-    """The LATENT with other samples. Of another number they are one clip, as in core: our key told of the old ones."""
-    kept = latent if len(others) == len(latent["samples"]) else {k: v for k, v in latent.items() if k != "svd"}
-    return {**kept, "samples": others}
+def with_samples(latent: dict[str, Any], frames: torch.Tensor) -> dict[str, Any]:
+    """Return the LATENT with other samples. If their number differs, the "svd" key is dropped: one clip, as in core."""
+    kept = latent if len(frames) == len(latent["samples"]) else {k: v for k, v in latent.items() if k != "svd"}
+    return {**kept, "samples": frames}
 
 
 def read_embeds(output: Any) -> torch.Tensor:
-    """The embeddings (B, D) float32 CPU of a CLIP_VISION_OUTPUT, ours or core's.
+    """Return the embeddings (B, D) of a CLIP_VISION_OUTPUT, float32 on the CPU.
 
-    Raises SettingError for another, NonFiniteError for NaN and infinity in it.
+    Raises:
+        SettingError: `output` is of another type or shape.
+        NonFiniteError: It holds NaN or Inf.
     """
-    from ..svd_core.utils.nan_checks import check_input
-    from ..svd_core.utils.tensor_checks import plain
-
     if getattr(output, "image_embeds", None) is None:
         raise SettingError(
-            f"a CLIP embedding is what SVDCLIPVisionEncode or CLIPVisionEncode gives, got {type(output).__name__}"
+            f"a CLIP embedding must come from SVDCLIPVisionEncode or CLIPVisionEncode, got {type(output).__name__}"
         )
-    embeds = plain(output.image_embeds, "a CLIP embedding")
+    embeds = read_tensor(output.image_embeds, "a CLIP embedding")
     if embeds.ndim != 2 or 0 in embeds.shape:
         raise SettingError(
-            f"a CLIP embedding is shaped (images, width), got {tuple(embeds.shape)}; look at the node it comes from",
+            f"a CLIP embedding must have the shape (images, width), got {tuple(embeds.shape)}. Check the node that "
+            f"made it.",
             code="embedding",
         )
     check_input(embeds, "the CLIP embedding", "numbers.embedding")
@@ -200,35 +198,38 @@ def read_embeds(output: Any) -> torch.Tensor:
 
 
 def write_conditioning(embeds: torch.Tensor, image_latents: torch.Tensor, micro: MicroConditioning) -> list[list[Any]]:
-    """A CONDITIONING of N videos: embeds (N, 1, D), image latents (N, 4, h, w) unscaled, the user's fps."""
+    """Make a CONDITIONING of N videos: embeds (N, 1, D), image latents (N, 4, h, w) unscaled, the user's fps."""
     return [[embeds, {"concat_latent_image": image_latents, **_micro_keys(micro)}]]
 
 
 def with_micro(conditioning: list[list[Any]], micro: MicroConditioning) -> list[list[Any]]:
-    """The CONDITIONING with other micro-conditioning. Every entry is copied."""
+    """Return a copy of the CONDITIONING with other micro-conditioning in every entry."""
     check_conditioning(conditioning)
     return [[embeds, {**keys, **_micro_keys(micro)}] for embeds, keys in conditioning]
 
 
 def read_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> list[Conditioning]:
-    """The conditioning of each of `videos` videos. Missing keys have core's defaults (fps 6, bucket 127, strength 0).
+    """Read the conditioning of each video. Missing keys get core's defaults: fps 6, bucket 127, strength 0.
 
-    Raises SettingError for what is no CONDITIONING, several entries, missing image latents, and counts that fit no
-    reading; NonFiniteError for NaN and infinity.
+    Raises:
+        SettingError: It is not a CONDITIONING, has several entries or no image, or the numbers of embeddings and image
+            latents do not match `videos`. `side` is its name in messages.
+        NonFiniteError: It holds NaN or Inf.
     """
     from ..svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 
     check_conditioning(conditioning, side)
     if len(conditioning) != 1:
         raise SettingError(
-            f"the {side} conditioning has {len(conditioning)} entries, and a model of SVD Stages takes one; for "
-            f"combined or scheduled conditioning run the graph in ComfyUI with a MODEL of its ImageOnlyCheckpointLoader"
+            f"a model of SVD Stages takes one conditioning entry, got {len(conditioning)} in the {side} conditioning. "
+            f"For combined or scheduled conditioning run the graph in ComfyUI with a MODEL of its "
+            f"ImageOnlyCheckpointLoader."
         )
     embeds, keys = conditioning[0]
     if embeds is None or keys.get("concat_latent_image") is None:
         raise SettingError(
-            f"the {side} conditioning carries no image (no embedding or no concat_latent_image); make it with "
-            f"SVDImageConditioning or core's SVD_img2vid_Conditioning"
+            f"the {side} conditioning has no image (no embedding or no concat_latent_image). Make it with "
+            f"SVDImageConditioning or core's SVD_img2vid_Conditioning."
         )
     embeds = _conditioning_tensor(embeds, 3, f"the {side} conditioning's embedding")
     image_latents = _conditioning_tensor(keys["concat_latent_image"], 4, f"the {side} conditioning's image latent")
@@ -249,36 +250,34 @@ def check_conditioning(conditioning: Any, side: str = "given") -> None:
 
     if not isinstance(conditioning, (list, tuple)) or not all(map(is_entry, conditioning)):
         raise SettingError(
-            f"the {side} conditioning must be a list of [embedding, keys], got {type(conditioning).__name__}; "
-            f"connect a CONDITIONING output"
+            f"the {side} conditioning must be a list of [embedding, keys], got {type(conditioning).__name__}. "
+            f"Connect a CONDITIONING output."
         )
 
 
-def _conditioning_tensor(value: Any, ndim: int, what: str) -> torch.Tensor:
-    from ..svd_core.utils.nan_checks import check_input
-    from ..svd_core.utils.tensor_checks import plain
-
-    tensor = plain(value, what)
+def _conditioning_tensor(value: Any, ndim: int, name: str) -> torch.Tensor:
+    tensor = read_tensor(value, name)
     if tensor.ndim != ndim or 0 in tensor.shape:
         shape = "(images, tokens, width)" if ndim == 3 else "(images, 4, height/8, width/8)"
         raise SettingError(
-            f"{what} is shaped {shape}, got {tuple(tensor.shape)}; connect what SVDImageConditioning gives"
+            f"{name} must have the shape {shape}, got {tuple(tensor.shape)}. Connect an output of SVDImageConditioning."
         )
-    check_input(tensor, what, "numbers.conditioning")
+    check_input(tensor, name, "numbers.conditioning")
     return tensor
 
 
-def split(conditioning: list[list[Any]], videos: int, side: str) -> list[list[list[Any]]]:
-    """A CONDITIONING for each of `videos` videos. That of one video is handed on as it is, whatever it holds.
+def split_conditioning(conditioning: list[list[Any]], videos: int, side: str) -> list[list[list[Any]]]:
+    """Split a CONDITIONING into those of `videos` videos. That of one video is returned unchanged, whatever it holds.
 
-    Raises SettingError when the counts do not fit, or several videos have several entries.
+    Raises:
+        SettingError: The numbers of embeddings or image latents do not match, or several videos have several entries.
     """
     if videos == 1:
         return [conditioning]
     if len(conditioning) != 1 or conditioning[0][1].get("concat_latent_image") is None:
         raise SettingError(
-            f"the latent holds {videos} videos, and the {side} conditioning is not that of SVDImageConditioning for as "
-            f"many images; sample the videos one by one"
+            f"the latent holds {videos} videos, so the {side} conditioning must be one entry of SVDImageConditioning "
+            f"for as many images. Sample the videos one by one."
         )
     embeds, keys = conditioning[0]
     pairs = _split_by_video(embeds, keys["concat_latent_image"], videos, side)
@@ -288,14 +287,14 @@ def split(conditioning: list[list[Any]], videos: int, side: str) -> list[list[li
 def _split_by_video(
     embeds: torch.Tensor, image_latents: torch.Tensor, videos: int, side: str
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(embeds, image latents) of each video. One video takes all image latents: one for all frames, or one for each."""
+    """Return (embeds, image latents) of each video. One video gets all image latents: one, or one per frame."""
     if embeds.shape[0] == 1 and videos == 1:
         return [(embeds, image_latents)]
     if embeds.shape[0] == image_latents.shape[0] == videos:
         return list(zip(embeds.split(1), image_latents.split(1), strict=True))
     raise SettingError(
         f"the {side} conditioning has {embeds.shape[0]} embeddings and {image_latents.shape[0]} image latents, and the "
-        f"latent holds {videos} videos; the three numbers must be the same"
+        f"latent holds {videos} videos. The three numbers must be equal."
     )
 
 

@@ -34,13 +34,13 @@ from .diffusion.noise_augmentation import seed_for_index
 from .diffusion.sampling import SamplerStep, sample_euler, starting_noise, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError
-from .media.image_ops import check_images
 from .models.components import Checkpoint, ClipVision, SVDModel, Vae
 from .models.optimizations import unsupported_reason
 from .runtime.device_errors import translate_device_errors
 from .runtime.memory import Placement, decode_bytes, denoise_bytes, encode_bytes, format_bytes, place_weights
 from .runtime.runtime import Advance, Runtime, RunWarning
 from .utils.nan_checks import check_input
+from .utils.tensor_checks import check_images
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,8 @@
-"""What all tests share: the tiny checkpoint, once a session, and a picture."""
+"""Fixtures of all tests: the tiny checkpoint and an image."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,11 @@ from tiny import tiny_checkpoint
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return 2 processes for folders. Files and single tests run in this process, so that --pdb and -s work."""
+    return 2 if any(Path(name.split("::")[0]).is_dir() for name in config.args) else 0
+
+
 @pytest.fixture(autouse=True)
 def _no_gradients():
     with torch.inference_mode():
@@ -20,13 +27,13 @@ def _no_gradients():
 
 @pytest.fixture(scope="session")
 def tiny() -> Checkpoint:
-    """The tiny SVD. Nothing may change it."""
+    """Return the tiny checkpoint. Tests must not change it."""
     return tiny_checkpoint()
 
 
 @pytest.fixture(scope="session")
 def picture() -> Image.Image:
-    """A picture of 250x170 pixels with edges, gradients and noise, so that every resize shows."""
+    """An image of 250x170 pixels with edges, gradients and noise, so that every resize shows."""
     rng = np.random.default_rng(7)
     y, x = np.mgrid[0:170, 0:250]
     planes = np.stack([x * 255 / 249, y * 255 / 169, 255.0 * ((x // 16 + y // 16) % 2)], axis=-1)
@@ -36,5 +43,5 @@ def picture() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def images(picture: Image.Image) -> torch.Tensor:
-    """The picture as IMAGE (1, 170, 250, 3) in [0, 1], as LoadImage gives it."""
+    """Return `picture` as IMAGE (1, 170, 250, 3) in [0, 1], like LoadImage."""
     return torch.from_numpy(np.array(picture)).float()[None] / 255.0

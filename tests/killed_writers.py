@@ -29,15 +29,20 @@ def save_on_and_on(folder: Path) -> None:
     """Numbered files of three kinds, and one that is replaced each time; each process begins with another."""
     torch.set_num_threads(1)
     frames = torch.rand(FRAMES, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
-    place = output_files.place_for(folder, "clip")
+    place = output_files.resolve_prefix(folder, "clip")
     kinds = (
         lambda: output_files.save_numbered(place, "png", lambda path: video_io.encode_png(path, frames[0])),
         lambda: output_files.save_numbered(place, "mp4", lambda path: video_io.encode_mp4(path, frames, 7)),
         lambda: output_files.save_numbered(place, "webp", lambda path: video_io.encode_webp(path, frames, 7, method=0)),
-        lambda: video_io.write_mp4(folder / "latest.mp4", frames, 7),
+        lambda: replace_video(folder / "latest.mp4", frames),
     )
     for turn in itertools.count(os.getpid()):
         kinds[turn % len(kinds)]()
+
+
+def replace_video(path: Path, frames: torch.Tensor) -> None:
+    with output_files.replacing(path) as temporary:
+        video_io.encode_mp4(temporary, frames, 7)
 
 
 def kill_writers(folder: Path, count: int, seed: int) -> tuple[int, int]:

@@ -136,9 +136,9 @@ def metadata(path: Path) -> None:
 
 def picture(path: Path) -> None:
     """A picture."""
-    from svd_stages.svd_core.media.image_io import load_picture
+    from svd_stages.svd_core.media.image_io import load_image
 
-    load_picture(path)
+    load_image(path)
 
 
 def checkpoint(path: Path) -> None:

@@ -84,10 +84,10 @@ def _strip(folder: RunFolder, row: PlannedRow) -> Image.Image | None:
 
 def _some_frames(clips: Sequence[Path]) -> list[Image.Image]:
     """First, middle and last of a clip; of clips that are single pictures, of all of them."""
-    from ...svd_core.media.hashing import frames_of
+    from ...svd_core.media.hashing import read_frames
 
     try:
-        frames = list(itertools.chain.from_iterable(_arrays(frames_of(clip)) for clip in clips))
+        frames = list(itertools.chain.from_iterable(_arrays(read_frames(clip)) for clip in clips))
     except ImageError:
         return []
     return [frames[place] for place in sorted({0, len(frames) // 2, len(frames) - 1})] if frames else []

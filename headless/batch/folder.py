@@ -29,7 +29,7 @@ from typing import Any
 from ...svd_core.media.hashing import file_sha256
 from ...svd_core.utils.output_files import flush_to_disk, put_under_new_name, replacing
 from ...svd_core.utils.redaction import redacted_text
-from ...svd_core.utils.safe_open import open_plain
+from ...svd_core.utils.safe_open import open_regular_file
 
 ID_LENGTH = 64
 _LARGEST = 64 * 1024 * 1024
@@ -250,7 +250,7 @@ def _runs(pid: int) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        with open_plain(path) as stream:
+        with open_regular_file(path) as stream:
             content = stream.read(_LARGEST + 1)
         found = json.loads(content.decode("utf-8")) if len(content) <= _LARGEST else None
     except (OSError, ValueError, RecursionError):

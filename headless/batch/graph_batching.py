@@ -24,9 +24,9 @@ from ...svd_core.runtime.runtime import use_runtime
 from ...svd_core.utils.user_tempdir import private_folder
 from ..cli.animate import VideoSettings, image_to_video_graph
 from ..engines.embedded.memory_estimate import check_memory_budget
+from ..engines.graph_errors import raise_if_faulty
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
-from ..engines.remote.errors import raise_if_faulty
 from ..engines.run_config import RunConfig
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.validate import shape_fault
@@ -308,7 +308,7 @@ def _plan(
     with use_runtime(runtime):
         graph = apply_settings(_graph(ask, before, run_config), (), NODES)
         image = image_input(graph)
-        checked = validate(graph, NODES, given={image[0]: None})
+        checked = validate(graph, NODES, precomputed={image[0]: None})
         raise_if_faulty(checked, EMBEDDED_NODES)
         check_memory_budget(checked.prompt, checked.outputs, runtime)
         makes = canonical_graph(graph)

@@ -104,6 +104,7 @@ class Values:
         self._read: dict[tuple[str, str], Any] = {}
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert a row's columns to values of node inputs."""
         values = {}
         for column, value in columns.items():
             target = _once(self._targets, column, lambda column=column: self._target(column))

@@ -26,9 +26,9 @@ from ...svd_core.runtime.runtime import RunWarning, use_runtime
 from ..cli.animate import VideoSettings, animate_images
 from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
+from ..engines.graph_errors import raise_if_faulty
 from ..engines.graphs import EMBEDDED_NODES, NODES
 from ..engines.preflight import MODEL_FOLDERS
-from ..engines.remote.errors import raise_if_faulty
 from ..engines.run_config import RunConfig
 from ..graph import Engine, Prompt, validate
 from ..graph.node_schema import return_types
@@ -171,12 +171,12 @@ class GraphRenderer:
         given = {self._settings.image[0]: prepared}
         notes: list[RunWarning] = []
         with use_runtime(replace(self._runtime, on_note=notes.append)):
-            checked = validate(prompt, NODES, self._cut.savers, given=given)
+            checked = validate(prompt, NODES, self._cut.savers, precomputed=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
             check_memory_budget(checked.prompt, checked.outputs, self._runtime)
             sources = list(dict.fromkeys(node_id for node_id, _ in self._cut.slots))
             kept = [each for each in sources if each not in given]
-            result = self._engine.run(checked.prompt, [], given=given, keep=kept, node_context=inference)
+            result = self._engine.run(checked.prompt, [], precomputed=given, keep=kept, node_context=inference)
         values = {**result.values, **given}
         packed = pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
         return replace(packed, notes=[note.as_dict() for note in notes])
@@ -190,9 +190,9 @@ class GraphRenderer:
             row += [[] for _ in range(slot + 1 - len(row))]
             row[slot] = values
         with use_runtime(runtime):
-            checked = validate(self._prompt(task), NODES, self._cut.savers, given=given)
+            checked = validate(self._prompt(task), NODES, self._cut.savers, precomputed=given)
             raise_if_faulty(checked, EMBEDDED_NODES)
-            result = Engine(NODES).run(checked.prompt, self._cut.savers, given=given, node_context=inference)
+            result = Engine(NODES).run(checked.prompt, self._cut.savers, precomputed=given, node_context=inference)
         files = written(runtime, result.ui)
         return [(path, {"frames_sha256": frames_sha256(path)}) for path in files]
 

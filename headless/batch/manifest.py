@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from ...svd_core.errors import BatchError, GraphError, nearest
 from ...svd_core.utils.optional_deps import require_extra
-from ...svd_core.utils.safe_open import open_plain
+from ...svd_core.utils.safe_open import open_regular_file
 from ..graph.read import parse_graph
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif")
@@ -122,7 +122,7 @@ def _read_file(path: Path) -> Iterator[Row]:
         )
     empty = True
     try:
-        open_plain(path).close()  # Parquet's reader opens it by its name
+        open_regular_file(path).close()  # Parquet's reader opens it by its name
         for row in reader(path):
             empty = False
             yield row
@@ -140,7 +140,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as stream:
+    with io.TextIOWrapper(open_regular_file(path), encoding="utf-8-sig", newline="") as stream:
         lines = _Lines(stream, path)
         reader = csv.reader(lines, strict=True)
         try:
@@ -169,7 +169,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
     known: set[str] = set()
-    with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig") as stream:
+    with io.TextIOWrapper(open_regular_file(path), encoding="utf-8-sig") as stream:
         for number, line in enumerate(lines := _Lines(stream, path), 1):
             lines.taken = 0
             if not line.strip():

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...svd_core.errors import BatchError, SVDStagesError
 from ...svd_core.utils.output_files import replacing
-from ...svd_core.utils.safe_open import open_plain
+from ...svd_core.utils.safe_open import open_regular_file
 from .images import Image, ImageFolder
 from .manifest import Row
 from .tasks import Task, derived_seed, digest, read_task, task_id
@@ -173,7 +173,7 @@ def _read_row(found: Mapping[str, Any]) -> PlannedRow:
 def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
     """The rows of a plan. Raises BatchError when there is none, it was damaged, or its head is another than asked."""
     try:
-        with io.TextIOWrapper(open_plain(path), encoding="utf-8") as stream:
+        with io.TextIOWrapper(open_regular_file(path), encoding="utf-8") as stream:
             lines = iter(lambda: stream.readline(LONGEST_LINE + 1), "")
             found_head = json.loads(next(lines, "{}"))["plan"]
             if head is not None and found_head != head:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import GraphError, ImageError, SettingError
 from ...svd_core.media.alpha_compositing import GREY, read_background
-from ...svd_core.media.image_io import as_images, shown_name
+from ...svd_core.media.image_io import as_images, display_name
 from ...svd_core.models.options import DEFAULT, ModelOptions
 from ...svd_core.runtime.runtime import (
     LocalRuntime,
@@ -21,6 +21,7 @@ from ...svd_core.runtime.runtime import (
     Runtime,
     RunWarning,
     chain_callbacks,
+    forward_warnings,
     ignore_progress,
     use_runtime,
 )
@@ -111,7 +112,8 @@ def animate(
         max_guidance=max_guidance, decode_mode=decode_mode, decode_chunk=decode_chunk, decode_context=decode_context,
         compile=compile,
     )  # fmt: skip
-    images = as_images(image, read_background(background))
+    images, run_warnings = as_images(image, read_background(background))
+    forward_warnings(run_warnings)
     runtime = RunConfig(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).runtime()
     return _as_output(animate_images(images, animation, runtime), output_type)
 
@@ -140,7 +142,9 @@ def animate_file(
     from ...svd_core.utils.output_files import free_names, scratch_folder_beside
 
     if not image.is_file():
-        raise ImageError(f'there is no image file "{shown_name(image)}"; give the path of a PNG, JPEG or WebP picture')
+        raise ImageError(
+            f'there is no image file "{display_name(image)}"; give the path of a PNG, JPEG or WebP picture'
+        )
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
     notes: list[RunWarning] = []
@@ -148,7 +152,8 @@ def animate_file(
     with scratch_folder_beside(output) as folder:
         runtime = replace(run_config, input_folder=image.parent, output_folder=folder, on_note=told).runtime()
         with use_runtime(runtime):
-            images = as_images(image, run_config.background or read_background(GREY))
+            images, run_warnings = as_images(image, run_config.background or read_background(GREY))
+            forward_warnings(run_warnings)
             graph = image_to_video_graph(animation, runtime, image.name)
             given = {_only(graph.prompt, "LoadImage"): [[images], [None]]}
             _, result = validate_and_execute(graph, runtime, on_event=on_event, given=given)

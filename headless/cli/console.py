@@ -118,6 +118,8 @@ class JsonConsole(_Asking):
         """{"event": name, ...values}."""
         if name == "executing":
             self._node = values["node"]
+        elif name == "executed" and values.get("node") == self._node:
+            self._node = None  # what follows, such as hashing for a manifest, is not that node's progress
         with contextlib.suppress(BrokenPipeError):
             self._line(name, values)
 

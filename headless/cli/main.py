@@ -330,10 +330,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     graph = _open_allowed(source, arguments, engine.table)
     report = engine.run(graph, headless.EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
+    if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
+        manifest = headless.make_manifest(graph, report, run_config, engine, seconds)
+        headless.write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
     _say_files(report.files, seconds, console)
-    if arguments.manifest is not None:
-        made = headless.make_manifest(graph, report, run_config, engine, seconds)
-        headless.write_text(arguments.manifest, json.dumps(made, indent=2) + "\n")
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 

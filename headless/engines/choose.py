@@ -1,11 +1,10 @@
-"""The choice of an engine (embedded, a ComfyUI in this process, a server), and the Python call `run_graph`."""
+"""Choose an engine (embedded, ComfyUI in this process, a server), and run a graph from Python."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ...svd_core.errors import SettingError
 from ...svd_core.media.alpha_compositing import KEEP, read_background
@@ -23,24 +22,26 @@ def choose_engine(
     custom_nodes: Sequence[str] = (),
     server: str | None = None,
 ) -> GraphEngine:
-    """The engine that is asked for; with neither a ComfyUI nor a server, the embedded one.
+    """Return the requested engine. Without a ComfyUI and a server, this is the embedded engine.
 
-    comfyui       a ComfyUI checkout, whose Python this must be
-    custom_nodes  names in its custom_nodes folder; no others are loaded
-    server        the address of a running ComfyUI, as http://localhost:8188
+    Args:
+        comfyui: A ComfyUI checkout. Its Python must run this process.
+        custom_nodes: Names in its custom_nodes folder. No others are loaded.
+        server: The address of a running ComfyUI, such as http://localhost:8188.
 
-    Raises SettingError when they do not go together.
+    Raises:
+        SettingError: The settings exclude each other.
     """
     if run_config.background not in (None, KEEP) and (comfyui is not None or server is not None):
         raise SettingError(
-            "a background is for pictures that SVD Stages loads, and a ComfyUI loads its own; leave it out, or put the "
-            "picture on its colour in the graph (ImageCompositeMasked)",
+            "background works only without comfyui and server, because a ComfyUI loads images itself. Leave it out, "
+            "or put the image on its colour in the graph (ImageCompositeMasked).",
             code="setting.background",
         )
     if comfyui is not None and server is not None:
-        raise SettingError("a graph runs on a ComfyUI in this process or on a server; give one of the two")
+        raise SettingError("comfyui and server exclude each other: a graph runs on one ComfyUI. Give one of the two.")
     if custom_nodes and comfyui is None:
-        raise SettingError("custom nodes are ComfyUI's: name it, too (--comfyui PATH)")
+        raise SettingError("custom nodes need a ComfyUI in this process. Give its folder too (--comfyui PATH).")
     if comfyui is not None:
         from .comfyui.engine import ComfyUIEngine
 
@@ -70,54 +71,52 @@ def run_graph(
     allowed: Sequence[str] = (),
     background: str | float | Sequence[float] | None = None,
 ) -> Report:
-    """Run a saved graph (a file or a dict, API or UI format); what `svd-stages run` does.
+    """Run a saved graph, as `svd-stages run` does. Existing files are never overwritten.
 
-    graph         a JSON file, a dict, or an mp4, PNG or WebP with its graph inside
-    settings      "NODE.INPUT=VALUE" each
-    vram          bytes of the device's memory to get by with; None: all that is free
-    on_oom        strict: memory that runs out is an error; adapt: windows that are decoded get smaller, which are other
-                  pixels and a note of the report
-    on_progress   called with (stage, done, total, unit)
-    comfyui       a ComfyUI checkout: the graph runs on its executor and its core nodes in this process, which must be
-                  its Python. No server, no open port; a process has one ComfyUI, with the settings of the first call
-    custom_nodes  names in that ComfyUI's custom_nodes folder, to be loaded; our own nodes always are
-    server        the address of a running ComfyUI, http://[USER:PASSWORD@]HOST[:PORT]: input files are uploaded,
-                  results are fetched into output_dir. Models, device, precision and memory are the server's own
-    allowed       class types or patterns (SVD*, Save*): a graph with others is refused before anything is imported.
-                  Empty: every class that the engine knows
-    background    what LoadImage puts transparent parts on, as in `animate`. "keep" and None: nothing, as in ComfyUI;
-                  None with a note
+    Args:
+        graph: A JSON file or a dict in API or UI format, or an mp4, PNG or WebP with its graph inside.
+        settings: "NODE.INPUT=VALUE" each.
+        vram: Limit of device memory in bytes. None: all free memory.
+        on_oom: strict: running out of memory is an error. adapt: decoding is retried with smaller windows, which
+            gives other pixels and a note in the report.
+        on_progress: Called with (stage, done, total, unit).
+        comfyui: A ComfyUI checkout. The graph runs on its executor and its core nodes in this process, which its
+            Python must run. No server is started and no port is opened. A process can start one ComfyUI, with the
+            settings of the first call.
+        custom_nodes: Names in that ComfyUI's custom_nodes folder to load. This package's nodes are always loaded.
+        server: The address of a running ComfyUI, http://[USER:PASSWORD@]HOST[:PORT]. Input files are uploaded and
+            results are downloaded into output_dir. Models, device, precision and memory are the server's own.
+        allowed: Class types or patterns (SVD*, Save*). A graph with other classes is refused before anything is
+            imported. Empty: all classes that the engine knows.
+        background: The colour behind transparent parts of images that LoadImage reads, as in `animate`. "keep" and
+            None keep the hidden colours, as in ComfyUI. None adds a note.
 
-    With neither, no ComfyUI is needed. Results never take a name that is taken.
-
-    Raises svd_core.errors: GraphError, CheckpointError, ImageError, NodeError, SettingError, ServerError, Interrupted
-    and their kin.
+    Raises:
+        SVDStagesError: One of its subclasses: GraphError, CheckpointError, ImageError, NodeError, SettingError,
+            ServerError, Interrupted and others in svd_core.errors.
     """
     source = read_source(graph)
     if allowed:
         check_allowed_nodes(source, as_list(allowed))
-    chosen = None if background is None else read_background(background)
+    color = None if background is None else read_background(background)
     run_config = RunConfig(
-        models, device, precision, input_dir, output_dir, on_progress, vram, background=chosen, on_oom=on_oom
+        models, device, precision, input_dir, output_dir, on_progress, vram, background=color, on_oom=on_oom
     )
     engine = choose_engine(run_config, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table)
     if allowed:
         check_allowed_nodes(opened.prompt, as_list(allowed))
-    if isinstance(engine, EmbeddedEngine):  # which reports by itself
+    if isinstance(engine, EmbeddedEngine):  # its runtime reports the progress
         return engine.run(opened)
-    return engine.run(opened, EventTranslator(opened.prompt, engine.table, _Progress(on_progress)))
+    return engine.run(opened, EventTranslator(opened.prompt, engine.table, _ProgressListener(on_progress)))
 
 
-class _Progress(EventListener):
-    """Tells a reporter of progress, and nobody of the rest."""
+class _ProgressListener(EventListener):
+    """Forwards progress to a reporter and ignores the other events."""
 
     def __init__(self, reporter: Reporter):
         self._reporter = reporter
 
-    def event(self, name: str, /, **values: Any) -> None:
-        """Not asked for."""
-
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """Hand it on."""
+        """Forward the progress."""
         self._reporter(stage, done, total, unit)

@@ -1,4 +1,4 @@
-"""A graph that was read, what a run of it made, and what every engine that runs graphs offers."""
+"""A graph to run, the report of its run, and the interface of the engines that run graphs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ...nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
 from ...svd_core.errors import ImageError
 from ...svd_core.runtime.runtime import RunWarning
+from ...svd_core.utils.output_files import replacing, scratch_folder_beside
 from ..graph import NodeTable, OnEvent, Prompt, Validation, apply_settings, is_ui_format, to_api, unwrap
 from .graph_loading import Source, read_source
 from .run_config import as_list
@@ -18,12 +19,12 @@ from .run_config import as_list
 NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **COMPAT_CLASS_MAPPINGS}
 DISPLAY_NAMES: dict[str, str] = {**NODE_DISPLAY_NAME_MAPPINGS, **COMPAT_DISPLAY_NAME_MAPPINGS}
 EMBEDDED_NODES = NodeTable(NODES, DISPLAY_NAMES)
-"""What is known with no ComfyUI: our nodes, and compat nodes for core's."""
+"""The nodes that run without ComfyUI: this package's, and compat nodes for core's."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph that was read: the prompt (API format), and the workflow (UI format) it came from, if any."""
+    """A graph in API format, and the workflow (UI format) that it was converted from, if any."""
 
     prompt: Prompt
     workflow: dict[str, Any] | None = None
@@ -31,13 +32,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run made.
+    """The results of one run.
 
-    files        in the order they were written
-    ui           each output node's answer in ComfyUI's shape
-    faults       as a sentence, why some outputs of the graph could not run; empty when all did
-    node_errors  the same in ComfyUI's shape
-    notes        what was ignored, filled in or converted, and what was made otherwise than was asked
+    Attributes:
+        files: The result files, in the order in which they were written.
+        ui: The `ui` result of each output node, by node id, in ComfyUI's shape.
+        faults: A sentence that says why some outputs could not run. Empty if all ran.
+        node_errors: The same faults in ComfyUI's shape, by node id.
+        notes: Warnings about inputs that were ignored, filled in or converted, and about results that differ from
+            the request.
     """
 
     files: list[Path]
@@ -48,64 +51,71 @@ class Report:
 
 
 class GraphEngine(Protocol):
-    """Something that runs graphs: the embedded executor, ComfyUI's own in this process, or a server."""
+    """Runs graphs: on this package's executor, on ComfyUI's executor in this process, or on a server."""
 
     @property
     def name(self) -> str:
-        """embedded, comfyui or server."""
+        """Return embedded, comfyui or server."""
         ...
 
     @property
     def table(self) -> NodeTable:
-        """The nodes it knows."""
+        """Return the nodes that the engine can run."""
         ...
 
     def versions(self) -> dict[str, str]:
-        """What it runs on beside this package: {"comfyui": "0.3.64", ...}. Names are those of distributions."""
+        """Return the versions of the programs that the engine uses besides this package: {"comfyui": "0.3.64"}."""
         ...
 
     def model_file(self, folder: str, name: str) -> Path | None:
-        """The file (or diffusers folder) that a graph's `name` means in a folder of models, as "checkpoints"; None
-        when it is not there, or elsewhere."""
+        """Return the file or diffusers folder of a model, None if it is missing or on another machine.
+
+        Args:
+            folder: A subfolder of the models folder, such as "checkpoints".
+            name: The model's name in the graph.
+        """
         ...
 
     @property
     def models_folder(self) -> str:
-        """Where a model that is missing belongs: a path, or words. Starts nothing and asks nobody."""
-        ...
-
-    @property
-    def input_folder(self) -> str:
-        """Where an input file that is missing belongs: a path, or words."""
+        """Return the folder for missing models, as a path or in words. Starts nothing and sends no request."""
         ...
 
     def check(self, graph: Graph) -> Validation:
-        """Raises GraphError when any output of the graph could not run (exit status 3 when only files are missing)."""
+        """Validate a graph. Raise GraphError if any output cannot run (exit status 3 if only files are missing)."""
         ...
 
     def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
-        """Run what can run, and say in the report what could not.
+        """Run the outputs that can run. The report holds the faults of the others.
 
-        emit  called with ComfyUI's events and their data: executing, execution_cached, executed, ... First comes ours,
-              queued. executed has the files that the node wrote as `files`, by their final paths
+        Args:
+            on_event: Called with the names and data of ComfyUI's events: executing, execution_cached, executed, ...
+                The first event is `queued`. The data of `executed` has the final paths of the node's `files`.
 
-        Raises GraphError when nothing can run, NodeError when a node fails, Interrupted.
+        Raises:
+            GraphError: No output can run.
+            NodeError: A node failed.
+            Interrupted: The run was stopped.
         """
         ...
 
 
 def ignore_events(event: str, data: Mapping[str, Any]) -> None:
-    """An `OnEvent` that tells nobody."""
+    """Ignore an event."""
 
 
 def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = EMBEDDED_NODES) -> Graph:
-    """Read a graph file (JSON, or a video or picture with its graph inside), or take a dict, and set values in it.
+    """Read a graph in API or UI format and set values in it.
 
-    settings  "NODE.INPUT=VALUE" with a node's id, its class if it is the only one of it, or its title. A workflow
-              with changed values is not handed on as metadata, because it would no longer be what ran
-    table     the nodes that conversion and settings go by
+    Args:
+        source: A JSON file, a video or image with a graph inside, or a dict.
+        settings: "NODE.INPUT=VALUE" each. NODE is an id, a title, or a class that only one node has. The workflow is
+            dropped if values are set, because it no longer describes the run.
+        table: The nodes for conversion and settings.
 
-    Both formats are understood. Raises GraphError; ImageError for a damaged video or picture.
+    Raises:
+        GraphError: The graph cannot be read or converted, or a setting fits no input.
+        ImageError: The video or image is damaged.
     """
     settings = as_list(settings)
     inner, workflow = unwrap(read_source(source))
@@ -117,28 +127,24 @@ def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = 
 
 
 def check_place(path: Path) -> None:
-    """Raise SettingError now when no file can be written there, rather than after a video has been computed."""
-    from ...svd_core.utils.output_files import scratch_folder_beside
-
+    """Raise SettingError if no file can be written at `path`, before a video is computed."""
     with scratch_folder_beside(path):
         pass
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; the name is put in place when it is complete. Raises OutputError when it cannot be written."""
-    from ...svd_core.utils.output_files import replacing
-
+    """Write a text file atomically. Raise OutputError if it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def describe_file(path: Path) -> str:
-    """What a finished file is, for people: ": 14 frames, 128x128, 7 fps" for a video, nothing for others."""
+    """Describe a video file for people (": 14 frames, 128x128, 7 fps"). Return "" for other files."""
     if path.suffix.lower() != ".mp4":
         return ""
     from ...svd_core.media.video_io import describe_mp4
 
     try:
         return f": {describe_mp4(path)}"
-    except ImageError:  # from a server: what it is called is not always what it is
+    except ImageError:  # a server may give any file the name of an mp4
         return ""

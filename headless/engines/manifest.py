@@ -1,6 +1,6 @@
-"""What a result was made from: graph, seeds, models, pictures, versions, and a fingerprint of each file.
+"""Write the manifest of a run: graph, seeds, models, input files, versions, and the sha256 of each file.
 
-It has no absolute path and no secret that is known as one, see `redacted`, so that it can be handed on.
+A manifest holds no absolute path and no secret that `redacted` recognizes, so it can be published.
 """
 
 from __future__ import annotations
@@ -31,47 +31,54 @@ FORMAT = 1
 def make_manifest(
     graph: Graph, report: Report, run_config: RunConfig, engine: GraphEngine, seconds: float
 ) -> dict[str, Any]:
-    """All that is needed to make a result again, and to know whether it is the same. Reads every model file once.
+    """Collect what is needed to repeat a run and to compare the results. Reads every model file once.
 
-    engine  the one that the graph ran on. A server's models, device and libraries are its own: of them only names are
-            known, and the versions that it tells
+    Args:
+        engine: The engine that ran the graph. For a server, only the names of models and the versions that it reports
+            are known.
+        seconds: Duration of the run.
 
-    Keys: format, svd_stages, engine, versions, device, precision, background (what transparent parts of pictures were
-    put on), graph (API format, as it ran), graph_sha256, seeds
-    ("node.input" -> number), models (node, input, name, files: None where they cannot be looked at), inputs and files
-    (name, bytes, sha256; frames_sha256 of results, None for what shows nothing), notes (code, message and facts of what
-    was ignored, filled in or made otherwise than was asked). The graph is without secrets and absolute paths; names are
-    below their folders. Raises OutputError for a file that is gone.
+    Returns:
+        format, svd_stages, engine, versions, device, precision; background (the colour behind transparent parts of
+        images); graph (API format, as it ran, redacted), graph_sha256, seeds ("node.input" -> number); models (node,
+        input, name, files: None if they cannot be read); inputs and files (name, bytes, sha256; for results also
+        frames_sha256, None without frames); notes (code, message and facts); seconds. Names are relative.
+
+    Raises:
+        OutputError: A file has disappeared.
     """
     runtime = run_config.runtime()
-    shown = redacted(graph.prompt)
-    text = json.dumps(shown, sort_keys=True, ensure_ascii=True)
+    prompt = redacted(graph.prompt)
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=True)
     is_local = engine.name != "server"
-    own = {name: _version(name) for name in LIBRARIES} if is_local else {}
+    libraries = {name: _version(name) for name in LIBRARIES} if is_local else {}
     try:
         with use_runtime(runtime):
             return {
                 "format": FORMAT,
                 "svd_stages": _version("svd-stages"),
                 "engine": engine.name,
-                "versions": {"python": platform.python_version(), **own, **engine.versions()},
+                "versions": {"python": platform.python_version(), **libraries, **engine.versions()},
                 "device": str(runtime.device()) if is_local else None,
                 "precision": run_config.precision if is_local else None,
                 "background": run_config.background or KEEP,
-                "graph": shown,
+                "graph": prompt,
                 "graph_sha256": hashlib.sha256(text.encode()).hexdigest(),
-                "seeds": dict(_seeds(graph.prompt)),
+                "seeds": {
+                    f"{node_id}.{name}": value
+                    for node_id, name, value in _constants(graph.prompt, int)
+                    if "seed" in name
+                },
                 "models": list(_models(graph.prompt, engine, runtime)),
-                "inputs": list(_pictures(graph.prompt, runtime)),
-                "files": [
-                    {**_file(path, runtime.output_folder), "frames_sha256": _shown(path)} for path in report.files
-                ],
+                "inputs": list(_input_files(graph.prompt, runtime)),
+                "files": [_result_file(path, runtime) for path in report.files],
                 "notes": [redacted_text(note.as_dict(), graph.prompt) for note in report.notes],
                 "seconds": round(seconds, 2),
             }
     except OSError as error:
         raise OutputError(
-            f"the manifest cannot be made: {error.filename} {error.strerror}. The results themselves are there.",
+            f"the manifest needs to read every model, input and result: {error.filename} {error.strerror}. The results "
+            "themselves are complete.",
             code="output.manifest",
         ) from error
 
@@ -83,57 +90,47 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _constants(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _constants(prompt: Mapping[str, Any], kind: type) -> Iterator[tuple[str, str, Any]]:
+    """Yield (node id, input, value) of the inputs that hold a value of type `kind`."""
     for node_id, node in prompt.items():
         for name, value in node["inputs"].items():
-            if not isinstance(value, (list, dict)):
+            if isinstance(value, kind):
                 yield node_id, name, value
 
 
-def _seeds(prompt: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for node_id, name, value in _constants(prompt):
-        if "seed" in name and isinstance(value, int):
-            yield f"{node_id}.{name}", value
-
-
-def _texts(prompt: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    return (each for each in _constants(prompt) if isinstance(each[2], str))
-
-
 def _models(prompt: Mapping[str, Any], engine: GraphEngine, runtime: LocalRuntime) -> Iterator[dict[str, Any]]:
-    for node_id, name, value in _texts(prompt):
+    for node_id, name, value in _constants(prompt, str):
         if name in MODEL_FOLDERS:
             path = engine.model_file(MODEL_FOLDERS[name], value)
-            files = None if path is None else _hashed(path, runtime)
+            files = None if path is None else _model_files(path, runtime)
             yield {"node": node_id, "input": name, "name": redacted(value), "files": files}
 
 
-def _hashed(path: Path, runtime: LocalRuntime) -> list[dict[str, Any]]:
-    """A checkpoint's file, or all the weights of a diffusers folder."""
+def _model_files(path: Path, runtime: LocalRuntime) -> list[dict[str, Any]]:
+    """Hash a checkpoint's file, or all the weights of a diffusers folder, with progress in MiB over all files."""
     files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
     total = sum(file.stat().st_size for file in files)
+    entries, done = [], 0
     with runtime.progress("hashing", max(1, total // 2**20), "MiB") as advance:
-        return [_file(file, path.parent, _counted(advance, files[:number])) for number, file in enumerate(files)]
+        for file in files:
+            entries.append(_file(file, path.parent, lambda read, done=done: advance((done + read) // 2**20)))
+            done += entries[-1]["bytes"]
+    return entries
 
 
-def _counted(advance: Callable[[int], None], before: list[Path]) -> Callable[[int], None]:
-    """Progress in MiB over all files, of which `before` are done."""
-    done = sum(file.stat().st_size for file in before)
-    return lambda read: advance((done + read) // 2**20)
-
-
-def _pictures(prompt: Mapping[str, Any], runtime: LocalRuntime) -> Iterator[dict[str, Any]]:
-    """Texts that are the name of a file in the input folder, or in another that they say ("x.png [output]")."""
-    for node_id, name, value in _texts(prompt):
+def _input_files(prompt: Mapping[str, Any], runtime: LocalRuntime) -> Iterator[dict[str, Any]]:
+    """Yield the files that text inputs name: in the input folder, or in another folder as in "x.png [output]"."""
+    for node_id, name, value in _constants(prompt, str):
         with contextlib.suppress(ImageError):
             path = annotated_file(value)
             yield {"node": node_id, "input": name, **_file(path, runtime.input_folder.resolve())}
 
 
-def _shown(path: Path) -> str | None:
+def _result_file(path: Path, runtime: LocalRuntime) -> dict[str, Any]:
+    result = {**_file(path, runtime.output_folder), "frames_sha256": None}
     with contextlib.suppress(ImageError):
-        return frames_sha256(path)
-    return None
+        result["frames_sha256"] = frames_sha256(path)
+    return result
 
 
 def _file(path: Path, folder: Path, on_bytes: Callable[[int], None] = lambda read: None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where an engine's result files end: names that nodes gave, kept inside our folders, complete or absent."""
+"""Store an engine's result files: safe names inside the result folders, atomic, never overwriting a file."""
 
 from __future__ import annotations
 
@@ -11,83 +11,95 @@ from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import OutputError
+from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.utils.output_files import save_as
-from ...svd_core.utils.safe_open import is_within
+from ...svd_core.utils.safe_paths import resolve_inside
 from ..graph.prompt import one_line
 
 Fill = Callable[[str, str, str, Path], None]
-"""Called with a file's kind (output or temp), subfolder and name, and the new file that is to get its content."""
+"""Writes a result's content. Called with the file's kind (output or temp), subfolder and name, and the new file."""
 
 MAX_NAME = 255
-"""Bytes of a file's name; what common file systems allow."""
+"""Longest file name in bytes on common file systems."""
 _SEPARATORS = "/\\:" if os.name == "nt" else "/\\"
 
 
 @dataclass
 class Results:
-    """The files of one run under their final names. A name that is taken is not written over: the next free one is.
+    """The result files of one run under their final names. A file whose name is taken gets the next free name.
 
-    folders  where each kind of file goes: {"output": ..., "temp": ...}. Files of other kinds are no results
-    fill     brings the content
+    Attributes:
+        folders: The folder of each kind of file: {"output": ..., "temp": ...}. Files of other kinds are not results.
+        fill: Writes the content of a file.
     """
 
     folders: Mapping[str, Path]
     fill: Fill
-    _kept: dict[tuple[str, str, str], Path] = field(default_factory=dict)
+    _stored: dict[tuple[str, str, str], Path] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, runtime: LocalRuntime, fill: Fill) -> Results:
+        """Store results in the output and temp folders of a runtime."""
+        return cls({"output": runtime.output_folder, "temp": runtime.folder("temp")}, fill)
 
     @property
     def files(self) -> list[Path]:
-        """All so far, in the order they came, each once."""
-        return list(self._kept.values())
+        """Return the final paths in the order in which the files were stored."""
+        return list(self._stored.values())
 
-    def keep(self, answer: Any) -> list[Path]:
-        """Keep the files that an output node's answer (`ui`) names, unless they are kept; their final paths.
+    def store(self, ui: Any) -> list[Path]:
+        """Store the files that an output node's `ui` result names, each once, and return their final paths.
 
-        Raises OutputError (`output.outside`) for a name that leads out of its folder, and when a file cannot be
-        written; whatever `fill` raises goes through. Nothing half-written has a final name.
+        Raises:
+            OutputError: A name leads out of its folder (`output.outside`), or a file cannot be written. Errors of
+                `fill` are passed on. No incomplete file has a final name.
         """
-        return [self._keep(*named) for named in named_files(answer) if named[0] in self.folders]
+        return [self.store_file(*names) for names in named_files(ui) if names[0] in self.folders]
 
-    def named(self, answer: Any) -> Any:
-        """The same answer with the final names of the files that were kept."""
-        if not isinstance(answer, Mapping):
-            return answer
+    def store_file(self, kind: str, subfolder: str, name: str) -> Path:
+        """Store one file, unless it is stored, and return its final path. Raises as `store`."""
+        key = _key(kind, subfolder, name)
+        if key not in self._stored:
+            path = place_inside(self.folders[kind], subfolder, name)
+            self._stored[key] = save_as(path, lambda temporary: self.fill(kind, subfolder, name, temporary))
+        return self._stored[key]
+
+    def renamed(self, ui: Any) -> Any:
+        """Return a copy of a `ui` result with the final names of the stored files."""
+        if not isinstance(ui, Mapping):
+            return ui
         return {
-            key: [self._named(entry) for entry in entries] if isinstance(entries, (list, tuple)) else entries
-            for key, entries in answer.items()
+            key: [self._renamed_entry(entry) for entry in entries] if isinstance(entries, (list, tuple)) else entries
+            for key, entries in ui.items()
         }
 
-    def _named(self, entry: Any) -> Any:
-        path = self._kept.get(_key(*_told(entry))) if _is_file(entry) else None
+    def _renamed_entry(self, entry: Any) -> Any:
+        path = self._stored.get(_key(*_names(entry))) if _is_file(entry) else None
         return entry if path is None else {**entry, "filename": path.name}
 
-    def _keep(self, kind: str, subfolder: str, name: str) -> Path:
-        key = _key(kind, subfolder, name)
-        if key not in self._kept:
-            path = place_inside(self.folders[kind], subfolder, name)
-            self._kept[key] = save_as(path, lambda temporary: self.fill(kind, subfolder, name, temporary))
-        return self._kept[key]
+    def with_files(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Store the files of an `executed` event. Return its data with their final paths and names."""
+        ui = data.get("output")
+        return {**data, "files": self.store(ui), "output": self.renamed(ui)}
 
 
-def named_files(answer: Any) -> Iterator[tuple[str, str, str]]:
-    """(kind, subfolder, name) of each file in an output node's answer: {key: [{filename, subfolder, type}]}."""
-    lists = answer.values() if isinstance(answer, Mapping) else ()
+def named_files(ui: Any) -> Iterator[tuple[Any, str, str]]:
+    """Yield (kind, subfolder, name) of each file in a `ui` result: {key: [{filename, subfolder, type}]}."""
+    lists = ui.values() if isinstance(ui, Mapping) else ()
     for entries in lists:
-        for entry in entries if isinstance(entries, (list, tuple)) else ():
-            if _is_file(entry):
-                yield _told(entry)
+        yield from map(_names, filter(_is_file, entries if isinstance(entries, (list, tuple)) else ()))
 
 
 def _is_file(entry: Any) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("filename"), str)
 
 
-def _told(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+def _names(entry: Mapping[str, Any]) -> tuple[Any, str, str]:
     return str(entry.get("type", "output")), str(entry.get("subfolder") or ""), entry["filename"]
 
 
 def _key(kind: str, subfolder: str, name: str) -> tuple[str, str, str]:
-    """One for a file, whether its subfolder was said as "" or ".", "a" or "a/"."""
+    """Return one key for all spellings of a subfolder: "" and ".", "a" and "a/"."""
     return kind, "/".join(_steps(subfolder)), name
 
 
@@ -96,33 +108,30 @@ def _steps(subfolder: str) -> list[str]:
 
 
 def file_inside(folder: Path, name: str) -> Path | None:
-    """The file called `name`, which may begin with subfolders, when it is there and inside `folder`; else None."""
+    """Return the path of an existing file inside `folder`, else None. `name` may begin with subfolders."""
     subfolder, slash, last = name.replace("\\", "/").rpartition("/")
-    try:
+    with contextlib.suppress(OutputError):
         path = place_inside(folder, subfolder + slash, last)
-    except OutputError:
-        return None
-    return path if path.is_file() else None
+        return path if path.is_file() else None
+    return None
 
 
 def place_inside(folder: Path, subfolder: str, name: str) -> Path:
-    """`folder / subfolder / name`, when that lies inside `folder`, links followed. Raises OutputError otherwise."""
+    """Return `folder / subfolder / name`. Raise OutputError if that is not inside `folder`, links resolved."""
     parts = _steps(subfolder)
-    root = os.path.realpath(folder)
-    path = os.path.join(root, *parts, name)
     absolute = subfolder.startswith(("/", "\\"))
-    if absolute or not all(map(_is_plain, [*parts, name])) or not is_within(os.path.realpath(path), root):
-        shown = one_line(f"{subfolder}/{name}" if subfolder else name, 100)
+    if absolute or not all(map(_is_plain, [*parts, name])) or resolve_inside(folder, *parts, name) is None:
+        given_name = one_line(f"{subfolder}/{name}" if subfolder else name, 100)
         raise OutputError(
-            f'a node names its result "{shown}", which is no plain name inside the folder for results; '
-            "nothing was written there. Change the node's filename_prefix.",
+            f'a result must have a plain name inside the output folder, got "{given_name}". Nothing was written. '
+            "Change the node's filename_prefix.",
             code="output.outside",
         )
     return Path(folder, *parts, name)
 
 
 def _is_plain(part: str) -> bool:
-    """One step of a path: no separator, drive or control character, and not too long."""
+    """Return True if a step of a path has no separator, drive or control character, and is not too long."""
     with contextlib.suppress(UnicodeEncodeError):
         bad = any(each in _SEPARATORS or not each.isprintable() for each in part)
         return not bad and part.strip(". ") != "" and len(part.encode()) <= MAX_NAME
@@ -130,7 +139,7 @@ def _is_plain(part: str) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same content under a second name, without copying where the disk can. Who writes to one writes to both."""
+    """Give a file a second name by a hard link, or copy it. A program that writes to a link changes both."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:

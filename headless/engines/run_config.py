@@ -1,4 +1,4 @@
-"""Where and on what a headless run takes place: models, device, folders, progress."""
+"""Settings of a headless run: models, device, folders, progress."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and on what to run; what the command line's common options say.
+    """Settings of a run, as in the common options of the command line.
 
-    vram        bytes to get by with
-    background  what LoadImage puts transparent parts on; KEEP and None leave them as ComfyUI does, None with a note
-    on_oom      strict or adapt, see `svd_core.runtime.runtime.OnOom`
-    on_note     told each note of a run at once; they are in the report, too
+    Attributes:
+        models: Models folders in ComfyUI's layout. Empty: the default folders.
+        reporter: Called with (stage, done, total, unit).
+        vram: Limit of device memory in bytes. None: all free memory.
+        background: The colour behind transparent parts of images that LoadImage reads. KEEP and None keep the hidden
+            colours, as in ComfyUI. None adds a note.
+        on_oom: strict or adapt, see `svd_core.runtime.runtime.OnOom`.
+        on_note: Called with each note when it occurs. The report lists the notes too.
     """
 
     models: Sequence[str | os.PathLike] = ()
@@ -37,7 +41,7 @@ class RunConfig:
     on_note: OnNote = ignore_note
 
     def runtime(self) -> LocalRuntime:
-        """The host of such a run. Touches no disk and asks no device."""
+        """Return the runtime with these settings. Reads no file and queries no device."""
         return LocalRuntime(
             library=ModelLibrary.from_roots(self.models_roots()),
             device_name=self.device,
@@ -52,28 +56,28 @@ class RunConfig:
         )
 
     def models_roots(self) -> list[Path]:
-        """Where models are looked for, in this order."""
+        """Return the models folders in search order."""
         return self.named_models() or default_models_roots()
 
     def named_models(self) -> list[Path]:
-        """The models folders that the user named: `models`, else those in `$SVD_STAGES_MODELS`."""
+        """Return the models folders that the user named: `models`, else those in `$SVD_STAGES_MODELS`."""
         return [Path(root) for root in as_list(self.models)] or _models_of_environment()
 
 
 def _models_of_environment() -> list[Path]:
-    return [Path(each) for each in os.environ.get("SVD_STAGES_MODELS", "").split(os.pathsep) if each]
+    return [Path(root) for root in os.environ.get("SVD_STAGES_MODELS", "").split(os.pathsep) if root]
 
 
 def default_models_roots() -> list[Path]:
-    """`$SVD_STAGES_MODELS` (several with the system's path separator), else the models folder of the ComfyUI that the
-    package lies in, else ./models."""
-    if named := _models_of_environment():
-        return named
-    if PACKAGE.parent.name == "custom_nodes":
-        return [PACKAGE.parent.parent / "models"]
-    return [Path("models")]
+    """Return the default models folders.
+
+    These are the folders in `$SVD_STAGES_MODELS` (separated by the system's path separator), else the models folder of
+    the ComfyUI that contains this package, else ./models.
+    """
+    in_custom_nodes = PACKAGE.parent.name == "custom_nodes"
+    return _models_of_environment() or [PACKAGE.parent.parent / "models" if in_custom_nodes else Path("models")]
 
 
 def as_list(one_or_more: Any) -> list[Any]:
-    """A lone text or path as a list of one."""
+    """Return a list. A single text or path becomes a list of one."""
     return [one_or_more] if isinstance(one_or_more, (str, os.PathLike)) else list(one_or_more)

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like while somebody else's executor runs nodes: first as asked, then at once."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP while ComfyUI's executor runs: first interrupt the run, then raise."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 GRACE = 3.0
-"""Seconds that a node has to come to its next step. Who sends SIGTERM often kills ten seconds later."""
+"""Seconds for a node to reach its next step. Process managers often send SIGKILL ten seconds after SIGTERM."""
 
 
 @contextmanager
 def stopping_at_signals(interrupt: Callable[[], Any], grace: float = GRACE) -> Iterator[None]:
-    """Inside the `with`, a signal whose handler would raise KeyboardInterrupt calls `interrupt`, which stops the run at
-    a node's next step. The second one, or `grace` seconds, raise KeyboardInterrupt.
+    """Call `interrupt` at the first signal inside the `with`, and raise KeyboardInterrupt at the second.
 
-    Handlers are asked, so those of others that do something else do it still, and nothing is stopped. Outside the main
-    thread, which alone has signals, nothing is done.
+    Only signals whose handler raises KeyboardInterrupt count. Other handlers are called and change nothing here.
+    Outside the main thread, which receives no signals, this does nothing.
+
+    Args:
+        interrupt: Stops the run at the next step of the running node.
+        grace: Seconds after the first signal until KeyboardInterrupt is raised anyway.
     """
     before: dict[int, Callable[[int, FrameType | None], Any]] = {}
     timers: list[threading.Timer] = []
@@ -38,7 +41,7 @@ def stopping_at_signals(interrupt: Callable[[], Any], grace: float = GRACE) -> I
             timers[0].daemon = True
             timers[0].start()
             interrupt()
-            logger.warning("stopping at the node's next step; once more stops at once")
+            logger.warning("stopping at the node's next step; a second signal stops at once")
 
     if threading.current_thread() is threading.main_thread():
         for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):

@@ -1,14 +1,13 @@
-"""Graphs without ComfyUI: read a file, convert it from UI format, set values, validate, execute, list the nodes.
+"""Run ComfyUI graphs without ComfyUI: read, convert from UI format, edit, validate, execute.
 
-Every function takes the node classes as an argument; nothing here knows a node, ComfyUI or torch.
+Every function gets the node classes as an argument. No module imports a node, ComfyUI or torch.
 """
 
 from .convert import to_api
 from .edit import Target, apply_settings, find_target, read_value, set_value, with_value
 from .executor import Engine, OnEvent, RunResult
 from .explain import explain
-from .node_table import NodeTable, described_nodes
-from .object_info import object_info
+from .object_info import NodeTable, described_nodes, object_info
 from .prompt import Prompt
 from .read import is_ui_format, parse_graph, read_graph, unwrap
 from .validate import Validation, raise_if_invalid, validate

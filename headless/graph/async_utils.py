@@ -1,4 +1,4 @@
-"""Running coroutines from code that is not one."""
+"""Run coroutines from synchronous code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import ctypes
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from types import coroutine
 from typing import Any, TypeVar
@@ -17,83 +18,75 @@ Result = TypeVar("Result")
 
 
 def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end, and stop what it has begun and left. Where this thread has a loop that runs already
-    (a notebook), in another thread.
+    """Run a coroutine to completion and cancel the tasks that it leaves behind.
 
-    Not by asyncio.run, which would keep Ctrl-C from a node that computes.
+    If this thread already runs an event loop (a notebook), the coroutine runs in another thread. asyncio.run is not
+    used, because it delays Ctrl-C until a computing node returns.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _in_new_loop(work)
-    answers: list[Result] = []
-    errors: list[BaseException] = []
+        return _run_in_new_loop(work)
+    result: Future[Result] = Future()
 
-    def elsewhere() -> None:
+    def run_in_thread() -> None:
         try:
-            answers.append(_in_new_loop(work))
+            result.set_result(_run_in_new_loop(work))
         except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
+            result.set_exception(error)
 
-    ended = threading.Event()
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(elsewhere,))
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run_in_thread,))
     thread.start()
-    while not ended.is_set():
+    while thread.is_alive():
         try:
-            ended.wait(0.1)
-        except BaseException as stop:  # Ctrl-C reaches this thread, and the work is in the other
+            wait([result], 0.1)
+        except BaseException as stop:  # Python raises Ctrl-C in this thread, but the other one runs the coroutine
             _raise_in(thread, type(stop))
-    if errors:
-        raise errors[0]
-    return answers[0]
+    return result.result(timeout=0)
 
 
 def _raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
-    """Have an exception come up in another thread, as soon as it runs Python."""
+    """Raise an exception in another thread as soon as it runs Python code."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
 
 
-def _in_new_loop(work: Coroutine[Any, Any, Result]) -> Result:
+def _run_in_new_loop(work: Coroutine[Any, Any, Result]) -> Result:
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         try:
             return loop.run_until_complete(work)
         finally:
-            left = asyncio.all_tasks(loop)
-            for task in left:
+            pending = asyncio.all_tasks(loop)
+            for task in pending:
                 task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            if pending:
+                loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
 
 
-async def settled(answer: Any) -> Any:
-    """What an answer comes to: itself, or what it gives when it is a coroutine."""
-    return await answer if inspect.isawaitable(answer) else answer
+async def resolve(value: Any) -> Any:
+    """Return `value`, or the result of awaiting it if it is awaitable."""
+    return await value if inspect.isawaitable(value) else value
 
 
-def settle_all(answers: list[Any]) -> list[Any]:
-    """The same of several, from code that is no coroutine."""
-    if not any(inspect.isawaitable(answer) for answer in answers):
-        return answers
+def resolve_all(values: list[Any]) -> list[Any]:
+    """Resolve several values from synchronous code. Awaitables run concurrently."""
 
-    async def all_of_them() -> list[Any]:
-        return list(await asyncio.gather(*(settled(answer) for answer in answers)))
+    async def gather() -> list[Any]:
+        return list(await asyncio.gather(*map(resolve, values)))
 
-    return run_sync(all_of_them())
+    return run_sync(gather()) if any(map(inspect.isawaitable, values)) else values
 
 
 @coroutine
-def inside(work: Coroutine[Any, Any, Result], context: Callable[[], AbstractContextManager[Any]]) -> Generator:
-    """`work` with each of its steps inside a context of its own, which no other coroutine sees."""
+def run_in_contexts(work: Coroutine[Any, Any, Result], context: Callable[[], AbstractContextManager]) -> Generator:
+    """Run each step of `work` in a context of its own, so that no other coroutine runs inside it."""
     value, error = None, None
     while True:
         with context():
             try:
-                waits_for = work.send(value) if error is None else work.throw(error)
+                awaited = work.send(value) if error is None else work.throw(error)
             except StopIteration as stop:
                 return stop.value
         try:
-            value, error = (yield waits_for), None
+            value, error = (yield awaited), None
         except BaseException as thrown:
             value, error = None, thrown

@@ -1,4 +1,4 @@
-"""One node's call, as ComfyUI makes it: inputs become lists, the function is mapped over them, the results merged."""
+"""Call one node as ComfyUI does: inputs become lists, the function is mapped over them, the results are merged."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...svd_core.errors import SVDStagesError
-from .async_utils import inside
+from .async_utils import resolve, run_in_contexts
 from .node_schema import Declaration
 from .prompt import looks_like_link, unwrap_value
 from .v3 import as_v1, is_v3
 
 HiddenValues = Mapping[str, Any]
-"""Values of hidden inputs by their kind, as in {"UNIQUE_ID": "3"}."""
-
+"""Values of hidden inputs by kind, as in {"UNIQUE_ID": "3"}."""
 
 Part = tuple[Any, Any]
-"""Of an expansion: the nodes that one call puts into the graph, or None, and what it returns, values or links."""
+"""The result of one call in an expansion: the nodes it adds to the graph (or None), and its values or links."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a node gave: per output slot a list of values, and what its page shows (`ui`, lists by key).
+    """The merged results of a node's calls.
 
-    parts  of an expansion, when there is one: the slots are known only when its nodes have run
+    Attributes:
+        slots: A list of values per output slot.
+        ui: What the page shows, lists by key.
+        parts: The results of an expansion. None without one. With it, `slots` is known after the added nodes have run.
     """
 
     slots: list[list[Any]]
@@ -37,25 +39,37 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Calls:
-    """The calls of one node: what each gave, or the task that works on it."""
+    """The calls of one node: each is its result, or the task that computes it."""
 
-    answers: list[Any]
+    items: list[Any]
 
     @property
     def tasks(self) -> list[asyncio.Task]:
-        """Those that were not done at once."""
-        return [answer for answer in self.answers if isinstance(answer, asyncio.Task)]
-
-    @property
-    def ready(self) -> bool:
-        """Whether all are done."""
-        return all(task.done() for task in self.tasks)
+        """The calls that are tasks."""
+        return [item for item in self.items if isinstance(item, asyncio.Task)]
 
     def results(self) -> list[Any]:
-        """What each gave. Raises what a task raised, and SVDStagesError for one that gave itself up."""
+        """Return the results of all calls.
+
+        Raises:
+            SVDStagesError: A coroutine cancelled itself (`node.cancelled`).
+            Exception: Whatever a task raised.
+        """
         if any(task.cancelled() for task in self.tasks):
             raise SVDStagesError("the node's coroutine was cancelled, and not by the run", code="node.cancelled")
-        return [answer.result() if isinstance(answer, asyncio.Task) else answer for answer in self.answers]
+        return [item.result() if isinstance(item, asyncio.Task) else item for item in self.items]
+
+
+def hidden_values(node_id: str, prompt: Any, dynamic_prompt: Any, extra_data: Mapping[str, Any]) -> HiddenValues:
+    """Return the values of all hidden inputs of a node by kind. `extra_data` comes with a ComfyUI request."""
+    return {
+        "UNIQUE_ID": node_id,
+        "PROMPT": prompt,
+        "DYNPROMPT": dynamic_prompt,
+        "EXTRA_PNGINFO": extra_data.get("extra_pnginfo"),
+        "AUTH_TOKEN_COMFY_ORG": extra_data.get("auth_token_comfy_org"),
+        "API_KEY_COMFY_ORG": extra_data.get("api_key_comfy_org"),
+    }
 
 
 def input_lists(
@@ -64,11 +78,16 @@ def input_lists(
     hidden: HiddenValues,
     linked: Callable[[str, int], list[Any] | None],
 ) -> dict[str, Any]:
-    """The lists that the function is mapped over, by input name.
+    """Return the lists to map the function over, by input name.
 
-    A link gives the list that `linked(source id, slot)` returns (None while it is not known), whether the input is
-    declared or not; an input that is declared as a raw link gets the link itself. A constant gives a list of one, and
-    is dropped when the class does not declare its name.
+    A link becomes the list that `linked(source id, slot)` returns, even if the input is not declared. An input declared
+    with `rawLink` gets the link itself. A constant becomes a list of one. It is dropped if its name is not declared.
+
+    Args:
+        node: The node.
+        declaration: Declaration of its class.
+        hidden: Values of hidden inputs.
+        linked: Returns the values of an output slot, or None while they are not computed.
     """
     lists = {}
     for name, value in node["inputs"].items():
@@ -77,34 +96,33 @@ def input_lists(
             lists[name] = [value] if raw else linked(value[0], int(value[1]))
         elif name in declaration.inputs or name in declaration.hidden:
             lists[name] = [unwrap_value(value)]
-    if not is_v3(declaration.node_class):  # those are told in another way
+    if not is_v3(declaration.node_class):  # a V3 class has its hidden inputs as attributes, see v3.bound_function
         kinds = {name: kind for name, kind in declaration.hidden.items() if isinstance(kind, str)}
         lists.update({name: [hidden[kind]] for name, kind in kinds.items() if kind in hidden})
     return lists
 
 
 def constant_lists(node: Mapping[str, Any], declaration: Declaration, node_id: str) -> dict[str, list[Any]]:
-    """What VALIDATE_INPUTS and IS_CHANGED are called with: constants, and None for every link."""
-    hidden = {
-        "UNIQUE_ID": node_id,
-        "PROMPT": {},
-        "DYNPROMPT": None,
-        "EXTRA_PNGINFO": None,
-        "AUTH_TOKEN_COMFY_ORG": None,
-        "API_KEY_COMFY_ORG": None,
-    }
-    return input_lists(node, declaration, hidden, lambda source, slot: [None])
+    """Return the arguments of VALIDATE_INPUTS and IS_CHANGED: constants, and None for every link."""
+    return input_lists(node, declaration, hidden_values(node_id, {}, None, {}), lambda source, slot: [None])
 
 
 def call_mapped(function: Callable[..., Any], lists: Mapping[str, list[Any]], whole_lists: bool) -> list[Any]:
-    """Call `function` once with the lists themselves (`whole_lists`), else once for each place in the longest list.
+    """Call `function` once for each index of the longest list, and return the results.
 
-    A shorter list gives its last value again. No inputs at all make one call. A call that would get a blocker is left
-    out. A coroutine function gives coroutines. Raises SVDStagesError (`graph.empty_list`) for a list with nothing in
-    it, which has no last value.
+    A shorter list repeats its last value. Without inputs there is one call. A call that would receive a blocker is
+    skipped. A coroutine function gives coroutines.
+
+    Args:
+        function: The function.
+        lists: The lists by input name.
+        whole_lists: If true, `function` is called once, with the lists themselves.
+
+    Raises:
+        SVDStagesError: A list is empty, so that it has no last value (`graph.empty_list`).
     """
-    calls = _inputs_of_calls(lists, whole_lists)
-    return [function(**inputs) for inputs in calls if _blocker_in(inputs, whole_lists) is None]
+    calls = _arguments_of_calls(lists, whole_lists)
+    return [function(**arguments) for arguments in calls if _find_blocker(arguments, whole_lists) is None]
 
 
 def call_node(
@@ -114,55 +132,57 @@ def call_node(
     context: Callable[[], AbstractContextManager[Any]],
     blocked: Callable[[Any], Any],
 ) -> Calls:
-    """`call_mapped` for a node: a call that would get a blocker gives what `blocked` makes of it, and coroutines begin.
+    """Call a node's function as `call_mapped` does, and start its coroutines.
 
-    context  made around each call, and around each step of a coroutine
+    Args:
+        function: The function.
+        lists: The lists by input name.
+        whole_lists: If true, `function` is called once, with the lists themselves.
+        context: Creates a context manager around each call, and around each step of a coroutine.
+        blocked: Returns the result of a call that would receive a blocker.
     """
-    answers = []
-    for inputs in _inputs_of_calls(lists, whole_lists):
-        blocker = _blocker_in(inputs, whole_lists)
+    items = []
+    for arguments in _arguments_of_calls(lists, whole_lists):
+        blocker = _find_blocker(arguments, whole_lists)
         if blocker is not None:
-            answers.append(blocked(blocker))
+            items.append(blocked(blocker))
             continue
         with context():
-            answer = function(**inputs)
-        if inspect.iscoroutine(answer):
-            answer = asyncio.ensure_future(_as_coroutine(inside(answer, context)))
-        answers.append(answer)
-    return Calls(answers)
+            result = function(**arguments)
+        if inspect.iscoroutine(result):
+            result = asyncio.ensure_future(resolve(run_in_contexts(result, context)))
+        items.append(result)
+    return Calls(items)
 
 
-def _blocker_in(inputs: Mapping[str, Any], whole_lists: bool) -> Any:
-    """The first blocker among the inputs of a call; None when there is none."""
-    given = (value for each in inputs.values() for value in (each if whole_lists else (each,)))
-    return next((value for value in given if is_blocker(value)), None)
+def _find_blocker(arguments: Mapping[str, Any], whole_lists: bool) -> Any:
+    """Return the first blocker among the arguments of a call, or None."""
+    values = (value for argument in arguments.values() for value in (argument if whole_lists else (argument,)))
+    return next(filter(is_blocker, values), None)
 
 
-async def _as_coroutine(steps: Any) -> Any:
-    return await steps
-
-
-def _inputs_of_calls(lists: Mapping[str, list[Any]], whole_lists: bool) -> Iterator[dict[str, Any]]:
+def _arguments_of_calls(lists: Mapping[str, list[Any]], whole_lists: bool) -> Iterator[dict[str, Any]]:
     if whole_lists:
         yield {name: list(values) for name, values in lists.items()}
         return
     for name, values in lists.items():
         if not values:
             raise SVDStagesError(
-                f'input "{name}" received an empty list, so there is nothing to call the node with; '
-                "the node before it must give at least one value.",
+                f'input "{name}" must receive at least one value, got an empty list. Check the node before it.',
                 code="graph.empty_list",
             )
-    for place in range(max((len(values) for values in lists.values()), default=1)):
-        yield {name: values[min(place, len(values) - 1)] for name, values in lists.items()}
+    for index in range(max(map(len, lists.values()), default=1)):
+        yield {name: values[min(index, len(values) - 1)] for name, values in lists.items()}
 
 
 def merge_results(results: list[Any], node_class: Any) -> Outcome:
-    """Join the results of the calls: a list of values per slot, and the ui lists one after the other.
+    """Merge the results of a node's calls: a list of values per slot, and concatenated ui lists.
 
-    A result is a tuple, a blocker, or a dict with any of `ui`, `result` and `expand`. A slot that is a list by
-    OUTPUT_IS_LIST is extended, any other gets one value per call. Raises SVDStagesError (`node.result`) for anything
-    else.
+    A result is a tuple, a blocker, or a dict with any of `ui`, `result` and `expand`. A slot marked by OUTPUT_IS_LIST
+    is extended. Any other slot gets one value per call.
+
+    Raises:
+        SVDStagesError: A result is something else (`node.result`).
     """
     parts: list[Part] = []
     uis = []
@@ -180,44 +200,36 @@ def merge_results(results: list[Any], node_class: Any) -> Outcome:
             result = (result,) * len(getattr(node_class, "RETURN_TYPES", ()))
         if not isinstance(result, (tuple, list)):
             raise SVDStagesError(
-                f"the node's function returned {_a(type(result).__name__)}; ComfyUI's nodes return a tuple with one "
-                'value for each output, or a dict with "ui" and "result".',
+                "a node's function must return a tuple with one value per output, or a dict with "
+                f'"ui" and "result", got {type(result).__name__}.',
                 code="node.result",
             )
         parts.append((graph, result))
-    ui = {key: [value for each in uis for value in each.get(key, ())] for key in uis[0]} if uis else {}
+    ui = {key: [value for result_ui in uis for value in result_ui.get(key, ())] for key in uis[0]} if uis else {}
     if any(graph is not None for graph, _ in parts):
         return Outcome([], ui, parts)
     return Outcome(_merge_slots([result for _, result in parts], node_class), ui)
 
 
-def _merge_slots(tuples: list[Any], node_class: Any) -> list[list[Any]]:
-    if not tuples:
+def _merge_slots(results: list[Any], node_class: Any) -> list[list[Any]]:
+    if not results:
         return []
-    extends = getattr(node_class, "OUTPUT_IS_LIST", None) or [False] * len(tuples[0])
-    slots = []
-    for slot, is_list in zip(range(len(tuples[0])), extends, strict=False):
-        values: list[Any] = []
-        for each in tuples:
-            if is_list and not is_blocker(each[slot]):
-                values.extend(each[slot])
-            else:
-                values.append(each[slot])
-        slots.append(values)
+    list_flags = getattr(node_class, "OUTPUT_IS_LIST", None) or [False] * len(results[0])
+    slots: list[list[Any]] = []
+    for slot, is_list in zip(range(len(results[0])), list_flags, strict=False):
+        slots.append([])
+        for value in (result[slot] for result in results):
+            slots[slot].extend(value if is_list and not is_blocker(value) else [value])
     return slots
 
 
 class ExecutionBlocker:
-    """What stands in place of a value to keep the nodes behind it from running; `message` is told, unless None."""
+    """A value that keeps the nodes that receive it from running. `message` is reported, unless it is None."""
 
     def __init__(self, message: str | None):
         self.message = message
 
 
 def is_blocker(value: Any) -> bool:
-    """Whether a value is an ExecutionBlocker, ours or ComfyUI's, which is not imported here."""
-    return any(each.__name__ == "ExecutionBlocker" for each in type(value).__mro__)
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
+    """Return True for an ExecutionBlocker, ours or ComfyUI's. ComfyUI's class is recognized without importing it."""
+    return any(ancestor.__name__ == "ExecutionBlocker" for ancestor in type(value).__mro__)

@@ -1,4 +1,4 @@
-"""The graph while it runs: what the file says, and the nodes that other nodes have put into it since."""
+"""The graph during a run: the original nodes, and those that nodes added (expansion)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .prompt import Prompt
 
 
 class DynamicPrompt:
-    """What the hidden input DYNPROMPT is, by ComfyUI's method names."""
+    """The value of the hidden input DYNPROMPT. Method names are ComfyUI's."""
 
     def __init__(self, original_prompt: Prompt):
         self.original_prompt = original_prompt
@@ -18,42 +18,46 @@ class DynamicPrompt:
         self.ephemeral_display: dict[str, str] = {}
 
     def get_original_prompt(self) -> Prompt:
-        """The graph as it came."""
+        """Return the graph without added nodes."""
         return self.original_prompt
 
     def get_node(self, node_id: str) -> dict[str, Any]:
-        """One node. Raises SVDStagesError (`graph.missing_node`) when it is not there."""
+        """Return one node.
+
+        Raises:
+            SVDStagesError: The graph has no such node (`graph.missing_node`).
+        """
         node = self.ephemeral_prompt.get(node_id) or self.original_prompt.get(node_id)
         if node is None:
             raise SVDStagesError(f'there is no node "{node_id}" in the graph', code="graph.missing_node")
         return node
 
     def has_node(self, node_id: str) -> bool:
-        """Whether the graph has it."""
+        """Return True if the graph has the node."""
         return node_id in self.original_prompt or node_id in self.ephemeral_prompt
 
     def add_ephemeral_node(self, node_id: str, node_info: dict[str, Any], parent_id: str, display_id: str) -> None:
-        """Put a node in that `parent_id` made; `display_id` is the one that a page shows for it."""
+        """Add a node that `parent_id` created. A page shows it as `display_id`."""
         self.ephemeral_prompt[node_id] = node_info
         self.ephemeral_parents[node_id] = parent_id
         self.ephemeral_display[node_id] = display_id
 
     def get_real_node_id(self, node_id: str) -> str:
-        """The node of the file that a node comes from, however many made it."""
+        """Return the node of the original graph that created a node, directly or indirectly."""
         while node_id in self.ephemeral_parents:
             node_id = self.ephemeral_parents[node_id]
         return node_id
 
     def get_parent_node_id(self, node_id: str) -> str | None:
-        """The node that made it; None for one of the file."""
+        """Return the node that created a node. None for a node of the original graph."""
         return self.ephemeral_parents.get(node_id)
 
     def get_display_node_id(self, node_id: str) -> str:
-        """The node that a page shows for it."""
+        """Return the node that a page shows instead of a node."""
         while node_id in self.ephemeral_display:
             node_id = self.ephemeral_display[node_id]
         return node_id
 
     def all_node_ids(self) -> set[str]:
-        """All ids."""
+        """Return the ids of all nodes."""
         return {*self.original_prompt, *self.ephemeral_prompt}

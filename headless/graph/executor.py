@@ -1,15 +1,14 @@
-"""Running a validated graph without ComfyUI, to ComfyUI's rules.
+"""Execute a validated graph without ComfyUI, by ComfyUI's rules.
 
-What runs: the wanted nodes and what they need. Lazy inputs are needed when the node asks for them; a node may put nodes
-into the graph (expansion), give a blocker instead of a value, or be a coroutine, while which others run. Order: sources
-first, and of the nodes that are ready the one that stands first in the file. Of nodes that would give the same only the
-first runs. The first failure stops everything. Nothing here recurses: a graph may be a chain of thousands of nodes.
+The wanted nodes run, and the nodes that they need. A lazy input is needed when its node asks for it. A node may add
+nodes to the graph (expansion), return a blocker instead of a value, or be a coroutine, during which others run. Sources
+run first. Of the ready nodes, the first one in the file runs next. Of equal nodes (see cache_keys) only the first runs.
+The first failure ends the run. No function is recursive, because a graph may be a chain of thousands of nodes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,42 +16,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
-from .async_utils import run_sync, settled
-from .cache_keys import Keys
-from .call import Calls, Outcome, Part, call_mapped, call_node, input_lists, merge_results
+from .async_utils import resolve, run_sync
+from .cache_keys import CacheKeys
+from .call import Calls, Outcome, Part, call_mapped, call_node, hidden_values, input_lists, merge_results
+from .check_node import exception_info
 from .dynamic import DynamicPrompt
 from .node_schema import Declarations, is_output
-from .output_cache import Entry, Key, Store
-from .prompt import Prompt, looks_like_link, name_node, one_line, run_order, sources_of, with_ancestors
-from .ready_queue import Waiting
-from .v3 import asked, function_of
+from .output_cache import Entry, Key, OutputCache
+from .prompt import Prompt, links_of, looks_like_link, name_node, one_line, run_order, sources_of, with_ancestors
+from .ready_queue import ReadyQueue
+from .v3 import bound_function, class_function
 
 OnEvent = Callable[[str, dict[str, Any]], None]
-"""Called with ComfyUI's event names and data. What it raises stops the run."""
+"""Called with ComfyUI's event names and data. An exception that it raises ends the run."""
 Watch = Callable[[str, Mapping[str, Any], Mapping[str, list[Any]]], AbstractContextManager[Any]]
 """Called with a node's id, the node, and the lists that its links bring, by input."""
-Slot = tuple[Key, int]
 
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """What a run gave: `ui` by node id, and for the ids in `keep` a list of values per output slot."""
+    """The result of a run: `ui` by node id, and for the ids in `keep` a list of values per output slot."""
 
     ui: dict[str, dict[str, list[Any]]]
     values: dict[str, list[list[Any]]]
 
 
 class Engine:
-    """Runs graphs of the classes in `nodes`, one after the other.
+    """Runs graphs, one after the other.
 
-    cache  what is kept between them, see `Store`; with "once" nothing, the nodes' objects neither, and a value is let
-           go as soon as no node that is still to run reads its slot
+    Args:
+        nodes: Node classes by class type.
+        cache: What is kept between runs, see `OutputCache`. With "once" the instances of nodes are not kept either.
     """
 
     def __init__(self, nodes: Mapping[str, type], cache: str | int = "once"):
         self._nodes = nodes
-        self._store = Store(cache)
-        self._known: dict[Hashable, Key] = {}
+        self._cache = OutputCache(cache)
+        self._numbers: dict[Hashable, Key] = {}
         self._instances: dict[tuple[str, str], tuple[Any, str]] = {}
 
     def run(
@@ -62,228 +62,223 @@ class Engine:
         *,
         extra_data: Mapping[str, Any] | None = None,
         on_event: OnEvent | None = None,
-        given: Mapping[str, Sequence[list[Any]]] | None = None,
+        precomputed: Mapping[str, Sequence[list[Any]]] | None = None,
         keep: Collection[str] = (),
         node_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         prompt_id: str = "",
         watch: Watch | None = None,
     ) -> RunResult:
-        """Run the nodes that `outputs` and `keep` need, and return what they show and hold.
+        """Run the nodes that `outputs` and `keep` need.
 
-        prompt        from `Validation.prompt`: constants converted, defaults filled in. It is not changed
-        extra_data    `extra_pnginfo` in it is what the hidden input EXTRA_PNGINFO gets
-        emit          told ComfyUI's events, with `prompt_id` in each
-        given         outputs of nodes that do not run: for each slot the list of its values, as `RunResult.values` has
-                      them; they need be neither nodes nor known classes
-        node_context  makes a context manager around each call of a node, such as torch.inference_mode
-        watch         makes another one inside it, which is told what the node is given
+        Args:
+            prompt: `Validation.prompt`: constants are converted and defaults filled in. It is not changed.
+            outputs: Ids of output nodes.
+            extra_data: `extra_pnginfo` in it is the value of the hidden input EXTRA_PNGINFO.
+            on_event: Called with ComfyUI's events. Their data contains `prompt_id`.
+            precomputed: Outputs of nodes that do not run, a list of values per slot. Their ids need not be nodes, and
+                their classes need not be known.
+            keep: Ids of nodes whose values are returned.
+            node_context: Creates a context manager around each call of a node, such as torch.inference_mode.
+            prompt_id: Id of the run in events.
+            watch: Creates another context manager inside that one. It gets the inputs of the node.
 
-        Raises NodeError from what a node raised; KeyboardInterrupt and Interrupted as they are; GraphError for an id
-        that is not in the graph, or a cycle.
+        Raises:
+            NodeError: A node raised. KeyboardInterrupt and Interrupted are raised unchanged.
+            GraphError: An id is not in the graph, or the graph has a cycle.
         """
-        if self._store.cache == "once":
-            self._known.clear()
+        if self._cache.mode == "once":
+            self._numbers.clear()
             self._instances.clear()
-        self._known = {kind: key for kind, key in self._known.items() if key in self._store}
-        self._instances = {key: each for key, each in self._instances.items() if each[1] in prompt}
+        self._numbers = {description: key for description, key in self._numbers.items() if key in self._cache}
+        self._instances = {key: instance for key, instance in self._instances.items() if instance[1] in prompt}
+        declarations = Declarations(self._nodes)
         run = _Run(
             graph=DynamicPrompt(prompt),
-            declarations=Declarations(self._nodes),
-            store=self._store,
-            known=self._known,
+            declarations=declarations,
+            cache=self._cache,
+            keys=CacheKeys(declarations, self._numbers),
             instances=self._instances,
-            given=given or {},
+            precomputed=precomputed or {},
             extra_data=extra_data or {},
-            observer=on_event,
+            on_event=on_event,
             prompt_id=prompt_id,
             node_context=node_context,
-            watch=watch,
+            watch=watch or (lambda node_id, node, linked: nullcontext()),
         )
         try:
             return run_sync(run.run(outputs, keep))
         finally:
-            self._store.end()
-
-
-@dataclass(eq=False)
-class _Unfinished:
-    """A node that was called and has no outcome yet: calls that still run, or nodes that it put into the graph."""
-
-    calls: Calls | None = None
-    parts: list[Part] | None = None
-    ui: dict[str, list[Any]] = field(default_factory=dict)
+            self._cache.end()
 
 
 @dataclass(eq=False)
 class _Run:
-    """The state of one run."""
+    """The state of one run. `unfinished` has nodes whose calls still run, and expansions whose added nodes do."""
 
     graph: DynamicPrompt
     declarations: Declarations
-    store: Store
-    known: dict[Hashable, Key]
+    cache: OutputCache
+    keys: CacheKeys
     instances: dict[tuple[str, str], tuple[Any, str]]
-    given: Mapping[str, Sequence[list[Any]]]
+    precomputed: Mapping[str, Sequence[list[Any]]]
     extra_data: Mapping[str, Any]
-    observer: OnEvent | None
+    on_event: OnEvent | None
     prompt_id: str
     node_context: Callable[[], AbstractContextManager[Any]]
-    watch: Watch | None = None
-    waiting: Waiting = field(default_factory=Waiting)
-    unfinished: dict[str, _Unfinished] = field(default_factory=dict)
+    watch: Watch
+    queue: ReadyQueue = field(default_factory=ReadyQueue)
+    unfinished: dict[str, Calls | Outcome] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     ui: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     registered: set[str] = field(default_factory=set)
     readers: Counter[str] = field(default_factory=Counter)
-    observers_error: BaseException | None = None
+    callback_error: BaseException | None = None
 
-    def tell(self, event: str, **about: Any) -> None:
-        """Tell who watches. What that raises is no node's fault."""
-        if self.observer is None:
+    def send_event(self, event: str, **data: Any) -> None:
+        """Call `on_event`. An exception that it raises is not blamed on a node."""
+        if self.on_event is None:
             return
         try:
-            self.observer(event, {**about, "prompt_id": self.prompt_id})
+            self.on_event(event, {**data, "prompt_id": self.prompt_id})
         except BaseException as error:
-            self.observers_error = error
+            self.callback_error = error
             raise
 
     async def run(self, outputs: Collection[str], keep: Collection[str]) -> RunResult:
         prompt, wanted = self.graph.original_prompt, [*outputs, *keep]
-        self.keys = Keys(self.declarations, self.known)
-        self.woken = asyncio.Event()
-        await self.number(wanted)
-        looks_around = any(self.looks_around(node_id) for node_id in prompt if node_id in self.keys)
-        self.store.begin(self.keys.values(), prompt, drops=not looks_around)
+        self.coroutine_done = asyncio.Event()
+        await self.assign_keys(wanted)
+        needed = [node_id for node_id in prompt if node_id in self.keys and node_id not in self.precomputed]
+        reads_graph = any(map(self.reads_graph, needed))
+        self.cache.begin(set(self.keys.values()), prompt, releases=not reads_graph)
         for node_id in keep:
-            self.store.want(self.keys[node_id])
-        for node_id, row in self.given.items():
-            self.store.want(self.keys[node_id])
-            self.store.put(self.keys[node_id], [list(values) for values in row], {})
-        needed = [node_id for node_id in prompt if node_id in self.keys and node_id not in self.given]
-        self.tell("execution_start")
-        cached = [node_id for node_id in needed if self.store.get(self.keys[node_id]) is not None]
-        self.tell("execution_cached", nodes=cached)
+            self.cache.pin(self.keys[node_id])
+        for node_id, slots in self.precomputed.items():
+            self.cache.pin(self.keys[node_id])
+            self.cache.put(self.keys[node_id], [list(values) for values in slots], {})
+        self.send_event("execution_start")
+        cached = [node_id for node_id in needed if self.cache.get(self.keys[node_id]) is not None]
+        self.send_event("execution_cached", nodes=cached)
         for node_id in needed:
-            self.waiting.place(node_id)
-            self.register(node_id)
+            self.queue.set_position(node_id)
+            self.add_reader(node_id)
         for node_id in wanted:
-            if node_id not in self.given:
-                self.need(node_id)
-        while len(self.waiting):
-            node_id = self.waiting.take()
-            if node_id is None:
-                if not self.waiting.waits_elsewhere:
-                    raise self.cycle()
-                await self.wake()
-                continue
-            await self.run_guarded(node_id)
-            await asyncio.sleep(0)  # let coroutines go on
-        self.tell("execution_success")
-        return RunResult(self.ui, {node_id: self.kept(node_id) for node_id in keep})
+            if node_id not in self.precomputed:
+                self.schedule(node_id)
+        while len(self.queue):
+            node_id = self.queue.take()
+            if node_id is not None:
+                await self.run_guarded(node_id)
+                await asyncio.sleep(0)  # let coroutines continue
+            elif self.queue.suspended:
+                await self.wait_for_coroutine()
+            else:
+                raise self.cycle()
+        self.send_event("execution_success")
+        return RunResult(self.ui, {node_id: list(self.cache[self.keys[node_id]].slots.values()) for node_id in keep})
 
-    def looks_around(self, node_id: str) -> bool:
-        """Whether a node is shown the whole graph, of which it may then read anything."""
-        class_type = self.graph.get_node(node_id).get("class_type")
-        known = node_id not in self.given and class_type in self.declarations.nodes
-        return known and "DYNPROMPT" in self.declarations[str(class_type)].hidden.values()
+    def reads_graph(self, node_id: str) -> bool:
+        """Return True for a node with the hidden input DYNPROMPT. It may read any node of the graph."""
+        class_type = self.graph.get_node(node_id)["class_type"]
+        return "DYNPROMPT" in self.declarations[class_type].hidden.values()
 
-    def register(self, node_id: str) -> None:
-        """Count what a node that is to run will read."""
+    def add_reader(self, node_id: str) -> None:
+        """Count what a scheduled node will read."""
         if node_id not in self.registered:
             self.registered.add(node_id)
-            self.store.reads(self.slots_read(node_id))
+            self.cache.add_reader(self.slots_read(node_id))
             self.readers.update(sources_of(self.graph.get_node(node_id)))
 
-    def release(self, node_id: str) -> None:
-        """A node reads nothing more; nor do those that only it might still have asked for."""
-        released = [node_id]
-        while released:
-            node_id = released.pop()
+    def remove_reader(self, node_id: str) -> None:
+        """Release what a node read, and what its sources would read that nothing else needs now."""
+        finished = [node_id]
+        while finished:
+            node_id = finished.pop()
             if node_id in self.registered:
                 self.registered.discard(node_id)
-                self.store.has_read(self.slots_read(node_id))
+                self.cache.remove_reader(self.slots_read(node_id))
                 sources = sources_of(self.graph.get_node(node_id))
                 self.readers.subtract(sources)
-                released += [each for each in sources if not self.readers[each] and each not in self.waiting]
+                finished += [source for source in sources if not self.readers[source] and source not in self.queue]
 
-    async def wake(self) -> None:
-        """Wait for a coroutine to end."""
+    async def wait_for_coroutine(self) -> None:
         try:
-            await self.woken.wait()
+            await self.coroutine_done.wait()
         except BaseException:
-            self.tell("execution_interrupted", **self.where(next(iter(self.unfinished))))
+            self.send_event("execution_interrupted", **self.location(next(iter(self.unfinished))))
             raise
-        self.woken.clear()
+        self.coroutine_done.clear()
 
-    async def number(self, wanted: Sequence[str]) -> None:
-        """Give keys to the nodes of the file that are needed, and refuse what cannot run.
+    async def assign_keys(self, wanted: Sequence[str]) -> None:
+        """Assign cache keys to the needed nodes of the original graph.
 
-        Raises GraphError for an id that is nowhere, a cycle, a slot that `given` lacks, or an unsupported feature.
+        Raises:
+            GraphError: An id is not in the graph (`graph.missing_node`) or has an unknown class. The graph has a cycle.
+                `precomputed` lacks a slot that is read (`graph.bad_slot`).
         """
         prompt = self.graph.original_prompt
-        sources = {
-            node_id: [] if node_id in self.given else [source for source, _ in links_of(node)]
-            for node_id, node in prompt.items()
-        }
-        needed = with_ancestors(wanted, sources)
-        lost = sorted(node_id for node_id in needed if node_id not in prompt and node_id not in self.given)
-        if lost:
-            raise GraphError(f'node "{lost[0]}" is needed, but it is not in the graph.', code="graph.missing_node")
-        order, cycles = run_order([each for each in prompt if each in needed and each not in self.given], sources)
-        if cycles:
-            raise _cycle_error(cycles[0])
-        for node_id in self.given:
-            self.keys.give(node_id)
-        for node_id in order:
-            self.refuse_unknown(node_id)
-            for source, slot in links_of(prompt[node_id]):
-                if source in self.given and slot >= len(self.given[source]):
-                    raise GraphError(
-                        f'node "{source}" is given with {len(self.given[source])} outputs, but slot {slot} of it is '
-                        "read; give one value for each slot.",
-                        code="graph.bad_slot",
-                    )
+        sources = {node_id: [] if node_id in self.precomputed else sources_of(node) for node_id, node in prompt.items()}
+        needed = with_ancestors(wanted, sources) - set(self.precomputed)
+        missing = sorted(needed - set(prompt))
+        if missing:
+            raise GraphError(f'node "{missing[0]}" is needed, but it is not in the graph.', code="graph.missing_node")
+        for node_id in self.precomputed:
+            self.keys.assign_unique(node_id)
+        order = self.checked_order(needed, sources)
+        for source, slot in (link for node_id in order for link in links_of(prompt[node_id])):
+            if source in self.precomputed and slot >= len(self.precomputed[source]):
+                raise GraphError(
+                    f'precomputed node "{source}" has {len(self.precomputed[source])} outputs, slot {slot} is read. '
+                    "Give one list of values per slot.",
+                    code="graph.bad_slot",
+                )
         await self.keys.add(order, prompt)
 
-    def refuse_unknown(self, node_id: str) -> None:
+    def checked_order(self, needed: Collection[str], sources: Mapping[str, Sequence[str]]) -> list[str]:
+        """Return the run order of nodes of the original graph. Raises GraphError for a cycle or an unknown class."""
+        order, cycles = run_order([node_id for node_id in self.graph.original_prompt if node_id in needed], sources)
+        if cycles:
+            raise _cycle_error(cycles[0])
+        for node_id in order:
+            self.check_class(node_id)
+        return order
+
+    def check_class(self, node_id: str) -> None:
         node = self.graph.get_node(node_id)
-        class_type, name = node["class_type"], name_node({node_id: node}, node_id)
-        if class_type not in self.declarations.nodes:
-            raise GraphError(
-                f"{name} is of a type that is not known here; validate the graph first.",
-                code="graph.missing_node_type",
-            )
+        if node["class_type"] not in self.declarations.nodes:
+            name = name_node({node_id: node}, node_id)
+            raise GraphError(f"{name} has an unknown type. Validate the graph first.", code="graph.missing_node_type")
 
-    def need(self, node_id: str) -> None:
-        """Have a node run, and what it needs from the start, and what that needs."""
-        if self.waiting.add(node_id):
-            self.register(node_id)
-            self.follow([node_id])
+    def schedule(self, node_id: str) -> None:
+        """Schedule a node and everything that it needs."""
+        if self.queue.add(node_id):
+            self.add_reader(node_id)
+            self.schedule_sources([node_id])
 
-    def follow(self, new: list[str]) -> None:
-        """Have what these nodes need run before them, unless they have run."""
+    def schedule_sources(self, new: list[str]) -> None:
+        """Schedule what new nodes need, unless it has run."""
         while new:
             dependent = new.pop()
-            if self.store.is_whole(self.keys[dependent]):
+            if self.cache.is_complete(self.keys[dependent]):
                 continue
             for source, slot in self.links_needed(dependent):
-                new += self.need_link(source, slot, dependent)
+                new += self.schedule_link(source, slot, dependent)
 
-    def need_link(self, source: str, slot: int, dependent: str) -> list[str]:
-        """Have `dependent` wait for a value, unless it is there; the node that is to run for it, if it is new."""
+    def schedule_link(self, source: str, slot: int, dependent: str) -> list[str]:
+        """Let `dependent` wait for a value, unless it is available. Return the source if it is newly scheduled."""
         key = self.keys[source]
-        if source not in self.waiting:
-            if self.store.has(key, slot):
+        if source not in self.queue:
+            if self.cache.has(key, slot):
                 return []
             self.check_slots(source, slot + 1)
-        new = [source] if self.waiting.add(source) else []
+        new = [source] if self.queue.add(source) else []
         if new:
-            self.register(source)
-        self.waiting.link(source, dependent)
+            self.add_reader(source)
+        self.queue.link(source, dependent)
         return new
 
     def links_needed(self, node_id: str) -> Iterable[tuple[str, int]]:
-        """The links whose values are needed before anything is known: those that are not lazy."""
+        """Return the links that are not lazy."""
         node = self.graph.get_node(node_id)
         declared = self.declarations[node["class_type"]].inputs
         for name, value in node["inputs"].items():
@@ -291,195 +286,153 @@ class _Run:
             if looks_like_link(value) and not lazy:
                 yield value[0], int(value[1])
 
-    def slots_read(self, node_id: str) -> set[Slot]:
-        """All that a node may read."""
+    def slots_read(self, node_id: str) -> set[tuple[Key, int]]:
+        """Return everything that a node may read."""
         return {(self.keys[source], slot) for source, slot in links_of(self.graph.get_node(node_id))}
 
     async def run_guarded(self, node_id: str) -> None:
-        """Run one node, and tell how it ended when it fails or is stopped."""
+        """Run one node, and send an event if it fails or is interrupted."""
         try:
             await self.run_one(node_id)
         except (KeyboardInterrupt, Interrupted, asyncio.CancelledError):
-            self.tell("execution_interrupted", **self.where(node_id))
+            self.send_event("execution_interrupted", **self.location(node_id))
             raise
         except SVDStagesError as error:
-            self.tell("execution_error", **self.where(node_id), **_about_error(error.__cause__ or error))
+            self.send_error(node_id, exception_info(error.__cause__ or error))
             raise
 
-    def where(self, node_id: str) -> dict[str, Any]:
-        """Where the run is, as ComfyUI's events say it: on a node of the file."""
+    def location(self, node_id: str) -> dict[str, Any]:
+        """Return the position of the run as ComfyUI's events state it: a node of the original graph."""
         real = self.graph.get_real_node_id(node_id)
         class_type = self.graph.get_node(node_id)["class_type"]
         return {"node_id": real, "node_type": class_type, "executed": list(self.executed)}
 
+    def send_error(self, node_id: str, info: Mapping[str, Any]) -> None:
+        """Send ComfyUI's event, without the node's inputs, which may hold secrets and large images."""
+        self.send_event("execution_error", **self.location(node_id), **info, current_inputs={}, current_outputs=[])
+
     async def run_one(self, node_id: str) -> None:
-        """Bring one node as far as it goes."""
-        entry = self.store.get(self.keys[node_id])
-        if entry is not None and node_id not in self.unfinished and self.store.is_whole(self.keys[node_id]):
-            self.check_slots(node_id, self.store.slots_needed(self.keys[node_id]))
-            return self.finish(node_id, entry)
-        outcome = await self.outcome_of(node_id)
-        if outcome is None:
-            return None
-        real = self.graph.get_real_node_id(node_id)
-        self.store.put(self.keys[node_id], outcome.slots, outcome.ui, None if real == node_id else real)
-        self.check_slots(node_id, self.store.slots_needed(self.keys[node_id]))
-        entry = self.store.get(self.keys[node_id])
-        assert entry is not None
-        return self.finish(node_id, entry)
+        """Run one node until it has its outputs or must wait."""
+        key = self.keys[node_id]
+        if node_id in self.unfinished or not self.cache.is_complete(key):
+            outcome = await self.compute(node_id)
+            if outcome is None:
+                return
+            real = self.graph.get_real_node_id(node_id)
+            self.cache.put(key, outcome.slots, outcome.ui, None if real == node_id else real)
+        self.check_slots(node_id, self.cache.slots_needed(key))
+        self.finish(node_id, self.cache[key])
 
     def finish(self, node_id: str, entry: Entry) -> None:
-        """A node has its outputs: show what it shows, and let those who wait for it go on."""
+        """Report the outputs of a node, and release the nodes that wait for it."""
         if entry.ui and node_id not in self.ui:
             self.ui[node_id] = entry.ui
-            self.tell("executed", node=node_id, display_node=self.graph.get_display_node_id(node_id), output=entry.ui)
+            display_node = self.graph.get_display_node_id(node_id)
+            self.send_event("executed", node=node_id, display_node=display_node, output=entry.ui)
         self.executed.append(node_id)
         self.unfinished.pop(node_id, None)
-        self.waiting.done(node_id)
-        self.release(node_id)
+        self.queue.done(node_id)
+        self.remove_reader(node_id)
 
-    async def outcome_of(self, node_id: str) -> Outcome | None:
-        """What a node gives; None when it has to wait once more. Raises NodeError from whatever it raises."""
+    async def compute(self, node_id: str) -> Outcome | None:
+        """Return the outcome of a node. None if it must wait. Raises NodeError from whatever the node raises."""
         node = self.graph.get_node(node_id)
         node_class: Any = self.declarations[node["class_type"]].node_class
-        left = self.unfinished.get(node_id)
+        unfinished = self.unfinished.get(node_id)
         try:
-            if left is not None and left.parts is not None:
-                return self.joined(left, node_class, node_id)
-            if left is not None and left.calls is not None:
-                calls = left.calls
-            else:
-                calls = await self.begin(node_id, node, node_class)
-                if calls is None:
-                    return None
-            if not calls.ready:
-                self.unfinished[node_id] = _Unfinished(calls=calls)
-                self.wait_for(node_id, calls)
+            if isinstance(unfinished, Outcome):
+                return self.join_expansion(unfinished, node_class)
+            calls = unfinished or await self.begin(node_id, node, node_class)
+            if calls is None:
                 return None
-            return await self.merged(node_id, calls.results(), node_class)
+            pending = [task for task in calls.tasks if not task.done()]
+            if pending:
+                self.unfinished[node_id] = calls
+                self.suspend(node_id, pending)
+                return None
+            return await self.merge(node_id, calls.results(), node_class)
         except Interrupted:
             raise
         except Exception as error:
-            if error is self.observers_error or isinstance(error, NodeError):
+            if error is self.callback_error or isinstance(error, NodeError):
                 raise
-            raise self.failed(node_id, error) from error
+            raise self.node_error(node_id, error) from error
 
     async def begin(self, node_id: str, node: Mapping[str, Any], node_class: Any) -> Calls | None:
-        """Call the node; None when it first wants lazy inputs."""
-        declaration = self.declarations[node["class_type"]]
-        hidden = {**self.hidden(), "UNIQUE_ID": node_id}
-        lists = input_lists(node, declaration, hidden, self.linked)
+        """Call a node. Return None if it first needs lazy inputs."""
+        hidden = hidden_values(node_id, self.graph.original_prompt, self.graph, self.extra_data)
+        lists = input_lists(node, self.declarations[node["class_type"]], hidden, self.linked_values)
         whole_lists = getattr(node_class, "INPUT_IS_LIST", False)
         instance = self.instance_of(node_id, node["class_type"], node_class)
         missing = [name for name, values in lists.items() if values is None]
-        told = {name: [None] if values is None else values for name, values in lists.items()}
-        check = asked(node_class, "check_lazy_status", "check_lazy_status") if missing else None
-        if check is not None:
-            check = function_of(instance, hidden, "check_lazy_status")
-            names = await self.lazy_wanted(check, told, whole_lists)
-            links = [self.lazy_link(node, name) for name in names if name in missing or name not in lists]
-            for source, slot in links:
-                self.follow(self.need_link(source, slot, node_id))
-            if links:  # each is now to run, or need_link has said that there is none such
-                self.waiting.again(node_id)
+        arguments = {name: [None] if values is None else values for name, values in lists.items()}
+        if missing and class_function(node_class, "check_lazy_status", "check_lazy_status") is not None:
+            check = bound_function(instance, hidden, "check_lazy_status")
+            results = [await resolve(result) for result in call_mapped(check, arguments, whole_lists)]
+            answers = [name for result in results if isinstance(result, (list, tuple)) for name in result]
+            names = dict.fromkeys(name for name in answers if isinstance(name, str))
+            requested = [name for name in names if name in missing or name not in lists]
+            for source, slot in [_lazy_link(node, name) for name in requested]:
+                self.schedule_sources(self.schedule_link(source, slot, node_id))
+            if requested:
+                self.queue.offer(node_id)
                 return None
-        self.tell("executing", node=node_id, display_node=self.graph.get_display_node_id(node_id))
-        function = function_of(instance, hidden)
-        context = self.context_of(node_id, node, told)
-        return call_node(function, told, whole_lists, context, lambda each: self.blocked(node_id, each))
-
-    def context_of(
-        self, node_id: str, node: Mapping[str, Any], told: Mapping[str, list[Any]]
-    ) -> Callable[[], AbstractContextManager[Any]]:
-        """What makes the context of a node's calls."""
-        watch = self.watch
-        if watch is None:
-            return self.node_context
-        brought = {name: told[name] for name, value in node["inputs"].items() if looks_like_link(value)}
+        self.send_event("executing", node=node_id, display_node=self.graph.get_display_node_id(node_id))
+        function = bound_function(instance, hidden)
+        linked = {name: arguments[name] for name, value in node["inputs"].items() if looks_like_link(value)}
 
         @contextmanager
-        def chain_callbacks() -> Iterator[None]:
-            with self.node_context(), watch(node_id, node, brought):
+        def context() -> Iterator[None]:
+            with self.node_context(), self.watch(node_id, node, linked):
                 yield
 
-        return chain_callbacks
-
-    async def lazy_wanted(
-        self, check: Callable[..., Any], told: Mapping[str, list[Any]], whole_lists: bool
-    ) -> list[str]:
-        """The names that check_lazy_status asks for, over all its calls; what is not known yet is None to it."""
-        answers = call_mapped(check, told, whole_lists)
-        names = [await settled(answer) for answer in answers]
-        wanted = [name for each in names if isinstance(each, (list, tuple)) for name in each]
-        return list(dict.fromkeys(name for name in wanted if isinstance(name, str)))
-
-    def lazy_link(self, node: Mapping[str, Any], name: str) -> tuple[str, int]:
-        value = node["inputs"].get(name)
-        if not looks_like_link(value):
-            raise SVDStagesError(f'check_lazy_status asks for "{name}", which is no linked input of the node')
-        return value[0], int(value[1])
-
-    def hidden(self) -> dict[str, Any]:
-        """Hidden inputs by their kind; UNIQUE_ID is added for each node."""
-        return {
-            "PROMPT": self.graph.original_prompt,
-            "DYNPROMPT": self.graph,
-            "EXTRA_PNGINFO": self.extra_data.get("extra_pnginfo"),
-            "AUTH_TOKEN_COMFY_ORG": self.extra_data.get("auth_token_comfy_org"),
-            "API_KEY_COMFY_ORG": self.extra_data.get("api_key_comfy_org"),
-        }
+        return call_node(function, arguments, whole_lists, context, lambda blocker: self.blocked(node_id, blocker))
 
     def instance_of(self, node_id: str, class_type: str, node_class: Any) -> Any:
-        """The object of a node, the same as long as the node is in the graphs."""
+        """Return the instance of a node. It stays the same as long as the node is in the graphs."""
         key = (node_id, class_type)
         if key not in self.instances:
             self.instances[key] = (node_class(), self.graph.get_real_node_id(node_id))
         return self.instances[key][0]
 
-    def linked(self, source: str, slot: int) -> list[Any] | None:
-        """The values that a link brings; None when they are not there."""
-        entry = self.store.get(self.keys[source])
+    def linked_values(self, source: str, slot: int) -> list[Any] | None:
+        """Return the values that a link brings. None if they are not available."""
+        entry = self.cache.get(self.keys[source])
         return None if entry is None else entry.slots.get(slot)
 
-    def wait_for(self, node_id: str, calls: Calls) -> None:
-        """Have a node taken again when its coroutines are done."""
-        self.waiting.hold(node_id)
+    def suspend(self, node_id: str, tasks: list[asyncio.Task]) -> None:
+        """Let a node wait until all its coroutines are done."""
+        self.queue.suspended.add(node_id)
 
-        def wake(_: Any) -> None:
-            self.waiting.let_go(node_id)
-            self.woken.set()
+        def resume(_: Any) -> None:
+            self.queue.suspended.discard(node_id)
+            self.queue.offer(node_id)
+            self.coroutine_done.set()
 
-        asyncio.gather(*calls.tasks, return_exceptions=True).add_done_callback(wake)
+        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(resume)
 
     def blocked(self, node_id: str, blocker: Any) -> Any:
-        """What a node gives in place of a call that would have got a blocker. Its message is told once."""
+        """Return the result of a call that would receive a blocker. The blocker's message is reported once."""
         message = getattr(blocker, "message", None)
         if message is None:
             return blocker
-        self.tell(
-            "execution_error",
-            **self.where(node_id),
-            exception_message=f"Execution Blocked: {message}",
-            exception_type="ExecutionBlocked",
-            traceback=[],
-            current_inputs={},
-            current_outputs=[],
-        )
+        info = {"exception_type": "ExecutionBlocked", "traceback": []}
+        self.send_error(node_id, {"exception_message": f"Execution Blocked: {message}", **info})
         return type(blocker)(None)
 
-    async def merged(self, node_id: str, results: list[Any], node_class: Any) -> Outcome | None:
-        """The outcome of a node's calls; None when some of them put nodes into the graph, which run first."""
+    async def merge(self, node_id: str, results: list[Any], node_class: Any) -> Outcome | None:
+        """Return the outcome of a node's calls. None if they added nodes to the graph, which must run first."""
         outcome = merge_results(results, node_class)
         if outcome.parts is None:
             return outcome
-        self.unfinished[node_id] = _Unfinished(parts=outcome.parts, ui=outcome.ui)
+        self.unfinished[node_id] = outcome
         await self.expand(node_id, outcome.parts)
-        self.release(node_id)  # only what it brought reads its inputs now
-        self.waiting.again(node_id)
+        self.remove_reader(node_id)  # only the added nodes read its inputs now
+        self.queue.offer(node_id)
         return None
 
     async def expand(self, node_id: str, parts: list[Part]) -> None:
-        """Put the nodes of an expansion into the graph, and have `node_id` wait for those that it gives on."""
+        """Add the nodes of an expansion to the graph, and let `node_id` wait for those whose values it returns."""
         links: list[tuple[str, int]] = []
         new: Prompt = {}
         for graph, result in parts:
@@ -488,135 +441,106 @@ class _Run:
             for new_id, node in graph.items():
                 if self.graph.has_node(new_id):
                     raise SVDStagesError(
-                        f'the node puts a node "{new_id}" into the graph, and there is one; ids must be new '
-                        "(GraphBuilder makes such)",
+                        f'ids of added nodes must be new, got "{new_id}", which the graph has. GraphBuilder creates '
+                        "new ids.",
                         code="graph.duplicate_node",
                     )
                 new[new_id] = node
                 self.graph.add_ephemeral_node(new_id, node, node_id, node.get("override_display_id", node_id))
             links += [(value[0], int(value[1])) for value in result if looks_like_link(value)]
-        await self.number_new(new, node_id)
+        await self.assign_new_keys(new, node_id)
         for new_id in new:
-            self.waiting.place(new_id)
-            self.register(new_id)
-        self.store.reads({(self.keys[source], slot) for source, slot in links})
+            self.queue.set_position(new_id)
+            self.add_reader(new_id)
+        self.cache.add_reader({(self.keys[source], slot) for source, slot in links})
         for new_id, node in new.items():
             if is_output(self.declarations.nodes[node["class_type"]]):
-                self.need(new_id)
+                self.schedule(new_id)
         for source, slot in links:
-            self.follow(self.need_link(source, slot, node_id))
+            self.schedule_sources(self.schedule_link(source, slot, node_id))
 
-    async def number_new(self, new: Prompt, parent: str) -> None:
-        """Give keys to the nodes of an expansion, and to those of the file that they are the first to read.
+    async def assign_new_keys(self, new: Prompt, parent: str) -> None:
+        """Assign cache keys to the nodes of an expansion, and to original nodes that only they read.
 
-        New ones in a cycle get keys of their own: it is found when they are to run.
+        A new node in a cycle gets a key that equals no other. The cycle is found when the node should run.
         """
-        sources = {new_id: [source for source, _ in links_of(node)] for new_id, node in new.items()}
-        for new_id in new:
-            self.refuse_unknown(new_id)
-            for source in sources[new_id]:
-                self.graph.get_node(source)  # raises for one that is nowhere
-        file = self.graph.original_prompt
-        of_file = {
-            node_id: [source for source, _ in links_of(node)]
-            for node_id, node in file.items()
-            if node_id not in self.keys
-        }
-        met = with_ancestors(new, {**of_file, **sources})
-        order, cycles = run_order([node_id for node_id in of_file if node_id in met], of_file)
-        if cycles:
-            raise _cycle_error(cycles[0])
-        for node_id in order:
-            self.refuse_unknown(node_id)
-        await self.keys.add(order, file)
-        order, _ = run_order(list(new), sources)
+        for new_id, node in new.items():
+            self.check_class(new_id)
+            for source in sources_of(node):
+                self.graph.get_node(source)  # raises SVDStagesError if it does not exist
+        original = self.graph.original_prompt
+        sources = {node_id: sources_of(node) for node_id, node in original.items() if node_id not in self.keys}
+        new_sources = {new_id: sources_of(node) for new_id, node in new.items()}
+        needed = with_ancestors(new, {**sources, **new_sources}) & sources.keys()
+        await self.keys.add(self.checked_order(needed, sources), original)
+        order, _ = run_order(list(new), new_sources)
         await self.keys.add(order, new, parent)
         for new_id in new.keys() - set(order):
-            self.keys.give(new_id)
+            self.keys.assign_unique(new_id)
 
-    def joined(self, left: _Unfinished, node_class: Any, node_id: str) -> Outcome:
-        """The outcome of a node whose nodes have run: its links are what they gave."""
+    def join_expansion(self, expansion: Outcome, node_class: Any) -> Outcome:
+        """Return the outcome of a node whose added nodes have run. Its links become their values."""
         results, read = [], set()
-        for graph, result in left.parts or ():
+        for graph, result in expansion.parts or ():
             if graph is None:
                 results.append(result)
                 continue
             values: list[Any] = []
-            for each in result:
-                if not looks_like_link(each):
-                    values.append(each)
+            for value in result:
+                if not looks_like_link(value):
+                    values.append(value)
                     continue
-                found = self.linked(each[0], int(each[1]))
-                assert found is not None, each  # need_link has seen to it
-                values += found
-                read.add((self.keys[each[0]], int(each[1])))
+                source, slot = value[0], int(value[1])
+                linked = self.linked_values(source, slot)
+                assert linked is not None, value  # schedule_link has ensured it
+                values += linked
+                read.add((self.keys[source], slot))
             results.append(tuple(values))
-        self.store.has_read(read)
-        return Outcome(merge_results(results, node_class).slots, left.ui)
+        self.cache.remove_reader(read)
+        return Outcome(merge_results(results, node_class).slots, expansion.ui)
 
     def check_slots(self, node_id: str, needed: int) -> None:
-        """A node that gave fewer outputs than are read from it is at fault itself, not its readers."""
-        entry = self.store.get(self.keys[node_id])
+        """Raise NodeError for a node that returned fewer outputs than are read. Its readers are not to blame."""
+        entry = self.cache.get(self.keys[node_id])
         if entry is not None and entry.count < needed:
-            raise self.failed(
-                node_id,
-                SVDStagesError(
-                    f"the node's function gave {entry.count} values, but slot {needed - 1} is read from it; "
-                    "it must return a value for each of its RETURN_TYPES.",
-                    code="node.result",
-                ),
+            cause = SVDStagesError(
+                "a node's function must return a value for each of its RETURN_TYPES, got "
+                f"{entry.count} values, but slot {needed - 1} is read.",
+                code="node.result",
             )
-
-    def kept(self, node_id: str) -> list[list[Any]]:
-        """What a node in `keep` gave, by slot."""
-        entry = self.store.get(self.keys[node_id])
-        assert entry is not None
-        return [entry.slots[slot] for slot in range(entry.count)]
+            raise self.node_error(node_id, cause)
 
     def cycle(self) -> SVDStagesError:
-        """The error for nodes that wait for each other, which only expansion can bring about."""
-        sources = self.waiting.sources()
+        """Return the error for nodes that wait for each other. Only an expansion can cause it."""
+        sources = self.queue.sources()
         _, cycles = run_order(list(sources), sources)
         error = _cycle_error(cycles[0])
-        node_id = self.graph.get_real_node_id(cycles[0][0])
-        self.tell("execution_error", **self.where(node_id), **_about_error(error))
+        self.send_error(self.graph.get_real_node_id(cycles[0][0]), exception_info(error))
         return error
 
-    def failed(self, node_id: str, cause: Exception) -> NodeError:
-        """The error for a node that raised, by the node of the file."""
+    def node_error(self, node_id: str, cause: Exception) -> NodeError:
+        """Return the error for a node that raised. It names the node of the original graph."""
         text = one_line(str(cause))
         if not isinstance(cause, SVDStagesError):
             text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
         real = self.graph.get_real_node_id(node_id)
-        inner = "" if real == node_id else f', in "{self.graph.get_node(node_id)["class_type"]}" which it made,'
+        class_type = self.graph.get_node(node_id)["class_type"]
+        added = "" if real == node_id else f' (in "{class_type}", which it added to the graph)'
         return NodeError(
-            f"{name_node(self.graph.original_prompt, real)}{inner} failed: {text}",
+            f"{name_node(self.graph.original_prompt, real)} failed{added}: {text}",
             node_id=real,
-            class_type=self.graph.get_node(node_id)["class_type"],
+            class_type=class_type,
             cause=cause,
         )
 
 
-def links_of(node: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """All links of a node, as source and slot."""
-    return [(value[0], int(value[1])) for value in node["inputs"].values() if looks_like_link(value)]
+def _lazy_link(node: Mapping[str, Any], name: str) -> tuple[str, int]:
+    value = node["inputs"].get(name)
+    if not looks_like_link(value):
+        raise SVDStagesError(f'check_lazy_status must return names of linked inputs, got "{name}"')
+    return value[0], int(value[1])
 
 
 def _cycle_error(cycle: list[str]) -> GraphError:
-    return GraphError(
-        f"the links go round in a circle, each node needs the next: {' -> '.join(cycle)}; cut one of them.",
-        code="graph.dependency_cycle",
-    )
-
-
-def _about_error(cause: BaseException) -> dict[str, Any]:
-    """ComfyUI's account of an exception. Inputs are left out: they can hold keys and whole images."""
-    kind = type(cause)
-    module = "" if kind.__module__ == "builtins" else kind.__module__ + "."
-    return {
-        "exception_message": str(cause),
-        "exception_type": module + kind.__qualname__,
-        "traceback": traceback.format_tb(cause.__traceback__),
-        "current_inputs": {},
-        "current_outputs": [],
-    }
+    path = " -> ".join(cycle)
+    return GraphError(f"the links form a cycle: {path}. Remove one of them.", code="graph.dependency_cycle")

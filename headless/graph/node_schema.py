@@ -1,6 +1,6 @@
-"""What a node class declares, read in one place: inputs in declared order, hidden inputs, options of a combo, outputs.
+"""Read what a node class declares: inputs, hidden inputs, options of combos, outputs.
 
-Node classes have ComfyUI's V1 form (INPUT_TYPES, RETURN_TYPES, FUNCTION, ...) and come in as an argument everywhere.
+Node classes have ComfyUI's V1 form (INPUT_TYPES, RETURN_TYPES, FUNCTION, ...). Callers pass them as arguments.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 CONVERTED = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
-"""The types whose constants ComfyUI converts, and by what."""
-
+"""The types whose constants ComfyUI converts, with the conversion."""
 
 PAGE_WIDGETS = {
     "AUDIO_RECORD", "BOUNDING_BOX", "BOUNDING_BOXES", "CHART", "COLOR", "COLORS", "CURVE", "GALLERIA", "IMAGECOMPARE",
     "MARKDOWN", "PAINTER", "RANGE", "TEXTAREA",
 }  # fmt: skip
-"""Types in capitals that the page makes widgets of, beside the converted ones and combos."""
+"""Types in capitals that the page shows as widgets, besides the converted types and combos."""
 
 
 @dataclass(frozen=True)
 class DeclaredInput:
-    """One input of a class: `kind` is a type name, a union "A,B", or the list of a combo's options."""
+    """One input of a class. `kind` is a type name, a union "A,B", or the list of a combo's options."""
 
     name: str
     required: bool
@@ -31,25 +30,25 @@ class DeclaredInput:
 
     @property
     def config(self) -> tuple[Any, Mapping[str, Any]]:
-        """What ComfyUI's errors carry as `input_config`."""
+        """The `input_config` of ComfyUI's error objects."""
         return (self.kind, self.options)
 
     @property
     def is_seed(self) -> bool:
-        """Whether it takes a seed: a whole number by that name, which the page may change after a run."""
+        """True if the input is a seed: an integer with "seed" in its name. The page may change it after a run."""
         return self.kind == "INT" and "seed" in self.name
 
     @property
     def choices(self) -> list[Any] | None:
-        """The values that a combo offers; None when this is no combo, or its list is made elsewhere."""
+        """The options of a combo. None for other inputs, and for a combo whose options are not declared."""
         if isinstance(self.kind, (list, tuple)):
             return list(self.kind)
-        offered = self.options.get("options") if self.kind == "COMBO" else None
-        return list(offered) if isinstance(offered, (list, tuple)) else None
+        options = self.options.get("options") if self.kind == "COMBO" else None
+        return list(options) if isinstance(options, (list, tuple)) else None
 
     @property
     def is_widget(self) -> bool:
-        """Whether ComfyUI's page shows a widget for it, and saves its value by position."""
+        """True if ComfyUI's page shows a widget for the input and saves its value by position."""
         if self.options.get("forceInput") or self.options.get("defaultInput"):
             return False
         if isinstance(self.kind, (list, tuple)) or self.kind in {"COMBO", *CONVERTED, *PAGE_WIDGETS}:
@@ -59,7 +58,7 @@ class DeclaredInput:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What one class declares. `inputs` holds the required ones first, each group in declared order."""
+    """The declaration of one class. `inputs` has required inputs first, each group in declared order."""
 
     class_type: str
     node_class: type
@@ -68,7 +67,7 @@ class Declaration:
 
 
 class Declarations(dict[str, Declaration]):
-    """Declarations by class type, each read at first use: INPUT_TYPES may list folders, so it is asked once a run."""
+    """Declarations by class type, read at first use. INPUT_TYPES may list folders, so it is called once per run."""
 
     def __init__(self, nodes: Mapping[str, type]):
         super().__init__()
@@ -80,7 +79,7 @@ class Declarations(dict[str, Declaration]):
 
 
 def read_declaration(class_type: str, node_class: Any) -> Declaration:
-    """Ask `node_class` what it declares. Raises whatever INPUT_TYPES raises."""
+    """Read the declaration of a class. Raises whatever INPUT_TYPES raises."""
     declared = node_class.INPUT_TYPES()
     inputs = {}
     for group in ("required", "optional"):
@@ -92,20 +91,20 @@ def read_declaration(class_type: str, node_class: Any) -> Declaration:
 
 
 def return_types(node_class: Any) -> list[Any]:
-    """The types of the outputs, by slot."""
+    """Return the types of the outputs, by slot."""
     return list(getattr(node_class, "RETURN_TYPES", ()))
 
 
 def is_output(node_class: Any) -> bool:
-    """Whether a graph runs for this node's sake."""
+    """Return True for an output node. A graph runs the nodes that its output nodes need."""
     return getattr(node_class, "OUTPUT_NODE", False) is True
 
 
 def types_match(received: Any, wanted: Any) -> bool:
-    """Whether an output of type `received` may go into an input of type `wanted`, by the rule of ComfyUI 0.10.
+    """Return True if an output of type `received` fits an input of type `wanted`, by the rule of ComfyUI 0.10.
 
-    Equal types match, asked through `!=` because node packs override it; so do unions ("A,B") that share a member,
-    "*" on either side, and the list of a combo into "COMBO".
+    Equal types match. They are compared with `!=`, because node packs override it. Unions ("A,B") match if they share a
+    member. "*" matches everything, and the list of a combo matches "COMBO".
     """
     if not received != wanted:  # noqa: SIM202
         return True
@@ -113,6 +112,5 @@ def types_match(received: Any, wanted: Any) -> bool:
         return True
     if not isinstance(received, str) or not isinstance(wanted, str):
         return False
-    given = {part.strip() for part in received.split(",")}
-    taken = {part.strip() for part in wanted.split(",")}
-    return "*" in given or "*" in taken or bool(given & taken)
+    received_types, wanted_types = ({part.strip() for part in union.split(",")} for union in (received, wanted))
+    return "*" in received_types | wanted_types or bool(received_types & wanted_types)

@@ -1,69 +1,79 @@
-"""An API-format graph as data: what a link is, what a node is called, which nodes come before which.
+"""API-format graphs as data: links, node names for messages, ancestors, run order, cycles.
 
 A graph is `{node id: {"class_type": str, "inputs": {name: constant or [source id, slot]}, "_meta": {"title": str}}}`.
-Everything here is iterative: a graph may be a chain of thousands of nodes.
+All functions are iterative, because a graph may be a chain of thousands of nodes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
 Prompt = dict[str, dict[str, Any]]
 Sources = Mapping[str, Sequence[str]]
-"""Node id -> the ids that it reads from."""
+"""The ids that each node reads from, by node id."""
 
 MAX_NODES = 20_000
-"""Nodes of a graph. Those that people make have a thousand at most."""
+"""Nodes of a graph. Graphs made by people have a thousand at most."""
 
 WRAPPED = "__value__"
-"""A list that is a value and not a link stands in a graph as `{"__value__": [...]}`."""
-
-
-def is_link(value: Any) -> bool:
-    """Whether `value` is `[source id, slot]`, with a slot that is an integer."""
-    return looks_like_link(value) and isinstance(value[1], int) and not isinstance(value[1], bool)
+"""A list that is a value, and not a link, is written `{"__value__": [...]}`."""
 
 
 def looks_like_link(value: Any) -> bool:
-    """ComfyUI's own, wider test at run time: a list of a string and any number."""
+    """Return True for a list of a string and any number. This is ComfyUI's test at run time."""
     return (
         isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
     )
 
 
 def is_wrapped(value: Any) -> bool:
-    """Whether `value` is `{"__value__": ...}`."""
+    """Return True for `{"__value__": ...}`."""
     return isinstance(value, dict) and WRAPPED in value
 
 
 def unwrap_value(value: Any) -> Any:
-    """The value inside `{"__value__": ...}`, or the value itself."""
+    """Return the value inside `{"__value__": ...}`, or the value itself."""
     return value[WRAPPED] if is_wrapped(value) else value
 
 
+def wrap_list(value: Any) -> Any:
+    """Wrap a list as `{"__value__": [...]}`, so that it is not taken for a link. Return other values unchanged."""
+    return {WRAPPED: value} if isinstance(value, list) else value
+
+
+def links_of(node: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the (source id, slot) of all links of a node."""
+    return [(value[0], int(value[1])) for value in node["inputs"].values() if looks_like_link(value)]
+
+
 def sources_of(node: Mapping[str, Any]) -> list[str]:
-    """The ids that a node reads from, in the order of its inputs, each once."""
+    """Return the ids that a node reads from, in the order of its inputs, each once."""
     return list(dict.fromkeys(value[0] for value in node["inputs"].values() if looks_like_link(value)))
 
 
 def title_of(node: Any) -> str | None:
-    """The title that the user gave, or None."""
+    """Return the title that the user gave a node, or None."""
     meta = node.get("_meta") if isinstance(node, Mapping) else None
     title = meta.get("title") if isinstance(meta, Mapping) else None
     return title if isinstance(title, str) and title else None
 
 
 def one_line(text: str, longest: int | None = None) -> str:
-    """Text from a graph or a node, fit for a message: no line breaks, nothing that a terminal would obey."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    """Clean text from a graph or a node for a message: no line breaks, no terminal control characters.
+
+    Args:
+        text: The text.
+        longest: Number of characters after which the text is cut. None: not cut.
+    """
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if longest is None or len(line) <= longest else line[:longest] + "..."
 
 
 def name_node(prompt: Mapping[str, Any], node_id: str) -> str:
-    """A node for an error message: `node 3 (KSampler "My sampler")`."""
+    """Name a node in an error message: `node 3 (KSampler "My sampler")`."""
     node = prompt.get(node_id)
     class_type = node.get("class_type") if isinstance(node, Mapping) else None
     title = title_of(node)
@@ -75,36 +85,38 @@ def name_node(prompt: Mapping[str, Any], node_id: str) -> str:
 
 
 def with_ancestors(starts: Iterable[str], sources: Sources) -> set[str]:
-    """`starts` and every node that they need. With `dependents_of(sources)`, every node that needs them."""
-    found = set(starts)
-    waiting = list(found)
-    while waiting:
-        for source in sources.get(waiting.pop(), ()):
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found
+    """Return `starts` and every node that they need. With `dependents_of(sources)`: every node that needs them."""
+    reached = set(starts)
+    pending = list(reached)
+    while pending:
+        for source in sources.get(pending.pop(), ()):
+            if source not in reached:
+                reached.add(source)
+                pending.append(source)
+    return reached
 
 
 def dependents_of(sources: Sources) -> dict[str, list[str]]:
-    """The same links the other way: node id -> the ids that read from it."""
+    """Return the ids that read from each node, by node id."""
     dependents = defaultdict(list)
-    for node_id, read in sources.items():
-        for source in read:
+    for node_id, source_ids in sources.items():
+        for source in source_ids:
             dependents[source].append(node_id)
     return dict(dependents)
 
 
 def run_order(ids: Collection[str], sources: Sources) -> tuple[list[str], list[list[str]]]:
-    """The order in which `ids` run, and the cycles that keep the rest from running.
+    """Sort nodes so that sources come first. Among the ready nodes, the first one of `ids` is next.
 
-    Of the nodes whose sources have all run, the one that stands first in `ids` is next; so the order depends on the
-    graph's file alone. `ids` must be in the file's order and hold every source that matters.
+    Args:
+        ids: Node ids in the order of the file. Sources that are not among them are ignored.
+        sources: The ids that each node reads from.
 
-    A cycle is a path of links, first id = last id, in the direction of the links' sources. At least one is named for
-    every group of nodes that cannot run.
+    Returns:
+        The order, and the cycles that keep the other nodes from running. A cycle is a path from a node to its sources,
+        first id = last id. Every group of nodes that cannot run has at least one cycle in the list.
     """
-    position = {node_id: place for place, node_id in enumerate(ids)}
+    position = {node_id: index for index, node_id in enumerate(ids)}
     waiting_for = {node_id: sum(source in position for source in sources.get(node_id, ())) for node_id in ids}
     dependents = dependents_of({node_id: sources.get(node_id, ()) for node_id in ids})
     by_position = list(ids)
@@ -118,24 +130,21 @@ def run_order(ids: Collection[str], sources: Sources) -> tuple[list[str], list[l
             waiting_for[dependent] -= 1
             if waiting_for[dependent] == 0:
                 heappush(ready, position[dependent])
-    stuck = {node_id for node_id, count in waiting_for.items() if count > 0}
-    return order, _cycles_among([node_id for node_id in ids if node_id in stuck], stuck, sources)
+    stuck = {node_id: None for node_id, count in waiting_for.items() if count > 0}
+    return order, _find_cycles(stuck, sources)
 
 
-def _cycles_among(ids: Sequence[str], stuck: Collection[str], sources: Sources) -> list[list[str]]:
-    """The cycles met by following, from each of `ids`, the first source that is stuck too."""
+def _find_cycles(stuck: Collection[str], sources: Sources) -> list[list[str]]:
+    """Find cycles by following, from each stuck node, the first source that is stuck too."""
     cycles = []
-    seen: set[str] = set()
-    for start in ids:
-        path: dict[str, None] = {}
+    visited: set[str] = set()
+    for start in stuck:
+        path: list[str] = []
         node_id = start
-        while node_id not in seen:
-            seen.add(node_id)
-            path[node_id] = None
+        while node_id not in visited:
+            visited.add(node_id)
+            path.append(node_id)
             node_id = next(source for source in sources[node_id] if source in stuck)
         if node_id in path:
-            walked = deque(path)
-            while walked[0] != node_id:
-                walked.popleft()
-            cycles.append([*walked, node_id])
+            cycles.append([*path[path.index(node_id) :], node_id])
     return cycles

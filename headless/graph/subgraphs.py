@@ -1,9 +1,10 @@
-"""Subgraphs unfolded: which boxes a workflow really has, where each lies, and which values it is given from outside.
+"""Unfold subgraphs: list the nodes of all instances, with the values that each instance sets.
 
-An instance of a subgraph shows widgets of boxes inside of it (promoted widgets). Their values belong to the instance,
-so that two instances of one subgraph may differ. Graphs of 2025 pair them with `properties.proxyWidgets`, others with
-the instance's inputs that lead to a widget, in order. Source of the rules: ComfyUI_frontend 1.58, SubgraphNode.ts and
-proxyWidgetMigration.ts.
+An instance of a subgraph shows widgets of nodes inside it (promoted widgets). Their values belong to the instance, so
+two instances of one subgraph may differ. Graphs of 2025 list them in `properties.proxyWidgets`. In other graphs they
+are the instance's inputs that lead to a widget, in order.
+
+Source of the rules: ComfyUI_frontend 1.58, SubgraphNode.ts and proxyWidgetMigration.ts.
 """
 
 from __future__ import annotations
@@ -15,81 +16,83 @@ from typing import Any
 
 from ...svd_core.errors import GraphError
 from .node_schema import Declarations
-from .ui_graph import INPUT_NODE, OUTPUT_NODE, UIGraph, UIInput, UILink, UINode, Workflow, wrong_shape
+from .ui_graph import INPUT_NODE, OUTPUT_NODE, UIGraph, UIInput, UILink, UINode, Workflow, item_at, wrong_shape
 from .widgets import widget_values
 
-MAX_BOXES = 50_000
-"""Boxes of an unfolded workflow, instances of subgraphs among them: subgraphs inside subgraphs multiply."""
+MAX_NODES_UNFOLDED = 50_000
+"""Nodes of an unfolded workflow, including instances. Nested subgraphs multiply."""
 MAX_DEPTH = 64
 
 PREFIX = re.compile(r"\s*(\d+)\s*:\s*(.+)", re.DOTALL)
-"""How graphs of early 2025 name a widget of a box inside the box that they point to."""
+"""Form of a widget's name in early 2025: the id of a node inside the named node comes first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """A graph with a place: the workflow's own, or one instance of a subgraph.
+    """The main graph, or one instance of a subgraph.
 
-    path       what stands before the ids of its nodes: "" or "5:" or "5:3:"
-    box, outer the instance and where it lies; None for the workflow's own graph
-    inner      the instances in it, by the id of their box
-    given      values of the instance's promoted inputs, by port
-    overrides  values set from outside on boxes of this scope, by (box, widget)
+    Attributes:
+        graph: Its nodes and links.
+        path: Prefix of its nodes' ids: "", "5:" or "5:3:".
+        instance: The node that is the instance. None for the main graph.
+        outer: The scope of that node. None for the main graph.
+        inner: The instances inside, by node id.
+        port_values: Values of the instance's promoted inputs, by port.
+        overrides: Widget values set by outer scopes, by (node id, widget).
     """
 
     graph: UIGraph
-    path: str
-    box: UINode | None
-    outer: Scope | None
-    inner: dict[str, Scope]
-    given: dict[int, Any]
-    overrides: dict[tuple[str, str], Any]
+    path: str = ""
+    instance: UINode | None = None
+    outer: Scope | None = None
+    inner: dict[str, Scope] = field(default_factory=dict)
+    port_values: dict[int, Any] = field(default_factory=dict)
+    overrides: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def source_of_output(self, place: int) -> UILink | None:
-        """The link inside this instance that brings its output `place`; None when nothing does."""
-        ports, links = self.graph.outputs, self.graph.links
-        named = ports[place].links if 0 <= place < len(ports) else ()
-        found = next((links[each] for each in named if each in links), None)
-        return found or next(
-            (link for link in links.values() if link.target == OUTPUT_NODE and link.target_slot == place), None
-        )
+    def source_of_output(self, output: int) -> UILink | None:
+        """Return the link inside this instance that leads to an output, or None."""
+        links, port = self.graph.links, item_at(self.graph.outputs, output)
+        listed = (links[link_id] for link_id in (port.links if port else ()) if link_id in links)
+        ending = (link for link in links.values() if (link.target, link.target_slot) == (OUTPUT_NODE, output))
+        return next(listed, None) or next(ending, None)
 
-    def outer_input(self, place: int) -> UIInput | None:
-        """The slot of the instance's box that stands for its input `place`."""
-        return None if self.box is None else input_of_port(self.box, self.graph, place)
+    def outer_input(self, port: int) -> UIInput | None:
+        """Return the slot of the instance for an input port. Names decide, because older files may have fewer slots."""
+        if self.instance is None or not 0 <= port < len(self.graph.inputs):
+            return None
+        name, slots = self.graph.inputs[port].name, self.instance.inputs
+        same_index = item_at(slots, port)
+        if same_index is not None and same_index.name == name:
+            return same_index
+        return next((slot for slot in slots if slot.name == name), None)
 
 
 def unfold(workflow: Workflow, declarations: Declarations) -> list[tuple[Scope, UINode]]:
-    """Every box that is no instance of a subgraph, with its scope: the workflow's by the page's order, those inside an
-    instance in its place. Instances that are muted or bypassed stay closed, as what they hold is not to run.
+    """List every node that is not an instance of a subgraph, with its scope.
 
-    Raises GraphError: `graph.shape` for a subgraph that holds itself, `graph.too_large`.
+    Nodes of the main graph are in the page's order. Nodes of an instance take its position. Instances that are muted or
+    bypassed are not unfolded, because their nodes do not run.
+
+    Raises:
+        GraphError: A subgraph contains itself (`graph.shape`), or the graph is too large (`graph.too_large`).
     """
-    root = Scope(workflow.root, "", None, None, {}, {}, {})
+    root = Scope(workflow.root)
     promotion = _Promotion(workflow, declarations)
-    waiting = [(root, node) for node in sorted(workflow.root.nodes.values(), key=_page_order, reverse=True)]
-    boxes, opened = [], 0
-    while waiting:
-        scope, node = waiting.pop()
+    pending = [(root, node) for node in sorted(workflow.root.nodes.values(), key=_page_order, reverse=True)]
+    unfolded, instances = [], 0
+    while pending:
+        scope, node = pending.pop()
         if node.type not in workflow.subgraphs:
-            boxes.append((scope, node))
+            unfolded.append((scope, node))
         elif node.is_active:
-            opened += 1
-            inside = _open(promotion, scope, node)
-            waiting.extend((inside, each) for each in reversed(inside.graph.nodes.values()))
-        if len(boxes) + len(waiting) + opened > MAX_BOXES:
-            raise GraphError(f"with its subgraphs unfolded it has over {MAX_BOXES} nodes.", code="graph.too_large")
-    return boxes
-
-
-def input_of_port(box: UINode, graph: UIGraph, place: int) -> UIInput | None:
-    """The slot of `box` for port `place` of its subgraph. Names decide: a box saved earlier may have fewer slots."""
-    if not 0 <= place < len(graph.inputs):
-        return None
-    name = graph.inputs[place].name
-    if place < len(box.inputs) and box.inputs[place].name == name:
-        return box.inputs[place]
-    return next((slot for slot in box.inputs if slot.name == name), None)
+            instances += 1
+            inner = _open_instance(promotion, scope, node)
+            pending.extend((inner, inner_node) for inner_node in reversed(inner.graph.nodes.values()))
+        if len(unfolded) + len(pending) + instances > MAX_NODES_UNFOLDED:
+            raise GraphError(
+                f"a graph may have {MAX_NODES_UNFOLDED} nodes with its subgraphs unfolded.", code="graph.too_large"
+            )
+    return unfolded
 
 
 def _page_order(node: UINode) -> tuple[int, int, str]:
@@ -97,142 +100,142 @@ def _page_order(node: UINode) -> tuple[int, int, str]:
     return node.order, number, node.id
 
 
-def _open(promotion: _Promotion, outer: Scope, box: UINode) -> Scope:
-    """The inside of one instance."""
-    above, depth = outer, 1
-    while above.box is not None:
-        if above.box.type == box.type:
-            raise wrong_shape(f"the subgraph of node {outer.path}{box.id} holds itself")
+def _open_instance(promotion: _Promotion, outer: Scope, node: UINode) -> Scope:
+    """Create the scope of one instance."""
+    ancestor, depth = outer, 1
+    while ancestor.instance is not None:
+        if ancestor.instance.type == node.type:
+            raise wrong_shape(f"the subgraph of node {outer.path}{node.id} contains itself")
         if depth > MAX_DEPTH:
-            raise GraphError(f"its subgraphs are nested deeper than {MAX_DEPTH}.", code="graph.too_large")
-        above, depth = above.outer or outer, depth + 1
-    graph = promotion.workflow.subgraphs[box.type]
-    scope = Scope(graph, f"{outer.path}{box.id}:", box, outer, {}, dict(promotion.values(box)), {})
-    for (node_id, widget), value in promotion.legacy(box, graph):
-        promotion.put(scope, node_id, widget, value)
+            raise GraphError(f"subgraphs may be nested {MAX_DEPTH} levels deep.", code="graph.too_large")
+        ancestor, depth = ancestor.outer or outer, depth + 1
+    graph = promotion.workflow.subgraphs[node.type]
+    port_values = dict(promotion.port_values(node))
+    scope = Scope(graph, f"{outer.path}{node.id}:", node, outer, port_values=port_values)
+    for (node_id, widget), value in promotion.proxy_values(node, graph):
+        promotion.set_widget(scope, node_id, widget, value)
     for (node_id, widget), value in outer.overrides.items():
-        if node_id == box.id:
-            promotion.put_on_port(scope, widget, value)
-    outer.inner[box.id] = scope
+        if node_id == node.id:
+            promotion.set_port(scope, widget, value)
+    outer.inner[node.id] = scope
     return scope
 
 
-Target = tuple[str, str, Any]
-"""(box, widget, value) that a promoted input leads to."""
+PromotedWidget = tuple[str, str, Any]
+"""(node id, widget, value) that a promoted input leads to."""
 
 
 @dataclass(frozen=True)
 class _Promotion:
-    """Which widgets an instance shows, and what they hold. What is found is kept, by the identity of box or graph."""
+    """Finds the widgets that an instance shows, and their values. Results are cached by the id() of node or graph."""
 
     workflow: Workflow
     declarations: Declarations
     _values: dict[int, dict[int, Any]] = field(default_factory=dict)
-    _targets: dict[int, list[Target | None]] = field(default_factory=dict)
+    _widgets: dict[int, list[PromotedWidget | None]] = field(default_factory=dict)
 
-    def values(self, box: UINode, depth: int = 0) -> dict[int, Any]:
-        """Port -> value of each promoted input: the instance's own, else that of the widget it leads to."""
-        if id(box) not in self._values:
-            graph, saved = self.workflow.subgraphs[box.type], box.values
+    def port_values(self, node: UINode, depth: int = 0) -> dict[int, Any]:
+        """Return the value of each promoted input by port: the instance's own, else that of its widget."""
+        if id(node) not in self._values:
+            graph, saved = self.workflow.subgraphs[node.type], node.values
             values: dict[int, Any] = {}
-            for place, found in enumerate(self.targets(graph, depth)):
-                if found is None:
+            for port, widget in enumerate(self.promoted_widgets(graph, depth)):
+                if widget is None:
                     continue
-                number, name = len(values), graph.inputs[place].name
-                values[place] = found[2]
+                index = len(values)
+                values[port] = widget[2]
                 if isinstance(saved, dict):
-                    values[place] = saved.get(name, found[2])
-                elif number < len(saved):
-                    values[place] = saved[number]
-            self._values[id(box)] = values
-        return self._values[id(box)]
+                    values[port] = saved.get(graph.inputs[port].name, widget[2])
+                elif index < len(saved):
+                    values[port] = saved[index]
+            self._values[id(node)] = values
+        return self._values[id(node)]
 
-    def targets(self, graph: UIGraph, depth: int = 0) -> list[Target | None]:
-        """For each port of a subgraph, the first widget that it leads to."""
+    def promoted_widgets(self, graph: UIGraph, depth: int = 0) -> list[PromotedWidget | None]:
+        """Return the first widget that each port of a subgraph leads to."""
         if depth > MAX_DEPTH:
-            raise wrong_shape("a subgraph holds itself")
-        if id(graph) not in self._targets:
-            starting = _links_by_port(graph)
-            self._targets[id(graph)] = [
-                next(filter(None, (self._target(graph, link, depth) for link in starting[place])), None)
-                for place in range(len(graph.inputs))
+            raise wrong_shape("a subgraph contains itself")
+        if id(graph) not in self._widgets:
+            self._widgets[id(graph)] = [
+                next(filter(None, (self._widget_at(graph, link, depth) for link in links)), None)
+                for links in _links_by_port(graph)
             ]
-        return self._targets[id(graph)]
+        return self._widgets[id(graph)]
 
-    def legacy(self, box: UINode, graph: UIGraph) -> Iterator[tuple[tuple[str, str], Any]]:
-        """((box inside, widget), value) for each entry of `proxyWidgets` that has one and means a widget."""
-        entries, saved = box.properties.get("proxyWidgets"), box.values
+    def proxy_values(self, node: UINode, graph: UIGraph) -> Iterator[tuple[tuple[str, str], Any]]:
+        """Yield ((node id inside, widget), value) for each entry of `proxyWidgets` that has a value and is a widget."""
+        entries, saved = node.properties.get("proxyWidgets"), node.values
         if not isinstance(entries, list) or not isinstance(saved, list):
             return
         for entry, value in zip(entries, saved, strict=False):
             if isinstance(entry, list) and len(entry) >= 2 and value is not None:
                 node_id, widget = str(entry[0]), str(entry[1])
-                while (prefix := PREFIX.fullmatch(widget)) and not self._shows(graph, node_id, widget):
+                while (prefix := PREFIX.fullmatch(widget)) and not self._has_widget(graph, node_id, widget):
                     widget = prefix[2]
-                if self._shows(graph, node_id, widget):
+                if self._has_widget(graph, node_id, widget):
                     yield (node_id, widget), value
 
-    def put(self, scope: Scope, node_id: str, widget: str, value: Any) -> None:
-        """Set a widget inside `scope`: on the input that leads to it if there is one, else on the box itself."""
+    def set_widget(self, scope: Scope, node_id: str, widget: str, value: Any) -> None:
+        """Set a widget inside `scope`: on the input that leads to it if there is one, else on the node itself."""
         if node_id == "-1":
-            self.put_on_port(scope, widget, value)
+            self.set_port(scope, widget, value)
             return
-        leads = {found[:2]: place for place, found in reversed(list(enumerate(self.targets(scope.graph)))) if found}
-        if (node_id, widget) in leads:
-            scope.given[leads[node_id, widget]] = value
+        promoted = [target[:2] if target else None for target in self.promoted_widgets(scope.graph)]
+        if (node_id, widget) in promoted:
+            scope.port_values[promoted.index((node_id, widget))] = value
         else:
             scope.overrides[node_id, widget] = value
 
-    def put_on_port(self, scope: Scope, name: str, value: Any) -> None:
+    def set_port(self, scope: Scope, name: str, value: Any) -> None:
         """Set the promoted input called `name`, or the one that leads to a widget of that name."""
-        place = self._port(scope.graph, name)
-        if place is not None:
-            scope.given[place] = value
+        port = self._find_port(scope.graph, name)
+        if port is not None:
+            scope.port_values[port] = value
 
-    def _port(self, graph: UIGraph, name: str) -> int | None:
-        named = (place for place, port in enumerate(graph.inputs) if port.name == name)
-        leading = (place for place, found in enumerate(self.targets(graph)) if found and found[1] == name)
+    def _find_port(self, graph: UIGraph, name: str) -> int | None:
+        named = (index for index, port in enumerate(graph.inputs) if port.name == name)
+        leading = (index for index, target in enumerate(self.promoted_widgets(graph)) if target and target[1] == name)
         return next(named, next(leading, None))
 
-    def _shows(self, graph: UIGraph, node_id: str, widget: str) -> bool:
-        """Whether an entry of `proxyWidgets` means a widget with a value, and not a preview or the page's own."""
+    def _has_widget(self, graph: UIGraph, node_id: str, widget: str) -> bool:
+        """Return True if an entry of `proxyWidgets` is a widget with a value. It may be a preview or the page's own."""
         if node_id == "-1":
-            return self._port(graph, widget) is not None
-        box = graph.nodes.get(node_id)
-        if box is None:
+            return self._find_port(graph, widget) is not None
+        node = graph.nodes.get(node_id)
+        if node is None:
             return False
-        if box.type in self.workflow.subgraphs:
-            return self._port(self.workflow.subgraphs[box.type], widget) is not None
-        if box.type == "PrimitiveNode":
+        if node.type in self.workflow.subgraphs:
+            return self._find_port(self.workflow.subgraphs[node.type], widget) is not None
+        if node.type == "PrimitiveNode":
             return widget == "value"
-        return widget in self._widgets(box)
+        return widget in self._widget_values(node)
 
-    def _target(self, graph: UIGraph, link: UILink, depth: int) -> Target | None:
-        """The widget at the end of a link from a port, if there is one."""
-        box = graph.nodes.get(link.target)
-        if box is None or not 0 <= link.target_slot < len(box.inputs):
+    def _widget_at(self, graph: UIGraph, link: UILink, depth: int) -> PromotedWidget | None:
+        """Return the widget at the end of a link from a port, or None."""
+        node = graph.nodes.get(link.target)
+        slot = None if node is None else item_at(node.inputs, link.target_slot)
+        if node is None or slot is None:
             return None
-        slot = box.inputs[link.target_slot]
-        if box.type in self.workflow.subgraphs:
-            inside = self.workflow.subgraphs[box.type]
-            values = self.values(box, depth + 1)
-            port = next((at for at, each in enumerate(inside.inputs) if each.name == slot.name), -1)
-            return (box.id, slot.name, values[port]) if port in values else None
-        held = self._widgets(box)
+        if node.type in self.workflow.subgraphs:
+            ports = self.workflow.subgraphs[node.type].inputs
+            values = self.port_values(node, depth + 1)
+            port = next((index for index, port in enumerate(ports) if port.name == slot.name), -1)
+            return (node.id, slot.name, values[port]) if port in values else None
+        widgets = self._widget_values(node)
         name = slot.widget or slot.name
-        return (box.id, name, held[name]) if name in held else None
+        return (node.id, name, widgets[name]) if name in widgets else None
 
-    def _widgets(self, box: UINode) -> Mapping[str, Any]:
-        if box.type not in self.declarations.nodes:
+    def _widget_values(self, node: UINode) -> Mapping[str, Any]:
+        if node.type not in self.declarations.nodes:
             return {}
-        return widget_values(self.declarations[box.type].inputs.values(), box.values)
+        return widget_values(self.declarations[node.type].inputs.values(), node.values)
 
 
 def _links_by_port(graph: UIGraph) -> list[list[UILink]]:
-    """For each port the links that start there, in the order that it lists them; all that do, if it lists none."""
-    found: dict[int, list[UILink]] = {}
+    """Return the links that begin at each port, in the order that it lists them. If it lists none: all of them."""
+    starting: dict[int, list[UILink]] = {}
     for link in graph.links.values():
         if link.source == INPUT_NODE:
-            found.setdefault(link.source_slot, []).append(link)
-    listed = [[graph.links[each] for each in port.links if each in graph.links] for port in graph.inputs]
-    return [links or found.get(place, []) for place, links in enumerate(listed)]
+            starting.setdefault(link.source_slot, []).append(link)
+    listed = [[graph.links[link_id] for link_id in port.links if link_id in graph.links] for port in graph.inputs]
+    return [links or starting.get(index, []) for index, links in enumerate(listed)]

@@ -1,4 +1,4 @@
-"""Nearest names for error messages, within a budget: a hostile graph must not buy hours of comparing."""
+"""Nearest names for error messages, within a budget that a hostile graph cannot exceed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ...svd_core.errors import nearest
 MAX_COMPARED = 50_000
 """Names that one validation compares at most, about a second."""
 MAX_LENGTH = 200
-"""Characters of a name that is worth comparing."""
+"""Characters of the longest name that is compared."""
 
 
 class Hints:
-    """Hands out nearest names until the budget is spent, then nothing."""
+    """Suggests nearest names until the budget is used up."""
 
     def __init__(self) -> None:
-        self.left = MAX_COMPARED
+        self.budget = MAX_COMPARED
 
     def near(self, name: str, known: Iterable[str]) -> str | None:
-        """Three names of `known` that look like `name`, as text; None when there are none or no budget."""
-        candidates = [each for each in known if len(each) <= MAX_LENGTH]
-        if len(name) > MAX_LENGTH or len(candidates) > self.left:
+        """Return up to three names of `known` that resemble `name`, as text. None without a match or a budget."""
+        candidates = [candidate for candidate in known if len(candidate) <= MAX_LENGTH]
+        if len(name) > MAX_LENGTH or len(candidates) > self.budget:
             return None
-        self.left -= len(candidates)
+        self.budget -= len(candidates)
         return nearest(name, candidates) or None

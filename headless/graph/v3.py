@@ -1,7 +1,7 @@
-"""Node classes of ComfyUI's V3 API (io.ComfyNode), by what they answer: ComfyUI is not imported here.
+"""Support for node classes of ComfyUI's V3 API (io.ComfyNode), recognized without importing ComfyUI.
 
-Such a class answers INPUT_TYPES, RETURN_TYPES and FUNCTION as a V1 class does. What differs: it is called on a copy of
-the class that holds the hidden inputs, it gives a NodeOutput, and its checks have other names.
+A V3 class has INPUT_TYPES, RETURN_TYPES and FUNCTION as a V1 class has. The differences: it is called on a copy of the
+class that holds the hidden inputs, it returns a NodeOutput, and its checks have other names.
 """
 
 from __future__ import annotations
@@ -11,25 +11,37 @@ from typing import Any
 
 
 def is_v3(node_class: Any) -> bool:
-    """Whether a class is of the V3 API."""
+    """Return True if a class uses the V3 API."""
     return hasattr(node_class, "GET_BASE_CLASS")
 
 
-def asked(node_class: Any, name: str, v3_name: str) -> Callable[..., Any] | None:
-    """The class's function of that name, or None when it has none: V3's own, which does nothing, does not count."""
+def class_function(node_class: Any, name: str, v3_name: str) -> Callable[..., Any] | None:
+    """Return a function that the class defines, or None. The empty default of V3's base class does not count.
+
+    Args:
+        node_class: The node class.
+        name: Name in a V1 class, such as VALIDATE_INPUTS.
+        v3_name: Name in a V3 class, such as validate_inputs.
+    """
     if not is_v3(node_class):
         return getattr(node_class, name, None)
     base = node_class.GET_BASE_CLASS()
-    for each in node_class.__mro__:
-        if each is base:
+    for ancestor in node_class.__mro__:
+        if ancestor is base:
             return None
-        if v3_name in vars(each):
+        if v3_name in vars(ancestor):
             return getattr(node_class, v3_name)
     return None
 
 
-def function_of(instance: Any, hidden: Mapping[str, Any], name: str | None = None) -> Callable[..., Any]:
-    """What is called with the inputs of a node: its FUNCTION, or that of a name. hidden: values by kind."""
+def bound_function(instance: Any, hidden: Mapping[str, Any], name: str | None = None) -> Callable[..., Any]:
+    """Return the function to call with a node's inputs.
+
+    Args:
+        instance: An instance of the node class.
+        hidden: Values of hidden inputs by kind.
+        name: Name of the function. None: the class's FUNCTION.
+    """
     node_class: Any = type(instance)
     if not is_v3(node_class):
         return getattr(instance, name or node_class.FUNCTION)
@@ -38,23 +50,17 @@ def function_of(instance: Any, hidden: Mapping[str, Any], name: str | None = Non
 
 
 def as_v1(result: Any, blocker: Callable[[str], Any]) -> Any:
-    """A NodeOutput as a dict with ui, result and expand; anything else as it is."""
-    if not any(each.__name__ == "_NodeOutputInternal" for each in type(result).__mro__):
+    """Convert a NodeOutput to a dict with ui, result and expand. Return anything else unchanged."""
+    if not any(ancestor.__name__ == "_NodeOutputInternal" for ancestor in type(result).__mro__):
         return result
-    made: dict[str, Any] = {}
-    if result.ui is not None:
-        made["ui"] = result.ui if isinstance(result.ui, dict) else result.ui.as_dict()
-    if result.expand is not None:
-        made["expand"] = result.expand
-    if result.block_execution is not None:
-        made["result"] = blocker(result.block_execution)
-    elif result.result is not None:
-        made["result"] = result.result
-    return made
+    ui = result.ui if result.ui is None or isinstance(result.ui, dict) else result.ui.as_dict()
+    values = result.result if result.block_execution is None else blocker(result.block_execution)
+    parts = {"ui": ui, "expand": result.expand, "result": values}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 class _ByValue(dict):
-    """Hidden inputs by their kind, asked for by members of an enumeration whose values are the kinds."""
+    """Hidden inputs by kind. Keys may also be enumeration members whose values are the kinds."""
 
     def get(self, key: Any, default: Any = None) -> Any:
         return super().get(getattr(key, "value", key), default)

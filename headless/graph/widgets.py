@@ -1,7 +1,7 @@
-"""Which saved widget value belongs to which input.
+"""Assign the widget values of a UI-format node to its inputs.
 
-The page saves the values of a node's widgets by position, in declared order. A widget whose input has a socket keeps
-its place. After a seed stands one value more: what the page does with it after a run.
+The page saves the values of a node's widgets by position, in declared order. A widget whose input has a socket is
+included. After a seed, the page saves one more value: what to do with the seed after a run.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize", "increment-wra
 
 
 def widget_values(inputs: Iterable[DeclaredInput], saved: list[Any] | dict[str, Any]) -> dict[str, Any]:
-    """The saved values by input name, without those the page keeps for itself.
+    """Return the saved values by input name, without the values that only the page uses.
 
-    saved  a list by position, or a dict by name as some node packs save it. Values past the last widget are the
-           page's own (upload buttons, previews)
+    An input without a saved value gets its declared default, a combo its first option, as the page does.
 
-    An input with no saved value gets its declared default, a combo without one its first option, as the page does.
+    Args:
+        inputs: The declared inputs.
+        saved: A list by position, or a dict by name as some node packs save it. Values after the last widget belong to
+            the page (upload buttons, previews) and are ignored.
     """
     widgets = [declared for declared in inputs if declared.is_widget]
-    found = dict(saved) if isinstance(saved, dict) else _by_position(widgets, saved)
+    by_name = dict(saved) if isinstance(saved, dict) else _by_position(widgets, saved)
     values = {}
     for declared in widgets:
-        if declared.name in found:
-            values[declared.name] = found[declared.name]
+        if declared.name in by_name:
+            values[declared.name] = by_name[declared.name]
         elif "default" in declared.options:
             values[declared.name] = declared.options["default"]
         elif declared.choices:
@@ -37,28 +39,28 @@ def widget_values(inputs: Iterable[DeclaredInput], saved: list[Any] | dict[str, 
 
 def _by_position(widgets: list[DeclaredInput], saved: list[Any]) -> dict[str, Any]:
     values = {}
-    place = 0
-    for number, declared in enumerate(widgets):
-        if place >= len(saved):
+    index = 0
+    for declared, following in zip(widgets, [*widgets, None][1:], strict=True):
+        if index >= len(saved):
             break
-        values[declared.name] = saved[place]
-        place += 1
-        following = widgets[number + 1] if number + 1 < len(widgets) else None
-        if place < len(saved) and _is_after_generate(declared, saved[place], following):
-            place += 1
+        values[declared.name] = saved[index]
+        index += 1
+        if index < len(saved) and _is_after_generate(declared, saved[index], following):
+            index += 1
     return values
 
 
 def _is_after_generate(declared: DeclaredInput, value: Any, following: DeclaredInput | None) -> bool:
-    """Whether `value` is the page's own, after the value of `declared`: the class says so, or it is a seed by name.
+    """Return True if `value`, saved after the value of `declared`, is what to do with a seed after a run.
 
-    Graphs of 2023 have true or false there, for randomize or fixed.
+    The class declares that the page saves it, or the input is a seed by name. Graphs of 2023 have true (randomize) or
+    false (fixed) there.
     """
-    said = declared.options.get("control_after_generate")
-    explicit = bool(said)
-    if not explicit and not (said is None and declared.is_seed):
+    declared_control = declared.options.get("control_after_generate")
+    explicit = bool(declared_control)
+    if not explicit and not (declared_control is None and declared.is_seed):
         return False
     if isinstance(value, bool):
         return following is None or following.kind != "BOOLEAN"
-    offered = following.choices if following is not None else None
-    return value in AFTER_GENERATE and (explicit or not (offered and value in offered))
+    choices = following.choices if following is not None else None
+    return value in AFTER_GENERATE and (explicit or not (choices and value in choices))

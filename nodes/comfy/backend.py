@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 class ComfyBackend:
     """Answers for `nodes.backend.Backend`; see there."""
 
-    def vae(self, value: Any) -> Vae | None:
+    def wrap_vae(self, value: Any) -> Vae | None:
         from . import parts
 
         return parts.vae_of(value)
 
-    def clip_vision(self, value: Any) -> ClipVision | None:
+    def wrap_clip_vision(self, value: Any) -> ClipVision | None:
         from . import parts
 
         return parts.clip_vision_of(value)
 
-    def sampler(self, value: Any) -> Sampler | None:
+    def get_sampler(self, value: Any) -> Sampler | None:
         from . import sampling
 
         return sampling.sampler_of(value)
@@ -45,7 +45,7 @@ class ComfyBackend:
 
         return sampling.euler_sampler()
 
-    def own_parts(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
+    def convert_checkpoint(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
         from .converting import own_parts
 
         return own_parts(checkpoint)

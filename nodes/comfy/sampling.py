@@ -39,7 +39,9 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
     sigmas = check_sigmas(_model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas)
     per_video = len(sigmas) - 1
     sides = zip(
-        wire_formats.split(positive, count, "positive"), wire_formats.split(negative, count, "negative"), strict=True
+        wire_formats.split_conditioning(positive, count, "positive"),
+        wire_formats.split_conditioning(negative, count, "negative"),
+        strict=True,
     )
     videos = []
     with get_runtime().progress("sampling", per_video * count, "step") as advance:

@@ -1,11 +1,11 @@
-"""Between pictures and latents: SVD_img2vid_Conditioning, the CLIP tower, the VAE both ways."""
+"""Compat nodes that encode and decode: SVD_img2vid_Conditioning, CLIP, VAE."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.runtime.runtime import get_runtime, warn
-from .. import wire_formats
+from .. import sockets, wire_formats
 from . import inputs, scaling
 
 if TYPE_CHECKING:
@@ -17,28 +17,31 @@ AUGMENTATION_SEED = 0
 IMAGE = ("IMAGE", {"tooltip": "The picture or pictures."})
 
 
-def _encoded(vae: Vae, images: torch.Tensor) -> torch.Tensor:
-    """Unscaled latents (B, 4, H // 8, W // 8) of images (B, H, W, 3): what is over a multiple of 8 is cut evenly."""
+def _encode(vae: Vae, images: torch.Tensor) -> torch.Tensor:
+    """Encode images (B, H, W, 3) to unscaled latents (B, 4, H // 8, W // 8).
+
+    Both ends of a side are cropped evenly to a multiple of 8.
+    """
     from ...svd_core import execution
-    from ...svd_core.media.image_ops import cut_to_multiple
+    from ...svd_core.media.image_ops import crop_to_multiple
 
     images = wire_formats.images(images)[..., :3]
-    cut = cut_to_multiple(images, 8)
+    cut = crop_to_multiple(images, 8)
     if cut.shape != images.shape:
         (height, width), (cut_height, cut_width) = images.shape[1:3], cut.shape[1:3]
         warn(
             "image.cut",
-            f"the picture of {width}x{height} is cut to {cut_width}x{cut_height}; SVDResizeImage keeps all of it",
+            f"the image of {width}x{height} was cropped to {cut_width}x{cut_height}. SVDResizeImage keeps all of it.",
         )
     return execution.encode(get_runtime(), vae, cut)
 
 
 class SVD_img2vid_Conditioning:
-    """Picture -> positive, negative and the empty LATENT, with core's arithmetic.
+    """IMAGE -> positive, negative CONDITIONING, empty LATENT, with core's arithmetic.
 
-    CLIP sees the middle square; the picture is resized bilinearly with its longer side cut; the noise of
-    augmentation_level is measured in [0, 1], twice the reference's. Core draws it from torch's global generator, so
-    that no two runs are alike; here it has the seed 0, and a run can be repeated.
+    CLIP sees the center square. The image is resized bilinearly after its longer side is cropped. The noise of
+    augmentation_level is measured in [0, 1], which is twice the reference's. Core draws it from torch's global
+    generator, so that runs differ; here its seed is 0, so that runs can be repeated.
     """
 
     DESCRIPTION = (
@@ -54,8 +57,8 @@ class SVD_img2vid_Conditioning:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         def side(default: int, name: str) -> inputs.Input:
-            options = {"default": default, "min": 16, "max": scaling.LARGEST_SIDE, "step": 8}
-            return ("INT", {**options, "tooltip": f"{name} of the video in pixels. SVD was trained at 1024x576."})
+            tooltip = f"{name} of the video in pixels. SVD was trained at 1024x576."
+            return inputs.integer(default, 16, sockets.LARGEST_SIDE, tooltip, step=8)
 
         level = (
             "Noise on the picture, of this deviation in [0, 1]: twice what SVDNoiseAugmentation adds for the same "
@@ -63,27 +66,15 @@ class SVD_img2vid_Conditioning:
         )
         return {
             "required": {
-                "clip_vision": inputs.socket("CLIP_VISION", "The CLIP tower of ImageOnlyCheckpointLoader."),
+                "clip_vision": inputs.CLIP_VISION,
                 "init_image": inputs.socket("IMAGE", "The picture to animate."),
-                "vae": inputs.vae(),
+                "vae": inputs.VAE,
                 "width": side(1024, "Width"),
                 "height": side(576, "Height"),
-                "video_frames": (
-                    "INT",
-                    {"default": 14, "min": 1, "max": 4096, "tooltip": "Frames of the video: 14 for SVD, 25 for XT."},
-                ),
-                "motion_bucket_id": (
-                    "INT",
-                    {"default": 127, "min": 1, "max": 1023, "tooltip": "How much motion; 127 is the middle."},
-                ),
-                "fps": (
-                    "INT",
-                    {"default": 6, "min": 1, "max": 1024, "tooltip": "Frames per second the motion is made for."},
-                ),
-                "augmentation_level": (
-                    "FLOAT",
-                    {"default": 0.0, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip": level},
-                ),
+                "video_frames": inputs.integer(14, 1, 4096, "Frames of the video: 14 for SVD, 25 for XT."),
+                "motion_bucket_id": inputs.integer(127, 1, 1023, "How much motion; 127 is the middle."),
+                "fps": inputs.integer(6, 1, 1024, "Frames per second the motion is made for."),
+                "augmentation_level": inputs.number(0.0, 0.0, 10.0, 0.01, level),
             }
         }
 
@@ -99,24 +90,24 @@ class SVD_img2vid_Conditioning:
         fps: int,
         augmentation_level: float,
     ) -> tuple:
-        """As core has it, B pictures give B image tokens and one video, not B videos."""
+        """Encode images (B, H, W, 3 or 4). As in core B images give one video with B image tokens, not B videos."""
         import torch
 
         from ...svd_core import execution
         from ...svd_core.diffusion.conditioning import MicroConditioning, expand_image_latents
         from ...svd_core.diffusion.noise_augmentation import augment_images_as_core
 
-        seen = execution.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
+        embedding = execution.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
         images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
         if augmentation_level > 0:
             warn(
                 "augmentation.seed",
-                f"the noise of augmentation_level has the seed {AUGMENTATION_SEED} here, and another one in every run "
-                "of ComfyUI; for a seed of your own use SVDNoiseAugmentation",
+                f"the noise of augmentation_level has the fixed seed {AUGMENTATION_SEED} here; in ComfyUI every run "
+                "has another one. To choose a seed use SVDNoiseAugmentation.",
             )
             images = augment_images_as_core(images, augmentation_level, AUGMENTATION_SEED)
-        image_latents = expand_image_latents(_encoded(wire_formats.vae(vae), images), video_frames)
-        embeds, micro = seen.image_embeds[None], MicroConditioning(fps, motion_bucket_id, augmentation_level)
+        image_latents = expand_image_latents(_encode(wire_formats.vae(vae), images), video_frames)
+        embeds, micro = embedding.image_embeds[None], MicroConditioning(fps, motion_bucket_id, augmentation_level)
         return (
             wire_formats.write_conditioning(embeds, image_latents, micro),
             wire_formats.write_conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latents), micro),
@@ -133,25 +124,25 @@ class CLIPVisionEncode:
     OUTPUT_TOOLTIPS = ("The embeddings, for SVDImageConditioning.",)
     FUNCTION = "encode"
 
-    _LOOKS = {"center": "center_crop", "none": "whole"}
+    _PREPROCESS = {"center": "center_crop", "none": "whole"}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "center looks at the middle square only, none at the whole picture, squeezed into a square."
         return {
             "required": {
-                "clip_vision": inputs.socket("CLIP_VISION", "The CLIP tower of ImageOnlyCheckpointLoader."),
+                "clip_vision": inputs.CLIP_VISION,
                 "image": IMAGE,
-                "crop": (list(cls._LOOKS), {"tooltip": tooltip}),
+                "crop": (list(cls._PREPROCESS), {"tooltip": tooltip}),
             }
         }
 
     def encode(self, clip_vision: Any, image: torch.Tensor, crop: str) -> tuple[wire_formats.ClipVisionOutput]:
-        """Of images (B, H, W, 3)."""
+        """Embed images (B, H, W, 3)."""
         from ...svd_core import execution
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = execution.embed(get_runtime(), clip, image, self._LOOKS[crop])
+        embedding = execution.embed(get_runtime(), clip, image, self._PREPROCESS[crop])
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
@@ -166,18 +157,18 @@ class VAEEncode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"pixels": IMAGE, "vae": inputs.vae()}}
+        return {"required": {"pixels": IMAGE, "vae": inputs.VAE}}
 
     def encode(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any]]:
-        """Of images (B, H, W, 3)."""
-        return ({"samples": _encoded(wire_formats.vae(vae), pixels)},)
+        """Encode images (B, H, W, 3)."""
+        return ({"samples": _encode(wire_formats.vae(vae), pixels)},)
 
 
 class VAEDecode:
-    """LATENT -> IMAGE, every frame of a clip seeing every other.
+    """LATENT -> IMAGE, each video decoded as one clip.
 
-    ComfyUI's core does so while its memory holds all frames at once, and in clips of fewer frames where it does not;
-    here that never depends on memory. A LATENT of several videos is decoded video by video.
+    ComfyUI's core does so only if memory suffices for all frames, else in shorter clips. Here the result does not
+    depend on memory.
     """
 
     DESCRIPTION = "Decodes a video's latent into frames, all of it as one clip."
@@ -188,10 +179,10 @@ class VAEDecode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"samples": inputs.socket("LATENT", "The latent to decode."), "vae": inputs.vae()}}
+        return {"required": {"samples": inputs.socket("LATENT", "The latent to decode."), "vae": inputs.VAE}}
 
     def decode(self, vae: Any, samples: dict[str, Any]) -> tuple[torch.Tensor]:
-        """Frames (F, H, W, 3) float32 in [0, 1]."""
+        """Return frames (F, H, W, 3) float32 in [0, 1]."""
         import torch
 
         from ...svd_core import execution
@@ -201,7 +192,7 @@ class VAEDecode:
 
 
 class VAEDecodeTiled:
-    """LATENT -> IMAGE, frame by frame in tiles, as core does: frames do not see each other."""
+    """LATENT -> IMAGE, decoded frame by frame in tiles as in core: without the temporal layers' context."""
 
     DESCRIPTION = (
         "Decodes frame by frame in tiles, for little memory; the frames do not see each other and may flicker. "
@@ -214,18 +205,16 @@ class VAEDecodeTiled:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        def pixels(default: int, low: int, step: int, tooltip: str) -> inputs.Input:
-            return ("INT", {"default": default, "min": low, "max": 4096, "step": step, "tooltip": tooltip})
-
+        overlap = "What neighbouring tiles share, in pixels; at most a quarter of a tile."
         unused = "For other video models; SVD's frames are decoded one by one."
         return {
             "required": {
                 "samples": inputs.socket("LATENT", "The latent to decode."),
-                "vae": inputs.vae(),
-                "tile_size": pixels(512, 64, 32, "Side of a tile in pixels."),
-                "overlap": pixels(64, 0, 32, "What neighbouring tiles share, in pixels; at most a quarter of a tile."),
-                "temporal_size": pixels(64, 8, 4, unused),
-                "temporal_overlap": pixels(8, 4, 4, unused),
+                "vae": inputs.VAE,
+                "tile_size": inputs.integer(512, 64, 4096, "Side of a tile in pixels.", step=32),
+                "overlap": inputs.integer(64, 0, 4096, overlap, step=32),
+                "temporal_size": inputs.integer(64, 8, 4096, unused, step=4),
+                "temporal_overlap": inputs.integer(8, 4, 4096, unused, step=4),
             }
         }
 
@@ -238,9 +227,9 @@ class VAEDecodeTiled:
         temporal_size: int = 64,
         temporal_overlap: int = 8,
     ) -> tuple[torch.Tensor]:
-        """Frames (F, H, W, 3) float32 in [0, 1]."""
+        """Return frames (F, H, W, 3) float32 in [0, 1]."""
         from ...svd_core import execution
 
         latents = wire_formats.read_latent(samples).clips.flatten(0, 1)
-        shared = min(overlap, tile_size // 4)
-        return (execution.decode_tiled(get_runtime(), wire_formats.vae(vae), latents, tile_size // 8, shared // 8),)
+        overlap = min(overlap, tile_size // 4)
+        return (execution.decode_tiled(get_runtime(), wire_formats.vae(vae), latents, tile_size // 8, overlap // 8),)

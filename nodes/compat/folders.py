@@ -1,4 +1,4 @@
-"""Names in saved graphs to files in the host's folders, and never to files outside them."""
+"""Resolve file names of graphs inside the runtime's folders, never outside them."""
 
 from __future__ import annotations
 
@@ -8,53 +8,49 @@ from pathlib import Path
 
 from ...svd_core.errors import ImageError, printable
 from ...svd_core.runtime.runtime import Folder, get_runtime
-from ...svd_core.utils.safe_open import can_be_a_name, is_within
+from ...svd_core.utils.safe_paths import is_valid_file_name, resolve_inside
 
 _ANNOTATIONS: dict[str, Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 
 
-def input_pictures() -> list[str]:
-    """The pictures directly in the input folder, by name, sorted; none when the folder is not there."""
+def input_images() -> list[str]:
+    """Return the sorted names of the images directly in the input folder, or none if there is no such folder."""
     folder = get_runtime().folder("input")
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_picture_name(entry.name))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and _is_image_name(entry.name))
 
 
 def annotated_file(name: str | None) -> Path:
-    """The file that `name` means: in the input folder, or in the one said as in "x.png [output]".
+    """Return the path of an image in the input folder, or in that of an annotation, as in "x.png [output]".
 
-    Links are followed, and where they end must lie inside the folder too. Raises ImageError when it does not, or when
-    there is no such file.
+    Raises:
+        ImageError: The file, after following links, is outside the folder (code `image.outside`) or does not exist
+            (`image.missing`).
     """
-    if name is None:  # null in the graph looks like a link to VALIDATE_INPUTS, which therefore lets it pass
-        raise ImageError("the picture has no name, it is null; give the name of a file.", code="image.missing")
-    if not isinstance(name, str):
-        raise ImageError(
-            f"the name of a picture is a text, got {name!r}; give the name of a file.", code="image.missing"
-        )
+    if not isinstance(name, str):  # VALIDATE_INPUTS cannot distinguish a null in the graph from a linked name
+        value = "null" if name is None else repr(name)
+        raise ImageError(f"image must be the name of a file, got {value}", code="image.missing")
     kind: Folder = "input"
     bare = name
     for annotation, annotated in _ANNOTATIONS.items():
         if name.endswith(annotation):
             kind, bare = annotated, name[: -len(annotation)].removesuffix(" ")
     folder = get_runtime().folder(kind)
-    real_folder = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(real_folder, bare)) if can_be_a_name(bare) else real_folder
-    if not is_within(path, real_folder):
+    path = resolve_inside(folder, bare if is_valid_file_name(bare) else "")
+    if path is None:
         raise ImageError(
-            f'"{printable(name)}" lies outside the {kind} folder; copy the picture into {folder} and give its name '
-            "there.",
+            f'"{printable(name)}" is outside the {kind} folder. Copy the image into {folder} and use its name there.',
             code="image.outside",
         )
     if not os.path.isfile(path):
         raise ImageError(
-            f'there is no picture "{printable(bare)}" in the {kind} folder {folder}; put it there, or check the name.',
+            f'there is no image "{printable(bare)}" in the {kind} folder {folder}. Copy it there, or check the name.',
             code="image.missing",
         )
     return Path(path)
 
 
-def _is_picture_name(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
     kind, _ = mimetypes.guess_type(name, strict=False)
     return kind is not None and kind.startswith("image/")

@@ -1,4 +1,4 @@
-"""Inputs that several core nodes have alike, with core's options and our tooltips."""
+"""Input declarations that several compat nodes share: core's options with this package's tooltips."""
 
 from __future__ import annotations
 
@@ -7,73 +7,59 @@ from ..sockets import Input, socket
 from .values import EULER_NAMES, SAMPLER_NAMES, SCHEDULER_NAMES
 
 
-def model() -> Input:
-    """An SVD model."""
-    return socket("MODEL", "The network of ImageOnlyCheckpointLoader.")
+def integer(default: int, low: int, high: int, tooltip: str, step: int | None = None) -> Input:
+    """Declare an integer from low to high. `step` is left out where core leaves it out."""
+    options = {"default": default, "min": low, "max": high}
+    return ("INT", {**options, **({} if step is None else {"step": step}), "tooltip": tooltip})
 
 
-def vae() -> Input:
-    """A temporal VAE."""
-    return socket("VAE", "The temporal VAE of ImageOnlyCheckpointLoader.")
+def number(
+    default: float, low: float, high: float, step: float, tooltip: str, round_to: float | bool | None = None
+) -> Input:
+    """Declare a float from low to high. `round_to` is left out where core leaves it out."""
+    options = {"default": default, "min": low, "max": high, "step": step}
+    return ("FLOAT", {**options, **({} if round_to is None else {"round": round_to}), "tooltip": tooltip})
 
 
-def positive() -> Input:
-    """Conditioning with the picture."""
-    return socket("CONDITIONING", "The conditioning with the picture.")
+def fps(default: float, low: float, high: float, step: float = 0.01) -> Input:
+    """Declare the frames per second of a file."""
+    return number(default, low, high, step, "Frames per second.")
 
 
-def negative() -> Input:
-    """Conditioning without it."""
-    return socket("CONDITIONING", "The conditioning without it.")
-
-
-def latent_image() -> Input:
-    """What is sampled."""
-    return socket("LATENT", "The empty video, or a latent to go on from; not one with a noise mask.")
-
-
-def sigmas() -> Input:
-    """A row of noise levels."""
-    return socket("SIGMAS", "The row of noise levels.")
-
-
-def seed() -> Input:
-    """The seed of the starting noise; the page adds its own control."""
-    return sockets.seed("Seed of the starting noise.")
+def scale_by(default: float) -> Input:
+    """Declare the factor of both sides of an image."""
+    return number(default, 0.01, 8.0, 0.01, "2 is twice as wide and high.")
 
 
 def steps(default: int = 20) -> Input:
-    """How many steps."""
-    return ("INT", {"default": default, "min": 1, "max": 10000, "tooltip": "How many steps are sampled."})
-
-
-def cfg() -> Input:
-    """The sampler's guidance weight."""
-    tooltip = "Guidance weight; the largest one where the model is guided over the frames. SVD wants 2.5 to 3."
-    return ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01, "tooltip": tooltip})
-
-
-def denoise() -> Input:
-    """How much of a schedule is walked."""
-    tooltip = "1 walks the whole schedule, less its last part: for a latent that holds a video already."
-    return ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": tooltip})
-
-
-def sampler_name() -> Input:
-    """A sampler of ComfyUI's."""
-    tooltip = f"How a step is made. Without ComfyUI {' or '.join(EULER_NAMES)}, which are the same for SVD."
-    return (list(SAMPLER_NAMES), {"tooltip": tooltip})
-
-
-def scheduler() -> Input:
-    """A schedule of ComfyUI's."""
-    return (list(SCHEDULER_NAMES), {"tooltip": "Which noise levels are walked; karras is the reference's."})
+    """Declare the number of sampling steps."""
+    return integer(default, 1, 10000, "How many steps are sampled.")
 
 
 def sigma(default: float, name: str) -> Input:
-    """One end of a range of noise levels."""
-    tooltip = f"{name} noise level. SVD's range is 0.002 to 700."
-    return (
-        "FLOAT",
-        {"default": default, "min": 0.0, "max": 5000.0, "step": 0.01, "round": False, "tooltip": tooltip},
-    )
+    """Declare one end of a range of noise levels."""
+    return number(default, 0.0, 5000.0, 0.01, f"{name} noise level. SVD's range is 0.002 to 700.", round_to=False)
+
+
+MODEL = socket("MODEL", "The network of ImageOnlyCheckpointLoader.")
+CLIP_VISION = socket("CLIP_VISION", "The CLIP tower of ImageOnlyCheckpointLoader.")
+VAE = socket("VAE", "The temporal VAE of ImageOnlyCheckpointLoader.")
+POSITIVE = socket("CONDITIONING", "The conditioning with the picture.")
+NEGATIVE = socket("CONDITIONING", "The conditioning without it.")
+LATENT_IMAGE = socket("LATENT", "The empty video, or a latent to go on from; not one with a noise mask.")
+SIGMAS = socket("SIGMAS", "The row of noise levels.")
+SAMPLER = socket("SAMPLER", "From KSamplerSelect or SVDEulerSamplerSelect.")
+SEED = sockets.seed("Seed of the starting noise.")
+CFG = number(
+    8.0, 0.0, 100.0, 0.1,
+    "Guidance weight; the largest one where the model is guided over the frames. SVD wants 2.5 to 3.",
+    round_to=0.01,
+)  # fmt: skip
+DENOISE = number(
+    1.0, 0.0, 1.0, 0.01, "1 walks the whole schedule, less its last part: for a latent that holds a video already."
+)
+SAMPLER_NAME = (
+    list(SAMPLER_NAMES),
+    {"tooltip": f"How a step is made. Without ComfyUI {' or '.join(EULER_NAMES)}, which are the same for SVD."},
+)
+SCHEDULER = (list(SCHEDULER_NAMES), {"tooltip": "Which noise levels are walked; karras is the reference's."})

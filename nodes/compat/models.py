@@ -1,17 +1,18 @@
-"""The checkpoint's three parts on core's wires, and guidance over the frames."""
+"""Compat nodes that load a checkpoint and set the guidance of a MODEL."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ...svd_core.errors import CheckpointError
 from ...svd_core.runtime.runtime import get_runtime
+from ..loading import validate_checkpoint_name
 from . import inputs
-from .values import Guidance, Model, model_of
+from .values import Guidance, Model, read_model
 
 
 class ImageOnlyCheckpointLoader:
-    """Checkpoint name -> MODEL, CLIP_VISION and VAE that carry our parts."""
+    """Checkpoint name -> MODEL, CLIP_VISION, VAE."""
 
     DESCRIPTION = (
         "Opens a Stable Video Diffusion checkpoint. Beside ComfyUI's checkpoint files it also takes diffusers folders "
@@ -30,28 +31,22 @@ class ImageOnlyCheckpointLoader:
 
     @classmethod
     def VALIDATE_INPUTS(cls, ckpt_name: str | None = None) -> bool | str:
-        """True, or why the name means no checkpoint, with the nearest ones."""
-        if ckpt_name is None:
-            return True
-        try:
-            get_runtime().library.find(ckpt_name)
-        except CheckpointError as error:
-            return str(error).rstrip(".")
-        return True
+        """Return True for a known or linked name, else a message with similar names."""
+        return validate_checkpoint_name(ckpt_name)
 
     def load_checkpoint(self, ckpt_name: str) -> tuple:
-        """The three parts, in the precision of the run."""
+        """Load the checkpoint in the precision of the run."""
         from ...svd_core import execution
 
-        opened = execution.load(get_runtime(), ckpt_name, "auto")
-        return (Model(opened.model), opened.clip_vision, opened.vae)
+        loaded = execution.load(get_runtime(), ckpt_name, "auto")
+        return (Model(loaded.model), loaded.clip_vision, loaded.vae)
 
 
 class VideoLinearCFGGuidance:
-    """MODEL -> MODEL whose guidance goes evenly from min_cfg on the first frame to the sampler's cfg on the last.
+    """MODEL -> MODEL whose guidance is linear from min_cfg on the first frame to the sampler's cfg on the last.
 
-    Also right where the sampler's cfg is 1 and min_cfg is not: ComfyUI's core leaves the negative side out there, and
-    multiplies by the weights all the same.
+    Unlike ComfyUI's core this is also correct if cfg is 1 and min_cfg is not: core then skips the negative conditioning
+    but still multiplies by the weights.
     """
 
     DESCRIPTION = "Guidance that goes evenly from min_cfg on the first frame to the sampler's cfg on the last."
@@ -64,16 +59,16 @@ class VideoLinearCFGGuidance:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "Guidance weight where it is least; 1 is no guidance."
-        least = {"default": 1.0, "min": 0.0, "max": 100.0, "step": 0.5, "round": 0.01, "tooltip": tooltip}
-        return {"required": {"model": inputs.model(), "min_cfg": ("FLOAT", least)}}
+        min_cfg = inputs.number(1.0, 0.0, 100.0, 0.5, tooltip, round_to=0.01)
+        return {"required": {"model": inputs.MODEL, "min_cfg": min_cfg}}
 
     def patch(self, model: Any, min_cfg: float) -> tuple[Model]:
-        """A copy of the MODEL; a guidance that it had before gives way."""
-        return (model_of(model).guided(Guidance(self.SHAPE, min_cfg)),)
+        """Return a copy of the MODEL. Its former guidance is replaced."""
+        return (replace(read_model(model), guidance=Guidance(self.SHAPE, min_cfg)),)
 
 
 class VideoTriangleCFGGuidance(VideoLinearCFGGuidance):
-    """MODEL -> MODEL whose guidance goes from min_cfg up to the sampler's cfg in the middle, and down again."""
+    """MODEL -> MODEL whose guidance rises from min_cfg to the sampler's cfg on the middle frame and falls again."""
 
     DESCRIPTION = "Guidance that goes from min_cfg up to the sampler's cfg on the middle frame, and down again."
     SHAPE = "triangle"

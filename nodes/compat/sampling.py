@@ -1,24 +1,24 @@
-"""The samplers: KSampler and KSamplerAdvanced, and the ones of parts with the parts they take."""
+"""Compat nodes that sample: KSampler, KSamplerAdvanced, SamplerCustom and the nodes that make its inputs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
-from .. import samplers
+from .. import samplers, wire_formats
+from ..backend import Request
 from . import inputs
-from .sigmas import table_of
+from .sigmas import sigma_table
 from .values import (
     EulerSampler,
     Guider,
-    Model,
     Noise,
+    cfg_guider,
     check_sampler,
-    guider_of,
-    model_of,
-    noise_of,
-    sampler_of,
-    validated_sampler,
+    raise_if_refused,
+    read_guider,
+    read_noise,
+    validate_sampler_name,
 )
 
 if TYPE_CHECKING:
@@ -26,36 +26,41 @@ if TYPE_CHECKING:
 
     Latent = dict[str, Any]
 
-OUTPUTS = ("output", "denoised_output")
-OUTPUT_TOOLTIPS = ("The latent after the last step.", "What the network took for clean in the last step.")
 
+def _sample(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) -> tuple[Latent, Latent]:
+    """Sample a LATENT. Return it at the last noise level, and the denoised estimate of the last step.
 
-def _walked(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) -> tuple[Latent, Latent]:
-    """The LATENT at the last noise level, and the denoiser's last estimate.
-
-    As in core an empty row leaves the LATENT as it is, and a single level, from which no step leads on, puts its noise
-    on it.
+    As in core no levels leave the LATENT unchanged, and a single level, which makes no step, adds its noise.
     """
-    from ...svd_core.utils.tensor_checks import plain
-
-    if plain(sigmas, "a row of sigmas").numel() == 0:
+    if wire_formats.read_tensor(sigmas, "a row of sigmas").numel() == 0:
         return latent, latent
+    network = guider.model.model
     if sigmas.shape == (1,):
-        noisy = samplers.add_noise(guider.model.model, latent, noise.kind, noise.seed, sigmas[0])
+        noisy = samplers.add_noise(network, latent, noise.kind, noise.seed, sigmas[0])
         return noisy, noisy
     negative = guider.negative
     if negative is None:
         if guider.curve.guides:
             raise SettingError(
-                "BasicGuider has no negative side, and the MODEL's guidance over the frames needs one; use CFGGuider"
+                "BasicGuider has no negative conditioning, and the MODEL's guidance over the frames needs one. Use "
+                "CFGGuider."
             )
         negative = guider.positive
-    request = samplers.Request(noise.kind, noise.seed, 0, guider.curve, sigmas)
-    return samplers.sample_and_estimate(guider.model.model, guider.positive, negative, latent, request)
+    request = Request(noise.kind, noise.seed, 0, guider.curve, sigmas)
+    return samplers.sample_with_estimate(network, guider.positive, negative, latent, request)
 
 
-class KSampler:
-    """MODEL, conditioning and LATENT -> the video's LATENT, by the Euler steps of SVDEulerSampler."""
+class _NamedSampler:
+    """A node with the input sampler_name."""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
+        """Return True if the sampler runs without ComfyUI, else a message."""
+        return validate_sampler_name(sampler_name)
+
+
+class KSampler(_NamedSampler):
+    """MODEL, CONDITIONING, LATENT -> sampled LATENT."""
 
     DESCRIPTION = "Denoises a latent with ComfyUI's schedules and starting noise. Without ComfyUI its sampler is euler."
     CATEGORY = "sampling"
@@ -67,40 +72,34 @@ class KSampler:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": inputs.model(),
-                "seed": inputs.seed(),
+                "model": inputs.MODEL,
+                "seed": inputs.SEED,
                 "steps": inputs.steps(),
-                "cfg": inputs.cfg(),
-                "sampler_name": inputs.sampler_name(),
-                "scheduler": inputs.scheduler(),
-                "positive": inputs.positive(),
-                "negative": inputs.negative(),
-                "latent_image": inputs.latent_image(),
-                "denoise": inputs.denoise(),
+                "cfg": inputs.CFG,
+                "sampler_name": inputs.SAMPLER_NAME,
+                "scheduler": inputs.SCHEDULER,
+                "positive": inputs.POSITIVE,
+                "negative": inputs.NEGATIVE,
+                "latent_image": inputs.LATENT_IMAGE,
+                "denoise": inputs.DENOISE,
             }
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
-        """True, or why this sampler cannot be had."""
-        return validated_sampler(sampler_name)
 
     def sample(
         self, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str,
         positive: Any, negative: Any, latent_image: Latent, denoise: float = 1.0,
     ) -> tuple[Latent]:  # fmt: skip
-        """Raises SettingError for a sampler that only ComfyUI has."""
+        """Sample the LATENT. Raises SettingError for a sampler that needs ComfyUI."""
         from ...svd_core.diffusion.schedulers import sampler_steps
 
-        check_sampler(sampler_name)
-        own = model_of(model)
-        sigmas = sampler_steps(scheduler, steps, table_of(own), denoise)
-        guider = Guider(own, positive, negative, own.guidance.curve(cfg))
-        return _walked(guider, Noise("comfyui", seed), sigmas, latent_image)[:1]
+        raise_if_refused(validate_sampler_name(sampler_name))
+        guider = cfg_guider(model, positive, negative, cfg)
+        sigmas = sampler_steps(scheduler, steps, sigma_table(guider.model), denoise)
+        return _sample(guider, Noise("comfyui", seed), sigmas, latent_image)[:1]
 
 
-class KSamplerAdvanced:
-    """The same over a part of the schedule, with or without noise at its beginning and at its end."""
+class KSamplerAdvanced(_NamedSampler):
+    """MODEL, CONDITIONING, LATENT -> LATENT sampled over a part of the steps, with or without noise at either end."""
 
     DESCRIPTION = "KSampler over a part of its steps: one may begin where another left off."
     CATEGORY = "sampling"
@@ -110,23 +109,20 @@ class KSamplerAdvanced:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        def step(default: int, tooltip: str) -> inputs.Input:
-            return ("INT", {"default": default, "min": 0, "max": 10000, "tooltip": tooltip})
-
         return {
             "required": {
-                "model": inputs.model(),
+                "model": inputs.MODEL,
                 "add_noise": (["enable", "disable"], {"tooltip": "disable for a latent that still carries noise."}),
-                "noise_seed": inputs.seed(),
+                "noise_seed": inputs.SEED,
                 "steps": inputs.steps(),
-                "cfg": inputs.cfg(),
-                "sampler_name": inputs.sampler_name(),
-                "scheduler": inputs.scheduler(),
-                "positive": inputs.positive(),
-                "negative": inputs.negative(),
-                "latent_image": inputs.latent_image(),
-                "start_at_step": step(0, "How many of the steps are left out at the beginning."),
-                "end_at_step": step(10000, "After which step it ends."),
+                "cfg": inputs.CFG,
+                "sampler_name": inputs.SAMPLER_NAME,
+                "scheduler": inputs.SCHEDULER,
+                "positive": inputs.POSITIVE,
+                "negative": inputs.NEGATIVE,
+                "latent_image": inputs.LATENT_IMAGE,
+                "start_at_step": inputs.integer(0, 0, 10000, "How many of the steps are left out at the beginning."),
+                "end_at_step": inputs.integer(10000, 0, 10000, "After which step it ends."),
                 "return_with_leftover_noise": (
                     ["disable", "enable"],
                     {"tooltip": "disable takes the rest of the noise off in the last step."},
@@ -134,51 +130,49 @@ class KSamplerAdvanced:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
-        """True, or why this sampler cannot be had."""
-        return validated_sampler(sampler_name)
-
     def sample(
         self, model: Any, add_noise: str, noise_seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str,
         positive: Any, negative: Any, latent_image: Latent, start_at_step: int, end_at_step: int,
         return_with_leftover_noise: str,
     ) -> tuple[Latent]:  # fmt: skip
-        """Raises SettingError for a sampler that only ComfyUI has."""
+        """Sample the LATENT. Raises SettingError for a sampler that needs ComfyUI."""
         from ...svd_core.diffusion.schedulers import scheduled_sigmas, slice_sigmas
 
-        check_sampler(sampler_name)
-        own = model_of(model)
-        row = scheduled_sigmas(scheduler, steps, table_of(own))
-        sigmas = slice_sigmas(row, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
-        noise = Noise("comfyui" if add_noise == "enable" else "none", noise_seed)
-        guider = Guider(own, positive, negative, own.guidance.curve(cfg))
-        return _walked(guider, noise, sigmas, latent_image)[:1]
+        raise_if_refused(validate_sampler_name(sampler_name))
+        guider = cfg_guider(model, positive, negative, cfg)
+        sigmas = scheduled_sigmas(scheduler, steps, sigma_table(guider.model))
+        sigmas = slice_sigmas(sigmas, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
+        return _sample(guider, Noise("comfyui" if add_noise == "enable" else "none", noise_seed), sigmas, latent_image)[
+            :1
+        ]
 
 
-class SamplerCustom:
-    """MODEL, conditioning, SAMPLER, SIGMAS and LATENT -> two LATENTs."""
-
-    DESCRIPTION = "Walks a row of noise levels with a sampler."
+class _CustomSampler:
     CATEGORY = "sampling/custom_sampling"
     RETURN_TYPES = ("LATENT", "LATENT")
-    RETURN_NAMES = OUTPUTS
-    OUTPUT_TOOLTIPS = OUTPUT_TOOLTIPS
+    RETURN_NAMES = ("output", "denoised_output")
+    OUTPUT_TOOLTIPS = ("The latent after the last step.", "What the network took for clean in the last step.")
     FUNCTION = "sample"
+
+
+class SamplerCustom(_CustomSampler):
+    """MODEL, CONDITIONING, SAMPLER, SIGMAS, LATENT -> sampled LATENT, denoised estimate."""
+
+    DESCRIPTION = "Walks a row of noise levels with a sampler."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": inputs.model(),
+                "model": inputs.MODEL,
                 "add_noise": ("BOOLEAN", {"default": True, "tooltip": "Off for a latent that still carries noise."}),
-                "noise_seed": inputs.seed(),
-                "cfg": inputs.cfg(),
-                "positive": inputs.positive(),
-                "negative": inputs.negative(),
-                "sampler": inputs.socket("SAMPLER", "From KSamplerSelect or SVDEulerSamplerSelect."),
-                "sigmas": inputs.sigmas(),
-                "latent_image": inputs.latent_image(),
+                "noise_seed": inputs.SEED,
+                "cfg": inputs.CFG,
+                "positive": inputs.POSITIVE,
+                "negative": inputs.NEGATIVE,
+                "sampler": inputs.SAMPLER,
+                "sigmas": inputs.SIGMAS,
+                "latent_image": inputs.LATENT_IMAGE,
             }
         }
 
@@ -186,22 +180,16 @@ class SamplerCustom:
         self, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any,
         sampler: Any, sigmas: torch.Tensor, latent_image: Latent,
     ) -> tuple[Latent, Latent]:  # fmt: skip
-        """Raises SettingError for a row that neither falls nor rises."""
-        sampler_of(sampler)
-        own = model_of(model)
-        guider = Guider(own, positive, negative, own.guidance.curve(cfg))
-        return _walked(guider, Noise("comfyui" if add_noise else "none", noise_seed), sigmas, latent_image)
+        """Sample the LATENT. Raises SettingError for sigmas that neither fall nor rise."""
+        check_sampler(sampler)
+        noise = Noise("comfyui" if add_noise else "none", noise_seed)
+        return _sample(cfg_guider(model, positive, negative, cfg), noise, sigmas, latent_image)
 
 
-class SamplerCustomAdvanced:
-    """NOISE, GUIDER, SAMPLER, SIGMAS and LATENT -> two LATENTs."""
+class SamplerCustomAdvanced(_CustomSampler):
+    """NOISE, GUIDER, SAMPLER, SIGMAS, LATENT -> sampled LATENT, denoised estimate."""
 
     DESCRIPTION = "Walks a row of noise levels with a sampler, a guider and a noise."
-    CATEGORY = "sampling/custom_sampling"
-    RETURN_TYPES = ("LATENT", "LATENT")
-    RETURN_NAMES = OUTPUTS
-    OUTPUT_TOOLTIPS = OUTPUT_TOOLTIPS
-    FUNCTION = "sample"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -209,21 +197,21 @@ class SamplerCustomAdvanced:
             "required": {
                 "noise": inputs.socket("NOISE", "From RandomNoise or DisableNoise."),
                 "guider": inputs.socket("GUIDER", "From CFGGuider, BasicGuider or SVDFrameGuider."),
-                "sampler": inputs.socket("SAMPLER", "From KSamplerSelect or SVDEulerSamplerSelect."),
-                "sigmas": inputs.sigmas(),
-                "latent_image": inputs.latent_image(),
+                "sampler": inputs.SAMPLER,
+                "sigmas": inputs.SIGMAS,
+                "latent_image": inputs.LATENT_IMAGE,
             }
         }
 
     def sample(
         self, noise: Any, guider: Any, sampler: Any, sigmas: torch.Tensor, latent_image: Latent
     ) -> tuple[Latent, Latent]:
-        """Raises SettingError for a row that neither falls nor rises."""
-        sampler_of(sampler)
-        return _walked(guider_of(guider), noise_of(noise), sigmas, latent_image)
+        """Sample the LATENT. Raises SettingError for sigmas that neither fall nor rise."""
+        check_sampler(sampler)
+        return _sample(read_guider(guider), read_noise(noise), sigmas, latent_image)
 
 
-class KSamplerSelect:
+class KSamplerSelect(_NamedSampler):
     """Name -> SAMPLER."""
 
     DESCRIPTION = "Chooses a sampler. Without ComfyUI that is euler."
@@ -234,94 +222,87 @@ class KSamplerSelect:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sampler_name": inputs.sampler_name()}}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
-        """True, or why this sampler cannot be had."""
-        return validated_sampler(sampler_name)
+        return {"required": {"sampler_name": inputs.SAMPLER_NAME}}
 
     def get_sampler(self, sampler_name: str) -> tuple[EulerSampler]:
-        """Raises SettingError for a sampler that only ComfyUI has."""
-        return (check_sampler(sampler_name),)
+        """Return the Euler sampler. Raises SettingError for a sampler that needs ComfyUI."""
+        raise_if_refused(validate_sampler_name(sampler_name))
+        return (EulerSampler(),)
 
 
-class CFGGuider:
-    """MODEL and both conditionings -> GUIDER."""
-
-    DESCRIPTION = "Guidance by both conditionings, for SamplerCustomAdvanced."
+class _MakesGuider:
     CATEGORY = "sampling/custom_sampling/guiders"
     RETURN_TYPES = ("GUIDER",)
     OUTPUT_TOOLTIPS = ("The guider, for SamplerCustomAdvanced.",)
     FUNCTION = "get_guider"
+
+
+class CFGGuider(_MakesGuider):
+    """MODEL, positive and negative CONDITIONING -> GUIDER."""
+
+    DESCRIPTION = "Guidance by both conditionings, for SamplerCustomAdvanced."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": inputs.model(),
-                "positive": inputs.positive(),
-                "negative": inputs.negative(),
-                "cfg": inputs.cfg(),
+                "model": inputs.MODEL,
+                "positive": inputs.POSITIVE,
+                "negative": inputs.NEGATIVE,
+                "cfg": inputs.CFG,
             }
         }
 
     def get_guider(self, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Guider]:
-        """With the MODEL's guidance over the frames, if it has one."""
-        own = model_of(model)
-        return (Guider(own, positive, negative, own.guidance.curve(cfg)),)
+        """Return a GUIDER with the MODEL's guidance over the frames."""
+        return (cfg_guider(model, positive, negative, cfg),)
 
 
-class BasicGuider:
-    """MODEL and one conditioning -> GUIDER that does not guide."""
+class BasicGuider(_MakesGuider):
+    """MODEL, CONDITIONING -> GUIDER without guidance."""
 
     DESCRIPTION = "No guidance: the conditioning alone, for SamplerCustomAdvanced."
-    CATEGORY = "sampling/custom_sampling/guiders"
-    RETURN_TYPES = ("GUIDER",)
-    OUTPUT_TOOLTIPS = ("The guider, for SamplerCustomAdvanced.",)
-    FUNCTION = "get_guider"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": inputs.model(), "conditioning": inputs.positive()}}
+        return {"required": {"model": inputs.MODEL, "conditioning": inputs.POSITIVE}}
 
     def get_guider(self, model: Any, conditioning: Any) -> tuple[Guider]:
-        """Sampling with it raises SettingError when the MODEL is guided over the frames by weights other than 1."""
-        own: Model = model_of(model)
-        return (Guider(own, conditioning, None, own.guidance.curve(1.0)),)
+        """Return a GUIDER. Sampling raises SettingError if the MODEL guides the frames by weights other than 1."""
+        return (cfg_guider(model, conditioning, None, 1.0),)
 
 
-class RandomNoise:
+class _MakesNoise:
+    CATEGORY = "sampling/custom_sampling/noise"
+    RETURN_TYPES = ("NOISE",)
+    FUNCTION = "get_noise"
+
+
+class RandomNoise(_MakesNoise):
     """Seed -> NOISE."""
 
     DESCRIPTION = "The starting noise of a seed, the same as KSampler's."
-    CATEGORY = "sampling/custom_sampling/noise"
-    RETURN_TYPES = ("NOISE",)
     OUTPUT_TOOLTIPS = ("The noise, for SamplerCustomAdvanced.",)
-    FUNCTION = "get_noise"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"noise_seed": inputs.seed()}}
+        return {"required": {"noise_seed": inputs.SEED}}
 
     def get_noise(self, noise_seed: int) -> tuple[Noise]:
-        """Drawn when its shape is known."""
+        """Return noise that is drawn when its shape is known."""
         return (Noise("comfyui", noise_seed),)
 
 
-class DisableNoise:
-    """No noise as NOISE."""
+class DisableNoise(_MakesNoise):
+    """Nothing -> NOISE of zeros."""
 
     DESCRIPTION = "No noise, for a latent that still carries some."
-    CATEGORY = "sampling/custom_sampling/noise"
-    RETURN_TYPES = ("NOISE",)
     OUTPUT_TOOLTIPS = ("No noise, for SamplerCustomAdvanced.",)
-    FUNCTION = "get_noise"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}}
 
     def get_noise(self) -> tuple[Noise]:
-        """Zeros of any shape."""
+        """Return zeros of any shape."""
         return (Noise("none"),)

@@ -1,102 +1,90 @@
-"""Rows of noise levels: ComfyUI's schedulers as nodes, and what is done with their rows."""
+"""Compat nodes of SIGMAS: ComfyUI's schedulers, and operations on their noise levels."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
+from .. import wire_formats
 from . import inputs
-from .values import Model, model_of
+from .values import Model, raise_if_refused, read_model
 
 if TYPE_CHECKING:
     import torch
 
-SCHEDULERS = "sampling/custom_sampling/schedulers"
-ROWS = "sampling/custom_sampling/sigmas"
-ROW = ("The row of noise levels, for SamplerCustom.",)
-TWO_ROWS = ("The noisy part, for a first sampler.", "The rest, for a second one.")
 
-
-def table_of(model: Model) -> torch.Tensor:
-    """The model's noise levels as ComfyUI's schedules know them: (1000,) rising."""
+def sigma_table(model: Model) -> torch.Tensor:
+    """Return the model's noise levels as ComfyUI's schedulers take them: (1000,) rising."""
     from ...svd_core.diffusion.schedulers import level_table
 
     return level_table(model.model.sigma_min, model.model.sigma_max)
 
 
-def read_row(sigmas: Any) -> torch.Tensor:
-    """A row of noise levels as it came on a wire, of any length and direction. Raises SettingError for another."""
-    from ...svd_core.utils.tensor_checks import plain
-
-    row = plain(sigmas, "a row of sigmas")
+def read_sigmas(sigmas: Any) -> torch.Tensor:
+    """Read noise levels of any number and direction, (N,). Raises SettingError for another type or shape."""
+    row = wire_formats.read_tensor(sigmas, "a row of sigmas")
     if row.ndim != 1:
-        raise SettingError(f"sigmas must be a row of noise levels, got shape {tuple(row.shape)}")
+        raise SettingError(f"sigmas must have the shape (levels,), got {tuple(row.shape)}")
     return row
 
 
-class BasicScheduler:
+class _Scheduler:
+    CATEGORY = "sampling/custom_sampling/schedulers"
+    RETURN_TYPES = ("SIGMAS",)
+    OUTPUT_TOOLTIPS = ("The row of noise levels, for SamplerCustom.",)
+    FUNCTION = "get_sigmas"
+
+
+class BasicScheduler(_Scheduler):
     """A schedule over the model's range -> SIGMAS."""
 
     DESCRIPTION = "A schedule over the model's own range of noise levels."
-    CATEGORY = SCHEDULERS
-    RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ROW
-    FUNCTION = "get_sigmas"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": inputs.model(),
-                "scheduler": inputs.scheduler(),
+                "model": inputs.MODEL,
+                "scheduler": inputs.SCHEDULER,
                 "steps": inputs.steps(),
-                "denoise": inputs.denoise(),
+                "denoise": inputs.DENOISE,
             }
         }
 
     def get_sigmas(self, model: Any, scheduler: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
-        """The last `steps` steps of steps / denoise; an empty row for a denoise of 0."""
+        """Return the last `steps` steps of a schedule of steps / denoise; no levels for a denoise of 0."""
         from ...svd_core.diffusion.schedulers import truncate_sigmas
 
-        return (truncate_sigmas(scheduler, steps, table_of(model_of(model)), denoise)[-(steps + 1) :],)
+        return (truncate_sigmas(scheduler, steps, sigma_table(read_model(model)), denoise)[-(steps + 1) :],)
 
 
-class KarrasScheduler:
-    """Even steps in sigma^(1/rho) -> SIGMAS."""
+class KarrasScheduler(_Scheduler):
+    """Even steps in sigma^(1/rho) -> SIGMAS (Karras et al. 2022, equation 5)."""
 
     DESCRIPTION = "The schedule of Karras et al. between two noise levels. SVD's are 700 and 0.002."
-    CATEGORY = SCHEDULERS
-    RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ROW
-    FUNCTION = "get_sigmas"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        rho = {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.01, "round": False, "tooltip": "Bend of the row."}
         return {
             "required": {
                 "steps": inputs.steps(),
                 "sigma_max": inputs.sigma(14.614642, "Largest"),
                 "sigma_min": inputs.sigma(0.0291675, "Smallest"),
-                "rho": ("FLOAT", rho),
+                "rho": inputs.number(7.0, 0.0, 100.0, 0.01, "Bend of the row.", round_to=False),
             }
         }
 
     def get_sigmas(self, steps: int, sigma_max: float, sigma_min: float, rho: float) -> tuple[torch.Tensor]:
-        """(steps + 1,), the last 0."""
+        """Return (steps + 1,) levels, the last 0."""
         from ...svd_core.diffusion.schedulers import karras
 
         return (karras(steps, sigma_min, sigma_max, rho),)
 
 
-class ExponentialScheduler:
+class ExponentialScheduler(_Scheduler):
     """Even steps in log sigma -> SIGMAS."""
 
     DESCRIPTION = "A schedule even in log between two noise levels. SVD's are 700 and 0.002."
-    CATEGORY = SCHEDULERS
-    RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ROW
-    FUNCTION = "get_sigmas"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -109,20 +97,16 @@ class ExponentialScheduler:
         }
 
     def get_sigmas(self, steps: int, sigma_max: float, sigma_min: float) -> tuple[torch.Tensor]:
-        """(steps + 1,), the last 0."""
+        """Return (steps + 1,) levels, the last 0."""
         from ...svd_core.diffusion.schedulers import exponential
 
         return (exponential(steps, sigma_min, sigma_max),)
 
 
-class AlignYourStepsScheduler:
+class AlignYourStepsScheduler(_Scheduler):
     """The published schedule for few steps -> SIGMAS."""
 
     DESCRIPTION = "The schedule that was fitted to SVD for few steps. Those of image models are refused."
-    CATEGORY = SCHEDULERS
-    RETURN_TYPES = ("SIGMAS",)
-    OUTPUT_TOOLTIPS = ROW
-    FUNCTION = "get_sigmas"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -130,87 +114,85 @@ class AlignYourStepsScheduler:
             "required": {
                 "model_type": (["SD1", "SDXL", "SVD"], {"tooltip": "For whom the row was fitted; here SVD."}),
                 "steps": inputs.steps(10),
-                "denoise": inputs.denoise(),
+                "denoise": inputs.DENOISE,
             }
         }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_type: str | None = None) -> bool | str:
-        """True for SVD, and for a wired value, which is looked at when it is known."""
+        """Return True for SVD and for a linked value (None), else a message."""
         if model_type in (None, "SVD"):
             return True
         if model_type not in ("SD1", "SDXL"):
-            return f'there is no row of "{model_type}"; choose SVD'
-        return f'the row of "{model_type}" is for image models, and only SVD runs here without ComfyUI; choose SVD'
+            return f'there is no schedule for "{model_type}". Use SVD.'
+        return f'the schedule for "{model_type}" is for image models; only SVD runs without ComfyUI. Use SVD.'
 
     def get_sigmas(self, model_type: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
-        """Raises SettingError for the row of another model."""
+        """Return the levels. Raises SettingError for another model than SVD."""
         from ...svd_core.diffusion.schedulers import align_your_steps_part
-        from ...svd_core.errors import SettingError
 
-        answer = self.VALIDATE_INPUTS(model_type)
-        if answer is not True:
-            raise SettingError(str(answer))
+        raise_if_refused(self.VALIDATE_INPUTS(model_type))
         return (align_your_steps_part(steps, denoise),)
 
 
-class SplitSigmas:
-    """SIGMAS -> its first steps and the rest."""
-
-    DESCRIPTION = "Cuts a row of noise levels in two after some steps."
-    CATEGORY = ROWS
+class _Split:
+    CATEGORY = "sampling/custom_sampling/sigmas"
     RETURN_TYPES = ("SIGMAS", "SIGMAS")
     RETURN_NAMES = ("high_sigmas", "low_sigmas")
-    OUTPUT_TOOLTIPS = TWO_ROWS
+    OUTPUT_TOOLTIPS = ("The noisy part, for a first sampler.", "The rest, for a second one.")
     FUNCTION = "get_sigmas"
+
+
+class SplitSigmas(_Split):
+    """SIGMAS -> its first steps, the others."""
+
+    DESCRIPTION = "Cuts a row of noise levels in two after some steps."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        step = {"default": 0, "min": 0, "max": 10000, "tooltip": "How many steps the first row has."}
-        return {"required": {"sigmas": inputs.sigmas(), "step": ("INT", step)}}
+        step = inputs.integer(0, 0, 10000, "How many steps the first row has.")
+        return {"required": {"sigmas": inputs.SIGMAS, "step": step}}
 
     def get_sigmas(self, sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both rows have the level where they meet."""
-        row = read_row(sigmas)
+        """Return both parts. Both contain the level between them."""
+        row = read_sigmas(sigmas)
         return row[: step + 1], row[step:]
 
 
-class SplitSigmasDenoise:
-    """SIGMAS -> its last share of the steps, and what is before."""
+class SplitSigmasDenoise(_Split):
+    """SIGMAS -> its first steps, the last ones, which are a share of `denoise` of all."""
 
     DESCRIPTION = "Cuts a row of noise levels in two; the second part has this share of the steps."
-    CATEGORY = ROWS
-    RETURN_TYPES = ("SIGMAS", "SIGMAS")
-    RETURN_NAMES = ("high_sigmas", "low_sigmas")
-    OUTPUT_TOOLTIPS = TWO_ROWS
-    FUNCTION = "get_sigmas"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sigmas": inputs.sigmas(), "denoise": inputs.denoise()}}
+        return {"required": {"sigmas": inputs.SIGMAS, "denoise": inputs.DENOISE}}
 
     def get_sigmas(self, sigmas: torch.Tensor, denoise: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both rows have the level where they meet; as in core the first is empty when the second has no step."""
-        row = read_row(sigmas)
+        """Return both parts. Both contain the level between them.
+
+        As in core the first is empty if the last has no step.
+        """
+        row = read_sigmas(sigmas)
         last = round(max(len(row) - 1, 0) * denoise)
         return row[:-last] if last else row[:0], row[-(last + 1) :]
 
 
 class FlipSigmas:
-    """SIGMAS -> the same row upwards."""
+    """SIGMAS -> SIGMAS in reverse order."""
 
     DESCRIPTION = "Turns a row of noise levels round: sampling then finds the noise of a video."
-    CATEGORY = ROWS
+    CATEGORY = "sampling/custom_sampling/sigmas"
     RETURN_TYPES = ("SIGMAS",)
     OUTPUT_TOOLTIPS = ("The row upwards; it begins at 0.0001 where it ended in 0.",)
     FUNCTION = "get_sigmas"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sigmas": inputs.sigmas()}}
+        return {"required": {"sigmas": inputs.SIGMAS}}
 
     def get_sigmas(self, sigmas: torch.Tensor) -> tuple[torch.Tensor]:
-        """A new row."""
+        """Return the reversed levels."""
         from ...svd_core.diffusion.schedulers import flip_sigmas
 
-        return (flip_sigmas(read_row(sigmas)),)
+        return (flip_sigmas(read_sigmas(sigmas)),)

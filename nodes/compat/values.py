@@ -1,11 +1,11 @@
-"""What travels headless on core's wires MODEL, GUIDER, NOISE and SAMPLER. CLIP_VISION and VAE carry our own parts.
+"""Values of the sockets MODEL, GUIDER, NOISE and SAMPLER in runs without ComfyUI.
 
-Nothing here is changed: a node that patches a MODEL gives a copy.
+All are immutable: a node that patches a MODEL returns a copy. CLIP_VISION and VAE sockets carry svd_core's components.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...svd_core.errors import SettingError
@@ -25,22 +25,24 @@ SAMPLER_NAMES = (
     "res_multistep_ancestral_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp", "er_sde", "seeds_2",
     "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
-"""What ComfyUI's samplers offer."""
+"""ComfyUI's samplers."""
 EULER_NAMES = ("euler", "ddim")
-"""What is sampled here. ComfyUI's ddim is euler, but for latents with a noise mask, which are refused."""
+"""Samplers that run without ComfyUI. Its ddim equals euler except for latents with a noise mask, which are refused."""
 SCHEDULER_NAMES = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
     "kl_optimal",
 )  # fmt: skip
-"""Those of svd_core/diffusion/schedulers.py, which needs torch."""
+"""The SCHEDULERS of svd_core.diffusion, repeated because that module imports torch."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a MODEL makes a curve over the frames of the sampler's cfg.
+    """Guidance of a MODEL: makes a curve over the frames from the sampler's cfg.
 
-    shape, min_guidance  of the curve; its largest weight is the cfg
-    fixed                a whole curve that takes the place of any cfg
+    Attributes:
+        shape: Shape of the curve.
+        min_guidance: Smallest weight. The largest is the cfg.
+        fixed: A curve that is used whatever the cfg, or None.
     """
 
     shape: str = "constant"
@@ -48,7 +50,7 @@ class Guidance:
     fixed: GuidanceCurve | None = None
 
     def curve(self, cfg: float) -> GuidanceCurve:
-        """The curve for a sampler's cfg."""
+        """Return the curve for a sampler's cfg."""
         from ...svd_core.diffusion.guidance import GuidanceCurve
 
         return self.fixed or GuidanceCurve(self.shape, self.min_guidance, cfg)
@@ -56,19 +58,15 @@ class Guidance:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A MODEL: the network of an SVD checkpoint, and how it is guided."""
+    """A MODEL: an SVD UNet and its guidance."""
 
     model: SVDModel
     guidance: Guidance = Guidance()
 
-    def guided(self, guidance: Guidance) -> Model:
-        """The same network with another guidance, which takes the place of the one before."""
-        return replace(self, guidance=guidance)
-
 
 @dataclass(frozen=True)
 class Noise:
-    """A NOISE: `kind` as in svd_core/diffusion/sampling.py, comfyui or none."""
+    """A NOISE of the kind comfyui or none, see svd_core/diffusion/sampling.py."""
 
     kind: str
     seed: int = 0
@@ -76,12 +74,12 @@ class Noise:
 
 @dataclass(frozen=True)
 class EulerSampler:
-    """A SAMPLER: the only one there is here."""
+    """A SAMPLER. Without ComfyUI there is only this one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Guider:
-    """A GUIDER: what is denoised, towards what, and how strongly. BasicGuider's has no negative side."""
+    """A GUIDER. `negative` is None for BasicGuider."""
 
     model: Model
     positive: Any
@@ -89,49 +87,47 @@ class Guider:
     curve: GuidanceCurve
 
 
-def model_of(value: Any) -> Model:
-    """The value of a MODEL wire. Raises SettingError when it is something else."""
+def cfg_guider(model: Any, positive: Any, negative: Any | None, cfg: float) -> Guider:
+    """Make a GUIDER with the guidance of the MODEL. Raises SettingError if it is not a MODEL."""
+    network = read_model(model)
+    return Guider(network, positive, negative, network.guidance.curve(cfg))
+
+
+def read_model(value: Any) -> Model:
+    """Return the value of a MODEL socket. Raises SettingError for another type."""
     return _checked(value, Model, "model", "ImageOnlyCheckpointLoader")
 
 
-def guider_of(value: Any) -> Guider:
-    """The value of a GUIDER wire. Raises SettingError when it is something else."""
+def read_guider(value: Any) -> Guider:
+    """Return the value of a GUIDER socket. Raises SettingError for another type."""
     return _checked(value, Guider, "guider", "CFGGuider")
 
 
-def noise_of(value: Any) -> Noise:
-    """The value of a NOISE wire. Raises SettingError when it is something else."""
+def read_noise(value: Any) -> Noise:
+    """Return the value of a NOISE socket. Raises SettingError for another type."""
     return _checked(value, Noise, "noise", "RandomNoise")
 
 
-def sampler_of(value: Any) -> EulerSampler:
-    """The value of a SAMPLER wire. Raises SettingError when it is something else."""
-    return _checked(value, EulerSampler, "sampler", "KSamplerSelect")
+def check_sampler(value: Any) -> None:
+    """Raise SettingError unless the value of a SAMPLER socket is the Euler sampler."""
+    _checked(value, EulerSampler, "sampler", "KSamplerSelect")
 
 
 def _checked(value: Any, kind: type[Value], socket: str, maker: str) -> Value:
     if not isinstance(value, kind):
-        raise SettingError(f"the {socket} input takes what {maker} gives, got {type(value).__name__}")
+        raise SettingError(f"the {socket} input takes an output of {maker}, got {type(value).__name__}")
     return value
 
 
-def why_not_sampler(name: str) -> str | None:
-    """Why a sampler cannot be had without ComfyUI, and the way out; None when it can."""
-    if name in EULER_NAMES:
-        return None
-    what = f'sampler "{name}" runs only inside ComfyUI' if name in SAMPLER_NAMES else f'there is no sampler "{name}"'
-    return f"{what}; without it there are {' and '.join(EULER_NAMES)}, and SVD was made for euler: choose that"
+def validate_sampler_name(name: str | None) -> bool | str:
+    """Return True if the sampler runs without ComfyUI, else a message. None, a linked name, is checked when it runs."""
+    if name is None or name in EULER_NAMES:
+        return True
+    reason = f'sampler "{name}" runs only inside ComfyUI' if name in SAMPLER_NAMES else f'unknown sampler "{name}"'
+    return f"{reason}. Use {' or '.join(EULER_NAMES)}: SVD was trained for euler."
 
 
-def check_sampler(name: str) -> EulerSampler:
-    """The SAMPLER of this name. Raises SettingError when it cannot be had: a wired name is known only now."""
-    reason = why_not_sampler(name)
-    if reason is not None:
-        raise SettingError(reason)
-    return EulerSampler()
-
-
-def validated_sampler(sampler_name: str | None) -> bool | str:
-    """What VALIDATE_INPUTS answers for a sampler's name; a wired one is None and is looked at when it is known."""
-    reason = None if sampler_name is None else why_not_sampler(sampler_name)
-    return True if reason is None else reason
+def raise_if_refused(validation: bool | str) -> None:
+    """Raise SettingError with the message of a `VALIDATE_INPUTS`. A linked value is validated only when it runs."""
+    if validation is not True:
+        raise SettingError(str(validation))

@@ -1,20 +1,20 @@
-"""Videos out: CreateVideo, SaveVideo and SaveWEBM."""
+"""Compat nodes of videos: CreateVideo, SaveVideo, SaveWEBM."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
-from .saving import HIDDEN, PREFIX_TOOLTIP, graph_metadata, save_moving
+from ...svd_core.media.video_io import Video, encode_mp4, encode_webm, exact_fps
+from . import inputs
+from .saving import HIDDEN, Saver, filename_prefix, graph_metadata, save_animation
 
 if TYPE_CHECKING:
     import torch
 
-    from ...svd_core.media.video_io import Video
-
 
 class CreateVideo:
-    """IMAGE and a number of frames per second to VIDEO."""
+    """IMAGE, frames per second -> VIDEO."""
 
     DESCRIPTION = "Create a video from images."
     CATEGORY = "image/video"
@@ -27,10 +27,7 @@ class CreateVideo:
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The images to create a video from."}),
-                "fps": (
-                    "FLOAT",
-                    {"default": 30.0, "min": 1.0, "max": 120.0, "step": 1.0, "tooltip": "Frames per second."},
-                ),
+                "fps": inputs.fps(30.0, 1.0, 120.0, step=1.0),
             },
             "optional": {
                 "audio": ("AUDIO", {"tooltip": "Sound for the video. Only ComfyUI can add it; leave it out here."})
@@ -38,25 +35,20 @@ class CreateVideo:
         }
 
     def create_video(self, images: torch.Tensor, fps: float, audio: Any = None) -> tuple[Video]:
-        """images (F, H, W, 3) in [0, 1]. Raises SettingError when sound is connected."""
-        from ...svd_core.media.video_io import Video, exact_fps
-
+        """Make a video of images (F, H, W, 3) in [0, 1]. Raises SettingError if audio is connected."""
         if audio is not None:
             raise SettingError(
-                "CreateVideo outside ComfyUI makes videos without sound, but its audio input is connected; disconnect "
+                "CreateVideo makes videos without sound outside ComfyUI, but its audio input is connected. Disconnect "
                 "it and add the sound with another program, or run the graph in ComfyUI."
             )
         return (Video(images, exact_fps(fps)),)
 
 
-class SaveVideo:
-    """VIDEO to an mp4 in the output folder."""
+class SaveVideo(Saver):
+    """VIDEO -> one mp4 in the output folder."""
 
     DESCRIPTION = "Saves the video to the output folder, with the graph inside."
     CATEGORY = "image/video"
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
-    FOLDER = "output"
     FUNCTION = "save_video"
 
     @classmethod
@@ -64,7 +56,7 @@ class SaveVideo:
         return {
             "required": {
                 "video": ("VIDEO", {"tooltip": "The video to save."}),
-                "filename_prefix": ("STRING", {"default": "video/ComfyUI", "tooltip": PREFIX_TOOLTIP}),
+                "filename_prefix": filename_prefix("video/ComfyUI"),
                 "format": (["auto", "mp4"], {"default": "auto", "tooltip": "The kind of file; auto is mp4."}),
                 "codec": (["auto", "h264"], {"default": "auto", "tooltip": "How it is compressed; auto is h264."}),
             },
@@ -80,24 +72,18 @@ class SaveVideo:
         prompt: Any = None,
         extra_pnginfo: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """An mp4 with h264, whatever `format` and `codec` say: each has one meaning so far."""
-        from ...svd_core.media.video_io import encode_mp4
-
+        """Save an mp4 with h264, the only choice of `format` and `codec`."""
         metadata = graph_metadata(prompt, extra_pnginfo)
-        return save_moving(
+        return save_animation(
             video.frames, filename_prefix, "mp4", lambda file: encode_mp4(file, video.frames, video.fps, metadata)
         )
 
 
-class SaveWEBM:
-    """IMAGE to a webm in the output folder."""
+class SaveWEBM(Saver):
+    """IMAGE -> one webm in the output folder."""
 
     DESCRIPTION = "Saves the input images as a webm video in the output folder, with the graph inside."
     CATEGORY = "image/video"
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
-    FOLDER = "output"
-    FUNCTION = "save_images"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -105,13 +91,10 @@ class SaveWEBM:
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The frames of the video."}),
-                "filename_prefix": ("STRING", {"default": "ComfyUI", "tooltip": PREFIX_TOOLTIP}),
+                "filename_prefix": filename_prefix("ComfyUI"),
                 "codec": (["vp9", "av1"], {"tooltip": "How it is compressed; av1 makes smaller files, more slowly."}),
-                "fps": (
-                    "FLOAT",
-                    {"default": 24.0, "min": 0.01, "max": 1000.0, "step": 0.01, "tooltip": "Frames per second."},
-                ),
-                "crf": ("FLOAT", {"default": 32.0, "min": 0, "max": 63.0, "step": 1, "tooltip": crf}),
+                "fps": inputs.fps(24.0, 0.01, 1000.0),
+                "crf": inputs.number(32.0, 0, 63.0, 1, crf),
             },
             "hidden": HIDDEN,
         }
@@ -126,10 +109,8 @@ class SaveWEBM:
         prompt: Any = None,
         extra_pnginfo: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """images (F, H, W, 3 or 4) in [0, 1]."""
-        from ...svd_core.media.video_io import encode_webm
-
+        """Save images (F, H, W, 3 or 4) in [0, 1]."""
         metadata = graph_metadata(prompt, extra_pnginfo)
-        return save_moving(
+        return save_animation(
             images, filename_prefix, "webm", lambda file: encode_webm(file, images, fps, codec, crf, metadata)
         )

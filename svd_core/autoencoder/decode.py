@@ -17,7 +17,7 @@ from ..media.image_ops import to_images
 from ..models.components import Vae
 from ..runtime.memory import decode_bytes, format_bytes, spared_decode_bytes
 from ..runtime.runtime import Runtime
-from ..utils.nan_checks import DAMAGED, first_fault
+from ..utils.nan_checks import DAMAGED, first_nonfinite
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def decode_window(
 
 def refuse_faults(pixels: torch.Tensor, first: int, frames: int) -> None:
     """Raise NonFiniteError when pixels (T, ...) of frame `first` and the next of `frames` hold NaN or infinity."""
-    fault = first_fault(pixels)
+    fault = first_nonfinite(pixels)
     if fault is not None:
         raise NonFiniteError(
             f"decoding gives NaN or infinity in frame {first + fault + 1} of {frames}. Use precision bf16 or "

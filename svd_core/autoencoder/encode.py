@@ -10,7 +10,6 @@ import torch
 from ..errors import NonFiniteError, SettingError
 from ..media.image_ops import (
     PREPROCESSES,
-    check_images,
     clip_input_center_crop,
     clip_input_reference,
     clip_input_whole,
@@ -19,6 +18,7 @@ from ..media.image_ops import (
 from ..models.components import ClipVision, Vae
 from ..utils.nan_checks import DAMAGED, is_finite
 from ..utils.size_checks import check_multiple
+from ..utils.tensor_checks import check_images
 
 
 @dataclass(frozen=True, eq=False)

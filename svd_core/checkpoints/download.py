@@ -7,7 +7,6 @@ download is broken off: the next one goes on from where it was. huggingface_hub'
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MissingExtraError, OutputError
+from ..media.hashing import file_sha256
 from ..utils.optional_deps import has_extra
 from .catalog import CatalogEntry, CatalogFile, entry
 from .download_errors import explaining
@@ -30,7 +30,6 @@ from .sidecar import provenance_path, read_provenance, write_provenance
 
 logger = logging.getLogger(__name__)
 
-READ_AT_ONCE = 8 * 2**20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -218,7 +217,7 @@ def _verify(path: Path, size: int | None, sha256: str | None, wanted: CatalogEnt
     if sha256 is None:
         return
     with progress(f"checking {path.name}", length, "byte") as advance:
-        digest = sha256_of(path, advance)
+        digest = file_sha256(path, advance)
     if digest != sha256:
         raise _another(path.name, wanted, f"its sha256 is {digest} and must be {sha256}")
 
@@ -234,18 +233,6 @@ def _say_what_was_compared(file: CatalogFile, served: Served) -> None:
         )
     elif file.path.endswith(".safetensors"):
         logger.warning('the sha256 of "%s" is not known, so only its size and form were checked', file.path)
-
-
-def sha256_of(path: Path, advance: Advance) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    done = 0
-    with path.open("rb") as file:
-        while block := file.read(READ_AT_ONCE):
-            digest.update(block)
-            done += len(block)
-            advance(done)
-    return digest.hexdigest()
 
 
 def _another(name: str, wanted: CatalogEntry, reason: str) -> CheckpointError:

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import CheckpointError, printable
-from ..utils.safe_open import NotPlainError, open_plain
+from ..utils.safe_open import NotRegularFileError, open_regular_file
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def open_model_file(path: Path) -> Iterator[PlainFile]:
     Raises CheckpointError when there is none, when it cannot be read, and when it is no plain file.
     """
     try:
-        stream = open_plain(path)
-    except NotPlainError as error:
+        stream = open_regular_file(path)
+    except NotRegularFileError as error:
         raise CheckpointError(
             f'the checkpoint "{printable(path)}" must be a plain file; {error.strerror}. Choose the model\'s file.',
             code="checkpoint.not_a_file",

@@ -7,7 +7,7 @@ import math
 import torch
 
 from ..errors import SettingError
-from ..media.image_ops import check_images
+from ..utils.tensor_checks import check_images
 
 SEEDS = 2**64
 

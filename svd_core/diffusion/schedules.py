@@ -10,7 +10,7 @@ import math
 import torch
 
 from ..errors import SettingError
-from ..utils.tensor_checks import plain
+from ..utils.tensor_checks import as_float32
 
 SCHEDULES = ("karras", "align_your_steps", "exponential")
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0  # SVD's scheduler/scheduler_config.json; rho from Karras et al.
@@ -76,7 +76,7 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
 
     It need not end in 0: a split schedule has a first half that does not.
     """
-    row = plain(sigmas, "a row of sigmas")
+    row = as_float32(sigmas, "a row of sigmas")
     if row.ndim != 1 or row.numel() < 2:
         raise SettingError(f"sigmas must be a row of at least two noise levels, got shape {tuple(sigmas.shape)}")
     if not torch.isfinite(row).all() or row[-1] < 0 or not (row[:-1] > row[1:]).all():
@@ -88,7 +88,7 @@ def validate_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     """The row as float32 on the CPU. Raises SettingError unless a sampler can walk it: down, as `check_sigmas` has it,
     or up from above 0, which finds the noise of a video.
     """
-    row = plain(sigmas, "a row of sigmas")
+    row = as_float32(sigmas, "a row of sigmas")
     rises = row.ndim == 1 and row.numel() > 1 and bool((row[:-1] < row[1:]).all())
     if rises and row[0] > 0 and torch.isfinite(row).all():
         return row

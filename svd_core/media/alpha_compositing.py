@@ -1,6 +1,6 @@
-"""What the transparent parts of a picture become: nothing, as in ComfyUI, or a colour.
+"""Composite transparent images on a background color, or keep the colors under transparent pixels as ComfyUI does.
 
-A file may hide any colour under full transparency, often black or rubbish, and a video has no transparency to hide it.
+A file may store any color under transparent pixels, often black or noise. A video cannot be transparent.
 """
 
 from __future__ import annotations
@@ -13,64 +13,74 @@ from ..errors import SettingError
 if TYPE_CHECKING:
     import torch
 
-Colour = tuple[float, float, float]
-Background: TypeAlias = Colour | Literal["keep"]
-"""A colour in [0, 1], or "keep": the colours that the file has under its transparency, as ComfyUI's LoadImage."""
+Color = tuple[float, float, float]
+Background: TypeAlias = Color | Literal["keep"]
+"""An RGB color in [0, 1], or "keep": the colors that the file stores under transparent pixels, as in LoadImage."""
 
 KEEP: Literal["keep"] = "keep"
 GREY = 0.5
-"""What `animate` puts pictures on: as far from black as from white."""
+"""Background of `animate`: equally far from black and white."""
 
 
-def read_background(given: str | float | Sequence[float]) -> Background:
-    """A background as a person says it: "keep", a grey level from 0 to 1, three of them, or "white", "#336699", ...
+def read_background(value: str | float | Sequence[float]) -> Background:
+    """Parse a background: "keep", a grey level in [0, 1], three levels, or a CSS color such as "white" or "#336699".
 
-    Names are those of CSS, as Pillow's ImageColor knows them. Raises SettingError for anything else.
+    Raises:
+        SettingError: Anything else (code `setting.background`).
     """
-    from PIL import ImageColor
-
-    if isinstance(given, str):
-        if given == KEEP:
+    levels: Any = value
+    if isinstance(value, str):
+        if value == KEEP:
             return KEEP
         try:
-            given = float(given)
+            levels = float(value)
         except ValueError:
-            try:
-                red, green, blue, *_ = ImageColor.getrgb(given)
-            except ValueError as error:
-                raise _no_background(given) from error
-            given = (red / 255, green / 255, blue / 255)
-    levels: list[Any] = list(given) if isinstance(given, Sequence) else [given] * 3
+            levels = _css_color(value)
+    levels = list(levels) if isinstance(levels, Sequence) else [levels] * 3
     if len(levels) != 3 or not all(_is_number(level) and 0 <= level <= 1 for level in levels):
-        raise _no_background(given)
+        raise _background_error(value)
     return (float(levels[0]), float(levels[1]), float(levels[2]))
+
+
+def _css_color(name: str) -> Color:
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *_ = ImageColor.getrgb(name)
+    except ValueError as error:
+        raise _background_error(name) from error
+    return (red / 255, green / 255, blue / 255)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _no_background(given: object) -> SettingError:
+def _background_error(value: object) -> SettingError:
     return SettingError(
-        f'the background is "keep", a grey level from 0 to 1, or a colour such as white or #336699; got {given!r}',
+        f'background must be "keep", a grey level from 0 to 1, or a color such as white or #336699, got {value!r}.',
         code="setting.background",
     )
 
 
 def composite(images: torch.Tensor, mask: torch.Tensor, background: Background) -> torch.Tensor:
-    """Images (B, H, W, 3) in [0, 1] on a colour where mask (B, H, W) says that they are transparent (1: nothing shows).
+    """Return images * (1 - mask) + background * mask; the images unchanged for "keep".
 
-    In float32 and in the values as they are stored, as browsers do: colour * (1 - mask) + background * mask. With
-    "keep" the images themselves.
+    Computed in float32 on the stored (gamma-encoded) values, as browsers do.
+
+    Args:
+        images: (B, H, W, 3) in [0, 1].
+        mask: (B, H, W) in [0, 1], 1 where the image is transparent.
+        background: The color.
     """
     if background == KEEP:
         return images
-    over = mask[..., None]
-    return images * (1 - over) + images.new_tensor(background) * over
+    transparency = mask[..., None]
+    return images * (1 - transparency) + images.new_tensor(background) * transparency
 
 
 def format_color(background: Background) -> str:
-    """For messages: "grey 0.5", "#336699"."""
+    """Format a color for messages: "grey 0.5", "#336699"."""
     red, green, blue = (0.0, 0.0, 0.0) if background == KEEP else background
     if red == green == blue:
         return f"grey {red:g}"

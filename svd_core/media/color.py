@@ -1,4 +1,4 @@
-"""A picture file's numbers as colours in [0, 1]: whatever its mode, its depth and its inks."""
+"""Convert the pixels of a Pillow image to RGB in [0, 1], from any mode, bit depth or color space."""
 
 from __future__ import annotations
 
@@ -6,39 +6,58 @@ import io
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError
-from ..runtime.runtime import warn
+from ..utils.warnings import RunWarning
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-DEEP_WHITE = 65535
-"""White of 16-bit channels, and what ComfyUI takes it to be in 32-bit grey."""
+WHITE_16BIT = 65535
+"""White of 16-bit channels. ComfyUI scales 32-bit integer grey by it too."""
 
-_BLACK_POINT_COMPENSATION = 0x2000  # lcms2.h; with the relative intent what editors of photographs do
+_BLACK_POINT_COMPENSATION = 0x2000  # lcms2.h. Photo editors combine it with the relative colorimetric intent.
 
 
-def write_colours(name: str, frame: Image.Image, out: np.ndarray) -> None:
-    """The colours of an upright frame into `out` (H, W, 3) float32.
+def write_colors(name: str, frame: Image.Image, out: np.ndarray) -> tuple[RunWarning, ...]:
+    """Write the colors of an upright frame to `out`. Return the warnings.
 
-    Integer grey of more than 8 bits is taken as 0 to 65535, float grey as 0 to 1; CMYK is converted to sRGB by the
-    profile in the file. Raises ImageError, with `name` for the file's, for grey of another scale and for Lab.
+    Integer grey of more than 8 bits is scaled from 0..65535, float grey from 0..1. CMYK is converted to sRGB with the
+    profile of the file.
+
+    Args:
+        name: The file's name for messages.
+        frame: The image in any mode of Pillow.
+        out: (H, W, 3) float32, filled with values in [0, 1].
+
+    Raises:
+        ImageError: Grey values of another scale, or Lab colors.
     """
     import numpy as np
 
     if frame.mode == "F":
-        out[:] = _checked_grey(name, np.asarray(frame), 1.0)[..., None]
-    elif frame.mode.startswith("I"):  # Pillow's own way to RGB clips at 255 and leaves white
-        out[:] = _checked_grey(name, np.asarray(frame.convert("I"), np.float32), DEEP_WHITE)[..., None]
-        out /= DEEP_WHITE
-    else:
-        np.divide(np.asarray(_in_rgb(name, frame)), np.float32(255), out=out, dtype=np.float32)
+        out[:] = _check_grey(name, np.asarray(frame), 1.0)[..., None]
+        return ()
+    if frame.mode.startswith("I"):  # Pillow's conversion to RGB would clip at 255
+        out[:] = _check_grey(name, np.asarray(frame.convert("I"), np.float32), WHITE_16BIT)[..., None]
+        out /= WHITE_16BIT
+        return ()
+    if frame.mode == "LAB":
+        raise ImageError(f"{name} has Lab colors, which are not supported. Save it as RGB.", code="image.unsupported")
+    rgb = _cmyk_to_srgb(frame) if frame.mode == "CMYK" else frame.convert("RGB")
+    run_warnings = ()
+    if rgb is None:
+        rgb = frame.convert("RGB")
+        profile = "an unusable color profile" if frame.info.get("icc_profile") else "no color profile"
+        text = f"{name} is CMYK with {profile}, so its colors are approximate. Convert it to sRGB for exact colors."
+        run_warnings = (RunWarning("image.inks", text),)
+    np.divide(np.asarray(rgb), np.float32(255), out=out, dtype=np.float32)
+    return run_warnings
 
 
 def transparency(frame: Image.Image) -> np.ndarray | None:
-    """(H, W) float32, 1 where nothing is to be seen; None for a picture without an alpha channel.
+    """Return (H, W) float32, 1 where the frame is fully transparent, or None without an alpha channel.
 
-    One transparent colour of a picture without a palette is no alpha channel: as in ComfyUI.
+    A single transparent color of an image without a palette is ignored, as in ComfyUI.
     """
     import numpy as np
 
@@ -50,64 +69,44 @@ def transparency(frame: Image.Image) -> np.ndarray | None:
 
 
 def has_alpha(frame: Image.Image) -> bool:
-    """Whether a frame has an alpha channel, or a palette with transparent colours."""
+    """Return True if a frame has an alpha channel or a palette with transparent colors."""
     if frame.mode == "P":
         return "transparency" in frame.info
     return frame.mode != "LAB" and "A" in frame.getbands()
 
 
-def note_ignored(name: str, picture: Image.Image) -> None:
-    """Tell the user about a profile or gamma that says the colours are no sRGB. ComfyUI ignores them, and so do we:
-    the same file is the same picture in both."""
-    gamma = picture.info.get("gamma")
-    if picture.mode != "CMYK" and (profile := picture.info.get("icc_profile")):
-        described = _description(profile)
-        if "srgb" not in described.lower():
-            warn(
-                "image.profile",
-                f'{name} has the colour profile "{described}", which is ignored, as in ComfyUI; convert it to sRGB for '
-                "true colours",
-            )
-    elif isinstance(gamma, (int, float)) and "srgb" not in picture.info and abs(gamma * 2.2 - 1) > 0.05:
-        warn(
-            "image.gamma",
-            f"{name} says that its gamma is {gamma:g}, which is ignored, as in ComfyUI; convert it to sRGB for true "
-            "colours",
-        )
+def color_space_warnings(name: str, image: Image.Image) -> tuple[RunWarning, ...]:
+    """Return a warning if the file declares another color space than sRGB, which is ignored as in ComfyUI."""
+    gamma = image.info.get("gamma")
+    if image.mode != "CMYK" and (profile := image.info.get("icc_profile")):
+        description = _profile_description(profile)
+        if "srgb" not in description.lower():
+            text = f'{name} has the color profile "{description}", which is ignored, as in ComfyUI.'
+            return (RunWarning("image.profile", f"{text} Convert it to sRGB for exact colors."),)
+    elif isinstance(gamma, (int, float)) and "srgb" not in image.info and abs(gamma * 2.2 - 1) > 0.05:
+        text = f"{name} declares a gamma of {gamma:g}, which is ignored, as in ComfyUI."
+        return (RunWarning("image.gamma", f"{text} Convert it to sRGB for exact colors."),)
+    return ()
 
 
-def _checked_grey(name: str, grey: np.ndarray, white: float) -> np.ndarray:
+def _check_grey(name: str, grey: np.ndarray, white: float) -> np.ndarray:
     low, high = float(grey.min()), float(grey.max())
     if not (low >= 0 and high <= white):
         raise ImageError(
-            f"{name} holds grey values from {low:g} to {high:g}, and such a picture must lie in 0 to {white:g}; scale "
-            f"it, or save it with 8 or 16 bits.",
+            f"grey values of {name} must be in 0 to {white:g}, got {low:g} to {high:g}. Rescale it, or save it with 8 "
+            "or 16 bits.",
             code="image.range",
         )
     return grey
 
 
-def _in_rgb(name: str, frame: Image.Image) -> Image.Image:
-    """The frame with 8 bits in red, green and blue."""
-    if frame.mode == "LAB":
-        raise ImageError(f"{name} holds Lab colours; save it as RGB.", code="image.unsupported")
-    if frame.mode != "CMYK":
-        return frame.convert("RGB")
-    profile = frame.info.get("icc_profile")
-    converted = _by_profile(frame, profile) if profile else None
-    if converted is None:
-        held = "a profile that cannot be used" if profile else "no profile"
-        warn(
-            "image.inks",
-            f"{name} holds inks (CMYK) with {held}, so its colours are a guess; convert it to sRGB for true ones",
-        )
-        return frame.convert("RGB")
-    return converted
-
-
-def _by_profile(frame: Image.Image, profile: bytes) -> Image.Image | None:
+def _cmyk_to_srgb(frame: Image.Image) -> Image.Image | None:
+    """Convert CMYK to sRGB with the embedded profile. Return None if there is none or it is invalid."""
     from PIL import ImageCms
 
+    profile = frame.info.get("icc_profile")
+    if not profile:
+        return None
     try:
         return ImageCms.profileToProfile(
             frame,
@@ -121,11 +120,11 @@ def _by_profile(frame: Image.Image, profile: bytes) -> Image.Image | None:
         return None
 
 
-def _description(profile: bytes) -> str:
+def _profile_description(profile: bytes) -> str:
     from PIL import ImageCms
 
     try:
-        described = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     except (ImageCms.PyCMSError, OSError, ValueError):
         return "unreadable"
-    return "".join(letter for letter in described.strip()[:60] if letter.isprintable())
+    return "".join(char for char in description.strip()[:60] if char.isprintable())

@@ -1,4 +1,4 @@
-"""sha256 of files and of the frames in them: what a result was made from, and whether another one shows the same."""
+"""Compute sha256 of files and of the decoded frames of images and videos."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from typing import Any
 
 from ..errors import ImageError
 
-BLOCK = 8 * 1024 * 1024
-MOVING = (".mp4", ".webm", ".mkv", ".mov")
-STILL = (".png", ".webp", ".jpg", ".jpeg", ".gif")
+BLOCK_BYTES = 8 * 1024 * 1024
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
+IMAGE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".gif")
 
 
-def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda read: None) -> str:
-    """The sha256 of a file's bytes, in hex. `on_bytes` is called with how many were read so far; raising stops it."""
-    digest, read = hashlib.sha256(), 0
+def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda done: None) -> str:
+    """Return the sha256 of a file in hex. `on_bytes` gets the number of bytes read so far and may raise to stop."""
+    digest, done = hashlib.sha256(), 0
     with open(path, "rb", buffering=0) as stream:
-        size = min(BLOCK, os.fstat(stream.fileno()).st_size + 1)  # room for 8 MB costs more than to hash a small file
+        size = min(BLOCK_BYTES, os.fstat(stream.fileno()).st_size + 1)  # a large buffer is slow for small files
         while block := stream.read(size):
             digest.update(block)
-            read += len(block)
-            on_bytes(read)
+            done += len(block)
+            on_bytes(done)
     return digest.hexdigest()
 
 
 def frames_sha256(path: Path) -> str | None:
-    """The sha256 of what a video or picture shows: size and RGB bytes of each frame in order; None for other files.
+    """Return the sha256 of the size and RGB bytes of each frame of a video or image, or None for other files.
 
-    Container, metadata and dates do not count, so two runs of one graph have the same. Raises ImageError.
+    Container and metadata do not count, so that two runs of one graph have the same hash.
+
+    Raises:
+        ImageError: The file cannot be decoded.
     """
-    frames = frames_of(path)
+    frames = read_frames(path)
     if frames is None:
         return None
     digest = hashlib.sha256()
@@ -42,13 +45,19 @@ def frames_sha256(path: Path) -> str | None:
     return digest.hexdigest()
 
 
-def frames_of(path: Path) -> Iterator[Any] | None:
-    """The frames of a video or picture, (H, W, 3) uint8 each; None for other files. Iterating raises ImageError."""
-    reader = {**dict.fromkeys(MOVING, _moving), **dict.fromkeys(STILL, _still)}.get(path.suffix.lower())
-    return None if reader is None else reader(path)
+def read_frames(path: Path) -> Iterator[Any] | None:
+    """Iterate over the frames of a video or image, (H, W, 3) uint8 each. None for other files.
+
+    Raises:
+        ImageError: The file cannot be decoded; raised while iterating.
+    """
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return _read_video(path)
+    return _read_image(path) if suffix in IMAGE_SUFFIXES else None
 
 
-def _moving(path: Path) -> Iterator[Any]:
+def _read_video(path: Path) -> Iterator[Any]:
     import av
     from av.error import FFmpegError
 
@@ -57,18 +66,18 @@ def _moving(path: Path) -> Iterator[Any]:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except (FFmpegError, IndexError) as error:
-        raise ImageError(f"{path} cannot be decoded; make it again.", code="image.unreadable") from error
+        raise ImageError(f"{path} cannot be decoded. Make it again.", code="image.unreadable") from error
 
 
-def _still(path: Path) -> Iterator[Any]:
+def _read_image(path: Path) -> Iterator[Any]:
     import numpy as np
     from PIL import Image, ImageSequence
 
-    from .image_io import pillow_damage
+    from .image_io import pillow_errors
 
     try:
         with Image.open(path) as image:
             for frame in ImageSequence.Iterator(image):
                 yield np.asarray(frame.convert("RGB"))
-    except pillow_damage() as error:
-        raise ImageError(f"{path} cannot be decoded; make it again.", code="image.unreadable") from error
+    except pillow_errors() as error:
+        raise ImageError(f"{path} cannot be decoded. Make it again.", code="image.unreadable") from error

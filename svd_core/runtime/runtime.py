@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..checkpoints.library import ModelLibrary
 from ..errors import SettingError
 from ..media.alpha_compositing import Background
 from ..utils.user_tempdir import temp_folder
+from ..utils.warnings import RunWarning
 
 if TYPE_CHECKING:
     import torch
@@ -39,23 +40,6 @@ Advance = Callable[[int], None]
 
 Raises `Interrupted` (or the program's own error) when asked to stop.
 """
-
-
-@dataclass(frozen=True)
-class RunWarning:
-    """That a result was made otherwise than was asked, which its user should know and its record should keep.
-
-    code   stable, for programs: `<room>.<what>`
-    facts  what JSON can hold
-    """
-
-    code: str
-    text: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: code, message and the facts."""
-        return {"code": self.code, "message": self.text, **self.facts}
 
 
 OnNote = Callable[[RunWarning], None]
@@ -160,7 +144,7 @@ class LocalRuntime:
 
     temp_folder  None: a folder of ours where the system keeps temporary files, looked up when it is needed
     vram         bytes of the device's memory to get by with; None: all that is free
-    background   what transparent parts of pictures are put on, see `pictures.load_picture`
+    background   what transparent parts of pictures are put on, see `image_io.load_image`
     on_note      keeps the notes of a run, which are logged as well
 
     Raises SettingError for another `on_oom` than strict and adapt.
@@ -303,6 +287,12 @@ def get_runtime() -> Runtime:
 def warn(code: str, text: str) -> None:
     """Tell the host of this run what its user should know and its record should keep."""
     get_runtime().warn(RunWarning(code, text))
+
+
+def forward_warnings(run_warnings: Iterable[RunWarning]) -> None:
+    """Pass warnings that a function returned to the runtime of this run."""
+    for warning in run_warnings:
+        get_runtime().warn(warning)
 
 
 @contextlib.contextmanager

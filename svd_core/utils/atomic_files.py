@@ -1,7 +1,7 @@
-"""Files and folders that are being made, under names of their own, and what killed writers left of such.
+"""Temporary files and folders for atomic writes, and removal of those that killed processes left.
 
-Who makes one holds a lock on it, which ends with the process however that ends: what nobody holds is removed by the
-next writer in the same folder. Locks are believed on the machine that took them; on others only age tells.
+A writer holds a lock on its file. The system releases it when the process ends, so an unlocked file is abandoned. Locks
+are only reliable on the machine that took them. Files of other machines are removed when they are old.
 """
 
 from __future__ import annotations
@@ -25,37 +25,48 @@ if sys.platform != "win32":
 PREFIX = ".svd-stages-"
 SUFFIX = ".part"
 _ABANDONED_AFTER = 24 * 3600
-"""Seconds since the last write after which the writer on another machine, or one without locks, was surely killed."""
+"""Seconds since the last write after which a file of another machine, or on a disk without locks, is abandoned."""
+
+
+def unfinished_file(folder: Path) -> contextlib.AbstractContextManager[Path]:
+    """Create an empty file with a temporary name in `folder`, which is created if needed. Removed on exit unless moved.
+
+    Abandoned files in the folder are removed first. Raises OSError.
+    """
+    return _unfinished(folder, lambda path: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)))
+
+
+def unfinished_folder(folder: Path) -> contextlib.AbstractContextManager[Path]:
+    """Create a folder with a temporary name in `folder`, accessible to this user only. Removed on exit.
+
+    Abandoned files in the folder are removed first. Raises OSError.
+    """
+    return _unfinished(folder, lambda path: os.mkdir(path, 0o700))
 
 
 @contextlib.contextmanager
-def unfinished_file(folder: Path) -> Iterator[Path]:
-    """A new empty file in `folder`, which is made when it is not there. Its name is gone afterwards, moved or not.
-
-    What killed writers left in the folder is removed before. Raises OSError.
-    """
-    path, lock = _made(folder, lambda path: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)))
+def _unfinished(folder: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
+    machine = _machine_prefix() if sys.platform != "win32" else ""
+    while True:
+        path = folder / f"{PREFIX}{machine}{secrets.token_hex(8)}{SUFFIX}"
+        create(path)
+        with contextlib.suppress(FileNotFoundError):  # another process removed it before it was locked
+            lock = _lock(path)
+            break
     try:
         yield path
     finally:
+        shutil.rmtree(path, ignore_errors=True)  # does nothing to a file
         with contextlib.suppress(OSError):
             path.unlink()
-        _release(lock)
-
-
-@contextlib.contextmanager
-def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder in `folder`, with all that is in it; only this user sees into it."""
-    path, lock = _made(folder, lambda path: os.mkdir(path, 0o700))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        _release(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; what cannot be removed stays."""
+    """Remove abandoned files and folders in `folder`. Errors are ignored."""
     for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
         with contextlib.suppress(OSError):
             status = path.lstat()
@@ -63,25 +74,15 @@ def remove_abandoned(folder: Path) -> None:
                 _remove_if_abandoned(path, status)
 
 
-def _made(folder: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
-    """A path in `folder` that `make` made and this process holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder)
-    while True:
-        machine = _machine() if sys.platform != "win32" else ""
-        path = folder / f"{PREFIX}{machine}{secrets.token_hex(8)}{SUFFIX}"
-        make(path)
-        with contextlib.suppress(FileNotFoundError):  # removed by another before it was held: once more
-            return path, _hold(path)
+def _lock(path: Path) -> int | None:
+    """Lock `path` until the returned descriptor is closed. None on Windows, where an open file could not be moved.
 
+    On disks without locks the descriptor is returned all the same; other processes find no locks there either.
 
-def _hold(path: Path) -> int | None:
-    """Lock `path` until its descriptor is closed; None on systems without such locks.
-
-    Raises FileNotFoundError when it was removed meanwhile. Where a disk has no locks nothing is held, and others find
-    none either.
+    Raises:
+        FileNotFoundError: Another process removed the file meanwhile.
     """
-    if sys.platform == "win32":  # where an open file could not be moved to its place
+    if sys.platform == "win32":
         return None
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -95,20 +96,15 @@ def _hold(path: Path) -> int | None:
     return descriptor
 
 
-def _release(lock: int | None) -> None:
-    if lock is not None:
-        os.close(lock)
-
-
 def _remove_if_abandoned(path: Path, status: os.stat_result) -> None:
-    """Raises OSError when it cannot be removed."""
+    """Remove a file or folder without a writer. Raises OSError if that fails."""
     remove = shutil.rmtree if stat.S_ISDIR(status.st_mode) else os.unlink
-    if sys.platform != "win32" and path.name.startswith(PREFIX + _machine()):
-        # some network disks want a descriptor to write with for such a lock
+    if sys.platform != "win32" and path.name.startswith(PREFIX + _machine_prefix()):
+        # some network disks require a writable descriptor for an exclusive lock
         descriptor = os.open(path, (os.O_RDONLY if stat.S_ISDIR(status.st_mode) else os.O_RDWR) | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove(path)  # while it is held, so that a writer who made it just now finds it gone
+            remove(path)  # while locked, so that a writer that created it just now finds it gone
             return
         except BlockingIOError:
             return
@@ -121,8 +117,8 @@ def _remove_if_abandoned(path: Path, status: os.stat_result) -> None:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
-    """A short word for the machine since it was started: containers on it are the same, as their locks are."""
+def _machine_prefix() -> str:
+    """Return an id of this boot of the machine. Containers on it share the id, as they share locks."""
     try:
         identity = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: NaN and infinity are found where they arise, not in a black video."""
+"""Check tensors for NaN and infinity where they arise, instead of saving a black video."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 DAMAGED = "the checkpoint may be damaged: check it with svd-stages inspect --verify"
 
 
-def is_finite(numbers: torch.Tensor) -> bool:
-    """Whether no number of a floating-point tensor of any shape is NaN or infinite. Waits for a GPU.
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return True if a floating-point tensor has no NaN or infinity. Synchronizes with a GPU.
 
-    By the extremes, in one pass: thirty times as fast as looking at each.
+    Looks at the minimum and maximum only, which is 30 times as fast as `isfinite` of each element.
     """
     import torch
 
-    return numbers.numel() == 0 or bool(torch.stack(torch.aminmax(numbers.detach())).isfinite().all())
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
 
 
-def check_input(numbers: torch.Tensor, what: str, code: str = "numbers.latent") -> None:
-    """Raise NonFiniteError when what a stage is given holds NaN or infinity; `what` is its name."""
-    if not is_finite(numbers):
-        raise NonFiniteError(f"{what} holds NaN or infinity; look at the node it comes from", code=code)
+def check_input(tensor: torch.Tensor, name: str, code: str = "numbers.latent") -> None:
+    """Raise NonFiniteError with `code` if the input `name` of a stage has NaN or infinity."""
+    if not is_finite(tensor):
+        raise NonFiniteError(f"{name} contains NaN or infinity. Check the node that made it.", code=code)
 
 
-def first_fault(numbers: torch.Tensor) -> int | None:
-    """The first index along dimension 0 where a tensor holds NaN or infinity; None where there is none."""
-    if is_finite(numbers):
+def first_nonfinite(tensor: torch.Tensor) -> int | None:
+    """Return the first index along dimension 0 with NaN or infinity, or None."""
+    if is_finite(tensor):
         return None
-    return next(index for index, each in enumerate(numbers) if not is_finite(each))
+    return next(index for index, row in enumerate(tensor) if not is_finite(row))

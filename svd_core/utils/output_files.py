@@ -1,8 +1,7 @@
-"""Where results go: ComfyUI's numbered names, files that are complete or absent, and none written over another's.
+"""Write result files atomically, under ComfyUI's numbered names, without overwriting files of other processes.
 
-A file is written under a temporary name in its own folder and put in place when it is complete, so that a process
-that is killed leaves the final name absent. Numbered names are claimed by a hard link, which never overwrites: two
-processes that save under one prefix keep all their files.
+A file gets its final name when it is complete. If the process is killed, the final name does not exist. A numbered name
+is claimed with a hard link, which never overwrites, so that processes can save under the same prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from ..errors import OutputError, SettingError
 from .atomic_files import unfinished_file, unfinished_folder
-from .safe_open import can_be_a_name, is_within
+from .safe_paths import is_valid_file_name, is_within, resolve_inside
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -30,88 +29,103 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.
 
 @dataclass(frozen=True)
 class OutputPath:
-    """Where numbered files go: `folder / name_00001_.ext`; `subfolder` is the folder's path below the output folder."""
+    """The folder and name of numbered files: `folder / name_00001_.ext`.
+
+    Attributes:
+        folder: Absolute path.
+        subfolder: Path of `folder` relative to the output folder.
+        name: Name before the number.
+    """
 
     folder: Path
     subfolder: str
     name: str
 
     def filename(self, counter: int, extension: str) -> str:
-        """ComfyUI's name for the file with this number."""
+        """Return ComfyUI's name for the file with a number."""
         return f"{self.name}_{counter:05}_.{extension}"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A numbered file that was put in place."""
+    """Name and number of a saved file."""
 
     filename: str
     counter: int
 
 
-def place_for(
+def resolve_prefix(
     output_folder: Path, prefix: str, width: int = 0, height: int = 0, now: time.struct_time | None = None
 ) -> OutputPath:
-    """The place that a `filename_prefix` means, as ComfyUI's folder_paths.get_save_image_path has it.
+    """Resolve a `filename_prefix` as ComfyUI's folder_paths.get_save_image_path does. No folder is created.
 
-    A prefix may begin with subfolders; %width%, %height%, %year%, %month%, %day%, %hour%, %minute% and %second% are
-    filled in. Makes no folder. Raises SettingError when the prefix leads out of the output folder, also by a link in
-    it, and when no file can be called so. The output folder itself may be a link.
+    Args:
+        output_folder: Base of the result. May be a link.
+        prefix: May contain subfolders, and %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second%.
+        width: Value of %width%.
+        height: Value of %height%.
+        now: Time of the other values. None is the current time.
+
+    Raises:
+        SettingError: The prefix is not a valid file name, or leads outside of the output folder, also through a link.
     """
     expanded = os.path.normpath(_expand(prefix, width, height, now or time.localtime()))
     subfolder, name = os.path.split(expanded)
     root = os.path.abspath(output_folder)
     folder = os.path.abspath(os.path.join(root, subfolder))
-    if not can_be_a_name(expanded):
+    is_valid = is_valid_file_name(expanded)
+    if not is_valid or not is_within(folder, root) or resolve_inside(root, subfolder) is None:
+        reason = "leads outside" if is_valid else "is not a valid file name"
         raise SettingError(
-            f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which no file can be "
-            'called; use a plain name such as "ComfyUI".',
-            code="output.outside",
-        )
-    if not is_within(folder, root) or not is_within(os.path.realpath(folder), os.path.realpath(root)):
-        raise SettingError(
-            f"filename_prefix must name a place inside the output folder, got {prefix[:200]!a}, which leads outside; "
-            f'use a plain name such as "ComfyUI" or a subfolder such as "video/ComfyUI".',
+            f"filename_prefix must name files inside the output folder, got {prefix[:200]!a}, which {reason}. Use a "
+            'name such as "ComfyUI" or "video/ComfyUI".',
             code="output.outside",
         )
     return OutputPath(Path(folder), subfolder, name)
 
 
-def next_counter(place: OutputPath) -> int:
-    """One more than the highest number that the place's folder holds for its name, whatever the extension; else 1."""
+def next_counter(path: OutputPath) -> int:
+    """Return one more than the highest number in use for the name, with any extension. 1 if there is none."""
     try:
-        files = os.listdir(place.folder)
+        files = os.listdir(path.folder)
     except FileNotFoundError:
         return 1
     except OSError as error:
-        raise _output_error(place.folder, error) from error
-    start = os.path.normcase(place.name + "_")
+        raise _output_error(path.folder, error) from error
+    start = os.path.normcase(path.name + "_")
     numbers = [_leading_number(file[len(start) :]) for file in files if os.path.normcase(file).startswith(start)]
     return max(numbers, default=0) + 1
 
 
-def save_numbered(
-    place: OutputPath, extension: str, write: Callable[[Path], None], counter: int | None = None
-) -> Saved:
-    """Have `write` fill a temporary file, then put it in place under the first free number from `counter` on.
+def save_numbered(path: OutputPath, extension: str, write: Callable[[Path], None], counter: int | None = None) -> Saved:
+    """Call `write` with a temporary file, then move it to the first free number. Nothing is overwritten.
 
-    Without a counter, counting starts at `next_counter`. Nothing is ever written over, by any number of processes.
-    Raises OutputError when the file cannot be written; whatever `write` raises goes through. Neither leaves a file.
+    Args:
+        path: Folder and name.
+        extension: Without a dot.
+        write: Fills the file. Its errors are passed on.
+        counter: First number to try. None is `next_counter`.
+
+    Raises:
+        OutputError: The file cannot be written. Nothing is left behind.
     """
-    with _temporary_file(place.folder, place.filename(counter or 1, extension)) as temporary:
+    with _temporary_file(path.folder, path.filename(counter or 1, extension)) as temporary:
         write(temporary)
         flush_to_disk(temporary)
-        number = next_counter(place) if counter is None else counter
-        while not put_under_new_name(temporary, place.folder / place.filename(number, extension)):
+        number = next_counter(path) if counter is None else counter
+        while not put_under_new_name(temporary, path.folder / path.filename(number, extension)):
             number += 1
-    return Saved(place.filename(number, extension), number)
+    return Saved(path.filename(number, extension), number)
 
 
-def save_as(path: Path, write: Callable[[Path], None]) -> Path:
-    """Have `write` fill a temporary file, then put it in place at `path`, or when that is taken at the next free name.
+def save_as(path: Path, write: Callable[[Path], object]) -> Path:
+    """Call `write` with a temporary file, then move it to `path`, or to the next free name. Return the name.
 
-    The next of name_00007_.png is one more than the highest number of its folder; of any other name, name_00002 and so
-    on. Raises OutputError when the file cannot be written; whatever `write` raises goes through. Neither leaves a file.
+    The name after name_00007_.png has one more than the highest number in its folder. After other names come
+    name_00002 and so on. Errors of `write` are passed on.
+
+    Raises:
+        OutputError: The file cannot be written. Nothing is left behind.
     """
     with _temporary_file(path.parent, path.name) as temporary:
         write(temporary)
@@ -121,32 +135,30 @@ def save_as(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def copy_to_new_name(source: Path, path: Path, link: bool = True) -> Path:
-    """A file under a second name: `path`, or when that is taken the next free one. Who writes to one writes to both.
+    """Give a file a second name: `path`, or the next free one. Return the name. Both names share their content.
 
-    A copy where `link` is False or the disk cannot link. Raises OutputError.
+    If `link` is False or the disk has no hard links, the file is copied. Raises OutputError.
     """
     if link:
         with contextlib.suppress(OSError):
             os.link(source, path)
             return path
-    return save_as(path, lambda temporary: _copy_content(source, temporary))
-
-
-def _copy_content(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    return save_as(path, lambda temporary: shutil.copyfile(source, temporary))
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary file to write; on leaving without an error it becomes `path`, replacing what was there.
+    """Provide a temporary file, and move it to `path` on exit. On an error `path` is not changed.
 
-    Makes the folder when there is none. Raises OutputError when `path` is something else than a file or cannot be
-    written. On any error the temporary file is gone and what was at `path` before is untouched.
+    The folder is created if needed.
+
+    Raises:
+        OutputError: `path` cannot be written or is not a file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a plain file"
-        raise OutputError(f"{path} is {kind}; name a file that may be written.", code="output.not_a_file")
+        raise OutputError(f"{path} is {kind}. Use the path of a file.", code="output.not_a_file")
     with _temporary_file(path.parent, path.name) as temporary:
         yield temporary
         flush_to_disk(temporary)
@@ -155,41 +167,37 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder_beside(path: Path) -> Iterator[Path]:
-    """A folder on the disk of `path`, gone afterwards; so are the parents of `path` that had to be made for nothing.
+    """Provide a temporary folder on the disk of `path`. It is removed on exit, with empty parents created for it.
 
-    Raises SettingError (`output.not_writable`) when nothing can be written there, or `path` is a folder.
+    Raises:
+        SettingError: `path` is a folder, or its folder cannot be written (code `output.not_writable`).
+        OutputError: The disk failed while the folder was in use.
     """
     if path.is_dir():
-        raise SettingError(f'"{path}" is a folder; name the file to write.', code="output.not_writable")
-    made = [parent for parent in path.absolute().parents if not parent.exists()]
-    try:
-        with _folder_in(path.parent) as folder:
-            try:
-                yield folder
-            except OSError as error:
-                raise _output_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            for parent in made:
-                parent.rmdir()
-
-
-@contextlib.contextmanager
-def _folder_in(parent: Path) -> Iterator[Path]:
-    """`unfinished_folder`, with a SettingError when it cannot be made."""
+        raise SettingError(f'"{path}" is a folder. Use the path of a file.', code="output.not_writable")
+    new_parents = [parent for parent in path.absolute().parents if not parent.exists()]
     with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, new_parents)
         try:
-            folder = stack.enter_context(unfinished_folder(parent))
+            folder = stack.enter_context(unfinished_folder(path.parent))
         except OSError as error:
             raise SettingError(
-                f'nothing can be written into "{parent}" ({error.strerror}); choose another place.',
-                code="output.not_writable",
+                f'"{path.parent}" cannot be written: {error.strerror}. Use another folder.', code="output.not_writable"
             ) from error
-        yield folder
+        try:
+            yield folder
+        except OSError as error:
+            raise _output_error(path, error) from error
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def free_names(path: Path, first: int) -> Iterator[Path]:
-    """Of path_00002, path_00003 and so on, from number `first`, those that no file has yet."""
+    """Yield path_00002, path_00003 and so on, from number `first`, without those that exist."""
     names = (path.with_stem(f"{path.stem}_{number:05}") for number in itertools.count(first))
     return (name for name in names if not name.exists())
 
@@ -199,14 +207,14 @@ def _next_names(path: Path) -> Iterator[Path]:
     if numbered is None:
         yield from free_names(path, 2)
         return
-    place = OutputPath(path.parent, "", numbered[1])
-    for number in itertools.count(next_counter(place)):
-        yield path.parent / place.filename(number, path.suffix.removeprefix("."))
+    output_path = OutputPath(path.parent, "", numbered[1])
+    for number in itertools.count(next_counter(output_path)):
+        yield path.parent / output_path.filename(number, path.suffix.removeprefix("."))
 
 
 @contextlib.contextmanager
 def _temporary_file(folder: Path, final_name: str) -> Iterator[Path]:
-    """A new name in `folder`, gone afterwards. Trouble of the operating system becomes an OutputError."""
+    """Provide a temporary file in `folder`. Errors of the operating system become an OutputError."""
     try:
         with unfinished_file(folder) as temporary:
             yield temporary
@@ -215,15 +223,15 @@ def _temporary_file(folder: Path, final_name: str) -> Iterator[Path]:
 
 
 def flush_to_disk(file: Path) -> None:
-    """Without this a power cut could leave the final name with an empty file under it."""
+    """Flush a file, so that it cannot be empty after a power failure."""
     with open(file, "r+b") as stream:
         os.fsync(stream.fileno())
 
 
 def put_under_new_name(temporary: Path, path: Path) -> bool:
-    """Give the complete file a name that is free, on the same disk. False when somebody has the name.
+    """Link a complete file to `path` on the same disk. Return False if `path` exists already.
 
-    On network disks the answer to a link that was made can be lost, and the second try be told that it is there.
+    A network disk may repeat the request after a lost reply, and then reports our own link as existing.
     """
     try:
         os.link(temporary, path)
@@ -239,7 +247,7 @@ def put_under_new_name(temporary: Path, path: Path) -> bool:
 
 
 def _claim_and_replace(temporary: Path, path: Path) -> bool:
-    """The same on file systems without hard links (exFAT, some network folders): claim the name, then move onto it."""
+    """Claim `path` by creating it, then replace it: for file systems without hard links (exFAT, some network disks)."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
@@ -253,23 +261,15 @@ def _claim_and_replace(temporary: Path, path: Path) -> bool:
 
 
 def _expand(prefix: str, width: int, height: int, now: time.struct_time) -> str:
-    values = {
-        "%width%": str(width),
-        "%height%": str(height),
-        "%year%": str(now.tm_year),
-        "%month%": f"{now.tm_mon:02}",
-        "%day%": f"{now.tm_mday:02}",
-        "%hour%": f"{now.tm_hour:02}",
-        "%minute%": f"{now.tm_min:02}",
-        "%second%": f"{now.tm_sec:02}",
-    }
-    for word, value in values.items():
-        prefix = prefix.replace(word, value)
+    fields = zip(("month", "day", "hour", "minute", "second"), now[1:6], strict=True)
+    values = {"width": width, "height": height, "year": now.tm_year} | {name: f"{value:02}" for name, value in fields}
+    for name, value in values.items():
+        prefix = prefix.replace(f"%{name}%", str(value))
     return prefix
 
 
 def _leading_number(rest: str) -> int:
-    """The number that `rest` begins with when an underscore follows it, as in "00012_.png"; else 0."""
+    """Return 12 for "00012_.png", 0 if `rest` does not begin with digits and an underscore."""
     digits, underscore, _ = rest.partition("_")
     return int(digits) if underscore and digits.isascii() and digits.isdigit() else 0
 
@@ -277,13 +277,13 @@ def _leading_number(rest: str) -> int:
 def _output_error(path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in _NO_SPACE:
-        code, suggestion = "output.no_space", "Free some space, or choose another output folder."
+        code, suggestion = "output.no_space", "Free some space, or use another output folder."
     elif error.errno in _NOT_ALLOWED:
-        code, suggestion = "output.not_writable", "Choose an output folder that you may write to."
+        code, suggestion = "output.not_writable", "Use an output folder that you may write to."
     elif error.errno == errno.ENAMETOOLONG:
         code, suggestion = "output.name_too_long", "Use a shorter name or filename_prefix."
     elif error.errno in _NOT_A_FOLDER:
         code, suggestion = "output.no_folder", "Every part of the path before the file's name must be a folder."
     else:
-        code, suggestion = "output.failed", "Try another output folder."
+        code, suggestion = "output.failed", "Use another output folder."
     return OutputError(f"{path} could not be written: {reason}. {suggestion}", code=code)

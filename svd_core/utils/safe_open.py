@@ -1,7 +1,4 @@
-"""Files that a stranger may name, or put in place: what a name can lead to, and opening plain files only.
-
-A pipe would be waited for without end, and a device has none.
-"""
+"""Open regular files only. Reading a pipe could wait forever, and a device has no end."""
 
 from __future__ import annotations
 
@@ -12,45 +9,31 @@ from io import FileIO
 from pathlib import Path
 
 
-class NotPlainError(OSError):
-    """A folder, a pipe, a socket or a device lies where a file should."""
+class NotRegularFileError(OSError):
+    """The path is a folder, a pipe, a socket or a device."""
 
 
-def open_plain(path: Path) -> FileIO:
-    """The file, to read bytes from, unbuffered; links are followed.
+def open_regular_file(path: Path) -> FileIO:
+    """Open a file to read bytes, unbuffered. Links are followed.
 
-    Raises NotPlainError, other OSErrors, and ValueError for what no file can be called.
+    Raises:
+        NotRegularFileError: `path` is something else than a file.
+        OSError: It cannot be opened.
+        ValueError: `path` is not a valid file name.
     """
-    _require_plain(path, os.stat(path))
+    _check_regular(path, os.stat(path))
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
-    stream = FileIO(os.open(path, flags), "rb")  # without waiting, should a pipe have taken the file's place
+    stream = FileIO(os.open(path, flags), "rb")  # O_NONBLOCK: a pipe may have replaced the file meanwhile
     try:
-        _require_plain(path, os.fstat(stream.fileno()))
+        _check_regular(path, os.fstat(stream.fileno()))
     except BaseException:
         stream.close()
         raise
     return stream
 
 
-def _require_plain(path: Path, status: os.stat_result) -> None:
+def _check_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise NotPlainError(errno.EISDIR, "it is a folder", str(path))
+        raise NotRegularFileError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise NotPlainError(errno.EINVAL, "it is a pipe, a socket or a device", str(path))
-
-
-def can_be_a_name(text: str) -> bool:
-    """Whether a file can be called so: no zero byte, no half of a letter."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
-
-
-def is_within(path: str, folder: str) -> bool:
-    """Whether an absolute, normal path is `folder` or lies below it; links are not looked at."""
-    try:
-        return os.path.commonpath((folder, path)) == folder
-    except ValueError:  # two drives of Windows
-        return False
+        raise NotRegularFileError(errno.EINVAL, "it is a pipe, a socket or a device", str(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from svd_stages.headless.graph.object_info import object_info
+from svd_stages.headless.graph import object_info
 from svd_stages.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
 from svd_stages.svd_core.checkpoints.library import ModelLibrary

@@ -13,8 +13,8 @@ from error_checks import raises
 from svd_stages.nodes import NODE_CLASS_MAPPINGS
 from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS
 from svd_stages.svd_core.errors import ImageError, NonFiniteError, SettingError, SVDStagesError
-from svd_stages.svd_core.media.image_ops import check_images
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
+from svd_stages.svd_core.utils.tensor_checks import check_images
 
 SEED = torch.Generator("cpu").manual_seed(3)
 IMAGE = torch.rand(1, 64, 64, 3, generator=SEED)

@@ -126,7 +126,7 @@ def test_a_noise_mask_is_refused_by_name_when_sampling_and_only_then(tiny):
     masked = latent_of(torch.zeros(2, 4, 8, 8), noise_mask=torch.ones(1, 64, 64))
     request = samplers.Request("comfyui", 0, 1, GuidanceCurve())
     with raises(SettingError, "setting", "noise_mask", "ImageOnlyCheckpointLoader"):
-        samplers.sampler_of(tiny.model)([], [], masked, request)
+        samplers.get_sampler(tiny.model)([], [], masked, request)
     assert wire_formats.read_latent(masked).clips.shape == (1, 2, 4, 8, 8)
 
 
@@ -245,7 +245,7 @@ def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
     with raises(SettingError, "setting", "clip_vision", "SVDVae"):
         wire_formats.clip_vision(tiny.vae)
     with raises(SettingError, "setting", "model", "SVDVae"):
-        samplers.sampler_of(tiny.vae)
+        samplers.get_sampler(tiny.vae)
     with raises(SettingError, "setting", "clip_vision", "SVDModel"):
         wire_formats.checkpoint(tiny.model, tiny.model, tiny.vae)
 
@@ -263,13 +263,13 @@ def test_guidance_of_a_model_refuses_an_svd_model(tiny, class_type):
 
 def test_conditioning_of_one_video_is_handed_on_as_it_is():
     conditioning = conditioning_of() + conditioning_of(strength=0.5)
-    assert wire_formats.split(conditioning, 1, "positive") == [conditioning]
+    assert wire_formats.split_conditioning(conditioning, 1, "positive") == [conditioning]
 
 
 def test_conditioning_of_many_videos_is_cut_into_theirs():
     conditioning = conditioning_of(2, 2, of_others="kept")
     kept = snapshot(conditioning)
-    first, second = wire_formats.split(conditioning, 2, "positive")
+    first, second = wire_formats.split_conditioning(conditioning, 2, "positive")
     assert torch.equal(first[0][0], conditioning[0][0][:1]) and torch.equal(second[0][0], conditioning[0][0][1:])
     assert torch.equal(second[0][1]["concat_latent_image"], conditioning[0][1]["concat_latent_image"][1:])
     assert second[0][1]["of_others"] == "kept"
@@ -278,4 +278,4 @@ def test_conditioning_of_many_videos_is_cut_into_theirs():
 
 def test_several_entries_are_refused_for_many_videos():
     with raises(SettingError, "setting", 2, "positive", "SVDImageConditioning"):
-        wire_formats.split(conditioning_of(2, 2) * 2, 2, "positive")
+        wire_formats.split_conditioning(conditioning_of(2, 2) * 2, 2, "positive")

@@ -1,8 +1,8 @@
-"""What a graph would take at its heaviest, from the sizes that it names, so that what cannot fit is refused at once.
+"""Estimate the memory of a graph's heaviest stages before it runs, and refuse graphs that cannot fit.
 
-Sizes are followed along the links from the literals that set them. What cannot be known before a run (the size of a
-picture, a number that a node computes) is not guessed: it refuses nothing. So does all that may fit: every figure is
-the least that the stage takes, held against all the memory there is, free or not.
+Sizes are followed along the links from the constants that set them. A size that is known only during the run (of an
+image, or a number that a node computes) is not guessed and refuses nothing. Estimates are lower bounds. They are
+compared with the total memory, free or not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,18 @@ from ...graph.check_node import problem
 from ...graph.prompt import looks_like_link, name_node, run_order, sources_of, unwrap_value, with_ancestors
 
 MAX_PIXELS = 2**35
-"""Of one video, all frames together: 384 GiB as float32. Nobody wants that, whatever the machine has."""
+"""Largest video in pixels, all frames together: 384 GiB as float32, whatever the machine has."""
 PIXEL_BYTES = 12
-"""Three colours in float32, as IMAGE has them."""
-LEAST_ITEMSIZE = 2
-"""Bytes of a number in the narrowest precision that is computed in."""
+"""Bytes of a pixel of IMAGE: three colours in float32."""
+MIN_ITEMSIZE = 2
+"""Bytes of a number in the narrowest precision of the models."""
 SCALE = 8
+"""Pixels per latent along each side."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of a picture, a latent or a video: its size in pixels, and its frames; None for what is not."""
+    """The size of an image, a latent or a video in pixels, and its frames. None for what is unknown."""
 
     frames: int | None = None
     height: int | None = None
@@ -42,7 +43,7 @@ class Clip:
 
     @property
     def pixels(self) -> int | None:
-        """Of all frames."""
+        """Return the number of pixels of all frames, None if it is unknown."""
         if self.frames is None or self.height is None or self.width is None:
             return None
         return self.frames * self.height * self.width
@@ -52,95 +53,109 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A stage's need. `room` is what there could be for it, `whose` words for that; `suggestion` ends the message."""
+class MemoryEstimate:
+    """The memory that a stage needs.
+
+    Attributes:
+        work: What the stage does, for the message.
+        required_bytes: Lower bound of the memory that the stage needs.
+        available_bytes: All memory that it could use.
+        suggestion: The last sentence of the message.
+        limit: Names `available_bytes` in the message.
+    """
 
     node_id: str
-    what: str
-    need: int
-    room: int
-    suggestion: str
-    whose: str = "this machine has"
+    work: str
+    required_bytes: int
+    available_bytes: int
+    suggestion: str = "Ask for fewer frames or a smaller size"
+    limit: str = "this machine has"
 
 
 def check_memory_budget(prompt: Prompt, outputs: Iterable[str], runtime: LocalRuntime) -> None:
-    """Raise GraphError (`graph.too_expensive`) when a stage of a valid graph surely cannot fit into this machine.
+    """Raise GraphError (`graph.too_expensive`) if a stage of a valid graph cannot fit into this machine's memory.
 
-    outputs  the nodes that it is to run for; what they do not need is not looked at
+    Does not import torch. The memory of a graphics card is queried only if torch is imported already.
 
-    Needs no torch; what a graphics card has is asked only where torch is loaded already.
+    Args:
+        outputs: Ids of the output nodes to run. Nodes that they do not need are ignored.
     """
     needed = with_ancestors(outputs, {node_id: sources_of(node) for node_id, node in prompt.items()})
-    for cost in _costs({node_id: node for node_id, node in prompt.items() if node_id in needed}, runtime):
-        if cost.need > cost.room:
+    for estimate in _estimates({node_id: node for node_id, node in prompt.items() if node_id in needed}, runtime):
+        if estimate.required_bytes > estimate.available_bytes:
             message = (
-                f"{name_node(prompt, cost.node_id)} {cost.what} needs about {format_bytes(cost.need)}; "
-                f"{cost.whose} {format_bytes(cost.room)}. {cost.suggestion}."
+                f"{name_node(prompt, estimate.node_id)} {estimate.work} needs about "
+                f"{format_bytes(estimate.required_bytes)}; {estimate.limit} {format_bytes(estimate.available_bytes)}. "
+                f"{estimate.suggestion}."
             )
-            class_type = prompt[cost.node_id]["class_type"]
-            told = {"need": cost.need, "room": cost.room}
-            fault = problem("too_expensive", "The stage cannot fit into memory", message, **told)
-            errors = {cost.node_id: {"errors": [fault], "dependent_outputs": [], "class_type": class_type}}
+            facts = {"need": estimate.required_bytes, "room": estimate.available_bytes}
+            fault = problem("too_expensive", "The stage cannot fit into memory", message, **facts)
+            class_type = prompt[estimate.node_id]["class_type"]
+            errors = {estimate.node_id: {"errors": [fault], "dependent_outputs": [], "class_type": class_type}}
             raise GraphError(message, code="graph.too_expensive", node_errors=errors)
 
 
-def _costs(prompt: Prompt, runtime: LocalRuntime) -> Iterator[Cost]:
-    """The costs of all stages whose sizes are known."""
-    found = _follow(prompt)
-    widths, device = _Widths(runtime), _device_memory(runtime)
+def _estimates(prompt: Prompt, runtime: LocalRuntime) -> Iterator[MemoryEstimate]:
+    """Yield estimates for all stages whose sizes are known."""
+    values = _follow_values(prompt)
+    host, device = _host_memory(), _device_memory(runtime)
     for node_id, node in prompt.items():
-        get = found.inputs_of(node)
+        get = _input_getter(node, values)
         stage = STAGES.get(node["class_type"])
         clip = stage.clip(get) if stage is not None else None
         if stage is None or not isinstance(clip, Clip) or clip.pixels is None:
             continue
-        smaller, frames = "Ask for fewer frames or a smaller size", clip.pixels * PIXEL_BYTES
+        frames = clip.pixels * PIXEL_BYTES
         if clip.pixels > MAX_PIXELS:
-            most = MAX_PIXELS * PIXEL_BYTES
-            yield Cost(node_id, f"works on {clip}, which", frames, most, smaller, "a video may take")
+            largest = MAX_PIXELS * PIXEL_BYTES
+            yield MemoryEstimate(node_id, f"works on {clip}, which", frames, largest, limit="a video may take")
         if stage.decodes:
-            yield Cost(node_id, f"is to make {clip}, which", frames, _host_memory(), smaller)
+            yield MemoryEstimate(node_id, f"makes {clip}, which", frames, host)
         if device is None:
             continue
-        unet, vae = widths.of(get("model" if stage.samples else "vae"))
-        if stage.samples and unet:
-            numbers = UNET_LIVE_TENSORS * unet * (clip.pixels // SCALE**2)
-            yield Cost(node_id, f"samples {clip}, which", numbers * LEAST_ITEMSIZE, device, smaller)
-        if stage.decodes and vae and get("mode" if "mode" in node["inputs"] else "decode_mode") == "exact":
-            room = max(device, _host_memory())
-            numbers = vae * clip.pixels
+        unet, vae = base_channels(runtime, get("model" if stage.samples else "vae"))
+        if stage.samples:
+            size = UNET_LIVE_TENSORS * unet * (clip.pixels // SCALE**2) * MIN_ITEMSIZE
+            yield MemoryEstimate(node_id, f"samples {clip}, which", size, device)
+        if stage.decodes and get("mode" if "mode" in node["inputs"] else "decode_mode") == "exact":
+            size, work = vae * clip.pixels * MIN_ITEMSIZE, f"decodes {clip} as one clip, which"
             suggestion = "Use mode windowed, fewer frames or a smaller size"
-            yield Cost(node_id, f"decodes {clip} as one clip, which", numbers * LEAST_ITEMSIZE, room, suggestion)
+            yield MemoryEstimate(node_id, work, size, max(device, host), suggestion)
 
 
 Get = Callable[[str], Any]
-"""The value of an input by name: a literal, or what is known of what a link brings; None when nothing is."""
+"""Returns the value of an input by name: a constant, or what is known of a link's value. None if nothing is known."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A node that does heavy work. `clip` tells what it works on."""
+    """A node that needs much memory. `clip` returns the clip that it works on."""
 
     clip: Callable[[Get], Any]
     samples: bool = False
     decodes: bool = False
 
 
-def _whole(get: Get) -> Clip:
-    return Clip(_number(get("video_frames")), _number(get("height")), _number(get("width")))
+def _video_size(get: Get) -> Clip:
+    return Clip(_size(get("video_frames")), _size(get("height")), _size(get("width")))
 
 
-def _picture(get: Get) -> Clip:
-    return Clip(None, _number(get("height")), _number(get("width")))
+def _image_size(get: Get) -> Clip:
+    return Clip(None, _size(get("height")), _size(get("width")))
 
 
-def _conditioned(get: Get) -> Any:
+def _conditioned_size(get: Get) -> Any:
     latent = get("image_latent")
-    return Clip(_number(get("video_frames")), latent.height, latent.width) if isinstance(latent, Clip) else None
+    return Clip(_size(get("video_frames")), latent.height, latent.width) if isinstance(latent, Clip) else None
 
 
-def _same(name: str, slots: int = 1) -> Callable[[Get], dict[int, Any]]:
-    """A node that gives on what it gets."""
+def _size(value: Any) -> int | None:
+    """Return a positive integer, else None. For ImageScale 0 means that the size follows from the image."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _pass_on(name: str, slots: int = 1) -> Callable[[Get], dict[int, Any]]:
+    """Return the rule of a node whose outputs equal its input `name`."""
     return lambda get: dict.fromkeys(range(slots), get(name))
 
 
@@ -152,87 +167,64 @@ STAGES: dict[str, Stage] = {
     "SVDTemporalVAEDecode": Stage(lambda get: get("latent"), decodes=True),
     "VAEDecode": Stage(lambda get: get("samples"), decodes=True),
     "VAEDecodeTiled": Stage(lambda get: get("samples"), decodes=True),
-    "SVDImageToVideo": Stage(_whole, samples=True, decodes=True),
+    "SVDImageToVideo": Stage(_video_size, samples=True, decodes=True),
 }
 
 RULES: dict[str, Callable[[Get], dict[int, Any]]] = {
-    "PrimitiveInt": _same("value"),
-    "PrimitiveString": _same("value"),
-    "SVDCheckpointLoader": _same("checkpoint", 3),
-    "ImageOnlyCheckpointLoader": _same("ckpt_name", 3),
-    "SVDModelOptions": _same("model"),
-    "VideoLinearCFGGuidance": _same("model"),
-    "VideoTriangleCFGGuidance": _same("model"),
-    "SVDResizeImage": lambda get: {0: _picture(get), 1: get("width"), 2: get("height")},
-    "ImageScale": lambda get: {0: _picture(get)},
-    "SVDNoiseAugmentation": _same("image"),
-    "SVDVAEEncode": _same("image"),
-    "VAEEncode": _same("pixels"),
-    "SVDImageConditioning": lambda get: {2: _conditioned(get)},
-    "SVD_img2vid_Conditioning": lambda get: {2: _whole(get)},
-    "SVDEulerSampler": _same("latent"),
-    "KSampler": _same("latent_image"),
-    "KSamplerAdvanced": _same("latent_image"),
-    "SamplerCustom": _same("latent_image", 2),
-    "SamplerCustomAdvanced": _same("latent_image", 2),
+    "PrimitiveInt": _pass_on("value"),
+    "PrimitiveString": _pass_on("value"),
+    "SVDCheckpointLoader": _pass_on("checkpoint", 3),
+    "ImageOnlyCheckpointLoader": _pass_on("ckpt_name", 3),
+    "SVDModelOptions": _pass_on("model"),
+    "VideoLinearCFGGuidance": _pass_on("model"),
+    "VideoTriangleCFGGuidance": _pass_on("model"),
+    "SVDResizeImage": lambda get: {0: _image_size(get), 1: get("width"), 2: get("height")},
+    "ImageScale": lambda get: {0: _image_size(get)},
+    "SVDNoiseAugmentation": _pass_on("image"),
+    "SVDVAEEncode": _pass_on("image"),
+    "VAEEncode": _pass_on("pixels"),
+    "SVDImageConditioning": lambda get: {2: _conditioned_size(get)},
+    "SVD_img2vid_Conditioning": lambda get: {2: _video_size(get)},
+    "SVDEulerSampler": _pass_on("latent"),
+    "KSampler": _pass_on("latent_image"),
+    "KSamplerAdvanced": _pass_on("latent_image"),
+    "SamplerCustom": _pass_on("latent_image", 2),
+    "SamplerCustomAdvanced": _pass_on("latent_image", 2),
 }
 """Class type -> what is known of its outputs by slot: clips, numbers, names of checkpoints."""
 
 
-def _number(value: Any) -> int | None:
-    """A size; 0 means "as it comes" to ImageScale."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What is known of outputs, by node and slot."""
-
-    values: dict[tuple[str, int], Any] = field(default_factory=dict)
-
-    def inputs_of(self, node: Mapping[str, Any]) -> Get:
-        """The inputs of a node."""
-
-        def get(name: str) -> Any:
-            value = node["inputs"].get(name)
-            return self.values.get((value[0], int(value[1]))) if looks_like_link(value) else unwrap_value(value)
-
-        return get
-
-
-def _follow(prompt: Prompt) -> _Found:
-    """Go through a graph with the sources first."""
-    found = _Found()
+def _follow_values(prompt: Prompt) -> dict[tuple[str, int], Any]:
+    """Return what is known of the outputs, by node id and slot."""
+    values: dict[tuple[str, int], Any] = {}
     order, _ = run_order(list(prompt), {node_id: sources_of(node) for node_id, node in prompt.items()})
     for node_id in order:
         rule = RULES.get(prompt[node_id]["class_type"])
-        known = rule(found.inputs_of(prompt[node_id])) if rule is not None else {}
-        found.values.update({(node_id, slot): value for slot, value in known.items()})
-    return found
+        known = rule(_input_getter(prompt[node_id], values)) if rule is not None else {}
+        values.update({(node_id, slot): value for slot, value in known.items()})
+    return values
 
 
-@dataclass(frozen=True)
-class _Widths:
-    """The first widths of a checkpoint's UNet and VAE, from its header or config files."""
+def _input_getter(node: Mapping[str, Any], values: Mapping[tuple[str, int], Any]) -> Get:
+    def get(name: str) -> Any:
+        value = node["inputs"].get(name)
+        return values.get((value[0], int(value[1]))) if looks_like_link(value) else unwrap_value(value)
 
-    runtime: LocalRuntime
-    known: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def of(self, checkpoint: Any) -> tuple[int, int]:
-        """(UNet, VAE); 0 for what is not known."""
-        if not isinstance(checkpoint, str):
-            return 0, 0
-        if checkpoint not in self.known:
-            self.known[checkpoint] = 0, 0
-            with contextlib.suppress(CheckpointError, OSError, ValueError, LookupError, TypeError):
-                self.known[checkpoint] = _read_widths(self.runtime.library.find(checkpoint))
-        return self.known[checkpoint]
+    return get
 
 
 _UNET_FIRST, _VAE_FIRST = "model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.conv_in.weight"
 
 
-def _read_widths(path: Path) -> tuple[int, int]:
+def base_channels(runtime: LocalRuntime, checkpoint: Any) -> tuple[int, int]:
+    """Return the base channels of a checkpoint's UNet and VAE from its header or config files, 0 if unknown."""
+    with contextlib.suppress(CheckpointError, OSError, ValueError, LookupError, TypeError):
+        if isinstance(checkpoint, str):
+            return _read_base_channels(runtime.library.find(checkpoint))
+    return 0, 0
+
+
+def _read_base_channels(path: Path) -> tuple[int, int]:
     if path.is_file():
         tensors = read_header(path).tensors
         shapes = (tensors[name].shape if name in tensors else (0,) for name in (_UNET_FIRST, _VAE_FIRST))
@@ -244,14 +236,17 @@ def _read_widths(path: Path) -> tuple[int, int]:
 
 
 def _host_memory() -> int:
-    """All that the machine has, with what it may swap."""
+    """Return the machine's memory and swap in bytes."""
     import psutil
 
     return psutil.virtual_memory().total + psutil.swap_memory().total
 
 
 def _device_memory(runtime: LocalRuntime) -> int | None:
-    """All that the compute device has, of a graphics card not more than `--vram`; None when only torch could say."""
+    """Return the memory of the compute device in bytes, limited by `vram` on a graphics card.
+
+    None if only torch could tell it, and torch is not imported.
+    """
     if runtime.device_name == "cpu":
         return _host_memory()
     torch = sys.modules.get("torch")

@@ -1,8 +1,7 @@
-"""A debugging aid: which node changes in place what another node gave, and so spoils it for whoever reads it next.
+"""Warn when a node modifies its inputs in place, which corrupts them for the nodes that read them later.
 
-Tensors that are made under inference mode, as all are in a run, have no version counter, so their content is summed
-before and after each call. That costs a pass over every input, and a copy of those on a graphics card: it is asked for
-(`SVD_STAGES_CHECK_INPUTS=1`), never on by itself.
+Tensors made under inference mode have no version counter, so their content is hashed before and after each call. That
+costs a pass over every input and a copy of those on a graphics card. Set `SVD_STAGES_CHECK_INPUTS=1` to enable it.
 """
 
 from __future__ import annotations
@@ -22,33 +21,37 @@ from ...graph.prompt import name_node
 logger = logging.getLogger(__name__)
 
 VARIABLE = "SVD_STAGES_CHECK_INPUTS"
-DEEPEST = 8
+MAX_DEPTH = 8
 
 
 def is_enabled() -> bool:
-    """Whether the environment asks for it."""
+    """Return True if the environment variable enables the check."""
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
 
 @dataclass(frozen=True)
 class InputCheck:
-    """Warns of changes in place; for `Engine.run`. It changes no run but its speed."""
+    """A `watch` for `Engine.run` that logs a warning for each input that a node modified."""
 
     prompt: Prompt
 
     @contextlib.contextmanager
-    def __call__(self, node_id: str, node: Mapping[str, Any], given: Mapping[str, list[Any]]) -> Iterator[None]:
-        """Around one call of a node. `given`: what its links bring, by input."""
-        before = {name: content_checksum(values) for name, values in given.items()}
+    def __call__(self, node_id: str, node: Mapping[str, Any], linked: Mapping[str, list[Any]]) -> Iterator[None]:
+        """Compare the linked inputs before and after one call of a node.
+
+        Args:
+            linked: Input name -> the values that its link brings.
+        """
+        before = {name: content_checksum(values) for name, values in linked.items()}
         try:
             yield
         finally:
-            for name, values in given.items():
+            for name, values in linked.items():
                 if content_checksum(values) != before[name]:
                     source, slot = node["inputs"][name]
                     logger.warning(
-                        '%s changed its input "%s" in place, which is output %s of %s: whoever reads it later gets the '
-                        "changed one. The node must work on a copy.",
+                        '%s modified its input "%s" in place, which is output %s of %s. Nodes that read it later get '
+                        "the modified value. The node must work on a copy.",
                         name_node({**self.prompt, node_id: node}, node_id),
                         name,
                         slot,
@@ -57,13 +60,13 @@ class InputCheck:
 
 
 def content_checksum(value: Any, depth: int = 0) -> Hashable:
-    """Equal for equal content: of tensors and arrays their numbers, of lists, dicts and plain objects what is in them.
+    """Return equal checksums for equal content: numbers of tensors and arrays, items of lists, dicts and objects.
 
-    A network's weights are not looked at, and of what is deeper than eight levels, or unknown, only which object it is.
+    Weights of networks are skipped. Unknown values, and values deeper than eight levels, are compared by identity.
     """
     if isinstance(value, (str, bytes, int, float, bool, type(None))):
         return repr(value)
-    if depth == DEEPEST:
+    if depth == MAX_DEPTH:
         return id(value)
     if isinstance(value, Mapping):
         return tuple((str(key), content_checksum(each, depth + 1)) for key, each in value.items())

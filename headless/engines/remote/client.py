@@ -1,8 +1,8 @@
 """Call the routes of a running ComfyUI: HTTP with the standard library, events with `websockets`.
 
-Nothing goes through a proxy, redirects to another place are refused, answers have limits, and the password in the
-address is sent to that server alone and is in no message. An answer in JSON is complete in time or an error; a result
-may take as long as its bytes keep coming.
+No proxy is used, and redirects to another server are refused. Answers have a size limit. The password in the address is
+sent to that server alone and is in no message. A JSON answer must be complete before the timeout; a result file may
+take as long as bytes keep coming.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from .websocket import WebSocket
 
 MAX_JSON = 256 * 1024 * 1024
-"""Bytes of an answer in JSON. /object_info of a large installation has some ten million."""
+"""Bytes of a JSON answer. /object_info of a large installation has about ten million."""
 MAX_FILE = 16 * 1024**3
-"""Bytes of a result."""
+"""Bytes of a result file."""
 CHUNK = 1024 * 1024
 
 
 class ServerRejected(Exception):
-    """The server answered with an HTTP error: its status and what it said, JSON when it was."""
+    """The server answered with an HTTP error. `answer` is its body, parsed if it was JSON, else a line of text."""
 
     def __init__(self, status: int, answer: Any):
         super().__init__(status)
@@ -47,10 +47,11 @@ class ServerRejected(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A ComfyUI at `address`, scheme://host:port/path without a slash at its end.
+    """The routes of a ComfyUI at `address`, scheme://host:port/path without a trailing slash.
 
-    timeout  seconds for each of these: to connect, to send what is asked, and to answer it completely. A result has
-             none for the whole of it, only for a silence
+    Attributes:
+        timeout: Seconds for each of these: to connect, to send a request, to receive the complete answer. The download
+            of a result has no total limit, only one for a pause.
     """
 
     address: str
@@ -59,9 +60,10 @@ class Server:
 
     @classmethod
     def at(cls, url: str, timeout: float = 60.0) -> Server:
-        """The server at a URL as people write it: HOST:PORT, http://... or https://USER:PASSWORD@...
+        """Parse an address: HOST:PORT, http://... or https://USER:PASSWORD@...
 
-        Raises ServerError (`server.url`) for what is no such address.
+        Raises:
+            ServerError: `url` is not such an address (`server.url`).
         """
         text = url if "://" in url else f"http://{url}"
         try:
@@ -70,43 +72,47 @@ class Server:
         except ValueError:
             parts, port = urllib.parse.urlsplit(""), None
         plain = text.isascii() and text.isprintable() and " " not in text
-        misplaced = parts.query or parts.fragment or "@" in parts.path  # a password's "/" ends the host
+        misplaced = parts.query or parts.fragment or "@" in parts.path  # a "/" in a password ends the host
         if parts.scheme not in ("http", "https") or not _is_host(parts.hostname) or not plain or misplaced:
-            shown = text.rpartition("@")[2][:100]
+            without_login = one_line(text.rpartition("@")[2][:100])
             raise ServerError(
-                f'"{one_line(shown)}" is no address of a ComfyUI; write it as http://localhost:8188, with '
-                "USER:PASSWORD@ before the host where it wants a login; / ? # and @ in them as %2F %3F %23 and %40.",
+                f'the address of a ComfyUI must look like http://localhost:8188, got "{without_login}". Put a login '
+                "before the host as USER:PASSWORD@; write / ? # and @ in it as %2F %3F %23 and %40.",
                 code="server.url",
             )
         host = parts.hostname or ""
         host = f"[{host}]" if ":" in host else host
-        place = host if port is None else f"{host}:{port}"
+        netloc = host if port is None else f"{host}:{port}"
         login = None
         if parts.username is not None:
             words = ":".join(urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
             login = "Basic " + base64.b64encode(words.encode()).decode()
-        return cls(f"{parts.scheme}://{place}{parts.path.rstrip('/')}", timeout, login)
+        return cls(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}", timeout, login)
 
     def within(self, seconds: float) -> Server:
-        """The same server, with so long for an answer."""
+        """Return a copy with another timeout."""
         return replace(self, timeout=seconds)
 
-    def get(self, route: str, **query: str) -> Any:
-        """A route's answer, read as JSON. Raises ServerError, and Refused for an HTTP error."""
-        with self._open(route, query=query) as answer:
-            return _as_json(_read(answer, MAX_JSON))
+    def get(self, route: str) -> Any:
+        """Return the JSON answer of a route.
+
+        Raises:
+            ServerError: The server cannot be reached, or the answer is too long, too late or not JSON.
+            ServerRejected: The server answered with an HTTP error.
+        """
+        with self._open(route) as answer:
+            return _as_json(_read(answer))
 
     def post(self, route: str, body: Mapping[str, Any]) -> Any:
-        """What a route answers to JSON, read as JSON; None when it is empty. Raises as `get` does."""
-        content = json.dumps(body).encode()
-        with self._open(route, content, {"Content-Type": "application/json"}) as answer:
-            read = _read(answer, MAX_JSON)
-        return _as_json(read) if read.strip() else None
+        """Send JSON and return the JSON answer, None if it is empty. Raises as `get`."""
+        with self._open(route, json.dumps(body).encode(), {"Content-Type": "application/json"}) as answer:
+            content = _read(answer)
+        return _as_json(content) if content.strip() else None
 
     def upload(self, name: str, content: bytes, subfolder: str) -> Any:
-        """Put a file into a subfolder of the server's input folder; its answer {name, subfolder, type}.
+        """Store a file in a subfolder of the server's input folder. Return its answer {name, subfolder, type}.
 
-        A file of that name with other content stays: the server then chooses another name. Raises as `get` does.
+        If a file of that name with other content exists, the server chooses another name. Raises as `get`.
         """
         boundary = secrets.token_hex(16)
         quoted = name.replace("\\", "_").replace('"', "%22").replace("\r", "").replace("\n", "")
@@ -117,23 +123,24 @@ class Server:
         )
         body += f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{quoted}"\r\n'.encode()
         body += b"Content-Type: application/octet-stream\r\n\r\n" + content + f"\r\n--{boundary}--\r\n".encode()
-        kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-        with self._open("/upload/image", body, kind) as answer:
-            return _as_json(_read(answer, MAX_JSON))
+        content_type = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        with self._open("/upload/image", body, content_type) as answer:
+            return _as_json(_read(answer))
 
     def download(self, route: str, target: Path, **query: str) -> None:
-        """Write a route's answer to a file. Raises as `get` does, also when the answer breaks off; OSError."""
-        answering = _InTime(self.timeout)
-        with self._open(route, query=query, answering=answering) as answer, target.open("wb") as file:
-            answering.until = math.inf
-            promised, size = answer.length, 0
-            while chunk := _some(answer):
+        """Write the answer of a route to a file. Raises as `get`, also if the answer is incomplete, and OSError."""
+        deadline = _Deadline(self.timeout)
+        url = f"{route}?{urllib.parse.urlencode(query)}"
+        with self._open(url, deadline=deadline) as answer, target.open("wb") as file:
+            deadline.until = math.inf
+            length, size = answer.length, 0
+            while chunk := _read_chunk(answer):
                 size += len(chunk)
                 if size > MAX_FILE:
-                    raise ServerError(f"a result has more than {MAX_FILE} bytes; it is not fetched", code="server.size")
+                    raise ServerError(f"a result must have at most {MAX_FILE} bytes, got more", code="server.size")
                 file.write(chunk)
-        if promised not in (None, size):
-            raise self._unreachable(f"a result broke off after {size} of {promised} bytes")
+        if length not in (None, size):
+            raise self._unreachable(f"a result ended after {size} of {length} bytes")
 
     def listen(self, client_id: str) -> WebSocket:
         """Open the websocket on which the server sends the events of a client.
@@ -155,35 +162,33 @@ class Server:
         route: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        answering: _InTime | None = None,
+        deadline: _Deadline | None = None,
     ) -> Any:
-        url = self.address + route + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        # the address is http or https, see `server_at`
-        request = urllib.request.Request(url, body, {**self._headers(), **(headers or {})})  # noqa: S310
+        # the address is http or https, see `at`
+        request = urllib.request.Request(self.address + route, body, {**self._headers(), **(headers or {})})  # noqa: S310
         opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), _SamePlace(), answering or _InTime(self.timeout)
+            urllib.request.ProxyHandler({}), _SameServerRedirects(), deadline or _Deadline(self.timeout)
         )
         try:
             return opener.open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
             with error:
-                raise self._refused(error.code, _some(error)) from None
+                raise self._rejected(error.code, _read_chunk(error)) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise self._unreachable(str(getattr(reason, "strerror", None) or reason or type(reason).__name__)) from None
-        except ValueError:  # of the library, about the place that a redirect names
+        except ValueError:  # from urllib, for an invalid address in a redirect
             raise ServerError(
-                f"the server at {self.address} sends us on to what is no address; give that of a ComfyUI's page.",
+                f"the server at {self.address} redirects to an invalid address. Give the address of a ComfyUI's page.",
                 code="server.redirect",
             ) from None
 
-    def _refused(self, status: int, content: bytes) -> Exception:
-        """The error for an answer with an HTTP error status."""
+    def _rejected(self, status: int, content: bytes) -> Exception:
+        """Return the error for an answer with an HTTP error status."""
         if status in (401, 403):
             return ServerError(
-                f"the server at {self.address} refuses us ({status}); give its login in the address, as in "
-                "https://USER:PASSWORD@HOST, or ask who runs it.",
+                f"the server at {self.address} needs a valid login (HTTP {status}). Give it in the address, as in "
+                "https://USER:PASSWORD@HOST, or ask its administrator.",
                 code="server.login",
             )
         try:
@@ -198,9 +203,12 @@ class Server:
         )
 
 
-class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens connections whose answer ends at `until` (of time.monotonic), however slowly it drips: a socket's own
-    timeout begins again with every byte. Time begins when the first request has been sent; redirects get no more."""
+class _Deadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections whose answer must be complete at `until` (of time.monotonic).
+
+    A socket's own timeout starts again with every byte. The time starts when the first request has been sent, and
+    redirects do not extend it.
+    """
 
     def __init__(self, seconds: float):
         super().__init__()
@@ -208,89 +216,88 @@ class _InTime(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         self._seconds = seconds
 
     def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> Any:
-        """As the library does, with answers of ours."""
+        """Open a connection as urllib does, with answers that respect the deadline."""
 
-        def connect(*place: Any, **how: Any) -> http.client.HTTPConnection:
-            connection = http_class(*place, **how)
+        def connect(*args: Any, **kwargs: Any) -> http.client.HTTPConnection:
+            connection = http_class(*args, **kwargs)
             connection.response_class = self._answer
             return connection
 
         return super().do_open(connect, req, **http_conn_args)
 
-    def _answer(self, sock: Any, *more: Any, **how: Any) -> http.client.HTTPResponse:
+    def _answer(self, sock: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:
         self.until = self.until or time.monotonic() + self._seconds
-        answer = http.client.HTTPResponse(sock, *more, **how)
-        answer.fp = io.BufferedReader(_Dripping(answer.fp.detach(), sock, self))
+        answer = http.client.HTTPResponse(sock, *args, **kwargs)
+        answer.fp = io.BufferedReader(_DeadlineReader(answer.fp.detach(), sock, self))
         return answer
 
 
-class _Dripping(io.RawIOBase):
-    """What comes from a socket, until its time is over. Raises TimeoutError then."""
+class _DeadlineReader(io.RawIOBase):
+    """The bytes from a socket until a deadline, after which reading raises TimeoutError."""
 
-    def __init__(self, raw: Any, sock: socket.socket, limit: _InTime):
+    def __init__(self, raw: Any, sock: socket.socket, deadline: _Deadline):
         self._raw = raw
         self._socket = sock
         self._timeout = sock.gettimeout() or math.inf
-        self._limit = limit
+        self._deadline = deadline
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """What is there, or comes in time."""
-        left = (self._limit.until or math.inf) - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("it takes too long to answer")
-        if left < self._timeout:
-            self._socket.settimeout(left)
+        """Read the next bytes, or wait for them until the deadline."""
+        remaining = (self._deadline.until or math.inf) - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the answer takes too long")
+        if remaining < self._timeout:
+            self._socket.settimeout(remaining)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._raw.close()
         super().close()
 
 
-class _SamePlace(urllib.request.HTTPRedirectHandler):
+class _SameServerRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to the same scheme, host and port only: requests carry a login and the user's files."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Refuse another place."""
-        there = urllib.parse.urlsplit(newurl)
-        runtime = urllib.parse.urlsplit(req.full_url)
-        if (there.scheme, there.netloc) != (runtime.scheme, runtime.netloc):
+        """Raise ServerError for a redirect to another server."""
+        source, target = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if (target.scheme, target.netloc) != (source.scheme, source.netloc):
             raise ServerError(
-                f"the server at {runtime.scheme}://{runtime.netloc} sends us on to another one, "
-                f"{one_line(there.scheme, 20)}://{one_line(there.netloc.rpartition('@')[2], 100)}; if that is meant, "
-                "give its address.",
+                f"the server at {source.scheme}://{source.netloc} redirects to another server, "
+                f"{one_line(target.scheme, 20)}://{one_line(target.netloc.rpartition('@')[2], 100)}. Give that address "
+                "if it is the right one.",
                 code="server.redirect",
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _is_host(name: str | None) -> bool:
-    """Whether a name can be looked up: labels that are neither empty nor long."""
+    """Return True if a host name can be looked up: no label is empty or too long."""
     try:
         return bool((name or "").encode("idna"))
     except UnicodeError:
         return False
 
 
-def _some(answer: Any) -> bytes:
+def _read_chunk(answer: Any) -> bytes:
     try:
         return answer.read(CHUNK)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ServerError(f"the server broke off its answer: {error}", code="server.unreachable") from error
+        raise ServerError(f"the server did not complete its answer: {error}", code="server.unreachable") from error
 
 
-def _read(answer: Any, limit: int) -> bytes:
-    read = bytearray()
-    while chunk := _some(answer):
-        read += chunk
-        if len(read) > limit:
-            raise ServerError(f"an answer of the server has more than {limit} bytes", code="server.size")
-    return bytes(read)
+def _read(answer: Any) -> bytes:
+    content = bytearray()
+    while chunk := _read_chunk(answer):
+        content += chunk
+        if len(content) > MAX_JSON:
+            raise ServerError(f"an answer must have at most {MAX_JSON} bytes, got more", code="server.size")
+    return bytes(content)
 
 
 def _as_json(content: bytes) -> Any:
@@ -298,5 +305,5 @@ def _as_json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ServerError(
-            "the server answers what is not JSON; is it a ComfyUI? Give the address of its page.", code="server.answer"
+            "the server's answer must be JSON. Is it a ComfyUI? Give the address of its page.", code="server.answer"
         ) from error

@@ -1,7 +1,6 @@
-"""The remote engine: graphs on a running ComfyUI. Input files go there, results come here, and its word is the truth.
+"""Run graphs on a ComfyUI server: upload input files, queue the graph, follow its events, download the results.
 
-The websocket says how far a run is; whether it has ended, and how, is asked of /history, so that a socket which drops
-loses nothing.
+The websocket reports the progress. The end of a run is read from /history, so a lost websocket loses no result.
 """
 
 from __future__ import annotations
@@ -16,33 +15,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....svd_core.errors import GraphError, ImageError, Interrupted, ServerError, SettingError
-from ...graph import NodeTable, OnEvent, Prompt, Validation, described_nodes, explain
+from ....svd_core.errors import ImageError, Interrupted, ServerError, SettingError
+from ...graph import NodeTable, OnEvent, Prompt, Validation, described_nodes
 from ...graph.node_schema import read_declaration
 from ...graph.prompt import one_line
-from ...graph.validate import shape_fault
-from ..graphs import Graph, Report, ignore_events
+from ..graph_errors import (
+    check_described,
+    graph_error,
+    node_error,
+    normalize_node_errors,
+    raise_if_misshapen,
+    takes_uploads,
+)
+from ..graphs import Graph, Report, check_place, ignore_events
 from ..results import Results, file_inside
 from ..run_config import RunConfig
-from ..schema_validation import check_described
 from .client import Server, ServerRejected
-from .errors import node_failure, normalize_node_errors, refusal, takes_uploads
 
 if TYPE_CHECKING:
     from .websocket import WebSocket
 
 SUBFOLDER = "svd-stages"
-"""Where in the server's input folder our files are, each below the hash of its content."""
+"""Subfolder of the server's input folder for uploads. Each file is below the hash of its content."""
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
-_SOON = 0.05
-"""Seconds between two looks for what must come at once."""
+_ENDING_WAIT = 0.05
+"""Seconds to wait for a message after the run's last event."""
 
 
 @dataclass(frozen=True)
 class PollPolicy:
-    """Seconds: how often a silent server is asked, how long one may give no answer, and how long a stop may take.
+    """Intervals and limits in seconds.
 
-    No answer is also one with an HTTP status of 5xx or 429: what stands before a server says so while it is away.
+    Attributes:
+        ask: Interval of requests while the server sends no event.
+        unreachable: Limit for the time without an answer. HTTP status 5xx and 429 count as no answer, because a proxy
+            sends them while its server is away.
+        stop: Limit for stopping a run.
     """
 
     ask: float = 5.0
@@ -51,169 +59,162 @@ class PollPolicy:
 
 
 class RemoteEngine:
-    """A `GraphEngine` on the ComfyUI at a URL. It has its own models, device and settings; ours must not be given.
+    """A `GraphEngine` on the ComfyUI at a URL. Models, device, precision and memory limit are the server's own.
 
-    Raises ServerError when it cannot be reached, refuses us, or answers what no ComfyUI answers.
+    All methods raise ServerError if the server cannot be reached, refuses the login, or does not answer as ComfyUI.
     """
 
     name = "server"
 
-    def __init__(self, run_config: RunConfig, url: str, patience: PollPolicy = PollPolicy(), timeout: float = 60.0):
-        _refuse_local_settings(run_config)
+    def __init__(self, run_config: RunConfig, url: str, policy: PollPolicy = PollPolicy(), timeout: float = 60.0):
+        _refuse_server_settings(run_config)
         self._run_config = run_config
         self._server = Server.at(url, timeout)
-        self._patience = patience
+        self._policy = policy
         self._table: NodeTable | None = None
 
     @property
     def table(self) -> NodeTable:
-        """The nodes that the server describes at /object_info; asked once."""
+        """Return the nodes that the server describes at /object_info, requested once."""
         if self._table is None:
-            with _no_route("/object_info"):
-                described = self._server.get("/object_info")
+            described = self._get("/object_info")
             if not isinstance(described, Mapping):
-                raise _strange("/object_info")
+                raise _unexpected("/object_info")
             self._table = described_nodes(described)
         return self._table
 
     @property
     def models_folder(self) -> str:
-        """In words: where it is, only the server knows."""
+        """Return words: only the server knows the path."""
         return "the server's models folder"
 
-    @property
-    def input_folder(self) -> str:
-        """In words: what is here is sent there."""
-        return "the input folder here or on the server"
-
     def versions(self) -> dict[str, str]:
-        """Those that the server tells: its own, and of its Python and torch."""
-        with _no_route("/system_stats"):
-            told = self._server.get("/system_stats")
-        system = told.get("system") if isinstance(told, Mapping) else None
+        """Return the versions that the server reports: its own, and those of its Python and torch."""
+        stats = self._get("/system_stats")
+        system = stats.get("system") if isinstance(stats, Mapping) else None
         keys = {"comfyui": "comfyui_version", "python": "python_version", "torch": "pytorch_version"}
-        said = {name: system.get(key) for name, key in keys.items()} if isinstance(system, Mapping) else {}
-        return {name: one_line(value, 100) for name, value in said.items() if isinstance(value, str)}
+        versions = {name: system.get(key) for name, key in keys.items()} if isinstance(system, Mapping) else {}
+        return {name: one_line(value, 100) for name, value in versions.items() if isinstance(value, str)}
+
+    def _get(self, route: str) -> Any:
+        try:
+            return self._server.get(route)
+        except ServerRejected as error:
+            raise _unexpected(route, error) from None
 
     def model_file(self, folder: str, name: str) -> Path | None:
-        """None: they are the server's."""
+        """Return None: models are on the server."""
         return None
 
     def check(self, graph: Graph) -> Validation:
-        """Our validation by the server's own descriptions of its nodes. See `GraphEngine.check`.
+        """Validate a graph by the server's descriptions of its nodes. See `GraphEngine.check`.
 
-        What its nodes check by themselves (VALIDATE_INPUTS), it decides when the graph is run; a note says so.
+        The server runs the nodes' own checks (VALIDATE_INPUTS) only when the graph is run. A note says so.
         """
-        _raise_shape_fault(graph.prompt)
-        table = self._with_files_here(graph.prompt)
+        raise_if_misshapen(graph.prompt)
+        table = self._table_with_local_files(graph.prompt)
         return check_described(graph.prompt, table, f"the server at {self._server.address}")
 
     def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
-        """Upload, queue, follow, fetch. See `GraphEngine.run`; SettingError, OutputError for results not written.
+        """Upload, queue, follow, download. See `GraphEngine.run`. If anything is raised here, the run is stopped there.
 
-        A run that ends here before it does on the server, by whatever is raised, is stopped there.
+        Raises:
+            SettingError: The output folder is not writable.
+            OutputError: A result cannot be written.
         """
-        from ....svd_core.utils.output_files import scratch_folder_beside
-
-        _raise_shape_fault(graph.prompt)
-        with scratch_folder_beside(self._run_config.runtime().output_folder / "result"):
-            pass  # raises now rather than after the video has been computed
+        raise_if_misshapen(graph.prompt)
+        check_place(self._run_config.runtime().output_folder / "result")
         client_id, prompt_id = uuid.uuid4().hex, str(uuid.uuid4())
         prompt = self._with_uploads(graph.prompt)
-        told = on_event or ignore_events
-        following = _Following(self._server, self._patience, client_id)
+        emit = on_event or ignore_events
+        events = _RunEvents(self._server, self._policy, client_id, prompt_id)
         try:
-            with following, self._stopped_unless_ended(following, prompt_id):
+            with events:
                 node_errors = self._queue(graph, prompt, client_id, prompt_id)
-                told("queued", {"prompt_id": prompt_id})
-                return self._follow(following, prompt, prompt_id, node_errors, told)
-        except ServerRejected as error:
-            raise _strange("its routes", error) from None
+                emit("queued", {"prompt_id": prompt_id})
+                return self._follow(events, prompt, node_errors, emit)
+        except BaseException as error:
+            if events.entry is None:
+                self._stop(prompt_id)
+            if isinstance(error, ServerRejected):
+                raise _unexpected("its routes", error) from None
+            raise
 
-    def _follow(
-        self, following: _Following, prompt: Prompt, prompt_id: str, node_errors: dict[str, Any], on_event: OnEvent
-    ) -> Report:
-        """Hand on what the server tells until the run has ended, then fetch what it made."""
-        runtime = self._run_config.runtime()
-        results = Results({"output": runtime.output_folder, "temp": runtime.folder("temp")}, self._fetch)
-        for event, data in following.events(prompt_id):
-            if event == "executed":
-                data = {**data, "files": results.keep(data.get("output")), "output": results.named(data.get("output"))}
-            on_event(event, data)
-        entry = following.ended or {}
+    def _follow(self, events: _RunEvents, prompt: Prompt, node_errors: dict[str, Any], on_event: OnEvent) -> Report:
+        """Forward the server's events until the run has ended, then download its results."""
+        results = Results.of_run(self._run_config.runtime(), self._fetch)
+        for event, data in events:
+            on_event(event, results.with_files(data) if event == "executed" else data)
+        entry = events.entry or {}
+        _raise_failure(entry, prompt)
         outputs = entry.get("outputs")
-        _raise_how_it_ended(entry, prompt)
         ui = {}
-        for node, answer in outputs.items() if isinstance(outputs, Mapping) else ():
-            results.keep(answer)
-            ui[str(node)] = results.named(answer)
-        faults = str(refusal(None, node_errors, prompt, self.table)) if node_errors else ""
+        for node, output in outputs.items() if isinstance(outputs, Mapping) else ():
+            results.store(output)
+            ui[str(node)] = results.renamed(output)
+        faults = str(graph_error(None, node_errors, prompt, self.table)) if node_errors else ""
         return Report(results.files, ui, faults, node_errors)
 
     def _queue(self, graph: Graph, prompt: Prompt, client_id: str, prompt_id: str) -> dict[str, Any]:
-        """Queue `prompt`, which is the graph with its files uploaded; the errors of those outputs that cannot run.
+        """Queue `prompt`, which is the graph with its files uploaded. Return the errors of outputs that cannot run.
 
-        Raises GraphError when none can.
+        Raises:
+            GraphError: No output can run.
         """
         extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
         body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id, "extra_data": extra}
         try:
             answer = self._server.post("/prompt", body)
-        except ServerRejected as refused:
-            if refused.status == 400 and isinstance(refused.answer, Mapping) and refused.answer.get("error"):
-                said = refused.answer
-                table = self._with_files_here(graph.prompt)
-                raise refusal(said["error"], said.get("node_errors"), graph.prompt, table) from None
-            raise _strange("/prompt", refused) from None
+        except ServerRejected as error:
+            answer = error.answer
+            if error.status == 400 and isinstance(answer, Mapping) and answer.get("error"):
+                table = self._table_with_local_files(graph.prompt)
+                raise graph_error(answer["error"], answer.get("node_errors"), graph.prompt, table) from None
+            raise _unexpected("/prompt", error) from None
         if not isinstance(answer, Mapping) or answer.get("prompt_id") != prompt_id:
-            raise _strange("/prompt")
+            raise _unexpected("/prompt")
         return normalize_node_errors(answer.get("node_errors"))
 
-    @contextlib.contextmanager
-    def _stopped_unless_ended(self, following: _Following, prompt_id: str) -> Iterator[None]:
-        """Take the run off the server's queue, or stop it, when anything here ends before it does."""
-        try:
-            yield
-        except BaseException:
-            if following.ended is None:
-                self._stop(prompt_id)
-            raise
-
     def _stop(self, prompt_id: str) -> None:
-        """Until it has ended there: between two looks it may begin. Raises nothing of a server that does not answer."""
-        until = time.monotonic() + self._patience.stop
-        while (left := until - time.monotonic()) > 0:
+        """Stop the run on the server. Raises nothing if the server does not answer.
+
+        Repeated until the run has ended, because it may start between two requests.
+        """
+        until = time.monotonic() + self._policy.stop
+        while (remaining := until - time.monotonic()) > 0:
+            server = self._server.within(remaining)
             with contextlib.suppress(ServerError, ServerRejected):
-                if not self._is_there(prompt_id, self._server.within(left)):
+                server.post("/queue", {"delete": [prompt_id]})
+                running, pending = _queued_ids(server.get("/queue"))
+                if prompt_id in running:
+                    server.post("/interrupt", {"prompt_id": prompt_id})
+                elif prompt_id not in pending:
                     return
             time.sleep(0.1)
 
-    def _is_there(self, prompt_id: str, server: Server) -> bool:
-        """Whether it waits or runs on the server, where it is told to stop."""
-        server.post("/queue", {"delete": [prompt_id]})
-        running, pending = queued_ids(server.get("/queue"))
-        if prompt_id in running:
-            server.post("/interrupt", {"prompt_id": prompt_id})
-        return prompt_id in running or prompt_id in pending
-
     def _fetch(self, kind: str, subfolder: str, name: str, target: Path) -> None:
-        until = time.monotonic() + self._patience.unreachable
+        until = time.monotonic() + self._policy.unreachable
         while True:
             try:
                 return self._server.download("/view", target, filename=name, subfolder=subfolder, type=kind)
             except (ServerError, ServerRejected) as error:
-                if not _may_pass(error) or time.monotonic() > until:
-                    raise _no_result(name, error) from None
-            time.sleep(min(self._patience.ask, 1.0))
+                if not _is_temporary(error) or time.monotonic() > until:
+                    if isinstance(error, ServerError):
+                        raise
+                    raise ServerError(
+                        f'the server does not send its result "{one_line(name, 100)}" (HTTP {error.status})',
+                        code="server.result",
+                    ) from None
+            time.sleep(min(self._policy.ask, 1.0))
 
     def _with_uploads(self, prompt: Prompt) -> Prompt:
-        """The graph with the names that its input files have on the server, where they are afterwards."""
-        uploaded: dict[str, str] = {}
+        """Upload the graph's local input files. Return the graph with their names on the server."""
+        names: dict[str, str] = {}
         changed = {node_id: dict(node) for node_id, node in prompt.items()}
-        for node_id, name, value, file in self._files_here(prompt):
-            if value not in uploaded:
-                uploaded[value] = self._upload(file)
-            changed[node_id]["inputs"] = {**changed[node_id]["inputs"], name: uploaded[value]}
+        for node_id, name, value, file in self._local_files(prompt):
+            if value not in names:
+                names[value] = self._upload(file)
+            changed[node_id]["inputs"] = {**changed[node_id]["inputs"], name: names[value]}
         return changed
 
     def _upload(self, file: Path) -> str:
@@ -224,19 +225,19 @@ class RemoteEngine:
         subfolder = f"{SUBFOLDER}/{hashlib.sha256(content).hexdigest()[:16]}"
         try:
             answer = self._server.upload(file.name, content, subfolder)
-        except ServerRejected as refused:
+        except ServerRejected as error:
             raise ServerError(
-                f"the server does not take {file.name}, {len(content)} bytes ({refused.status}); "
-                "its --max-upload-size says how large a file may be.",
+                f"the server refuses {file.name}, {len(content)} bytes (HTTP {error.status}). Its flag "
+                "--max-upload-size limits the size of a file.",
                 code="server.upload",
             ) from None
         name = answer.get("name") if isinstance(answer, Mapping) else None
         if not isinstance(name, str):
-            raise _strange("/upload/image")
+            raise _unexpected("/upload/image")
         return f"{subfolder}/{name}"
 
-    def _files_here(self, prompt: Prompt) -> Iterator[tuple[str, str, str, Path]]:
-        """(node id, input, its value, file) of the inputs that take uploads and name a file of our input folder."""
+    def _local_files(self, prompt: Prompt) -> Iterator[tuple[str, str, str, Path]]:
+        """Yield (node id, input, value, file) of the inputs that take uploads and name a file in the input folder."""
         folder = self._run_config.runtime().input_folder
         for node_id, node in prompt.items():
             class_type = node.get("class_type", "")
@@ -249,28 +250,32 @@ class RemoteEngine:
                     if file is not None:
                         yield node_id, name, value, file
 
-    def _with_files_here(self, prompt: Prompt) -> NodeTable:
-        """The server's nodes, whose lists of files hold those that would be uploaded, too."""
+    def _table_with_local_files(self, prompt: Prompt) -> NodeTable:
+        """Return the server's nodes with the files that would be uploaded among the choices of their inputs."""
         classes: dict[str, Any] = dict(self.table.classes)
-        for node_id, name, value, _ in self._files_here(prompt):
+        for node_id, name, value, _ in self._local_files(prompt):
             class_type = prompt[node_id]["class_type"]
             classes[class_type] = _with_choice(classes[class_type], name, value)
         return NodeTable(classes, self.table.display_names)
 
 
-class _Following:
-    """One run as the server tells it. `ended` is its entry in /history when `events` has come to its end."""
+class _RunEvents:
+    """Iterates over the events of one run. `entry` is the run's entry in /history after it has ended.
 
-    def __init__(self, server: Server, patience: PollPolicy, client_id: str):
+    Iterating raises ServerError if the server does not answer for long, or no longer knows the run.
+    """
+
+    def __init__(self, server: Server, policy: PollPolicy, client_id: str, prompt_id: str):
         self._server = server
-        self._patience = patience
+        self._policy = policy
         self._client_id = client_id
+        self._prompt_id = prompt_id
         self._socket: WebSocket | None = None
-        self._answered = time.monotonic()
-        self._lost = 0
-        self.ended: Mapping[str, Any] | None = None
+        self._last_answer = time.monotonic()
+        self._times_missing = 0
+        self.entry: Mapping[str, Any] | None = None
 
-    def __enter__(self) -> _Following:
+    def __enter__(self) -> _RunEvents:
         self._connect()
         return self
 
@@ -278,24 +283,19 @@ class _Following:
         if self._socket is not None:
             self._socket.close()
 
-    def events(self, prompt_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """ComfyUI's events of this run, until it has ended. Raises ServerError when the server is gone for long, or
-        knows the run no more."""
-        ending, asked = False, time.monotonic()
-        while True:
-            said = self._heard(_SOON if ending else self._patience.ask)
-            event, data = _event_of(said, prompt_id)
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        is_ending, last_request = False, time.monotonic()
+        while self.entry is None:
+            message = self._receive(_ENDING_WAIT if is_ending else self._policy.ask)
+            event, data = _parse_event(message, self._prompt_id)
             if event is not None:
                 yield event, data
-            ending = ending or _is_end(event, data)
-            if said is None or ending or time.monotonic() - asked > self._patience.ask:
-                entry, asked = self._entry(prompt_id), time.monotonic()
-                if entry is not None:
-                    self.ended = entry
-                    return
+            is_ending = is_ending or _is_end(event, data)
+            if message is None or is_ending or time.monotonic() - last_request > self._policy.ask:
+                self.entry, last_request = self._history_entry(), time.monotonic()
 
-    def _heard(self, wait: float) -> str | bytes | None:
-        """The next message; None when there is none for a while."""
+    def _receive(self, wait: float) -> str | bytes | None:
+        """Return the next message, None if there is none within `wait` seconds. Reconnects a lost websocket."""
         if self._socket is None:
             time.sleep(min(wait, 1.0))
             self._connect()
@@ -310,51 +310,37 @@ class _Following:
         with contextlib.suppress(ConnectionError):
             self._socket = self._server.listen(self._client_id)
 
-    def _entry(self, prompt_id: str) -> Mapping[str, Any] | None:
-        """What /history has of the run; None while it goes on, or the server does not answer."""
+    def _history_entry(self) -> Mapping[str, Any] | None:
+        """Return the run's entry in /history, None while it runs or the server does not answer."""
         try:
-            history = self._server.get(f"/history/{prompt_id}")
-            entry = history.get(prompt_id) if isinstance(history, Mapping) else None
+            history = self._server.get(f"/history/{self._prompt_id}")
+            entry = history.get(self._prompt_id) if isinstance(history, Mapping) else None
             if isinstance(entry, Mapping):
                 return entry
-            running, pending = queued_ids(self._server.get("/queue"))
+            running, pending = _queued_ids(self._server.get("/queue"))
         except (ServerError, ServerRejected) as error:
-            if not _may_pass(error) or time.monotonic() - self._answered > self._patience.unreachable:
+            if not _is_temporary(error) or time.monotonic() - self._last_answer > self._policy.unreachable:
                 raise
             return None
-        self._answered = time.monotonic()
-        self._lost = 0 if prompt_id in (*running, *pending) else self._lost + 1
-        if self._lost >= 3:  # between two answers it may have gone from the one list and not come to the other
+        self._last_answer = time.monotonic()
+        self._times_missing = 0 if self._prompt_id in (*running, *pending) else self._times_missing + 1
+        if self._times_missing >= 3:  # a run that moves from one list to the other may be in neither answer
             raise ServerError(
-                "the server knows the run no more: it was started again, or its history was cleared. Run it again.",
+                "the server no longer knows the run: it was restarted, or its history was cleared. Run it again.",
                 code="server.lost",
             )
         return None
 
 
-def _may_pass(error: ServerError | ServerRejected) -> bool:
-    """Whether a server that says this may answer a little later."""
+def _is_temporary(error: ServerError | ServerRejected) -> bool:
+    """Return True if a request that failed with `error` may succeed later."""
     if isinstance(error, ServerError):
         return error.code in ("server.unreachable", "server.answer")
     return error.status >= 500 or error.status == 429
 
 
-def _no_result(name: str, error: ServerError | ServerRejected) -> ServerError:
-    if isinstance(error, ServerError):
-        return error
-    return ServerError(
-        f'the server does not give its result "{one_line(name, 100)}" ({error.status})', code="server.result"
-    )
-
-
-def _raise_shape_fault(prompt: Prompt) -> None:
-    """Raise GraphError for what is no graph at all."""
-    if fault := shape_fault(prompt):
-        raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
-
-
-def queued_ids(queue: Any) -> tuple[list[str], list[str]]:
-    """The prompt ids that run, and those that wait, of what /queue answers."""
+def _queued_ids(queue: Any) -> tuple[list[str], list[str]]:
+    """Return the prompt ids of the running and of the waiting runs in an answer of /queue."""
     lists = []
     for key in ("queue_running", "queue_pending"):
         items = queue.get(key) if isinstance(queue, Mapping) else None
@@ -363,33 +349,31 @@ def queued_ids(queue: Any) -> tuple[list[str], list[str]]:
     return lists[0], lists[1]
 
 
-def _event_of(said: str | bytes | None, prompt_id: str) -> tuple[str | None, dict[str, Any]]:
-    """The name and data of a message when it is about this run. Binary ones are pictures for a page.
+def _parse_event(message: str | bytes | None, prompt_id: str) -> tuple[str | None, dict[str, Any]]:
+    """Return the name and data of a message about this run, else (None, {}). Binary messages are previews for a page.
 
-    "queued" is an event of ours, and none of a server's.
+    "queued" is an event of this package only, so a server cannot send it.
     """
-    if not isinstance(said, str):
+    content = None
+    if isinstance(message, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(message)
+    data = content.get("data") if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping) or not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
         return None, {}
-    try:
-        message = json.loads(said)
-    except (ValueError, RecursionError):
-        return None, {}
-    data = message.get("data") if isinstance(message, Mapping) else None
-    if not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
-        return None, {}
-    event = message.get("type")
+    event = content.get("type")
     return (event, dict(data)) if isinstance(event, str) and event != "queued" else (None, {})
 
 
 def _is_end(event: str | None, data: Mapping[str, Any]) -> bool:
-    """Whether the run has ended with this event. A blocked node is told as an error, and the run goes on."""
+    """Return True if this is the run's last event. A blocked node sends execution_error and the run continues."""
     if event == "executing":
         return data.get("node") is None
     return event in _ENDS and data.get("exception_type") != "ExecutionBlocked"
 
 
-def _raise_how_it_ended(entry: Mapping[str, Any], prompt: Prompt) -> None:
-    """Raise NodeError or Interrupted by a run's entry in /history."""
+def _raise_failure(entry: Mapping[str, Any], prompt: Prompt) -> None:
+    """Raise NodeError or Interrupted if the run's entry in /history says so."""
     status = entry.get("status")
     status = status if isinstance(status, Mapping) else {}
     messages = status.get("messages")
@@ -398,28 +382,25 @@ def _raise_how_it_ended(entry: Mapping[str, Any], prompt: Prompt) -> None:
             continue
         event, data = message
         if event == "execution_error":
-            raise node_failure(data, prompt)
+            raise node_error(data, prompt)
         if event == "execution_interrupted":
             raise Interrupted("the run was stopped on the server")
     if status.get("status_str") == "error":
-        raise node_failure({"exception_message": "the server says no more than that the run failed"}, prompt)
+        raise node_error({"exception_message": "the server gives no reason"}, prompt)
 
 
-def _refuse_local_settings(run_config: RunConfig) -> None:
-    """Raise SettingError for what only whoever starts the server can choose."""
-    given = {
-        "models": bool(run_config.models),
-        "device": run_config.device != "auto",
-        "precision": run_config.precision != "auto",
-        "vram": run_config.vram is not None,
-    }
-    names = [f"--{name}" for name, is_given in given.items() if is_given]
-    if names:
-        raise SettingError(f"{' and '.join(names)} cannot be chosen for a server; it was started with its own.")
+def _refuse_server_settings(run_config: RunConfig) -> None:
+    """Raise SettingError for settings that are fixed when a server is started."""
+    names = ("models", "device", "precision", "vram")
+    flags = [f"--{name}" for name in names if getattr(run_config, name) not in ((), [], "auto", None)]
+    if flags:
+        raise SettingError(
+            f"a server has its own models, device, precision and memory, got {' and '.join(flags)}. Leave that out."
+        )
 
 
 def _with_choice(described: Any, name: str, value: str) -> Any:
-    """A described class that has one more option in the combo of an input."""
+    """Return a described class with one more choice of the combo input `name`."""
     declared = read_declaration("", described).inputs[name]
     if declared.choices is None:
         return described
@@ -432,17 +413,10 @@ def _with_choice(described: Any, name: str, value: str) -> Any:
     return type(described.__name__, (described,), {"INPUT_TYPES": classmethod(lambda cls: changed)})
 
 
-@contextlib.contextmanager
-def _no_route(route: str) -> Iterator[None]:
-    try:
-        yield
-    except ServerRejected as refused:
-        raise _strange(route, refused) from None
-
-
-def _strange(route: str, refused: ServerRejected | None = None) -> ServerError:
-    reason = "" if refused is None else f" ({refused.status}: {one_line(str(refused.answer), 300)})"
+def _unexpected(route: str, error: ServerRejected | None = None) -> ServerError:
+    reason = "" if error is None else f" (HTTP {error.status}: {one_line(str(error.answer), 300)})"
     return ServerError(
-        f"the server does not answer at {route} as a ComfyUI does{reason}; give the address of a ComfyUI's page.",
+        f"the server at this address must answer at {route} as ComfyUI does, got something else{reason}. Give the "
+        "address of a ComfyUI's page.",
         code="server.answer",
     )

@@ -32,11 +32,11 @@ def test_animate_gives_frames_between_zero_and_one(clip):
 
 
 def test_animate_equals_the_stages_called_by_hand(clip, monkeypatch):
-    from svd_stages.svd_core.media.image_io import load_picture
+    from svd_stages.svd_core.media.image_io import load_image
 
     checkpoint = execution.load(LocalRuntime(), "svd-nano", "auto")
     settings = Settings(frames=2, steps=3, seed=0, max_guidance=2.5)
-    latent = sampled(checkpoint, load_picture(ROCKET)[0], settings)
+    latent = sampled(checkpoint, load_image(ROCKET).images, settings)
     assert torch.equal(clip[0], decoded(checkpoint, latent, "exact")[0])
 
 

@@ -22,22 +22,22 @@ def test_a_batch_keeps_its_order_where_the_first_names_are_taken(tmp_path):
     (tmp_path / "a_00001_.png").write_text("of an earlier run")
     kept = results(tmp_path)
     told = answer("a_00001_.png", "a_00002_.png", "b.gif")
-    assert [path.name for path in kept.keep(told)] == ["a_00002_.png", "a_00003_.png", "b.gif"]
+    assert [path.name for path in kept.store(told)] == ["a_00002_.png", "a_00003_.png", "b.gif"]
     assert (tmp_path / "a_00001_.png").read_text() == "of an earlier run"
     assert (tmp_path / "a_00003_.png").read_text() == "a_00002_.png"
-    assert kept.named(told) == answer("a_00002_.png", "a_00003_.png", "b.gif")
+    assert kept.renamed(told) == answer("a_00002_.png", "a_00003_.png", "b.gif")
 
 
 def test_a_file_is_kept_once(tmp_path):
     kept = results(tmp_path)
-    assert kept.keep(answer("a.png")) == kept.keep(answer("a.png")) == [tmp_path / "a.png"] == kept.files
+    assert kept.store(answer("a.png")) == kept.store(answer("a.png")) == [tmp_path / "a.png"] == kept.files
 
 
 def test_only_known_kinds_are_results(tmp_path):
     kept = results(tmp_path)
-    assert kept.keep(answer("a.png", kind="input")) == kept.keep(answer("a.png", kind="../x")) == []
+    assert kept.store(answer("a.png", kind="input")) == kept.store(answer("a.png", kind="../x")) == []
     for nothing in (None, [], "text", {"text": "x"}, {"images": ["x", None, {"filename": 3}]}):
-        assert kept.keep(nothing) == []
+        assert kept.store(nothing) == []
 
 
 def test_what_cannot_be_brought_leaves_nothing(tmp_path):
@@ -46,7 +46,7 @@ def test_what_cannot_be_brought_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Results({"output": tmp_path}, fails).keep(answer("a.png"))
+        Results({"output": tmp_path}, fails).store(answer("a.png"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Asking ComfyUI itself what it makes of graphs, where the environment names one."""
+"""Run graphs in ComfyUI itself, if the environment names a checkout, and in ours for comparison."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from svd_stages.headless.graph import Validation
 
 HERE = Path(__file__).parent
 needs_comfyui = pytest.mark.skipif(
@@ -19,7 +20,7 @@ needs_comfyui = pytest.mark.skipif(
 
 
 def ask_comfyui(folder: Path, cases: Sequence[dict[str, Any]], *package_and_input: Path) -> list[dict[str, Any]]:
-    """The answers of comfy_peer.py, which says what goes in and comes out; files are exchanged in `folder`."""
+    """Run comfy_peer.py in ComfyUI, which documents its input and output. Files are exchanged in `folder`."""
     (folder / "cases.json").write_text(json.dumps(cases), "utf-8")
     command = [os.environ["COMFYUI_PYTHON"], HERE / "comfy_peer.py", HERE / "toys.py"]
     done = subprocess.run(
@@ -31,3 +32,10 @@ def ask_comfyui(folder: Path, cases: Sequence[dict[str, Any]], *package_and_inpu
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "answers.json").read_text("utf-8"))
+
+
+def as_answer(checked: Validation, **run: Any) -> dict[str, Any]:
+    """Return our result in the form of comfy_peer.py's answers."""
+    fields = ("ok", "error", "outputs", "node_errors")
+    answer = {name: getattr(checked, name) for name in fields} | run
+    return json.loads(json.dumps(answer, default=str))

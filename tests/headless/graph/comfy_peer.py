@@ -1,11 +1,10 @@
-"""Runs toy graphs through ComfyUI's own validate_prompt and PromptExecutor, and writes down what came of each.
+"""Run toy graphs in ComfyUI's own validate_prompt and PromptExecutor, and write the results to a file.
 
     cd <ComfyUI>; <its Python> comfy_peer.py toys.py cases.json answers.json [PACKAGE INPUT]
 
 cases.json: a list of {"prompt", "targets"}. answers.json: for each {"ok", "error", "outputs", "node_errors"}, and when
-ok also {"ui", "events"}; {"raised"} when ComfyUI itself broke. With "only_validate" in a case its graph is not run.
-With PACKAGE, the folder of this package, its nodes are known too, and core's for pictures and videos, which read from
-the folder INPUT.
+ok also {"ui", "events"}; {"raised"} if ComfyUI itself raised. A case with "only_validate" is not run. PACKAGE is the
+folder of this package: its nodes are loaded, and core's nodes for images and videos, which read from the folder INPUT.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from types import SimpleNamespace
 
 
 def start_comfyui():
-    """Its modules, on the CPU, with no custom nodes and no server."""
+    """Import ComfyUI on the CPU, without custom nodes and server. Return its modules execution and nodes."""
     sys.argv = ["main.py", "--cpu", "--disable-all-custom-nodes"]
     sys.path.insert(0, str(Path.cwd()))
     import comfy.options
@@ -33,7 +32,7 @@ def start_comfyui():
 
 
 def load_toys(path: str) -> dict:
-    """The toy classes, from their file."""
+    """Load the toy classes from their file."""
     spec = importlib.util.spec_from_file_location("toys", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -43,7 +42,7 @@ def load_toys(path: str) -> dict:
 
 
 def load_nodes(nodes, package: str, input_folder: str) -> None:
-    """Core's other nodes and the package's, as a server loads them."""
+    """Load core's other nodes and the package's, as a server does."""
     import folder_paths
 
     folder_paths.set_input_directory(input_folder)
@@ -55,15 +54,15 @@ def load_nodes(nodes, package: str, input_folder: str) -> None:
 
 
 def answer(execution, case: dict) -> dict:
-    """What ComfyUI makes of one case."""
+    """Validate and run one case in ComfyUI."""
     prompt = case["prompt"]
     try:
         ok, error, outputs, node_errors = asyncio.run(execution.validate_prompt("1", prompt, case["targets"]))
     except Exception as error:
         return {"ok": False, "error": None, "outputs": [], "node_errors": {}, "raised": repr(error)}
-    found = {"ok": ok, "error": error, "outputs": outputs, "node_errors": node_errors}
+    result = {"ok": ok, "error": error, "outputs": outputs, "node_errors": node_errors}
     if not ok or case.get("only_validate"):
-        return found
+        return result
     events = []
     server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, sockets_metadata={})
     server.send_sync = lambda event, data, client=None: events.append((event, data))
@@ -71,8 +70,8 @@ def answer(execution, case: dict) -> dict:
     try:
         executor.execute(prompt, "1", {"client_id": "peer", "extra_pnginfo": {"workflow": {"id": 7}}}, outputs)
     except Exception as error:
-        return {**found, "raised": repr(error)}
-    return {**found, "ui": executor.history_result["outputs"], "events": events}
+        return {**result, "raised": repr(error)}
+    return {**result, "ui": executor.history_result["outputs"], "events": events}
 
 
 def main() -> None:
@@ -82,8 +81,8 @@ def main() -> None:
     if package_and_input:
         load_nodes(nodes, *package_and_input)
     nodes.NODE_CLASS_MAPPINGS.update(load_toys(toys))
-    found = [answer(execution, case) for case in json.loads(Path(cases).read_text("utf-8"))]
-    Path(answers).write_text(json.dumps(found, default=str), "utf-8")
+    results = [answer(execution, case) for case in json.loads(Path(cases).read_text("utf-8"))]
+    Path(answers).write_text(json.dumps(results, default=str), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Graphs with a few random faults in them: `mutant(seed, bases, nodes)` gives the same one for the same seed."""
+"""Create graphs and files with a few random faults. Equal seeds give equal results."""
 
 from __future__ import annotations
 
@@ -36,219 +36,214 @@ ODD_PROMPTS: list[Any] = [[], {}, None, "graph", 5, {"nodes": []}, {"nodes": 5},
 ODD_CHANGES: list[Any] = [None, 1, NAN, "x", [NAN], {}, {"a": [1]}]
 
 
-@dataclass
-class Garden:
-    """A graph while it is changed, and what chooses."""
-
-    rng: random.Random
-    prompt: Any
-    declarations: Declarations
-
-    def choose(self, values: Sequence[Any]) -> Any:
-        """A copy of one of them."""
-        return copy.deepcopy(self.rng.choice(values))
-
-    def node(self) -> dict[str, Any]:
-        """Some node that is an object with inputs. Raises IndexError when there is none."""
-        return self.rng.choice([each for each in self.prompt.values() if _has_inputs(each)])
-
-    def place(self, wanted: Callable[[Any], bool] = lambda value: True) -> tuple[dict[str, Any], str]:
-        """Some node's inputs, and the name of one whose value is wanted. Raises IndexError when there is none."""
-        found = [
-            (node["inputs"], name)
-            for node in self.prompt.values()
-            if _has_inputs(node)
-            for name, value in node["inputs"].items()
-            if wanted(value)
-        ]
-        return self.rng.choice(found)
-
-    def id(self) -> str:
-        """Some node's id."""
-        return self.rng.choice(list(self.prompt))
-
-
 def _has_inputs(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("inputs"), dict)
+
+
+def _is_any(value: Any) -> bool:
+    return True
 
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _is_whole_link(value: Any) -> bool:
+def _is_not_list(value: Any) -> bool:
+    return not isinstance(value, list)
+
+
+def _is_pair(value: Any) -> bool:
     return _is_list(value) and len(value) == 2
 
 
-def drop_input(garden: Garden) -> None:
-    inputs, name = garden.place()
+@dataclass
+class MutationState:
+    """A graph that is being changed, and the random generator."""
+
+    rng: random.Random
+    prompt: Any
+    declarations: Declarations
+
+    def choose(self, values: Sequence[Any]) -> Any:
+        """Return a copy of one of the values."""
+        return copy.deepcopy(self.rng.choice(values))
+
+    def node(self) -> dict[str, Any]:
+        """Return a random node that is an object with inputs. Raises IndexError if there is none."""
+        return self.rng.choice([each for each in self.prompt.values() if _has_inputs(each)])
+
+    def place(self, wanted: Callable[[Any], bool] = _is_any) -> tuple[dict[str, Any], str]:
+        """Return the inputs of a random node, and the name of a `wanted` one. Raises IndexError if there is none."""
+        matches = [
+            (node["inputs"], name)
+            for node in self.prompt.values()
+            if _has_inputs(node)
+            for name, value in node["inputs"].items()
+            if wanted(value)
+        ]
+        return self.rng.choice(matches)
+
+    def id(self) -> str:
+        """Return the id of a random node."""
+        return self.rng.choice(list(self.prompt))
+
+
+Mutation = Callable[[MutationState], None]
+
+
+def replacing(wanted: Callable[[Any], bool], replacement: Callable[[MutationState, Any], Any]) -> Mutation:
+    """Create a mutation that replaces the value of some input, if it is `wanted`."""
+
+    def mutation(state: MutationState) -> None:
+        inputs, name = state.place(wanted)
+        inputs[name] = replacement(state, inputs[name])
+
+    return mutation
+
+
+retarget_link = replacing(_is_list, lambda state, value: [state.id(), state.choose([0, 0, 1, 2])])
+dangling_link = replacing(_is_list, lambda state, value: [state.choose(ODD_SOURCES), 0])
+odd_slot = replacing(_is_pair, lambda state, value: [value[0], state.choose(ODD_SLOTS)])
+link_for_constant = replacing(_is_not_list, lambda state, value: [state.id(), state.choose([0, 0, 1])])
+constant_for_link = replacing(_is_list, lambda state, value: state.choose([1, "x", 0.5, None, {"__value__": value}]))
+odd_constant = replacing(_is_any, lambda state, value: state.choose(ODD_CONSTANTS))
+wrap = replacing(_is_any, lambda state, value: {"__value__": value})
+
+
+def drop_input(state: MutationState) -> None:
+    inputs, name = state.place()
     del inputs[name]
 
 
-def rename_input(garden: Garden) -> None:
-    inputs, name = garden.place()
-    inputs[garden.choose([name + "_", "", "self", "cls", "prompt", "é", "__value__"])] = inputs.pop(name)
+def rename_input(state: MutationState) -> None:
+    inputs, name = state.place()
+    inputs[state.choose([name + "_", "", "self", "cls", "prompt", "é", "__value__"])] = inputs.pop(name)
 
 
-def retarget_link(garden: Garden) -> None:
-    inputs, name = garden.place(_is_list)
-    inputs[name] = [garden.id(), garden.choose([0, 0, 1, 2])]
-
-
-def link_to_nobody(garden: Garden) -> None:
-    inputs, name = garden.place(_is_list)
-    inputs[name] = [garden.choose(ODD_SOURCES), 0]
-
-
-def swap_links(garden: Garden) -> None:
-    (first, name), (second, other) = garden.place(_is_list), garden.place(_is_list)
+def swap_links(state: MutationState) -> None:
+    (first, name), (second, other) = state.place(_is_list), state.place(_is_list)
     first[name], second[other] = second[other], first[name]
 
 
-def odd_slot(garden: Garden) -> None:
-    inputs, name = garden.place(_is_whole_link)
-    inputs[name] = [inputs[name][0], garden.choose(ODD_SLOTS)]
-
-
-def odd_length(garden: Garden) -> None:
-    inputs, name = garden.place(_is_whole_link)
+def odd_length(state: MutationState) -> None:
+    inputs, name = state.place(_is_pair)
     source, slot = inputs[name]
-    inputs[name] = garden.choose([[], [source], [source, slot, slot], [[source, slot]], [slot, source]])
+    inputs[name] = state.choose([[], [source], [source, slot, slot], [[source, slot]], [slot, source]])
 
 
-def link_to_itself(garden: Garden) -> None:
-    node_id = garden.id()
-    inputs = garden.prompt[node_id]["inputs"]
-    inputs[garden.choose([*inputs, "value"])] = [node_id, 0]
+def link_to_itself(state: MutationState) -> None:
+    node_id = state.id()
+    inputs = state.prompt[node_id]["inputs"]
+    inputs[state.choose([*inputs, "value"])] = [node_id, 0]
 
 
-def link_back(garden: Garden) -> None:
-    """Have a source read from the node that reads from it."""
-    node_id = garden.id()
-    links = [value for value in garden.prompt[node_id]["inputs"].values() if _is_whole_link(value)]
-    source = garden.prompt[garden.choose(links)[0]]["inputs"]
-    source[garden.choose([*source, "value"])] = [node_id, 0]
+def link_back(state: MutationState) -> None:
+    """Let a source read from the node that reads from it."""
+    node_id = state.id()
+    links = [value for value in state.prompt[node_id]["inputs"].values() if _is_pair(value)]
+    source = state.prompt[state.choose(links)[0]]["inputs"]
+    source[state.choose([*source, "value"])] = [node_id, 0]
 
 
-def link_for_constant(garden: Garden) -> None:
-    inputs, name = garden.place(lambda value: not _is_list(value))
-    inputs[name] = [garden.id(), garden.choose([0, 0, 1])]
-
-
-def constant_for_link(garden: Garden) -> None:
-    inputs, name = garden.place(_is_list)
-    inputs[name] = garden.choose([1, "x", 0.5, None, {"__value__": inputs[name]}])
-
-
-def odd_constant(garden: Garden) -> None:
-    inputs, name = garden.place()
-    inputs[name] = garden.choose(ODD_CONSTANTS)
-
-
-def wrap(garden: Garden) -> None:
-    inputs, name = garden.place()
-    inputs[name] = {"__value__": inputs[name]}
-
-
-def past_the_limits(garden: Garden) -> None:
-    """A number just below its minimum or above its maximum, or at them, or a word that a combo lacks."""
-    node = garden.node()
-    declared = garden.declarations[node["class_type"]].inputs
-    name = garden.choose([name for name in node["inputs"] if name in declared])
+def near_the_limits(state: MutationState) -> None:
+    """Set a number near or at its limits, or a text that a combo lacks."""
+    node = state.node()
+    declared = state.declarations[node["class_type"]].inputs
+    name = state.choose([name for name in node["inputs"] if name in declared])
     options = declared[name].options
     ends = [options[end] for end in ("min", "max") if end in options]
     near = [value for end in ends for value in (end, end - 1, end + 1, str(end), float(end) * 1.000001)]
-    node["inputs"][name] = garden.choose([*near, *(declared[name].choices or ()), "zz", " p", 0])
+    node["inputs"][name] = state.choose([*near, *(declared[name].choices or ()), "zz", " p", 0])
 
 
-def add_input(garden: Garden) -> None:
-    name = garden.choose(["extra", "value", "a", "b", "prompt", "me", "_", "\ud800"])
-    garden.node()["inputs"][name] = garden.choose([1, "x", None, NAN, [garden.id(), 0], ["gone", 0], [1, 2, 3]])
+def add_input(state: MutationState) -> None:
+    name = state.choose(["extra", "value", "a", "b", "prompt", "me", "_", "\ud800"])
+    state.node()["inputs"][name] = state.choose([1, "x", None, NAN, [state.id(), 0], ["gone", 0], [1, 2, 3]])
 
 
-def odd_class(garden: Garden) -> None:
-    garden.prompt[garden.id()]["class_type"] = garden.choose(ODD_CLASSES)
+def odd_class(state: MutationState) -> None:
+    state.prompt[state.id()]["class_type"] = state.choose(ODD_CLASSES)
 
 
-def another_class(garden: Garden) -> None:
-    garden.prompt[garden.id()]["class_type"] = garden.choose(sorted(garden.declarations.nodes))
+def another_class(state: MutationState) -> None:
+    state.prompt[state.id()]["class_type"] = state.choose(sorted(state.declarations.nodes))
 
 
-def drop_class(garden: Garden) -> None:
-    garden.prompt[garden.id()].pop("class_type")
+def drop_class(state: MutationState) -> None:
+    state.prompt[state.id()].pop("class_type")
 
 
-def odd_inputs(garden: Garden) -> None:
-    garden.prompt[garden.id()]["inputs"] = garden.choose(ODD_INPUTS)
+def odd_inputs(state: MutationState) -> None:
+    state.prompt[state.id()]["inputs"] = state.choose(ODD_INPUTS)
 
 
-def drop_inputs(garden: Garden) -> None:
-    garden.prompt[garden.id()].pop("inputs")
+def drop_inputs(state: MutationState) -> None:
+    state.prompt[state.id()].pop("inputs")
 
 
-def duplicate(garden: Garden) -> None:
-    garden.prompt[garden.choose(["copy", "0", "z"])] = copy.deepcopy(garden.node())
+def duplicate(state: MutationState) -> None:
+    state.prompt[state.choose(["copy", "0", "z"])] = copy.deepcopy(state.node())
 
 
-def remove(garden: Garden) -> None:
-    del garden.prompt[garden.id()]
+def remove(state: MutationState) -> None:
+    del state.prompt[state.id()]
 
 
-def rename(garden: Garden) -> None:
-    """Another id, with or without the links to it; the order stays."""
-    old, new = garden.id(), garden.choose(ODD_IDS)
-    follow = garden.rng.random() < 0.7
-    garden.prompt = {new if node_id == old else node_id: node for node_id, node in garden.prompt.items()}
-    for node in garden.prompt.values():
+def rename(state: MutationState) -> None:
+    """Change an id, with or without the links to it. The order stays."""
+    old, new = state.id(), state.choose(ODD_IDS)
+    follow = state.rng.random() < 0.7
+    state.prompt = {new if node_id == old else node_id: node for node_id, node in state.prompt.items()}
+    for node in state.prompt.values():
         for name, value in node["inputs"].items() if follow and _has_inputs(node) else ():
-            if _is_whole_link(value) and value[0] == old:
+            if _is_pair(value) and value[0] == old:
                 node["inputs"][name] = [new, value[1]]
 
 
-def turn_around(garden: Garden) -> None:
-    garden.prompt = dict(reversed(garden.prompt.items()))
+def reverse(state: MutationState) -> None:
+    state.prompt = dict(reversed(state.prompt.items()))
 
 
-def odd_keys(garden: Garden) -> None:
-    node = garden.prompt[garden.id()]
-    node["_meta"] = garden.choose(ODD_METAS)
-    node["is_changed"] = garden.choose(ODD_CHANGES)
-    node[garden.choose(["", "id", "type", "\U0001f680"])] = garden.choose(ODD_CONSTANTS)
+def odd_keys(state: MutationState) -> None:
+    node = state.prompt[state.id()]
+    node["_meta"] = state.choose(ODD_METAS)
+    node["is_changed"] = state.choose(ODD_CHANGES)
+    node[state.choose(["", "id", "type", "\U0001f680"])] = state.choose(ODD_CONSTANTS)
 
 
-def odd_node(garden: Garden) -> None:
-    garden.prompt[garden.choose([garden.id(), "version", "nodes", ""])] = garden.choose(ODD_NODES)
+def odd_node(state: MutationState) -> None:
+    state.prompt[state.choose([state.id(), "version", "nodes", ""])] = state.choose(ODD_NODES)
 
 
-def odd_prompt(garden: Garden) -> None:
-    wrapped = [{"prompt": garden.prompt}, {"output": garden.prompt, "workflow": {}}, [garden.prompt]]
-    garden.prompt = garden.choose([*ODD_PROMPTS, *wrapped])
+def odd_prompt(state: MutationState) -> None:
+    wrapped = [{"prompt": state.prompt}, {"output": state.prompt, "workflow": {}}, [state.prompt]]
+    state.prompt = state.choose([*ODD_PROMPTS, *wrapped])
 
 
-MUTATIONS: dict[Callable[[Garden], None], int] = {
-    drop_input: 3, rename_input: 2, retarget_link: 4, link_to_nobody: 2, swap_links: 2, odd_slot: 4, odd_length: 2,
+MUTATIONS: dict[Mutation, int] = {
+    drop_input: 3, rename_input: 2, retarget_link: 4, dangling_link: 2, swap_links: 2, odd_slot: 4, odd_length: 2,
     link_to_itself: 2, link_back: 3, link_for_constant: 3, constant_for_link: 3, odd_constant: 8, wrap: 2,
-    past_the_limits: 6, add_input: 3, odd_class: 1, another_class: 3, drop_class: 1, odd_inputs: 1, drop_inputs: 1,
-    duplicate: 2, remove: 2, rename: 3, turn_around: 1, odd_keys: 2, odd_node: 1, odd_prompt: 1,
+    near_the_limits: 6, add_input: 3, odd_class: 1, another_class: 3, drop_class: 1, odd_inputs: 1, drop_inputs: 1,
+    duplicate: 2, remove: 2, rename: 3, reverse: 1, odd_keys: 2, odd_node: 1, odd_prompt: 1,
 }  # fmt: skip
-"""What may happen to a graph, and how often beside the others."""
+"""The mutations with their weights."""
 
 
 def mutant(seed: int, bases: Sequence[Mapping[str, Any]], nodes: Mapping[str, type]) -> Any:
-    """One of `bases`, valid graphs of the classes in `nodes`, after one to four mutations."""
+    """Return one of `bases`, valid graphs of the classes in `nodes`, after one to four mutations."""
     rng = random.Random(seed)
-    garden = Garden(rng, copy.deepcopy(dict(rng.choice(bases))), Declarations(nodes))
+    state = MutationState(rng, copy.deepcopy(dict(rng.choice(bases))), Declarations(nodes))
     done, wanted = 0, rng.choice([1, 1, 2, 3, 4])
     while done < wanted:
         (mutation,) = rng.choices(list(MUTATIONS), list(MUTATIONS.values()))
         try:
-            mutation(garden)
-        except (LookupError, TypeError, AttributeError):  # an earlier one has left nothing that this one could change
-            if not isinstance(garden.prompt, dict) or not garden.prompt:
+            mutation(state)
+        except (LookupError, TypeError, AttributeError):  # nothing to change after an earlier mutation
+            if not isinstance(state.prompt, dict) or not state.prompt:
                 break
             continue
         done += 1
-    return garden.prompt
+    return state.prompt
 
 
 ODD_BYTES = (
@@ -258,24 +253,24 @@ ODD_BYTES = (
 )  # fmt: skip
 
 
-def torn(seed: int, files: Sequence[bytes]) -> bytes:
-    """One of `files` after one to six changes of its bytes: cut, doubled, moved, flipped, overwritten, put in."""
+def damage_bytes(seed: int, files: Sequence[bytes]) -> bytes:
+    """Return one of `files` after one to six changes of its bytes: removed, copied, flipped, overwritten, inserted."""
     rng = random.Random(seed)
     content = bytearray(rng.choice(files))
     for _ in range(rng.choice([1, 1, 2, 3, 6])):
         start = rng.randrange(len(content) + 1)
         stop = min(len(content), start + rng.choice([1, 1, 2, 7, 60, 2000]))
         piece, at = bytes(content[start:stop]), rng.randrange(len(content) + 1)
-        what = rng.randrange(6)
-        if what == 0:
+        change = rng.randrange(6)
+        if change == 0:
             del content[start:stop]
-        elif what == 1:
+        elif change == 1:
             content[at:at] = piece
-        elif what == 2:
+        elif change == 2:
             content[start:stop] = bytes(rng.randrange(256) for _ in piece[:8])
-        elif what == 3:
+        elif change == 3:
             content[start:stop] = rng.choice(ODD_BYTES)
-        elif what == 4:
+        elif change == 4:
             content[at:at] = rng.choice(ODD_BYTES)
         elif start < len(content):
             content[start] ^= 1 << rng.randrange(8)
@@ -290,37 +285,39 @@ ODD_PARTS: list[Any] = [
 ]  # fmt: skip
 
 
-def bent(seed: int, graphs: Sequence[Mapping[str, Any]]) -> Any:
-    """One of `graphs`, of any format, after one to five changes of its parts, wherever they stand in it."""
+def damage_tree(seed: int, graphs: Sequence[Mapping[str, Any]]) -> Any:
+    """Return one of `graphs`, of any format, after one to five changes of its parts at any depth."""
     rng = random.Random(seed)
     root = {"": copy.deepcopy(dict(rng.choice(graphs)))}
     for _ in range(rng.choice([1, 1, 2, 3, 5])):
         places = list(_places(root))
-        holder, key = rng.choice(places)
+        container, key = rng.choice(places)
         other, name = rng.choice(places)
-        what = rng.randrange(6)
-        if what == 0 and holder is not root:
-            del holder[key]
-        elif what == 1:
-            holder[key] = copy.deepcopy(other[name])
-        elif what == 2 and isinstance(holder, list):
-            holder.insert(key, copy.deepcopy(other[name]))
-        elif what == 3 and isinstance(holder, dict) and holder is not root:
-            holder[rng.choice([name if isinstance(name, str) else "id", *ODD_IDS])] = holder.pop(key)
-        elif what == 4 and isinstance(holder[key], int) and not isinstance(holder[key], bool):
-            holder[key] = rng.choice([holder[key] + 1, holder[key] - 1, -holder[key], 0, str(holder[key])])
+        change = rng.randrange(6)
+        if change == 0 and container is not root:
+            del container[key]
+        elif change == 1:
+            container[key] = copy.deepcopy(other[name])
+        elif change == 2 and isinstance(container, list):
+            container.insert(key, copy.deepcopy(other[name]))
+        elif change == 3 and isinstance(container, dict) and container is not root:
+            container[rng.choice([name if isinstance(name, str) else "id", *ODD_IDS])] = container.pop(key)
+        elif change == 4 and isinstance(container[key], int) and not isinstance(container[key], bool):
+            container[key] = rng.choice(
+                [container[key] + 1, container[key] - 1, -container[key], 0, str(container[key])]
+            )
         else:
-            holder[key] = copy.deepcopy(rng.choice(ODD_PARTS))
+            container[key] = copy.deepcopy(rng.choice(ODD_PARTS))
     return root[""]
 
 
 def _places(root: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (holder, key) in a tree of lists and dicts."""
-    waiting = [root]
-    while waiting:
-        part = waiting.pop()
+    """Yield every (container, key) in a tree of lists and dicts."""
+    pending = [root]
+    while pending:
+        part = pending.pop()
         entries = list(part.items() if isinstance(part, dict) else enumerate(part))
         for key, value in entries:
             yield part, key
             if isinstance(value, (dict, list)):
-                waiting.append(value)
+                pending.append(value)

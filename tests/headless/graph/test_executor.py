@@ -1,4 +1,4 @@
-"""What a graph does while it runs: lazy inputs, nodes that bring nodes, blockers, coroutines, caches between runs."""
+"""Run graphs with lazy inputs, expansions, blockers, coroutines, and caches between runs."""
 
 from __future__ import annotations
 
@@ -16,28 +16,9 @@ from svd_stages.headless.graph import Engine, validate
 from svd_stages.headless.graph.call import ExecutionBlocker
 from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError
 
-from .toys import TOYS, graph, node, toy
-
-A, B, C = ["a", 0], ["b", 0], ["c", 0]
-
-
-def run(prompt: dict[str, Any], nodes: dict[str, type], outputs: tuple[str, ...] = ("show",), **more: Any):
-    checked = validate(prompt, nodes)
-    assert checked.ok, checked.node_errors
-    return Engine(nodes).run(checked.prompt, outputs, **more)
-
-
-def ran(prompt: dict[str, Any], nodes: dict[str, type], **more: Any) -> list[str]:
-    """The nodes that ran, in order."""
-    told: list[str] = []
-
-    def on_event(event: str, data: dict[str, Any]) -> None:
-        if event == "executing":
-            told.append(data["node"])
-
-    run(prompt, nodes, on_event=on_event, **more)
-    return told
-
+from .cases import A, B, C
+from .running import Events, order_of, run, run_ids
+from .toys import TOYS, graph, node, shown, toy
 
 # Lazy inputs
 
@@ -55,26 +36,20 @@ LAZY = {**TOYS, "Switch": Switch}
 
 
 def switched(pick: bool) -> dict[str, Any]:
-    return graph(
-        a=node("Number", value=1),
-        b=node("Number", value=2),
-        c=node("Switch", pick=pick, yes=A, no=B),
-        show=node("Show", value=C),
-    )
+    return shown(C, a=node("Number", value=1), b=node("Number", value=2), c=node("Switch", pick=pick, yes=A, no=B))
 
 
-@pytest.mark.parametrize(("pick", "asked", "value"), [(True, "a", "1"), (False, "b", "2")])
-def test_only_the_lazy_input_that_is_asked_for_is_computed(pick, asked, value):
-    assert ran(switched(pick), LAZY) == [asked, "c", "show"]
-    assert run(switched(pick), LAZY).ui["show"] == {"value": [value]}
+@pytest.mark.parametrize(("pick", "computed", "value"), [(True, "a", "1"), (False, "b", "2")])
+def test_only_the_requested_lazy_input_is_computed(pick, computed, value):
+    assert run_ids(switched(pick), LAZY) == ([computed, "c", "show"], [], {"show": {"value": [value]}})
 
 
-def test_what_a_lazy_input_needs_is_computed_before_it():
+def test_the_sources_of_a_lazy_input_are_computed_before_it():
     prompt = switched(True) | {"a": node("Add", a=["n", 0], b=["n", 0]), "n": node("Number", value=4)}
-    assert ran(prompt, LAZY) == ["n", "a", "c", "show"]
+    assert order_of(prompt, LAZY) == ["n", "a", "c", "show"]
 
 
-def test_asking_for_what_is_no_link_is_an_error_of_the_node():
+def test_requesting_an_input_that_is_not_linked_is_an_error_of_the_node():
     @toy({"value": ("INT", {"lazy": True})}, gives=("INT",))
     class Wrong:
         def check_lazy_status(self, value=None):
@@ -84,13 +59,10 @@ def test_asking_for_what_is_no_link_is_an_error_of_the_node():
             return (value,)
 
     with raises(NodeError, "error", "b", "check_lazy_status", "other"):
-        run(
-            graph(a=node("Number", value=1), b=node("Wrong", value=A), show=node("Show", value=B)),
-            {**TOYS, "Wrong": Wrong},
-        )
+        run(shown(B, a=node("Number", value=1), b=node("Wrong", value=A)), {**TOYS, "Wrong": Wrong})
 
 
-# Nodes that bring nodes
+# Expansion
 
 
 @toy({"times": ("INT", {}), "value": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
@@ -98,10 +70,10 @@ class AddOften:
     """Adds 1 `times` times, by as many nodes."""
 
     def run(self, times, value, me):
-        ids = [f"{me}.{place}" for place in range(times)]
+        ids = [f"{me}.{index}" for index in range(times)]
         nodes, link = {}, value
         for each in ids:
-            nodes[each] = {"class_type": "Add", "inputs": {"a": link, "b": 1}}
+            nodes[each] = node("Add", a=link, b=1)
             link = [each, 0]
         return {"result": (link,), "expand": nodes}
 
@@ -109,165 +81,137 @@ class AddOften:
 EXPANDING = {**TOYS, "AddOften": AddOften}
 
 
-def test_nodes_that_a_node_brings_run_and_give_its_value():
-    prompt = graph(a=node("AddOften", times=3, value=10), show=node("Show", value=A))
-    assert ran(prompt, EXPANDING) == ["a", "a.0", "a.1", "a.2", "show"]
-    assert run(prompt, EXPANDING).ui["show"] == {"value": ["13"]}
+def test_added_nodes_run_and_compute_the_value():
+    prompt = shown(A, a=node("AddOften", times=3, value=10))
+    assert run_ids(prompt, EXPANDING) == (["a", "a.0", "a.1", "a.2", "show"], [], {"show": {"value": ["13"]}})
 
 
 def test_an_expansion_of_thousands_runs_without_recursion():
-    prompt = graph(a=node("AddOften", times=3000, value=0), show=node("Show", value=A))
+    prompt = shown(A, a=node("AddOften", times=3000, value=0))
     assert run(prompt, EXPANDING).ui["show"] == {"value": ["3000"]}
 
 
-def test_a_mapped_node_expands_for_each_value():
-    @toy({"value": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
-    class Doubled:
-        def run(self, value, me):
-            return {
-                "result": ([f"{me}.{value}", 0],),
-                "expand": {f"{me}.{value}": {"class_type": "Add", "inputs": {"a": value, "b": value}}},
-            }
-
-    prompt = graph(a=node("CountTo", count=3), b=node("Doubled", value=A), show=node("Show", value=B))
-    shown = run(prompt, {**TOYS, "Doubled": Doubled}).ui["show"]["value"]
-    assert shown == [str(2 * value) for value in run(prompt, {**TOYS, "Doubled": Doubled}, keep=["a"]).values["a"][0]]
-
-
-def bringing(nodes: dict[str, Any], result: Any = ()) -> dict[str, type]:
+def adding(nodes: dict[str, Any], result: Any = ()) -> dict[str, type]:
     @toy({}, gives=("INT",), OUTPUT_NODE=True)
-    class Brings:
+    class Adds:
         def run(self):
             return {"result": result, "expand": nodes}
 
-    return {**TOYS, "Brings": Brings}
+    return {**TOYS, "Adds": Adds}
 
 
-def test_an_output_among_the_nodes_that_come_runs_too():
-    nodes = bringing({"new": {"class_type": "Show", "inputs": {"value": 7}}})
-    assert run(graph(a=node("Brings")), nodes, ("a",)).ui["new"] == {"value": ["7"]}
+def test_an_output_among_added_nodes_runs():
+    assert run(graph(a=node("Adds")), adding({"new": node("Show", value=7)})).ui["new"] == {"value": ["7"]}
 
 
-def test_a_cycle_among_the_nodes_that_come_is_blamed_on_the_node_that_brought_it():
-    looped = {
-        "one": {"class_type": "Add", "inputs": {"a": ["two", 0], "b": 1}},
-        "two": {"class_type": "Add", "inputs": {"a": ["one", 0], "b": 1}},
-    }
-    told = []
+def test_a_cycle_of_added_nodes_is_reported_at_the_node_that_added_them():
+    cycle = {"one": node("Add", a=["two", 0], b=1), "two": node("Add", a=["one", 0], b=1)}
+    events: Events = []
     with raises(GraphError, "graph.dependency_cycle", "->"):
-        run(graph(a=node("Brings")), bringing(looped, (["one", 0],)), ("a",), on_event=lambda *each: told.append(each))
-    assert [data["node_id"] for event, data in told if event == "execution_error"] == ["a"]
+        run(graph(a=node("Adds")), adding(cycle, (["one", 0],)), on_event=lambda *event: events.append(event))
+    assert [data["node_id"] for event, data in events if event == "execution_error"] == ["a"]
 
 
 @pytest.mark.parametrize(
     ("nodes", "code", "fact"),
     [
-        ({"a": {"class_type": "Number", "inputs": {"value": 1}}}, "graph.duplicate_node", "Brings"),
-        ({"new": {"class_type": "Nowhere", "inputs": {}}}, "graph.missing_node_type", "Nowhere"),
-        ({"new": {"class_type": "Show", "inputs": {"value": ["gone", 0]}}}, "graph.missing_node", "gone"),
+        ({"a": node("Number", value=1)}, "graph.duplicate_node", "Adds"),
+        ({"new": node("Nowhere")}, "graph.missing_node_type", "Nowhere"),
+        ({"new": node("Show", value=["gone", 0])}, "graph.missing_node", "gone"),
     ],
 )
-def test_nodes_that_cannot_come_are_an_error_of_the_node(nodes, code, fact):
+def test_nodes_that_cannot_be_added_are_an_error_of_the_node(nodes, code, fact):
     with raises(NodeError, code, fact):
-        run(graph(a=node("Brings")), bringing(nodes), ("a",))
+        run(graph(a=node("Adds")), adding(nodes))
 
 
-def test_an_error_in_a_node_that_came_names_the_node_of_the_file():
-    nodes = bringing({"new": {"class_type": "Fails", "inputs": {"value": 1}}}, (["new", 0],))
-    with raises(NodeError, "node", "Brings", "Fails") as caught:
-        run(graph(a=node("Brings")), nodes, ("a",))
+def test_an_error_in_an_added_node_names_the_node_of_the_file():
+    with raises(NodeError, "node", "Adds", "Fails") as caught:
+        run(graph(a=node("Adds")), adding({"new": node("Fails", value=1)}, (["new", 0],)))
     assert caught.value.node_id == "a"
 
 
-# Values that are let go, and graphs that grow: the same as where nothing is let go
+# Released values must not change results
 
 
-def both_ways(prompt: dict[str, Any], nodes: dict[str, type]) -> dict[str, Any]:
-    """What is shown, which must not depend on how long values are kept."""
-    checked = validate(prompt, nodes)
-    assert checked.ok, checked.node_errors
-    shown = [Engine(nodes, keep).run(checked.prompt, checked.outputs).ui for keep in ("once", "classic", 0)]
-    assert shown[0] == shown[1] == shown[2]
-    return shown[0]
+def run_in_all_modes(prompt: dict[str, Any], nodes: dict[str, type]) -> dict[str, Any]:
+    """Return the ui, which must not depend on how long values are kept."""
+    uis = [run(prompt, nodes, Engine(nodes, mode)).ui for mode in ("once", "classic", 0)]
+    assert uis[0] == uis[1] == uis[2]
+    return uis[0]
 
 
-def brings_for(inputs: dict[str, Any], result: list[Any]) -> type:
-    """A class that takes one number and brings the node "new", an Add of these inputs."""
+def adding_later(inputs: dict[str, Any]) -> dict[str, type]:
+    """Return the toys and a class that takes one number and adds the node "new", an Add of these inputs."""
 
     @toy({"after": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
-    class BringsLater:
+    class Later:
         def run(self, after, me):
-            return {"result": result, "expand": {"new": {"class_type": "Add", "inputs": inputs}}}
+            return {"result": [["new", 0]], "expand": {"new": node("Add", **inputs)}}
 
-    return BringsLater
+    return {**TOYS, "Later": Later}
 
 
-def test_a_node_whose_values_were_let_go_runs_again_when_one_that_comes_reads_it():
-    nodes = {**TOYS, "Later": brings_for({"a": ["a", 0], "b": 10}, [["new", 0]])}
-    prompt = graph(
+def test_a_node_whose_values_were_released_runs_again_when_an_added_node_reads_it():
+    prompt = shown(
+        ["e", 0],
         n=node("Number", value=5),
         a=node("Add", a=["n", 0], b=1),
         b=node("Add", a=A, b=1),
         e=node("Later", after=B),
-        show=node("Show", value=["e", 0]),
     )
-    assert both_ways(prompt, nodes)["show"] == {"value": ["16"]}
+    assert run_in_all_modes(prompt, adding_later({"a": ["a", 0], "b": 10}))["show"] == {"value": ["16"]}
 
 
-def test_a_node_of_the_file_that_only_a_new_one_reads_keeps_what_it_needs():
-    nodes = {**TOYS, "Later": brings_for({"a": ["f", 0], "b": 0}, [["new", 0]])}
-    prompt = graph(
+def test_a_node_of_the_file_that_only_an_added_node_reads_keeps_its_sources():
+    prompt = shown(
+        ["z", 0],
         n=node("Number", value=7),
         f=node("Add", a=["n", 0], b=100),
         e=node("Later", after=["n", 0]),
         z=node("Add", a=["n", 0], b=["e", 0]),
-        show=node("Show", value=["z", 0]),
     )
-    assert both_ways(prompt, nodes)["show"] == {"value": ["114"]}
+    assert run_in_all_modes(prompt, adding_later({"a": ["f", 0], "b": 0}))["show"] == {"value": ["114"]}
 
 
-def test_a_new_node_may_read_what_is_given():
-    nodes = {**TOYS, "Later": brings_for({"a": ["load", 0], "b": 0}, [["new", 0]])}
-    prompt = graph(e=node("Later", after=1), show=node("Show", value=["e", 0]), load=node("Number", value=1))
-    assert run(prompt, nodes, given={"load": [[42]]}).ui["show"] == {"value": ["42"]}
+def test_an_added_node_can_read_precomputed_values():
+    prompt = shown(["e", 0], e=node("Later", after=1), load=node("Number", value=1))
+    nodes = adding_later({"a": ["load", 0], "b": 0})
+    assert run(prompt, nodes, precomputed={"load": [[42]]}).ui["show"] == {"value": ["42"]}
 
 
-def test_equal_values_of_a_mapped_expansion_are_each_given():
+def test_equal_values_of_a_mapped_expansion_are_all_returned():
     @toy({"value": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
     class Twice:
         count = 0
 
         def run(self, value, me):
             Twice.count += 1
-            new = f"{me}.{Twice.count}"
-            return {"result": ([new, 0],), "expand": {new: {"class_type": "Add", "inputs": {"a": value, "b": value}}}}
+            new_id = f"{me}.{Twice.count}"
+            return {"result": ([new_id, 0],), "expand": {new_id: node("Add", a=value, b=value)}}
 
     @toy({}, gives=("INT",), OUTPUT_IS_LIST=(True,))
     class Equal:
         def run(self):
             return ([2, 2, 3],)
 
-    nodes = {**TOYS, "Twice": Twice, "Equal": Equal}
-    prompt = graph(a=node("Equal"), b=node("Twice", value=A), show=node("Show", value=B))
-    assert both_ways(prompt, nodes)["show"] == {"value": ["4", "4", "6"]}
+    prompt = shown(B, a=node("Equal"), b=node("Twice", value=A))
+    assert run_in_all_modes(prompt, {**TOYS, "Twice": Twice, "Equal": Equal})["show"] == {"value": ["4", "4", "6"]}
 
 
 @toy({"times": ("INT", {})}, gives=("INT",), hidden={"graph": "DYNPROMPT", "me": "UNIQUE_ID"})
 class Loop:
-    """As loop nodes of packs: looks at the graph, and clones itself and the body until it has run `times` times."""
+    """Reads the graph and clones itself and the body until it has run `times` times, as loop nodes of packs do."""
 
     def run(self, times, graph, me):
         if times == 0:
             return (0,)
-        body = graph.get_node("body")["inputs"]
-        nodes = {
-            f"{me}.l": {"class_type": "Loop", "inputs": {"times": times - 1}},
-            f"{me}.b": {"class_type": "Add", "inputs": {**body, "a": [f"{me}.l", 0]}},
-        }
+        body = {**graph.get_node("body")["inputs"], "a": [f"{me}.l", 0]}
+        nodes = {f"{me}.l": node("Loop", times=times - 1), f"{me}.b": node("Add", **body)}
         return {"result": ([f"{me}.b", 0],), "expand": nodes}
 
 
-def test_a_loop_that_clones_its_body_gives_the_same_and_loads_once():
+def test_a_loop_that_clones_its_body_loads_once():
     loads = []
 
     @toy({}, gives=("INT",), NOT_IDEMPOTENT=True)
@@ -276,57 +220,45 @@ def test_a_loop_that_clones_its_body_gives_the_same_and_loads_once():
             loads.append(1)
             return (3,)
 
-    nodes = {**TOYS, "Loop": Loop, "Load": Load}
-    prompt = graph(
+    prompt = shown(
+        ["loop", 0],
         load=node("Load"),
         body=node("Add", a=0, b=["load", 0]),
         loop=node("Loop", times=4),
-        show=node("Show", value=["loop", 0]),
         other=node("Show", value=["body", 0]),
     )
-    assert both_ways(prompt, nodes)["show"] == {"value": ["12"]}
+    assert run_in_all_modes(prompt, {**TOYS, "Loop": Loop, "Load": Load})["show"] == {"value": ["12"]}
     assert len(loads) == 3  # once in each of the three engines
 
 
-def test_what_a_node_brought_stays_while_the_node_does_and_is_its_own():
-    heavy = []
+def test_outputs_of_added_nodes_are_kept_with_their_parent_and_not_shared():
+    computed = []
 
     @toy({"value": ("INT", {})}, gives=("INT",))
     class Heavy:
         def run(self, value):
-            heavy.append(value)
+            computed.append(value)
             return (value,)
 
     @toy({"value": ("INT", {}), "other": ("INT", {})}, gives=("INT",), hidden={"me": "UNIQUE_ID"})
     class Wraps:
         def run(self, value, other, me):
-            return {
-                "result": ([f"{me}.h", 0],),
-                "expand": {f"{me}.h": {"class_type": "Heavy", "inputs": {"value": value}}},
-            }
+            return {"result": ([f"{me}.h", 0],), "expand": {f"{me}.h": node("Heavy", value=value)}}
 
     nodes = {**TOYS, "Heavy": Heavy, "Wraps": Wraps}
-
-    def wrapped(other: int) -> dict[str, Any]:
-        return graph(
-            a=node("Wraps", value=5, other=other),
-            b=node("Wraps", value=5, other=other),
-            c=node("Add", a=A, b=B),
-            show=node("Show", value=C),
-        )
-
     engine = Engine(nodes, "classic")
     for other in (1, 2):
-        ran_by(engine, wrapped(other), nodes)
-    assert heavy == [5, 5]  # one for each that brought it, and none for the second run
+        wraps = node("Wraps", value=5, other=other)
+        run(shown(C, a=wraps, b=wraps, c=node("Add", a=A, b=B)), nodes, engine)
+    assert computed == [5, 5]  # once for each parent, and not again in the second run
 
 
 def random_graph(rng: random.Random) -> dict[str, Any]:
-    """Numbers, sums, switches and nodes that bring nodes, each reading any that came before it."""
+    """Create a graph of numbers, sums, switches and expanding nodes. Each reads any of the nodes before it."""
     prompt = {"0": node("Number", value=rng.randrange(5))}
-    for place in range(1, 25):
-        first, second = ([str(rng.randrange(place)), 0] for _ in range(2))
-        prompt[str(place)] = rng.choice(
+    for index in range(1, 25):
+        first, second = ([str(rng.randrange(index)), 0] for _ in range(2))
+        prompt[str(index)] = rng.choice(
             [
                 node("Number", value=rng.randrange(5)),
                 node("Add", a=first, b=second),
@@ -334,8 +266,7 @@ def random_graph(rng: random.Random) -> dict[str, Any]:
                 node("Passes", times=rng.randrange(3), value=first, lazily=second),
             ]
         )
-    shows = {f"show{place}": node("Show", value=[str(rng.randrange(20, 25)), 0]) for place in range(2)}
-    return {**prompt, **shows}
+    return prompt | {f"show{index}": node("Show", value=[str(rng.randrange(20, 25)), 0]) for index in range(2)}
 
 
 @toy(
@@ -344,63 +275,59 @@ def random_graph(rng: random.Random) -> dict[str, Any]:
     hidden={"me": "UNIQUE_ID"},
 )
 class Passes:
-    """Brings nodes that add what it was only linked to; at times asks for its lazy input too."""
+    """Adds nodes that read its raw link. With `times` 2 it requests its lazy input too."""
 
     def check_lazy_status(self, times, value, lazily=None, me=None):
         return ["lazily"] if times == 2 else []
 
     def run(self, times, value, me, lazily=None):
         nodes, link = {}, lazily or 0
-        for place in range(times):
-            nodes[f"{me}.{place}"] = {"class_type": "Add", "inputs": {"a": value, "b": link}}
-            link = [f"{me}.{place}", 0]
+        for index in range(times):
+            nodes[f"{me}.{index}"] = node("Add", a=value, b=link)
+            link = [f"{me}.{index}", 0]
         return {"result": (link,), "expand": nodes}
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_letting_go_changes_no_value_and_has_nothing_run_twice(seed):
+def test_releasing_values_changes_no_result_and_runs_nothing_twice(seed):
     nodes = {**LAZY, "Passes": Passes}
     prompt = random_graph(random.Random(seed))
-    assert validate(prompt, nodes).ok
-    both_ways(prompt, nodes)
-    ran_once, cached, _ = ran_by(Engine(nodes), prompt, nodes)
-    assert Counter(ran_once) == Counter(ran_by(Engine(nodes, "classic"), prompt, nodes)[0]) and cached == []
+    run_in_all_modes(prompt, nodes)
+    order, cached, _ = run_ids(prompt, nodes)
+    assert Counter(order) == Counter(run_ids(prompt, nodes, Engine(nodes, "classic"))[0]) and cached == []
 
 
 # Blockers
 
 
-def giving(value: Any) -> dict[str, type]:
-    @toy({}, gives=("INT", "INT"))
+def giving(value: Any, gives: tuple[str, ...] = ("INT", "INT")) -> dict[str, type]:
+    @toy({}, gives=gives)
     class Gives:
         def run(self):
             return value
 
-    return {**TOYS, "Gives": Gives}
+    return {**LAZY, "Gives": Gives}
 
 
 @pytest.mark.parametrize("value", [(ExecutionBlocker(None), 5), {"result": (ExecutionBlocker(None), 5)}])
-def test_what_gets_a_blocker_does_not_run_and_the_rest_does(value):
+def test_nodes_that_receive_a_blocker_do_not_run_and_others_do(value):
     prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), x=node("Show", value=B), show=node("Show", value=["a", 1]))
-    result = run(prompt, giving(value), ("x", "show"))
-    assert result.ui == {"show": {"value": ["5"]}}
+    assert run(prompt, giving(value)).ui == {"show": {"value": ["5"]}}
 
 
-def test_a_blocker_in_place_of_all_values_blocks_all_of_them_and_its_words_are_told_once():
-    prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), show=node("Show", value=B))
-    told = []
-    result = run(prompt, giving(ExecutionBlocker("faceless")), on_event=lambda *each: told.append(each))
+def test_a_blocker_instead_of_a_result_blocks_all_outputs_and_its_message_is_reported_once():
+    events: Events = []
+    prompt = shown(B, a=node("Gives"), b=node("Add", a=A, b=1))
+    result = run(prompt, giving(ExecutionBlocker("faceless")), on_event=lambda *event: events.append(event))
     assert result.ui == {}
-    (error,) = [data for event, data in told if event == "execution_error"]
+    (error,) = [data for event, data in events if event == "execution_error"]
     assert error["node_id"] == "b" and "faceless" in error["exception_message"]
-    assert told[-1][0] == "execution_success"
+    assert events[-1][0] == "execution_success"
 
 
-def test_a_lazy_node_is_not_asked_about_a_call_that_a_blocker_reaches():
-    prompt = graph(g=node("Gives"), c=node("Switch", pick=["g", 0], yes=["g", 1], no=1), show=node("Show", value=C))
-    nodes = {**LAZY, **giving((ExecutionBlocker(None), 5))}
-    nodes["Gives"].RETURN_TYPES = ("BOOLEAN", "INT")
-    assert run(prompt, nodes).ui == {}
+def test_check_lazy_status_is_not_called_with_a_blocker():
+    prompt = shown(C, g=node("Gives"), c=node("Switch", pick=["g", 0], yes=["g", 1], no=1))
+    assert run(prompt, giving((ExecutionBlocker(None), 5), ("BOOLEAN", "INT"))).ui == {}
 
 
 # Coroutines
@@ -416,23 +343,20 @@ class Sleeps:
 ASYNC = {**TOYS, "Sleeps": Sleeps}
 
 
-def test_coroutines_run_beside_each_other():
-    prompt = graph(
-        a=node("Sleeps", value=1), b=node("Sleeps", value=2), c=node("Add", a=A, b=B), show=node("Show", value=C)
-    )
+@pytest.mark.parametrize(
+    ("prompt", "values"),
+    [
+        (shown(C, a=node("Sleeps", value=1), b=node("Sleeps", value=2), c=node("Add", a=A, b=B)), ["3"]),
+        (shown(B, a=node("CountTo", count=4), b=node("Sleeps", value=A)), ["0", "1", "2", "3"]),
+    ],
+)
+def test_coroutines_of_nodes_and_of_mapped_calls_run_concurrently(prompt, values):
     began = time.monotonic()
-    assert run(prompt, ASYNC).ui["show"] == {"value": ["3"]}
+    assert run(prompt, ASYNC).ui["show"] == {"value": values}
     assert time.monotonic() - began < 0.38
 
 
-def test_a_mapped_coroutine_runs_for_all_values_at_once():
-    prompt = graph(a=node("CountTo", count=4), b=node("Sleeps", value=A), show=node("Show", value=B))
-    began = time.monotonic()
-    assert len(run(prompt, ASYNC).ui["show"]["value"]) == 4
-    assert time.monotonic() - began < 0.38
-
-
-def test_an_error_in_a_coroutine_is_the_nodes_and_stops_the_others():
+def test_an_error_in_a_coroutine_is_an_error_of_its_node_and_cancels_the_others():
     ended = []
 
     @toy({}, gives=("INT",))
@@ -449,20 +373,20 @@ def test_an_error_in_a_coroutine_is_the_nodes_and_stops_the_others():
             finally:
                 ended.append(True)
 
-    prompt = graph(a=node("Long"), b=node("Breaks"), c=node("Add", a=A, b=B), show=node("Show", value=C))
+    prompt = shown(C, a=node("Long"), b=node("Breaks"), c=node("Add", a=A, b=B))
     with raises(NodeError, "node", "b", "Breaks", "ValueError", "broke"):
         run(prompt, {**TOYS, "Breaks": Breaks, "Long": Long})
     assert ended == [True]
 
 
-def test_a_graph_runs_where_a_loop_runs_already():
+def test_a_graph_runs_inside_a_running_event_loop():
     async def notebook():
-        return run(graph(a=node("Sleeps", value=1), show=node("Show", value=A)), ASYNC)
+        return run(shown(A, a=node("Sleeps", value=1)), ASYNC)
 
     assert asyncio.run(notebook()).ui["show"] == {"value": ["1"]}
 
 
-def test_checks_may_be_coroutines():
+def test_checks_can_be_coroutines():
     @toy({"value": ("INT", {})}, gives=("INT",))
     class Checked:
         @classmethod
@@ -478,11 +402,11 @@ def test_checks_may_be_coroutines():
             return (value,)
 
     nodes = {**TOYS, "Checked": Checked}
-    assert not validate(graph(a=node("Checked", value=9), show=node("Show", value=A)), nodes).ok
-    assert run(graph(a=node("Checked", value=3), show=node("Show", value=A)), nodes).ui["show"] == {"value": ["3"]}
+    assert not validate(shown(A, a=node("Checked", value=9)), nodes).ok
+    assert run(shown(A, a=node("Checked", value=3)), nodes).ui["show"] == {"value": ["3"]}
 
 
-def test_a_coroutine_that_gives_itself_up_is_an_error_of_the_node():
+def test_a_coroutine_that_cancels_itself_is_an_error_of_the_node():
     @toy({}, gives=("INT",))
     class GivesUp:
         async def run(self):
@@ -490,35 +414,31 @@ def test_a_coroutine_that_gives_itself_up_is_an_error_of_the_node():
             raise asyncio.CancelledError
 
     with raises(NodeError, "node.cancelled", "GivesUp"):
-        run(graph(a=node("GivesUp"), show=node("Show", value=A)), {**TOYS, "GivesUp": GivesUp})
+        run(shown(A, a=node("GivesUp")), {**TOYS, "GivesUp": GivesUp})
 
 
-def test_being_stopped_while_coroutines_run_is_told(monkeypatch):
-    told = []
+def test_an_interrupt_while_coroutines_run_is_reported(monkeypatch):
+    events: Events = []
 
     async def stopped(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(asyncio.Event, "wait", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run(
-            graph(a=node("Sleeps", value=1), show=node("Show", value=A)),
-            ASYNC,
-            on_event=lambda *each: told.append(each),
-        )
-    assert told[-1][0] == "execution_interrupted" and told[-1][1]["node_id"] == "a"
+        run(shown(A, a=node("Sleeps", value=1)), ASYNC, on_event=lambda *event: events.append(event))
+    assert events[-1][0] == "execution_interrupted" and events[-1][1]["node_id"] == "a"
 
 
 @pytest.fixture
-def _ctrl_c_is_python_s():
-    """Also where these tests were started in the background, which ignores it."""
+def _default_sigint():
+    """Let Python raise KeyboardInterrupt. A test process started in the background ignores the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("_ctrl_c_is_python_s")
-def test_a_stop_in_a_notebook_reaches_the_node():
+@pytest.mark.usefixtures("_default_sigint")
+def test_ctrl_c_in_a_notebook_reaches_the_node():
     ended = []
 
     @toy({}, gives=("INT",))
@@ -534,7 +454,7 @@ def test_a_stop_in_a_notebook_reaches_the_node():
 
     async def notebook():
         threading.Timer(0.5, lambda: signal.raise_signal(signal.SIGINT)).start()
-        run(graph(a=node("Computes"), show=node("Show", value=A)), {**TOYS, "Computes": Computes})
+        run(shown(A, a=node("Computes")), {**TOYS, "Computes": Computes})
 
     began = time.monotonic()
     loop = asyncio.new_event_loop()
@@ -544,16 +464,16 @@ def test_a_stop_in_a_notebook_reaches_the_node():
     assert ended and ended[0] - began < 10
 
 
-def test_what_an_observer_raises_is_no_nodes_fault():
+def test_an_exception_of_on_event_is_not_blamed_on_a_node():
     def on_event(event: str, data: dict[str, Any]) -> None:
         if event == "executing":
             raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError):
-        run(graph(show=node("Show", value=1)), TOYS, on_event=on_event)
+        run(shown(1), on_event=on_event)
 
 
-def test_being_stopped_in_is_changed_stops():
+def test_an_interrupt_in_is_changed_ends_the_run():
     @toy({}, gives=("INT",))
     class Stops:
         @classmethod
@@ -564,45 +484,30 @@ def test_being_stopped_in_is_changed_stops():
             return (1,)
 
     with pytest.raises(Interrupted):
-        run(graph(a=node("Stops"), show=node("Show", value=A)), {**TOYS, "Stops": Stops})
+        run(shown(A, a=node("Stops")), {**TOYS, "Stops": Stops})
 
 
 # Between runs
 
 
-def ran_by(engine: Engine, prompt: dict[str, Any], nodes: dict[str, type]) -> tuple[list[str], list[str], dict]:
-    """The nodes that ran, those that were cached, what is shown."""
-    told: list[tuple[str, dict[str, Any]]] = []
-    checked = validate(prompt, nodes)
-    result = engine.run(checked.prompt, checked.outputs, on_event=lambda *each: told.append(each))
-    running = [data["node"] for event, data in told if event == "executing"]
-    (cached,) = [data["nodes"] for event, data in told if event == "execution_cached"]
-    return running, cached, result.ui
-
-
 def added(first: int, second: int) -> dict[str, Any]:
-    return graph(
-        a=node("Number", value=first),
-        b=node("Number", value=second),
-        c=node("Add", a=A, b=B),
-        show=node("Show", value=C),
-    )
+    return shown(C, a=node("Number", value=first), b=node("Number", value=second), c=node("Add", a=A, b=B))
 
 
-@pytest.mark.parametrize("keep", ["classic", 50])
-def test_a_second_run_computes_what_changed_and_what_needs_it(keep):
-    engine = Engine(TOYS, keep)
-    assert ran_by(engine, added(1, 2), TOYS) == (["a", "b", "c", "show"], [], {"show": {"value": ["3"]}})
-    assert ran_by(engine, added(1, 2), TOYS) == ([], ["a", "b", "c", "show"], {"show": {"value": ["3"]}})
-    assert ran_by(engine, added(1, 5), TOYS) == (["b", "c", "show"], ["a"], {"show": {"value": ["6"]}})
+@pytest.mark.parametrize("mode", ["classic", 50])
+def test_a_second_run_computes_changed_nodes_and_their_dependents(mode):
+    engine = Engine(TOYS, mode)
+    assert run_ids(added(1, 2), TOYS, engine) == (["a", "b", "c", "show"], [], {"show": {"value": ["3"]}})
+    assert run_ids(added(1, 2), TOYS, engine) == ([], ["a", "b", "c", "show"], {"show": {"value": ["3"]}})
+    assert run_ids(added(1, 5), TOYS, engine) == (["b", "c", "show"], ["a"], {"show": {"value": ["6"]}})
 
 
-def test_classic_forgets_what_the_next_graph_does_not_have_and_a_number_does_not():
-    for keep, again in (("classic", ["b", "c", "show"]), (50, [])):
-        engine = Engine(TOYS, keep)
-        for second in (2, 5):
-            ran_by(engine, added(1, second), TOYS)
-        assert ran_by(engine, added(1, 2), TOYS)[0] == again
+@pytest.mark.parametrize(("mode", "again"), [("classic", ["b", "c", "show"]), (50, [])])
+def test_classic_drops_outputs_that_the_next_graph_lacks_and_a_number_keeps_them(mode, again):
+    engine = Engine(TOYS, mode)
+    for second in (2, 5):
+        run(added(1, second), TOYS, engine)
+    assert run_ids(added(1, 2), TOYS, engine)[0] == again
 
 
 def test_an_instance_lives_as_long_as_its_node():
@@ -616,48 +521,33 @@ def test_an_instance_lives_as_long_as_its_node():
             return (self.count,)
 
     nodes = {**TOYS, "Counts": Counts}
-
-    def shown(step: int) -> dict[str, Any]:
-        return graph(a=node("Counts", step=step), show=node("Show", value=A))
-
     engine = Engine(nodes, "classic")
-    assert [ran_by(engine, shown(step), nodes)[2]["show"]["value"] for step in (1, 2, 3)] == [["1"], ["2"], ["3"]]
-    ran_by(engine, added(1, 2), nodes)
-    ran_by(engine, graph(z=node("Number", value=1), show=node("Show", value=["z", 0])), nodes)
-    assert ran_by(engine, shown(4), nodes)[2]["show"]["value"] == ["1"]
+
+    def count(step: int) -> list[str]:
+        return run(shown(A, a=node("Counts", step=step)), nodes, engine).ui["show"]["value"]
+
+    assert [count(step) for step in (1, 2, 3)] == [["1"], ["2"], ["3"]]
+    run(added(1, 2), nodes, engine)
+    run(shown(["z", 0], z=node("Number", value=1)), nodes, engine)
+    assert count(4) == ["1"]
 
 
-def test_too_few_values_are_the_fault_of_their_node_in_a_second_run_too():
+def test_too_few_values_are_an_error_of_their_node_in_a_second_run_too():
     engine = Engine(TOYS, "classic")
-    prompt = graph(a=node("GivesTooLittle"), show=node("Show", value=A))
-    ran_by(engine, prompt, TOYS)
+    prompt = shown(A, a=node("GivesTooLittle"))
+    run(prompt, TOYS, engine)
     with raises(NodeError, "node.result", "GivesTooLittle", 1):
-        ran_by(engine, prompt | {"x": node("Show", value=["a", 1])}, TOYS)
+        run(prompt | {"x": node("Show", value=["a", 1])}, TOYS, engine)
 
 
-@pytest.mark.parametrize("keep", ["classic", 3])
-def test_an_engine_does_not_grow_with_its_runs(keep):
-    engine = Engine(TOYS, keep)
+@pytest.mark.parametrize("mode", ["classic", 3])
+def test_an_engine_does_not_grow_with_its_runs(mode):
+    engine = Engine(TOYS, mode)
     sizes = []
     for value in range(40):
-        ran_by(engine, graph(a=node("AlwaysChanged", value=value), show=node("Show", value=A)), TOYS)
-        sizes.append((len(engine._known), len(engine._store._entries), len(engine._instances)))
+        run(shown(A, a=node("AlwaysChanged", value=value)), TOYS, engine)
+        sizes.append((len(engine._numbers), len(engine._cache._entries), len(engine._instances)))
     assert sizes[-1] == sizes[10]
-
-
-# Speed
-
-
-def test_a_chain_of_thousands_is_validated_and_run_in_two_seconds():
-    prompt = graph(a=node("Number", value=0))
-    last = "a"
-    for place in range(3000):
-        prompt[str(place)] = node("Add", a=[last, 0], b=1)
-        last = str(place)
-    prompt["show"] = node("Show", value=[last, 0])
-    began = time.perf_counter()
-    assert run(prompt, TOYS).ui["show"] == {"value": ["3000"]}
-    assert time.perf_counter() - began < 2.0
 
 
 def test_the_executor_takes_little_time_for_a_node():
@@ -667,7 +557,7 @@ def test_the_executor_takes_little_time_for_a_node():
             return (0,)
 
     nodes, count = {**TOYS, "Nothing": Nothing}, 1000
-    prompt = {str(place): node("Nothing", value=[str(place - 1), 0] if place else 0) for place in range(count)}
+    prompt = {str(index): node("Nothing", value=[str(index - 1), 0] if index else 0) for index in range(count)}
     prompt["show"] = node("Show", value=[str(count - 1), 0])
     times = []
     for _ in range(3):

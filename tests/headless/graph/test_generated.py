@@ -1,27 +1,25 @@
-"""Whatever is done to a graph or its file, the door ends in a graph that may run, or in an error of ours.
+"""Open damaged graph files: each ends in a valid graph or in one of our errors.
 
-How many are tried, and from which seed, is said by SVD_STAGES_MUTANTS ("10000" or "10000:7").
+SVD_STAGES_MUTANTS sets the number of files and the first seed ("10000" or "10000:7").
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import ui_cases
 from svd_stages import headless
 from svd_stages.headless.graph import NodeTable
 from svd_stages.svd_core.errors import CheckpointError, GraphError, ImageError, SettingError
 
 from .cases import VALID
-from .mutations import bent, mutant, torn
+from .mutations import damage_bytes, damage_tree, mutant
 from .toys import TOYS
 
 COUNT, _, FIRST = os.environ.get("SVD_STAGES_MUTANTS", "300").partition(":")
@@ -31,24 +29,8 @@ TABLE = NodeTable(NODES, headless.DISPLAY_NAMES)
 OURS = (GraphError, SettingError, ImageError, CheckpointError)
 
 
-@pytest.fixture
-def around(tmp_path) -> headless.RunConfig:
-    (tmp_path / "input").mkdir()
-    shutil.copy(TEMPLATES / "rocket.png", tmp_path / "input")
-    return headless.RunConfig(models=[tmp_path], input_folder=tmp_path / "input", output_folder=tmp_path / "output")
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[str]:
-    """What ran: every node's function is replaced by one that notes its name."""
-    ran: list[str] = []
-    for name, node_class in NODES.items():
-        monkeypatch.setattr(node_class, node_class.FUNCTION, lambda *_, name=name, **__: ran.append(name))
-    return ran
-
-
 def saved() -> list[dict[str, Any]]:
-    """Graphs as people have them on their disks: UI format of both schemas, with and without subgraphs; API format."""
+    """Return graphs of all formats: UI format of both schemas, with and without subgraphs, and API format."""
     pages = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(TEMPLATES.glob("*.json"))]
     pages = [*pages, *(ui_cases.GRAPHS[name] for name in sorted(ui_cases.GRAPHS))]
     nano = ["SVDCheckpointLoader.checkpoint=svd-nano"]
@@ -58,25 +40,25 @@ def saved() -> list[dict[str, Any]]:
 
 
 def generated(count: int, first: int) -> Iterator[bytes]:
-    """Files: of each kind of mutant a third."""
+    """Yield damaged files, a third of each kind of damage."""
     graphs = saved()
     files = [json.dumps(graph).encode() for graph in graphs]
     toys = [case.prompt for case in VALID if not case.differs and case.targets is None]
     for seed in range(first, first + count):
         if seed % 3 == 0:
-            yield torn(seed, files)
+            yield damage_bytes(seed, files)
         elif seed % 3 == 1:
-            yield json.dumps(bent(seed, graphs)).encode()
+            yield json.dumps(damage_tree(seed, graphs)).encode()
         else:
             yield json.dumps(mutant(seed, toys, NODES)).encode()
 
 
-def through_the_door(path: Path, around: headless.RunConfig) -> str:
-    """What `svd-stages validate` does with a file; "valid", or the code of what is wrong."""
-    engine = headless.EmbeddedEngine(around)
+def code_of(path: Path, run_config: headless.RunConfig) -> str:
+    """Do what `svd-stages validate` does with a file. Return "valid" or the error code."""
+    engine = headless.EmbeddedEngine(run_config)
     try:
         source = headless.read_source(path)
-        headless.find_missing(source, engine, around, table=TABLE)
+        headless.find_missing(source, engine, run_config, table=TABLE)
         headless.check_described(headless.open_graph(source, table=TABLE).prompt, TABLE, "here")
         engine.check(headless.open_graph(source))
     except OURS as error:
@@ -86,14 +68,14 @@ def through_the_door(path: Path, around: headless.RunConfig) -> str:
     return "valid"
 
 
-def test_no_mutant_of_a_file_brings_out_anything_but_a_graph_or_an_error_of_ours(tmp_path, around, calls):
+def test_a_damaged_file_is_a_valid_graph_or_one_of_our_errors(tmp_path, run_config, calls):
     ends: Counter[str] = Counter()
     path, slowest = tmp_path / "graph.json", 0.0
     for content in generated(int(COUNT), int(FIRST or 0)):
         path.write_bytes(content)
         began = time.process_time()
-        ends[through_the_door(path, around)] += 1
+        ends[code_of(path, run_config)] += 1
         slowest = max(slowest, time.process_time() - began)
     assert calls == [] and slowest < 1
     assert "graph" not in ends and len(ends) > 8 and sum(ends.values()) == int(COUNT)
-    assert ends["graph.json"] > 10 and ends["graph.shape"] > 3  # torn files, and trees that are no graphs
+    assert ends["graph.json"] > 10 and ends["graph.shape"] > 3  # cut files, and JSON that is not a graph

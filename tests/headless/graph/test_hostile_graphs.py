@@ -1,6 +1,6 @@
-"""Bad graphs at the door, one by one: each is refused by a code, with the node that is at fault, and nothing runs.
+"""Open bad graphs: each is refused with a code and its faulty node, and nothing runs.
 
-The rows are those of the project's table of threats to graphs. `Row.change` gets a valid graph in API format.
+The rows are those of the project's table of threats to graphs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,74 +31,75 @@ SAMPLER, DECODER, RESIZE, LOADER = (
 
 @dataclass(frozen=True)
 class Row:
-    """make: the file's content. node: at fault, None where there is none. says: facts of the message, by spaces."""
+    """A bad graph.
+
+    Attributes:
+        node: The faulty node, or None.
+        make: Returns the content of the file.
+        facts: Facts of the message, separated by spaces.
+    """
 
     name: str
     code: str
     node: str | None
     make: Callable[[], bytes | str]
-    says: str = ""
+    facts: str = ""
+
+
+def changed(base: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> str:
+    """Return the JSON of a copy after `change`. If `change` returns a value, it replaces the graph."""
+    graph = copy.deepcopy(base)
+    replacement = change(graph)
+    return json.dumps(graph if replacement is None else replacement)
 
 
 def api(name: str, code: str, node: str | None, change: Callable[[dict[str, Any]], Any], says: str = "") -> Row:
-    """A row of a changed graph; what `change` returns stands for the graph, if it returns anything."""
-
-    def make() -> str:
-        prompt = copy.deepcopy(BASE)
-        changed = change(prompt)
-        return json.dumps(prompt if changed is None else changed)
-
-    return Row(name, code, node, make, says)
+    """Create a row of a changed graph in API format. See `changed`."""
+    return Row(name, code, node, partial(changed, BASE, change), says)
 
 
-def value(node: str, name: str, given: Any, code: str, says: str = "", label: str = "") -> Row:
-    """A row of one changed input."""
-    title = label or f"{BASE[node]['class_type']}.{name} = {json.dumps(given)[:40]}"
-    return api(title, code, node, lambda prompt: prompt[node]["inputs"].__setitem__(name, given), says)
+def value(node: str, name: str, new: Any, code: str, says: str = "", label: str = "") -> Row:
+    """Create a row of one changed input."""
+    title = label or f"{BASE[node]['class_type']}.{name} = {json.dumps(new)[:40]}"
+    return api(title, code, node, lambda prompt: prompt[node]["inputs"].__setitem__(name, new), says)
 
 
 def page(name: str, code: str, change: Callable[[dict[str, Any]], Any], says: str = "") -> Row:
-    """A row of a changed graph in UI format."""
-
-    def make() -> str:
-        graph = copy.deepcopy(PAGE)
-        changed = change(graph)
-        return json.dumps(graph if changed is None else changed)
-
-    return Row(name, code, None, make, says)
+    """Create a row of a changed graph in UI format. See `changed`."""
+    return Row(name, code, None, partial(changed, PAGE, change), says)
 
 
 def text(name: str, code: str, content: bytes | str, says: str = "") -> Row:
-    """A row of a file as it stands."""
+    """Create a row of a file's content."""
     return Row(name, code, None, lambda: content, says)
 
 
 def inserted(token: str) -> str:
-    """The graph with a token that JSON does not have, or that nobody can mean, for a value."""
+    """Return a graph with a token that is not valid JSON, or not a useful number, as a value."""
     prompt = copy.deepcopy(BASE)
-    prompt[SAMPLER]["inputs"]["max_guidance"] = "HERE"
-    return json.dumps(prompt).replace('"HERE"', token)
+    prompt[SAMPLER]["inputs"]["max_guidance"] = "TOKEN"
+    return json.dumps(prompt).replace('"TOKEN"', token)
 
 
 def ring(length: int) -> Callable[[dict[str, Any]], Any]:
-    """Chain the sampler's latent through many samplers, round to the first."""
+    """Link many samplers by their latents in a cycle."""
 
     def change(prompt: dict[str, Any]) -> None:
-        for place in range(length):
-            inputs = {**BASE[SAMPLER]["inputs"], "latent": [f"r{(place + 1) % length}", 0]}
-            prompt[f"r{place}"] = {"class_type": "SVDEulerSampler", "inputs": inputs}
+        for index in range(length):
+            inputs = {**BASE[SAMPLER]["inputs"], "latent": [f"r{(index + 1) % length}", 0]}
+            prompt[f"r{index}"] = {"class_type": "SVDEulerSampler", "inputs": inputs}
         prompt[DECODER]["inputs"]["latent"] = ["r0", 0]
 
     return change
 
 
 def linked(node: str, name: str, *link: Any, says: str = "", code: str = "graph.bad_linked_input") -> Row:
-    """A row of a bad link."""
+    """Create a row of a bad link."""
     return value(node, name, list(link), code, says, f"{BASE[node]['class_type']}.{name} <- {json.dumps(link)[:40]}")
 
 
 def subgraph(inside: Any) -> Callable[[dict[str, Any]], Any]:
-    """Put definitions of subgraphs into a page."""
+    """Add definitions of subgraphs to a graph in UI format."""
     return lambda graph: graph.update(definitions={"subgraphs": inside})
 
 
@@ -105,7 +107,7 @@ def too_many_boxes(graph: dict[str, Any]) -> None:
     graph["nodes"] = [{"id": number, "type": "Note"} for number in range(MAX_NODES + 1)]
 
 
-def holding_itself(graph: dict[str, Any]) -> None:
+def contain_itself(graph: dict[str, Any]) -> None:
     graph["nodes"].append({"id": 78, "type": "s"})
     graph["definitions"] = {"subgraphs": [{"id": "s", "nodes": [{"id": 1, "type": "s"}], "links": []}]}
 
@@ -232,65 +234,48 @@ ROWS = [
     page("a group node", "graph.unsupported", lambda g: g["nodes"].append({"id": 77, "type": "workflow>x"}), "77"),
     page("a subgraph without an id", "graph.shape", subgraph([{}])),
     page("a subgraph that is text", "graph.shape", subgraph(["x"])),
-    page("a subgraph that holds itself", "graph.shape", holding_itself, "78"),
+    page("a subgraph that contains itself", "graph.shape", contain_itself, "78"),
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def around(tmp_path_factory) -> headless.RunConfig:
-    folder = tmp_path_factory.mktemp("hostile")
-    (folder / "input").mkdir()
-    shutil.copy(TEMPLATES / "rocket.png", folder / "input")
-    return headless.RunConfig([folder / "models"], "cpu", input_folder=folder / "input", output_folder=folder / "out")
-
-
-@pytest.fixture
-def calls(monkeypatch) -> list[str]:
-    """What ran: every node's function is replaced by one that notes its name."""
-    ran: list[str] = []
-    for name, node_class in headless.NODES.items():
-        monkeypatch.setattr(node_class, node_class.FUNCTION, lambda *_, name=name, **__: ran.append(name))
-    return ran
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_bad_graph_is_refused_by_its_code_and_node_in_a_second_and_nothing_runs(row, around, calls, tmp_path):
+def test_a_bad_graph_is_refused_by_its_code_and_node_in_a_second_and_nothing_runs(row, run_config, calls, tmp_path):
     path = tmp_path / "graph.json"
     content = row.make()
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     began = time.process_time()
     with pytest.raises(GraphError) as caught:
-        headless.EmbeddedEngine(around).run(headless.open_graph(path))
+        headless.EmbeddedEngine(run_config).run(headless.open_graph(path))
     assert time.process_time() - began < 1
     error, message = caught.value, str(caught.value)
-    check_error(error, row.code, *row.says.split())
+    check_error(error, row.code, *row.facts.split())
     if row.node is not None:
         check_facts(message, row.node)
         class_type = json.loads(content)[row.node].get("class_type")
         assert error.node_errors[row.node]["class_type"] == class_type
     assert message.isprintable() and len(message) < 2000
-    assert calls == [] and not around.runtime().output_folder.exists()
+    assert calls == [] and not run_config.runtime().output_folder.exists()
 
 
-def test_there_are_more_than_sixty_of_them_and_no_two_are_one():
+def test_there_are_more_than_ninety_rows_with_different_names():
     assert len({row.name for row in ROWS}) == len(ROWS) > 90
 
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1, "123", 7.0, "18446744073709551615"])
-def test_a_seed_is_any_whole_number_of_64_bits(seed, around, calls):
+def test_a_seed_is_any_integer_of_64_bits(seed, run_config, calls):
     prompt = copy.deepcopy(BASE)
     prompt[SAMPLER]["inputs"]["seed"] = seed
-    checked = headless.EmbeddedEngine(around).check(headless.open_graph(prompt))
+    checked = headless.EmbeddedEngine(run_config).check(headless.open_graph(prompt))
     assert checked.prompt[SAMPLER]["inputs"]["seed"] == int(seed)
 
 
 @pytest.mark.parametrize("flag", [True, False, 0, 1, 0.0, 1.0])
-def test_a_flag_is_true_or_false_or_their_numbers_and_the_rest_is_named(flag, around, calls):
+def test_a_flag_is_true_or_false_or_their_numbers_and_the_rest_is_named(flag, run_config, calls):
     prompt = copy.deepcopy(BASE)
     prompt["b"] = {"class_type": "SaveAnimatedWEBP", "inputs": {
         "images": [DECODER, 0], "filename_prefix": "x", "fps": 7, "lossless": flag, "quality": 80, "method": "default",
     }}  # fmt: skip
-    engine = headless.EmbeddedEngine(around)
+    engine = headless.EmbeddedEngine(run_config)
     assert engine.check(headless.open_graph(prompt)).prompt["b"]["inputs"]["lossless"] is bool(flag)
     for other in ("false", "true", "", None, 2, -1, {}, 0.5):
         prompt["b"]["inputs"]["lossless"] = other
@@ -298,32 +283,25 @@ def test_a_flag_is_true_or_false_or_their_numbers_and_the_rest_is_named(flag, ar
             engine.check(headless.open_graph(prompt))
 
 
-def test_what_is_ignored_and_what_is_filled_in_is_said(around, caplog):
-    """G15, G16: in the notes of validation, as warnings of a run, and in the manifest."""
+def test_ignored_and_filled_in_values_are_in_notes_warnings_and_manifest(run_config, caplog):
+    """G15, G16."""
     loader = {"class_type": "LoadImage", "inputs": {"image": "rocket.png", "colour": "red"}}
     scale = {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "width": 32, "height": 32, "crop": "disabled"}}
     scale["inputs"]["upscale_method"] = "bilinear"
     saver = {"class_type": "SaveAnimatedPNG", "inputs": {"images": ["2", 0], "filename_prefix": "x", "fps": 7}}
-    engine, graph = headless.EmbeddedEngine(around), headless.Graph({"1": loader, "2": scale, "3": saver})
+    engine, graph = headless.EmbeddedEngine(run_config), headless.Graph({"1": loader, "2": scale, "3": saver})
     facts = [(1, "LoadImage", "colour"), (3, "SaveAnimatedPNG", "compress_level", 4)]
     for note, known in zip(notes := engine.check(graph).notes, facts, strict=True):
         check_facts(note, *known)
     report = engine.run(graph)
-    told = [record.getMessage() for record in caplog.records]
-    assert all(note in told for note in notes)
-    kept = headless.make_manifest(graph, report, around, engine, 1.0)["notes"]
-    assert kept == [{"code": "graph.note", "message": note} for note in notes]
-    shutil.rmtree(around.runtime().output_folder)
+    assert set(notes) <= {record.getMessage() for record in caplog.records}
+    recorded = headless.make_manifest(graph, report, run_config, engine, 1.0)["notes"]
+    assert recorded == [{"code": "graph.note", "message": note} for note in notes]
+    shutil.rmtree(run_config.runtime().output_folder)
 
 
-def test_a_byte_order_mark_is_no_fault(around, calls, tmp_path):
-    path = tmp_path / "graph.json"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(BASE).encode())
-    assert headless.EmbeddedEngine(around).check(headless.open_graph(path)).ok
-
-
-def test_as_many_nodes_as_are_allowed_are_checked_in_seconds(around, calls):
+def test_the_maximum_number_of_nodes_is_checked_in_seconds(run_config, calls):
     nodes = {str(n): {"class_type": "PrimitiveInt", "inputs": {"value": n}} for n in range(MAX_NODES - 1)}
     prompt = {**nodes, "p": {"class_type": "PreviewImage", "inputs": {f"x{n}": [n, 0] for n in nodes}}}
     with raises(GraphError, "graph.required_input_missing", "PreviewImage", "images"):
-        headless.EmbeddedEngine(around).check(headless.Graph(prompt))
+        headless.EmbeddedEngine(run_config).check(headless.Graph(prompt))

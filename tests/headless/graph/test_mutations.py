@@ -1,13 +1,11 @@
-"""Graphs with random faults: ours decides as ComfyUI does, names every fault, and never breaks."""
+"""Validate graphs with random faults: decisions are ComfyUI's, every fault is named, and nothing else is raised."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,56 +17,49 @@ from svd_stages.headless.graph.prompt import is_wrapped, looks_like_link, unwrap
 from svd_stages.svd_core.errors import GraphError, NodeError
 from svd_stages.svd_core.runtime.runtime import use_runtime
 
-from .ask_comfyui import ask_comfyui, needs_comfyui
+from .ask_comfyui import as_answer, ask_comfyui, needs_comfyui
 from .cases import FAILING, VALID
 from .mutations import mutant
 from .toys import TOYS
 
-ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
+TEMPLATES = headless.PACKAGE / "example_workflows"
 NODES = {**headless.NODES, **TOYS}
 DIFFERENCES = {
-    "cycle": "ComfyUI goes round a cycle until Python stops it, and fails the outputs without naming it",
-    "link": "a dangling link, or a slot that is out of range or no whole number, is an exception to ComfyUI, which "
-    "hides the other faults of its node",
-    "slot": "ComfyUI counts negative slots from the end, and takes true for 1",
-    "finite": "NaN and infinities are taken by ComfyUI where no limit stops them",
-    "flag": "text and null are flags to ComfyUI, and a seed is cut to a whole number",
-    "compare": "a value that cannot be compared with its limits is an exception to ComfyUI",
-    "default": "a required widget that is missing gets its declared default here",
-    "undeclared": "links that no class declares are not looked at by ComfyUI",
-    "behind": "what lies behind an undeclared link, a link of a wrong type or an exception is not looked at by ComfyUI",
-    "list": "the options of combos of the new kind are not looked at by ComfyUI before 0.10",
-    "class": "an exception of the node's class is said to be of inner validation, and hides its node's other faults",
-    "name": "core's LoadImage breaks on a name that comes by a link, and on null, which looks the same to it",
-    "null": "null where a choice belongs looks like a link to a class that validates its values, and passes",
+    "cycle": "ComfyUI follows a cycle until RecursionError, and fails the outputs without naming it",
+    "link": "ComfyUI raises for a dangling link, and for a slot that is out of range or not an integer. That hides the "
+    "other faults of the node",
+    "slot": "ComfyUI counts negative slots from the end, and reads true as 1",
+    "finite": "ComfyUI accepts NaN and infinities that no limit refuses",
+    "flag": "ComfyUI accepts text and null for a boolean, and truncates a seed",
+    "compare": "ComfyUI raises for a value that cannot be compared with its limits",
+    "default": "we use the declared default of a required widget that is missing",
+    "undeclared": "ComfyUI does not check links that no class declares",
+    "behind": "ComfyUI does not check nodes behind an undeclared link, a link of a wrong type or an exception",
+    "list": "ComfyUI before 0.10 does not check the options of combos of the new kind",
+    "class": "ComfyUI reports an exception of a node's class as inner validation, and hides the node's other faults",
+    "name": "core's LoadImage raises for a linked name, and for null, which it cannot distinguish from a link",
+    "null": "ComfyUI accepts null for a combo if the class validates its values, because it looks like a link",
     "wrapped": "ComfyUI unwraps a list that looks like a link, and then takes it for one",
-    "shape": "what is no graph or no node is an exception to ComfyUI, at the latest when anything of the graph is run",
+    "shape": "ComfyUI raises for a value that is not a graph or not a node, at the latest when the graph runs",
 }
-"""Where ours departs on purpose, by name."""
+"""Intended differences by name."""
 EXCEPTIONS = {"exception_during_validation", "exception_during_inner_validation"}
 Fault = tuple[str, str | None]
-"""The type of an error and the input that it is about."""
+"""The type of an error, and its input."""
 
 
-@pytest.fixture(scope="module")
-def around(tmp_path_factory) -> Iterator[Path]:
-    """A folder with pictures in input/, and the host that looks there."""
-    folder = tmp_path_factory.mktemp("mutants")
-    (folder / "input").mkdir()
-    shutil.copy(ROCKET, folder / "input")
-    with use_runtime(run_config(folder).runtime()):
-        yield folder
-
-
-def run_config(folder: Path) -> headless.RunConfig:
-    return headless.RunConfig(models=[folder / "models"], input_folder=folder / "input")
+@pytest.fixture(autouse=True)
+def _runtime(run_config) -> Iterator[None]:
+    """Nodes list the input folder of `run_config`."""
+    with use_runtime(run_config.runtime()):
+        yield
 
 
 def base_graphs() -> list[Any]:
-    """Valid graphs: of toys, and the templates that need no other nodes than ours, four times as they are few."""
+    """Return valid graphs: toys, and four copies of the templates that use only our nodes."""
     toys = [case.prompt for case in VALID + FAILING if not case.differs and case.targets is None]
     templates = []
-    for path in sorted(ROCKET.parent.glob("*.json")):
+    for path in sorted(TEMPLATES.glob("*.json")):
         try:
             templates.append(headless.open_graph(path, ["SVDCheckpointLoader.checkpoint=svd-nano"]).prompt)
         except GraphError:
@@ -77,31 +68,19 @@ def base_graphs() -> list[Any]:
     return [*toys, *templates * 4]
 
 
-def mutants(count: int, first: int = 0) -> list[Any]:
-    """Mutants as they are read from a file."""
+def mutants(count: int) -> list[Any]:
+    """Return mutants as they are after writing and reading a file."""
     bases = base_graphs()
-    return [json.loads(json.dumps(mutant(first + seed, bases, NODES))) for seed in range(count)]
-
-
-def ours(prompt: Any) -> dict[str, Any]:
-    """Our answer in ComfyUI's form."""
-    checked = validate(prompt, NODES)
-    found = {
-        "ok": checked.ok,
-        "error": checked.error,
-        "outputs": checked.outputs,
-        "node_errors": checked.node_errors,
-    }
-    return json.loads(json.dumps(found, default=str))
+    return [json.loads(json.dumps(mutant(seed, bases, NODES))) for seed in range(count)]
 
 
 class Comparison:
-    """Our answer beside ComfyUI's: `names` of the differences that are wanted, `strange` ones that are not."""
+    """Our answer and ComfyUI's: `names` of intended differences, and `unexpected` ones."""
 
     def __init__(self, prompt: Any, theirs: dict[str, Any], mine: dict[str, Any]):
         self.prompt, self.theirs, self.mine = prompt, theirs, mine
         self.names: set[str] = set()
-        self.strange: list[str] = []
+        self.unexpected: list[str] = []
         self.declarations = Declarations(NODES)
         if mine["error"] and mine["error"]["type"] in ("invalid_prompt", "missing_node_type"):
             self.compare_refusals()
@@ -109,20 +88,20 @@ class Comparison:
             self.compare_nodes()
 
     def compare_refusals(self) -> None:
-        """A graph with a node that is none is refused as a whole."""
+        """Compare the answers to a graph that is refused as a whole."""
         theirs = (self.theirs["error"] or {}).get("type")
         if theirs == "invalid_prompt":
             return
         if self.mine["error"]["type"] == "missing_node_type":
-            self.strange.append("refused for a class that ComfyUI knows")
+            self.unexpected.append("refused for a class that ComfyUI knows")
         self.names.add("shape")
 
     def compare_nodes(self) -> None:
-        looked_at = self.looked_at()
+        checked = self.checked()
         different = {
             node_id
             for node_id in {*self.theirs["node_errors"], *self.mine["node_errors"]}
-            if self.compare_node(node_id, node_id in looked_at)
+            if self.compare_node(node_id, node_id in checked)
         }
         sources = {
             node_id: [value[0] for value in node["inputs"].values() if looks_like_link(value)]
@@ -130,31 +109,31 @@ class Comparison:
         }
         for output in set(self.theirs["outputs"]) ^ set(self.mine["outputs"]):
             if not different & with_ancestors([output], sources):
-                self.strange.append(f"another decision on {output}, with no other fault")
+                self.unexpected.append(f"another decision on {output}, with no other fault")
         if self.theirs.get("raised"):
-            self.strange.append(f"ComfyUI raised {self.theirs['raised']}")
+            self.unexpected.append(f"ComfyUI raised {self.theirs['raised']}")
         if self.theirs["ok"] == self.mine["ok"] and kind_of(self.theirs) != kind_of(self.mine):
-            self.strange.append("another kind of error")
+            self.unexpected.append("another kind of error")
 
-    def looked_at(self) -> set[str]:
-        """The nodes that ComfyUI has surely looked at, by the links that it follows."""
-        found, waiting = set(), [each for each in self.prompt if self.is_output(each)]
-        while waiting:
-            node_id = waiting.pop()
-            if node_id in found:
+    def checked(self) -> set[str]:
+        """Return the nodes that ComfyUI has certainly checked, by the links that it follows."""
+        checked, pending = set(), [node_id for node_id in self.prompt if self.is_output(node_id)]
+        while pending:
+            node_id = pending.pop()
+            if node_id in checked:
                 continue
-            found.add(node_id)
+            checked.add(node_id)
             faults = faults_of(self.theirs, node_id)
             if any(kind in EXCEPTIONS for kind, _ in faults):
                 continue
             for name, value in self.prompt[node_id]["inputs"].items():
                 is_link = isinstance(value, list) and len(value) == 2 and value[0] in self.prompt
                 if is_link and self.declared(node_id, name) and ("return_type_mismatch", name) not in faults:
-                    waiting.append(value[0])
-        return found
+                    pending.append(value[0])
+        return checked
 
-    def compare_node(self, node_id: str, looked_at: bool) -> bool:
-        """Whether the node's faults differ; what in them is not wanted is noted."""
+    def compare_node(self, node_id: str, checked: bool) -> bool:
+        """Return True if the faults of a node differ. Unexpected differences are recorded."""
         theirs = faults_of(self.theirs, node_id)
         kept, may, raising, names = self.translated(node_id)
         defaults = Counter({each: 1 for each in theirs if self.is_default(node_id, each)})
@@ -162,25 +141,25 @@ class Comparison:
         if exceptions:
             names = raising or self.other_exception(node_id, defaults)
             if not names or len(theirs) != 1:
-                self.strange.append(f"{node_id}: ComfyUI's exception, ours {faults_of(self.mine, node_id)}")
-        elif not theirs and not looked_at:
+                self.unexpected.append(f"{node_id}: ComfyUI's exception, ours {faults_of(self.mine, node_id)}")
+        elif not theirs and not checked:
             names = {"behind"}
         else:
             names |= {"default"} if defaults else set()
-            left = theirs - kept - defaults - may
-            if raising or left or kept - theirs:
-                self.strange.append(f"{node_id}: ComfyUI's {theirs}, ours {faults_of(self.mine, node_id)}")
+            extra = theirs - kept - defaults - may
+            if raising or extra or kept - theirs:
+                self.unexpected.append(f"{node_id}: ComfyUI's {theirs}, ours {faults_of(self.mine, node_id)}")
         self.names |= names
         return bool(names)
 
     def translated(self, node_id: str) -> tuple[Counter[Fault], Counter[Fault], set[str], set[str]]:
-        """Of our faults: those ComfyUI has too, those it may have in their place, and by name those that raise there
-        and those that it has not."""
+        """Sort our faults: those that ComfyUI has too, those that it may have instead, and the names of differences
+        where it raises, and where it has no fault."""
         kept: Counter[Fault] = Counter()
         may: Counter[Fault] = Counter()
         raising, names = set(), set()
         for error in self.mine["node_errors"].get(node_id, {"errors": []})["errors"]:
-            name, raises = self.wanted(node_id, error)
+            name, raises = self.classify(node_id, error)
             if name is None:
                 kept[fault_of(error)] += 1
             elif raises:
@@ -191,8 +170,8 @@ class Comparison:
                 may += Counter({(kind, fault_of(error)[1]): 1 for kind in kinds if name in ("slot", "finite", "flag")})
         return kept, may, raising, names
 
-    def wanted(self, node_id: str, error: dict[str, Any]) -> tuple[str | None, bool]:
-        """The name of the difference that an error of ours is, or None; whether ComfyUI raises there."""
+    def classify(self, node_id: str, error: dict[str, Any]) -> tuple[str | None, bool]:
+        """Return the name of the difference that an error of ours is (or None), and True if ComfyUI raises there."""
         kind, name = fault_of(error)
         declared = self.declared(node_id, name)
         if kind == "dependency_cycle":
@@ -212,16 +191,17 @@ class Comparison:
             return "link", True
         if kind == "invalid_input_type":
             return unfit(declared, unwrap_value(self.prompt[node_id]["inputs"][name]), error["extra_info"])
-        is_new = declared is not None and (declared.kind == "COMBO" or self.is_of_new_kind(node_id))
-        is_asked = hasattr(NODES[self.prompt[node_id]["class_type"]], "VALIDATE_INPUTS")
-        if kind == "value_not_in_list" and error["extra_info"]["received_value"] is None and is_asked:
+        class_type = self.prompt[node_id]["class_type"]  # core declares combos of these two without their options
+        is_new = declared is not None and (declared.kind == "COMBO" or class_type in ("CreateVideo", "SaveVideo"))
+        has_validator = hasattr(NODES[class_type], "VALIDATE_INPUTS")
+        if kind == "value_not_in_list" and error["extra_info"]["received_value"] is None and has_validator:
             return "null", False
         if kind == "value_not_in_list" and is_new:
             return "list", False
         return None, False
 
     def other_exception(self, node_id: str, defaults: Counter[Fault]) -> set[str]:
-        """Why ComfyUI may raise where ours does not: it goes round a cycle, or asks a class without what is missing."""
+        """Return the difference that makes ComfyUI raise: it follows a cycle, or calls a class without an input."""
         raised = self.theirs["node_errors"][node_id]["errors"][0]["extra_info"]["exception_type"]
         if raised == "RecursionError" and "dependency_cycle" in json.dumps(self.mine):
             return {"cycle"}
@@ -234,16 +214,12 @@ class Comparison:
         return set()
 
     def is_default(self, node_id: str, fault: Fault) -> bool:
-        """Whether ComfyUI misses an input that has a default here."""
+        """Return True if ComfyUI reports a missing input that has a default."""
         declared = self.declared(node_id, fault[1])
         return bool(fault[0] == "required_input_missing" and declared and "default" in declared.options)
 
     def is_output(self, node_id: str) -> bool:
         return getattr(NODES[self.prompt[node_id]["class_type"]], "OUTPUT_NODE", False)
-
-    def is_of_new_kind(self, node_id: str) -> bool:
-        """Whether core's node, for which ours stands in, is of the form that has no list in its declaration."""
-        return self.prompt[node_id]["class_type"] in ("CreateVideo", "SaveVideo")
 
     def declared(self, node_id: str, name: str | None) -> DeclaredInput | None:
         return self.all_declared(node_id).get(name or "")
@@ -253,7 +229,7 @@ class Comparison:
 
 
 def unfit(declared: DeclaredInput | None, value: Any, info: dict[str, Any]) -> tuple[str | None, bool]:
-    """What `wanted` gives for a value that is not of its input's type."""
+    """Return the result of `Comparison.classify` for a value that is not of its input's type."""
     with pytest.raises(ValueError) as not_finite:
         check_finite(math.nan)
     if info["exception_message"] == str(not_finite.value):
@@ -280,19 +256,21 @@ def kind_of(answer: dict[str, Any]) -> str | None:
 
 @pytest.mark.comfyui
 @needs_comfyui
-def test_decisions_and_faults_of_200_mutants_are_comfyuis_or_named_as_different(around):
+def test_decisions_and_faults_of_200_mutants_are_comfyuis_or_a_named_difference(tmp_path, run_config):
     prompts = mutants(200)
-    asked = [{"prompt": prompt, "targets": None, "only_validate": True} for prompt in prompts]
-    answers = ask_comfyui(around, asked, headless.PACKAGE, around / "input")
-    compared = [Comparison(*each, ours(each[0])) for each in zip(prompts, answers, strict=True)]
-    assert [(each.strange, each.prompt) for each in compared if each.strange] == []
+    cases = [{"prompt": prompt, "targets": None, "only_validate": True} for prompt in prompts]
+    answers = ask_comfyui(tmp_path, cases, headless.PACKAGE, run_config.input_folder)
+    compared = [
+        Comparison(prompt, answer, as_answer(validate(prompt, NODES)))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    assert [(each.unexpected, each.prompt) for each in compared if each.unexpected] == []
     assert set().union(*(each.names for each in compared)) <= set(DIFFERENCES)
     decisions = Counter((each.theirs["ok"], each.mine["ok"]) for each in compared)
-    assert decisions[True, True] > 30 and decisions[False, False] > 30  # both ways, so that equality says something
+    assert decisions[True, True] > 30 and decisions[False, False] > 30  # both are frequent, so equality is no accident
 
 
-def test_every_mutant_ends_in_a_decision_and_nothing_else(around):
-    """Validation, its words and, where all is of toys, the run."""
+def test_validating_explaining_and_running_a_mutant_raises_only_our_errors():
     ends: Counter[str] = Counter()
     for prompt in mutants(400):
         before = json.dumps(prompt)
@@ -312,16 +290,15 @@ def test_every_mutant_ends_in_a_decision_and_nothing_else(around):
     assert ends["refused"] > 30 and ends["ran"] > 30 and ends["failed"] > 0
 
 
-def test_every_mutant_ends_in_a_decision_at_the_door_too(around):
-    """As a dict and as a file, which is refused for what JSON does not have."""
+def test_opening_a_mutant_as_a_dict_or_a_file_raises_only_our_errors(tmp_path, run_config):
     ends: Counter[str] = Counter()
-    file = around / "graph.json"
+    file = tmp_path / "graph.json"
     for prompt in mutants(300):
         file.write_text(json.dumps(prompt))
         sources = [file, prompt] if isinstance(prompt, dict) else [file]
         for source, settings in [*((each, []) for each in sources), (file, ["a.value=1"])]:
             try:
-                headless.EmbeddedEngine(run_config(around)).check(headless.open_graph(source, settings))
+                headless.EmbeddedEngine(run_config).check(headless.open_graph(source, settings))
                 ends["valid"] += 1
             except GraphError as error:
                 assert error.code != "graph" and str(error).isprintable() and error.exit_status in (2, 3)

@@ -1,4 +1,4 @@
-"""The node list in the shape of ComfyUI's /object_info."""
+"""Describe node classes in the shape of ComfyUI's /object_info."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_class_is_described_as_comfyui_describes_it():
     }
 
 
-def test_what_a_class_does_not_say_has_comfyuis_defaults():
+def test_missing_attributes_have_comfyuis_defaults():
     info = object_info(TOYS, {})["ShowAndPass"]
     assert info["display_name"] == "ShowAndPass" and info["output_name"] == ["INT"] and info["output_node"]
     assert info["description"] == "" and info["search_aliases"] == []

@@ -1,4 +1,4 @@
-"""Subgraphs, primitives and texts in UI-format graphs; the page's own answers: tests/comfyui/test_page_export.py."""
+"""Convert subgraphs, primitives and texts. tests/comfyui/test_page_export.py compares with ComfyUI's page."""
 
 from __future__ import annotations
 
@@ -15,26 +15,20 @@ from error_checks import check_facts, raises
 from svd_stages.headless import EMBEDDED_NODES
 from svd_stages.headless.graph import described_nodes, object_info, to_api
 from svd_stages.headless.graph.node_schema import DeclaredInput
-from svd_stages.headless.graph.subgraphs import MAX_BOXES, MAX_DEPTH
+from svd_stages.headless.graph.subgraphs import MAX_DEPTH, MAX_NODES_UNFOLDED
 from svd_stages.headless.graph.text_substitution import Replacements, choose_alternatives
 from svd_stages.headless.graph.ui_graph import UINode
 from svd_stages.svd_core.errors import GraphError
 from ui_cases import GRAPHS, Sheet, instance, load, save, scale, shrink
 
-from .toys import toy
+from .toys import declared
 
-
-@toy({"image1": ("IMAGE",), "image2": ("IMAGE",)}, gives=("IMAGE",))
-class ImageBatch:
-    pass
-
-
-@toy({"text": ("STRING", {"dynamicPrompts": True}), "clip": ("CLIP",)}, gives=("CONDITIONING",))
-class CLIPTextEncode:
-    pass
-
-
-NODES = {**EMBEDDED_NODES.classes, "ImageBatch": ImageBatch, "CLIPTextEncode": CLIPTextEncode}
+PROMPT_INPUTS = {"text": ("STRING", {"dynamicPrompts": True}), "clip": ("CLIP",)}
+NODES = {
+    **EMBEDDED_NODES.classes,
+    "ImageBatch": declared({"image1": ("IMAGE",), "image2": ("IMAGE",)}, gives=("IMAGE",)),
+    "CLIPTextEncode": declared(PROMPT_INPUTS, gives=("CONDITIONING",)),
+}
 
 
 def converted(name: str) -> dict[str, Any]:
@@ -68,11 +62,11 @@ def widths(prompt: dict[str, Any]) -> list[Any]:
         ("a_nested_width_shown_by_proxy", [544]),
     ],
 )
-def test_values_reach_the_boxes_they_are_for(name, expected):
+def test_values_reach_their_nodes(name, expected):
     assert widths(converted(name)) == expected
 
 
-def test_nodes_inside_have_the_ids_of_their_instances_before_their_own():
+def test_ids_of_nodes_inside_begin_with_the_ids_of_their_instances():
     prompt = converted("a_subgraph_in_a_subgraph")
     inside = [node_id for node_id in prompt if ":" in node_id]
     assert [node_id.count(":") for node_id in inside] == [2, 2]
@@ -81,7 +75,7 @@ def test_nodes_inside_have_the_ids_of_their_instances_before_their_own():
     assert prompt[inside[0]]["inputs"]["image"] == ["1", 0]
 
 
-def test_every_link_of_every_graph_leads_to_a_node_that_is_there():
+def test_every_link_has_a_source_and_the_workflow_is_not_changed():
     for name, workflow in GRAPHS.items():
         before = copy.deepcopy(workflow)
         prompt = to_api(workflow, NODES)
@@ -106,7 +100,7 @@ def test_a_muted_instance_inside_another_stays_closed():
     assert len(prompt) == 3
 
 
-def test_an_output_that_is_an_input_goes_straight_through():
+def test_a_subgraph_can_return_its_input():
     sheet, inside = Sheet(), Sheet("Straight")
     inside.output("same", "IMAGE", inside.input("picture", "IMAGE"))
     save(sheet, (instance(sheet, inside, None, [load(sheet)]), 0))
@@ -131,14 +125,14 @@ def test_only_the_value_of_a_primitive_inside_is_shown():
     assert widths(to_api(workflow, NODES)) == [512]
 
 
-def test_a_primitive_writes_into_widgets_alone():
+def test_a_primitive_writes_only_into_widgets():
     sheet = Sheet()
     number = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
     sheet.add("ImageScale", ["lanczos", 64, 96, "disabled"], {"width": ("INT", (number, 0))})
     assert widths(to_api(sheet.workflow(), NODES)) == [64]
 
 
-def test_the_order_of_inputs_is_the_one_that_a_description_states():
+def test_a_description_states_the_order_of_inputs():
     inputs = {"required": {"second": ["INT", {}], "first": ["INT", {}]}}
     table = described_nodes({"Odd": {"input": inputs, "input_order": {"required": ["first", "second"]}, "output": []}})
     workflow = {"nodes": [{"id": 1, "type": "Odd", "widgets_values": [1, 2]}], "links": []}
@@ -149,28 +143,19 @@ def test_a_graph_is_converted_by_descriptions_as_by_classes():
     info = object_info(NODES, EMBEDDED_NODES.display_names)
     table = described_nodes(info)
     for name, workflow in GRAPHS.items():
-        told = to_api(workflow, table.classes, table.display_names)
-        assert told == to_api(workflow, NODES, EMBEDDED_NODES.display_names), name
+        by_classes = to_api(workflow, NODES, EMBEDDED_NODES.display_names)
+        assert to_api(workflow, table.classes, table.display_names) == by_classes, name
 
 
 @pytest.mark.parametrize(
     "entry", [None, {}, {"input": []}, {"input": {"required": {"a": "INT"}}}, {"input": {}, "output": "IMAGE"}]
 )
-def test_a_description_that_is_none_is_named(entry):
+def test_an_error_in_a_description_names_its_class(entry):
     with raises(GraphError, "graph.object_info", "Odd"):
         described_nodes({"Odd": entry})
 
 
-def test_a_subgraph_that_holds_itself_is_refused():
-    sheet, inside = Sheet(), Sheet("Snake")
-    image = inside.input("picture", "IMAGE")
-    inside.output("same", "IMAGE", (inside.add(inside.id, None, {"picture": ("IMAGE", image)}), 0))
-    save(sheet, (instance(sheet, inside, None, [load(sheet)]), 0))
-    with raises(GraphError, "graph.shape"):
-        to_api(sheet.workflow(inside), NODES)
-
-
-def test_two_subgraphs_that_hold_each_other_are_refused():
+def test_two_subgraphs_that_contain_each_other_are_refused():
     one, two = Sheet("One"), Sheet("Two")
     one_in, two_in = one.input("wide", "INT"), two.input("wide", "INT")
     one.add(two.id, [1], {"wide": ("INT", one_in, True)})
@@ -181,30 +166,19 @@ def test_two_subgraphs_that_hold_each_other_are_refused():
         to_api(sheet.workflow(one, two), NODES)
 
 
-def test_subgraphs_that_multiply_are_refused_before_they_fill_the_memory():
-    sheets = [Sheet(f"Level {level}") for level in range(12)]
-    load(sheets[0])
+@pytest.mark.parametrize(
+    ("levels", "copies", "filled", "limit"),
+    [(12, 10, True, MAX_NODES_UNFOLDED), (40, 2, False, MAX_NODES_UNFOLDED), (70, 1, False, MAX_DEPTH)],
+    ids=["nodes multiply", "empty instances multiply", "nested too deep"],
+)
+def test_subgraphs_that_unfold_to_too_much_are_refused(levels, copies, filled, limit):
+    sheets = [Sheet(f"Level {level}") for level in range(levels)]
+    if filled:
+        load(sheets[0])
     for below, sheet in itertools.pairwise(sheets):
-        for _ in range(10):
+        for _ in range(copies):
             sheet.add(below.id, None, {}, ())
-    with raises(GraphError, "graph.too_large", MAX_BOXES):
-        to_api(sheets[-1].workflow(*sheets[:-1]), NODES)
-
-
-def test_instances_that_hold_nothing_count_too():
-    sheets = [Sheet(f"Level {level}") for level in range(40)]
-    for below, sheet in itertools.pairwise(sheets):
-        for _ in range(2):
-            sheet.add(below.id, None, {}, ())
-    with raises(GraphError, "graph.too_large", MAX_BOXES):
-        to_api(sheets[-1].workflow(*sheets[:-1]), NODES)
-
-
-def test_subgraphs_nested_too_deep_are_said_to_be_that():
-    sheets = [Sheet(f"Deep {level}") for level in range(70)]
-    for below, sheet in itertools.pairwise(sheets):
-        sheet.add(below.id, None, {}, ())
-    with raises(GraphError, "graph.too_large", MAX_DEPTH):
+    with raises(GraphError, "graph.too_large", limit):
         to_api(sheets[-1].workflow(*sheets[:-1]), NODES)
 
 
@@ -220,12 +194,12 @@ def test_many_proxies_ports_and_links_do_not_multiply():
     boxes = [scale(inside, None, 64, {"width": port})[0] for port in ports]
     for port in inside.ports["inputs"]:
         port["linkIds"] = []
-    shown = [[str(box), "width"] for box in boxes]
-    instance(sheet, inside, list(range(800)), [None] * 800, properties={"proxyWidgets": shown})
+    proxies = [[str(box), "width"] for box in boxes]
+    instance(sheet, inside, list(range(800)), [None] * 800, properties={"proxyWidgets": proxies})
     assert took_seconds(sheet.workflow(inside)) < 3
 
 
-def test_long_chains_of_boxes_of_the_page_are_walked_once():
+def test_long_chains_of_virtual_nodes_are_followed_once():
     sheet = Sheet()
     sheet.add("SetNode", ["name0"], {"IMAGE": ("IMAGE", load(sheet))})
     at = (sheet.add("GetNode", ["name0"], {}), 0)
@@ -237,17 +211,19 @@ def test_long_chains_of_boxes_of_the_page_are_walked_once():
     assert took_seconds(sheet.workflow()) < 3
 
 
-@pytest.mark.parametrize(("kind", "mode", "found"), [("Reroute", 0, None), ("ImageScale", ui_cases.BYPASSED, ["1", 0])])
-def test_a_link_from_a_slot_before_the_first_is_no_other_slots(kind, mode, found):
-    """A reroute has no such input; a bypassed box passes on by type."""
+@pytest.mark.parametrize(
+    ("kind", "mode", "source"), [("Reroute", 0, None), ("ImageScale", ui_cases.BYPASSED, ["1", 0])]
+)
+def test_a_link_from_a_negative_slot_does_not_count_from_the_end(kind, mode, source):
+    """A reroute has no such input. A bypassed node passes an input on by its type."""
     sheet = Sheet()
     box = sheet.add(kind, None, {"mask": ("MASK", None), "image": ("IMAGE", load(sheet))}, mode=mode)
     save(sheet, (box, 0))
     sheet.links[-1]["origin_slot"] = -1
-    assert to_api(sheet.workflow(as_objects=True), NODES)["3"]["inputs"].get("images") == found
+    assert to_api(sheet.workflow(as_objects=True), NODES)["3"]["inputs"].get("images") == source
 
 
-def test_ids_that_meet_are_refused():
+def test_duplicate_ids_are_refused():
     twice = copy.deepcopy(GRAPHS["a_subgraph_with_a_promoted_width"])
     twice["definitions"]["subgraphs"] *= 2
     inside_id = twice["definitions"]["subgraphs"][0]["nodes"][0]["id"]
@@ -266,12 +242,12 @@ def test_many_promoted_inputs_of_nested_subgraphs_are_read_once_each():
         sheet = Sheet(f"Deep {level}")
         image = sheet.input("picture", "IMAGE")
         wide = [sheet.input(f"wide{port}" if port else "wide", "INT") for port in range(4)]
-        made = [
+        instances = [
             instance(sheet, sheets[-1], [7], [image, port] + [None] * (len(sheets[-1].ports["inputs"]) - 2))
             for port in wide
         ]
-        sheet.output("small", "IMAGE", (made[0], 0))
-        for each in made[1:]:
+        sheet.output("small", "IMAGE", (instances[0], 0))
+        for each in instances[1:]:
             sheet.nodes[each - sheet.nodes[0]["id"]]["mode"] = ui_cases.MUTED
         sheets.append(sheet)
     root = Sheet()
@@ -283,11 +259,11 @@ def test_many_promoted_inputs_of_nested_subgraphs_are_read_once_each():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda made: made.update(id=None),
-        lambda made: made.update(nodes=None) or made.pop("nodes"),
-        lambda made: made.update(inputs=["picture"]),
-        lambda made: made.update(outputs={"a": 1}),
-        lambda made: made["inputs"][0].update(linkIds=7),
+        lambda definition: definition.update(id=None),
+        lambda definition: definition.update(nodes=None) or definition.pop("nodes"),
+        lambda definition: definition.update(inputs=["picture"]),
+        lambda definition: definition.update(outputs={"a": 1}),
+        lambda definition: definition["inputs"][0].update(linkIds=7),
     ],
 )
 def test_a_damaged_subgraph_is_refused(damage):
@@ -297,7 +273,7 @@ def test_a_damaged_subgraph_is_refused(damage):
         to_api(workflow, NODES)
 
 
-def test_a_get_node_inside_finds_the_set_node_around_it():
+def test_a_get_node_in_a_subgraph_reads_a_set_node_outside():
     sheet, inside = Sheet(), Sheet("Listens")
     getter = inside.add("GetNode", ["shared"], {})
     inside.output("small", "IMAGE", scale(inside, (getter, 0)))
@@ -332,19 +308,19 @@ NOW = datetime(2026, 3, 7, 9, 5, 1)
 def test_a_prefix_is_filled_in_as_the_page_does_it(prefix, filled):
     sampler = {"seed": 7, "cfg": 2.5, "whole": 3.0, "on": True}
     boxes = [(box("KSampler"), "Mine", sampler), (box("X", **{"Node name for S&R": "Alias"}), "X", {"name": "a/b:c"})]
-    made = Replacements(boxes, NOW).applied("SaveImage", {"filename_prefix": prefix})
-    assert made == {"filename_prefix": filled}
+    replacements = Replacements(boxes, NOW)
+    assert replacements.fill_prefix("SaveImage", {"filename_prefix": prefix}) == {"filename_prefix": filled}
 
 
 def test_only_savers_have_their_prefix_filled_in():
-    made = Replacements([(box("KSampler"), "Mine", {"seed": 7})], NOW)
-    assert made.applied("Other", {"filename_prefix": "%KSampler.seed%"}) == {"filename_prefix": "%KSampler.seed%"}
+    values = {"filename_prefix": "%KSampler.seed%"}
+    assert Replacements([(box("KSampler"), "Mine", {"seed": 7})], NOW).fill_prefix("Other", values) == values
 
 
 PROMPT = DeclaredInput("text", True, "STRING", {"dynamicPrompts": True})
 
 
-def test_alternatives_are_decided_the_same_for_the_same_text_and_said(caplog):
+def test_the_choice_of_alternatives_depends_on_the_text_alone_and_is_logged(caplog):
     text = "a {red|green|{dark|light} blue} ball // not this\n/* nor this */ on \\{sand\\}"
     caplog.set_level(logging.WARNING)
     chosen = choose_alternatives([PROMPT], {"text": text, "other": "{a|b}"}, "3")
@@ -357,5 +333,5 @@ def test_alternatives_are_decided_the_same_for_the_same_text_and_said(caplog):
     assert len(seen) == 4
 
 
-def test_a_text_of_braces_alone_ends():
+def test_nesting_of_braces_is_limited():
     assert choose_alternatives([PROMPT], {"text": "{" * 5000}, "3")["text"] == "{" * (5000 - 32)

@@ -1,31 +1,24 @@
-"""Whether a graph can run, and what is said when it cannot."""
+"""Validate graphs: faults on their nodes, messages, converted values, notes."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
-import random
 import time
 from typing import Any
 
 import pytest
 from error_checks import check_facts, raises
-from svd_stages.headless.graph import Engine, RunResult, explain, raise_if_invalid, validate
+from svd_stages.headless.graph import Engine, explain, raise_if_invalid, validate
 from svd_stages.headless.graph.node_schema import types_match
-from svd_stages.svd_core.errors import GraphError, NodeError
+from svd_stages.svd_core.errors import GraphError
 
-from .cases import FAILING, INVALID, VALID, A, B, Case, shown
-from .toys import ANY, TOYS, graph, node
+from .cases import FAILING, INVALID, VALID, A, B, Case
+from .toys import ANY, TOYS, graph, node, shown
 
-
-def nested(depth: int) -> Any:
-    """[[[...]]]"""
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
 BROKEN = {
     "not an object": [],
     "a graph in UI format": {"nodes": [], "links": []},
@@ -41,11 +34,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", INVALID, ids=lambda case: case.name)
-def test_every_fault_is_found_on_its_node(case: Case):
+def test_every_fault_is_reported_on_its_node(case: Case):
     checked = validate(case.prompt, TOYS, case.targets)
     assert not checked.ok and checked.error is not None and checked.outputs == []
-    named = {node_id: entry["errors"][0]["type"] for node_id, entry in checked.node_errors.items()}
-    assert (named or {"": checked.error["type"]}) == case.faults
+    faults = {node_id: entry["errors"][0]["type"] for node_id, entry in checked.node_errors.items()}
+    assert (faults or {"": checked.error["type"]}) == case.faults
 
 
 @pytest.mark.parametrize("case", INVALID, ids=lambda case: case.name)
@@ -60,7 +53,7 @@ def test_the_message_is_one_paragraph_that_names_node_and_class(case: Case):
 
 
 @pytest.mark.parametrize("prompt", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_graph_at_all_is_refused(prompt):
+def test_values_that_are_not_graphs_are_refused(prompt):
     checked = validate(prompt, TOYS)
     assert not checked.ok and checked.error is not None and checked.error["type"] == "invalid_prompt"
     with raises(GraphError, "graph.invalid_prompt"):
@@ -76,7 +69,7 @@ def test_valid_graphs_are_valid_and_not_changed(case: Case):
     raise_if_invalid(checked)
 
 
-def test_the_copy_holds_converted_values_and_defaults_and_notes_say_so():
+def test_converted_values_and_defaults_are_in_the_copy_and_in_notes():
     prompt = shown(B, a=node("Number", "Mine", value="4", colour="red"), b=node("AddDefault", a=A))
     checked = validate(prompt, TOYS)
     assert checked.prompt["a"]["inputs"]["value"] == 4
@@ -86,24 +79,24 @@ def test_the_copy_holds_converted_values_and_defaults_and_notes_say_so():
         check_facts(note, *known)
 
 
-def test_an_optional_input_is_left_to_the_function():
+def test_a_missing_optional_input_is_not_filled_in():
     assert "b" not in validate(shown(A, a=node("AddMaybe", a=1)), TOYS).prompt["a"]["inputs"]
 
 
-def test_a_wrapped_list_stays_wrapped_so_that_nothing_takes_it_for_a_link():
+def test_a_wrapped_list_stays_wrapped():
     wrapped = {"__value__": ["a", 0]}
     assert validate(shown(wrapped), TOYS).prompt["show"]["inputs"]["value"] == wrapped
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, "nan", "inf", "1e999"])
 @pytest.mark.parametrize("class_type", ["Number", "Decimal", "ValidatesValue"])
-def test_no_number_that_is_not_finite_gets_through(class_type, number):
+def test_numbers_that_are_not_finite_are_refused(class_type, number):
     checked = validate(shown(A, a=node(class_type, value=number, other=1)), TOYS)
     assert checked.node_errors["a"]["errors"][0]["type"] == "invalid_input_type"
 
 
-@pytest.mark.parametrize("value", [[math.nan], {"x": math.inf}, nested(70), math.nan])
-def test_nor_inside_lists_dicts_and_values_that_no_class_declares(value):
+@pytest.mark.parametrize("value", [[math.nan], {"x": math.inf}, ENDLESS, json.loads("[" * 70 + "]" * 70), math.nan])
+def test_numbers_that_are_not_finite_and_deep_nesting_are_refused_inside_values_and_undeclared_ones(value):
     checked = validate(shown({"__value__": value}, a=node("Number", value=1)), TOYS)
     assert not checked.ok
     undeclared = shown(A, a=node("Number", value=1, extra={"__value__": value}))
@@ -125,28 +118,18 @@ def test_a_cycle_is_named_with_its_path():
     assert str(caught.value).count("b -> a -> b") == 1
 
 
-def test_a_cycle_spoils_only_the_outputs_that_need_it():
-    prompt = graph(
-        a=node("Add", a=B, b=1),
-        b=node("Add", a=A, b=1),
-        x=node("Show", value=A),
-        y=node("Show", value=3),
-    )
+def test_a_cycle_fails_only_the_outputs_that_need_it():
+    prompt = graph(a=node("Add", a=B, b=1), b=node("Add", a=A, b=1), x=node("Show", value=A), y=node("Show", value=3))
     checked = validate(prompt, TOYS)
     assert checked.ok and checked.outputs == ["y"]
     assert checked.node_errors["a"]["dependent_outputs"] == ["x"]
     more = (checked.node_errors, checked.prompt)
-    assert checked.error is None and explain(None, *more) != explain({}, *more)  # that some can run is told
+    assert checked.error is None and explain(None, *more) != explain({}, *more)  # the message says that some can run
 
 
 def test_a_fault_names_exactly_the_outputs_that_need_it():
-    prompt = graph(
-        a=node("Number", value=-1),
-        b=node("Number", value=-1),
-        x=node("Show", value=A),
-        y=node("Show", value=["c", 0]),
-        c=node("Add", a=A, b=B),
-    )
+    low = node("Number", value=-1)
+    prompt = graph(a=low, b=low, x=node("Show", value=A), y=node("Show", value=["c", 0]), c=node("Add", a=A, b=B))
     errors = validate(prompt, TOYS).node_errors
     assert {node_id: entry["dependent_outputs"] for node_id, entry in errors.items()} == {"a": ["x", "y"], "b": ["y"]}
 
@@ -172,7 +155,7 @@ def test_all_unknown_classes_are_listed_and_the_first_has_comfyuis_shape():
     assert (info["node_id"], info["class_type"], info["node_title"]) == ("a", "One", "Mine")
 
 
-def test_titles_and_ids_cannot_break_the_paragraph_or_talk_to_the_terminal():
+def test_titles_and_ids_cannot_put_line_breaks_or_control_characters_into_a_message():
     prompt = shown(["a\n\x1b[2J", 0], **{"a\n\x1b[2J": node("Number", "My\nnode \x07\ud800" + "x" * 1000, value=-1)})
     with pytest.raises(GraphError) as caught:
         raise_if_invalid(validate(prompt, TOYS))
@@ -181,11 +164,10 @@ def test_titles_and_ids_cannot_break_the_paragraph_or_talk_to_the_terminal():
     check_facts(message, "a", "[2J", "Number", "My")
 
 
-def test_long_values_are_not_repeated_whole():
-    checked = validate(shown(A, a=node("Number", value="9" * 100_000 + "x")), TOYS)
-    assert len(repr(checked.node_errors)) < 5000
-    checked = validate(shown(A, a=node("Number", value=[1] * 100_000)), TOYS)
-    assert len(repr(checked.node_errors)) < 5000
+def test_errors_repeat_only_the_start_of_long_values():
+    for value in ("9" * 100_000 + "x", [1] * 100_000):
+        checked = validate(shown(A, a=node("Number", value=value)), TOYS)
+        assert len(repr(checked.node_errors)) < 5000
 
 
 def test_a_seed_that_javascript_rounded_up_is_explained():
@@ -193,22 +175,21 @@ def test_a_seed_that_javascript_rounded_up_is_explained():
         raise_if_invalid(validate(shown(A, a=node("Seed", seed=2**64)), TOYS))
 
 
-def test_kept_nodes_are_outputs_too_and_given_ones_are_not_looked_at():
+def test_kept_nodes_are_outputs_and_precomputed_ones_are_not_checked():
     prompt = graph(a=node("NotInstalled", x=1), b=node("Add", a=A, b=["z", 1]))
     assert not validate(prompt, TOYS, keep=["b"]).ok
-    checked = validate(prompt, TOYS, given={"a": [[1]], "z": [[1], [2]]}, keep=["b"])
+    checked = validate(prompt, TOYS, precomputed={"a": [[1]], "z": [[1], [2]]}, keep=["b"])
     assert checked.ok and checked.outputs == ["b"]
-    short = validate(prompt, TOYS, given={"a": [[1]], "z": [[1]]}, keep=["b"])
+    short = validate(prompt, TOYS, precomputed={"a": [[1]], "z": [[1]]}, keep=["b"])
     (fault,) = short.node_errors["b"]["errors"]
     assert fault["type"] == "bad_linked_input"
     check_facts(fault["details"], "b", 1, "z")
 
 
-def test_a_given_node_of_a_known_class_keeps_its_types():
+def test_a_precomputed_node_of_a_known_class_keeps_its_types():
     prompt = graph(a=node("Text", text="x"), b=node("Add", a=A, b=1))
-    assert validate(prompt, TOYS, given={"a": [["x"]]}, keep=["b"]).node_errors["b"]["errors"][0]["type"] == (
-        "return_type_mismatch"
-    )
+    checked = validate(prompt, TOYS, precomputed={"a": [["x"]]}, keep=["b"])
+    assert checked.node_errors["b"]["errors"][0]["type"] == "return_type_mismatch"
 
 
 @pytest.mark.parametrize(
@@ -236,8 +217,8 @@ def test_types_match_by_the_rule_of_comfyui_0_10(received, wanted, fits):
     assert types_match(received, wanted) is fits
 
 
-def chain(length: int, **inputs: Any) -> dict[str, Any]:
-    nodes = {str(place): node("Add", a=[str(place - 1), 0], b=1) for place in range(1, length)}
+def chain(length: int) -> dict[str, Any]:
+    nodes = {str(index): node("Add", a=[str(index - 1), 0], b=1) for index in range(1, length)}
     return {"0": node("Number", value=1), **nodes, "show": node("Show", value=[str(length - 1), 0])}
 
 
@@ -249,7 +230,7 @@ def test_a_chain_of_three_thousand_nodes_is_checked_and_run_in_two_seconds():
     assert time.perf_counter() - start < 2
 
 
-def test_a_long_cycle_and_many_faults_are_told_in_two_seconds():
+def test_a_long_cycle_and_many_faults_are_reported_in_two_seconds():
     start = time.perf_counter()
     ring = chain(3000)
     ring["0"] = node("Add", a=["2999", 0], b=1)
@@ -261,7 +242,7 @@ def test_a_long_cycle_and_many_faults_are_told_in_two_seconds():
     assert time.perf_counter() - start < 2
 
 
-def test_thousands_of_misspelt_links_do_not_buy_hours_of_comparing():
+def test_suggestions_for_thousands_of_misspelt_links_take_little_time():
     start = time.perf_counter()
     prompt = {f"node {number}": node("Add", a=[f"node_{number}", 0], b=1) for number in range(5000)}
     prompt["show"] = node("Kwargs", **{name: [name, 0] for name in prompt})
@@ -270,17 +251,18 @@ def test_thousands_of_misspelt_links_do_not_buy_hours_of_comparing():
     assert time.perf_counter() - start < 5
 
 
-def test_the_same_graph_gives_the_same_answer_word_for_word():
+def test_equal_graphs_have_equal_validations_in_the_order_of_the_file():
     prompt = {}
     for case in INVALID[6:]:
-        prompt.update({f"{case.name} {key}": _moved(each, case.name) for key, each in case.prompt.items()})
-    found = validate(prompt, TOYS)
-    assert len(found.node_errors) > 30
-    assert repr(found) == repr(validate(copy.deepcopy(prompt), TOYS))
-    assert list(found.node_errors) == [key for key in prompt if key in found.node_errors]
+        prompt.update({f"{case.name} {key}": _renamed(each, case.name) for key, each in case.prompt.items()})
+    checked = validate(prompt, TOYS)
+    assert len(checked.node_errors) > 30
+    assert repr(checked) == repr(validate(copy.deepcopy(prompt), TOYS))
+    assert list(checked.node_errors) == [key for key in prompt if key in checked.node_errors]
 
 
-def _moved(each: dict[str, Any], name: str) -> dict[str, Any]:
+def _renamed(each: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a node with the sources of its links renamed, and without broken links."""
     inputs = {
         key: [f"{name} {value[0]}", *value[1:]]
         if isinstance(value, list) and value[:1] and value[0] in "abcd"
@@ -289,61 +271,6 @@ def _moved(each: dict[str, Any], name: str) -> dict[str, Any]:
         if not (isinstance(value, list) and value and not isinstance(value[0], str))
     }
     return {**each, "inputs": inputs}
-
-
-STRANGE = [
-    None,
-    True,
-    -1,
-    0.5,
-    2**64,
-    1e400,
-    "x",
-    "",
-    [],
-    ["a", 0],
-    ["a", -1],
-    ["a", 0, 0],
-    [0, "a"],
-    {},
-    {"__value__": 1},
-]
-
-
-def _mutate(prompt: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """`prompt` with one to three strange things in it."""
-    prompt = copy.deepcopy(prompt)
-    strange = copy.deepcopy(STRANGE)  # which may come to hold itself
-    for _ in range(rng.randint(1, 3)):
-        node_id = rng.choice(list(prompt))
-        what = rng.randrange(6)
-        if what == 0:
-            del prompt[node_id]
-        elif what == 1:
-            prompt[node_id] = rng.choice(strange)
-        elif isinstance(prompt[node_id], dict) and what == 2:
-            prompt[node_id]["class_type"] = rng.choice([*TOYS, *strange])
-        elif isinstance(prompt[node_id], dict) and what == 3:
-            prompt[node_id]["inputs"] = rng.choice(strange)
-        elif isinstance(prompt[node_id], dict) and isinstance(prompt[node_id].get("inputs"), dict):
-            name = rng.choice([*prompt[node_id]["inputs"], "value", "strange"])
-            prompt[node_id]["inputs"][name] = rng.choice([*strange, [rng.choice(list(prompt)), 0]])
-        if not prompt:
-            break
-    return prompt
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_strange_graphs_bring_out_nothing_but_our_errors(seed):
-    rng = random.Random(seed)
-    prompts = [case.prompt for case in VALID]
-    for _ in range(200):
-        checked = validate(_mutate(rng.choice(prompts), rng), TOYS)
-        try:
-            raise_if_invalid(checked)
-            assert isinstance(Engine(TOYS).run(checked.prompt, checked.outputs), RunResult)
-        except (GraphError, NodeError) as error:
-            assert str(error) and "\n" not in str(error)
 
 
 def test_a_link_under_a_hidden_inputs_name_is_checked():

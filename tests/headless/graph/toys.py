@@ -1,6 +1,6 @@
-"""Toy node classes in ComfyUI's V1 form, and short ways to write graphs of them. No package is needed to import it.
+"""Toy node classes in ComfyUI's V1 form, and helpers to write graphs of them. Imports no package.
 
-The same classes run in our executor and, by comfy_peer.py, in ComfyUI's.
+Both executors run these classes: ours, and ComfyUI's in comfy_peer.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 
 
 class AnyType(str):
-    """The trick that node packs use for "takes anything": never unequal to another type."""
+    """A type that is never unequal to another one. Node packs use it for inputs that accept anything."""
 
     def __ne__(self, other: object) -> bool:
         return False
@@ -21,65 +21,49 @@ ANY = AnyType("*")
 
 
 def toy(inputs=None, optional=None, hidden=None, gives=(), **attributes):
-    """A decorator that makes a class with one method `run` into a node."""
+    """Create a decorator that makes a node of a class with a method `run`."""
 
-    def dress(cls):
+    def decorate(cls):
         groups = {"required": inputs or {}, "optional": optional or {}, "hidden": hidden or {}}
-        cls.INPUT_TYPES = classmethod(lambda _: {group: dict(each) for group, each in groups.items() if each})
+        cls.INPUT_TYPES = classmethod(lambda _: {group: dict(specs) for group, specs in groups.items() if specs})
         cls.RETURN_TYPES, cls.FUNCTION, cls.CATEGORY = gives, "run", "toys"
         for name, value in attributes.items():
             setattr(cls, name, value)
         return cls
 
-    return dress
+    return decorate
 
 
-@toy({"value": ("INT", {"min": 0, "max": 100})}, gives=("INT",))
-class Number:
-    def run(self, value):
-        return (value,)
+def variant(base, *groups, **attributes):
+    """Create a node class that runs as `base` and has another declaration. Arguments are those of `toy`."""
+    return toy(*groups, **attributes)(type("Variant", (base,), {}))
 
 
-@toy({"seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True})}, gives=("INT",))
-class Seed:
-    def run(self, seed):
-        return (seed,)
+def declared(*groups, **attributes):
+    """Create a node class that has a declaration but cannot run. Arguments are those of `toy`."""
+    return variant(object, *groups, **attributes)
 
 
-@toy({"value": ("FLOAT", {"min": 0.0, "max": 2.0})}, gives=("FLOAT",))
-class Decimal:
-    def run(self, value):
-        return (value,)
+def identity(name, kind, options=None, **attributes):
+    """Create a node class that returns its only input."""
+    spec = (kind,) if options is None else (kind, options)
+    methods = {"run": lambda self, **inputs: (inputs[name],)}
+    return toy({name: spec}, **{"gives": (kind,), **attributes})(type("Identity", (), methods))
 
 
-@toy({"text": ("STRING", {"default": ""})}, gives=("STRING",))
-class Text:
-    def run(self, text):
-        return (text,)
-
-
-@toy({"flag": ("BOOLEAN", {})}, gives=("BOOLEAN",))
-class Flag:
-    def run(self, flag):
-        return (flag,)
-
-
-@toy({"choice": (["p", "q"],)}, gives=(["p", "q"],))
-class Choice:
-    def run(self, choice):
-        return (choice,)
-
-
-@toy({"choice": ("COMBO", {"options": ["p", "q"]})}, gives=("STRING",))
-class NewChoice:
-    def run(self, choice):
-        return (choice,)
-
-
-@toy({"choice": ([f"option {number}" for number in range(37)],)}, gives=("STRING",))
-class ManyChoices:
-    def run(self, choice):
-        return (choice,)
+SEED = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
+Number = identity("value", "INT", {"min": 0, "max": 100})
+Seed = identity("seed", "INT", SEED)
+Decimal = identity("value", "FLOAT", {"min": 0.0, "max": 2.0})
+Text = identity("text", "STRING", {"default": ""})
+Flag = identity("flag", "BOOLEAN", {})
+Choice = identity("choice", ["p", "q"])
+NewChoice = identity("choice", "COMBO", {"options": ["p", "q"]}, gives=("STRING",))
+ManyChoices = identity("choice", [f"option {number}" for number in range(37)], gives=("STRING",))
+Socket = identity("a", "INT", {"forceInput": True, "default": 1})
+Union = identity("value", "INT,FLOAT", {"min": 1})
+PassAnything = identity("value", ANY, {})
+NotIdempotent = identity("value", "INT", {}, NOT_IDEMPOTENT=True)
 
 
 @toy({"a": ("INT", {}), "b": ("INT", {})}, gives=("INT",))
@@ -94,28 +78,7 @@ class AddMaybe:
         return (a + b,)
 
 
-@toy({"a": ("INT", {}), "b": ("INT", {"default": 3, "min": 0})}, gives=("INT",))
-class AddDefault:
-    def run(self, a, b):
-        return (a + b,)
-
-
-@toy({"a": ("INT", {"forceInput": True, "default": 1})}, gives=("INT",))
-class Socket:
-    def run(self, a):
-        return (a,)
-
-
-@toy({"value": ("INT,FLOAT", {"min": 1})}, gives=("INT,FLOAT",))
-class Union:
-    def run(self, value):
-        return (value,)
-
-
-@toy({"value": (ANY, {})}, gives=(ANY,))
-class PassAnything:
-    def run(self, value):
-        return (value,)
+AddDefault = variant(Add, {"a": ("INT", {}), "b": ("INT", {"default": 3, "min": 0})}, gives=("INT",))
 
 
 @toy({"count": ("INT", {})}, gives=("INT",), OUTPUT_IS_LIST=(True,))
@@ -130,10 +93,7 @@ class CountAndLast:
         return (list(range(count)), count)
 
 
-@toy({"count": ("INT", {})}, gives=("INT", "INT"), OUTPUT_IS_LIST=(True,))
-class ShortOutputIsList:
-    def run(self, count):
-        return (list(range(count)), count)
+ShortOutputIsList = variant(CountAndLast, {"count": ("INT", {})}, gives=("INT", "INT"), OUTPUT_IS_LIST=(True,))
 
 
 @toy({"values": ("INT", {}), "offset": ("INT", {})}, gives=("INT", "INT"), INPUT_IS_LIST=True)
@@ -166,10 +126,7 @@ class ShowAndPass:
         return {"ui": {"value": [value], "twice": [value, value]}, "result": (value + 1,)}
 
 
-@toy({"value": (ANY, {})}, OUTPUT_NODE=True, INPUT_IS_LIST=True)
-class ShowList:
-    def run(self, value):
-        return {"ui": {"value": [repr(value)]}}
+ShowList = variant(Show, {"value": (ANY, {})}, OUTPUT_NODE=True, INPUT_IS_LIST=True)
 
 
 @toy({"value": (ANY, {})}, OUTPUT_NODE=True)
@@ -184,14 +141,8 @@ HIDDEN = {"prompt": "PROMPT", "info": "EXTRA_PNGINFO", "me": "UNIQUE_ID", "dynam
 @toy({"value": ("INT", {})}, hidden=HIDDEN, OUTPUT_NODE=True)
 class ShowHidden:
     def run(self, value, prompt, info, me, dynamic):
-        whole = dynamic.get_original_prompt() == prompt and dynamic.has_node(me) and dynamic.get_node(me) == prompt[me]
-        return {"ui": {"me": [me], "ids": [sorted(prompt)], "info": [info], "whole": [whole]}}
-
-
-@toy({"value": ("INT", {})}, gives=("INT",), NOT_IDEMPOTENT=True)
-class NotIdempotent:
-    def run(self, value):
-        return (value,)
+        same = dynamic.get_original_prompt() == prompt and dynamic.has_node(me) and dynamic.get_node(me) == prompt[me]
+        return {"ui": {"me": [me], "ids": [sorted(prompt)], "info": [info], "same": [same]}}
 
 
 @toy({"value": ("INT", {})}, hidden={"me": "UNIQUE_ID"}, gives=("STRING",))
@@ -212,14 +163,14 @@ class AlwaysChanged:
 
 @toy({"value": ("INT", {}), "other": ("INT", {})}, gives=("INT",))
 class ChangedByValue:
-    asked: list = []
+    calls: list = []
 
     def run(self, value, other):
         return (value + other,)
 
     @classmethod
     def IS_CHANGED(cls, value, other):
-        cls.asked.append((value, other))
+        cls.calls.append((value, other))
         return "same"
 
 
@@ -234,10 +185,7 @@ class ValidatesValue:
 
 
 @toy({"value": ("INT", {"min": 0}), "other": ("INT", {"min": 0})}, gives=("INT",))
-class ValidatesAll:
-    def run(self, value, other):
-        return (value + other,)
-
+class ValidatesAll(ValidatesValue):
     @classmethod
     def VALIDATE_INPUTS(cls, **inputs):
         return sum(value or 0 for value in inputs.values()) < 5
@@ -292,7 +240,7 @@ class Lazy:
 
 @toy({"value": ("INT", {})}, gives=("INT",))
 class Mutable:
-    """Made once per node id: counts its own calls."""
+    """Counts the calls of its instance."""
 
     def __init__(self):
         self.calls = 0
@@ -317,11 +265,22 @@ TOYS = {name: cls for name, cls in list(globals().items()) if isinstance(cls, ty
 
 
 def node(class_type: str, title: str | None = None, /, **inputs):
-    """One node; a link is written ["id", slot]."""
-    made = {"class_type": class_type, "inputs": inputs}
-    return {**made, "_meta": {"title": title}} if title else made
+    """Create a node. A link is written ["id", slot]."""
+    fields = {"class_type": class_type, "inputs": inputs}
+    return {**fields, "_meta": {"title": title}} if title else fields
 
 
 def graph(**nodes):
-    """A graph with ids n1, n2, ... as the keywords say."""
+    """Create a graph. The keywords are the node ids."""
     return nodes
+
+
+def shown(value, **nodes):
+    """Create a graph whose only output, "show", shows `value`."""
+    return graph(**nodes, show=node("Show", value=value))
+
+
+def twins(class_type: str, second: str | None = None, /, **inputs):
+    """Create a graph in which "c" adds two nodes with equal inputs and different titles."""
+    first, other = node(class_type, "one", **inputs), node(second or class_type, "two", **inputs)
+    return graph(a=first, b=other, c=node("Add", a=["a", 0], b=["b", 0]), x=node("Show", value=["c", 0]))

@@ -390,8 +390,8 @@ def test_an_svd_model_does_not_go_where_a_model_is_wanted():
 
 
 def test_without_comfyui_the_program_is_that_of_the_stand_ins(tiny):
-    assert backend.get_backend().sampler(tiny.model) is None
-    assert backend.get_backend().vae(tiny.vae) is None
+    assert backend.get_backend().get_sampler(tiny.model) is None
+    assert backend.get_backend().wrap_vae(tiny.vae) is None
 
 
 # Latents and images between stages

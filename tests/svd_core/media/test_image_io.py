@@ -28,6 +28,15 @@ def smooth() -> Image.Image:
     return Image.fromarray(np.stack([y * 10, x * 7, (x + y) * 4], axis=-1).astype(np.uint8))
 
 
+WARNINGS: list = []
+
+
+def load(path, background=None):
+    loaded = image_io.load_image(path, background)
+    WARNINGS.extend(loaded.warnings)
+    return loaded.images, loaded.mask
+
+
 def saved(folder: Path, picture: Image.Image, name: str, **options) -> Path:
     picture.save(folder / name, **options)
     return folder / name
@@ -37,7 +46,7 @@ def saved(folder: Path, picture: Image.Image, name: str, **options) -> Path:
 def test_a_lossless_picture_comes_in_as_it_is(tmp_path, name):
     colours = COLOURS[..., :3]
     options = {"lossless": True} if name.endswith("webp") else {}
-    images, mask = image_io.load_picture(saved(tmp_path, Image.fromarray(colours), name, **options))
+    images, mask = load(saved(tmp_path, Image.fromarray(colours), name, **options))
     assert images.dtype == mask.dtype == torch.float32
     assert torch.equal(images, torch.from_numpy(colours.astype(np.float32) / 255)[None])
     assert torch.equal(mask, torch.zeros(1, 64, 64))
@@ -45,19 +54,19 @@ def test_a_lossless_picture_comes_in_as_it_is(tmp_path, name):
 
 @pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending in ("jpg", "avif")])
 def test_a_lossy_picture_comes_in_nearly_as_it_is(tmp_path, ending):
-    images, _ = image_io.load_picture(saved(tmp_path, smooth(), f"a.{ending}", quality=95))
+    images, _ = load(saved(tmp_path, smooth(), f"a.{ending}", quality=95))
     assert (images[0] * 255 - torch.from_numpy(np.asarray(smooth(), np.float32))).abs().mean() < 4
 
 
 def test_the_format_shows_in_the_content_not_in_the_name(tmp_path):
     path = saved(tmp_path, smooth(), "really_a_png.txt", format="PNG")
-    assert image_io.load_picture(path)[0].shape == (1, HEIGHT, WIDTH, 3)
+    assert load(path)[0].shape == (1, HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_becomes_the_mask_and_leaves_the_colours(tmp_path, mode):
     picture = Image.fromarray(COLOURS).convert(mode)
-    images, mask = image_io.load_picture(saved(tmp_path, picture, "a.png"))
+    images, mask = load(saved(tmp_path, picture, "a.png"))
     assert torch.equal(mask, 1 - torch.from_numpy(COLOURS[None, ..., 3].astype(np.float32) / 255))
     colours = np.asarray(Image.fromarray(COLOURS[..., :3]).convert(mode[:-1]).convert("RGB"), np.float32)
     assert torch.equal(images, torch.from_numpy(colours)[None] / 255)
@@ -67,7 +76,7 @@ def test_a_transparent_colour_of_a_palette_becomes_the_mask(tmp_path):
     indices = RNG.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8)
     picture = Image.fromarray(indices, "P")
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    _, mask = image_io.load_picture(saved(tmp_path, picture, "a.png", transparency=1))
+    _, mask = load(saved(tmp_path, picture, "a.png", transparency=1))
     assert torch.equal(mask, torch.from_numpy(indices == 1).float()[None])
 
 
@@ -87,7 +96,7 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path, Image.fromarray(np.ascontiguousarray(turned_back(upright))), "a.png", exif=exif)
-    images, _ = image_io.load_picture(path)
+    images, _ = load(path)
     assert np.array_equal((images[0].numpy() * 255).round().astype(np.uint8), upright)
 
 
@@ -98,7 +107,7 @@ def test_deep_grey_is_not_blown_out(tmp_path, kind):
         path = saved(tmp_path, Image.fromarray(grey.astype(np.uint16)), "a.png")
     else:
         path = saved(tmp_path, Image.fromarray(grey.astype(np.int32)), "a.tiff")
-    images, _ = image_io.load_picture(path)
+    images, _ = load(path)
     assert (images[0] - torch.from_numpy(grey / 65535)[..., None]).abs().max() < 1e-6
 
 
@@ -107,7 +116,7 @@ def test_an_animation_becomes_a_batch_of_its_frames(tmp_path, ending):
     frames = [Image.fromarray(np.full((HEIGHT, WIDTH, 3), 60 * index, np.uint8)) for index in range(4)]
     options = {"lossless": True} if ending == "webp" else {}
     path = saved(tmp_path, frames[0], f"a.{ending}", save_all=True, append_images=frames[1:], **options)
-    images, mask = image_io.load_picture(path)
+    images, mask = load(path)
     assert images.shape == (4, HEIGHT, WIDTH, 3)
     assert mask.shape[0] == 4
     assert (images.mean(dim=(1, 2, 3)) * 255).round().tolist() == [0, 60, 120, 180]
@@ -115,13 +124,13 @@ def test_an_animation_becomes_a_batch_of_its_frames(tmp_path, ending):
 
 def test_pages_of_another_size_are_left_out(tmp_path):
     pages = [Image.new("RGB", size, colour) for size, colour in (((8, 9), "red"), ((9, 8), "lime"), ((8, 9), "blue"))]
-    images, _ = image_io.load_picture(saved(tmp_path, pages[0], "a.tiff", save_all=True, append_images=pages[1:]))
+    images, _ = load(saved(tmp_path, pages[0], "a.tiff", save_all=True, append_images=pages[1:]))
     assert images[:, 0, 0].tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_frames_with_and_without_transparency_share_one_mask_size(tmp_path):
     pages = [Image.new("RGB", (8, 9), "red"), Image.new("RGBA", (8, 9), (0, 0, 0, 0))]
-    _, mask = image_io.load_picture(saved(tmp_path, pages[0], "a.tiff", save_all=True, append_images=pages[1:]))
+    _, mask = load(saved(tmp_path, pages[0], "a.tiff", save_all=True, append_images=pages[1:]))
     assert mask.shape == (2, 9, 8)
     assert (mask[0].max(), mask[1].min()) == (0, 1)
 
@@ -134,7 +143,7 @@ def test_a_truncated_file_is_refused(tmp_path, ending, kept):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(ImageError) as caught:
-        image_io.load_picture(path)
+        load(path)
     assert caught.value.code in ("image.damaged", "image.unsupported")
     assert "\n" not in str(caught.value)
 
@@ -150,7 +159,7 @@ def test_a_damaged_file_gives_an_image_or_an_image_error(tmp_path, ending):
             damaged[position] = RNG.integers(0, 256)
         path.write_bytes(damaged)
         try:
-            images, _ = image_io.load_picture(path)
+            images, _ = load(path)
         except ImageError:
             continue
         assert images.ndim == 4
@@ -159,7 +168,7 @@ def test_a_damaged_file_gives_an_image_or_an_image_error(tmp_path, ending):
 def test_a_missing_file_and_a_folder_say_so(tmp_path):
     for name, code in (("a.png", "image.missing"), ("a.png/b.png", "image.missing"), ("", "image.unreadable")):
         with pytest.raises(ImageError) as caught:
-            image_io.load_picture(tmp_path / name)
+            load(tmp_path / name)
         assert caught.value.code == code
 
 
@@ -178,7 +187,7 @@ def test_a_missing_file_and_a_folder_say_so(tmp_path):
 def test_what_is_no_picture_of_a_known_format_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with raises(ImageError, "image.unsupported", "PNG", "JPEG"):
-        image_io.load_picture(tmp_path / "a.png")
+        load(tmp_path / "a.png")
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -201,20 +210,20 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side, re
     monkeypatch.setattr(Image.Image, "load", explode)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", explode)
     with raises(ImageError, "image.too_large", 50):
-        image_io.load_picture(tmp_path / "a.png")
+        load(tmp_path / "a.png")
     assert not recwarn.list
 
 
 def test_an_animation_is_limited_as_a_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_io, "LARGEST_ANIMATION", HEIGHT * WIDTH * 3)
+    monkeypatch.setattr(image_io, "MAX_TOTAL_PIXELS", HEIGHT * WIDTH * 3)
     for count, fits in ((3, True), (6, False)):
         frames = [Image.fromarray(np.full((HEIGHT, WIDTH, 3), 30 * index, np.uint8)) for index in range(count)]
         path = saved(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:])
         if fits:
-            assert image_io.load_picture(path)[0].shape[0] == count
+            assert load(path)[0].shape[0] == count
         else:
             with raises(ImageError, "image.too_large", count):
-                image_io.load_picture(path)
+                load(path)
 
 
 def test_nothing_of_the_file_stays_open(tmp_path):
@@ -222,6 +231,6 @@ def test_nothing_of_the_file_stays_open(tmp_path):
     smooth().save(buffer, "PNG")
     path = tmp_path / "a.png"
     path.write_bytes(buffer.getvalue())
-    images, _ = image_io.load_picture(path)
+    images, _ = load(path)
     path.write_bytes(b"\0" * path.stat().st_size)
     assert images.sum() > 0

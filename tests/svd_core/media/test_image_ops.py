@@ -8,17 +8,17 @@ import torch
 from error_checks import raises
 from PIL import Image
 from svd_stages.svd_core.errors import ImageError, SettingError
+from svd_stages.svd_core.media import image_ops
 from svd_stages.svd_core.media.image_ops import (
-    check_images,
     clip_input_center_crop,
     clip_input_reference,
     clip_input_whole,
-    cut_to_multiple,
-    resize_images,
+    crop_to_multiple,
     to_images,
     to_pixels,
 )
 from svd_stages.svd_core.utils.size_checks import check_multiple
+from svd_stages.svd_core.utils.tensor_checks import check_images
 
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SIZES = [(250, 170), (1024, 576), (64, 300), (224, 224), (100, 90)]
@@ -27,6 +27,10 @@ SIZES = [(250, 170), (1024, 576), (64, 300), (224, 224), (100, 90)]
 def random_images(width: int, height: int, count: int = 1, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.rand((count, height, width, 3), generator=generator)
+
+
+def resize_images(*args) -> torch.Tensor:
+    return image_ops.resize_images(*args)[0]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -56,7 +60,7 @@ def test_the_whole_frame_is_squeezed_into_the_square():
 @pytest.mark.parametrize(("height", "width", "top", "left"), [(33, 47, 0, 3), (32, 40, 0, 0), (39, 41, 3, 0)])
 def test_the_middle_is_kept_when_sides_are_cut_to_multiples(height, width, top, left):
     images = torch.rand((1, height, width, 3), generator=torch.Generator("cpu").manual_seed(0))
-    assert torch.equal(cut_to_multiple(images, 8), images[:, top : top + 32, left : left + 40])
+    assert torch.equal(crop_to_multiple(images, 8), images[:, top : top + 32, left : left + 40])
 
 
 def test_clip_input_is_normalised_by_channel():

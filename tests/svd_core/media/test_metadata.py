@@ -30,7 +30,7 @@ def test_only_graphs_are_read(tmp_path):
 
 
 def test_what_a_file_is_shows_in_its_content(tmp_path):
-    video_io.write_mp4(tmp_path / "a.png", FRAMES, 7, {"prompt": {"1": 2}})
+    video_io.encode_mp4(tmp_path / "a.png", FRAMES, 7, {"prompt": {"1": 2}})
     assert read_embedded_graphs(tmp_path / "a.png") == {"prompt": {"1": 2}}
 
 
@@ -65,11 +65,11 @@ def test_a_damaged_file_gives_graphs_or_an_error_of_ours(tmp_path, ending):
     graphs = {"prompt": {"1": {"class_type": "LoadImage"}}, "workflow": {"nodes": []}}
     path = tmp_path / f"a.{ending}"
     if ending == "mp4":
-        video_io.write_mp4(path, FRAMES, 7, graphs)
+        video_io.encode_mp4(path, FRAMES, 7, graphs)
     elif ending == "webp":
-        video_io.write_webp(path, FRAMES, 7, metadata=graphs)
+        video_io.encode_webp(path, FRAMES, 7, metadata=graphs)
     else:
-        video_io.write_png(path, FRAMES[0], graphs)
+        video_io.encode_png(path, FRAMES[0], graphs)
     whole = path.read_bytes()
     chance = random.Random(1)
     refused = 0

@@ -217,9 +217,9 @@ LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: uns
 def test_a_device_that_breaks_is_an_error_of_its_own_and_ends_a_workers_process(mini, monkeypatch, text):
     given = {"load": [[IMAGE]], "ckpt": [[mini.model], [mini.clip_vision], [mini.vae]]}
     monkeypatch.setattr(PreparedUNet, "__call__", raising(lambda: accelerator_error(text)))
-    checked = validate(graph_of(1), headless.NODES, given=given, keep=["decode"])
+    checked = validate(graph_of(1), headless.NODES, precomputed=given, keep=["decode"])
     with raises(NodeError, "device.lost", "sample") as raised:
-        Engine(headless.NODES).run(checked.prompt, [], given=given, keep=["decode"])
+        Engine(headless.NODES).run(checked.prompt, [], precomputed=given, keep=["decode"])
     assert text in str(raised.value) and raised.value.exit_status == 4
     assert GraphRenderer.is_lost(SimpleNamespace(), raised.value)  # pyright: ignore[reportArgumentType]
 

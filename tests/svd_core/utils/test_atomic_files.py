@@ -74,7 +74,7 @@ def test_what_another_machine_makes_goes_by_its_age_alone(tmp_path, monkeypatch,
             raise OSError("this disk has no locks")
 
         monkeypatch.setattr(atomic_files.fcntl, "flock", refuse)
-    machine = "" if locks else atomic_files._machine()
+    machine = "" if locks else atomic_files._machine_prefix()
     old, recent, other = (f".svd-stages-{machine}{name}.part" for name in ("1", "2", "3"))
     for name in (old, recent, "mine.part"):
         (tmp_path / name).touch()
@@ -110,7 +110,7 @@ def test_a_file_has_the_rights_of_any_new_one_and_a_folder_is_for_this_user(tmp_
 
 
 def test_what_is_neither_file_nor_folder_is_nobodys_to_remove(tmp_path):
-    pipe, link = (tmp_path / f".svd-stages-{atomic_files._machine()}{name}.part" for name in "pl")
+    pipe, link = (tmp_path / f".svd-stages-{atomic_files._machine_prefix()}{name}.part" for name in "pl")
     os.mkfifo(pipe)
     link.symlink_to(tmp_path)
     for path in (pipe, link):

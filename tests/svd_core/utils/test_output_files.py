@@ -42,7 +42,7 @@ def names(folder: Path) -> list[str]:
     ],
 )
 def test_a_prefix_means_a_place_below_the_output_folder(tmp_path, prefix, subfolder, name):
-    place = output_files.place_for(tmp_path, prefix, 64, 32, NOON)
+    place = output_files.resolve_prefix(tmp_path, prefix, 64, 32, NOON)
     assert place == output_files.OutputPath(tmp_path / subfolder, subfolder, name)
     assert names(tmp_path) == []
 
@@ -50,7 +50,7 @@ def test_a_prefix_means_a_place_below_the_output_folder(tmp_path, prefix, subfol
 @pytest.mark.parametrize("prefix", ["../x", "a/../../x", "/etc/x", "..//..//x", "a\0b"])
 def test_a_prefix_that_leads_outside_is_refused(tmp_path, prefix):
     with raises(SettingError, "output.outside", "filename_prefix", ascii(prefix)[1:-1]):
-        output_files.place_for(tmp_path, prefix)
+        output_files.resolve_prefix(tmp_path, prefix)
 
 
 @pytest.mark.parametrize("prefix", ["out/a", "out/deeper/a", "in/../out/a", "chain/a", "deep/out/a"])
@@ -61,20 +61,20 @@ def test_a_prefix_that_a_link_leads_outside_is_refused(tmp_path, prefix):
     for link, target in (("out", "../elsewhere"), ("chain", "out"), ("deep/out", "../../elsewhere"), ("in", "deep")):
         (folder / link).symlink_to(target)
     with raises(SettingError, "output.outside", "filename_prefix", prefix):
-        output_files.place_for(folder, prefix)
-    assert output_files.place_for(folder, "in/a").folder == folder / "in"
+        output_files.resolve_prefix(folder, prefix)
+    assert output_files.resolve_prefix(folder, "in/a").folder == folder / "in"
 
 
 def test_the_output_folder_itself_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "output").symlink_to("disk")
-    assert output_files.place_for(tmp_path / "output", "video/a").folder == tmp_path / "output" / "video"
+    assert output_files.resolve_prefix(tmp_path / "output", "video/a").folder == tmp_path / "output" / "video"
 
 
 @pytest.mark.parametrize("prefix", ["a\0b", "\ud800", "video/\udfff/a"])
 def test_a_prefix_that_no_file_can_have_is_refused_in_one_line(tmp_path, prefix):
     with pytest.raises(SettingError) as raised:
-        output_files.place_for(tmp_path, prefix)
+        output_files.resolve_prefix(tmp_path, prefix)
     assert str(raised.value).isprintable()
 
 
@@ -93,11 +93,11 @@ def test_a_prefix_that_no_file_can_have_is_refused_in_one_line(tmp_path, prefix)
 def test_the_counter_is_one_more_than_the_highest_number_of_the_name(tmp_path, files, counter):
     for file in files:
         (tmp_path / file).touch()
-    assert output_files.next_counter(output_files.place_for(tmp_path, "a")) == counter
+    assert output_files.next_counter(output_files.resolve_prefix(tmp_path, "a")) == counter
 
 
 def test_files_of_one_prefix_are_numbered_in_turn(tmp_path):
-    place = output_files.place_for(tmp_path, "deep/er/a")
+    place = output_files.resolve_prefix(tmp_path, "deep/er/a")
     saved = [output_files.save_numbered(place, "txt", put(str(index))) for index in range(3)]
     assert [each.filename for each in saved] == ["a_00001_.txt", "a_00002_.txt", "a_00003_.txt"]
     assert [(tmp_path / "deep/er" / each.filename).read_text() for each in saved] == ["0", "1", "2"]
@@ -111,7 +111,7 @@ def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path, monkeypatc
             raise PermissionError(errno.EPERM, "no hard links on this file system")
 
         monkeypatch.setattr(os, "link", refuse)
-    place = output_files.place_for(tmp_path, "a")
+    place = output_files.resolve_prefix(tmp_path, "a")
 
     def write(file: Path) -> None:
         file.write_text("ours")
@@ -129,7 +129,7 @@ import sys
 from pathlib import Path
 from svd_stages.svd_core.utils import output_files
 
-place = output_files.place_for(Path(sys.argv[1]), "shared/a")
+place = output_files.resolve_prefix(Path(sys.argv[1]), "shared/a")
 for index in range(200):
     output_files.save_numbered(place, "txt", lambda file: file.write_text(f"{sys.argv[2]} {index}"))
 """
@@ -152,7 +152,7 @@ def test_of_200_killed_writers_no_broken_file_stays_and_nothing_unfinished_after
     assert len({path.suffix for path in saved}) == 3 and len(saved) > 20
     for path in saved:
         assert whole_frames(path) == (1 if path.suffix == ".png" else killed_writers.FRAMES), path
-    output_files.save_numbered(output_files.place_for(tmp_path, "next"), "txt", put("next"))
+    output_files.save_numbered(output_files.resolve_prefix(tmp_path, "next"), "txt", put("next"))
     assert not list(tmp_path.glob(".*"))
 
 
@@ -173,7 +173,7 @@ def test_trouble_while_writing_leaves_nothing_and_goes_through(tmp_path, trouble
         raise trouble
 
     with pytest.raises(type(trouble)):
-        output_files.save_numbered(output_files.place_for(tmp_path, "a"), "txt", write)
+        output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", write)
     with pytest.raises(type(trouble)), output_files.replacing(tmp_path / "b.txt") as file:
         write(file)
     assert names(tmp_path) == []
@@ -203,7 +203,7 @@ def test_what_is_not_a_file_is_not_replaced(tmp_path):
 
 def test_files_have_the_rights_that_any_new_file_gets(tmp_path):
     (tmp_path / "plain").touch()
-    saved = output_files.save_numbered(output_files.place_for(tmp_path, "a"), "txt", put(""))
+    saved = output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", put(""))
     assert (tmp_path / saved.filename).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -213,7 +213,7 @@ def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
         file.touch()
     for file in (old, other):
         os.utime(file, (time.time() - 90000, time.time() - 90000))
-    output_files.save_numbered(output_files.place_for(tmp_path, "a"), "txt", put(""))
+    output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", put(""))
     assert names(tmp_path) == [".svd-stages-2.part", "a_00001_.txt", "mine.part"]
 
 
@@ -232,21 +232,21 @@ def test_trouble_of_the_disk_is_an_output_error_with_the_way_out(tmp_path, numbe
         raise OSError(number, os.strerror(number))
 
     with raises(OutputError, code, tmp_path / "a_00001_.txt") as caught:
-        output_files.save_numbered(output_files.place_for(tmp_path, "a"), "txt", write)
+        output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", write)
     assert os.strerror(number) in str(caught.value)
     assert names(tmp_path) == []
 
 
 def test_a_name_that_is_too_long_says_so(tmp_path):
     with raises(OutputError, "output.name_too_long"):
-        output_files.save_numbered(output_files.place_for(tmp_path, "a" * 300), "txt", put(""))
+        output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a" * 300), "txt", put(""))
     assert names(tmp_path) == []
 
 
 def test_a_file_where_a_folder_is_needed_says_so(tmp_path):
     (tmp_path / "video").write_text("in the way")
     with raises(OutputError, "output.no_folder", tmp_path / "video"):
-        output_files.save_numbered(output_files.place_for(tmp_path, "video/a"), "txt", put(""))
+        output_files.save_numbered(output_files.resolve_prefix(tmp_path, "video/a"), "txt", put(""))
     assert names(tmp_path) == ["video"]
 
 
@@ -259,7 +259,8 @@ from svd_stages.svd_core.utils import output_files
 if os.geteuid() == 0:
     os.setuid(65534)
 try:
-    output_files.save_numbered(output_files.place_for(Path(sys.argv[1]), "a"), "txt", lambda file: file.write_text("x"))
+    place = output_files.resolve_prefix(Path(sys.argv[1]), "a")
+    output_files.save_numbered(place, "txt", lambda file: file.write_text("x"))
 except errors.OutputError as error:
     print(error.code)
 """

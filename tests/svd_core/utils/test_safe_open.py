@@ -14,9 +14,9 @@ from svd_stages.headless.batch.manifest import read_rows
 from svd_stages.headless.batch.plan import read_plan
 from svd_stages.headless.graph import read_graph
 from svd_stages.svd_core.errors import BatchError, GraphError, ImageError
-from svd_stages.svd_core.media.image_io import load_picture
+from svd_stages.svd_core.media.image_io import load_image
 from svd_stages.svd_core.media.metadata import read_metadata
-from svd_stages.svd_core.utils.safe_open import open_plain
+from svd_stages.svd_core.utils.safe_open import open_regular_file
 
 
 def make_socket(path: Path) -> None:
@@ -34,7 +34,7 @@ PLACES: dict[str, Callable[[Path], object]] = {
 DOORS = {
     "graph": (read_graph, GraphError),
     "metadata": (read_metadata, ImageError),
-    "picture": (load_picture, ImageError),
+    "picture": (load_image, ImageError),
     "source": (read_source, GraphError),
 }
 
@@ -52,7 +52,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, place, door):
 def test_a_plain_file_is_read_through_a_link(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
-    with open_plain(tmp_path / "link") as stream:
+    with open_regular_file(tmp_path / "link") as stream:
         assert stream.read() == b"content"
 
 

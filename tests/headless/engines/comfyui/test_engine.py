@@ -94,9 +94,9 @@ def test_each_engine_says_where_missing_files_belong(monkeypatch, named):
         "embedded": headless.choose_engine(here),
         "comfyui": headless.choose_engine(here, comfyui="ComfyUI"),
     }.items():
-        assert engine.models_folder == ("mine" if named else str(own[name])) and engine.input_folder == "pictures"
+        assert engine.models_folder == ("mine" if named else str(own[name]))
     server = headless.choose_engine(headless.RunConfig(), server="localhost")
-    assert "server" in server.models_folder and "server" in server.input_folder
+    assert "server" in server.models_folder
 
 
 def test_a_node_that_writes_a_result_again_does_not_change_what_was_kept(here):
@@ -104,7 +104,7 @@ def test_a_node_that_writes_a_result_again_does_not_change_what_was_kept(here):
     written = here / "scratch" / "output" / "a.gif"
     written.write_text("whole")
     results = Results({"output": here / "out"}, filled_from(here / "scratch"))
-    (kept,) = results.keep({"images": [{"filename": "a.gif", "subfolder": "", "type": "output"}]})
+    (kept,) = results.store({"images": [{"filename": "a.gif", "subfolder": "", "type": "output"}]})
     written.write_text("ha")
     assert kept.read_text() == "whole"
 

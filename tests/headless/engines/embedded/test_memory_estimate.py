@@ -104,10 +104,10 @@ def test_sampling_is_held_against_the_device(machine):
 def test_widths_come_from_the_checkpoint_that_is_named_and_without_one_nothing_is_guessed(machine, tmp_path):
     shutil.copy(EMBEDDED_FILE, tmp_path / "mine.safetensors")
     here = LocalRuntime(device_name="cpu", library=ModelLibrary.from_roots([tmp_path]))
-    assert (
-        memory_estimate._Widths(here).of("mine.safetensors") == memory_estimate._Widths(here).of("svd-nano") == (64, 64)
-    )
-    assert memory_estimate._Widths(here).of("gone.safetensors") == memory_estimate._Widths(here).of(None) == (0, 0)
+    channels = {
+        name: memory_estimate.base_channels(here, name) for name in ("mine.safetensors", "svd-nano", "gone", None)
+    }
+    assert channels == {"mine.safetensors": (64, 64), "svd-nano": (64, 64), "gone": (0, 0), None: (0, 0)}
     settings = ("SVDResizeImage.width=2048", "SVDResizeImage.height=2048", "SVDImageConditioning.video_frames=60")
     prompt = graph("image_to_video", *settings, "SVDTemporalVAEDecode.mode=windowed")
     machine(3)  # 60 frames take 2.8 GiB, sampling them with svd-nano 5.2
