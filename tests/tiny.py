@@ -93,6 +93,11 @@ def random_checkpoint(
     )
 
 
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Draw a float32 tensor on the CPU."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
 def fill(module: torch.nn.Module, seed: int) -> None:
     """Draw all parameters: weights that keep the scale of activations, norms around 1, biases around 0."""
     generator = torch.Generator("cpu").manual_seed(seed)

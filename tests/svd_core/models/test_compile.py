@@ -14,17 +14,13 @@ from svd_stages.svd_core.models.compile import CompiledStep, RegionalCompiler
 from svd_stages.svd_core.models.optimizations import ALL, Optimizations
 from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
-from tiny import tiny_checkpoint
+from tiny import randn, tiny_checkpoint
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 C_NOISES = torch.tensor([0.7, -0.3])
 TIME_IDS = torch.tensor([[6.0, 127.0, 0.02]])
 MODES = ["regional", pytest.param("full", marks=pytest.mark.slow)]
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

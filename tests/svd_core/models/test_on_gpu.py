@@ -12,6 +12,7 @@ from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.runtime.memory import decode_bytes
+from tiny import randn
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,10 +22,6 @@ pytestmark = [
 SIZE = models.Size((64, 128, 256, 256), (1, 2, 4, 4), 128, (64, 64, 128, 128), 6, 16, 24)
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 C_NOISE = torch.tensor(0.7)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +41,7 @@ def difference(result: torch.Tensor, truth: torch.Tensor) -> float:
 def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Return x, image latents, embedding and time ids."""
     shape = (SIZE.frames, 4, SIZE.height, SIZE.width)
-    tensors = (normal(*shape), normal(*shape, seed=1), normal(1, 1, 128))
+    tensors = (randn(*shape), randn(*shape, seed=1), randn(1, 1, 128))
     return *(each.to(CUDA, dtype) for each in tensors), torch.tensor([[6.0, 127.0, 0.02]], device=CUDA)
 
 
@@ -82,7 +79,7 @@ def test_streamed_weights_give_bit_equal_results_and_stay_on_the_cpu(unet):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_decoder_is_no_less_exact_than_diffusers_wherever_activations_are(decoder, monkeypatch, dtype):
-    latents = normal(SIZE.frames, 4, SIZE.height, SIZE.width) / 0.18215
+    latents = randn(SIZE.frames, 4, SIZE.height, SIZE.width) / 0.18215
     indicator = torch.zeros((1, SIZE.frames), device=CUDA)
 
     def stock(dtype: torch.dtype) -> torch.Tensor:
@@ -99,7 +96,7 @@ def test_the_decoder_is_no_less_exact_than_diffusers_wherever_activations_are(de
 
 
 def test_decoding_needs_at_most_the_estimate(decoder):
-    latents = (normal(8, 4, 40, 64) / 0.18215).to(CUDA, torch.float16)
+    latents = (randn(8, 4, 40, 64) / 0.18215).to(CUDA, torch.float16)
     decoder.to(CUDA, torch.float16)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -140,7 +137,7 @@ def test_streamed_steps_are_bit_equal_and_need_less_memory(unet):
 
 def test_a_large_image_is_encoded_in_tiles_wherever_activations_are(monkeypatch):
     encoder = models.randomize(models.build_vae(SIZE), seed=2).encoder.to(CUDA)
-    pixels = normal(1, 3, 128, 192).to(CUDA)
+    pixels = randn(1, 3, 128, 192).to(CUDA)
     expected = encoder.double()(pixels.double()).float().cpu()
     encoder.float()
     monkeypatch.setattr(tiled_layers, "TILING_THRESHOLD", 0)

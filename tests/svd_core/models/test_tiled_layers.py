@@ -12,7 +12,7 @@ from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.models import tiled_layers, vae_decoder, vae_encoder
 from svd_stages.svd_core.models.components import SVDVae
 from svd_stages.svd_core.runtime.memory import decode_bytes, encode_bytes
-from tiny import tiny_checkpoint
+from tiny import randn, tiny_checkpoint
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -30,8 +30,7 @@ def small_tiles(monkeypatch):
 
 
 def random_image(channels: int, height: int, width: int, layout: torch.memory_format) -> torch.Tensor:
-    generator = torch.Generator("cpu").manual_seed(height)
-    return torch.randn((1, channels, height, width), generator=generator).contiguous(memory_format=layout)
+    return randn(1, channels, height, width, seed=height).contiguous(memory_format=layout)
 
 
 def difference(ours: torch.Tensor, truth: torch.Tensor) -> float:
@@ -68,7 +67,7 @@ def test_the_decoder_with_tiled_frames_computes_what_diffusers_does(
     vae, small_tiles, monkeypatch, frames, height, width
 ):
     monkeypatch.setattr(vae_decoder, "TILE_NUMEL", 20_000)
-    latents = torch.randn((frames, 4, height, width), generator=torch.Generator("cpu").manual_seed(3)) / 0.18215
+    latents = randn(frames, 4, height, width, seed=3) / 0.18215
     progress: list[float] = []
     pixels = vae_decoder.decode(vae.decoder, latents, on_progress=progress.append)
     expected = vae.decoder.double()(latents.double(), num_frames=frames, image_only_indicator=torch.zeros(1, frames))

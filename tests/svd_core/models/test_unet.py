@@ -15,7 +15,7 @@ from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.optimizations import ALL, Optimizations, unsupported_reason
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.models.weight_streaming import WeightStreamer
-from tiny import tiny_checkpoint
+from tiny import randn, tiny_checkpoint
 
 FRAMES, HEIGHT, WIDTH = 5, 16, 24
 C_NOISES = torch.tensor([0.7, -0.3])
@@ -28,10 +28,6 @@ TOLERANCE = 1e-5
 def unet() -> torch.nn.Module:
     """A UNet for one test: preparing changes memory formats, and tests change weights."""
     return tiny_checkpoint().model.unet
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def stock(unet, size=(HEIGHT, WIDTH), tokens=1, dtype=torch.float32, c_noise=C_NOISES[0]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from svd_stages.svd_core.models import vae_decoder
 from svd_stages.svd_core.models.group_norm import GroupNormStatistics
-from tiny import tiny_checkpoint
+from tiny import randn, tiny_checkpoint
 
 TOLERANCE = 1e-4
 
@@ -19,8 +19,7 @@ def vae():
 
 
 def clip(frames: int, height: int, width: int) -> torch.Tensor:
-    generator = torch.Generator("cpu").manual_seed(frames)
-    return torch.randn((frames, 4, height, width), generator=generator) / 0.18215
+    return randn(frames, 4, height, width, seed=frames) / 0.18215
 
 
 def reference(vae, latents: torch.Tensor) -> torch.Tensor:
@@ -67,7 +66,7 @@ def test_the_memory_format_of_other_devices(vae, monkeypatch, tile):
 def test_groups_with_a_small_variance_are_normalized(dtype, deviation):
     """The variance is tiny beside the mean: a difference of squares would lose it or become negative."""
     norm = torch.nn.GroupNorm(4, 8, eps=1e-6)
-    x = (10 + deviation * torch.randn((1, 8, 40, 50), generator=torch.Generator("cpu").manual_seed(1))).to(dtype)
+    x = (10 + deviation * randn(1, 8, 40, 50, seed=1)).to(dtype)
     statistics = GroupNormStatistics(norm)
     for rows in x.split(7, dim=2):
         statistics.update(rows)

@@ -10,18 +10,8 @@ import pytest
 import torch
 from error_checks import raises
 from svd_stages.svd_core.errors import SettingError
-from svd_stages.training.svd_nano.clips import (
-    HELD_OUT,
-    KINDS,
-    REACH,
-    Plates,
-    draw_plates,
-    frame_distance,
-    make_scene,
-    place,
-    positions,
-    render_clip,
-)
+from svd_stages.training.svd_nano import clips
+from svd_stages.training.svd_nano.clips import HELD_OUT, KINDS, frame_distance, make_scene, positions, render_clip
 from svd_stages.training.svd_nano.evaluate import held_out_scenes, track_ends
 from svd_stages.training.svd_nano.tracking import along, cosine, displacement, psnr, sharpness
 
@@ -54,7 +44,7 @@ def test_another_size_raises_an_error_with_the_size(size):
 
 def test_bucket_255_is_five_times_as_fast_as_32_and_covers_reach():
     assert frame_distance(255, 7) == pytest.approx(5 * frame_distance(32, 7))
-    assert 13 * frame_distance(255, 7) == pytest.approx(REACH, rel=0.05)
+    assert 13 * frame_distance(255, 7) == pytest.approx(clips.REACH, rel=0.05)
     assert frame_distance(127, 7) == pytest.approx(frame_distance(127, 15) * 15 / 7)
     distances = [frame_distance(bucket, 7) for bucket in range(0, 256, 5)]
     assert all(a < b for a, b in itertools.pairwise([0, *distances]))
@@ -73,10 +63,10 @@ def test_the_tracker_measures_motion_within_a_hundredth_of_the_width(scenes, buc
 def test_held_out_objects_stay_in_the_image(scenes):
     """An image of twice the size around the same center shows no more of the object."""
     for scene in scenes:
-        sticker, smaller = draw_plates(scene).sticker, replace(scene.mover, length=scene.mover.length / 2)
+        sticker, smaller = clips.draw_plates(scene).sticker, replace(scene.mover, length=scene.mover.length / 2)
         for center in positions(scene.mover, 14, 255, 7)[[0, -1]]:
-            visible = place(Plates(torch.zeros(3, 128, 128), sticker), scene.mover, center[None])
-            complete = place(Plates(torch.zeros(3, 256, 256), sticker), smaller, center[None] / 2)
+            visible = clips.place(clips.Plates(torch.zeros(3, 128, 128), sticker), scene.mover, center[None])
+            complete = clips.place(clips.Plates(torch.zeros(3, 256, 256), sticker), smaller, center[None] / 2)
             assert visible.sum() >= 0.97 * complete.sum(), scene
 
 
@@ -89,13 +79,13 @@ def test_the_tracker_has_a_large_error_on_the_clip_of_another_scene(scenes):
 
 
 def test_a_mover_outside_the_image_leaves_the_backdrop(scenes):
-    plates = draw_plates(scenes[0])
-    (image,) = place(plates, scenes[0].mover, torch.tensor([[5.0, 5.0]]))
+    plates = clips.draw_plates(scenes[0])
+    (image,) = clips.place(plates, scenes[0].mover, torch.tensor([[5.0, 5.0]]))
     assert torch.allclose(image, plates.backdrop)
 
 
 def test_every_backdrop_has_contrast():
-    assert min(draw_plates(make_scene(seed)).backdrop.std() for seed in range(20)) > 0.02
+    assert min(clips.draw_plates(make_scene(seed)).backdrop.std() for seed in range(20)) > 0.02
 
 
 def test_drawing_clips_leaves_the_global_random_state():

@@ -6,12 +6,9 @@ import pytest
 import torch
 from svd_stages.training.svd_nano.architecture import new_modules
 from svd_stages.training.svd_nano.muon import BETAS, DECAY, MOMENTUM, Muon, is_hidden, orthogonalize
+from tiny import randn
 
 pytestmark = pytest.mark.usefixtures("gradients")
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 12, 40), (2, 40, 12)])

@@ -17,18 +17,10 @@ from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.checkpoints.convert import convert_checkpoint
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
+from svd_stages.training.svd_nano import evaluate
 from svd_stages.training.svd_nano.architecture import METADATA
 from svd_stages.training.svd_nano.clips import draw_backdrop
-from svd_stages.training.svd_nano.evaluate import (
-    Settings,
-    cached_generate,
-    held_out_scenes,
-    measure,
-    motion_of,
-    position_error,
-    reconstruct,
-    true_clip,
-)
+from svd_stages.training.svd_nano.evaluate import Settings, held_out_scenes, motion_of, position_error, true_clip
 from svd_stages.training.svd_nano.tracking import along, cosine, psnr
 
 CPU = torch.device("cpu")
@@ -51,7 +43,7 @@ def nano():
 
 @pytest.fixture(scope="module")
 def make(nano):
-    return cached_generate(nano)
+    return evaluate.cached_generate(nano)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +62,7 @@ def test_the_file_is_small_and_has_its_metadata_and_latents_of_unit_variance(nan
 
 def test_the_vae_reconstructs_clips(nano, scenes):
     clips = [true_clip(scene, QUICK) for scene in scenes]
-    assert statistics.mean(psnr(reconstruct(nano, clip), clip) for clip in clips) >= 28
+    assert statistics.mean(psnr(evaluate.reconstruct(nano, clip), clip) for clip in clips) >= 28
 
 
 @pytest.mark.slow
@@ -112,7 +104,7 @@ def test_a_lost_object_counts_as_an_error(scenes):
 @pytest.mark.slow
 def test_the_table_is_complete(nano):
     text: list[str] = []
-    measure(nano, 1, Settings(frames=2, steps=1), text.append)
+    evaluate.measure(nano, 1, Settings(frames=2, steps=1), text.append)
     rows = "".join(text).splitlines()
     assert len(rows) == 2 + 18
     assert all(row.count("|") == 4 for row in rows)

@@ -9,30 +9,15 @@ from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.diffusion.denoiser import denoised_from_v
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.training.svd_nano import train as train_program
-from svd_stages.training.svd_nano import train_vae, training
+from svd_stages.training.svd_nano import train_clip, train_unet, train_vae, training
 from svd_stages.training.svd_nano.architecture import METADATA, new_modules
 from svd_stages.training.svd_nano.clips import REACH, frame_distance
 from svd_stages.training.svd_nano.evaluate import Settings, generate, psnr, reconstruct
-from svd_stages.training.svd_nano.train import (
-    Minutes,
-    as_checkpoint,
-    load_latents,
-    load_modules,
-    train_nano,
-    write_nano,
-)
-from svd_stages.training.svd_nano.train_clip import TARGETS, draw_labelled, embed
-from svd_stages.training.svd_nano.train_unet import (
-    ClipSize,
-    choose_motion,
-    encode_clips,
-    moving_weight,
-    time_ids,
-    unet_loss,
-    v_target,
-)
-from svd_stages.training.svd_nano.train_vae import draw_crop, draw_pool, scale_latents, spatial_only, vae_loss
+from svd_stages.training.svd_nano.train import Minutes, load_latents, load_modules, train_nano, write_nano
+from svd_stages.training.svd_nano.train_unet import ClipSize
+from svd_stages.training.svd_nano.train_vae import draw_crop, draw_pool
 from svd_stages.training.svd_nano.training import Plan, train
+from tiny import randn
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("gradients")
@@ -53,8 +38,7 @@ def modules():
 
 def line(seed: int = 0) -> torch.nn.Linear:
     module = torch.nn.Linear(3, 1)
-    generator = torch.Generator().manual_seed(seed)
-    module.weight.data.copy_(torch.randn(1, 3, generator=generator))
+    module.weight.data.copy_(randn(1, 3, seed=seed))
     module.bias.data.zero_()
     return module
 
@@ -104,16 +88,16 @@ def test_a_nan_loss_stops_the_training(tmp_path):
 def test_the_vae_starts_as_downscaling_and_has_gradients_everywhere(modules, pool):
     vae = new_modules(1).vae
     generator = torch.Generator().manual_seed(0)
-    vae_loss(vae, torch.cat([draw_crop(pool, 2, False, generator)]), 2, generator).backward()
+    train_vae.vae_loss(vae, torch.cat([draw_crop(pool, 2, False, generator)]), 2, generator).backward()
     assert [name for name, each in vae.named_parameters() if each.grad is None] == []
     pixels = draw_crop(pool, 1, True, generator)
     image = (pixels.movedim(1, -1) + 1) / 2
-    assert psnr(reconstruct(as_checkpoint(modules), image), image) > 13
+    assert psnr(reconstruct(train_program.as_checkpoint(modules), image), image) > 13
 
 
 def test_untrained_temporal_blocks_return_their_input(modules, pool):
-    latents = torch.randn((2, 4, 4, 4), generator=torch.Generator().manual_seed(0))
-    with spatial_only(modules.vae):
+    latents = randn(2, 4, 4, 4)
+    with train_vae.spatial_only(modules.vae):
         without = modules.vae.decode(latents, num_frames=2).sample
     assert torch.allclose(modules.vae.decode(latents, num_frames=2).sample, without, atol=1e-5)
 
@@ -127,19 +111,19 @@ def test_scaled_latents_have_unit_variance_and_decode_to_the_same_images(pool):
         return latents, vae.decode(latents, num_frames=1).sample
 
     _, before = through()
-    scale_latents(vae, pool)
+    train_vae.scale_latents(vae, pool)
     latents, after = through()
     assert torch.allclose(before, after, atol=1e-4)
     assert (latents * METADATA.scaling_factor).std(dim=(0, 2, 3)) == pytest.approx(torch.ones(4), rel=0.4)
 
 
 def test_the_clip_model_is_trained_on_images_with_targets(modules, pool):
-    images, targets, kinds = draw_labelled(pool, 8, torch.Generator().manual_seed(0))
+    images, targets, kinds = train_clip.draw_labelled(pool, 8, torch.Generator().manual_seed(0))
     assert images.shape == (8, 128, 128, 3)
-    assert targets.shape == (8, TARGETS)
+    assert targets.shape == (8, train_clip.TARGETS)
     assert targets[:, :2].norm(dim=1) == pytest.approx(torch.ones(8), rel=1e-5)
     assert kinds.max() < 3
-    assert embed(modules.clip, images).shape == (8, 128)
+    assert train_clip.embed(modules.clip, images).shape == (8, 128)
 
 
 def test_the_state_of_another_module_raises_an_error(monkeypatch, tmp_path):
@@ -165,8 +149,8 @@ def test_clips_are_encoded_again_after_more_training_of_the_vae(modules, monkeyp
 def test_moving_pixels_have_up_to_the_extra_weight():
     denoised = torch.zeros(1, 2, 4, 2, 2)
     denoised[0, 1, :, 0, 0] = 5.0
-    assert torch.equal(moving_weight(denoised, 0.0), torch.ones(1, 2, 1, 2, 2))
-    weight = moving_weight(denoised, 4.0)
+    assert torch.equal(train_unet.moving_weight(denoised, 0.0), torch.ones(1, 2, 1, 2, 2))
+    weight = train_unet.moving_weight(denoised, 4.0)
     assert weight[0, 1, 0].tolist() == [[5.0, 1.0], [1.0, 1.0]]
     assert (weight[0, 0] == 1).all()
 
@@ -177,20 +161,22 @@ def test_the_denoiser_turns_v_target_into_the_denoised_latents(sigma):
     denoised, noise = (torch.randn((2, 3, 4, 4, 4), generator=generator) for _ in range(2))
     level = torch.tensor(sigma)
     noisy = denoised + level * noise
-    assert torch.allclose(denoised_from_v(noisy, v_target(denoised, noisy, level), level), denoised, atol=2e-3)
+    assert torch.allclose(
+        denoised_from_v(noisy, train_unet.v_target(denoised, noisy, level), level), denoised, atol=2e-3
+    )
 
 
 def test_the_unet_learns_from_encoded_clips_with_fps_minus_one(modules):
-    latents = encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3, device=CPU)
+    latents = train_unet.encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3, device=CPU)
     assert latents.denoised.shape == (2, 3, 4, 8, 8)
     assert latents.images.shape == (2, 3, 4, 8, 8)
     assert (latents.strengths[:, 0] == 0).all()
-    assert time_ids(latents.motion, latents.strengths[:, 0])[:, 0] == pytest.approx(latents.motion[:, 0] - 1)
+    assert train_unet.time_ids(latents.motion, latents.strengths[:, 0])[:, 0] == pytest.approx(latents.motion[:, 0] - 1)
     unet = new_modules(1).unet
     losses = []
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
     for _ in range(3):
-        loss = unet_loss(unet, latents, torch.Generator().manual_seed(3), CPU)
+        loss = train_unet.unet_loss(unet, latents, torch.Generator().manual_seed(3), CPU)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -200,7 +186,7 @@ def test_the_unet_learns_from_encoded_clips_with_fps_minus_one(modules):
 
 def test_random_motion_stays_within_reach():
     generator = torch.Generator().manual_seed(0)
-    drawn = [choose_motion(generator, 14) for _ in range(200)]
+    drawn = [train_unet.choose_motion(generator, 14) for _ in range(200)]
     assert max(13 * frame_distance(bucket, fps) for fps, bucket in drawn) <= 1.06 * REACH
     assert min(bucket for _, bucket in drawn) < 40
     assert max(bucket for _, bucket in drawn) > 220
