@@ -20,14 +20,15 @@ from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import BatchError, GraphError, SVDStagesError
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
+from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import use_runtime
 from ...svd_core.utils.user_tempdir import private_folder
-from ..cli.animate import VideoSettings, image_to_video_graph
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig
+from ..engines.video_graph import image_to_video_graph
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.validate import shape_fault
 from .contact_sheet import write_sheet

@@ -22,8 +22,9 @@ from ...nodes.compat.folders import annotated_file
 from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.hashing import frames_sha256
+from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import RunWarning, use_runtime
-from ..cli.animate import VideoSettings, animate_images
+from ..cli.animate import animate_images
 from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty

@@ -289,10 +289,10 @@ def warn(code: str, text: str) -> None:
     get_runtime().warn(RunWarning(code, text))
 
 
-def forward_warnings(run_warnings: Iterable[RunWarning]) -> None:
-    """Pass warnings that a function returned to the runtime of this run."""
+def forward_warnings(runtime: Runtime, run_warnings: Iterable[RunWarning]) -> None:
+    """Pass warnings that a function returned to a runtime."""
     for warning in run_warnings:
-        get_runtime().warn(warning)
+        runtime.warn(warning)
 
 
 @contextlib.contextmanager
