@@ -13,22 +13,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
 import torch
 
 from ...svd_core.autoencoder.decode import decode_windows, plan_windows
-from ...svd_core.autoencoder.encode import embed_images, encode_images
-from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning, prepare_conditioning
-from ...svd_core.diffusion.denoiser import make_denoiser
-from ...svd_core.diffusion.guidance import GuidanceCurve
-from ...svd_core.diffusion.noise_augmentation import augment_images
-from ...svd_core.diffusion.sampling import sample_euler, starting_noise, starting_point
-from ...svd_core.diffusion.schedules import make_sigmas
+from ...svd_core.autoencoder.encode import encode_images
 from ...svd_core.errors import SettingError
 from ...svd_core.models.components import Checkpoint
+from ...svd_core.pipeline import VideoSettings, image_to_video
+from ...svd_core.runtime.runtime import LocalRuntime
 from .architecture import METADATA
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
 from .tracking import along, cosine, displacement, psnr, sharpness, stays_inside, track
@@ -36,34 +32,13 @@ from .tracking import along, cosine, displacement, psnr, sharpness, stays_inside
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-FRAMES, STEPS = 14, 25
-BUCKET, FPS = 127.0, 7.0
-BUCKETS = (32.0, 80.0, 127.0, 190.0, 255.0)
+BUCKETS = (32, 80, 127, 190, 255)
 STRENGTHS = (0.0, 0.1, 0.5, 1.0)
 GROUPS = ("tracker", "vae", "time", "motion", "distance", "noise", "guidance", "kinds")
 
+SETTINGS = VideoSettings(num_frames=14, noise="comfyui")
 Row = tuple[str, str, str]
 """A row of the table: measure, required value, measured value."""
-
-
-def default_guidance() -> GuidanceCurve:
-    """Return svd-nano's default guidance."""
-    defaults = METADATA.defaults()
-    return GuidanceCurve("linear", defaults.min_guidance, defaults.max_guidance)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the measured clips."""
-
-    frames: int = FRAMES
-    steps: int = STEPS
-    micro: MicroConditioning = field(default_factory=lambda: MicroConditioning(FPS, BUCKET, 0.02))
-    curve: GuidanceCurve = field(default_factory=default_guidance)
-
-    def with_micro(self, **changes: float) -> Settings:
-        """Return these settings with another fps, motion_bucket_id or noise_aug_strength."""
-        return replace(self, micro=replace(self.micro, **changes))
 
 
 def held_out_scenes(count: int, kinds: Sequence[str] = KINDS, width: int = 128, height: int = 128) -> list[MovingScene]:
@@ -77,14 +52,14 @@ def held_out_scenes(count: int, kinds: Sequence[str] = KINDS, width: int = 128, 
         if len(scenes) == count:
             break
         scene = make_scene(seed, width, height, (kinds[len(scenes) % len(kinds)],))
-        if stays_inside(scene, FRAMES, FASTEST, FPS):
+        if stays_inside(scene, 14, FASTEST, SETTINGS.fps):
             scenes.append(scene)
     if len(scenes) < count:
         raise SettingError(f"at most {len(scenes)} held-out scenes of these kinds exist, got {count}. Ask for fewer.")
     return scenes
 
 
-Make = Callable[[MovingScene, Settings], torch.Tensor]
+Make = Callable[[MovingScene, VideoSettings], torch.Tensor]
 """(scene, settings) -> the model's clip from the scene's first frame, (F, H, W, 3)."""
 
 
@@ -92,37 +67,25 @@ def cached_generate(checkpoint: Checkpoint) -> Make:
     """Return `generate` from a scene's first frame with the scene's seed, which caches clips and logs their times."""
 
     @functools.cache
-    def make(scene: MovingScene, settings: Settings) -> torch.Tensor:
+    def make(scene: MovingScene, settings: VideoSettings) -> torch.Tensor:
         start = time.monotonic()
-        clip = generate(checkpoint, render_clip(scene, 1, BUCKET, FPS)[0], settings, scene.mover.seed)
+        clip = generate(checkpoint, true_clip(scene, replace(settings, num_frames=1))[0], settings, scene.mover.seed)
         logger.info("clip %d: %.1f s", make.cache_info().misses, time.monotonic() - start)
         return clip
 
     return make
 
 
-def generate(checkpoint: Checkpoint, image: torch.Tensor, settings: Settings, seed: int) -> torch.Tensor:
-    """Generate the video (F, H, W, 3) of an image (H, W, 3) with the functions of the nodes."""
-    model, images = checkpoint.model, image[None]
-    embedding = embed_images(checkpoint.clip_vision, images, "reference", CPU).image_embeds
-    augmented = augment_images(images, settings.micro.noise_aug_strength, seed)
-    embeds, image_latent = prepare_conditioning(embedding, encode_images(checkpoint.vae, augmented, CPU))
-    positive = Conditioning(embeds, image_latent, settings.micro)
-    negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latent), settings.micro)
-    denoise = make_denoiser(model.unet, positive, negative, settings.curve.weights(settings.frames), CPU)
-    sigmas = make_sigmas("karras", settings.steps, model.sigma_min, model.sigma_max)
-    noise = starting_noise("comfyui", seed, settings.frames, *image_latent.shape[-2:])
-    x = starting_point(torch.zeros_like(noise), noise, sigmas[0], model.sigma_max)[None]
-    return _decode(checkpoint, sample_euler(denoise, x, sigmas)[0] / model.scaling_factor)
+def generate(checkpoint: Checkpoint, image: torch.Tensor, settings: VideoSettings, seed: int) -> torch.Tensor:
+    """Generate the video (F, H, W, 3) of an image (H, W, 3) in its size."""
+    height, width = image.shape[:2]
+    settings = replace(settings, seed=seed, width=width, height=height)
+    return image_to_video(checkpoint, image[None], settings, LocalRuntime(device_name="cpu"))[0]
 
 
-def _decode(checkpoint: Checkpoint, latents: torch.Tensor) -> torch.Tensor:
-    return decode_windows(checkpoint.vae, latents, plan_windows(len(latents), len(latents), 0), CPU)
-
-
-def true_clip(scene: MovingScene, settings: Settings) -> torch.Tensor:
+def true_clip(scene: MovingScene, settings: VideoSettings) -> torch.Tensor:
     """Render the scene at these settings: images (F, H, W, 3)."""
-    return render_clip(scene, settings.frames, settings.micro.motion_bucket_id, settings.micro.fps)
+    return render_clip(scene, settings.num_frames, settings.motion_bucket_id, settings.fps)
 
 
 def track_ends(scene: MovingScene, images: torch.Tensor) -> torch.Tensor:
@@ -130,17 +93,17 @@ def track_ends(scene: MovingScene, images: torch.Tensor) -> torch.Tensor:
     return track(images[[0, -1]], scene)
 
 
-def tracking_error(scene: MovingScene, other: MovingScene, settings: Settings) -> float:
+def tracking_error(scene: MovingScene, other: MovingScene, settings: VideoSettings) -> float:
     """Compare the motion tracked in the true clip of `other` with that of `scene`, in image widths."""
-    micro = settings.micro
-    expected = displacement(positions(scene.mover, settings.frames, micro.motion_bucket_id, micro.fps))
+    frames, bucket, fps = settings.num_frames, settings.motion_bucket_id, settings.fps
+    expected = displacement(positions(scene.mover, frames, bucket, fps))
     tracked = displacement(track_ends(other, true_clip(other, settings)))
     return float((tracked - expected).norm()) * scene.height / scene.width
 
 
-def tracker_rows(scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+def tracker_rows(scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
     """Measure the tracker on true clips, and on clips of another scene."""
-    by_bucket = [settings.with_micro(motion_bucket_id=bucket) for bucket in BUCKETS]
+    by_bucket = [replace(settings, motion_bucket_id=bucket) for bucket in BUCKETS]
     worst = max(tracking_error(scene, scene, each) for scene in scenes for each in by_bucket)
     yield "object tracker, true clips of 5 buckets: largest error", "<= 1 % of width", _percent(worst)
     pairs = zip(scenes, [*scenes[1:], scenes[0]], strict=True)
@@ -150,10 +113,11 @@ def tracker_rows(scenes: list[MovingScene], settings: Settings) -> Iterator[Row]
 
 def reconstruct(checkpoint: Checkpoint, images: torch.Tensor) -> torch.Tensor:
     """Encode and decode the images (F, H, W, 3) of a clip."""
-    return _decode(checkpoint, encode_images(checkpoint.vae, images, CPU))
+    latents = encode_images(checkpoint.vae, images, CPU)
+    return decode_windows(checkpoint.vae, latents, plan_windows(len(images), len(images), 0), CPU)
 
 
-def vae_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+def vae_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
     """Measure the reconstruction of clips and the standard deviation of scaled latents."""
     clips = [true_clip(scene, settings) for scene in scenes]
     quality = mean(psnr(clip, reconstruct(checkpoint, clip)) for clip in clips)
@@ -163,7 +127,7 @@ def vae_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: Settin
     yield "deviation of scaled latents", "about 1", f"{deviation:.2f}"
 
 
-def motion_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+def motion_rows(make: Make, scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
     """Measure the first frame, the direction and the last position at one setting."""
     clips = [make(scene, settings) for scene in scenes]
     truths = [true_clip(scene, settings) for scene in scenes]
@@ -185,7 +149,7 @@ def motion_of(scene: MovingScene, clip: torch.Tensor) -> torch.Tensor:
     return displacement(track_ends(scene, clip)).nan_to_num(0.0)
 
 
-def kind_rows(make: Make, count: int, settings: Settings) -> Iterator[Row]:
+def kind_rows(make: Make, count: int, settings: VideoSettings) -> Iterator[Row]:
     """Measure the direction for kinds of objects that are not in training, and in a wide image."""
     unseen = held_out_scenes(count, HELD_OUT)
     wide = held_out_scenes(count, KINDS, 192, 128)
@@ -194,7 +158,7 @@ def kind_rows(make: Make, count: int, settings: Settings) -> Iterator[Row]:
         yield f"direction, mean cosine, {name} ({count} scenes)", "reported", f"{value:.3f}"
 
 
-def time_rows(checkpoint: Checkpoint, scene: MovingScene, settings: Settings) -> Iterator[Row]:
+def time_rows(checkpoint: Checkpoint, scene: MovingScene, settings: VideoSettings) -> Iterator[Row]:
     """Measure the time of one clip, from the image to decoded frames."""
     image = true_clip(scene, settings)[0]
     seconds = []
@@ -203,14 +167,14 @@ def time_rows(checkpoint: Checkpoint, scene: MovingScene, settings: Settings) ->
         generate(checkpoint, image, settings, scene.mover.seed)
         seconds.append(time.monotonic() - start)
     value = f"{median(seconds):.1f} s on {torch.get_num_threads()} threads"
-    yield f"{settings.frames} frames, {settings.steps} steps, decoded", "<= 25 s", value
+    yield f"{settings.num_frames} frames, {settings.steps} steps, decoded", "<= 25 s", value
 
 
-def distance_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+def distance_rows(make: Make, scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
     """Measure the distance moved over motion_bucket_id, fps and noise_aug_strength."""
 
     def distances(**changes: float) -> list[float]:
-        changed = settings.with_micro(**changes)
+        changed = replace(settings, **changes)
         return [along(motion_of(scene, make(scene, changed)), scene) for scene in scenes]
 
     def ratio(numerator: list[float], denominator: list[float]) -> str:
@@ -218,7 +182,7 @@ def distance_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> 
 
     by_bucket = [distances(motion_bucket_id=bucket) for bucket in BUCKETS]
     rising = mean(all(a < b for a, b in itertools.pairwise(row)) for row in zip(*by_bucket, strict=True))
-    by_fps = ratio(distances(fps=7.0), distances(fps=15.0))
+    by_fps = ratio(distances(fps=7), distances(fps=15))
     by_noise = ratio(distances(noise_aug_strength=0.5), distances())
     yield "distance, bucket 255 / 32", ">= 2.5", ratio(by_bucket[-1], by_bucket[0])
     yield "distance rises over 5 buckets", ">= 90 % of scenes", _percent(rising)
@@ -226,21 +190,21 @@ def distance_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> 
     yield "distance, noise_aug_strength 0.5 / 0.02", "reported", by_noise
 
 
-def noise_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+def noise_rows(make: Make, scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
     """Measure the similarity of the first frame to the image over noise_aug_strength."""
 
     def similarity(strength: float) -> float:
-        changed = settings.with_micro(noise_aug_strength=strength)
+        changed = replace(settings, noise_aug_strength=strength)
         return mean(psnr(make(scene, changed)[0], true_clip(scene, changed)[0]) for scene in scenes)
 
     values = " / ".join(f"{similarity(strength):.1f}" for strength in STRENGTHS)
     yield "first frame, PSNR at noise_aug_strength 0 / 0.1 / 0.5 / 1", "falling", f"{values} dB"
 
 
-def guidance_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> Iterator[Row]:
+def guidance_rows(make: Make, scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
     """Measure the last frame without guidance, with the model's default, and with guidance 1 -> 3."""
-    for largest in (1.0, default_guidance().largest, 3.0):
-        changed = replace(settings, curve=GuidanceCurve("linear", 1.0, largest))
+    for largest in (1.0, METADATA.max_guidance, 3.0):
+        changed = replace(settings, min_guidance=1.0, max_guidance=largest)
         last = [make(scene, changed)[-1] for scene in scenes]
         error = mean(psnr(frame, true_clip(scene, changed)[-1]) for frame, scene in zip(last, scenes, strict=True))
         energy = mean(sharpness(frame) for frame in last)
@@ -252,7 +216,7 @@ def guidance_rows(make: Make, scenes: list[MovingScene], settings: Settings) -> 
 def measure(
     checkpoint: Checkpoint,
     count: int,
-    settings: Settings,
+    settings: VideoSettings,
     write: Callable[[str], object],
     groups: Sequence[str] = GROUPS,
 ) -> None:
@@ -282,14 +246,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="svd_stages.training.svd_nano.evaluate", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=EMBEDDED_FILE, help="default: the built-in model")
     parser.add_argument("--scenes", type=int, default=32, help="number of scenes (%(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="sampling steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="sampling steps (%(default)s)")
     parser.add_argument("--rows", nargs="+", choices=GROUPS, default=GROUPS, help="groups of rows (default: all)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     write = functools.partial(print, end="", flush=True)
     with torch.inference_mode():
         checkpoint = load_checkpoint(arguments.file, "fp32", CPU)
-        measure(checkpoint, arguments.scenes, Settings(steps=arguments.steps), write, arguments.rows)
+        measure(checkpoint, arguments.scenes, replace(SETTINGS, steps=arguments.steps), write, arguments.rows)
     return 0
 
 

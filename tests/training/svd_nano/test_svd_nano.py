@@ -7,6 +7,7 @@ arbitrary directions fails.
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.training.svd_nano import evaluate
 from svd_stages.training.svd_nano.architecture import METADATA
 from svd_stages.training.svd_nano.clips import draw_backdrop
-from svd_stages.training.svd_nano.evaluate import Settings, held_out_scenes, motion_of, position_error, true_clip
+from svd_stages.training.svd_nano.evaluate import SETTINGS, held_out_scenes, motion_of, position_error, true_clip
 from svd_stages.training.svd_nano.tracking import along, cosine, psnr
 
 CPU = torch.device("cpu")
-QUICK = Settings(steps=8)
+QUICK = replace(SETTINGS, steps=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +77,7 @@ def test_clips_start_with_the_image_and_objects_move_as_they_should(make, scenes
 @pytest.mark.slow
 def test_motion_bucket_id_and_fps_change_the_distance(make, scenes):
     def distance(**changes: float) -> float:
-        settings = QUICK.with_micro(**changes)
+        settings = replace(QUICK, **changes)
         return statistics.median(along(motion_of(scene, make(scene, settings)), scene) for scene in scenes)
 
     usual = distance()
@@ -87,14 +88,14 @@ def test_motion_bucket_id_and_fps_change_the_distance(make, scenes):
 @pytest.mark.slow
 def test_noise_augmentation_makes_the_first_frame_less_similar(make, scenes):
     def similarity(strength: float) -> float:
-        settings = QUICK.with_micro(noise_aug_strength=strength)
+        settings = replace(QUICK, noise_aug_strength=strength)
         return statistics.mean(psnr(make(scene, settings)[0], true_clip(scene, settings)[0]) for scene in scenes)
 
     assert similarity(0.02) > similarity(0.5) > similarity(1.0)
 
 
 def test_a_lost_object_counts_as_an_error(scenes):
-    (scene, *_), settings = scenes, Settings(frames=2)
+    (scene, *_), settings = scenes, replace(SETTINGS, num_frames=2)
     empty = draw_backdrop(scene.backdrop, 128, 128).movedim(0, -1).expand(2, -1, -1, -1)
     assert position_error(scene, empty, true_clip(scene, settings)) == float("inf")
     assert along(motion_of(scene, empty), scene) == 0
@@ -104,7 +105,7 @@ def test_a_lost_object_counts_as_an_error(scenes):
 @pytest.mark.slow
 def test_the_table_is_complete(nano):
     text: list[str] = []
-    evaluate.measure(nano, 1, Settings(frames=2, steps=1), text.append)
+    evaluate.measure(nano, 1, replace(SETTINGS, num_frames=2, steps=1), text.append)
     rows = "".join(text).splitlines()
     assert len(rows) == 2 + 18
     assert all(row.count("|") == 4 for row in rows)

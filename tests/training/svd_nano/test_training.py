@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from error_checks import raises
@@ -12,7 +14,7 @@ from svd_stages.training.svd_nano import train as train_program
 from svd_stages.training.svd_nano import train_clip, train_unet, train_vae, training
 from svd_stages.training.svd_nano.architecture import METADATA, new_modules
 from svd_stages.training.svd_nano.clips import REACH, frame_distance
-from svd_stages.training.svd_nano.evaluate import Settings, generate, psnr, reconstruct
+from svd_stages.training.svd_nano.evaluate import SETTINGS, generate, psnr, reconstruct
 from svd_stages.training.svd_nano.train import Minutes, load_latents, load_modules, train_nano, write_nano
 from svd_stages.training.svd_nano.train_unet import ClipSize
 from svd_stages.training.svd_nano.train_vae import draw_crop, draw_pool
@@ -244,4 +246,4 @@ def test_the_written_file_loads_with_its_metadata_and_generates(tmp_path):
     assert loaded.model.scaling_factor == METADATA.scaling_factor
     image = torch.rand((64, 64, 3), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert generate(loaded, image, Settings(frames=2, steps=2), seed=0).shape == (2, 64, 64, 3)
+        assert generate(loaded, image, replace(SETTINGS, num_frames=2, steps=2), seed=0).shape == (2, 64, 64, 3)
