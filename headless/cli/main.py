@@ -368,7 +368,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
     if not arguments.verify:
         console.result(found.describe(), **found.as_dict())
         return
-    from ...svd_core.checkpoints.verify import verify
+    from ...svd_core.checkpoints.inspect import verify
 
     verified = verify(found.path, _run_config(arguments, console).runtime().progress)
     text = f"{found.describe()}\n  {verified.describe()}"

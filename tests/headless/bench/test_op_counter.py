@@ -10,7 +10,7 @@ import pytest
 import torch
 from svd_stages.headless.bench.models import SIZES, build_unet, build_vae, empty_model
 from svd_stages.headless.bench.op_counter import Cost, count
-from svd_stages.svd_core.checkpoints.deferred_weights import is_idle
+from svd_stages.svd_core.checkpoints.deferred_weights import is_deferrable
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.models import vae_decoder
 from svd_stages.svd_core.models.components import SVDModel, SVDVae
@@ -127,7 +127,7 @@ def test_memory_estimates_are_enough_and_not_much_too_high(unet, vae, size):
 def test_a_template_names_the_memory_that_the_plan_needs(unet, template, stream):
     note = (Path(__file__).parents[3] / "example_workflows" / f"{template}.json").read_text(encoding="utf-8")
     sizes = map(float, re.findall(r"([\d.]+) GiB", note))
-    idle = sum(weight.nbytes for name, weight in unet.named_parameters() if is_idle(name))
+    idle = sum(weight.nbytes for name, weight in unet.named_parameters() if is_deferrable(name))
     model, capacity = model_of(unet), (3 if stream else 8) * GIB
     plan = place_weights(model, denoise_bytes(model, FRAMES, HEIGHT, WIDTH), torch.device("cuda"), capacity)
     assert plan.stream == stream
