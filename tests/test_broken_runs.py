@@ -118,7 +118,7 @@ def watched(boundaries: Boundaries) -> Iterator[None]:
         patch.setattr(SVDClipVision, "embed", around("the CLIP encoder", SVDClipVision.embed))
         patch.setattr(PreparedUNet, "__init__", around("what is computed once", PreparedUNet.__init__))
         patch.setattr(PreparedUNet, "__call__", around("the network", PreparedUNet.__call__))
-        patch.setattr(PreparedUNet, "_residual", around("a block", PreparedUNet._residual))
+        patch.setattr(PreparedUNet, "_resnet", around("a block", PreparedUNet._resnet))
         yield
 
 
