@@ -66,7 +66,7 @@ class WatchedRuntime(LocalRuntime):
     @contextlib.contextmanager
     def reserve_memory(self, part, need):
         self.boundaries.cross("beside")
-        with super().beside(part, need) as device:
+        with super().reserve_memory(part, need) as device:
             yield device
 
     def free_memory(self, device) -> int:

@@ -378,11 +378,11 @@ def test_a_stop_while_a_library_is_imported_waits_for_the_end_of_the_import(here
     import signal
     import time
 
-    from svd_stages.headless.cli.main import _Stop
+    from svd_stages.headless.cli.main import _StopSignal
 
     (here / "heavy_library.py").write_text("import signal\nsignal.raise_signal(signal.SIGUSR1)\nwhole = True\n")
     monkeypatch.syspath_prepend(here)
-    stop = _Stop()
+    stop = _StopSignal()
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from svd_stages.headless.cli.main import _Stop
+from svd_stages.headless.cli.main import _StopSignal
 from svd_stages.headless.engines.signals import SIGNALS, stopping_at_signals
 
 NUMBERS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-HANDLERS = {"Python's": signal.default_int_handler, "the command line's": _Stop()}
+HANDLERS = {"Python's": signal.default_int_handler, "the command line's": _StopSignal()}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_first_signal_interrupts_and_the_second_raises(number, handler):
 
 
 def test_a_node_that_reaches_no_step_is_stopped_after_the_grace_time():
-    signal.signal(signal.SIGTERM, _Stop())
+    signal.signal(signal.SIGTERM, _StopSignal())
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), stopping_at_signals(lambda: None, grace=0.1):
         signal.raise_signal(signal.SIGTERM)
@@ -48,7 +48,7 @@ def test_a_node_that_reaches_no_step_is_stopped_after_the_grace_time():
 
 
 def test_a_run_that_ended_in_time_is_not_interrupted_afterwards():
-    signal.signal(signal.SIGTERM, _Stop())
+    signal.signal(signal.SIGTERM, _StopSignal())
     with stopping_at_signals(lambda: None, grace=0.1):
         signal.raise_signal(signal.SIGTERM)
     time.sleep(0.3)
