@@ -55,7 +55,7 @@ def test_the_workers_of_a_killed_driver_end_by_themselves(tmp_path):
         assert len(workers) == 2
         kill(driver.pid)
         driver.wait()
-        wait_until(lambda: not any(is_running(pid) for pid in workers), 5)
+        wait_until(lambda: not any(is_running(pid) for pid in workers), 60)
 
 
 def is_running(pid: int) -> bool:
@@ -164,7 +164,7 @@ def test_a_driver_that_is_stopped_ends_its_workers_and_the_next_one_goes_on(tmp_
         workers = workers_of(driver.pid)
         driver.send_signal(signal.SIGINT)
         assert driver.wait(5) == 130
-        wait_until(lambda: not any(is_running(pid) for pid in workers), 2)
+        wait_until(lambda: not any(is_running(pid) for pid in workers), 60)
     with sqlite3.connect(batch.path / "ledger.sqlite") as ledger:
         assert not ledger.execute("SELECT 1 FROM tasks WHERE state = 'running' OR attempts > 0").fetchall()
     assert batch.run("2") == 0

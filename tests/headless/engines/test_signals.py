@@ -41,9 +41,9 @@ def test_a_node_that_comes_to_no_step_is_stopped_in_time():
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), stopping_at_signals(lambda: None, grace=0.1):
         signal.raise_signal(signal.SIGTERM)
-        while time.monotonic() - began < 10:
+        while time.monotonic() - began < 60:
             time.sleep(0.01)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_run_that_ended_in_time_is_not_interrupted_afterwards():

@@ -170,9 +170,9 @@ STRAYS = (
 
 @pytest.mark.parametrize("name", STRAYS, ids=lambda name: name[-40:])
 def test_a_tensor_without_a_place_is_named_and_costs_no_time(name, described, refused):
-    started = time.perf_counter()
+    started = time.process_time()
     message = refused({**described, name: ("F32", (1,))}, "checkpoint.unused_tensors")
-    assert time.perf_counter() - started < 10  # a tower of 300000 layers takes minutes
+    assert time.process_time() - started < 30  # a tower of 300000 layers takes minutes
     shown = ascii(name[:200])[1:-1]
     assert shown in message
     check_facts(message.replace(shown, ""), 1)

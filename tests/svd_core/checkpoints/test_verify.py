@@ -126,4 +126,4 @@ def test_a_tensor_of_256_megabytes_takes_a_small_part_of_them(header_only, tmp_p
     )
     command, tests = [sys.executable, "-c", program, str(path)], Path(__file__).parents[2]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tests)
-    assert 0 < float(done.stdout) < 50  # MB
+    assert 0 <= float(done.stdout) < 50  # MB

@@ -180,7 +180,7 @@ def test_a_stop_waits_for_no_silent_server(here):
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             remote.run(Graph(GRAPH), stop)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 9
 
 
 def fault(kind: str, name: str, value: Any) -> dict[str, Any]:
