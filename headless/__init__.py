@@ -1,64 +1,64 @@
-"""Runs graphs outside ComfyUI's page: on our executor, on a ComfyUI in this process, or on a server.
+"""Run graphs and animate images outside ComfyUI's page. Names are imported when they are first used."""
 
-The command line, the Python calls and anything else that renders outside ComfyUI come through here.
-"""
+import warnings
+from importlib import import_module
+from typing import Any
 
-from .batch.graph_batching import BatchRequest, batch_status, plan_batch, retry_batch, run_batch
-from .batch.graph_workers import Workers
-from .cli.animate import VideoSettings, animate, animate_file, image_to_video_graph
-from .engines.choose import choose_engine, run_graph
-from .engines.embedded.engine import EmbeddedEngine
-from .engines.events import EventTranslator
-from .engines.graph_errors import check_described
-from .engines.graph_loading import check_allowed_nodes, read_source
-from .engines.graphs import (
-    DISPLAY_NAMES,
-    EMBEDDED_NODES,
-    NODES,
-    Graph,
-    GraphEngine,
-    Report,
-    check_place,
-    describe_file,
-    open_graph,
-    write_text,
-)
-from .engines.manifest import make_manifest
-from .engines.preflight import Missing, find_missing
-from .engines.run_config import PACKAGE, RunConfig, default_models_roots
+_NAMES = {
+    "DISPLAY_NAMES": "engines.graphs",
+    "EMBEDDED_NODES": "engines.graphs",
+    "NODES": "engines.graphs",
+    "PACKAGE": "engines.run_config",
+    "BatchRequest": "batch.graph_batching",
+    "EmbeddedEngine": "engines.embedded.engine",
+    "EventTranslator": "engines.events",
+    "Graph": "engines.graphs",
+    "GraphEngine": "engines.graphs",
+    "Missing": "engines.preflight",
+    "Report": "engines.graphs",
+    "RunConfig": "engines.run_config",
+    "VideoSettings": "cli.animate",
+    "Workers": "batch.graph_workers",
+    "animate": "cli.animate",
+    "animate_file": "cli.animate",
+    "batch_status": "batch.graph_batching",
+    "check_allowed_nodes": "engines.graph_loading",
+    "check_described": "engines.graph_errors",
+    "check_place": "engines.graphs",
+    "choose_engine": "engines.choose",
+    "default_models_roots": "engines.run_config",
+    "describe_file": "engines.graphs",
+    "find_missing": "engines.preflight",
+    "image_to_video_graph": "engines.video_graph",
+    "make_manifest": "engines.manifest",
+    "open_graph": "engines.graphs",
+    "plan_batch": "batch.graph_batching",
+    "read_source": "engines.graph_loading",
+    "retry_batch": "batch.graph_batching",
+    "run_batch": "batch.graph_batching",
+    "run_graph": "engines.choose",
+    "write_text": "engines.graphs",
+}
+"""Public name -> the module that defines it."""
 
-__all__ = [
-    "DISPLAY_NAMES",
-    "EMBEDDED_NODES",
-    "NODES",
-    "PACKAGE",
-    "BatchRequest",
-    "EmbeddedEngine",
-    "EventTranslator",
-    "Graph",
-    "GraphEngine",
-    "Missing",
-    "Report",
-    "RunConfig",
-    "VideoSettings",
-    "Workers",
-    "animate",
-    "animate_file",
-    "batch_status",
-    "check_allowed_nodes",
-    "check_described",
-    "check_place",
-    "choose_engine",
-    "default_models_roots",
-    "describe_file",
-    "find_missing",
-    "image_to_video_graph",
-    "make_manifest",
-    "open_graph",
-    "plan_batch",
-    "read_source",
-    "retry_batch",
-    "run_batch",
-    "run_graph",
-    "write_text",
-]
+_DEPRECATED = {
+    "Animation": "VideoSettings",
+    "Ask": "BatchRequest",
+    "Narrator": "EventTranslator",
+    "Surroundings": "RunConfig",
+    "animation_graph": "image_to_video_graph",
+    "refuse_others": "check_allowed_nodes",
+}
+"""Name of version 0.1 -> its name today."""
+
+__all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name. A name of version 0.1 gives a DeprecationWarning."""
+    if name in _DEPRECATED:
+        warnings.warn(f"headless.{name} is now headless.{_DEPRECATED[name]}", DeprecationWarning, stacklevel=2)
+        name = _DEPRECATED[name]
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_NAMES[name]}", __name__), name)

@@ -33,7 +33,7 @@ class SVDResizeImage(StageNode):
         from ..svd_core.media.image_ops import resize_images
 
         resized, run_warnings = resize_images(image, width, height, fit)
-        forward_warnings(run_warnings)
+        forward_warnings(get_runtime(), run_warnings)
         return (resized, width, height)
 
 

@@ -19,7 +19,7 @@ fps              frames per second as the user says it; the model is told fps - 
 motion_bucket_id how much motion, 127 in training's middle
 noise_aug_strength  standard deviation of the noise added to the input image in [-1, 1]; the model is told it too
 sigma            noise level of the EDM formulation (Karras et al. 2022, arXiv:2206.00364), 700 down to 0.002, then 0
-clean            the denoiser's estimate of the latents without noise, D(x; sigma)
+denoised         the denoiser's estimate of the latents without noise, D(x; sigma)
 weight           guidance weight of one frame
 window           the frames that one decoder call sees: a chunk that is kept, and context around it that is dropped
 """

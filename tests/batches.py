@@ -1,8 +1,9 @@
-"""Batches of stand-in clips for tests: a planned run folder, drivers in processes of their own, and what they left."""
+"""Batches of fake videos for tests: a planned run folder, drivers in processes, and checks of their files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -19,20 +20,21 @@ import psutil
 from fake_renderer import frames_of
 from svd_stages.headless.batch.driver import Driver, Options, Progress
 from svd_stages.headless.batch.folder import RunFolder
-from svd_stages.headless.batch.ledger import Ledger
+from svd_stages.headless.batch.ledger import Ledger, reconcile
 from svd_stages.headless.batch.lock import Shard, parse_shard, run_lock
-from svd_stages.headless.batch.plan import PlannedRow, read_plan, written
-from svd_stages.headless.batch.reconcile import reconcile
+from svd_stages.headless.batch.plan import PlannedRow, read_plan, write_plan
 from svd_stages.headless.batch.tasks import Task, digest, task_id
 from svd_stages.headless.batch.worker import Setup, open_spool, tidy_spool
 from svd_stages.headless.batch.worker_pool import Answer, Pool
 
 TESTS = Path(__file__).parent
+TIMEOUT = 500.0
+"""Seconds. The machine may be busy."""
 
 
 @dataclass
 class Batch:
-    """A run folder with stand-in rows in it. `config` is the stand-in's."""
+    """A run folder with rows for the fake renderer. `config` is the renderer's."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -47,11 +49,11 @@ class Batch:
 
     @classmethod
     def planned(cls, path: Path, images: Sequence[str], **config: Any) -> Batch:
-        """One row for each image's name; the bytes of an image are its name."""
+        """Plan one row for each image's name. The bytes of an image are its name."""
         batch = cls(path, config)
         tasks = [task_of(image) for image in images]
         rows = [PlannedRow(number, task.image, task.image, task) for number, task in enumerate(tasks, 1)]
-        write_plan(batch.folder.plan_file, rows)
+        write_whole_plan(batch.folder.plan_file, rows)
         batch.folder.write_settings({"run_id": batch.run_id})
         return batch
 
@@ -65,41 +67,43 @@ class Batch:
     def setup(self) -> Setup:
         config = {"log": str(self.log), **self.config}
         spool = f"tests-{self.run_id}"
-        return Setup(str(self.path), self.run_id, spool, "fake_renderer:StandIn", config, config.get("describe", {}))
+        return Setup(
+            str(self.path), self.run_id, spool, "fake_renderer:FakeRenderer", config, config.get("describe", {})
+        )
 
     def renders(self) -> Counter[str]:
-        """How often each task was rendered, or begun to be."""
+        """Count the renders of each task, also unfinished ones."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return Counter(line.split()[0] for line in lines)
 
     def count(self) -> int:
-        """How many renders there were in all."""
+        """Count all renders."""
         return sum(self.renders().values())
 
     def states(self) -> Counter[str]:
-        """States by what lies in the folder."""
-        found = self.folder.walk()
-        failed = ["quarantined" if each.get("quarantined") else "failed" for each in found.failed.values()]
-        return Counter([*["done"] * len(found.done), *failed])
+        """Count the states that the files of the folder show."""
+        scan = self.folder.scan()
+        failed = ["quarantined" if failure.get("quarantined") else "failed" for failure in scan.failed.values()]
+        return Counter([*["done"] * len(scan.done), *failed])
 
-    def check_clips(self) -> None:
-        """Every clip in the folder is whole and the right one; nothing unfinished lies about."""
-        found = self.folder.walk()
-        assert not found.orphans and not found.strays
+    def check_videos(self) -> None:
+        """Check that each video is complete and the right one, and that no temporary file is left."""
+        scan = self.folder.scan()
+        assert not scan.orphans and not scan.strays
         tasks = {task.id: task for task in self.tasks()}
-        for task in found.done:
+        for task in scan.done:
             record = self.folder.read_record(task)
             assert record is not None and record["task"] == task
-            (clip,) = self.folder.clips(record)
-            assert clip.read_bytes() == frames_of(tasks[task]).tobytes()
+            (video,) = self.folder.media_files(record)
+            assert video.read_bytes() == frames_of(tasks[task]).tobytes()
         assert not list((self.path / "tmp").glob("*"))
 
     @contextlib.contextmanager
     def driver(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A driver in a process of its own: `python batches.py RUN ...`. It and its workers are ended afterwards."""
+        """Start a driver as a process, `python batches.py RUN ...`. It and its workers are killed afterwards."""
         command = [sys.executable, str(TESTS / "batches.py"), str(self.path), json.dumps(self.config), *arguments]
-        with open(self.path / "driver.log", "ab") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=said)
+        with open(self.path / "driver.log", "ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             yield process
         finally:
@@ -108,23 +112,43 @@ class Batch:
                 kill(pid)
             process.wait()
 
-    def run(self, *arguments: str, timeout: float = 240) -> int:
-        """A driver from its beginning to its end; its exit status."""
+    def run(self, *arguments: str) -> int:
+        """Run a driver to its end and return its exit status."""
         with self.driver(*arguments) as process:
-            return process.wait(timeout)
+            return process.wait(TIMEOUT)
 
-    def said(self) -> str:
+    def driver_log(self) -> str:
         return (self.path / "driver.log").read_text()
 
 
-def write_plan(path: Path, rows: Iterable[PlannedRow]) -> None:
-    """Write a plan whole."""
-    for _ in written(path, "of a test", rows):
+def write_whole_plan(path: Path, rows: Iterable[PlannedRow]) -> None:
+    """Write a plan to its end."""
+    for _ in write_plan(path, "of a test", rows):
         pass
 
 
+def planned_row(number: int, name: str, seed: int | None = 5, task: str = "") -> PlannedRow:
+    """Return a row with a task whose id follows from `task`, or from the number."""
+    identity = hashlib.sha256((task or f"{number}").encode()).hexdigest()
+    return PlannedRow(number, name, "a.png", Task(identity, "a.png", "0" * 64, {}, seed))
+
+
+def commit_files(
+    folder: RunFolder, task_id: str, contents: Sequence[bytes], suffix: str = ".mp4", **record: Any
+) -> bool:
+    """Commit a task with files of these contents. The record has the first bytes of each as `says`."""
+    with folder.scratch(task_id) as scratch:
+        files = [
+            (scratch / f"{number}{suffix}", {"says": each[:3].decode("latin-1")})
+            for number, each in enumerate(contents)
+        ]
+        for (path, _), content in zip(files, contents, strict=True):
+            path.write_bytes(content)
+        return folder.commit(task_id, files, record)
+
+
 def task_of(image: str, seed: int = 3) -> Task:
-    """The task of an image whose bytes are its name."""
+    """Return the task of an image whose bytes are its name."""
     sha256 = digest(image)
     return Task(task_id("shared", sha256, {"1.seed": seed}), image, sha256, {"1.seed": seed}, seed)
 
@@ -140,14 +164,14 @@ def children_of(pid: int) -> list[int]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that render for a driver: plain ones, or Ray's actors."""
-    found = []
+    """Return the pids of a driver's workers: processes, or Ray's actors."""
+    workers = []
     for child in children_of(pid):
         with contextlib.suppress(psutil.Error):
             line = " ".join(psutil.Process(child).cmdline())
             if "headless.batch.worker_main" in line or line.startswith("ray::_Actor"):
-                found.append(child)
-    return found
+                workers.append(child)
+    return workers
 
 
 def kill(pid: int) -> None:
@@ -155,26 +179,27 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(condition: Any, seconds: float = 60) -> None:
-    """Until something is true."""
+def wait_until(condition: Any, seconds: float = TIMEOUT) -> None:
+    """Poll until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.01)
 
 
 class Scripted:
-    """Workers that answer at once: every task is done one call later, unless `answer` says otherwise.
+    """Workers that answer at once: each task is done one call later, unless `answer` returns another outcome.
 
-    It writes no clips. `asked` is all that they were asked: (worker, call, task's image or None, image read ahead).
+    It writes no videos. `asked` lists all requests: (worker, call, task's image or None, image read ahead).
     """
 
     name = "workers of a test"
 
-    def __init__(self, count: int = 1, hello: Any = None):
+    def __init__(self, count: int = 1, hello: Any = None, answer: Any = None):
         self.workers = range(count)
         self.asked: list[tuple[int, str, str | None, str | None]] = []
         self.hello = hello or (lambda worker: {"host": "h", "pid": worker, "makes": {}, "device": "d", "probe": "10"})
+        self.answer = answer or (lambda task, worker: None)
         self._encoding: dict[int, str] = {}
         self._answers: list[Answer] = []
 
@@ -184,18 +209,17 @@ class Scripted:
         if call == "hello":
             self._answers.append(Answer(worker, self.hello(worker)))
             return
-        before = self._encoding.pop(worker, None)
-        done = [] if before is None else [{"task": before, "state": "done", "seconds": 0.1, "is_ours": True}]
+        previous = self._encoding.pop(worker, None)
+        done = [] if previous is None else [{"task": previous, "state": "done", "seconds": 0.1, "is_ours": True}]
         outcome = None if task is None else self.answer(task, worker)
         if task is not None and outcome is None:
             self._encoding[worker] = task["id"]
-        if isinstance(outcome, Answer):
-            self._answers.append(outcome)
-        else:
-            self._answers.append(Answer(worker, [*done, *([outcome] if outcome else [])]))
+        is_death = isinstance(outcome, Answer)
+        self._answers.append(outcome if is_death else Answer(worker, [*done, *([outcome] if outcome else [])]))
 
-    def answer(self, task: dict[str, Any], worker: int) -> Any:
-        return None
+    def forget(self) -> None:
+        """Lose the videos that are being encoded, as a process that dies."""
+        self._encoding.clear()
 
     def answers(self, timeout: float) -> list[Answer]:
         if not self._answers:
@@ -211,24 +235,19 @@ class Scripted:
 
 
 def drive(
-    batch: Batch, pool: Pool, options: Options | None = None, shard: Shard | None = None, told: list | None = None
+    batch: Batch, pool: Pool, options: Options | None = None, shard: Shard | None = None, events: list | None = None
 ) -> Progress:
-    """A driver in this process."""
-    options, shard = options or Options(), shard or Shard()
-    with run_lock(batch.path, shard):
-        ledger = Ledger(batch.path / f"ledger{shard.name}.sqlite")
-        try:
-            ledger.plan(task for task in batch.tasks() if shard.has(task.id))
-            reconcile(batch.folder, ledger)
-            return Driver(
-                batch.folder,
-                ledger,
-                pool,
-                options,
-                lambda progress, outcome: told.append(outcome) if told is not None and outcome else None,
-            ).run()
-        finally:
-            ledger.close()
+    """Run a driver in this process. `events` gets the finished tasks."""
+    shard = shard or Shard()
+
+    def watch(progress: Progress, event: dict[str, Any] | None) -> None:
+        if events is not None and event:
+            events.append(event)
+
+    with run_lock(batch.path, shard), contextlib.closing(Ledger(batch.path / f"ledger{shard.name}.sqlite")) as ledger:
+        ledger.plan(task for task in batch.tasks() if shard.has(task.id))
+        reconcile(batch.folder, ledger)
+        return Driver(batch.folder, ledger, pool, options or Options(), watch).run()
 
 
 def main() -> int:
@@ -240,15 +259,15 @@ def main() -> int:
     from svd_stages.svd_core.errors import BatchError
 
     logging.basicConfig(level=logging.INFO)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores it by default
     run, config, workers, *rest = sys.argv[1:]
-    told = dict(zip(rest[::2], rest[1::2], strict=True))
+    options = dict(zip(rest[::2], rest[1::2], strict=True))
     batch = Batch(Path(run), json.loads(config))
-    shard = parse_shard(told["shard"]) if "shard" in told else None
-    deadline = float(told["deadline"]) if "deadline" in told else None
+    shard = parse_shard(options["shard"]) if "shard" in options else None
+    deadline = float(options["deadline"]) if "deadline" in options else None
     pool: Pool
-    if "ray" in told:
-        pool = RayPool(batch.setup(), None if told["ray"] == "local" else told["ray"], int(workers), gpus=0)
+    if "ray" in options:
+        pool = RayPool(batch.setup(), None if options["ray"] == "local" else options["ray"], int(workers), gpus=0)
     else:
         pool = ProcessPool(batch.setup(), [{}] * int(workers))
     try:

@@ -1,7 +1,7 @@
-"""A renderer that makes no clips: for tests of batches, thousands of rows long. Each render is a line in a log.
+"""A fast renderer for tests of batches with thousands of rows. Each render writes a line to a log.
 
-What a row does is told by its image's name: ok, bad (fails), crash (ends the process), hang, lost (its device), noted,
-odd (raises what nobody expects).
+The start of the image's name selects what happens: ok, bad (fails), crash (kills the process), hang, lost (device),
+noted (a warning), odd (an unexpected error).
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from svd_stages.svd_core.errors import ImageError
 
 
 class DeviceLost(Exception):
-    """As torch raises it when a card is gone."""
+    """Stands for torch's error when a GPU is lost."""
 
 
-class StandIn:
-    """A `Renderer`. config: log (a file), seconds (a render takes), full (a file: while it is there, the disk is full),
-    describe."""
+class FakeRenderer:
+    """A `Renderer`.
+
+    Args:
+        config: log (a file), seconds (of a render), full (a file: while it exists, the disk is full), describe.
+    """
 
     def __init__(self, config: Mapping[str, Any]):
         self._config = config
@@ -35,7 +38,7 @@ class StandIn:
         return dict(self._config.get("describe", {}))
 
     def probe(self) -> dict[str, Any]:
-        return {"device": "stand-in", "makes": self._config.get("makes", {}), "probe": "00ff"}
+        return {"device": "fake", "makes": self._config.get("makes", {}), "probe": "00ff"}
 
     def prepare(self, task: Task) -> str:
         if "unreadable" in task.image:
@@ -44,7 +47,7 @@ class StandIn:
 
     def render(self, task: Task, prepared: str) -> Rendered:
         assert prepared == task.image
-        with open(self._config["log"], "a") as log:  # one write: several processes append
+        with open(self._config["log"], "a") as log:  # a single write, because several processes append
             log.write(f"{task.id} {os.getpid()}\n")
         time.sleep(self._config.get("seconds", 0.0))
         kind = Path(task.image).name.split("-")[0]
@@ -57,8 +60,8 @@ class StandIn:
         if kind == "lost":
             raise DeviceLost(task.image)
         if kind == "odd":
-            raise ZeroDivisionError("nobody expects this")
-        notes = [{"code": "stand.in", "message": "noted"}] if kind == "noted" else []
+            raise ZeroDivisionError("unexpected")
+        notes = [{"code": "fake.note", "message": "noted"}] if kind == "noted" else []
         return Rendered({"frames": frames_of(task)}, {"seed": task.seed}, notes)
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -66,7 +69,7 @@ class StandIn:
             raise OSError(28, "No space left on device", str(folder))
         if "crashes_in_encoding" in task.image:
             os.kill(os.getpid(), signal.SIGKILL)
-        path = folder / "clip.bin"
+        path = folder / "video.bin"
         path.write_bytes(rendered.arrays["frames"].tobytes())
         return [(path, {"frames_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})]
 
@@ -75,6 +78,6 @@ class StandIn:
 
 
 def frames_of(task: Task) -> np.ndarray:
-    """What the clip of a task shows: drawn from its image and seed alone."""
-    drawn = np.random.default_rng([int(task.image_sha256[:12], 16), task.seed or 0])
-    return drawn.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    """Return the frames of a task, which depend only on its image and seed."""
+    rng = np.random.default_rng([int(task.image_sha256[:12], 16), task.seed or 0])
+    return rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)

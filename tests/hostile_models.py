@@ -1,8 +1,9 @@
-"""Model files and folders that no loader should fall for: each is made at a path, by a readable name."""
+"""Hostile and broken model files and folders, each created at a path by a readable name."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -14,7 +15,7 @@ Make = Callable[[Path], None]
 
 
 class Marker:
-    """Pickled, it makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -24,23 +25,26 @@ class Marker:
 
 
 def framed(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file of this header (an object, or bytes as they are) and data."""
+    """Return a safetensors file with this header (an object, or raw bytes) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
 def tensor(start: int = 0, end: int = 8, dtype: object = "F32", shape: object = (2,)) -> dict[str, object]:
-    """One tensor's description in a header."""
+    """Return one tensor's description in a header."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
 def _content(content: bytes, size: int | None = None) -> Make:
     def make(path: Path) -> None:
         path.write_bytes(content)
-        if size is not None:
-            os.truncate(path, size)
+        os.truncate(path, len(content) if size is None else size)
 
     return make
+
+
+def _pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Marker(path.with_name("marker"))))
 
 
 def _many(count: int) -> dict[str, object]:
@@ -51,8 +55,8 @@ def _metadata(text: bytes) -> bytes:
     return framed(b'{"__metadata__":{"a":"' + text + b'"},"x":' + json.dumps(tensor()).encode() + b"}", bytes(7))
 
 
-def _svd_of(facts: dict[str, object], **shapes: tuple[int, ...]) -> bytes:
-    """Just enough of an SVD that its sizes are read, with these facts."""
+def _svd_with(metadata: dict[str, object]) -> bytes:
+    """Return a file with the tensors that an SVD's sizes are read from, and this metadata."""
     unet, vae, clip = "model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.open_clip.model.visual."
     described = {
         unet + "input_blocks.0.0.weight": (64, 8, 3, 3),
@@ -72,27 +76,20 @@ def _svd_of(facts: dict[str, object], **shapes: tuple[int, ...]) -> bytes:
         clip + "proj": (64, 32),
         clip + "transformer.resblocks.0.mlp.c_fc.bias": (128,),
     }
-    header: dict[str, object] = {"__metadata__": {"svd_stages": json.dumps(facts)}}
+    header: dict[str, object] = {"__metadata__": {"svd_stages": json.dumps(metadata)}}
     end = 0
     for name, shape in described.items():
-        count = 4
-        for length in shape:
-            count *= length
-        header[name] = tensor(end, end + count, shape=shape)
-        end += count
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = tensor(start, end, shape=shape)
     return framed(header, bytes(end))
 
 
-def _pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
 def _socket(path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(path.parent)  # a socket's name is short
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(path.name)
-    os.chdir(here)
+    before = os.getcwd()
+    os.chdir(path.parent)  # a socket's path is limited to about 100 characters
+    with socket.socket(socket.AF_UNIX) as unix_socket:
+        unix_socket.bind(path.name)
+    os.chdir(before)
 
 
 def _link_to(target: str) -> Make:
@@ -101,13 +98,13 @@ def _link_to(target: str) -> Make:
 
 DEEP = b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
 FILES: dict[str, Make] = {
-    # what is no model's file at all
+    # not a model file
     "nothing": lambda path: None,
     "empty": _content(b""),
     "seven bytes": _content(b"1234567"),
     "gigabytes of nothing": _content(b"", 2**40),
-    "a folder": lambda path: path.mkdir(),
-    "a pipe": _pipe,
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
     "a socket": _socket,
     "a link to a device without end": _link_to("/dev/zero"),
     "a link to a device that waits": _link_to("/dev/tty"),
@@ -117,30 +114,40 @@ FILES: dict[str, Make] = {
     "a gzip": _content(b"\x1f\x8b\x08\x00" + bytes(100)),
     "a web page": _content(b"<!DOCTYPE html><html>"),
     "a git-lfs pointer": _content(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
-    "a pickle": lambda path: path.write_bytes(pickle.dumps(Marker(path.with_name("marker")))) and None,
-    # headers that lie
+    "a pickle": _pickled,
+    # inconsistent headers
     "a header of 2^63 bytes": _content(framed(b"{}", length=2**63)),
     "a header longer than the file": _content(framed({"x": tensor()}, bytes(8), length=10_000)),
     "no json": _content(framed(b"{nonsense}")),
+    "a leading space": _content(framed(b" {}")),
     "json of a list": _content(framed(b"[1, 2]")),
     "no utf-8": _content(framed(b'{"\xff\xfe": 1}')),
     "a byte order mark": _content(framed(b"\xef\xbb\xbf{}")),
+    "no data": _content(framed({"x": tensor()})),
     "data cut short": _content(framed({"x": tensor()}, bytes(7))),
     "trailing bytes": _content(framed({"x": tensor()}, bytes(9))),
     "tensors that overlap": _content(framed({"x": tensor(0, 8), "y": tensor(4, 12)}, bytes(12))),
     "a hole": _content(framed({"x": tensor(0, 8), "y": tensor(12, 20)}, bytes(20))),
+    "a hole at the start": _content(framed({"x": tensor(4, 12)}, bytes(12))),
+    "offsets of text": _content(framed({"x": {**tensor(), "data_offsets": ["0", "8"]}}, bytes(8))),
+    "three offsets": _content(framed({"x": {**tensor(), "data_offsets": [0, 4, 8]}}, bytes(8))),
     "offsets that go back": _content(framed({"x": tensor(8, 0)}, bytes(8))),
     "negative offsets": _content(framed({"x": tensor(-8, 0)}, bytes(8))),
     "offsets of NaN": _content(framed(b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[NaN,8]}}', bytes(8))),
     "offsets of infinity": _content(framed(b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,1e999]}}', bytes(8))),
     "a shape of another size": _content(framed({"x": tensor(shape=[3])}, bytes(8))),
     "a shape that overflows": _content(framed({"x": tensor(shape=[2**62, 2**62])}, bytes(8))),
+    "a negative shape": _content(framed({"x": tensor(shape=[-1, -2])}, bytes(8))),
+    "true in a shape": _content(framed({"x": tensor(shape=[True, 2])}, bytes(8))),
+    "a number for a dtype": _content(framed({"x": tensor(dtype=32)}, bytes(8))),
+    "a number for a tensor": _content(framed({"x": 1})),
     "rank 9": _content(framed({"x": tensor(shape=[1] * 8 + [2])}, bytes(8))),
     "a name twice": _content(framed(b'{"x":%b,"x":%b}' % ((json.dumps(tensor()).encode(),) * 2), bytes(8))),
     "a key twice": _content(framed(b'{"x":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}', bytes(8))),
+    "metadata of a list": _content(framed({"__metadata__": ["a"]})),
     "metadata of numbers": _content(framed({"__metadata__": {"a": 1}})),
     "metadata of metadata": _content(framed({"__metadata__": {"a": {"b": "c"}}})),
-    # headers that cost
+    # expensive headers
     "a header of 90 MB": _content(framed(b"{", length=90_000_000), 90_000_008),
     "deep lists": _content(framed(DEEP)),
     "deep tables": _content(framed(b'{"x":' * 200_000)),
@@ -155,14 +162,14 @@ FILES: dict[str, Make] = {
     "10,000 tensors of nothing": _content(framed(_many(10_000))),
     "wide letters of metadata": _content(_metadata("\U0001f600".encode() * 900_000)),
     "a name of 3 MB": _content(framed({"n" * 3_000_000: tensor(shape=[3])}, bytes(8))),
-    # an SVD's facts that cost
-    "facts of deep lists": _content(framed({"__metadata__": {"svd_stages": '{"a":' + "[" * 99_999}})),
+    # expensive metadata of an SVD
+    "metadata of deep lists": _content(framed({"__metadata__": {"svd_stages": '{"a":' + "[" * 99_999}})),
     "an SVD of more layers than tensors": _content(
-        _svd_of({"unet_attention": [True] * 8, "unet_layers": 8, "unet_transformers": 16, "vae_levels": 8})
+        _svd_with({"unet_attention": [True] * 8, "unet_layers": 8, "unet_transformers": 16, "vae_levels": 8})
     ),
-    "an SVD with a tower of more layers than tensors": _content(_svd_of({"clip_heads": 1, "clip_layers": 64})),
+    "an SVD with a CLIP encoder of more layers than tensors": _content(_svd_with({"clip_heads": 1, "clip_layers": 64})),
 }
-"""Name -> makes the file at a path in a folder of its own."""
+"""Name -> function that creates the file at a path in a folder of its own."""
 
 
 def _config(part: str, **changes: object) -> Make:
@@ -170,7 +177,7 @@ def _config(part: str, **changes: object) -> Make:
         file = folder / part
         settings = json.loads(file.read_text())
         file.unlink()
-        file.write_text(json.dumps({**settings, **changes}))
+        file.write_text(json.dumps({**settings, **changes}))  # a new file: the old one may be a hard link
 
     return make
 
@@ -184,26 +191,25 @@ def _replaced(part: str, make: Make) -> Make:
 
 
 def _shards_that_leave(folder: Path) -> None:
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    shutil.move(weights, folder.parent / "outside.safetensors")
-    listed = {"weight_map": {"conv_in.weight": "../../outside.safetensors", "x": "/etc/passwd"}}
-    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listed))
+    shutil.move(folder / WEIGHTS, folder.parent / "outside.safetensors")
+    index = {"weight_map": {"conv_in.weight": "../../outside.safetensors", "x": "/etc/passwd"}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
-def _pickled_part(folder: Path) -> None:
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.unlink()
-    weights.with_suffix(".bin").write_bytes(pickle.dumps(Marker(folder.parent / "marker")))
+def _pickled_component(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    _pickled((folder / WEIGHTS).with_suffix(".bin"))
 
 
-UNET, TOWER, VAE = "unet/config.json", "image_encoder/config.json", "vae/config.json"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+UNET, CLIP, VAE = "unet/config.json", "image_encoder/config.json", "vae/config.json"
 FOLDERS: dict[str, Make] = {
     "an index that names another class": _config("model_index.json", _class_name="os.system"),
     "an index whose part is any class": _config("model_index.json", unet=["subprocess", "Popen"]),
-    "an index that is a pipe": _replaced("model_index.json", _pipe),
-    "a config that is a pipe": _replaced(UNET, _pipe),
+    "an index that is a pipe": _replaced("model_index.json", os.mkfifo),
+    "a config that is a pipe": _replaced(UNET, os.mkfifo),
     "a config that is a device": _replaced(UNET, _link_to("/dev/zero")),
-    "a config that is a folder": _replaced(UNET, lambda path: path.mkdir()),
+    "a config that is a folder": _replaced(UNET, Path.mkdir),
     "a config of 0 bytes": _replaced(UNET, _content(b"")),
     "a config of gigabytes": _replaced(UNET, _content(b"{", 2**40)),
     "a config of lists": _replaced(UNET, _content(b'{"x":[' + b"[]," * 300_000 + b"0]}")),
@@ -222,19 +228,16 @@ FOLDERS: dict[str, Make] = {
         down_block_types=["CrossAttnDownBlockSpatioTemporal"] * 4,
     ),
     "a config of no width": _config(UNET, block_out_channels=[]),
-    "a tower of a billion layers": _config(TOWER, num_hidden_layers=10**9),
-    "a tower with code of its own": _config(TOWER, auto_map={"AutoModel": "evil--x.Y"}, hidden_act="__import__"),
+    "a CLIP encoder of a billion layers": _config(CLIP, num_hidden_layers=10**9),
+    "a CLIP encoder with code of its own": _config(CLIP, auto_map={"AutoModel": "evil--x.Y"}, hidden_act="__import__"),
     "a VAE of a billion layers": _config(VAE, layers_per_block=10**9),
     "a VAE of any block": _config(VAE, down_block_types=["Popen"] * 4),
-    "weights that are a pipe": _replaced("unet/diffusion_pytorch_model.safetensors", _pipe),
+    "weights that are a pipe": _replaced(WEIGHTS, os.mkfifo),
     "weights that are a device": _replaced("vae/diffusion_pytorch_model.safetensors", _link_to("/dev/zero")),
-    "weights that are a pickle by content": _replaced(
-        "unet/diffusion_pytorch_model.safetensors",
-        lambda path: path.write_bytes(pickle.dumps(Marker(path.parents[2] / "marker"))) and None,
-    ),
-    "weights in a pickle": _pickled_part,
+    "weights that are a pickle by content": _replaced(WEIGHTS, _pickled),
+    "weights in a pickle": _pickled_component,
     "shards that lie outside": _shards_that_leave,
-    "settings of the noise that are a pipe": _replaced("scheduler/scheduler_config.json", _pipe),
-    "noise from infinity": _config("scheduler/scheduler_config.json", sigma_max=1e30),
+    "a scheduler config that is a pipe": _replaced("scheduler/scheduler_config.json", os.mkfifo),
+    "a sigma beyond its range": _config("scheduler/scheduler_config.json", sigma_max=1e30),
 }
-"""Name -> changes a diffusers folder that was right."""
+"""Name -> function that changes a valid diffusers folder."""

@@ -1,8 +1,8 @@
-"""Writers that are killed: a loop of saving in a fork, SIGKILLed at a random time, again and again.
+"""Start processes that save files in a loop, and kill each at a random time.
 
     python killed_writers.py FOLDER COUNT SEED
 
-Printed are how many died, and how many of them in the middle of a file.
+Prints the number of killed processes, and how many of them were writing a file.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ FRAMES = 4
 SIDE = 64
 
 
-def save_on_and_on(folder: Path) -> None:
-    """Numbered files of three kinds, and one that is replaced each time; each process begins with another."""
+def save_forever(folder: Path) -> None:
+    """Save numbered files of three formats and replace one file, in a loop. Each process begins with another format."""
     torch.set_num_threads(1)
     frames = torch.rand(FRAMES, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
-    place = output_files.resolve_prefix(folder, "clip")
-    kinds = (
-        lambda: output_files.save_numbered(place, "png", lambda path: video_io.encode_png(path, frames[0])),
-        lambda: output_files.save_numbered(place, "mp4", lambda path: video_io.encode_mp4(path, frames, 7)),
-        lambda: output_files.save_numbered(place, "webp", lambda path: video_io.encode_webp(path, frames, 7, method=0)),
+    path = output_files.resolve_prefix(folder, "clip")
+    writers = (
+        lambda: output_files.save_numbered(path, "png", lambda file: video_io.encode_png(file, frames[0])),
+        lambda: output_files.save_numbered(path, "mp4", lambda file: video_io.encode_mp4(file, frames, 7)),
+        lambda: output_files.save_numbered(path, "webp", lambda file: video_io.encode_webp(file, frames, 7, method=0)),
         lambda: replace_video(folder / "latest.mp4", frames),
     )
     for turn in itertools.count(os.getpid()):
-        kinds[turn % len(kinds)]()
+        writers[turn % len(writers)]()
 
 
 def replace_video(path: Path, frames: torch.Tensor) -> None:
@@ -46,21 +46,21 @@ def replace_video(path: Path, frames: torch.Tensor) -> None:
 
 
 def kill_writers(folder: Path, count: int, seed: int) -> tuple[int, int]:
-    """Of `count` writers, how many were killed, and how many with a file begun."""
+    """Return the number of killed writers, and of those that left a temporary file."""
     Image.init()
-    chance, killed, amid = random.Random(seed), 0, 0
+    rng, killed, while_writing = random.Random(seed), 0, 0
     for _ in range(count):
         writer = os.fork()
         if writer == 0:
             try:
-                save_on_and_on(folder)
+                save_forever(folder)
             finally:
                 os._exit(1)
-        time.sleep(chance.uniform(0.0, 0.08))
+        time.sleep(rng.uniform(0.0, 0.08))
         os.kill(writer, signal.SIGKILL)
         killed += os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL
-        amid += any(folder.glob("*.part"))
-    return killed, amid
+        while_writing += any(folder.glob("*.part"))
+    return killed, while_writing
 
 
 if __name__ == "__main__":

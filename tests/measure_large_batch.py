@@ -1,9 +1,9 @@
-"""A batch of a hundred thousand pictures without its renders: planning, taking stock, and the driver's own work.
+"""Measure a batch of a hundred thousand images without its renders: planning, reconciling, and the driver's own work.
 
     python tests/measure_large_batch.py [ROWS]
 
-Pictures are files of 2 kB, all different. Told are seconds and the peak of the process's memory: plan (hash, bind,
-write, account), plan again (nothing changed), reconcile (every clip and record there, as `batch run` begins), drive
+Images are files of 2 kB, all different. The output is seconds and the process's peak memory: plan (hash, validate,
+write), plan again (nothing changed), reconcile (all videos and records exist, as at the start of `batch run`), drive
 (workers that answer at once).
 """
 
@@ -22,13 +22,12 @@ from peak_memory import peak_mb
 from svd_stages import headless
 from svd_stages.headless.batch.driver import Driver, Options
 from svd_stages.headless.batch.folder import RunFolder
-from svd_stages.headless.batch.ledger import Ledger
+from svd_stages.headless.batch.ledger import Ledger, reconcile
 from svd_stages.headless.batch.plan import read_plan
-from svd_stages.headless.batch.reconcile import reconcile
 
 
 def timed(name: str, work: Callable[[], object]) -> float:
-    """Do it, and print how long it took."""
+    """Call `work` and print its seconds."""
     began = time.monotonic()
     work()
     seconds = time.monotonic() - began
@@ -36,8 +35,8 @@ def timed(name: str, work: Callable[[], object]) -> float:
     return seconds
 
 
-def make_pictures(folder: Path, count: int) -> Path:
-    """A manifest of `count` pictures that differ, a thousand in each folder."""
+def write_images(folder: Path, count: int) -> Path:
+    """Write `count` different images, a thousand in each folder, and their manifest."""
     with (folder / "rows.csv").open("w") as rows:
         rows.write("image,SVDMicroConditioning.motion_bucket_id\n")
         for number in range(count):
@@ -48,8 +47,8 @@ def make_pictures(folder: Path, count: int) -> Path:
     return folder / "rows.csv"
 
 
-def make_clips(folder: RunFolder) -> None:
-    """A clip of one byte and a record for every task."""
+def write_videos(folder: RunFolder) -> None:
+    """Write a video of one byte and a record for each task."""
     for row in read_plan(folder.plan_file):
         assert row.task is not None
         record = folder.record_file(row.task.id)
@@ -61,23 +60,23 @@ def make_clips(folder: RunFolder) -> None:
 
 
 def main(count: int = 100_000) -> dict[str, float]:
-    """Measure; seconds by name, and memory in MB."""
+    """Measure, and return seconds by name, and memory in MB."""
     with tempfile.TemporaryDirectory() as name:
-        manifest = make_pictures(Path(name), count)
+        manifest = write_images(Path(name), count)
         folder = RunFolder(Path(name, "run"))
-        ask, here = headless.BatchRequest(folder.path, manifest), headless.RunConfig()
-        found = {"plan": timed("plan", lambda: headless.plan_batch(ask, here))}
-        found["again"] = timed("plan again", lambda: headless.plan_batch(ask, here))
+        request, config = headless.BatchRequest(folder.path, manifest), headless.RunConfig()
+        times = {"plan": timed("plan", lambda: headless.plan_batch(request, config))}
+        times["again"] = timed("plan again", lambda: headless.plan_batch(request, config))
         ledger = Ledger(folder.path / "ledger.sqlite")
         driver = Driver(folder, ledger, Scripted(16), Options(), lambda progress, outcome: None)
-        found["drive"] = timed("drive", driver.run)
-        make_clips(folder)
-        found["reconcile"] = timed("reconcile", lambda: reconcile(folder, ledger))
+        times["drive"] = timed("drive", driver.run)
+        write_videos(folder)
+        times["reconcile"] = timed("reconcile", lambda: reconcile(folder, ledger))
         assert ledger.counts()["done"] == count
         ledger.close()
-        found["memory"] = peak_mb()
-        print(f"memory: {found['memory']:.0f} MB; {os.cpu_count()} cores")
-    return found
+        times["memory"] = peak_mb()
+        print(f"memory: {times['memory']:.0f} MB; {os.cpu_count()} cores")
+    return times
 
 
 if __name__ == "__main__":

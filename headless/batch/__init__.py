@@ -1,10 +1,9 @@
-"""Many images to many clips, so that nothing is lost and nothing made twice.
+"""Render one video for each of many images, resumable after any crash.
 
-A row of a manifest, or a picture of a folder, becomes a task (`tasks`), named by what its clip is made from. The
-driver (`driver`) hands tasks to workers, each a process of its own (`processes`, or on a Ray cluster `on_ray`) that
-renders through whatever it is told by an import path (`rendering.Renderer`), and keeps account in a ledger. The truth
-lies in the run folder (`folder`): a clip is done when it and its record are there, put in place complete. So the
-ledger can be lost, drivers and workers can be killed, and the same command goes on.
+A row of a manifest, or an image of a folder, becomes a task (`tasks`). The driver (`driver`) assigns tasks to worker
+processes (`process_pool`, or `ray_pool` on a Ray cluster). Workers render through a `rendering.Renderer` that is found
+by its import path. The run folder (`folder`) is the source of truth: a task is done when its video and its record
+exist, both put in place complete. The ledger (`ledger`) is an index of it and can be rebuilt.
 
-What runs on the driver's side imports neither torch nor a node.
+The driver's side imports neither torch nor a node.
 """

@@ -1,15 +1,15 @@
-"""The run folder: what is asked for, and clips with their records. Its files are the truth about a batch.
+"""The run folder: plan, videos and records. Its files are the source of truth of a batch.
 
-    run.json               what all rows share, see `headless/batch/graph_batching.py`
-    env.json               what the clips are made with, and what a small render gave on each kind of device
+    run.json               settings that all rows share, see `headless/batch/graph_batching.py`
+    env.json               versions of libraries, and a small render of each kind of device
     plan.jsonl             one line for each row of the manifest, see `plan.PlannedRow`
-    out/ab/cd/<id>.mp4     clips, by the id of their task; never changed, never written over
-    out/ab/cd/<id>.json    the record of each, put there last: a clip without one is not done
+    out/ab/cd/<id>.mp4     videos, by the id of their task; never changed or overwritten
+    out/ab/cd/<id>.json    the record of each, written last: without it the task is not done
     failed/<id>.json       why a task failed or was quarantined
-    tmp/                   what is being made
-    ledger.sqlite          the driver's account (or elsewhere, see --ledger)
+    tmp/                   files that are being written
+    ledger.sqlite          the driver's index (or elsewhere, see --ledger)
 
-All of it may lie on a network disk that workers on many machines share; only the ledger wants a local one.
+The folder may be on a network disk that workers on many machines share. Only the ledger needs a local disk.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from ...svd_core.utils.safe_open import open_regular_file
 
 ID_LENGTH = 64
 _LARGEST = 64 * 1024 * 1024
-"""Bytes of a JSON file of a run: a graph has 32 MB at most."""
+"""Bytes of a JSON file of a run. A graph has at most 32 MB."""
 _ABANDONED_AFTER = 24 * 3600
-"""Seconds after which what another machine left in tmp/ has surely no writer any more."""
+"""Seconds after which files of another machine in tmp/ are assumed to have no writer any more."""
 
 
 @dataclass
 class RunDirScan:
-    """What a walk through the run folder met: ids of tasks.
+    """The ids of the tasks that have files in a run folder.
 
-    done       clip and record are there
-    orphans    a clip without its record: the writer died between the two
-    strays     a record without its clip: somebody took the clip away
-    failed     id -> what failed/ says of it
+    Attributes:
+        done: Video and record exist.
+        orphans: A video without its record: the writer died between the two.
+        strays: A record without its video: somebody removed the video.
+        failed: id -> content of the file in failed/.
     """
 
     done: set[str] = field(default_factory=set)
@@ -56,71 +57,71 @@ class RunDirScan:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder; it need not exist yet."""
+    """A run folder. It need not exist yet."""
 
     path: Path
 
     @property
     def settings_file(self) -> Path:
-        """What all rows share."""
+        """run.json."""
         return self.path / "run.json"
 
     @property
     def plan_file(self) -> Path:
-        """The rows."""
+        """plan.jsonl."""
         return self.path / "plan.jsonl"
 
     @property
+    def environment_file(self) -> Path:
+        """env.json."""
+        return self.path / "env.json"
+
+    @property
     def failed_folder(self) -> Path:
-        """Why tasks failed."""
+        """Contains one file for each task that failed or was quarantined."""
         return self.path / "failed"
 
     def record_file(self, task_id: str) -> Path:
-        """Where a task's record is when it is done."""
+        """Return the path of a task's record."""
         return self._folder_of(task_id) / f"{task_id}.json"
 
     def failure_file(self, task_id: str) -> Path:
-        """Where it is said why a task failed."""
+        """Return the path of the file that explains why a task failed."""
         return self.failed_folder / f"{task_id}.json"
 
-    def clips(self, record: Mapping[str, Any]) -> list[Path]:
-        """The files that a record names."""
-        return [self._folder_of(record["task"]) / each["name"] for each in record["files"]]
+    def media_files(self, record: Mapping[str, Any]) -> list[Path]:
+        """Return the paths of the videos or images that a record names."""
+        return [self._folder_of(record["task"]) / file["name"] for file in record["files"]]
 
     def read_record(self, task_id: str) -> dict[str, Any] | None:
-        """The record of a task that is done; None when there is none that can be read, or it is another's."""
+        """Return a task's record. None if there is none, it is damaged, or it is another task's."""
         record = _read_json(self.record_file(task_id))
         return record if record is not None and _is_record(record, task_id) else None
 
     def read_settings(self) -> dict[str, Any] | None:
-        """run.json; None when nothing was planned here."""
+        """Return run.json. None if nothing was planned, or the file is damaged."""
         return _read_json(self.settings_file)
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Put run.json in place."""
+        """Write run.json."""
         _write_json(self.settings_file, settings)
 
     def is_done(self, task_id: str) -> bool:
-        """Whether a task's clip and record are there."""
+        """Return True if a task's record and all its files exist."""
         record = self.read_record(task_id)
-        return record is not None and all(path.is_file() for path in self.clips(record))
-
-    @property
-    def environment_file(self) -> Path:
-        """What the clips are made with, and what a small render gave on each kind of device."""
-        return self.path / "env.json"
+        return record is not None and all(path.is_file() for path in self.media_files(record))
 
     def read_environment(self) -> dict[str, Any]:
-        """env.json; empty when there is none that can be read."""
+        """Return env.json. Empty if there is none, or it is damaged."""
         return _read_json(self.environment_file) or {}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Put env.json in place."""
+        """Write env.json."""
         _write_json(self.environment_file, environment)
 
     @contextlib.contextmanager
     def scratch(self, task_id: str) -> Iterator[Path]:
-        """A folder on the disk of the clips, gone afterwards."""
+        """Create a folder on the disk of the videos, and delete it afterwards."""
         name = f"{task_id[:16]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
         folder = self.path / "tmp" / name
         folder.mkdir(parents=True)
@@ -129,105 +130,105 @@ class RunFolder:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def commit(self, task_id: str, made: Sequence[tuple[Path, Mapping[str, Any]]], record: Mapping[str, Any]) -> bool:
-        """Put a task's files in place, then its record. False when another had done so before; nothing is changed then.
+    def commit(self, task_id: str, files: Sequence[tuple[Path, Mapping[str, Any]]], record: Mapping[str, Any]) -> bool:
+        """Put a task's files in place, then its record.
 
-        made    finished files inside a `scratch`, each with what the record is to say of it. Several files are named
+        A process that is killed meanwhile leaves files that the next writer completes or replaces.
+
+        Args:
+            task_id: The task.
+            files: Finished files inside a `scratch`, each with values for the record. Several files are named
                 <id>.ext, <id>_2.ext, ...
-        record  gets `task` and `files` (name, bytes, sha256 and what is said of each)
+            record: Completed by `task` and `files` (name, bytes, sha256 and the values of each).
 
-        Raises OSError. A process that is killed on the way leaves what the next one completes or replaces.
+        Returns:
+            False if another writer had finished this task before. Then nothing is changed.
+
+        Raises:
+            OSError: The disk is full or unavailable.
         """
         folder = self._folder_of(task_id)
         folder.mkdir(parents=True, exist_ok=True)
-        files, others = [], []
-        for number, (path, facts) in enumerate(made, 1):
+        entries, taken = [], []
+        for number, (path, facts) in enumerate(files, 1):
             name = f"{task_id}{'' if number == 1 else f'_{number}'}{path.suffix.lower()}"
             flush_to_disk(path)
-            files.append({"name": name, "bytes": path.stat().st_size, "sha256": file_sha256(path), **facts})
+            entries.append({"name": name, "bytes": path.stat().st_size, "sha256": file_sha256(path), **facts})
             if not put_under_new_name(path, folder / name):
                 if self.is_done(task_id):
                     return False
-                others.append((path, files[-1]))
-        temporary = made[0][0].parent / "record"
-        temporary.write_text(json.dumps({"task": task_id, "files": files, **record}, indent=1), encoding="utf-8")
+                taken.append((path, entries[-1]))
+        temporary = files[0][0].parent / "record"
+        temporary.write_text(json.dumps({"task": task_id, "files": entries, **record}, indent=1), encoding="utf-8")
         flush_to_disk(temporary)
         if not put_under_new_name(temporary, folder / f"{task_id}.json"):
             if self.is_done(task_id):
                 return False
-            os.replace(temporary, folder / f"{task_id}.json")  # it cannot be read
-        for path, told in others:  # of a writer that died before its record, or was overtaken: the record decides
-            if file_sha256(folder / told["name"]) != told["sha256"]:
-                os.replace(path, folder / told["name"])
+            os.replace(temporary, folder / f"{task_id}.json")  # the record there is damaged
+        for path, entry in taken:  # by a writer that died before its record, or is slower: our record is valid
+            if file_sha256(folder / entry["name"]) != entry["sha256"]:
+                os.replace(path, folder / entry["name"])
         _flush_folder(folder)
         return True
 
     def write_failure(self, task_id: str, failure: Mapping[str, Any]) -> None:
-        """Say why a task failed, without secrets and absolute paths."""
+        """Write why a task failed, without secrets and absolute paths."""
         _write_json(self.failure_file(task_id), {"task": task_id, **redacted_text(failure)})
 
     def read_failure(self, task_id: str) -> dict[str, Any] | None:
-        """Why a task failed; None when it has not."""
+        """Return why a task failed. None if it did not."""
         return _read_json(self.failure_file(task_id))
 
     def forget_failure(self, task_id: str) -> None:
-        """The task is to be tried again."""
+        """Delete the failure, so that the task is retried."""
         self.failure_file(task_id).unlink(missing_ok=True)
 
-    def walk(self) -> RunDirScan:
-        """Look at all names in out/, and read what is in failed/. No record is read: that would take minutes."""
-        found = RunDirScan()
-        for folder in _folders(self.path / "out", depth=2):
-            records, clips = set(), set()
+    def scan(self) -> RunDirScan:
+        """List all names in out/, and read the files in failed/. Records are not read: that would take minutes."""
+        scan = RunDirScan()
+        for folder in (self.path / "out").glob("*/*"):
+            records, media = set(), set()
             for entry in _entries(folder):
                 name = entry.name
                 if not name.endswith(".json"):
-                    clips.add(name[:ID_LENGTH])
-                elif entry.stat().st_size:  # where names cannot be linked, one is claimed by an empty file
+                    media.add(name[:ID_LENGTH])
+                elif entry.stat().st_size:  # on disks without hard links an empty file reserves a name
                     records.add(name[:ID_LENGTH])
-            found.done |= records & clips
-            found.orphans |= clips - records
-            found.strays |= records - clips
+            scan.done |= records & media
+            scan.orphans |= media - records
+            scan.strays |= records - media
         for name in _names(self.failed_folder):
             if name.endswith(".json") and len(name) == ID_LENGTH + 5:
                 failure = _read_json(self.failed_folder / name)
                 if failure is not None:
-                    found.failed[name[:ID_LENGTH]] = failure
-        return found
+                    scan.failed[name[:ID_LENGTH]] = failure
+        return scan
 
     def forget_unfinished(self, task_id: str) -> None:
-        """Remove a record without its clip, or a clip without its record."""
-        for name in list(_names(self._folder_of(task_id))):
+        """Delete a record without its video, or a video without its record."""
+        for name in _names(self._folder_of(task_id)):
             if name.startswith(task_id):
                 with contextlib.suppress(OSError):
                     (self._folder_of(task_id) / name).unlink()
 
     def sweep(self) -> None:
-        """Remove what killed writers left in tmp/: those of this machine that run no more, and very old ones."""
-        if (self.path / "tmp").is_symlink():  # to what is not ours
+        """Delete leftovers in tmp/: those of dead processes of this machine, and those older than a day."""
+        if (self.path / "tmp").is_symlink():  # its target may be anything
             return
-        for name in list(_names(self.path / "tmp")):
+        for name in _names(self.path / "tmp"):
             path = self.path / "tmp" / name
             with contextlib.suppress(OSError, ValueError, IndexError):
                 _, host, pid, _ = name.rsplit(".", 3)
-                gone = host == _host() and not _runs(int(pid))
-                if gone or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                is_dead = host == _host() and not _is_running(int(pid))
+                if is_dead or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _folder_of(self, task_id: str) -> Path:
         return self.path / "out" / task_id[:2] / task_id[2:4]
 
 
-def _folders(root: Path, depth: int) -> Iterator[Path]:
-    if depth == 0:
-        yield root
-        return
-    for name in sorted(_names(root)):
-        yield from _folders(root / name, depth - 1)
-
-
-def _names(folder: Path) -> Iterator[str]:
-    return (entry.name for entry in _entries(folder))
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder)]
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -242,32 +243,33 @@ def _host() -> str:
     return socket.gethostname().replace(".", "-") or "host"
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     import psutil
 
     return psutil.pid_exists(pid)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of an untrusted file. None if there is none."""
     try:
         with open_regular_file(path) as stream:
             content = stream.read(_LARGEST + 1)
-        found = json.loads(content.decode("utf-8")) if len(content) <= _LARGEST else None
+        value = json.loads(content.decode("utf-8")) if len(content) <= _LARGEST else None
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def _is_record(found: Mapping[str, Any], task_id: str) -> bool:
-    """Whether this is what `commit` writes. A name in it is a plain one: no path leads out of the folder."""
-    files = found.get("files")
-    return found.get("task") == task_id and isinstance(files, list) and all(map(_is_told, files))
+def _is_record(record: Mapping[str, Any], task_id: str) -> bool:
+    """Return True if the fields are those that `commit` writes. A file's name cannot lead out of the folder."""
+    files = record.get("files")
+    return record.get("task") == task_id and isinstance(files, list) and all(map(_is_file_entry, files))
 
 
-def _is_told(file: Any) -> bool:
-    if not isinstance(file, dict):
+def _is_file_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
         return False
-    name, size, sha256 = (file.get(key) for key in ("name", "bytes", "sha256"))
+    name, size, sha256 = (entry.get(key) for key in ("name", "bytes", "sha256"))
     is_plain = isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
     return is_plain and type(size) is int and isinstance(sha256, str)
 
@@ -278,7 +280,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk. Windows cannot, and needs not."""
+    """Write the names in a folder to the disk. Windows cannot do this and does not need it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

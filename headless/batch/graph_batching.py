@@ -1,4 +1,4 @@
-"""Batches of graphs: plan, run, look, try again, hand out. What `svd-stages batch` does, and its Python calls."""
+"""Plan, run, inspect and retry batches of graphs: the functions behind `svd-stages batch`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import BatchError, GraphError, SVDStagesError
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
+from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import use_runtime
 from ...svd_core.utils.user_tempdir import private_folder
-from ..cli.animate import VideoSettings, image_to_video_graph
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig
+from ..engines.video_graph import image_to_video_graph
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.validate import shape_fault
 from .contact_sheet import write_sheet
@@ -38,12 +39,11 @@ from .graph_binding import ModelHashes, Values, canonical_graph, image_input, se
 from .graph_rendering import GraphRenderer, RenderSettings
 from .graph_workers import Workers, make_pool, memory_needed
 from .images import ImageFolder
-from .ledger import Ledger
-from .lock import Shard, active_drivers, ledger_lock, planning, run_lock
+from .ledger import Ledger, reconcile
+from .lock import Shard, active_drivers, ledger_lock, planning_lock, run_lock
 from .manifest import read_rows
 from .model_hashes import code_version, facts_of
-from .plan import Binding, Totals, plan_rows, read_plan, written
-from .reconcile import reconcile
+from .plan import Binding, PlannedRow, Totals, plan_rows, read_plan, write_plan
 from .report import Status, status_of
 from .tasks import digest
 from .worker import Setup, open_spool, tidy_spool
@@ -56,28 +56,29 @@ NETWORK_DISKS = (
     "nfs", "cifs", "smb", "lustre", "ceph", "gluster", "beegfs", "gpfs", "afs", "9p", "weka", "panfs", "s3", "ssh",
     "gcs", "rclone", "juicefs", "mountpoint",
 )  # fmt: skip
-"""How the kinds of disks that lie behind a network begin, with or without "fuse."."""
+"""Prefixes of the types of network file systems, with or without "fuse." before them."""
 COPY_EVERY = 300.0
-"""Seconds between copies of a ledger that is not in the run folder."""
+"""Seconds between copies into the run folder of a ledger that is elsewhere."""
 _RUN_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 RUNNER = f"{GraphRenderer.__module__}:{GraphRenderer.__qualname__}"
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch as a person asks for it.
+    """The request for a batch.
 
-    run       the run folder
-    source    a manifest, or a folder of pictures; None: what was planned there before
-    graph     what makes each clip; None: that of the run, or the shipped image_to_video
-    settings  "NODE.INPUT=VALUE" for all rows
-    model     of the shipped graph, which it asks for; None: svd-nano
-    seeds     each row that names none is made once with each
-    images    the folder that all images lie in; None: that of the manifest, or the folder itself
-    ledger    where the driver keeps its account; None: in the run folder, or where that is a network disk, elsewhere
+    Attributes:
+        run: The run folder.
+        source: A manifest, or a folder of images. None: use the plan of the run.
+        graph: The graph that renders each video. None: that of the run, or the shipped image_to_video.
+        settings: "NODE.INPUT=VALUE" for all rows.
+        model: Checkpoint of the shipped graph, which it selects. None: svd-nano.
+        seeds: A row without a seed is repeated once for each of these.
+        images: The folder that contains all images. None: that of the manifest, or the folder itself.
+        ledger: Path of the ledger. None: in the run folder, or elsewhere if that is on a network disk.
 
-    Transparent parts of images are put on the surroundings' background. Where that is None, on that of the run, else
-    with the shipped graph on grey, as `animate` does, and with another as ComfyUI has it.
+    Transparent parts of images are composited on `RunConfig.background`. If that is None: on that of the run, or else
+    with the shipped graph on grey, as `animate` does, and with another graph as in ComfyUI.
     """
 
     run: str | os.PathLike
@@ -90,43 +91,54 @@ class BatchRequest:
     ledger: str | os.PathLike | None = None
 
 
-HERE, PLAIN = Workers(), Options()
+LOCAL_WORKERS, DEFAULT_OPTIONS = Workers(), Options()
 
 
-def plan_batch(ask: BatchRequest, run_config: RunConfig, workers: Workers = HERE) -> Status:
-    """Hash the images, bind the values, find duplicates and bad rows, and write it all into the run folder.
+def plan_batch(request: BatchRequest, run_config: RunConfig, workers: Workers = LOCAL_WORKERS) -> Status:
+    """Hash the images, validate the values, find duplicates and faulty rows, and write the plan to the run folder.
 
-    Raises BatchError, GraphError, CheckpointError; a row that cannot be taken is no error here.
+    Faulty rows are part of the status and raise no error.
+
+    Raises:
+        BatchError: The source, the ledger or the run folder cannot be used.
+        GraphError: The graph cannot be used.
+        CheckpointError: A model is missing or damaged.
     """
-    with _opened(ask, workers) as (folder, ledger), planning(folder.path):
-        totals, _ = _plan(ask, run_config, folder, ledger, workers.shard)
+    with _opened(request, workers) as (folder, ledger), planning_lock(folder.path):
+        totals, _ = _plan(request, run_config, folder, ledger, workers.shard)
         reconcile(folder, ledger)
         return status_of(folder, ledger, totals)
 
 
 def run_batch(
-    ask: BatchRequest,
+    request: BatchRequest,
     run_config: RunConfig,
-    workers: Workers = HERE,
-    options: Options = PLAIN,
+    workers: Workers = LOCAL_WORKERS,
+    options: Options = DEFAULT_OPTIONS,
     watch: Watch = lambda progress, outcome: None,
     begin: Callable[[str, Status], None] = lambda pool, status: None,
 ) -> Status:
-    """Make all clips of a batch that are not made yet; how it stands then. Call it again to go on.
+    """Render all videos of a batch that are not done, and return the status. Call it again to resume.
 
-    watch  told the progress, see `headless.batch.driver.Watch`
-    begin  told what works and how the batch stands before the first render
+    Args:
+        request: The batch.
+        run_config: Device, precision and folders of models.
+        workers: Number and kind of workers.
+        options: Limits and deadlines.
+        watch: Called with the progress, see `headless.batch.driver.Watch`.
+        begin: Called with the name of the pool and the status before the first render.
 
-    Raises BatchError when it cannot begin, or no worker can work; KeyboardInterrupt goes through, and nothing is lost.
-    Rows that fail are told in the status.
+    Failed rows are part of the status and raise no error. All finished videos are kept on KeyboardInterrupt.
+
+    Raises:
+        BatchError: The batch cannot start, or no worker can be used.
     """
-    with _opened(ask, workers) as (folder, ledger):
-        if ask.source is not None:
-            with planning(folder.path):
-                totals, settings = _plan(ask, run_config, folder, ledger, workers.shard)
-        else:
-            _refuse_what_needs_a_plan(ask, run_config, folder)
-            with planning(folder.path):
+    with _opened(request, workers) as (folder, ledger):
+        with planning_lock(folder.path):
+            if request.source is not None:
+                totals, settings = _plan(request, run_config, folder, ledger, workers.shard)
+            else:
+                _check_needs_no_plan(request, run_config, folder)
                 totals, settings = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
@@ -134,41 +146,40 @@ def run_batch(
             with _pool(folder, settings, run_config, workers, status.left) as pool:
                 begin(pool.name, status)
                 environment = Environment.from_dict(folder.read_environment(), str(folder.environment_file))
-                watching = _also_copying(watch, folder, ledger)
+                copying_watch = _also_copying(watch, folder, ledger)
                 try:
-                    Driver(folder, ledger, pool, options, watching, environment).run()
+                    Driver(folder, ledger, pool, options, copying_watch, environment).run()
                 finally:
-                    _keep(environment, folder)
+                    _save_environment(environment, folder)
             status = status_of(folder, ledger, totals)
         if status.counts["done"] and (workers.shard or Shard()).count == 1:
             write_sheet(folder, folder.path / "contact_sheet.jpg")
         return status
 
 
-def _refuse_what_needs_a_plan(ask: BatchRequest, run_config: RunConfig, folder: RunFolder) -> None:
-    """Raise BatchError when something is asked for that the plan of the run does not have."""
+def _check_needs_no_plan(request: BatchRequest, run_config: RunConfig, folder: RunFolder) -> None:
+    """Raise BatchError if the request has something that requires a new plan."""
     names = ("graph", "settings", "model", "seeds", "images")
-    asked = [name for name in names if getattr(ask, name) not in (None, (), [])]
+    changed = [name for name in names if getattr(request, name) not in (None, (), [])]
     planned = folder.read_settings() or {}
     if run_config.precision not in ("auto", planned.get("precision", "auto")):
-        asked.append("precision")
-    if run_config.background not in (None, _known_background(planned)):
-        asked.append("background")
-    if asked:
-        raise BatchError(
-            f"{', '.join(asked)} would change what was planned in {folder.path}; give the manifest or the folder of "
-            "pictures, too, so that it is planned anew. What is done and stays the same is not made again.",
-            code="batch.no_source",
+        changed.append("precision")
+    if run_config.background not in (None, _background_of(planned)):
+        changed.append("background")
+    if changed:
+        message = (
+            f"{', '.join(changed)} would change the plan of {folder.path}. Give the manifest or folder to plan anew."
         )
+        raise BatchError(message, code="batch.no_source")
 
 
 def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
-    """Copy a ledger that lies elsewhere into the run folder now and then: attempts are in no other file."""
+    """Return a watch that copies a ledger elsewhere into the run folder now and then: only it has the attempts."""
     copied = time.monotonic()
 
-    def told(progress: Progress, outcome: dict[str, Any] | None) -> None:
+    def copying_watch(progress: Progress, event: dict[str, Any] | None) -> None:
         nonlocal copied
-        watch(progress, outcome)
+        watch(progress, event)
         assert ledger.path is not None
         if ledger.path.parent != folder.path and time.monotonic() - copied > COPY_EVERY:
             copied = time.monotonic()
@@ -177,166 +188,150 @@ def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
             except (SVDStagesError, sqlite3.Error, OSError) as error:
                 logger.warning("the ledger was not copied into the run folder: %s", error)
 
-    return told
+    return copying_watch
 
 
 def _copy_of(ledger: Path, folder: RunFolder) -> Path:
-    """Where a ledger that lies elsewhere is copied to."""
+    """Return the path of the copy of a ledger that is elsewhere."""
     return folder.path / f"{ledger.stem}-copy.sqlite"
 
 
-def _keep(environment: Environment, folder: RunFolder) -> None:
-    """Write env.json. A full disk must not hide why a driver ended."""
+def _save_environment(environment: Environment, folder: RunFolder) -> None:
+    """Write env.json. A full disk is only logged, so that it does not hide the driver's own error."""
     try:
         folder.write_environment(environment.as_dict(folder.read_environment()))
     except SVDStagesError as error:
-        logger.warning("what the clips are made with was not written down: %s", error)
+        logger.warning("env.json was not written: %s", error)
 
 
 def batch_status(run: str | os.PathLike) -> Status:
-    """How a batch stands, by what lies in its folder; a driver may be at work. Raises BatchError."""
-    folder, ledger = RunFolder(Path(run)), Ledger(None)
-    try:
+    """Return the status of a batch by the files of its run folder, also during a run. Raises BatchError."""
+    folder = RunFolder(Path(run))
+    with closing(Ledger(None)) as ledger:
         totals, _ = _take_plan(folder, ledger, None)
-        ledger.reconcile(folder.walk())
+        ledger.apply_scan(folder.scan())
         return status_of(folder, ledger, totals)
-    finally:
-        ledger.close()
 
 
 def retry_batch(
     run: str | os.PathLike, patterns: Sequence[str] = ("*",), ledger_file: str | os.PathLike | None = None
 ) -> int:
-    """Have failed and quarantined tasks whose code fits a pattern (`image.*`) made again at the next run; how many.
+    """Reset failed and quarantined tasks whose code matches a pattern (`image.*`), and return their number.
 
-    Raises BatchError, also while a driver works on the run.
+    The next run renders them again. Raises BatchError, also while a driver works on the run.
     """
-    with _opened(BatchRequest(run, ledger=ledger_file), HERE) as (folder, ledger):
+    with _opened(BatchRequest(run, ledger=ledger_file), LOCAL_WORKERS) as (folder, ledger):
         _take_plan(folder, ledger, None)
         reconcile(folder, ledger)
-        chosen = [
+        matching = [
             task_id
             for task_id, _, code in ledger.failed()
             if any(fnmatch.fnmatchcase(code, pattern) for pattern in patterns)
         ]
-        for task_id in chosen:
+        for task_id in matching:
             folder.forget_failure(task_id)
-        ledger.retry(chosen)
-        return len(chosen)
+        ledger.retry(matching)
+        return len(matching)
 
 
 @contextmanager
-def _opened(ask: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder, Ledger]]:
-    """The run folder and the ledger, for the one driver."""
-    folder = RunFolder(Path(ask.run))
-    if ask.source is None and not folder.settings_file.is_file():
+def _opened(request: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder, Ledger]]:
+    """Lock and open the run folder and the ledger."""
+    folder = RunFolder(Path(request.run))
+    if request.source is None and not folder.settings_file.is_file():
         raise _nothing_planned(folder.path)
     check_place(folder.settings_file)
     shard = workers.shard or Shard()
     with run_lock(folder.path, shard):
-        path = Path(ask.ledger) if ask.ledger else default_ledger(folder, shard)
+        path = Path(request.ledger) if request.ledger else default_ledger(folder, shard)
         with ledger_lock(path):
             if not path.exists() and path.parent != folder.path and (copy := _copy_of(path, folder)).is_file():
-                shutil.copyfile(copy, path)  # another machine's driver counted attempts in it
-            ledger = Ledger(path)
+                shutil.copyfile(copy, path)  # has the attempts that a driver on another machine counted
             try:
-                yield folder, ledger
+                with closing(Ledger(path)) as ledger:
+                    yield folder, ledger
             except sqlite3.Error as error:
-                raise BatchError(
-                    f"the ledger {path} cannot be written: {error}. Free some space, or name another place "
-                    "(--ledger FILE); what was made stays.",
-                    code="batch.ledger",
-                ) from error
-            finally:
-                ledger.close()
+                message = (
+                    f"the ledger {path} cannot be written: {error}. Free some space, or give another --ledger FILE."
+                )
+                raise BatchError(message, code="batch.ledger") from error
 
 
 def default_ledger(folder: RunFolder, shard: Shard) -> Path:
-    """In the run folder; where that is a network disk, on which SQLite cannot keep its promises, among the user's
-    caches on this machine."""
+    """Return the path of the ledger: in the run folder, or in the user's cache if that is on a network disk.
+
+    SQLite's locks are not reliable on network disks.
+    """
     name = f"ledger-{shard.name}.sqlite" if shard.name else "ledger.sqlite"
     if not _is_on_network(folder.path):
         return folder.path / name
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svd-stages"
-    if _is_on_network(caches):  # as homes of clusters are
+    if _is_on_network(caches):  # clusters often have home folders on one
         try:
             caches = private_folder("ledgers")
         except OSError as error:
-            raise BatchError(
-                f"no place for the ledger was found on a local disk ({error.filename}: {error.strerror}); name one "
-                "(--ledger FILE).",
-                code="batch.ledger",
-            ) from error
+            message = f"no local disk for the ledger ({error.filename}: {error.strerror}). Give a path (--ledger FILE)."
+            raise BatchError(message, code="batch.ledger") from error
     return caches / digest(os.path.realpath(folder.path))[:16] / name
 
 
 def _nothing_planned(run: Path) -> BatchError:
-    return BatchError(
-        f"nothing was planned in {run}; give a manifest or a folder of pictures, too: "
-        f"svd-stages batch run PHOTOS --run {run}",
-        code="batch.no_plan",
-    )
+    message = f"{run} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
+    return BatchError(message, code="batch.no_plan")
 
 
 def _is_on_network(path: Path) -> bool:
     import psutil
 
-    def is_below(path: str, folder: str) -> bool:
-        return (path + os.sep).startswith(folder.rstrip(os.sep) + os.sep)
-
-    real = os.path.realpath(path)
-    disks = [each for each in psutil.disk_partitions(all=True) if is_below(real, each.mountpoint)]
-    kind = max(disks, key=lambda each: len(each.mountpoint)).fstype.lower() if disks else ""
+    real = os.path.realpath(path) + os.sep
+    disks = [
+        disk for disk in psutil.disk_partitions(all=True) if real.startswith(disk.mountpoint.rstrip(os.sep) + os.sep)
+    ]
+    kind = max(disks, key=lambda disk: len(disk.mountpoint)).fstype.lower() if disks else ""
     return kind.removeprefix("fuse.").startswith(NETWORK_DISKS)
 
 
 def _plan(
-    ask: BatchRequest, run_config: RunConfig, folder: RunFolder, ledger: Ledger, shard: Shard | None
+    request: BatchRequest, run_config: RunConfig, folder: RunFolder, ledger: Ledger, shard: Shard | None
 ) -> tuple[Totals, Mapping[str, Any]]:
-    """Plan anew: what it comes to, and run.json."""
-    assert ask.source is not None
-    source = Path(ask.source)
+    """Plan anew. Return the totals and the content of run.json."""
+    assert request.source is not None
+    source = Path(request.source)
     base = source if source.is_dir() else source.parent
-    root = base if ask.images is None else Path(ask.images)
+    root = base if request.images is None else Path(request.images)
     before = folder.read_settings() or {}
-    asked = _what_is_asked(ask, run_config)
-    others = len(active_drivers(folder.path)) > 1
-    if shard is not None and others and before.get("asked") == asked:
+    request_digest = _digest_request(request, run_config)
+    if shard is not None and before.get("asked") == request_digest and len(active_drivers(folder.path)) > 1:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
-    background = _background(ask, run_config, before)
+    background = _choose_background(request, run_config, before)
     runtime = run_config.runtime()
     with use_runtime(runtime):
-        graph = apply_settings(_graph(ask, before, run_config), (), NODES)
+        graph = apply_settings(_graph(request, before, run_config), (), NODES)
         image = image_input(graph)
         checked = validate(graph, NODES, precomputed={image[0]: None})
         raise_if_faulty(checked, EMBEDDED_NODES)
         check_memory_budget(checked.prompt, checked.outputs, runtime)
-        makes = canonical_graph(graph)
-        if image[0] not in makes:
-            raise GraphError(
-                "no saver of the graph needs its LoadImage, so all rows would give the same; link it to what is saved.",
-                code="graph.images",
-            )
-        seeds = [name for name in _free_seeds(ask, graph, before) if name.rpartition(".")[0] in makes]
+        canonical = canonical_graph(graph)
+        if image[0] not in canonical:
+            message = "a saver of the graph must depend on its LoadImage, or all videos would be equal. Link it."
+            raise GraphError(message, code="graph.images")
+        seeds = [name for name in _free_seeds(request, graph, before) if name.rpartition(".")[0] in canonical]
         models = ModelHashes(graph, runtime)
         shared = {
             "format": FORMAT,
             "code": code_version(),
-            "graph": digest(without(makes, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
+            "graph": digest(without(canonical, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
             "models": models.of_graph(),
             "precision": run_config.precision,
             "background": background,
         }
-        binding = Binding(Values(graph, models, f"{image[0]}.{image[1]}"), seeds, shared, models.of_values)
-        rows = read_rows(source, ask.seeds)
-        planned = plan_rows(rows, ImageFolder(root, base, ledger), binding)
-        totals = Totals()
+        binding = Binding(Values(graph, models, ".".join(image)), seeds, shared, models.of_values)
+        planned = plan_rows(read_rows(source, request.seeds), ImageFolder(root, base, ledger), binding)
         head = digest([shared, image, seeds])
-        rows = totals.counting(written(folder.plan_file, head, planned))
-        ledger.plan(row.task for row in rows if row.task is not None and (shard is None or shard.has(row.task.id)))
+        totals = _store_tasks(write_plan(folder.plan_file, head, planned), ledger, shard)
     settings = {
         "format": FORMAT,
-        "asked": asked,
+        "asked": request_digest,
         "plan": head,
         "run_id": _run_id(before),
         "graph": graph,
@@ -352,119 +347,126 @@ def _plan(
     return totals, settings
 
 
+def _store_tasks(planned: Iterable[PlannedRow], ledger: Ledger, shard: Shard | None) -> Totals:
+    """Count the rows of a plan and store the tasks of the shard in the ledger."""
+    totals = Totals()
+    tasks = (row.task for row in totals.count(planned))
+    ledger.plan(task for task in tasks if task is not None and (shard is None or shard.has(task.id)))
+    return totals
+
+
 def _run_id(before: Mapping[str, Any]) -> str:
-    """The one that the run has, if it is one; else a new one."""
+    """Return the valid id of the run, or a new one."""
     known = before.get("run_id")
     return known if isinstance(known, str) and _RUN_ID.fullmatch(known) else secrets.token_hex(8)
 
 
-def _background(ask: BatchRequest, run_config: RunConfig, before: Mapping[str, Any]) -> Background:
-    """What transparent parts are put on: as asked, as the run has it, else grey for the shipped graph alone."""
-    known = run_config.background or _known_background(before)
+def _choose_background(request: BatchRequest, run_config: RunConfig, before: Mapping[str, Any]) -> Background:
+    """Return the requested background, or the run's, or grey for the shipped graph and "keep" for another one."""
+    known = run_config.background or _background_of(before)
     if known is not None:
         return known
-    return read_background(GREY) if ask.graph is None else KEEP
+    return read_background(GREY) if request.graph is None else KEEP
 
 
-def _known_background(settings: Mapping[str, Any]) -> Background | None:
-    """The background of a run.json; None where there is none. Raises SettingError for what is none."""
+def _background_of(settings: Mapping[str, Any]) -> Background | None:
+    """Return the background of a run.json. None if it has none. Raises SettingError if it is invalid."""
     known = settings.get("background")
     return None if known is None else read_background(known)
 
 
-def _what_is_asked(ask: BatchRequest, run_config: RunConfig) -> str:
-    """All that a plan comes from, as it is now; two shards that were started with one command ask the same."""
-    assert ask.source is not None
-    graph = ask.graph
+def _digest_request(request: BatchRequest, run_config: RunConfig) -> str:
+    """Return the digest of all inputs of a plan as they are now. Shards started with one command have the same."""
+    assert request.source is not None
+    graph = request.graph
     if isinstance(graph, (str, os.PathLike)) and Path(graph).is_file():
-        graph = str(_state_of(Path(graph)))
-    about = (run_config.precision, run_config.background)
-    said = [str(each) for each in (graph, ask.images, ask.settings, ask.seeds, ask.model, *about)]
-    return digest([_state_of(Path(ask.source)), said, __version__])
+        graph = str(_file_state(Path(graph)))
+    config = (run_config.precision, run_config.background)
+    inputs = (graph, request.images, request.settings, request.seeds, request.model, *config)
+    return digest([_file_state(Path(request.source)), [str(value) for value in inputs], __version__])
 
 
-def _state_of(source: Path) -> list[Any]:
-    """A file as it is now, or the folders of pictures: adding or removing one changes its folder's time."""
-    folders = [source]
-    if source.is_dir():
-        folders = [Path(parent) for parent, _, _ in os.walk(source)]
+def _file_state(source: Path) -> list[Any]:
+    """Return path, time and size of a file, or of a folder and its subfolders.
+
+    Adding or removing an image changes the time of its folder.
+    """
+    paths = [Path(parent) for parent, _, _ in os.walk(source)] if source.is_dir() else [source]
     try:
-        return [[os.path.abspath(each), each.stat().st_mtime_ns, each.stat().st_size] for each in sorted(folders)]
+        return [[os.path.abspath(path), path.stat().st_mtime_ns, path.stat().st_size] for path in sorted(paths)]
     except OSError as error:
         raise BatchError(
             f"{error.filename} cannot be read: {error.strerror}. Check the path.", code="manifest.file"
         ) from error
 
 
-def _free_seeds(ask: BatchRequest, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
-    """The inputs that take the rows' seeds: all but those that were set for all rows, now or when the run's own graph
-    was planned. Raises BatchError when seeds are asked for and none is left to take them."""
-    fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in ask.settings}
+def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
+    """Return the inputs that take the rows' seeds: those not set for all rows, now or when the run was planned.
+
+    Raises:
+        BatchError: The request has seeds and no input takes them.
+    """
+    fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in request.settings}
     seeds = [name for name in seed_inputs(graph) if name not in fixed]
-    if ask.graph is None and ask.model is None and "seeds" in before:
+    if request.graph is None and request.model is None and "seeds" in before:
         seeds = [name for name in seeds if name in before["seeds"]]
-    if ask.seeds and not seeds:
-        raise BatchError(
-            "the graph takes no seeds of rows: none of its nodes has one that is not linked or set for all rows. Leave "
-            "out --seeds, or the --set of the seed.",
-            code="batch.seeds",
-        )
+    if request.seeds and not seeds:
+        message = "the graph takes no seeds of rows, because each is linked or set. Omit --seeds, or --set of the seed."
+        raise BatchError(message, code="batch.seeds")
     return seeds
 
 
 def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[Totals, Mapping[str, Any]]:
-    """Have the tasks of the plan in the ledger, those of the shard; what the plan comes to, and run.json."""
+    """Store the tasks of the existing plan in the ledger. Return the totals and the content of run.json."""
     settings = folder.read_settings()
     if settings is None:
         raise _nothing_planned(folder.path)
     _check_settings(settings, folder)
-    totals = Totals()
-    tasks = (row.task for row in totals.counting(read_plan(folder.plan_file, settings.get("plan"))))
-    ledger.plan(task for task in tasks if task is not None and (shard is None or shard.has(task.id)))
-    return totals, settings
+    return _store_tasks(read_plan(folder.plan_file, settings.get("plan")), ledger, shard), settings
 
 
 def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
-    """Raise BatchError unless run.json is one that `_plan` wrote: a run folder may be a stranger's."""
+    """Raise BatchError unless run.json has the form that `_plan` writes. A run folder may be untrusted."""
     graph: Any = settings.get("graph")
     image: Any = settings.get("image")
     texts = [settings.get(key) for key in ("run_id", "plan", "images", "precision")]
     lists = [settings.get(key) for key in ("image", "seeds", "models")]
-    sound = all(isinstance(text, str) for text in texts) and all(map(_is_texts, lists))
-    if not sound or shape_fault(graph) is not None or not isinstance(settings.get("shared"), dict):
-        fault = "it is not as a plan leaves it"
-    elif not _RUN_ID.fullmatch(settings["run_id"]):  # it names a folder
-        fault = "its run_id is none"
+    is_valid = all(isinstance(text, str) for text in texts) and all(map(_is_texts, lists))
+    if not is_valid or shape_fault(graph) is not None or not isinstance(settings.get("shared"), dict):
+        fault = "a field is missing or has another type"
+    elif not _RUN_ID.fullmatch(settings["run_id"]):  # it becomes the name of a folder
+        fault = "its run_id is invalid"
     elif any(node.get("class_type") not in NODES for node in graph.values()):
-        fault = "its graph has nodes that are not known here"
+        fault = "its graph has unknown nodes"
     elif len(image) != 2 or image[0] not in graph:
-        fault = "it names no node that takes the image"
+        fault = "its graph has no node for the image"
     else:
         return
-    raise BatchError(
-        f"{folder.settings_file} cannot be taken: {fault}. Give the manifest again to plan anew, in a new folder.",
-        code="batch.plan",
-    )
+    message = f"{folder.settings_file} cannot be used: {fault}. Give the manifest again to plan anew, in a new folder."
+    raise BatchError(message, code="batch.plan")
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _graph(ask: BatchRequest, before: Mapping[str, Any], run_config: RunConfig) -> Prompt:
-    """The graph of all rows, with the settings in it."""
-    if ask.graph is not None:
-        return open_graph(ask.graph, ask.settings).prompt
-    if before.get("graph") and ask.model is None:
-        return open_graph({"prompt": before["graph"]}, ask.settings).prompt
-    shipped = image_to_video_graph(VideoSettings(model=ask.model or EMBEDDED), run_config.runtime(), "image.png").prompt
-    return open_graph({"prompt": shipped}, ask.settings).prompt
+def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConfig) -> Prompt:
+    """Return the graph of all rows, with the settings applied."""
+    if request.graph is not None:
+        return open_graph(request.graph, request.settings).prompt
+    if before.get("graph") and request.model is None:
+        return open_graph({"prompt": before["graph"]}, request.settings).prompt
+    shipped = image_to_video_graph(
+        VideoSettings(model=request.model or EMBEDDED), run_config.runtime(), "image.png"
+    ).prompt
+    return open_graph({"prompt": shipped}, request.settings).prompt
 
 
 @contextmanager
 def _pool(
-    folder: RunFolder, settings: Mapping[str, Any], run_config: RunConfig, workers: Workers, left: int
+    folder: RunFolder, settings: Mapping[str, Any], run_config: RunConfig, workers: Workers, tasks: int
 ) -> Iterator[Pool]:
+    """Start the workers of a run. Afterwards end them, and delete renders that are not needed any more."""
     config = RenderSettings(
         graph=settings["graph"],
         image=settings["image"],
@@ -474,7 +476,7 @@ def _pool(
         device=run_config.device,
         precision=settings["precision"],
         vram=run_config.vram,
-        background=_known_background(settings),
+        background=_background_of(settings),
         threads=workers.threads,
     )
     setup = Setup(
@@ -486,7 +488,7 @@ def _pool(
         shared=settings["shared"],
     )
     memory = memory_needed(settings["models"], run_config.runtime())
-    pool = make_pool(setup, workers, run_config.device, left, memory)
+    pool = make_pool(setup, workers, run_config.device, tasks, memory)
     try:
         yield pool
     finally:

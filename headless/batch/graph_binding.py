@@ -1,4 +1,4 @@
-"""How rows of a batch become values of a graph: its image, its seeds, the inputs that columns name, its models."""
+"""Convert rows of a manifest to values of a graph: image, seeds, inputs named by columns, and models."""
 
 from __future__ import annotations
 
@@ -18,36 +18,33 @@ from ..graph.suggestions import Hints
 from .graph_rendering import cut_before_savers
 from .model_hashes import model_sha256
 
-REMEMBERED = 10_000
-"""Values of rows that are kept as they were read."""
+CACHED_VALUES = 10_000
+"""Values of rows that are kept after they were validated."""
 
 
 def image_input(graph: Prompt) -> tuple[str, str]:
-    """The one input that takes a picture's name."""
-    found = [(node_id, "image") for node_id, node in graph.items() if node.get("class_type") == "LoadImage"]
-    if len(found) != 1:
-        raise GraphError(
-            f"a batch puts each image into the graph's LoadImage, of which there must be one; there are {len(found)}.",
-            code="graph.images",
-        )
-    return found[0]
+    """Return (node id, input) of the graph's LoadImage. Raises GraphError unless there is exactly one."""
+    loaders = [node_id for node_id, node in graph.items() if node.get("class_type") == "LoadImage"]
+    if len(loaders) != 1:
+        message = f"the graph of a batch must have one LoadImage, for the image of each row, got {len(loaders)}."
+        raise GraphError(message, code="graph.images")
+    return loaders[0], "image"
 
 
 def seed_inputs(graph: Prompt) -> list[str]:
-    """All constants that are seeds, as "NODE.INPUT"."""
-    found = []
+    """Return the inputs that are constant seeds, as "NODE.INPUT"."""
     declarations = Declarations(NODES)
-    for node_id, node in graph.items():
-        for name, declared in declarations[str(node["class_type"])].inputs.items():
-            linked = looks_like_link(node["inputs"].get(name))
-            is_seed = name in ("seed", "noise_seed") and declared.options.get("control_after_generate")
-            if is_seed and not linked:
-                found.append(f"{node_id}.{name}")
-    return found
+    return [
+        f"{node_id}.{name}"
+        for node_id, node in graph.items()
+        for name, declared in declarations[str(node["class_type"])].inputs.items()
+        if name in ("seed", "noise_seed") and declared.options.get("control_after_generate")
+        if not looks_like_link(node["inputs"].get(name))
+    ]
 
 
 def canonical_graph(graph: Prompt) -> Prompt:
-    """What makes the clips: class and inputs of the savers and of what they need, and no titles or bystanders."""
+    """Return class and inputs of the savers and of their ancestors, without titles and other nodes."""
     sources = {key: sources_of(node) for key, node in graph.items()}
     needed = with_ancestors(cut_before_savers(graph).savers, sources)
     return {
@@ -56,47 +53,44 @@ def canonical_graph(graph: Prompt) -> Prompt:
 
 
 def without(graph: Prompt, inputs: Iterable[Sequence[str]]) -> Prompt:
-    """The graph with nothing in these inputs: what is in them before a row comes makes no other clips."""
+    """Return the graph with None in these inputs. Each row sets them, so their values in the graph do not matter."""
     for node_id, name in inputs:
         graph = with_value(graph, node_id, name, None)
     return graph
 
 
 class ModelHashes:
-    """Checkpoints that a graph and its rows name, hashed once each."""
+    """The sha256 of the checkpoints that a graph and its rows name. Each is hashed once."""
 
     def __init__(self, graph: Prompt, runtime: LocalRuntime):
-        self._graph, self._here = graph, runtime
+        self._graph, self._runtime = graph, runtime
         self.sums: dict[str, str] = {}
 
     def of_graph(self) -> dict[str, str]:
-        """ "NODE.INPUT" -> sha256. Raises CheckpointError."""
+        """Return "NODE.INPUT" -> sha256 of the graph's models. Raises CheckpointError."""
+        nodes = self._graph.items()
         return self.of_values(
-            {
-                f"{node_id}.{name}": value
-                for node_id, node in self._graph.items()
-                for name, value in node["inputs"].items()
-            }
+            {f"{node_id}.{name}": value for node_id, node in nodes for name, value in node["inputs"].items()}
         )
 
     def of_values(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """The same of values by "NODE.INPUT"; those that name no model are left out. Raises CheckpointError."""
+        """Return "NODE.INPUT" -> sha256 of the values that name a model. Raises CheckpointError."""
         return {name: self.sum_of(value) for name, value in values.items() if _names_model(name) and type(value) is str}
 
     def sum_of(self, name: str) -> str:
-        """The sha256 of a checkpoint. Raises CheckpointError."""
+        """Return the sha256 of a checkpoint. Raises CheckpointError."""
         if name not in self.sums:
-            self.sums[name] = model_sha256(self._here.library.find(name))
+            self.sums[name] = model_sha256(self._runtime.library.find(name))
         return self.sums[name]
 
 
 def _names_model(name: str) -> bool:
-    """Whether the input called "NODE.INPUT" takes a checkpoint's name."""
+    """Return True if an input "NODE.INPUT" takes the name of a checkpoint."""
     return MODEL_FOLDERS.get(name.rpartition(".")[2]) == "checkpoints"
 
 
 class Values:
-    """What the columns of a row mean for a graph. Called with a row's values; equal ones are looked at once."""
+    """Converts the columns of a row to values of a graph. Results, and errors, are cached."""
 
     def __init__(self, graph: Prompt, models: ModelHashes, image: str):
         self._graph, self._models, self._image = graph, models, image
@@ -104,29 +98,27 @@ class Values:
         self._read: dict[tuple[str, str], Any] = {}
 
     def __call__(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert a row's columns to values of node inputs."""
+        """Return "NODE.INPUT" (by node id) -> value. Raises SVDStagesError."""
         values = {}
-        for column, value in columns.items():
-            target = _once(self._targets, column, lambda column=column: self._target(column))
-            text = _text(value, target)
-            if len(self._read) > REMEMBERED:
+        for column, cell in columns.items():
+            target = _cached(self._targets, column, lambda column=column: self._target(column))
+            text = _text(cell, target)
+            if len(self._read) > CACHED_VALUES:
                 self._read.clear()
-            found = _once(self._read, (column, text), lambda target=target, text=text: self._value(target, text))
-            if target.name in values and values[target.name] != found:
-                raise GraphError(
-                    f"{target.where} is given two values for {target.declared.name}.", code="graph.setting"
-                )
-            values[target.name] = found
+            value = _cached(self._read, (column, text), lambda target=target, text=text: self._value(target, text))
+            if target.name in values and values[target.name] != value:
+                message = f"{target.where} has two different values for {target.declared.name}. Remove one column."
+                raise GraphError(message, code="graph.setting")
+            values[target.name] = value
         return values
 
     def _target(self, column: str) -> Target:
         target = find_target(self._graph, column, NODES)
         if target.name == self._image:
-            raise GraphError(f'"{column}" is the image, which has a column of its own: image.', code="graph.setting")
+            raise GraphError(f'"{column}" is the image. Use the column "image" for it.', code="graph.setting")
         if looks_like_link(self._graph[target.node_id]["inputs"].get(target.declared.name)):
-            raise GraphError(
-                f'"{column}" is linked in the graph; name the input where the value comes from.', code="graph.setting"
-            )
+            message = f'"{column}" is linked in the graph. Name the input at the start of the link.'
+            raise GraphError(message, code="graph.setting")
         return target
 
     def _value(self, target: Target, text: str) -> Any:
@@ -134,28 +126,31 @@ class Values:
         if _names_model(target.name):
             self._models.sum_of(value)
             return value
-        found = check_value(target.declared, value, Hints())
-        if found is not None:
+        fault = check_value(target.declared, value, Hints())
+        if fault is not None:
             node = self._graph[target.node_id]
-            faults = {target.node_id: {"errors": [found], "class_type": node["class_type"], "dependent_outputs": []}}
-            raise GraphError(explain(None, faults, self._graph), code=f"graph.{found['type']}")
+            faults = {target.node_id: {"errors": [fault], "class_type": node["class_type"], "dependent_outputs": []}}
+            raise GraphError(explain(None, faults, self._graph), code=f"graph.{fault['type']}")
         return value
 
 
-def _once(known: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
-    """What `find` gave for this key before, or gives now; what it raised is raised again."""
-    if key not in known:
+def _cached(cache: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:
+    """Return the cached result of `find`, or raise its cached error."""
+    if key not in cache:
         try:
-            known[key] = find()
+            cache[key] = find()
         except SVDStagesError as error:
-            known[key] = error
-    if isinstance(known[key], SVDStagesError):
-        raise known[key].with_traceback(None)
-    return known[key]
+            cache[key] = error
+    if isinstance(cache[key], SVDStagesError):
+        raise cache[key].with_traceback(None)
+    return cache[key]
 
 
 def _text(value: Any, target: Target) -> str:
-    """A value of JSON or Parquet as a cell has it. 7.0 is 7 where whole numbers are taken: tables with gaps have it."""
+    """Convert a value of JSON or Parquet to the text of a cell.
+
+    7.0 becomes 7 for an integer input, because tables with empty cells store integers as floats.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer() and target.declared.kind == "INT":
@@ -163,5 +158,5 @@ def _text(value: Any, target: Target) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
-        told = f'input "{target.declared.name}" of {target.where} takes what JSON can hold: {error}.'
-        raise GraphError(told, code="graph.setting") from error
+        message = f'input "{target.declared.name}" of {target.where} must be a JSON value: {error}.'
+        raise GraphError(message, code="graph.setting") from error

@@ -1,7 +1,7 @@
-"""Graphs as a batch renders them: models stay loaded, images come read, savers run beside the next render.
+"""Render graphs for a batch: models stay loaded, images are read ahead, and savers run during the next render.
 
-A graph is cut in two before its savers (and CreateVideo, whose wire no file can hold). What crosses the cut is images,
-which savers store in 8 bits, and plain values: that is `Rendered`, and what is kept of it gives the same file.
+A graph is cut before its savers (and before CreateVideo, whose output cannot be stored). The values at the cut are
+images, which savers store in 8 bits, and plain values. They become `Rendered`, from which encoding makes equal files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from ...nodes.compat.folders import annotated_file
 from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.hashing import frames_sha256
+from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import RunWarning, use_runtime
-from ..cli.animate import VideoSettings, animate_images
+from ..cli.animate import animate_images
 from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty
@@ -43,21 +44,27 @@ if TYPE_CHECKING:
 
 PACKAGE = __name__.removesuffix(".headless.batch.graph_rendering")
 PROBE = VideoSettings(width=64, height=64, num_frames=2, steps=1)
-"""What every worker renders before it gets work, with svd-nano: about a second."""
+"""Each worker renders this with svd-nano before it gets tasks. Takes about a second."""
 _PROBE_SQUARES = 8
 STORED = ("IMAGE", "FLOAT", "INT", "STRING", "BOOLEAN")
-"""Wires whose values can be kept in a file until a saver has them."""
+"""Types of values that can be stored in a file between render and saver."""
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """What a `GraphRenderer` is told; `as_dict` is for JSON.
+    """Configuration of a `GraphRenderer`. The fields are JSON values.
 
-    graph   API format, without the rows' values
-    image   (node id, input) that takes the image
-    images  the folder of images
-    models  names of checkpoints that rows render with
-    background  what transparent parts of the rows' images are put on
+    Attributes:
+        graph: API format, without the rows' values.
+        image: (node id, input) that takes the image.
+        images: The folder of images.
+        models: Names of the checkpoints that rows render with.
+        roots: Folders of checkpoints.
+        device: "auto" or a device of torch.
+        precision: "auto", "fp32", "fp16" or "bf16".
+        vram: Limit of the device's memory in bytes. None: all that is free.
+        background: Color below transparent parts of the rows' images.
+        threads: Threads of torch on a CPU.
     """
 
     graph: Prompt
@@ -72,29 +79,18 @@ class RenderSettings:
     threads: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `RenderSettings(**that)` is the settings again."""
-        return {
-            "graph": dict(self.graph),
-            "image": list(self.image),
-            "images": self.images,
-            "models": list(self.models),
-            "roots": list(self.roots),
-            "device": self.device,
-            "precision": self.precision,
-            "vram": self.vram,
-            "background": self.background,
-            "threads": self.threads,
-        }
+        """Return the fields for JSON. `RenderSettings(**fields)` is the inverse."""
+        return dict(vars(self))
 
 
 class GraphRenderer:
-    """A `headless.batch.rendering.Renderer` of graphs, on the embedded engine."""
+    """A `headless.batch.rendering.Renderer` that runs graphs on the embedded engine."""
 
     def __init__(self, config: Mapping[str, Any]):
         import torch
 
         self._settings = settings = RenderSettings(**config)
-        torch.set_num_threads(settings.threads)  # another number of threads adds in another order
+        torch.set_num_threads(settings.threads)  # the number of threads changes the order of additions
         self._runtime = RunConfig(
             settings.roots,
             settings.device,
@@ -103,17 +99,18 @@ class GraphRenderer:
             vram=settings.vram,
             background=settings.background,
         ).runtime()
-        self._engine = Engine(NODES, "classic")  # keeps what the next graph has, too: the models
+        self._engine = Engine(NODES, "classic")  # caches the outputs that the next graph has, too: the models
         self._cut = cut_before_savers(settings.graph)
 
     def describe(self) -> dict[str, str]:
-        """The version of the code, and the models by sha256. Raises CheckpointError for one that is not here."""
+        """See `Renderer.describe`. Raises CheckpointError if a model is missing."""
         return facts_of({name: model_sha256(self._runtime.library.find(name)) for name in self._settings.models})
 
     def probe(self) -> dict[str, Any]:
-        """The device; libraries, precision and, on a CPU, threads; the means of squares of a small render's frames.
+        """See `Renderer.probe`. The probe is the mean color of 8x8 squares of a small render's frames.
 
-        Raises SettingError when these are NaN.
+        Raises:
+            SettingError: The means are NaN or infinite.
         """
         import torch
 
@@ -122,24 +119,20 @@ class GraphRenderer:
         self._load_models()
         with _silently():
             frames = animate_images(image[None], PROBE, self._runtime)[0]
+        device = self._runtime.device()
         squares = torch.nn.functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), _PROBE_SQUARES)
         if not squares.isfinite().all():
-            raise SettingError(
-                f"{self._runtime.device()} renders NaN or infinity with svd-nano at precision "
-                f"{self._settings.precision}; "
-                "try fp32.",
-                code="batch.worker_differs",
-            )
-        device = self._runtime.device()
+            message = f"{device} renders NaN or infinity at precision {self._settings.precision}. Try fp32."
+            raise SettingError(message, code="batch.worker_differs")
         makes = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
         makes["precision"] = f"{self._settings.precision} on {device.type}"
         if device.type == "cpu":
             makes["threads"] = str(self._settings.threads)
-        shown = bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
-        return {"device": _device_name(device), "makes": makes, "probe": shown}
+        probe = bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
+        return {"device": _device_name(device), "makes": makes, "probe": probe}
 
     def _load_models(self) -> None:
-        """Have the graph's checkpoints open, so that no render is slower than others for it."""
+        """Open the graph's checkpoints, so that the first render is not slower."""
         loaders = [key for key, node in self._settings.graph.items() if MODEL_FOLDERS.keys() & node["inputs"]]
         if not loaders:
             return
@@ -149,9 +142,9 @@ class GraphRenderer:
             self._engine.run(checked.prompt, [], keep=loaders, node_context=inference)
 
     def prepare(self, task: Task) -> list[list[Any]]:
-        """What the LoadImage node gives, for each slot a list. Raises ImageError."""
+        """Return the outputs of the LoadImage node, each as a list. Raises ImageError."""
         node_id, name = self._settings.image
-        if not os.path.isdir(self._settings.images):  # a disk that is away for a while is no fault of the row
+        if not os.path.isdir(self._settings.images):  # a temporarily unavailable disk is not the row's fault
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self._settings.images)
         with use_runtime(self._runtime):
             path = annotated_file(task.image)
@@ -159,52 +152,48 @@ class GraphRenderer:
             node = NODES[self._settings.graph[node_id]["class_type"]]()
             loaded = getattr(node, node.FUNCTION)(**{name: task.image})
         if (count := len(loaded[0])) > 1:
-            raise ImageError(
-                f"{task.image} holds {count} pictures, and a row of a batch animates one; take out the one you mean.",
-                code="image.animated",
-            )
+            message = f"{task.image} must have one image, got {count}. Save the one to animate as its own file."
+            raise ImageError(message, code="image.animated")
         return [[value] for value in loaded]
 
     def render(self, task: Task, prepared: list[list[Any]]) -> Rendered:
-        """The graph up to its savers. Raises GraphError, NodeError."""
+        """Run the graph up to its savers. Raises GraphError, NodeError."""
         prompt = self._prompt(task)
-        given = {self._settings.image[0]: prepared}
+        outputs = {self._settings.image[0]: prepared}
         notes: list[RunWarning] = []
         with use_runtime(replace(self._runtime, on_note=notes.append)):
-            checked = validate(prompt, NODES, self._cut.savers, precomputed=given)
+            checked = validate(prompt, NODES, self._cut.savers, precomputed=outputs)
             raise_if_faulty(checked, EMBEDDED_NODES)
             check_memory_budget(checked.prompt, checked.outputs, self._runtime)
-            sources = list(dict.fromkeys(node_id for node_id, _ in self._cut.slots))
-            kept = [each for each in sources if each not in given]
-            result = self._engine.run(checked.prompt, [], precomputed=given, keep=kept, node_context=inference)
-        values = {**result.values, **given}
+            keep = [node_id for node_id in dict(self._cut.slots) if node_id not in outputs]
+            result = self._engine.run(checked.prompt, [], precomputed=outputs, keep=keep, node_context=inference)
+        values = {**result.values, **outputs}
         packed = pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
         return replace(packed, notes=[note.as_dict() for note in notes])
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-        """The savers, into `folder`. Raises NodeError, OutputError."""
+        """Run the savers, which write into `folder`. Raises NodeError, OutputError."""
         runtime = replace(self._runtime, output_folder=folder)
-        given: dict[str, list[list[Any]]] = {}
+        outputs: dict[str, list[list[Any]]] = {}
         for (node_id, slot), values in unpack(rendered).items():
-            row = given.setdefault(node_id, [])
-            row += [[] for _ in range(slot + 1 - len(row))]
-            row[slot] = values
+            slots = outputs.setdefault(node_id, [])
+            slots += [[] for _ in range(slot + 1 - len(slots))]
+            slots[slot] = values
         with use_runtime(runtime):
-            checked = validate(self._prompt(task), NODES, self._cut.savers, precomputed=given)
+            checked = validate(self._prompt(task), NODES, self._cut.savers, precomputed=outputs)
             raise_if_faulty(checked, EMBEDDED_NODES)
-            result = Engine(NODES).run(checked.prompt, self._cut.savers, precomputed=given, node_context=inference)
+            result = Engine(NODES).run(checked.prompt, self._cut.savers, precomputed=outputs, node_context=inference)
         files = written(runtime, result.ui)
         return [(path, {"frames_sha256": frames_sha256(path)}) for path in files]
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Whether CUDA said that its context is broken, which no later call mends. Too little memory does not."""
+    def is_lost(self, error: BaseException | None) -> bool:
+        """See `Renderer.is_lost`. Too little memory does not break the device."""
         from ...svd_core.runtime.device_errors import is_device_loss
 
-        found: BaseException | None = error
-        while found is not None:
-            if isinstance(found, DeviceLostError) or is_device_loss(found):
+        while error is not None:
+            if isinstance(error, DeviceLostError) or is_device_loss(error):
                 return True
-            found = found.__cause__
+            error = error.__cause__
         return False
 
     def _prompt(self, task: Task) -> Prompt:
@@ -213,28 +202,30 @@ class GraphRenderer:
 
 @dataclass(frozen=True)
 class GraphSplit:
-    """Where a graph is cut: its savers, and the (node id, slot) that they and the nodes behind the cut read."""
+    """The cut of a graph before its savers.
+
+    Attributes:
+        savers: Ids of the nodes that write files.
+        slots: (node id, output slot) of the values that the nodes after the cut read.
+    """
 
     savers: tuple[str, ...]
     slots: tuple[tuple[str, int], ...]
 
 
 def cut_before_savers(prompt: Prompt) -> GraphSplit:
-    """The cut of a graph. Raises GraphError when it saves nothing."""
-    savers = [node_id for node_id, node in prompt.items() if _saves(node)]
+    """Return the cut of a graph. Raises GraphError if it saves nothing, or a saver reads a value that is not stored."""
+    savers = [node_id for node_id, node in prompt.items() if getattr(_node_class(node), "FOLDER", None) == "output"]
     if not savers:
-        raise GraphError(
-            "the graph saves nothing, so a batch of it would give no files; add SaveVideo, SaveAnimatedWEBP or "
-            "SaveImage.",
-            code="graph.saves_nothing",
-        )
-    behind, waiting = set(savers), list(savers)
+        message = "the graph must save its result. Add SaveVideo, SaveAnimatedWEBP or SaveImage."
+        raise GraphError(message, code="graph.saves_nothing")
+    after, pending = set(savers), list(savers)
     slots: dict[tuple[str, int], None] = {}
-    while waiting:
-        for source, slot in _links(prompt[waiting.pop()]):
-            if _makes_video(prompt[source]):
-                waiting += [source] if source not in behind else []
-                behind.add(source)
+    while pending:
+        for source, slot in _links(prompt[pending.pop()]):
+            if "VIDEO" in getattr(_node_class(prompt[source]), "RETURN_TYPES", ()):
+                pending += [source] if source not in after else []
+                after.add(source)
             else:
                 _check_stored(prompt, source, slot)
                 slots[source, slot] = None
@@ -242,18 +233,17 @@ def cut_before_savers(prompt: Prompt) -> GraphSplit:
 
 
 def _check_stored(prompt: Prompt, source: str, slot: int) -> None:
-    """Raise GraphError for what a saver reads and no file can keep."""
+    """Raise GraphError if a saver reads a value that cannot be stored in a file."""
     kind = return_types(NODES[prompt[source]["class_type"]])[slot]
     if kind not in STORED and not isinstance(kind, (list, tuple)):
-        raise GraphError(
-            f"a saver reads {kind} of {name_node(prompt, source)}; a batch saves {', '.join(STORED)}. Take that link "
-            "out.",
-            code="graph.not_saved",
+        message = (
+            f"savers of a batch must read {', '.join(STORED)}, got {kind} of {name_node(prompt, source)}. Unlink it."
         )
+        raise GraphError(message, code="graph.not_saved")
 
 
 def bind(graph: Prompt, image: Sequence[str], task: Task) -> Prompt:
-    """The graph with a task's values in it."""
+    """Return the graph with a task's values and image."""
     prompt = dict(graph)
     for name, value in {**task.values, f"{image[0]}.{image[1]}": task.image}.items():
         node_id, _, input_name = name.rpartition(".")
@@ -263,64 +253,62 @@ def bind(graph: Prompt, image: Sequence[str], task: Task) -> Prompt:
 
 
 def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
-    """Images (F, H, W, C) in 8 bits, as savers round them, and plain values. Raises OutputError for NaN and infinity,
-    GraphError for what a saver cannot be given here."""
+    """Store the values at the cut: images (F, H, W, C) in [0, 1] as uint8, rounded as savers do, and plain values.
+
+    Raises:
+        OutputError: An image has NaN or infinity.
+        GraphError: A value is neither an image nor plain.
+    """
     import torch
 
     from ...svd_core.media.video_io import check_frames, to_uint8
 
     arrays, facts = {}, {}
-    for (node_id, slot), row in values.items():
-        told = facts[f"{node_id} {slot}"] = []
-        for number, value in enumerate(row):
+    for (node_id, slot), values_of_slot in values.items():
+        entries = facts[f"{node_id} {slot}"] = []
+        for number, value in enumerate(values_of_slot):
             if isinstance(value, torch.Tensor):
                 name = f"{node_id} {slot} {number}"
                 check_frames(value)
                 arrays[name] = to_uint8(value)
-                told.append({"array": name})
+                entries.append({"array": name})
             elif value is None or isinstance(value, (bool, int, float, str)):
-                told.append({"value": value})
+                entries.append({"value": value})
             else:
-                raise GraphError(
-                    f'a saver reads slot {slot} of node "{node_id}", which gave {type(value).__name__} and neither '
-                    "images nor a plain value; a batch cannot save that.",
-                    code="graph.not_saved",
-                )
+                kind = f'{type(value).__name__} from slot {slot} of node "{node_id}"'
+                message = f"savers of a batch must read images or plain values, got {kind}."
+                raise GraphError(message, code="graph.not_saved")
     return Rendered(arrays, facts)
 
 
 def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
-    """What was packed: images float32 in [0, 1], which savers round to the same 8 bits."""
+    """Return the values of `pack`. Images are float32 in [0, 1]; savers round them to the same uint8."""
     import torch
 
-    found: dict[tuple[str, int], list[Any]] = {}
-    for name, told in rendered.facts.items():
+    values: dict[tuple[str, int], list[Any]] = {}
+    for name, entries in rendered.facts.items():
         node_id, _, slot = name.rpartition(" ")
-        found[node_id, int(slot)] = [
-            torch.from_numpy(rendered.arrays[each["array"]]).float() / 255 if "array" in each else each["value"]
-            for each in told
+        values[node_id, int(slot)] = [
+            torch.from_numpy(rendered.arrays[entry["array"]]).float() / 255 if "array" in entry else entry["value"]
+            for entry in entries
         ]
-    return found
+    return values
 
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """Without what the stages tell a user: the probe is nobody's video."""
-    stages = logging.getLogger(f"{PACKAGE}.svd_core.execution")
-    level = stages.level
-    stages.setLevel(logging.ERROR)
+    """Suppress warnings about the video, which do not apply to the probe."""
+    logger = logging.getLogger(f"{PACKAGE}.svd_core.execution")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        stages.setLevel(level)
+        logger.setLevel(level)
 
 
-def _saves(node: Mapping[str, Any]) -> bool:
-    return getattr(NODES.get(str(node.get("class_type"))), "FOLDER", None) == "output"
-
-
-def _makes_video(node: Mapping[str, Any]) -> bool:
-    return "VIDEO" in getattr(NODES.get(str(node.get("class_type"))), "RETURN_TYPES", ())
+def _node_class(node: Mapping[str, Any]) -> type | None:
+    return NODES.get(str(node.get("class_type")))
 
 
 def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -328,10 +316,10 @@ def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _device_name(device: torch.device) -> str:
-    """Devices of one name render alike."""
+    """Return the kind of a device. Devices of one kind must render alike."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    about = json.dumps([platform.machine(), torch.backends.cpu.get_cpu_capability()])
-    return f"{device.type} {about}"
+    details = json.dumps([platform.machine(), torch.backends.cpu.get_cpu_capability()])
+    return f"{device.type} {details}"

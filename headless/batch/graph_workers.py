@@ -1,4 +1,4 @@
-"""The processes that render for a batch: how many, where, and through what they are started."""
+"""Choose and start the worker processes of a batch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from .worker import Setup
 from .worker_pool import Pool
 
 LIBRARIES = 1_000_000_000
-"""Bytes that Python, torch and a small clip take."""
+"""Bytes of Python, torch and a small video."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who renders a batch.
+    """The workers of a batch.
 
-    count    how many; None: one for each GPU, or where there is none for each `threads` CPUs that memory allows
-    ray      address of a Ray cluster; None: this machine, through Ray where it is installed
-    shard    the part that this driver makes, in plain processes
-    threads  of a worker on a CPU. Clips depend on it in their last digits, and on nothing else of this
+    Attributes:
+        count: Number of workers. None: one for each GPU, or without GPUs one for each `threads` CPUs, as memory allows.
+        ray: Address of a Ray cluster. None: this machine, through Ray if it is installed.
+        shard: The part of the tasks that this driver renders, in plain processes. None: all tasks.
+        threads: Threads of a worker on a CPU. The last digits of a video depend on it, and on no other field.
     """
 
     count: int | None = None
@@ -33,39 +34,43 @@ class Workers:
     threads: int = 1
 
 
-def make_pool(setup: Setup, workers: Workers, device: str, left: int, memory: int = 0) -> Pool:
-    """The workers that are asked for, not more than there are tasks `left`.
+def make_pool(setup: Setup, workers: Workers, device: str, tasks: int, memory: int = 0) -> Pool:
+    """Start the requested workers.
 
-    memory  bytes that a worker on a CPU takes; so many as are free are started when no number is asked for
+    Args:
+        setup: Configuration of all workers.
+        workers: The request.
+        device: "auto", "cpu" or a device of torch.
+        tasks: Number of unfinished tasks. More workers are not started.
+        memory: Bytes that a worker on a CPU needs. Limits the default number of workers.
 
-    Raises MissingExtraError for --ray without Ray, BatchError when there is no room for one.
+    Raises:
+        MissingExtraError: `workers.ray` is set and Ray is not installed.
+        BatchError: The Ray cluster cannot be reached, or has too few resources for a worker.
     """
     if workers.ray is not None or (workers.shard is None and has_extra("ray")):
         from .ray_pool import RayPool
 
         count, gpus = workers.count, 0 if device == "cpu" else None
         if workers.ray is None:
-            count = min(left, count or len(_places(device, workers.threads, memory)))
+            count = min(tasks, count or len(_environments(device, workers.threads, memory)))
         return RayPool(setup, workers.ray, count, gpus, workers.threads)
     from .process_pool import ProcessPool
 
-    places = _places(device, workers.threads, memory)
-    count = min(left, workers.count or len(places))
-    return ProcessPool(setup, [places[number % len(places)] for number in range(count)])
+    environments = _environments(device, workers.threads, memory)
+    count = min(tasks, workers.count or len(environments))
+    return ProcessPool(setup, [environments[number % len(environments)] for number in range(count)])
 
 
 def memory_needed(models: Sequence[str], runtime: LocalRuntime) -> int:
-    """Bytes that a worker on a CPU takes, roughly: libraries, and 16-bit weights as 32-bit ones."""
-    files = [file for name in models for file in _weights(runtime.library.find(name))]
+    """Estimate the bytes of a worker on a CPU: libraries, and 16-bit weights as 32-bit ones."""
+    paths = [runtime.library.find(name) for name in models]
+    files: list[Path] = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.safetensors"))]
     return LIBRARIES + 2 * sum(file.stat().st_size for file in files)
 
 
-def _weights(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.rglob("*.safetensors"))
-
-
-def _places(device: str, threads: int, memory: int) -> list[dict[str, str]]:
-    """Where workers have room on this machine: for each what its environment needs to say."""
+def _environments(device: str, threads: int, memory: int) -> list[dict[str, str]]:
+    """Return the environment variables of each worker that this machine has resources for."""
     gpus = _visible_gpus() if device in ("auto", "cuda") else []
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
@@ -73,8 +78,9 @@ def _places(device: str, threads: int, memory: int) -> list[dict[str, str]]:
         return [{}]
     import psutil
 
-    room = psutil.virtual_memory().available // max(1, memory)
-    return [{} for _ in range(max(1, min(_cpus() // threads, room)))]
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    in_memory = psutil.virtual_memory().available // max(1, memory)
+    return [{} for _ in range(max(1, min(cpus // threads, in_memory)))]
 
 
 def _visible_gpus() -> list[str]:
@@ -82,9 +88,5 @@ def _visible_gpus() -> list[str]:
 
     if not torch.cuda.is_available():
         return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""The images of a batch: inside one folder, known by the sha256 of their bytes, hashed once."""
+"""Resolve and hash the images of a batch. All must be inside one folder; each is hashed once."""
 
 from __future__ import annotations
 
@@ -9,89 +9,89 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from ...svd_core.errors import ImageError
 from ...svd_core.media.hashing import file_sha256
+from .ledger import Ledger
 
 READERS = 8
-"""Threads that hash: the disk is waited for, and hashing lets others run."""
-_AT_ONCE = 64
+"""Threads that hash. They wait for the disk, and hashing releases the GIL."""
+_GROUP = 64
 """Files that a thread takes at a time."""
 _QUICK = 0.0002
-"""Seconds for a file below which threads would only wait for each other."""
+"""Seconds per file. Below this, threads are slower than none."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture file that was looked at: its path below the folder of images with forward slashes, and its sha256."""
+    """An image file.
+
+    Attributes:
+        name: Path below the folder of images, with forward slashes.
+        sha256: Of its bytes, in hex.
+    """
 
     name: str
     sha256: str
 
 
-class Memory(Protocol):
-    """What was hashed before. See `ledger.Ledger`."""
-
-    def known_images(self, paths: Sequence[str]) -> dict[str, tuple[int, int, str]]:
-        """Path -> (bytes, time of change in ns, sha256), of those that are known."""
-        ...
-
-    def remember_images(self, found: Sequence[tuple[str, int, int, str]]) -> None:
-        """Keep (path, bytes, time, sha256)."""
-        ...
-
-
 @dataclass
 class ImageFolder:
-    """Everything that rows may name as an image lies in here, links followed.
+    """The folder that contains all images of a batch. Symbolic links are followed.
 
-    root    the folder
-    base    where relative paths begin; inside or above the root
-    memory  hashes of earlier plans, taken for a file whose size and time are what they were
+    Attributes:
+        root: The folder.
+        base: Relative paths start here. Inside or above the root.
+        ledger: Remembers hashes. A hash is reused while the file's size and time of change stay the same.
     """
 
     root: Path
     base: Path
-    memory: Memory
+    ledger: Ledger
     _real_folders: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._real_root = os.path.realpath(self.root)
         self._real_base = os.path.realpath(self.base)
 
-    def look(self, paths: Sequence[str]) -> dict[str, Image | ImageError]:
-        """What each path, as a manifest has it, means. Files are hashed side by side."""
-        found: dict[str, Image | ImageError] = {}
+    def resolve(self, paths: Sequence[str]) -> dict[str, Image | ImageError]:
+        """Return the image, or the error, of each path of a manifest."""
+        images: dict[str, Image | ImageError] = {}
         located: list[tuple[str, str, str, os.stat_result]] = []
         for path in dict.fromkeys(paths):
             try:
                 located.append((path, *self._locate(path)))
             except ImageError as error:
-                found[path] = error
-        known = self.memory.known_images([real for _, _, real, _ in located])
+                images[path] = error
+        known = self.ledger.known_images([real for _, _, real, _ in located])
         to_hash = []
         for path, name, real, status in located:
             size, changed, sha256 = known.get(real, (None, None, ""))
             if (size, changed) == (status.st_size, status.st_mtime_ns):
-                found[path] = Image(name, sha256)
+                images[path] = Image(name, sha256)
             else:
                 to_hash.append((path, name, real, status))
-        hashed = list(_hash_all([real for _, _, real, _ in to_hash]))
-        remembered = []
-        for (path, name, real, status), sha256 in zip(to_hash, hashed, strict=True):
-            found[path] = Image(name, sha256) if isinstance(sha256, str) else sha256
-            if isinstance(sha256, str):
-                remembered.append((real, status.st_size, status.st_mtime_ns, sha256))
-        self.memory.remember_images(remembered)
-        return found
+        hashes = _hash_all([real for _, _, real, _ in to_hash])
+        hashed = []
+        for (path, name, real, status), sha256 in zip(to_hash, hashes, strict=True):
+            if isinstance(sha256, ImageError):
+                images[path] = sha256
+            else:
+                images[path] = Image(name, sha256)
+                hashed.append((real, status.st_size, status.st_mtime_ns, sha256))
+        self.ledger.remember_images(hashed)
+        return images
 
     def _locate(self, path: str) -> tuple[str, str, os.stat_result]:
-        """(name below the root, real path, status). Raises ImageError: outside, missing, no plain file."""
+        """Return (name below the root, real path, status).
+
+        Raises:
+            ImageError: The path is outside of the root, missing, not a regular file, or not UTF-8.
+        """
         if "\0" in path:
-            raise ImageError("the name of an image holds a zero byte; mend the manifest.", code="image.missing")
-        if not path.isprintable() and path != (shown := path.encode("utf-8", "backslashreplace").decode()):
-            raise ImageError(f'the name of "{shown}" is not UTF-8; rename the file.', code="image.name")
+            raise ImageError("an image's path has a zero byte. Correct the manifest.", code="image.missing")
+        if not path.isprintable() and path != (escaped := path.encode("utf-8", "backslashreplace").decode()):
+            raise ImageError(f'the name of "{escaped}" is not UTF-8. Rename the file.', code="image.name")
         folder, last = os.path.split(os.path.join(self._real_base, path))
         real_folder = self._real_folders.get(folder)
         if real_folder is None:
@@ -103,36 +103,29 @@ class ImageFolder:
                 real = os.path.realpath(real)
                 status = os.stat(real)
         except OSError as error:
-            raise ImageError(
-                f'there is no image "{path}": {error.strerror}. Check the path; relative ones begin at {self.base}.',
-                code="image.missing",
-            ) from error
-        if not (real + os.sep).startswith(self._real_root.rstrip(os.sep) + os.sep):
-            raise ImageError(
-                f'the image "{path}" lies outside of {self.root}. Name a folder that holds all images (--images DIR).',
-                code="image.outside",
-            )
+            message = f'there is no image "{path}": {error.strerror}. Relative paths start at {self.base}.'
+            raise ImageError(message, code="image.missing") from error
+        inside = self._real_root.rstrip(os.sep) + os.sep
+        if not (real + os.sep).startswith(inside):
+            message = f'the image "{path}" is outside of {self.root}. Give a folder with all images (--images DIR).'
+            raise ImageError(message, code="image.outside")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f'"{path}" is no plain file; give the path of a picture.', code="image.missing")
-        name = real[len(self._real_root.rstrip(os.sep)) + 1 :]
-        return name.replace(os.sep, "/"), real, status
+            raise ImageError(f'"{path}" is not a regular file. Give the path of an image.', code="image.missing")
+        return real[len(inside) :].replace(os.sep, "/"), real, status
 
 
 def _hash_all(paths: Sequence[str]) -> Iterator[str | ImageError]:
+    """Hash files in order: with threads, unless the first group was read quickly."""
     began = time.monotonic()
-    yield from _hash_each(paths[:_AT_ONCE])
-    rest = paths[_AT_ONCE:]
-    if time.monotonic() - began < _QUICK * _AT_ONCE:
-        yield from _hash_each(rest)
+    yield from map(_hash_one, paths[:_GROUP])
+    rest = paths[_GROUP:]
+    if time.monotonic() - began < _QUICK * _GROUP:
+        yield from map(_hash_one, rest)
         return
-    groups = [rest[start : start + _AT_ONCE] for start in range(0, len(rest), _AT_ONCE)]
     with ThreadPoolExecutor(READERS) as pool:
-        for group in pool.map(_hash_each, groups):
-            yield from group
-
-
-def _hash_each(paths: Sequence[str]) -> list[str | ImageError]:
-    return [_hash_one(path) for path in paths]
+        groups = [rest[start : start + _GROUP] for start in range(0, len(rest), _GROUP)]
+        for hashes in pool.map(lambda group: [_hash_one(path) for path in group], groups):
+            yield from hashes
 
 
 def _hash_one(path: str) -> str | ImageError:
@@ -145,11 +138,10 @@ def _hash_one(path: str) -> str | ImageError:
 
 
 def check_unchanged(path: Path, sha256: str) -> None:
-    """Raise ImageError (`image.changed`) when a file is no longer what was planned, or is gone."""
-    found = _hash_one(str(path))
-    if isinstance(found, ImageError):
-        raise found from found.__cause__
-    if found != sha256:
-        raise ImageError(
-            f"the image {path} was changed after it was planned; give the manifest again.", code="image.changed"
-        )
+    """Raise ImageError (`image.changed`) if a file differs from the planned one. Raises it if it is missing, too."""
+    result = _hash_one(str(path))
+    if isinstance(result, ImageError):
+        raise result from result.__cause__
+    if result != sha256:
+        message = f"the image {path} was changed after it was planned. Give the manifest again."
+        raise ImageError(message, code="image.changed")

@@ -1,4 +1,4 @@
-"""One driver for a run, or one for each shard of it."""
+"""Allow one driver per run, or one per shard of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,148 +15,133 @@ from ...svd_core.errors import BatchError
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 1.0
-"""Seconds in which `active_drivers` has surely let go of a lock again."""
+_LOCK_TIMEOUT = 1.0
+"""Seconds. `active_drivers` holds a lock for a moment only."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` (from 1) of `count`: every task belongs to one of them, whatever the order of rows."""
+    """Part `index` (from 1) of `count`. Each task belongs to one part, whatever the order of rows."""
 
     index: int = 1
     count: int = 1
 
     def has(self, task_id: str) -> bool:
-        """Whether a task belongs to it."""
+        """Return True if a task belongs to this part."""
         return self.count == 1 or int(task_id[:15], 16) % self.count == self.index - 1
 
     @property
     def name(self) -> str:
-        """For names of files: "2-of-8", and "" for a whole run."""
+        """Part of file names: "2-of-8", and "" for all of a run."""
         return "" if self.count == 1 else f"{self.index}-of-{self.count}"
 
 
 def parse_shard(text: str) -> Shard:
-    """A shard as a person writes it: 2/8. Raises BatchError."""
+    """Parse a shard such as 2/8. Raises BatchError."""
     index, slash, count = text.partition("/")
     numbers = [int(each) for each in (index, count) if each.isascii() and each.isdigit() and len(each) < 10]
     if not slash or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
-        raise BatchError(f'a shard is i/N with i from 1 to N, as in 2/8, and not "{text[:40]}".', code="batch.shard")
+        raise BatchError(f'a shard must be i/N with i from 1 to N, as in 2/8, got "{text[:40]}".', code="batch.shard")
     return Shard(*numbers)
 
 
 @contextlib.contextmanager
 def run_lock(run: Path, shard: Shard) -> Iterator[None]:
-    """Inside the `with`, no other driver works on this shard of a run, and none on shards of another division.
+    """Lock a shard of a run, against other drivers of this shard and against shards of another division.
 
-    Raises BatchError (`batch.another_driver`) when one does. A driver that was killed holds nothing. Where two
-    machines see the folder through a network disk that knows no locks, clips are still made whole and kept once.
+    The lock ends with the process. On a network disk without locks, two machines may drive one run; each video is
+    still written completely and kept once.
+
+    Raises:
+        BatchError: Another driver has it (code `batch.another_driver`).
     """
-    from filelock import FileLock, Timeout
-
     folder = run / "drivers"
     folder.mkdir(parents=True, exist_ok=True)
-    own = f"{shard.index}-of-{shard.count}"
-    lock = FileLock(folder / f"{own}.lock")
-    try:
-        lock.acquire(timeout=_LOOKED_AT)
-    except Timeout as error:
-        raise _another(run, folder / f"{own}.json") from error
-    except NotImplementedError:  # what filelock raises for a disk that knows no locks
-        logger.warning("%s is on a disk without locks; see to it that no other driver works on this run", run)
-        yield
-        return
-    try:
-        for other in sorted(folder.glob("*-of-*.lock")):
-            if other.stem.rpartition("-of-")[2] != str(shard.count):
-                try:
-                    with FileLock(other, timeout=0):
-                        pass
-                except Timeout as error:
-                    raise _another(run, other.with_suffix(".json")) from error
-        about = folder / f"{own}.json"
+    own = folder / f"{shard.index}-of-{shard.count}.lock"
+    with _locked(own, _LOCK_TIMEOUT, lambda: _another_driver(run, own)):
+        for other in folder.glob("*-of-*.lock"):
+            if other.stem.rpartition("-of-")[2] != str(shard.count) and _is_locked(other):
+                raise _another_driver(run, other)
+        about = own.with_suffix(".json")
         about.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
         try:
             yield
         finally:
             about.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
-@contextlib.contextmanager
-def planning(run: Path) -> Iterator[None]:
-    """Inside the `with`, no other shard plans this run; waits for the one that does."""
-    from filelock import FileLock
-
-    lock = FileLock(run / "drivers" / "plan.lock")
-    with contextlib.suppress(NotImplementedError):
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def planning_lock(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Wait until no other shard plans this run, and lock planning."""
+    return _locked(run / "drivers" / "plan.lock", -1)
 
 
-def active_drivers(run: Path) -> list[str]:
-    """Who works on a run now: "process 12 on host", with its shard."""
-    from filelock import FileLock, Timeout
+def ledger_lock(ledger: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock a ledger against drivers of other runs and shards: each would delete the other's tasks.
 
-    found = []
-    for lock in sorted((run / "drivers").glob("*-of-*.lock")):
-        try:
-            with FileLock(lock, timeout=0):
-                pass
-        except Timeout:
-            part = "" if lock.stem == "1-of-1" else f", shard {lock.stem.replace('-of-', '/')}"
-            found.append(f"{_who(lock.with_suffix('.json'))}{part}")
-        except (NotImplementedError, OSError):  # nobody knows
-            continue
-    return found
-
-
-@contextlib.contextmanager
-def ledger_lock(ledger: Path) -> Iterator[None]:
-    """Inside the `with`, no other driver uses this ledger, be it of another run or another shard.
-
-    Raises BatchError (`batch.another_driver`) at once when one does: each would forget the other's tasks.
+    Raises:
+        BatchError: Another driver has it (code `batch.another_driver`), or its folder cannot be created.
     """
-    from filelock import FileLock, Timeout
-
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BatchError(
-            f"the ledger {ledger} cannot be made: {error.strerror}. Name another place (--ledger FILE).",
-            code="batch.ledger",
-        ) from error
-    lock = FileLock(ledger.with_name(f"{ledger.name}.lock"))
+        message = f"the ledger {ledger} cannot be created: {error.strerror}. Give another path (--ledger FILE)."
+        raise BatchError(message, code="batch.ledger") from error
+    message = f"another driver uses the ledger {ledger}. Give each run, and each shard, its own."
+    taken = BatchError(message, code="batch.another_driver")
+    return _locked(ledger.with_name(f"{ledger.name}.lock"), 0, lambda: taken)
+
+
+def active_drivers(run: Path) -> list[str]:
+    """Return the drivers that work on a run now: "process 12 on host", with the shard."""
+    drivers = []
+    for lock in sorted((run / "drivers").glob("*-of-*.lock")):
+        if _is_locked(lock):
+            part = "" if lock.stem == "1-of-1" else f", shard {lock.stem.replace('-of-', '/')}"
+            drivers.append(f"{_describe_driver(lock)}{part}")
+    return drivers
+
+
+@contextlib.contextmanager
+def _locked(path: Path, timeout: float, taken: Callable[[], BatchError] | None = None) -> Iterator[None]:
+    """Hold a lock. Raise the error `taken()` if another process holds it for `timeout` seconds (-1: wait forever)."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout as error:
-        raise BatchError(
-            f"another driver uses the ledger {ledger}; give each run, and each shard, one of its own.",
-            code="batch.another_driver",
-        ) from error
-    except NotImplementedError:
-        logger.warning("%s is on a disk without locks, on which a ledger is not safe; see --ledger", ledger)
+        assert taken is not None
+        raise taken() from error
+    except NotImplementedError:  # raised by filelock for a disk without locks
+        logger.warning("%s is on a disk without locks. Make sure that no other driver uses it", path)
     try:
         yield
     finally:
         lock.release()
 
 
-def _who(about: Path) -> str:
+def _is_locked(lock: Path) -> bool:
+    """Return True if a lock is taken, also by this process. False if that cannot be determined."""
+    from filelock import FileLock, Timeout
+
     try:
-        found = json.loads(about.read_text(encoding="utf-8"))
-        return f"process {found['pid']} on {found['host']}"
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
+
+
+def _describe_driver(lock: Path) -> str:
+    try:
+        driver = json.loads(lock.with_suffix(".json").read_text(encoding="utf-8"))
+        return f"process {driver['pid']} on {driver['host']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "a process"
 
 
-def _another(run: Path, about: Path) -> BatchError:
-    return BatchError(
-        f"another driver ({_who(about)}) works on {run}; wait for it, or stop it. `svd-stages batch status --run "
-        f"{run}` shows how far it is.",
-        code="batch.another_driver",
-    )
+def _another_driver(run: Path, lock: Path) -> BatchError:
+    fix = f"Wait for it, or stop it. `svd-stages batch status --run {run}` shows its progress."
+    message = f"another driver ({_describe_driver(lock)}) works on {run}. {fix}"
+    return BatchError(message, code="batch.another_driver")

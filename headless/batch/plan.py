@@ -1,4 +1,4 @@
-"""The plan of a batch: each row of the manifest with its task, or with what is wrong with it."""
+"""Plan a batch: assign a task, or an error, to each row of the manifest."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ from .images import Image, ImageFolder
 from .manifest import Row
 from .tasks import Task, derived_seed, digest, read_task, task_id
 
-_AT_ONCE = 4096
+_GROUP = 4096
 """Rows whose images are hashed together."""
 LONGEST_LINE = 8 * 1024 * 1024
-"""Characters of a line of a plan: a row of a manifest with every letter escaped, and then some."""
+"""Characters of a line of a plan: enough for the longest row of a manifest with each letter escaped."""
 _LONGEST = 800
 """Characters of a message about a row."""
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row and its task; without one, `code` and `message` say why. `name` is what a person would call its clip."""
+    """A row of the manifest and its task.
+
+    Attributes:
+        number: Of the row, from 1.
+        name: Name of the video for people.
+        image: Path as the manifest has it, or below the folder of images.
+        task: None if the row is faulty.
+        code: Error code of a faulty row.
+        message: Error message of a faulty row.
+    """
 
     number: int
     name: str
@@ -38,24 +47,22 @@ class PlannedRow:
     message: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        if self.task is None:
-            return {"row": self.number, "name": self.name, "image": self.image, **self.fault()}
-        return {"row": self.number, "name": self.name, "task": self.task.as_dict()}
-
-    def fault(self) -> dict[str, str]:
-        """Its code and message."""
-        return {"code": self.code, "message": self.message}
+        """Return the fields for JSON."""
+        if self.task is not None:
+            return {"row": self.number, "name": self.name, "task": self.task.as_dict()}
+        fault = {"code": self.code, "message": self.message}
+        return {"row": self.number, "name": self.name, "image": self.image, **fault}
 
 
 @dataclass(frozen=True)
 class Binding:
-    """How a row becomes the values of a graph.
+    """The rules that turn a row into values of a graph.
 
-    values   the values that a row's columns mean, "NODE.INPUT" by node id -> value; raises SVDStagesError
-    seeds    the inputs that take the seed, as "NODE.INPUT" by node id
-    shared   what all rows have in common, for JSON: clips of other graphs, models or settings have other ids
-    models   of values, the sha256 of each model that they name, by "NODE.INPUT": the clip comes from what is in it
+    Attributes:
+        values: Converts a row's columns to "NODE.INPUT" (by node id) -> value. Raises SVDStagesError.
+        seeds: The inputs that take the seed, as "NODE.INPUT" by node id.
+        shared: JSON values that all rows have in common. They are part of each task's id.
+        models: Maps those of the values that name a model to its sha256, by "NODE.INPUT".
     """
 
     values: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -66,11 +73,12 @@ class Binding:
 
 @dataclass
 class Totals:
-    """What a plan comes to.
+    """Counts over the rows of a plan.
 
-    tasks       clips that are wanted, each counted once
-    duplicates  rows whose clip an earlier row gives
-    bad         code -> (how many rows have no task because of it, what is said of the first)
+    Attributes:
+        rows: All rows.
+        duplicates: Rows that have the task of an earlier row.
+        bad: Error code -> (number of rows, message of the first one).
     """
 
     rows: int = 0
@@ -78,13 +86,8 @@ class Totals:
     bad: dict[str, tuple[int, str]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
 
-    @property
-    def tasks(self) -> int:
-        """How many there are."""
-        return len(self._seen)
-
-    def counting(self, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
-        """The same rows, counted as they go by."""
+    def count(self, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
+        """Yield the rows unchanged and count them."""
         for row in planned:
             self.rows += 1
             if row.task is None:
@@ -97,17 +100,18 @@ class Totals:
 
 
 def plan_rows(rows: Iterable[Row], images: ImageFolder, binding: Binding) -> Iterator[PlannedRow]:
-    """Look at each row's image, and give it its task. A row that cannot be taken says why; nothing else is raised."""
+    """Hash each row's image and yield the row with its task, or with its error. Raises no error of a row."""
     shared = digest(binding.shared)
-    waiting = iter(rows)
-    while group := list(itertools.islice(waiting, _AT_ONCE)):
-        looked_at = images.look([row.image for row in group if row.fault is None])
+    remaining = iter(rows)
+    while group := list(itertools.islice(remaining, _GROUP)):
+        resolved = images.resolve([row.image for row in group if row.fault is None])
         for row in group:
-            yield _plan_row(row, looked_at.get(row.image), binding, shared)
+            yield _plan_row(row, resolved.get(row.image), binding, shared)
 
 
 def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, shared: str) -> PlannedRow:
-    name = row.name or _without_suffix(image.name if isinstance(image, Image) else row.image)
+    path = image.name if isinstance(image, Image) else row.image
+    name = row.name or os.path.splitext(path)[0].replace(os.sep, "/")
     if row.fault is not None or image is None:
         return _bad(row, name, *(row.fault or ("manifest.image", "the row names no image.")))
     if isinstance(image, SVDStagesError):
@@ -119,23 +123,24 @@ def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, 
         return _bad(row, name, error.code, f"row {row.number}: {error}")
     seed = None
     if row.seed is not None and not binding.seeds:
-        told = f"row {row.number} names a seed, but the graph takes none; leave it out."
-        return _bad(row, name, "manifest.seed", told)
+        message = f"row {row.number} has a seed, but the graph takes none. Leave the seed out."
+        return _bad(row, name, "manifest.seed", message)
     if binding.seeds:
-        seed = _seed_of(row, image, {name: each for name, each in values.items() if name not in models}, binding.seeds)
+        without_models = {name: value for name, value in values.items() if name not in models}
+        seed = _choose_seed(row, image, without_models, binding.seeds)
         values = {**dict.fromkeys(binding.seeds, seed), **values}
     task = Task(task_id(shared, image.sha256, {**values, **models}), image.name, image.sha256, values, seed)
     return PlannedRow(row.number, name, image.name, task)
 
 
 def _bad(row: Row, name: str, code: str, message: str) -> PlannedRow:
-    """Cut to what a person reads: a cell may have a million characters."""
+    """Return a faulty row. Texts are shortened, because a cell may have a million characters."""
     message = message if len(message) <= _LONGEST else message[:_LONGEST] + "..."
     return PlannedRow(row.number, name[:_LONGEST], row.image[:_LONGEST], None, code, message)
 
 
-def _seed_of(row: Row, image: Image, values: Mapping[str, Any], seeds: Sequence[str]) -> int:
-    """The row's own; else, when columns give all seeds of the graph, the first of these; else what follows from it."""
+def _choose_seed(row: Row, image: Image, values: Mapping[str, Any], seeds: Sequence[str]) -> int:
+    """Return the row's seed; or the first seed input if columns set all of them; or the derived seed."""
     if row.seed is not None:
         return row.seed
     if all(name in values for name in seeds):
@@ -143,14 +148,13 @@ def _seed_of(row: Row, image: Image, values: Mapping[str, Any], seeds: Sequence[
     return derived_seed(image.sha256, values)
 
 
-def _without_suffix(path: str) -> str:
-    return os.path.splitext(path)[0].replace(os.sep, "/")
+def write_plan(path: Path, head: str, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
+    """Yield the rows unchanged and write them as JSON Lines. The file is in place after the last row.
 
-
-def written(path: Path, head: str, planned: Iterable[PlannedRow]) -> Iterator[PlannedRow]:
-    """The same rows, while they are written down, a JSON object a line; the file is in place when the last went by.
-
-    head  the first line: what the plan belongs to, as run.json says it, too
+    Args:
+        path: The file.
+        head: The first line: digest of what the plan was made from, as run.json has it.
+        planned: The rows.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write(json.dumps({"plan": head}) + "\n")
@@ -159,38 +163,36 @@ def written(path: Path, head: str, planned: Iterable[PlannedRow]) -> Iterator[Pl
             yield row
 
 
-def _read_row(found: Mapping[str, Any]) -> PlannedRow:
-    """A row as it was written down. Raises ValueError and its kin for anything else."""
-    task = read_task(found["task"]) if "task" in found else None
-    texts = [found["name"], found.get("image", task.image if task else ""), found.get("code", "")]
-    texts.append(found.get("message", ""))
-    if type(found["row"]) is not int or not all(isinstance(text, str) for text in texts):
-        raise ValueError("it holds what is no row")
+def _read_row(fields: Mapping[str, Any]) -> PlannedRow:
+    """Return a row as `write_plan` wrote it. Raises ValueError, KeyError or TypeError for anything else."""
+    task = read_task(fields["task"]) if "task" in fields else None
+    image = fields.get("image", task.image if task else "")
+    texts = fields["name"], image, fields.get("code", ""), fields.get("message", "")
+    if type(fields["row"]) is not int or not all(isinstance(text, str) for text in texts):
+        raise ValueError("row must be an integer, and name, image, code and message must be text")
     name, image, code, message = texts
-    return PlannedRow(found["row"], name, image, task, code, message)
+    return PlannedRow(fields["row"], name, image, task, code, message)
 
 
 def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
-    """The rows of a plan. Raises BatchError when there is none, it was damaged, or its head is another than asked."""
+    """Yield the rows of a plan.
+
+    Raises:
+        BatchError: There is no plan, it is damaged, or its head is not `head`.
+    """
     try:
         with io.TextIOWrapper(open_regular_file(path), encoding="utf-8") as stream:
             lines = iter(lambda: stream.readline(LONGEST_LINE + 1), "")
-            found_head = json.loads(next(lines, "{}"))["plan"]
-            if head is not None and found_head != head:
-                raise ValueError("planning was broken off before it was whole")
+            if json.loads(next(lines, "{}"))["plan"] != head and head is not None:
+                raise ValueError("planning was interrupted")
             for line in lines:
                 if len(line) > LONGEST_LINE:
                     raise ValueError(f"a line has more than {LONGEST_LINE} characters")
                 yield _read_row(json.loads(line))
     except FileNotFoundError as error:
-        raise BatchError(
-            f"nothing was planned in {path.parent}; give the manifest or folder, too: "
-            f"svd-stages batch run MANIFEST --graph GRAPH.json --run {path.parent}",
-            code="batch.no_plan",
-        ) from error
+        run = path.parent
+        message = f"{run} has no plan. Give the manifest: svd-stages batch run MANIFEST --graph GRAPH.json --run {run}"
+        raise BatchError(message, code="batch.no_plan") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BatchError(
-            f"the plan {path} cannot be read ({error}); give the manifest again to plan anew. Clips that are done are "
-            "found again.",
-            code="batch.plan",
-        ) from error
+        message = f"the plan {path} cannot be read ({error}). Give the manifest again. Finished videos are kept."
+        raise BatchError(message, code="batch.plan") from error

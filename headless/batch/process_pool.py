@@ -1,4 +1,4 @@
-"""Workers as plain processes on this machine; needs nothing beside Python."""
+"""Workers as processes on this machine. Needs only Python's standard library."""
 
 from __future__ import annotations
 
@@ -21,87 +21,83 @@ from .worker_pool import Answer
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 60.0
-"""Seconds before a process is started again that died again and again, each time earlier than that."""
-_PATIENCE = 8
-"""Early deaths in a row after which it begins to wait."""
+"""Longest delay in seconds before a process is restarted. A death within this time of the start is an early one."""
+_EARLY_DEATHS = 8
+"""Consecutive early deaths after which restarts are delayed."""
 
 
 class ProcessPool:
     """A `Pool` of processes.
 
-    environments  one for each worker, laid over this process's own: {"CUDA_VISIBLE_DEVICES": "1"}
+    Args:
+        setup: Configuration of all workers.
+        environments: Environment variables of each worker, in addition to this process's: {"CUDA_VISIBLE_DEVICES": "1"}
     """
 
     def __init__(self, setup: Setup, environments: Sequence[Mapping[str, str]]):
         self._setup, self._environments = setup, environments
         self._answers: queue.Queue[tuple[Answer | None, int]] = queue.Queue()
-        self._begun: set[int] = set()  # pids of processes that are at work
-        self._asked: dict[int, int] = {}  # worker -> pid of the process that was asked and has not answered
-        self._ending: dict[int, int] = {}  # worker -> pid of the process that was ended and is not dead yet
+        self._begun: set[int] = set()  # pids of processes that have started their request
+        self._asked: dict[int, int] = {}  # worker -> pid of the process that has an unanswered request
+        self._ending: dict[int, int] = {}  # worker -> pid of the process that was killed by `end` and is not dead yet
         self._early_deaths = [0] * len(environments)
         self._lock = threading.Lock()
         self._closed = False
         self._processes: list[subprocess.Popen[str]] = []
-        with self._lock:  # one that dies at once is started again when all are there
+        with self._lock:  # a process that dies at once must not be restarted before the list is complete
             for worker in self.workers:
                 self._processes.append(self._start(worker))
 
     @property
     def name(self) -> str:
-        """How many."""
+        """See `Pool.name`."""
         count = len(self._environments)
         return f"{count} {'process' if count == 1 else 'processes'}"
 
     @property
     def workers(self) -> Sequence[int]:
-        """Their numbers."""
+        """See `Pool.workers`."""
         return range(len(self._environments))
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
-        """See `Pool.ask`. To a process that has just died nothing comes; that it died is the answer."""
+        """See `Pool.ask`. A process that has just died does not get the request; its death is the answer."""
         process = self._processes[worker]
         self._asked[worker] = process.pid
-        stdin = process.stdin
-        assert stdin is not None
-        with contextlib.suppress(OSError, ValueError):
-            stdin.write(json.dumps([call, arguments]) + "\n")
-            stdin.flush()
+        _write_line(process, [call, arguments])
 
     def answers(self, timeout: float) -> list[Answer]:
-        """See `Pool.answers`. A process that died has been started again when this tells of it."""
-        found: list[tuple[Answer | None, int]] = []
+        """See `Pool.answers`. A process that died has been restarted when its death is returned."""
+        messages: list[tuple[Answer | None, int]] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait())
+            messages.append(self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait())
             while True:
-                found.append(self._answers.get_nowait())
-        heard = [self._heard(answer, pid) for answer, pid in found]
-        return [answer for answer in heard if answer is not None]
+                messages.append(self._answers.get_nowait())
+        answers = [self._to_driver(answer, pid) for answer, pid in messages]
+        return [answer for answer in answers if answer is not None]
 
-    def _heard(self, answer: Answer | None, pid: int) -> Answer | None:
-        """What the driver is told; None: nothing. No answer at all: the process has begun with what it was asked.
+    def _to_driver(self, answer: Answer | None, pid: int) -> Answer | None:
+        """Translate a message of a worker process for the driver. None means: ignore it.
 
-        Not told is what a process said when it was to be ended: that it died is its answer. Nor that one died after
-        whose death the next one was asked: that one answers, and was not greeted. Of one that died before it began with
-        what it was asked, it is told that nobody was greeted, too.
+        - No answer: the process started its task. Recorded, not forwarded.
+        - An answer of a process that is being terminated: ignored. Its exit will be reported.
+        - The exit of a process whose replacement already has the request: ignored. The replacement answers.
+        - The exit of a process that had not started its task: reported without a task, so nobody is blamed.
         """
         if answer is None:
             self._begun.add(pid)
             return None
-        is_ended = self._ending.get(answer.worker) == pid
-        if answer.died is None:
-            if is_ended:
-                return None
-            self._begun.discard(pid)
-            self._asked.pop(answer.worker, None)
-            return answer
-        if is_ended:
-            del self._ending[answer.worker]
-        asked, had_begun = self._asked.get(answer.worker), pid in self._begun
+        is_ending = self._ending.get(answer.worker) == pid
+        if answer.died is None and is_ending:
+            return None
+        had_begun = pid in self._begun
         self._begun.discard(pid)
-        if asked not in (None, pid):
+        if is_ending:
+            del self._ending[answer.worker]
+        asked = self._asked.get(answer.worker)
+        if answer.died is not None and asked not in (None, pid):
             return None
         self._asked.pop(answer.worker, None)
-        return answer if asked is None or had_begun else Answer(answer.worker)
+        return Answer(answer.worker) if answer.died is not None and asked is not None and not had_begun else answer
 
     def end(self, worker: int) -> None:
         """See `Pool.end`."""
@@ -110,7 +106,7 @@ class ProcessPool:
         process.kill()
 
     def close(self) -> None:
-        """End all processes."""
+        """See `Pool.close`."""
         with self._lock:
             self._closed = True
         for process in self._processes:
@@ -123,46 +119,42 @@ class ProcessPool:
                         stream.close()
 
     def _start(self, worker: int) -> subprocess.Popen[str]:
-        """A new process, told its setup, and a thread that hears it."""
+        """Start a process, send it the setup, and start a thread that reads its answers."""
         environment = {**os.environ, **self._environments[worker]}
-        process = subprocess.Popen(  # noqa: S603 this Python, a module of ours, and nothing that anybody wrote
+        process = subprocess.Popen(  # noqa: S603 this Python with a module of this package, no untrusted arguments
             [sys.executable, "-m", worker_main.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
             env=environment,
-            start_new_session=True,  # Ctrl-C is the driver's
+            start_new_session=True,  # Ctrl-C must reach only the driver
         )
-        stdin = process.stdin
-        assert stdin is not None
-        with contextlib.suppress(OSError):
-            stdin.write(json.dumps(self._setup.as_dict()) + "\n")
-            stdin.flush()
+        _write_line(process, vars(self._setup))
         threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
         return process
 
     def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
-        """Hand on what a process answers; when it dies, start another and say so."""
+        """Queue the answers of a process. When it dies, start another one and queue its death."""
         began = time.monotonic()
         assert process.stdout is not None
         for line in process.stdout:
             if line == worker_main.BEGUN:
                 self._answers.put((None, process.pid))
                 continue
-            with contextlib.suppress(ValueError):  # the half line of a process that was killed
+            with contextlib.suppress(ValueError):  # an incomplete line of a killed process
                 self._answers.put((Answer(worker, json.loads(line)), process.pid))
         status = process.wait()
         is_early = time.monotonic() - began < _LONGEST_WAIT
         self._early_deaths[worker] = self._early_deaths[worker] + 1 if is_early else 0
-        if self._early_deaths[worker] > _PATIENCE:
-            time.sleep(min(_LONGEST_WAIT, 2.0 ** min(10, self._early_deaths[worker] - _PATIENCE)))
-        while not self._start_again(worker):
+        if self._early_deaths[worker] > _EARLY_DEATHS:
+            time.sleep(min(_LONGEST_WAIT, 2.0 ** min(10, self._early_deaths[worker] - _EARLY_DEATHS)))
+        while not self._restart(worker):
             time.sleep(1.0)
-        self._answers.put((Answer(worker, died=_how(status)), process.pid))
+        self._answers.put((Answer(worker, died=_describe_exit(status)), process.pid))
 
-    def _start_again(self, worker: int) -> bool:
-        """False when no process can be had now."""
+    def _restart(self, worker: int) -> bool:
+        """Start a process, unless the pool is closed. Return False if the system cannot start one now."""
         with self._lock:
             try:
                 if not self._closed:
@@ -173,7 +165,16 @@ class ProcessPool:
                 return False
 
 
-def _how(status: int) -> str:
+def _write_line(process: subprocess.Popen[str], value: Any) -> None:
+    """Write a JSON line to a process. A process that has died does not raise."""
+    line = json.dumps(value) + "\n"
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+        process.stdin.write(line)
+        process.stdin.flush()
+
+
+def _describe_exit(status: int) -> str:
     if status == LOST_DEVICE:
         return "its device was lost"
     return f"killed by signal {-status}" if status < 0 else f"ended with status {status}"

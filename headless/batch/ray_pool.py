@@ -1,7 +1,7 @@
-"""Workers as actors on Ray: on this machine, or on all machines of a cluster.
+"""Workers as Ray actors, on this machine or on all machines of a cluster.
 
-Ray starts an actor's process again when it dies; what was asked of it is asked again by the driver, and never by Ray
-(`max_task_retries=0`), so that attempts are counted in one place. Nothing large goes through Ray's object store.
+Ray restarts an actor that dies. Only the driver repeats a request (`max_task_retries=0`), so that attempts are counted
+in one place. No large values go through Ray's object store.
 """
 
 from __future__ import annotations
@@ -20,58 +20,59 @@ from ...svd_core.utils.optional_deps import require_extra
 from .worker import Setup, Worker
 from .worker_pool import Answer
 
-PATIENCE = 10.0
-"""Seconds in which a cluster's address must answer."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds in which a cluster's address must accept a connection."""
 _OBJECT_STORE = 100 * 1024 * 1024
-"""Bytes; Ray would take a third of the memory, of which nothing here makes use."""
+"""Bytes. Ray would reserve a third of the memory, which is not needed here."""
 
 
 class RayPool:
     """A `Pool` of actors.
 
-    address  of a running cluster ("auto" finds the one of this machine); None: a Ray of our own on this machine
-    count    how many; None: one for each GPU of the cluster, or where there is none for each `cpus` CPUs
-    gpus     how much of a GPU each takes; None: one where the cluster has GPUs
-    cpus     how many CPUs each takes
+    Args:
+        setup: Configuration of all workers.
+        address: Address of a running cluster ("auto" finds that of this machine). None: start Ray on this machine.
+        count: Number of workers. None: one for each GPU of the cluster, or without GPUs one for each `cpus` CPUs.
+        gpus: GPUs of each worker, may be a fraction. None: one if the cluster has GPUs.
+        cpus: CPUs of each worker.
 
-    Raises MissingExtraError without Ray, BatchError when the cluster cannot be reached or has no room for a worker.
+    Raises:
+        MissingExtraError: Ray is not installed.
+        BatchError: The cluster cannot be reached or has too few resources for a worker.
     """
 
     def __init__(self, setup: Setup, address: str | None, count: int | None, gpus: float | None = None, cpus: int = 1):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU see what is there
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep their devices
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         require_extra("ray", "ray")
         import ray
 
         self._ray: Any = ray
-        _begin(ray, address, count, cpus)
-        has = ray.cluster_resources()
-        gpus = (1 if has.get("GPU", 0) >= 1 else 0) if gpus is None else gpus
-        room = int(has.get("GPU", 0) // gpus) if gpus else int(has.get("CPU", 0) // cpus)
-        count = count or room
-        if room < 1:
+        _init(ray, address, None if count is None else count * cpus)
+        resources = ray.cluster_resources()
+        gpus = (1 if resources.get("GPU", 0) >= 1 else 0) if gpus is None else gpus
+        capacity = int(resources.get("GPU", 0) // gpus) if gpus else int(resources.get("CPU", 0) // cpus)
+        if capacity < 1:
             self.close()
-            raise BatchError(
-                f"the Ray cluster has {has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs, which is no room for "
-                "a worker. Start nodes with more, or use fewer --threads.",
-                code="batch.no_workers",
-            )
+            available = f"{resources.get('GPU', 0):g} GPUs and {resources.get('CPU', 0):g} CPUs"
+            message = f"the Ray cluster has {available}, too few for a worker. Add nodes, or use fewer --threads."
+            raise BatchError(message, code="batch.no_workers")
         actor = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)(_Actor)
-        self._actors = [actor.remote(json.dumps(setup.as_dict())) for _ in range(min(count, room))]
+        self._actors = [actor.remote(json.dumps(vars(setup))) for _ in range(min(count or capacity, capacity))]
         self._asked: dict[Any, int] = {}
         self._ending: set[int] = set()
 
     @property
     def name(self) -> str:
-        """How many on how many nodes."""
+        """See `Pool.name`."""
         nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
         count = len(self._actors)
         return f"{count} {'worker' if count == 1 else 'workers'} on Ray, {nodes} {'node' if nodes == 1 else 'nodes'}"
 
     @property
     def workers(self) -> Sequence[int]:
-        """Their numbers."""
+        """See `Pool.workers`."""
         return range(len(self._actors))
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
@@ -80,22 +81,22 @@ class RayPool:
 
     def answers(self, timeout: float) -> list[Answer]:
         """See `Pool.answers`."""
-        waiting = list(self._asked)
-        if not waiting:
+        pending = list(self._asked)
+        if not pending:
             time.sleep(timeout)
             return []
-        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
-        if len(waiting) > 1:
-            ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        return [self._answer(each) for each in ready]
+        ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
+        if len(pending) > 1:
+            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
+        return [self._answer(reference) for reference in ready]
 
     def end(self, worker: int) -> None:
-        """See `Pool.end`. Ray starts the actor again."""
+        """See `Pool.end`. Ray restarts the actor."""
         self._ending.add(worker)
         self._ray.kill(self._actors[worker], no_restart=False)
 
     def close(self) -> None:
-        """End the actors, and the Ray that was started for them."""
+        """Kill the actors, and stop Ray if it was started for them."""
         with contextlib.suppress(Exception):
             for actor in getattr(self, "_actors", []):
                 self._ray.kill(actor, no_restart=True)
@@ -103,7 +104,7 @@ class RayPool:
 
     def _answer(self, reference: Any) -> Answer:
         worker = self._asked.pop(reference)
-        if worker in self._ending:  # whatever it said at last
+        if worker in self._ending:
             self._ending.discard(worker)
             return Answer(worker, died="ended")
         try:
@@ -121,46 +122,35 @@ class _Actor:
         self._worker = Worker(Setup(**json.loads(setup)))
 
     def call(self, name: str, arguments: str) -> str:
-        """Call the worker; JSON in and out."""
+        """Call a method of the worker, with JSON arguments and a JSON result."""
         return json.dumps(getattr(self._worker, name)(*json.loads(arguments)))
 
 
-def _begin(ray: Any, address: str | None, count: int | None, cpus: int) -> None:
-    """Connect to a cluster, or start a Ray here."""
+def _init(ray: Any, address: str | None, cpus: int | None) -> None:
+    """Connect to a cluster, or start Ray on this machine with `cpus` CPUs (None: all)."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         _check_listens(host, int(port))
-    quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"address": address, "log_to_driver": True, "logging_level": logging.ERROR}
+    if address is None:
+        local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        options |= {"address": "local", **local}
     try:
-        if address is None:
-            total = None if count is None else count * cpus
-            ray.init(
-                address="local",
-                num_cpus=total,
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE,
-                **quiet,
-            )
-        else:
-            ray.init(address=address, **quiet)
+        ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise BatchError(
-            f"Ray cannot be used at {address or 'this machine'}: {_first_line(error)}. Start it with ray start --head, "
-            "or leave --ray out to work on this machine alone.",
-            code="batch.ray",
-        ) from error
+        place = address or "this machine"
+        message = f"Ray cannot be used at {place}: {_first_line(error)}. Run ray start --head, or omit --ray."
+        raise BatchError(message, code="batch.ray") from error
 
 
 def _check_listens(host: str, port: int) -> None:
-    """Raise BatchError when nobody answers there: Ray itself would try for minutes."""
+    """Raise BatchError if nothing listens at an address. Ray itself would retry for minutes."""
     try:
-        socket.create_connection((host, port), timeout=PATIENCE).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
-        raise BatchError(
-            f"no Ray answers at {host}:{port} ({error.strerror or error}). Start it there with ray start --head "
-            f"--port={port}, or leave --ray out to work on this machine alone.",
-            code="batch.ray",
-        ) from error
+        reason = error.strerror or error
+        message = f"no Ray at {host}:{port} ({reason}). Run ray start --head --port={port} there, or omit --ray."
+        raise BatchError(message, code="batch.ray") from error
 
 
 def _first_line(error: BaseException) -> str:

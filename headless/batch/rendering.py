@@ -1,8 +1,7 @@
-"""What a batch asks of the program that renders, and how it is found: by an import path.
+"""The interface between a batch and the code that renders.
 
-    "svd_stages.headless.batch.graph_rendering:GraphRenderer", called with a dict that JSON can hold
-
-in the worker's process, once. The batch itself knows no graph, no node and no torch.
+A renderer is found by its import path, such as "svd_stages.headless.batch.graph_rendering:GraphRenderer". It is
+constructed once in each worker process with a dict of JSON values. The batch imports no graph, no node and no torch.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    """What a render gave, and encoding needs: arrays, and what JSON can hold.
+    """The result of a render and the input of encoding. It is kept on disk (`spool`) in case the process dies.
 
-    notes  for the record: what was made otherwise than was asked
-
-    It outlives the process that made it (`spool`), so a clip whose writer is killed is not rendered again.
+    Attributes:
+        arrays: Name -> array.
+        facts: JSON values that encoding needs.
+        notes: Warnings for the record: the result differs from the request.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -34,41 +34,35 @@ class Rendered:
 
 
 class Renderer(Protocol):
-    """Makes clips. One for each worker; models are loaded once. Errors that are a row's own are SVDStagesError."""
+    """Renders the tasks of one worker. Models are loaded once. A row's own faults are raised as SVDStagesError."""
 
     def describe(self) -> Mapping[str, str]:
-        """What must be equal on all workers: version of the code, models by sha256, ..."""
-        ...
+        """Return what must be equal on all workers: version of the code, models by sha256, ..."""
 
     def probe(self) -> Mapping[str, Any]:
-        """What decides how clips come out beyond `describe`, known only here:
+        """Return what else determines the pixels and is known only in this process.
 
-        device  its kind
-        makes   what must be equal in a run, for JSON: versions of libraries, precision
-        probe   a small render as bytes in hex: devices of one kind must render alike
+        - device: kind of the device
+        - makes: JSON values that must be equal within a run: versions of libraries, precision
+        - probe: a small render as bytes in hex; devices of one kind must render alike
         """
-        ...
 
     def prepare(self, task: Task) -> Any:
-        """Read and decode the image. Runs on another thread, beside the render before."""
-        ...
+        """Read and decode the image. Runs on another thread during the previous render."""
 
     def render(self, task: Task, prepared: Any) -> Rendered:
-        """The device's work."""
-        ...
+        """Run the device's part of the work."""
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-        """Write the task's files into `folder`, complete and checked, each with what its record is to say of it.
+        """Write the task's files into `folder` and return each path with values for the record.
 
-        Runs on another thread, beside the next render.
+        Runs on another thread during the next render. The files must be complete and checked.
         """
-        ...
 
     def is_lost(self, error: BaseException) -> bool:
-        """Whether the device is gone for this process, as after an illegal address."""
-        ...
+        """Return True if the device is unusable for the rest of this process, as after an illegal address."""
 
 
 def make_renderer(runner: str, config: Mapping[str, Any]) -> Renderer:
-    """The renderer at an import path, `module:name`. The path is the driver's own, and in no file that it reads."""
+    """Construct the renderer at an import path `module:name`. The path never comes from a file of the run folder."""
     return pkgutil.resolve_name(runner)(config)

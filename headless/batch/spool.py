@@ -1,6 +1,6 @@
-"""What was rendered and is not yet a clip: on this machine's disk, so that a killed process loses no render.
+"""Keep renders on this machine's disk until they are encoded, so that a killed process loses none.
 
-Files are named by task and hold tensors in safetensors' form: nothing in them can run.
+Files are named by task and have the safetensors format: loading them runs no code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Spool:
     path: Path | None
 
     def keep(self, task_id: str, rendered: Rendered) -> None:
-        """Write it down, complete or not at all. Raises OSError."""
+        """Write a render, complete or not at all. Raises OSError."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -39,52 +39,55 @@ class Spool:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_abandoned(task_id)
         temporary = self.path / f".{task_id}.{os.getpid()}"
-        told = {"facts": json.dumps(rendered.facts), "notes": json.dumps(list(rendered.notes))}
-        about = {**told, "sum": _sum(rendered.arrays)}
+        metadata = {
+            "facts": json.dumps(rendered.facts),
+            "notes": json.dumps(list(rendered.notes)),
+            "sum": _checksum(rendered.arrays),
+        }
         try:
-            save_file(dict(rendered.arrays), temporary, metadata=about)
+            save_file(dict(rendered.arrays), temporary, metadata=metadata)
             os.replace(temporary, self.path / f"{task_id}{_SUFFIX}")
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(errno.EIO, str(error), str(temporary)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
     def find(self, task_id: str) -> Rendered | None:
-        """What was kept for a task; None when there is nothing, or it is damaged."""
+        """Return the render of a task. None if there is none, or it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         if self.path is None:
             return None
         try:
             with safe_open(self.path / f"{task_id}{_SUFFIX}", framework="np") as file:
-                about = file.metadata() or {}
+                metadata = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts, notes = (json.loads(about.get(name, "")) for name in ("facts", "notes"))
+            facts, notes = (json.loads(metadata.get(name, "")) for name in ("facts", "notes"))
         except (OSError, SafetensorError, ValueError, RecursionError):
             return None
-        is_whole = isinstance(facts, dict) and isinstance(notes, list) and about.get("sum") == _sum(arrays)
-        return Rendered(arrays, facts, notes) if is_whole else None
+        is_complete = isinstance(facts, dict) and isinstance(notes, list) and metadata.get("sum") == _checksum(arrays)
+        return Rendered(arrays, facts, notes) if is_complete else None
 
     def drop(self, task_id: str) -> None:
-        """It became a clip."""
+        """Delete the render of a task."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 (self.path / f"{task_id}{_SUFFIX}").unlink()
 
     def ids(self) -> Iterator[str]:
-        """The tasks that something is kept for."""
+        """Yield the ids of the tasks that have a render."""
         with contextlib.suppress(OSError):
             yield from (name.removesuffix(_SUFFIX) for name in os.listdir(self.path or "") if name.endswith(_SUFFIX))
 
     def remove_if_empty(self) -> None:
-        """Take the folder away when nothing is kept."""
+        """Delete the folder if it has no renders."""
         if self.path is not None:
             self._remove_abandoned("")
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
     def _remove_abandoned(self, task_id: str) -> None:
-        """Remove what writers of a task ("": of any) had begun when they were killed."""
+        """Delete temporary files of killed writers, of one task or, for "", of all."""
         import psutil
 
         assert self.path is not None
@@ -94,9 +97,9 @@ class Spool:
                 path.unlink(missing_ok=True)
 
 
-def _sum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Nothing is flushed to the disk, so after a power cut a file may be there with zeros in it."""
-    found = 0
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the CRC-32 of names and bytes. Files are not flushed, so after a power cut they may contain zeros."""
+    crc = 0
     for name in sorted(arrays):
-        found = zlib.crc32(arrays[name].tobytes(), zlib.crc32(name.encode(), found))
-    return f"{found:08x}"
+        crc = zlib.crc32(arrays[name].tobytes(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"

@@ -1,4 +1,4 @@
-"""Tasks that wait for a worker: those of the plan in its order, and those that came back."""
+"""A queue of tasks: those of the plan in its order, and those that are retried."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from .ledger import Ledger
 from .tasks import Task
 
 FIRST_CHOICE = 3.0
-"""Seconds in which a task that came back is left to the workers that suit it best."""
+"""Seconds for which a retried task is reserved for the workers that suit it best."""
 _REFILL = 1000
+"""Tasks that are read from the ledger at once."""
 
 
 @dataclass(eq=False)
 class QueuedTask:
-    """A task on its way.
+    """A task and the history of its attempts.
 
-    alone        nothing may run beside it: it was there when a process died
-    last_worker  who had it; `elsewhere`: another one suits it better than that
-    not_before   of the clock, when it may be tried again
-    tries        how often trouble met it that was not its own; `shortages`: of memory
+    Attributes:
+        attempts: How often its worker died.
+        alone: The worker must do nothing else meanwhile, because the task was in a process that died.
+        last_worker: Number of the worker that had it last.
+        elsewhere: Prefer a worker other than `last_worker`. False: prefer `last_worker`.
+        begun: Clock time at which its render was requested.
+        put_back: Clock time at which it was queued again.
+        not_before: Clock time before which it is not retried.
+        tries: Retries after temporary errors of a disk or network.
+        shortages: Retries after memory ran out.
+        is_finished: It is done, failed or quarantined.
+        deaths: One line per attempt.
     """
 
     task: Task
@@ -38,49 +47,49 @@ class QueuedTask:
     deaths: list[str] = field(default_factory=list)
 
 
-class Waiting:
-    """Hands out each task of the plan once, and those that were put back again."""
+class TaskQueue:
+    """Returns each task of the plan once, and again each task that is put back."""
 
     def __init__(self, ledger: Ledger):
         self._ledger = ledger
-        self._place = -1
-        self._next: deque[QueuedTask] = deque()
-        self._back: list[QueuedTask] = []
+        self._last_place = -1
+        self._planned: deque[QueuedTask] = deque()
+        self._retries: list[QueuedTask] = []
 
     @property
-    def has_returned(self) -> bool:
-        """Whether tasks that came back wait, be it for their time."""
-        return bool(self._back)
+    def has_retries(self) -> bool:
+        """True if tasks wait for a retry, due or not."""
+        return bool(self._retries)
 
-    def put_back(self, work: QueuedTask, elsewhere: bool) -> None:
-        """A task is to be tried again, rather on another worker than where it was, or rather there."""
-        work.elsewhere, work.put_back = elsewhere, time.monotonic()
-        self._back.append(work)
+    def put_back(self, queued: QueuedTask, elsewhere: bool) -> None:
+        """Queue a task for a retry, preferably on another worker, or else preferably on the same one."""
+        queued.elsewhere, queued.put_back = elsewhere, time.monotonic()
+        self._retries.append(queued)
 
     def take(self, worker: int, has_others: bool) -> QueuedTask | None:
-        """The next task for a worker: one that came back and is due, or the next of the plan."""
-        return self._take_back(worker, has_others) or (self._next.popleft() if self._refill() else None)
+        """Return the next task for a worker: a retry that is due, or else the next of the plan."""
+        return self._take_retry(worker, has_others) or (self._planned.popleft() if self._refill() else None)
 
     def take_ahead(self) -> QueuedTask | None:
-        """The next of the plan, to be read while another one is rendered; None when it must be alone."""
-        return self._next.popleft() if self._refill() and not self._next[0].alone else None
+        """Return the next task of the plan, to read its image during another render. None if it must be alone."""
+        return self._planned.popleft() if self._refill() and not self._planned[0].alone else None
 
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._back and not self._refill()
+        """Return True if no task is queued."""
+        return not self._retries and not self._refill()
 
-    def _take_back(self, worker: int, has_others: bool) -> QueuedTask | None:
+    def _take_retry(self, worker: int, has_others: bool) -> QueuedTask | None:
         now = time.monotonic()
-        for index, work in enumerate(self._back):
-            suits = (work.last_worker != worker) == work.elsewhere or now - work.put_back > FIRST_CHOICE
-            if work.not_before <= now and (suits or not has_others):
-                return self._back.pop(index)
+        for index, queued in enumerate(self._retries):
+            suits = (queued.last_worker != worker) == queued.elsewhere or now - queued.put_back > FIRST_CHOICE
+            if queued.not_before <= now and (suits or not has_others):
+                return self._retries.pop(index)
         return None
 
     def _refill(self) -> bool:
-        """Whether the plan has a next one."""
-        if not self._next:
-            for place, task, attempts in self._ledger.todo(self._place, _REFILL):
-                self._place = place
-                self._next.append(QueuedTask(task, attempts, alone=attempts > 0))
-        return bool(self._next)
+        """Read the next tasks of the plan when needed. Return False at its end."""
+        if not self._planned:
+            for place, task, attempts in self._ledger.todo(self._last_place, _REFILL):
+                self._last_place = place
+                self._planned.append(QueuedTask(task, attempts, alone=attempts > 0))
+        return bool(self._planned)

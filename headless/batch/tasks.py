@@ -1,4 +1,4 @@
-"""What one clip is made from, and the id and the seed that follow from it alone."""
+"""Tasks of a batch: the inputs of one video, and the id and the seed derived from them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_SEED = 2**53
-"""Derived seeds are below this: a page's JSON keeps such numbers exactly."""
+"""Derived seeds are below this, because JavaScript keeps integers only up to here."""
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One clip to make.
+    """One video to render.
 
-    id            64 hex digits; equal for equal clips, whoever makes them
-    image         its path below the folder of images, with forward slashes
-    image_sha256  of the file's bytes
-    values        "NODE.INPUT" -> value, by node id; the seed is in it, too, wherever the graph takes it
-    seed          None when the graph takes none
+    Attributes:
+        id: 64 hex digits, equal for equal inputs. See `task_id`.
+        image: Path below the folder of images, with forward slashes.
+        image_sha256: sha256 of the image file's bytes, in hex.
+        values: "NODE.INPUT" with the node's id -> value. Holds the seed, too, if the graph takes one.
+        seed: None if the graph takes no seed.
     """
 
     id: str
@@ -33,53 +34,52 @@ class Task:
     seed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `Task(**that)` is the task again."""
-        return {
-            "id": self.id,
-            "image": self.image,
-            "image_sha256": self.image_sha256,
-            "values": dict(self.values),
-            "seed": self.seed,
-        }
+        """Return the fields for JSON. `Task(**fields)` is the inverse."""
+        return dict(vars(self))
 
 
-def read_task(found: Any) -> Task:
-    """The task that a file tells of. Raises ValueError when it is none: its id is part of the names of files."""
-    task = Task(**found) if isinstance(found, dict) and found.keys() <= Task.__dataclass_fields__.keys() else None
-    if task is None or not _is_sound(task):
-        raise ValueError("it holds what is no task")
+def read_task(fields: Any) -> Task:
+    """Validate the fields of an untrusted file and return the task.
+
+    Raises:
+        ValueError: The fields are not a task's. The id is checked because it becomes part of file names.
+    """
+    if not isinstance(fields, dict) or not fields.keys() <= Task.__dataclass_fields__.keys():
+        raise ValueError("a task has other fields than expected")
+    task = Task(**fields)
+    texts = (task.id, task.image, task.image_sha256)
+    if not all(isinstance(text, str) for text in texts) or not _ID.fullmatch(task.id):
+        raise ValueError("id, image and image_sha256 of a task must be text, and the id 64 hex digits")
+    if not isinstance(task.values, dict) or not (task.seed is None or type(task.seed) is int):
+        raise ValueError("values of a task must be an object, and its seed an integer or null")
     return task
 
 
-def _is_sound(task: Task) -> bool:
-    texts = (task.id, task.image, task.image_sha256)
-    seed = task.seed is None or (isinstance(task.seed, int) and not isinstance(task.seed, bool))
-    texts_alone = all(isinstance(each, str) for each in texts) and isinstance(task.values, dict)
-    return seed and texts_alone and bool(_ID.fullmatch(task.id))
-
-
 def canonical(value: Any) -> str:
-    """The one JSON text of a value. Raises ValueError for NaN and infinities."""
+    """Return the canonical JSON text of a value. Raises ValueError for NaN and infinities."""
     return _CANONICAL.encode(value)
 
 
 def digest(value: Any) -> str:
-    """The sha256 of the canonical text, in hex."""
+    """Return the sha256 of the canonical JSON text, in hex."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def task_id(shared: str, image_sha256: str, values: Mapping[str, Any]) -> str:
-    """The id of the clip that these give.
+    """Return the id of a task.
 
-    shared  digest of what all rows have in common: graph, models, settings, version of the code
-    values  by "NODE.INPUT"; for one that names a model, its sha256
+    Args:
+        shared: Digest of what all rows have in common: graph, models, settings, version of the code.
+        image_sha256: sha256 of the image file's bytes, in hex.
+        values: "NODE.INPUT" -> value. A model counts by the sha256 of its content.
     """
     return digest([shared, image_sha256, values])
 
 
 def derived_seed(image_sha256: str, values: Mapping[str, Any]) -> int:
-    """The seed of a row that names none: from its image and its values but models, 0 <= seed < 2**53.
+    """Return the seed of a row without one, 0 <= seed < 2**53.
 
-    Neither its place in the manifest nor the model counts: two models can be compared on the same noise.
+    It depends on the image and on the values without models. The row's position and the model do not change it, so two
+    models can be compared on the same noise.
     """
     return int(digest(["seed", image_sha256, values])[:16], 16) % MAX_SEED

@@ -1,9 +1,8 @@
-"""A worker as a process of its own: reads a JSON list [call, arguments] a line, says that it begins, and answers a JSON
-value a line.
+"""Run a worker as a process: JSON requests [call, arguments] on stdin, one a line; JSON results on stdout.
 
-    python -m svd_stages.headless.batch.worker_main, with the setup as the first line
+    python -m svd_stages.headless.batch.worker_main, with the setup as the first line of stdin
 
-When the driver goes, so does this process: the end of its input ends it, in the middle of a render, too.
+The process ends when stdin is closed, also during a render. So workers end with their driver.
 """
 
 from __future__ import annotations
@@ -20,32 +19,31 @@ from typing import IO, Any
 from .worker import Setup, Worker
 
 BEGUN = "begun\n"
-"""A line that is no answer: what was asked is begun."""
+"""This line is not a result: the worker starts the request."""
 
 
 def main() -> None:
-    """Serve until the input ends."""
-    for name in ("SIGINT", "SIGHUP"):  # of the terminal, to the driver
+    """Serve requests until stdin is closed."""
+    for name in ("SIGINT", "SIGHUP"):  # the terminal sends these to the driver's whole group; the driver handles them
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what is printed is no answer
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries that print to stdout must not corrupt the results
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     worker = Worker(Setup(**json.loads(sys.stdin.readline())))
-    asked: queue.Queue[tuple[str, list[Any]]] = queue.Queue()
-    threading.Thread(target=_listen, args=(sys.stdin, asked), daemon=True).start()
+    requests: queue.Queue[tuple[str, list[Any]]] = queue.Queue()
+    threading.Thread(target=_read_requests, args=(sys.stdin, requests), daemon=True).start()
     while True:
-        call, arguments = asked.get()
-        answers.write(BEGUN)
-        answers.flush()
-        answers.write(json.dumps(getattr(worker, call)(*arguments)) + "\n")
-        answers.flush()
+        call, arguments = requests.get()
+        results.write(BEGUN)
+        results.flush()
+        results.write(json.dumps(getattr(worker, call)(*arguments)) + "\n")
+        results.flush()
 
 
-def _listen(stream: IO[str], asked: queue.Queue[tuple[str, list[Any]]]) -> None:
+def _read_requests(stream: IO[str], requests: queue.Queue[tuple[str, list[Any]]]) -> None:
     for line in stream:
-        call, arguments = json.loads(line)
-        asked.put((call, arguments))
+        requests.put(json.loads(line))
     os._exit(0)
 
 

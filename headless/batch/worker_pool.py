@@ -1,4 +1,4 @@
-"""What a driver asks of the processes that work for it, however they are started."""
+"""The interface of worker pools: plain processes (`process_pool`) and Ray actors (`ray_pool`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Answer:
-    """A worker's answer to what it was asked: `value`, or how its process `died` before it answered.
+    """A worker's answer to a request.
 
-    Neither: its process had died before, and what was asked was never begun.
+    Attributes:
+        worker: Its number.
+        value: The result. None if the process died.
+        died: How the process died while it worked on the request. None, with `value` None, means: it had died before
+            and did not start the request.
 
-    A process that died is started again by the pool, and must be asked for `hello` first.
+    The pool restarts a process that died. The new process must get a `hello` first.
     """
 
     worker: int
@@ -22,31 +26,24 @@ class Answer:
 
 
 class Pool(Protocol):
-    """A number of workers, by number from 0. Each is asked one thing at a time."""
+    """Workers, numbered from 0. Each gets one request at a time."""
 
     @property
     def name(self) -> str:
-        """What it is, for people: "2 processes", "4 workers on Ray"."""
-        ...
+        """A description for people: "2 processes", "4 workers on Ray"."""
 
     @property
     def workers(self) -> Sequence[int]:
-        """Their numbers."""
-        ...
+        """The workers' numbers."""
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
-        """Have a worker call one of its methods (see `worker.QueuedTasker`) with what JSON can hold. Does not wait."""
-        ...
+        """Send a method call (see `worker.Worker`) with JSON arguments to a worker. Does not wait."""
 
     def answers(self, timeout: float) -> list[Answer]:
-        """What has been answered, at the latest after `timeout` seconds."""
-        ...
+        """Return the answers that arrived, after at most `timeout` seconds."""
 
     def end(self, worker: int) -> None:
-        """End the process of a worker that has been asked something. Its answer is that it died, whatever it was about
-        to say."""
-        ...
+        """Kill the process of a worker that has a request. Its answer is that it died, even if it had just replied."""
 
     def close(self) -> None:
-        """End all processes."""
-        ...
+        """Kill all processes."""

@@ -1,4 +1,4 @@
-"""`svd-stages batch`: its arguments, and what it says."""
+"""The command `svd-stages batch`: arguments and output."""
 
 from __future__ import annotations
 
@@ -20,27 +20,31 @@ from ..batch.manifest import parse_seeds
 from ..batch.report import Status, counted, damaged
 from .console import Console
 
-WeightContext = Callable[[argparse.Namespace, Console], headless.RunConfig]
+MakeRunConfig = Callable[[argparse.Namespace, Console], headless.RunConfig]
 AddBackground = Callable[[argparse.ArgumentParser, str], None]
 AddCommand = Callable[..., argparse.ArgumentParser]
 
 
-def add_batch(commands: Any, add_command: AddCommand, runtime: WeightContext, add_background: AddBackground) -> None:
+def add_batch(
+    commands: Any, add_command: AddCommand, make_run_config: MakeRunConfig, add_background: AddBackground
+) -> None:
     """Add `batch` with its own commands.
 
-    add_command  adds one with the options that all commands have: (commands, name, command, help)
-    here         makes the surroundings of the common options
-    add_background  adds the option that says what transparent parts are put on: (parser, its default in words)
+    Args:
+        commands: The subparsers of `svd-stages`.
+        add_command: Adds a command with the options that all commands have: (commands, name, run, help).
+        make_run_config: Converts the common options.
+        add_background: Adds the option for the background of transparent parts: (parser, its default in words).
     """
     text = "many images to videos, on many processes or machines; stopped or killed, the same command goes on"
     parser = commands.add_parser("batch", help=text, description=text[0].upper() + text[1:] + ".")
     parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def run(arguments: argparse.Namespace, console: Console) -> None:
-        _run(arguments, runtime(arguments, console), console)
+        _run(arguments, make_run_config(arguments, console), console)
 
     def plan(arguments: argparse.Namespace, console: Console) -> None:
-        _plan(arguments, runtime(arguments, console), console)
+        _plan(arguments, make_run_config(arguments, console), console)
 
     run_parser = add_command(parts, "run", run, "make the video of each row that has none yet")
     _add_source(run_parser)
@@ -145,17 +149,17 @@ def _run(arguments: argparse.Namespace, run_config: headless.RunConfig, console:
     shard = parse_shard(arguments.shard) if arguments.shard else None
     workers = headless.Workers(arguments.workers, arguments.ray, shard, arguments.threads)
     options = Options(deadline=arguments.deadline, limit=arguments.limit)
-    shown = _Shown(console)
+    reporter = _Reporter(console)
     began = time.monotonic()
-    status = headless.run_batch(_ask(arguments), run_config, workers, options, shown.watch, shown.begin)
+    status = headless.run_batch(_request(arguments), run_config, workers, options, reporter.watch, reporter.begin)
     seconds = time.monotonic() - began
     summary = {
         **status.as_dict(),
-        "rendered": shown.rendered,
+        "rendered": reporter.rendered,
         "seconds": round(seconds, 1),
         "run": arguments.run_folder,
     }
-    lines = [status.describe(), f"{shown.rendered} made in {seconds:.1f} s"]
+    lines = [status.describe(), f"{reporter.rendered} rendered in {seconds:.1f} s"]
     sheet = arguments.run_folder / "contact_sheet.jpg"
     if shard is None and sheet.is_file():
         lines.append(f"some of them: {sheet}")
@@ -166,58 +170,60 @@ def _run(arguments: argparse.Namespace, run_config: headless.RunConfig, console:
 
 
 def _plan(arguments: argparse.Namespace, run_config: headless.RunConfig, console: Console) -> None:
-    ask = _ask(arguments)
-    if ask.source is None:
-        raise BatchError("batch plan needs a manifest or a folder of pictures.", code="batch.no_source")
-    status = headless.plan_batch(ask, run_config)
+    request = _request(arguments)
+    if request.source is None:
+        raise BatchError("batch plan needs a manifest or a folder of images.", code="batch.no_source")
+    status = headless.plan_batch(request, run_config)
     if arguments.measure and status.seconds is None and status.left:
-        again = headless.BatchRequest(arguments.run_folder, ledger=arguments.ledger)
+        planned = headless.BatchRequest(arguments.run_folder, ledger=arguments.ledger)
         workers, options = headless.Workers(count=1), Options(limit=1, failures=1)
-        status = headless.run_batch(again, run_config, workers, options, _Shown(console).watch)
+        status = headless.run_batch(planned, run_config, workers, options, _Reporter(console).watch)
         if status.seconds is None:
             reason = next((f"{each.code}: {each.example}" for each in status.reasons if each.state != "row"), "no row")
-            told = f"the first video could not be made, so nothing was measured: {reason}"
-            raise BatchError(told, code="batch.rows_failed", exit_status=4)
+            message = f"the first video failed, so nothing was measured: {reason}"
+            raise BatchError(message, code="batch.rows_failed", exit_status=4)
     console.result(status.describe(arguments.workers), **status.as_dict(), run=arguments.run_folder)
 
 
 def _status(arguments: argparse.Namespace, console: Console) -> None:
     status = headless.batch_status(arguments.run_folder)
     drivers = active_drivers(arguments.run_folder)
-    text, found = [status.describe(), *(f"at work: {driver}" for driver in drivers)], []
+    lines, faults = [status.describe(), *(f"running: {driver}" for driver in drivers)], []
     if arguments.verify:
         console.report("verifying", 0, status.counts["done"], "clip")
 
         def advance(count: int) -> None:
             console.report("verifying", count, status.counts["done"], "clip")
 
-        found = [{"task": task, "fault": fault} for task, fault in damaged(RunFolder(arguments.run_folder), advance)]
-        text += [f"damaged: {each['task']}: {each['fault']}" for each in found]
-        if not found and status.counts["done"]:
-            text.append("every video is what was written")
-    values = {**status.as_dict(), "drivers": drivers, "damaged": found}
-    console.result("\n".join(text), **values, run=arguments.run_folder)
-    if found:
-        told = f"{counted(len(found), 'video')} damaged; delete them and their records, and run again"
-        raise BatchError(told, code="batch.damaged", exit_status=4)
+        faults = [{"task": task, "fault": fault} for task, fault in damaged(RunFolder(arguments.run_folder), advance)]
+        lines += [f"damaged: {each['task']}: {each['fault']}" for each in faults]
+        if not faults and status.counts["done"]:
+            lines.append("all videos are unchanged")
+    values = {**status.as_dict(), "drivers": drivers, "damaged": faults}
+    console.result("\n".join(lines), **values, run=arguments.run_folder)
+    if faults:
+        message = f"{counted(len(faults), 'video')} damaged. Delete them and their records, and run again."
+        raise BatchError(message, code="batch.damaged", exit_status=4)
 
 
 def _retry(arguments: argparse.Namespace, console: Console) -> None:
     count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",), arguments.ledger)
-    text = f"{counted(count, 'clip')} to make again: svd-stages batch run --run {arguments.run_folder}"
+    text = f"{counted(count, 'video')} to render again: svd-stages batch run --run {arguments.run_folder}"
     if not count:
-        text = "no clip has failed with such a code; `batch status` tells the codes. Rows that cannot be taken have no "
-        text += "clip: mend the manifest or the images, and give it again"
+        text = (
+            "no video has failed with such a code. `batch status` lists the codes. Faulty rows have no video: correct "
+            "the manifest or the images, and give it again"
+        )
     console.result(text, retried=count, run=arguments.run_folder)
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
-    found = export(RunFolder(arguments.run_folder), arguments.target, arguments.names, arguments.copy)
-    text = f"{found.made} new names in {arguments.target}, {found.kept} were there; clips.csv says which row is which"
-    console.result(text, made=found.made, kept=found.kept, target=arguments.target)
+    exported = export(RunFolder(arguments.run_folder), arguments.target, arguments.names, arguments.copy)
+    text = f"{exported.made} new names in {arguments.target}, {exported.kept} existed; clips.csv lists the row of each"
+    console.result(text, made=exported.made, kept=exported.kept, target=arguments.target)
 
 
-def _ask(arguments: argparse.Namespace) -> headless.BatchRequest:
+def _request(arguments: argparse.Namespace) -> headless.BatchRequest:
     return headless.BatchRequest(
         run=arguments.run_folder,
         source=arguments.source,
@@ -230,30 +236,30 @@ def _ask(arguments: argparse.Namespace) -> headless.BatchRequest:
     )
 
 
-class _Shown:
-    """A driver's progress on the console."""
+class _Reporter:
+    """Reports a driver's progress on the console."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._begun = False
+        self._has_bar = False
         self.rendered = 0
 
     def begin(self, pool: str, status: Status) -> None:
-        """What works on how much."""
-        text = f"{status.left} of {status.tasks} videos to make, {pool}"
+        """Report the workers and the number of videos."""
+        text = f"{status.left} of {status.tasks} videos to render, {pool}"
         self._console.told("batch", text, workers=pool, **status.as_dict())
 
     def watch(self, progress: Progress, outcome: dict[str, Any] | None) -> None:
-        """A `driver.Watch`."""
-        if not self._begun:
-            self._begun = True
+        """Report a finished task. A `driver.Watch`."""
+        if not self._has_bar:
+            self._has_bar = True
             self._console.report("rendering", 0, progress.total - progress.before, "clip")
         if outcome is None:
             return
         self.rendered += outcome["made"]
-        left = progress.seconds_left
-        about = {"rate": round(progress.rate, 4), "seconds_left": None if left is None else round(left)}
-        self._console.event("clip", **outcome, **about)
+        seconds = progress.seconds_left
+        times = {"rate": round(progress.rate, 4), "seconds_left": None if seconds is None else round(seconds)}
+        self._console.event("clip", **outcome, **times)
         self._console.report("rendering", progress.finished, progress.total - progress.before, "clip")
 
 
@@ -262,9 +268,8 @@ def _raise_if_failed(status: Status, run: Path) -> None:
     if failed:
         raise BatchError(
             f"not all rows have a video: {status.counts['failed']} failed, {status.counts['quarantined']} quarantined, "
-            f"{status.bad} that cannot be taken. `svd-stages batch status --run {run}` says why. `batch retry --code "
-            "CODE` has those tried again that failed; for the others, mend the manifest or the images and give it "
-            "again.",
+            f"{status.bad} with errors. `svd-stages batch status --run {run}` lists the reasons. Retry failed ones "
+            "with `batch retry --code CODE`. For the others, correct the manifest or the images and give it again.",
             code="batch.rows_failed",
             exit_status=4,
         )
@@ -272,7 +277,7 @@ def _raise_if_failed(status: Status, run: Path) -> None:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f'a whole number from 1 is needed, and not "{text}"')
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got "{text}"')
     return int(text)
 
 
@@ -282,5 +287,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f'seconds are a number above 0, and not "{text}"')
+        raise argparse.ArgumentTypeError(f'seconds must be a number above 0, got "{text}"')
     return value

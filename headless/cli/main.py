@@ -21,19 +21,28 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ... import headless
 from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED, EMBEDDED_FILE
 from ...svd_core.errors import GraphError, Interrupted, NodeError, SettingError, SVDStagesError
 from ...svd_core.media.alpha_compositing import Background, read_background
-from ...svd_core.models.options import CHOICES
+from ...svd_core.pipeline import OF_CHECKPOINT, VideoSettings
 from ...svd_core.utils.redaction import redacted_text
+from ..engines.choose import choose_engine
+from ..engines.embedded.engine import EmbeddedEngine
+from ..engines.events import EventTranslator
+from ..engines.graph_errors import check_described
+from ..engines.graph_loading import check_allowed_nodes, read_source
+from ..engines.graphs import EMBEDDED_NODES, Graph, GraphEngine, check_place, describe_file, open_graph, write_text
+from ..engines.manifest import make_manifest
+from ..engines.preflight import find_missing
+from ..engines.run_config import RunConfig, default_models_roots
 from ..graph import NodeTable, described_nodes, read_graph
+from .animate import animate_file
 from .batch import add_batch
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 
@@ -137,35 +146,24 @@ def _add_animate(commands: Any) -> None:
         metavar="OUT.mp4",
         help="default: the picture's name, in this folder, numbered when it is taken",
     )
-    parser.add_argument("--model", default=EMBEDDED, metavar="NAME", help=f"a checkpoint's name (default: {EMBEDDED})")
-    of_model = "default: what the checkpoint is for"
-    parser.add_argument("--width", type=int, help=f"multiple of 64; {of_model}")
-    parser.add_argument("--height", type=int, help=f"multiple of 64; {of_model}")
-    parser.add_argument(
-        "--fit", default="stretch", choices=("stretch", "crop", "pad"), help="how the picture fits the size"
-    )
+    for setting in fields(VideoSettings):
+        _add_setting(parser, setting)
     _add_background(parser, "grey 0.5")
-    parser.add_argument("--frames", type=int, metavar="N", help=of_model)
-    parser.add_argument("--steps", type=int, default=25, metavar="N", help="sampling steps (default: 25)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another video (default: 0)")
-    parser.add_argument("--fps", type=int, default=7, metavar="N", help="of the motion and of the file (default: 7)")
-    parser.add_argument("--motion-bucket-id", type=int, default=127, metavar="N", help="how much motion (default: 127)")
-    parser.add_argument(
-        "--noise-aug-strength", type=float, default=0.02, metavar="X",
-        help="noise on the picture: more motion, less likeness (default: 0.02)",
-    )  # fmt: skip
-    parser.add_argument("--min-guidance", type=float, metavar="X", help=f"on the first frame; {of_model}")
-    parser.add_argument("--max-guidance", type=float, metavar="X", help=f"on the last frame; {of_model}")
-    parser.add_argument(
-        "--decode-mode", choices=("exact", "windowed"),
-        help="as one clip, or in windows (default: exact)",
-    )  # fmt: skip
-    parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames a window keeps (default: 8)")
-    parser.add_argument(
-        "--compile", choices=CHOICES["compile"], default="off",
-        help="torch.compile on the network: its repeated pieces, or a whole step (default: off)",
-    )  # fmt: skip
     _add_on_oom(parser)
+
+
+def _add_setting(parser: argparse.ArgumentParser, setting: Field) -> None:
+    """Add the option of a field of VideoSettings."""
+    about = setting.metadata
+    flag = about.get("flag", "--" + setting.name.replace("_", "-"))
+    if flag is None:
+        return
+    default = OF_CHECKPOINT if setting.default is None else f"default: {setting.default}"
+    form = {"choices": about["choices"]} if "choices" in about else {"type": about["kind"]}
+    parser.add_argument(
+        flag, dest=setting.name, default=setting.default, metavar=about.get("metavar"),
+        help=f"{about['description']} ({default})", **form,
+    )  # fmt: skip
 
 
 def _add_on_oom(parser: argparse.ArgumentParser) -> None:
@@ -297,25 +295,12 @@ def _add_bench(commands: Any) -> None:
 def animate(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages animate`."""
     began = time.monotonic()
-    animation = headless.VideoSettings(
-        model=arguments.model,
-        width=arguments.width,
-        height=arguments.height,
-        fit=arguments.fit,
-        num_frames=arguments.frames,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        fps=arguments.fps,
-        motion_bucket_id=arguments.motion_bucket_id,
-        noise_aug_strength=arguments.noise_aug_strength,
-        min_guidance=arguments.min_guidance,
-        max_guidance=arguments.max_guidance,
-        decode_mode=arguments.decode_mode,
-        decode_chunk=arguments.decode_chunk,
-        compile=arguments.compile,
+    options = vars(arguments)
+    settings = VideoSettings(
+        **{each.name: options[each.name] for each in fields(VideoSettings) if each.name in options}
     )
     output = arguments.output or _free_name(arguments.image.stem)
-    report = headless.animate_file(arguments.image, output, animation, _run_config(arguments, console))
+    report = animate_file(arguments.image, output, settings, _run_config(arguments, console))
     _say_files(report.files, time.monotonic() - began, console)
 
 
@@ -325,14 +310,14 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     run_config = _run_config(arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir)
     source = _read_allowed(arguments)
     if arguments.manifest is not None:
-        headless.check_place(arguments.manifest)
+        check_place(arguments.manifest)
     engine = _engine(arguments, run_config)
     graph = _open_allowed(source, arguments, engine.table)
-    report = engine.run(graph, headless.EventTranslator(graph.prompt, engine.table, console))
+    report = engine.run(graph, EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
     if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
-        manifest = headless.make_manifest(graph, report, run_config, engine, seconds)
-        headless.write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
+        manifest = make_manifest(graph, report, run_config, engine, seconds)
+        write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
     _say_files(report.files, seconds, console)
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
@@ -344,13 +329,13 @@ def validate(arguments: argparse.Namespace, console: Console) -> None:
     run_config = _run_config(arguments, console, input_folder=arguments.input_dir)
     engine = _engine(arguments, run_config)
     table = engine.table if arguments.object_info is None else _table(arguments)
-    for missing in headless.find_missing(source, engine, run_config, arguments.settings, table):
+    for missing in find_missing(source, engine, run_config, arguments.settings, table):
         console.told("missing", missing.describe(), **asdict(missing))
     graph = _open_allowed(source, arguments, table)
     if arguments.object_info is None:
         checked = engine.check(graph)
     else:
-        checked = headless.check_described(graph.prompt, table, "the ComfyUI that has them")
+        checked = check_described(graph.prompt, table, "the ComfyUI that has them")
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
     text = f"{arguments.graph}: {len(graph.prompt)} nodes, nothing wrong; it ends in {', '.join(checked.outputs)}"
@@ -359,14 +344,14 @@ def validate(arguments: argparse.Namespace, console: Console) -> None:
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages convert`."""
-    graph = headless.open_graph(arguments.graph, table=_table(arguments))
-    headless.write_text(arguments.output, json.dumps(graph.prompt, indent=2) + "\n")
+    graph = open_graph(arguments.graph, table=_table(arguments))
+    write_text(arguments.output, json.dumps(graph.prompt, indent=2) + "\n")
     console.result(f"wrote {arguments.output}: {len(graph.prompt)} nodes", output=arguments.output)
 
 
 def nodes(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages nodes`."""
-    info = headless.EmbeddedEngine(_run_config(arguments, console)).object_info()
+    info = EmbeddedEngine(_run_config(arguments, console)).object_info()
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
         return
@@ -383,7 +368,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
     if not arguments.verify:
         console.result(found.describe(), **found.as_dict())
         return
-    from ...svd_core.checkpoints.verify import verify
+    from ...svd_core.checkpoints.inspect import verify
 
     verified = verify(found.path, _run_config(arguments, console).runtime().progress)
     text = f"{found.describe()}\n  {verified.describe()}"
@@ -403,7 +388,7 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     """`svd-stages download`."""
     from ...svd_core.checkpoints.download import download as download_it
 
-    root = Path(arguments.models[0]) if arguments.models else headless.default_models_roots()[0]
+    root = Path(arguments.models[0]) if arguments.models else default_models_roots()[0]
     path = download_it(arguments.name, root, _run_config(arguments, console).runtime().progress)
     console.result(f"{path} is complete", output=path)
 
@@ -456,8 +441,8 @@ def _free_name(stem: str) -> Path:
     return next(free_names(first, 2)) if first.exists() else first
 
 
-def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> headless.RunConfig:
-    return headless.RunConfig(
+def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> RunConfig:
+    return RunConfig(
         models=arguments.models,
         device=arguments.device,
         precision=arguments.precision,
@@ -472,34 +457,34 @@ def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path
 
 def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The graph as it was saved, if it names no class but those that are allowed."""
-    source = headless.read_source(arguments.graph)
+    source = read_source(arguments.graph)
     if arguments.allowed:
-        headless.check_allowed_nodes(source, arguments.allowed)
+        check_allowed_nodes(source, arguments.allowed)
     return source
 
 
-def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: NodeTable) -> headless.Graph:
+def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: NodeTable) -> Graph:
     """The graph to run, converted and set; once more: does it name only classes that are allowed."""
-    graph = headless.open_graph(source, arguments.settings, table)
+    graph = open_graph(source, arguments.settings, table)
     if arguments.allowed:
-        headless.check_allowed_nodes(graph.prompt, arguments.allowed)
+        check_allowed_nodes(graph.prompt, arguments.allowed)
     return graph
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:
     """Our nodes and the compat nodes; with --object-info those that it describes, and ours where it has none."""
     if arguments.object_info is None:
-        return headless.EMBEDDED_NODES
+        return EMBEDDED_NODES
     described = described_nodes(read_graph(arguments.object_info, finite=False))
-    return described.with_others(headless.EMBEDDED_NODES)
+    return described.with_others(EMBEDDED_NODES)
 
 
-def _engine(arguments: argparse.Namespace, run_config: headless.RunConfig) -> headless.GraphEngine:
-    return headless.choose_engine(run_config, arguments.comfyui, arguments.custom_nodes, arguments.server)
+def _engine(arguments: argparse.Namespace, run_config: RunConfig) -> GraphEngine:
+    return choose_engine(run_config, arguments.comfyui, arguments.custom_nodes, arguments.server)
 
 
 def _say_files(files: list[Path], seconds: float, console: Console) -> None:
-    described = [headless.describe_file(path) for path in files]
+    described = [describe_file(path) for path in files]
     lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
     lines.append(f"{seconds:.1f} s in all")
     console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))

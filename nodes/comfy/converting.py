@@ -12,7 +12,7 @@ import torch
 
 from ...svd_core.checkpoints.convert import open_in_memory
 from ...svd_core.checkpoints.keymap import CONDITIONING_VAE_PREFIX, UNET_PREFIX
-from ...svd_core.checkpoints.single_file import refuse_what_is_lost, single_file_tensors
+from ...svd_core.checkpoints.single_file import check_clip_settings, single_file_tensors
 from ...svd_core.errors import SettingError
 from ...svd_core.models.components import Checkpoint
 from ...svd_core.models.options import DEFAULT
@@ -32,7 +32,7 @@ def own_parts(checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
     if checkpoint.model.options != DEFAULT:
         logger.warning("ComfyUI's samplers run the network in their own way: SVDModelOptions has no say there")
     opened = open_in_memory(checkpoint)
-    refuse_what_is_lost(opened)
+    check_clip_settings(opened)
     tensors = {
         name: tensor.read()
         for name, tensor in single_file_tensors(opened).items()

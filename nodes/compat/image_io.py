@@ -51,7 +51,7 @@ class LoadImage:
         As in core transparent pixels keep the file's color, unless the runtime has a background color.
         """
         loaded = load_image(folders.annotated_file(image), get_runtime().background)
-        forward_warnings(loaded.warnings)
+        forward_warnings(get_runtime(), loaded.warnings)
         return loaded.images, loaded.mask
 
 

@@ -54,7 +54,7 @@ def save_animation(
     output_path = _output_path("output", prefix, images)
     run_warnings: list[RunWarning] = []
     saved = save_numbered(output_path, extension, lambda file: run_warnings.extend(encode(file) or ()))
-    forward_warnings(run_warnings)
+    forward_warnings(get_runtime(), run_warnings)
     return {"ui": {"images": [_ui_entry(saved.filename, output_path, "output")], "animated": (animated,)}}
 
 

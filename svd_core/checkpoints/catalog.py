@@ -1,8 +1,4 @@
-"""The published SVD checkpoints that `svd-stages download` knows: where they are, and how to tell them from others.
-
-A sha256 of None is one that nobody has told this project. Sizes are in bytes; `about` is for progress where the exact
-size is not known.
-"""
+"""The published SVD checkpoints that `svd-stages download` can fetch, with sizes and sha256 where they are known."""
 
 from __future__ import annotations
 
@@ -11,17 +7,21 @@ from dataclasses import dataclass
 from ..errors import CheckpointError
 from .model_metadata import VideoDefaults
 
-HUB = "https://huggingface.co"
 COMMUNITY = "Stability AI Community License (commercial use has terms: stability.ai/license)"
-NON_COMMERCIAL = "Stable Video Diffusion 1.1 Non-Commercial Community License"
 
 
 @dataclass(frozen=True)
 class CatalogFile:
-    """One file of a checkpoint: its path in the repository, its size and sha256 when they are known."""
+    """One file of a checkpoint.
+
+    Attributes:
+        path: Path in the repository.
+        approx_bytes: For progress, where the exact size is unknown.
+        bytes, sha256: None if unknown.
+    """
 
     path: str
-    about: int
+    approx_bytes: int
     bytes: int | None = None
     sha256: str | None = None
 
@@ -30,33 +30,34 @@ class CatalogFile:
 class CatalogEntry:
     """One published checkpoint.
 
-    files     one .safetensors file, or the files of a diffusers folder
-    gated     whether its page asks for an account that has accepted the licence
-    defaults  what it was trained for
+    Attributes:
+        files: One .safetensors file, or the files of a diffusers folder.
+        defaults: The video settings it was trained for.
+        gated: True if its page requires an account that has accepted the licence.
     """
 
     name: str
     hub_id: str
     files: tuple[CatalogFile, ...]
-    gated: bool
-    licence: str
     defaults: VideoDefaults
+    licence: str = COMMUNITY
+    gated: bool = False
 
     @property
     def page(self) -> str:
-        """The page of the checkpoint, with its licence."""
-        return f"{HUB}/{self.hub_id}"
+        """URL of the checkpoint's page, with its licence."""
+        return f"https://huggingface.co/{self.hub_id}"
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a diffusers folder."""
+        """True for a diffusers folder."""
         return len(self.files) > 1
 
 
 SVD = VideoDefaults(num_frames=14, min_guidance=1.0, max_guidance=2.5)
 SVD_XT = VideoDefaults(num_frames=25, min_guidance=1.5, max_guidance=3.0)
 CONFIGS = tuple(
-    CatalogFile(path, about=1_000)
+    CatalogFile(path, approx_bytes=1_000)
     for path in (
         "model_index.json",
         "feature_extractor/preprocessor_config.json",
@@ -67,17 +68,20 @@ CONFIGS = tuple(
     )
 )
 CLIP_AND_VAE_FP16 = (
-    CatalogFile("image_encoder/model.fp16.safetensors", about=1_264_000_000),
-    CatalogFile("vae/diffusion_pytorch_model.fp16.safetensors", about=196_000_000),
+    CatalogFile("image_encoder/model.fp16.safetensors", approx_bytes=1_264_000_000),
+    CatalogFile("vae/diffusion_pytorch_model.fp16.safetensors", approx_bytes=196_000_000),
 )
+
+
+def _fp16_folder(name: str, hub_id: str, unet: CatalogFile, defaults: VideoDefaults) -> CatalogEntry:
+    return CatalogEntry(name, hub_id, (*CONFIGS, *CLIP_AND_VAE_FP16, unet), defaults)
+
 
 CATALOG = (
     CatalogEntry(
         name="svd",
         hub_id="stabilityai/stable-video-diffusion-img2vid",
-        files=(CatalogFile("svd.safetensors", about=9_560_000_000),),
-        gated=False,
-        licence=COMMUNITY,
+        files=(CatalogFile("svd.safetensors", approx_bytes=9_560_000_000),),
         defaults=SVD,
     ),
     CatalogEntry(
@@ -86,13 +90,11 @@ CATALOG = (
         files=(
             CatalogFile(
                 "svd_xt.safetensors",
-                about=9_559_625_980,
+                approx_bytes=9_559_625_980,
                 bytes=9_559_625_980,
                 sha256="b2652c23d64a1da5f14d55011b9b6dce55f2e72e395719f1cd1f8a079b00a451",
             ),
         ),
-        gated=False,
-        licence=COMMUNITY,
         defaults=SVD_XT,
     ),
     CatalogEntry(
@@ -101,58 +103,45 @@ CATALOG = (
         files=(
             CatalogFile(
                 "svd_xt_1_1.safetensors",
-                about=4_780_000_000,
+                approx_bytes=4_780_000_000,
                 sha256="69ccfea1bb45dd63b3ba8b6cfe8b0d45d780995dfdde590aeaa97cc567018d33",
             ),
         ),
         gated=True,
-        licence=NON_COMMERCIAL,
+        licence="Stable Video Diffusion 1.1 Non-Commercial Community License",
         defaults=SVD_XT,
     ),
-    CatalogEntry(
+    _fp16_folder(
         name="svd-diffusers-fp16",
         hub_id="stabilityai/stable-video-diffusion-img2vid",
-        files=(
-            *CONFIGS,
-            *CLIP_AND_VAE_FP16,
-            CatalogFile(
-                "unet/diffusion_pytorch_model.fp16.safetensors",
-                about=3_050_000_000,
-                sha256="cb552818963e736506c6693ffc279d59df423d63aced38902ea4373ab1fd2932",
-            ),
+        unet=CatalogFile(
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            approx_bytes=3_050_000_000,
+            sha256="cb552818963e736506c6693ffc279d59df423d63aced38902ea4373ab1fd2932",
         ),
-        gated=False,
-        licence=COMMUNITY,
         defaults=SVD,
     ),
-    CatalogEntry(
+    _fp16_folder(
         name="svd-xt-diffusers-fp16",
         hub_id="stabilityai/stable-video-diffusion-img2vid-xt",
-        files=(
-            *CONFIGS,
-            *CLIP_AND_VAE_FP16,
-            CatalogFile(
-                "unet/diffusion_pytorch_model.fp16.safetensors",
-                about=3_049_435_868,
-                bytes=3_049_435_868,
-                sha256="9fbc02e90f37d422f5e3a4aeaee95f6629dc8c45ca211b951626e930daf2bddf",
-            ),
+        unet=CatalogFile(
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            approx_bytes=3_049_435_868,
+            bytes=3_049_435_868,
+            sha256="9fbc02e90f37d422f5e3a4aeaee95f6629dc8c45ca211b951626e930daf2bddf",
         ),
-        gated=False,
-        licence=COMMUNITY,
         defaults=SVD_XT,
     ),
 )
 
 
-def entry(name: str) -> CatalogEntry:
-    """The checkpoint called `name`. Raises CheckpointError, listing all, when there is none."""
-    for known in CATALOG:
-        if known.name == name:
-            return known
+def find_entry(name: str) -> CatalogEntry:
+    """Return the published checkpoint called `name`. Raises CheckpointError with all names if there is none."""
+    for entry in CATALOG:
+        if entry.name == name:
+            return entry
     raise CheckpointError(
-        f'there is no published checkpoint called "{name}" in the list; the known ones are '
-        f"{', '.join(known.name for known in CATALOG)}. Other checkpoints can be put into a models folder's "
-        "checkpoints/ by hand.",
+        f"the name of a published checkpoint must be one of {', '.join(entry.name for entry in CATALOG)}, got "
+        f'"{name}". Copy other checkpoints into a models folder\'s checkpoints/ yourself.',
         code="checkpoint.not_found",
     )

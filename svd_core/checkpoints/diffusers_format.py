@@ -1,7 +1,8 @@
-"""The diffusers folder layout: opened part by part, and written so that diffusers' own pipeline loads it."""
+"""Read and write diffusers' folder layout. diffusers' own pipeline loads what is written."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, printable
-from .lazy_tensors import open_tensors
-from .model_metadata import INDEX_KEY, ModelMetadata, facts_from_table
-from .reader import Component, OpenCheckpoint
+from .model_metadata import INDEX_KEY, ModelMetadata, metadata_from_dict
+from .reader import Component, OpenCheckpoint, open_tensors
 from .safe_json import parse_table
 from .safetensors_writer import write_safetensors
 from .stable_file import open_model_file
@@ -24,15 +24,10 @@ MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_VALUES = 50_000  # an index of shards has two for each tensor
 WEIGHTS = re.compile(r"(?P<stem>diffusion_pytorch_model|model)(?P<rest>[-.\w]*)\.safetensors")
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
-PREFERRED = {
-    "fp16": ("fp16", "", "fp32", "bf16"),
-    "bf16": ("bf16", "", "fp32", "fp16"),
-    "fp32": ("fp32", "", "bf16", "fp16"),
-}
-"""Precision wanted -> variants of a part's weights, the best first; "" is the one without a name."""
-
-OWN_FACTS = ("width", "height", "min_guidance", "max_guidance")
-"""The facts that diffusers' own config files have no place for."""
+UNSAVED_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type", "num_frames")
+"""Settings that a library writes about itself, and `num_frames`, which is written only if known."""
+OWN_METADATA = ("width", "height", "min_guidance", "max_guidance")
+"""Metadata that diffusers' config files have no field for."""
 SCHEDULER_CONFIG = {  # SVD scheduler/scheduler_config.json
     "_class_name": "EulerDiscreteScheduler",
     "beta_end": 0.012,
@@ -60,8 +55,8 @@ IMAGE_PROCESSOR_CONFIG = {  # SVD feature_extractor/preprocessor_config.json
 
 
 @dataclass(frozen=True)
-class Part:
-    """One module of the folder: its title in messages, its subfolder, its class, and the stem of its weights file."""
+class FolderComponent:
+    """One module of the folder: title in messages, subfolder, class, and stem of the weights file."""
 
     title: str
     folder: str
@@ -70,44 +65,44 @@ class Part:
     stem: str
 
 
-UNET = Part("UNet", "unet", "diffusers", "UNetSpatioTemporalConditionModel", "diffusion_pytorch_model")
-VAE = Part("VAE", "vae", "diffusers", "AutoencoderKLTemporalDecoder", "diffusion_pytorch_model")
-CLIP = Part("CLIP tower", "image_encoder", "transformers", "CLIPVisionModelWithProjection", "model")
-PARTS = (UNET, VAE, CLIP)
+UNET = FolderComponent("UNet", "unet", "diffusers", "UNetSpatioTemporalConditionModel", "diffusion_pytorch_model")
+VAE = FolderComponent("VAE", "vae", "diffusers", "AutoencoderKLTemporalDecoder", "diffusion_pytorch_model")
+CLIP = FolderComponent("CLIP tower", "image_encoder", "transformers", "CLIPVisionModelWithProjection", "model")
+COMPONENTS = (UNET, VAE, CLIP)
 
 
 @contextmanager
 def open_folder(path: Path, precision: str) -> Iterator[OpenCheckpoint]:
-    """The diffusers folder at `path`, to be read inside the `with`.
+    """Open the diffusers folder at `path` for reading inside the `with`.
 
-    `precision` (fp16, bf16 or fp32) decides which variant of the weights is taken where there are several. Files of the
-    folder may be links that lead out of it, as those of the hub's cache all are; no text in it names a file. Raises
-    CheckpointError when the folder is another pipeline's, or lacks a part.
+    `precision` (fp16, bf16 or fp32) selects among several variants of the weights. Files may be links out of the
+    folder, as in the hub's cache. File names in the folder's JSON are not followed.
+
+    Raises:
+        CheckpointError: The folder is for another pipeline, or lacks a component.
     """
-    index = read_index(path)
-    configs = {part: read_config(path / part.folder / "config.json") for part in PARTS}
-    facts = read_facts(path, index, unet=configs[UNET], vae=configs[VAE])
-    with ExitStack() as opened:
-        parts = {
-            part: opened.enter_context(open_tensors(choose_weights(path / part.folder, part, precision)))
-            for part in PARTS
+    metadata = read_folder_metadata(path)
+    configs = {part: read_config(path / part.folder / "config.json") for part in COMPONENTS}
+    with ExitStack() as stack:
+        files = {
+            part: stack.enter_context(open_tensors(choose_weights(path / part.folder, part, precision)))
+            for part in COMPONENTS
         }
-        unet, vae, clip = (Component(part.title, configs[part], parts[part].tensors, _shown(part)) for part in PARTS)
+        unet, vae, clip = (
+            Component(part.title, configs[part], files[part].tensors, functools.partial("{}/{}".format, part.folder))
+            for part in COMPONENTS
+        )
 
         def check_unchanged() -> None:
-            for files in parts.values():
-                files.check_unchanged()
+            for opened in files.values():
+                opened.check_unchanged()
 
-        yield OpenCheckpoint(printable(path.name), facts, unet, vae, clip, check_unchanged=check_unchanged)
-        check_unchanged()  # all of them, while all are open
-
-
-def _shown(part: Part):
-    return lambda name: f"{part.folder}/{name}"
+        yield OpenCheckpoint(printable(path.name), metadata, unet, vae, clip, check_unchanged=check_unchanged)
+        check_unchanged()  # while all are open
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The folder's model_index.json. Raises CheckpointError unless it is that of a StableVideoDiffusionPipeline."""
+    """Read the folder's model_index.json. Raises CheckpointError unless it is a StableVideoDiffusionPipeline's."""
     index = read_config(path / INDEX)
     pipeline = index.get("_class_name")
     if pipeline != PIPELINE:
@@ -116,19 +111,19 @@ def read_index(path: Path) -> dict[str, Any]:
             f"Choose a folder whose {INDEX} names {PIPELINE}.",
             code="checkpoint.family",
         )
-    for part in PARTS:
-        named = index.get(part.folder)
-        if not isinstance(named, list) or len(named) != 2 or named[1] != part.class_name:
+    for part in COMPONENTS:
+        entry = index.get(part.folder)
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] != part.class_name:
             raise CheckpointError(
-                f'the {part.title} of the folder "{printable(path.name)}" must be a {part.class_name}, and its '
-                f"{INDEX} says {ascii(named)[:100]}. Choose the folder of a published SVD.",
+                f'the {part.title} in {INDEX} of the folder "{printable(path.name)}" must be a {part.class_name}, got '
+                f"{ascii(entry)[:100]}. Choose the folder of a published SVD.",
                 code="checkpoint.family",
             )
     return index
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON table at `path`. Raises CheckpointError when it is missing, too large or damaged."""
+    """Read the JSON object at `path`. Raises CheckpointError if it is missing, too large or damaged."""
     if not path.exists():
         raise CheckpointError(
             f'the folder "{printable(path.parent)}" needs a file {path.name}, and there is none. Download '
@@ -146,15 +141,19 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dict[str, Any]) -> ModelMetadata:
-    """The facts of a folder from its config files, with those under `_svd_stages` in its index over them.
+def read_folder_metadata(path: Path) -> ModelMetadata:
+    """Read the metadata of a folder from its config files, overridden by `_svd_stages` in its index.
 
-    A unet/config.json without `num_frames` does not say for how many frames the model was trained; diffusers then
-    takes 25.
+    Without `num_frames` in unet/config.json, the frames are unknown; diffusers itself then uses 25.
+
+    Raises:
+        CheckpointError: The folder is for another pipeline, or a config file is missing, damaged or out of range.
     """
+    index = read_index(path)
+    unet, vae = (read_config(path / part.folder / "config.json") for part in (UNET, VAE))
     scheduler = read_config(path / "scheduler" / "scheduler_config.json")
     processor = read_config(path / "feature_extractor" / "preprocessor_config.json")
-    table = {
+    values = {
         "num_frames": unet.get("num_frames"),
         "scaling_factor": vae.get("scaling_factor"),
         "force_upcast": vae.get("force_upcast"),
@@ -163,39 +162,41 @@ def read_facts(path: Path, index: dict[str, Any], unet: dict[str, Any], vae: dic
         "image_mean": processor.get("image_mean"),
         "image_std": processor.get("image_std"),
     }
-    own = index.get(INDEX_KEY, {})
-    if not isinstance(own, dict):
-        own = {}
-    return facts_from_table(f'the folder "{printable(path.name)}"', {**table, **own})
+    own = index.get(INDEX_KEY)
+    return metadata_from_dict(
+        f'the folder "{printable(path.name)}"', {**values, **(own if isinstance(own, dict) else {})}
+    )
 
 
-def variants(folder: Path, part: Part) -> dict[str, list[Path]]:
-    """The sets of safetensors weights in `folder`: variant name ("" for none) -> its files in order.
+def variants(folder: Path, part: FolderComponent) -> dict[str, list[Path]]:
+    """Find the complete sets of safetensors weights in `folder`: variant name ("" for none) -> its files in order.
 
-    A set is one file, or the shards of one. Of several complete sets of a variant, the one that an index file lists is
-    taken, as diffusers does, and without an index the one with the fewest files. Raises CheckpointError when there are
-    shards but no complete set.
+    A set is one file, or all its shards. Of several complete sets of one variant, the one in an index file is taken, as
+    diffusers does, and without an index the one with the fewest files.
+
+    Raises:
+        CheckpointError: There are shards, but no complete set.
     """
-    listed = _listed_files(folder)
-    load_deferred: dict[str, list[Path]] = {}
-    sets = _sets(folder, part)
+    indexed = _indexed_files(folder)
+    complete: dict[str, list[Path]] = {}
+    sets = _weight_sets(folder, part)
     for (variant, count), files in sorted(sets.items()):
-        row = [files[number] for number in sorted(files)]
-        if len(row) == count and (variant not in load_deferred or listed.issuperset(file.name for file in row)):
-            load_deferred[variant] = row
-    if sets and not load_deferred:
+        ordered = [files[number] for number in sorted(files)]
+        if len(ordered) == count and (variant not in complete or indexed.issuperset(file.name for file in ordered)):
+            complete[variant] = ordered
+    if sets and not complete:
         (_, count), files = next(iter(sorted(sets.items())))
-        lacking = next(number for number in range(1, count + 1) if number not in files)
+        missing = next(number for number in range(1, count + 1) if number not in files)
         raise CheckpointError(
-            f'the {part.title} in "{printable(folder)}" is not complete: of {count} files, number {lacking} is '
+            f'the {part.title} in "{printable(folder)}" is not complete: of {count} files, number {missing} is '
             "missing. Download the folder again.",
             code="checkpoint.missing_parts",
         )
-    return load_deferred
+    return complete
 
 
-def _listed_files(folder: Path) -> set[str]:
-    """The names of the files that the index files of `folder` list."""
+def _indexed_files(folder: Path) -> set[str]:
+    """Return the file names in the index files of `folder`."""
     names: set[str] = set()
     for index in sorted(folder.glob("*.safetensors.index*.json")):
         weights = read_config(index).get("weight_map")
@@ -204,8 +205,8 @@ def _listed_files(folder: Path) -> set[str]:
     return names
 
 
-def _sets(folder: Path, part: Part) -> dict[tuple[str, int], dict[int, Path]]:
-    """The files of `part`'s weights by variant and by the number of files that the set must have: number -> file."""
+def _weight_sets(folder: Path, part: FolderComponent) -> dict[tuple[str, int], dict[int, Path]]:
+    """Group the weights by (variant, number of files that the set must have): shard number -> file."""
     sets: dict[tuple[str, int], dict[int, Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         match = WEIGHTS.fullmatch(file.name)
@@ -218,12 +219,15 @@ def _sets(folder: Path, part: Part) -> dict[tuple[str, int], dict[int, Path]]:
     return sets
 
 
-def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
-    """The weights of `part` that fit `precision` best. Raises CheckpointError when there are none in safetensors."""
-    found = variants(folder, part)
-    for variant in (*PREFERRED[precision], *sorted(found)):
-        if variant in found:
-            return found[variant]
+def choose_weights(folder: Path, part: FolderComponent, precision: str) -> list[Path]:
+    """Return the weights that fit `precision` best. Raises CheckpointError if none are in the safetensors format.
+
+    The order is: the variant of that precision, the one without a name, then the most precise.
+    """
+    available = variants(folder, part)
+    for variant in (precision, "", "fp32", "bf16", "fp16", *sorted(available)):
+        if variant in available:
+            return available[variant]
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.ckpt") for file in folder.glob(pattern))
     has = f"only {printable(pickles[0])}, a pickle, which can run any program hidden in it" if pickles else "no weights"
     raise CheckpointError(
@@ -236,53 +240,47 @@ def choose_weights(folder: Path, part: Part, precision: str) -> list[Path]:
 def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], None]) -> None:
     """Write `opened` as a diffusers folder into the empty folder `path`, one tensor at a time.
 
-    `on_tensor` is called after each tensor. diffusers' StableVideoDiffusionPipeline.from_pretrained loads the folder;
-    facts it has no place for go into model_index.json under `_svd_stages`. What is not known is left out: without
-    `num_frames` in unet/config.json, diffusers takes 25 itself.
+    `on_tensor` is called after each tensor. diffusers' StableVideoDiffusionPipeline.from_pretrained loads the folder.
+    Metadata that it has no field for is written to model_index.json under `_svd_stages`; unknown frames are omitted.
     """
-    facts = opened.facts
-    for part, component in zip(PARTS, opened.components(), strict=True):
-        folder = path / part.folder
-        folder.mkdir()
-        head = {"architectures": [part.class_name]} if part is CLIP else {"_class_name": part.class_name}
-        kind = {"model_type": "clip_vision_model"} if part is CLIP else {}
-        write_config(folder / "config.json", {**head, **kind, **_settings(part, component, facts)})
-        write_safetensors(folder / f"{part.stem}.safetensors", component.tensors, {"format": "pt"}, on_tensor)
-    sigmas = {"sigma_max": facts.sigma_max, "sigma_min": facts.sigma_min}
-    _write_in(path / "scheduler", "scheduler_config.json", {**SCHEDULER_CONFIG, **sigmas})
+    metadata = opened.metadata
+    for part, component in zip(COMPONENTS, opened.components(), strict=True):
+        config = _saved_config(part, component)
+        if part is UNET and metadata.num_frames is not None:
+            config["num_frames"] = metadata.num_frames
+        write_config(path / part.folder / "config.json", config)
+        weights = path / part.folder / f"{part.stem}.safetensors"
+        write_safetensors(weights, component.tensors, {"format": "pt"}, on_tensor)
+    sigmas = {"sigma_max": metadata.sigma_max, "sigma_min": metadata.sigma_min}
+    write_config(path / "scheduler" / "scheduler_config.json", {**SCHEDULER_CONFIG, **sigmas})
     size = opened.clip.config["image_size"]
-    numbers = {
-        "image_mean": facts.image_mean,
-        "image_std": facts.image_std,
+    preprocessing = {
+        "image_mean": metadata.image_mean,
+        "image_std": metadata.image_std,
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
     }
-    _write_in(path / "feature_extractor", "preprocessor_config.json", {**IMAGE_PROCESSOR_CONFIG, **numbers})
-    named = {part.folder: [part.library, part.class_name] for part in PARTS}
-    own = {key: value for key, value in facts.as_dict().items() if key in OWN_FACTS}
+    write_config(path / "feature_extractor" / "preprocessor_config.json", {**IMAGE_PROCESSOR_CONFIG, **preprocessing})
     index = {
         "_class_name": PIPELINE,
-        **named,
+        **{part.folder: [part.library, part.class_name] for part in COMPONENTS},
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        INDEX_KEY: own,
+        INDEX_KEY: {key: value for key, value in metadata.as_dict().items() if key in OWN_METADATA},
     }
     write_config(path / INDEX, index)
 
 
-def _settings(part: Part, component: Component, facts: ModelMetadata) -> dict[str, Any]:
-    """A part's configuration without what the library that made it writes down about itself; the frames if known."""
-    drop = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type", "num_frames")
-    plain = {key: value for key, value in component.config.items() if not key.startswith("_") and key not in drop}
-    frames = {} if part is not UNET or facts.num_frames is None else {"num_frames": facts.num_frames}
-    return {**plain, **frames}
-
-
-def _write_in(folder: Path, name: str, config: dict[str, Any]) -> None:
-    folder.mkdir()
-    write_config(folder / name, config)
+def _saved_config(part: FolderComponent, component: Component) -> dict[str, Any]:
+    """Return a component's settings with its class, and without what a library writes about itself."""
+    kind = {"_class_name": part.class_name}
+    if part is CLIP:
+        kind = {"architectures": [part.class_name], "model_type": "clip_vision_model"}
+    settings = {key: value for key, value in component.config.items() if key[:1] != "_" and key not in UNSAVED_SETTINGS}
+    return {**kind, **settings}
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
-    """Write `config` as JSON."""
+    """Write `config` as JSON. Creates the folder."""
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,12 +1,13 @@
-"""Fetching a known checkpoint from the hub into a models folder, checked, and put in place when it is complete.
+"""Download a published checkpoint from the Hugging Face hub into a models folder, with checks, resumable.
 
-What is fetched gathers in a hidden folder beside the place where the checkpoint belongs, and stays there when the
-download is broken off: the next one goes on from where it was. huggingface_hub's own `hf_hub_download` begins again
-(from 1.0 on, it removes what it has), so only its requests are used.
+Files are collected in a hidden folder beside the destination, which is renamed when it is complete. After an
+interruption the hidden folder stays, and the next download continues from there. huggingface_hub's `hf_hub_download`
+starts from zero instead (github.com/huggingface/huggingface_hub/issues/4196), so only its HTTP functions are used.
 """
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -18,24 +19,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, MissingExtraError, OutputError
+from ..errors import CheckpointError, MissingExtraError, OutputError, SVDStagesError
 from ..media.hashing import file_sha256
 from ..utils.optional_deps import has_extra
-from .catalog import CatalogEntry, CatalogFile, entry
-from .download_errors import explaining
-from .progress import Advance, Progress, no_progress
+from ..utils.progress import Advance, Progress, no_progress
+from .catalog import CatalogEntry, CatalogFile, find_entry
+from .model_metadata import read_sidecar, sidecar_path, write_sidecar
 from .safetensors_header import read_header
 from .safetensors_writer import refuse_existing
-from .sidecar import provenance_path, read_provenance, write_provenance
 
 logger = logging.getLogger(__name__)
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
-class Served:
-    """What the hub says of a file: where it is, its size in bytes, its etag (for large files, the sha256)."""
+class HubFile:
+    """The hub's record of a file: URL, size in bytes, ETag (of large files, the sha256)."""
 
     url: str
     size: int | None
@@ -43,159 +45,155 @@ class Served:
 
     @property
     def sha256(self) -> str | None:
-        """The sha256 that the hub has for the file, if it is one of those it keeps by sha256."""
+        """The file's sha256. None if the hub has none."""
         return self.etag if self.etag is not None and SHA256.fullmatch(self.etag) else None
 
 
 def download(name: str, models_root: str | Path, progress: Progress = no_progress, endpoint: str | None = None) -> Path:
-    """Fetch the catalog's checkpoint `name` into `models_root`, to checkpoints/<file> or diffusers/<name>.
+    """Download the catalog's checkpoint `name` to `models_root`/checkpoints/<file> or `models_root`/diffusers/<name>.
 
-    Sizes and sha256 are compared with the catalog where it knows them, else with what the hub itself says, and a
-    warning tells so. A download that was broken off goes on from where it was. What is there already and right is left
-    as it is. Beside a one-file checkpoint a small table says what it is, for the published files do not. `endpoint` is
-    another hub than huggingface.co.
+    Size and sha256 are checked against the catalog, or against the hub, with a warning, where the catalog has none. An
+    interrupted download is resumed. Valid files at the destination are kept. A sidecar beside a single file records its
+    catalog name.
 
-    Raises CheckpointError for an unknown name, a file that is not what it should be (it is removed), a gated checkpoint
-    without leave, and a hub that cannot be reached; OutputError when the disk does not take it; MissingExtraError
-    without huggingface_hub.
+    Args:
+        endpoint: Another hub than huggingface.co.
+
+    Raises:
+        CheckpointError: Unknown name, wrong content (which is removed), gated checkpoint, or unreachable hub.
+        OutputError: The destination cannot be written.
+        MissingExtraError: huggingface_hub is not installed.
     """
-    return fetch(entry(name), Path(models_root), progress, endpoint)
-
-
-def fetch(wanted: CatalogEntry, models_root: Path, progress: Progress, endpoint: str | None) -> Path:
-    """`download` of an entry that need not be in the catalog."""
-    _require_hub()
-    place = models_root / "diffusers" / wanted.name
-    if not wanted.is_folder:
-        place = models_root / "checkpoints" / Path(wanted.files[0].path).name
-    if place.exists():
-        _check_present(wanted, place, progress)
-        logger.info('"%s" is there already and right; nothing is downloaded', place)
-        return place
-    logger.warning("%s is published under: %s. Read it at %s", wanted.name, wanted.licence, wanted.page)
-    with _work_folder(wanted, place) as work:
-        whole = work / "whole"
-        for file in wanted.files:
-            with explaining(wanted, file, place):
-                _fetch_file(wanted, file, work, progress, endpoint)
-        refuse_existing(place)
-        if not wanted.is_folder:
-            whole = whole / wanted.files[0].path
-            os.replace(provenance_path(whole), provenance_path(place))
-        os.rename(whole, place)
-    shutil.rmtree(work, ignore_errors=True)
-    return place
-
-
-def _require_hub() -> None:
+    entry, models_root = find_entry(name), Path(models_root)
     if not has_extra("huggingface_hub"):
         raise MissingExtraError(
             'downloading needs the package huggingface_hub, which is not installed. Run pip install "svd-stages[hub]", '
             "or download the file in a browser and put it into a models folder's checkpoints/."
         )
+    destination = models_root / "diffusers" / entry.name
+    if not entry.is_folder:
+        destination = models_root / "checkpoints" / Path(entry.files[0].path).name
+    if destination.exists():
+        _check_existing(entry, destination, progress)
+        logger.info('"%s" exists and is valid; nothing is downloaded', destination)
+        return destination
+    logger.warning("%s is published under: %s. Read it at %s", entry.name, entry.licence, entry.page)
+    with _work_folder(entry, destination) as work:
+        for file in entry.files:
+            with _translate_errors(entry, file, destination):
+                _fetch_file(entry, file, work, progress, endpoint)
+        refuse_existing(destination)
+        complete = work / "whole"
+        if not entry.is_folder:
+            complete = complete / entry.files[0].path
+            os.replace(sidecar_path(complete), sidecar_path(destination))
+        os.rename(complete, destination)
+    shutil.rmtree(work, ignore_errors=True)
+    return destination
 
 
-def _check_present(wanted: CatalogEntry, place: Path, progress: Progress) -> None:
-    """Raise CheckpointError unless what is at `place` is `wanted`, as far as the catalog knows it."""
-    for file in wanted.files:
-        path = place / file.path if wanted.is_folder else place
+def _check_existing(entry: CatalogEntry, destination: Path, progress: Progress) -> None:
+    """Raise CheckpointError unless `destination` is `entry`, as far as the catalog has size and sha256."""
+    for file in entry.files:
+        path = destination / file.path if entry.is_folder else destination
         if not path.is_file():
-            raise _another(path.name, wanted, "it is missing from the folder")
-        _verify(path, file.bytes, file.sha256, wanted, progress)
+            raise _mismatch(path.name, entry, "it is missing from the folder")
+        _verify(path, file.bytes, file.sha256, entry, progress)
         if file.sha256 is None and path.suffix == ".safetensors":
-            logger.warning('the sha256 of "%s" is not known, so only its form was checked', path.name)
-        elif not wanted.is_folder and read_provenance(path, path.stat().st_size) is None:
-            with explaining(wanted, file, place):
-                write_provenance(path, wanted.name, file.sha256, wanted.defaults)
+            logger.warning('the sha256 of "%s" is not known, so only its format was checked', path.name)
+        elif not entry.is_folder and read_sidecar(path, path.stat().st_size) is None:
+            with _translate_errors(entry, file, destination):
+                write_sidecar(path, entry.name, file.sha256, entry.defaults)
 
 
 @contextmanager
-def _work_folder(wanted: CatalogEntry, place: Path) -> Iterator[Path]:
-    """The hidden folder beside `place`, for this process alone; after a failure it stays, with what is in it.
+def _work_folder(entry: CatalogEntry, destination: Path) -> Iterator[Path]:
+    """Create and lock the hidden folder beside `destination`. After a failure it stays, unless it has no data.
 
-    `whole/` in it holds the files that are complete, `partial/` the beginnings of others.
+    Its `whole/` holds complete files, its `partial/` incomplete ones.
     """
     from filelock import FileLock, Timeout
 
-    work = place.parent / f".{place.name}.download"
-    with explaining(wanted, wanted.files[0], place):
+    work = destination.parent / f".{destination.name}.download"
+    with _translate_errors(entry, entry.files[0], destination):
         work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):
             yield work
     except Timeout as error:
         raise OutputError(
-            f'"{place}" is being downloaded by another program at this moment. Wait for it, or stop it.',
+            f'"{destination}" is being downloaded by another program at this moment. Wait for it, or stop it.',
             code="output.busy",
         ) from error
     except BaseException:
-        _say_what_is_kept(work)
+        size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        if size:
+            logger.warning('%s bytes are kept in "%s"; the same command continues from there', f"{size:,}", work)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
         raise
 
 
-def _say_what_is_kept(work: Path) -> None:
-    kept = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    if kept:
-        logger.warning('%s bytes are kept in "%s"; the same command goes on from there', f"{kept:,}", work)
-    else:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _fetch_file(wanted: CatalogEntry, file: CatalogFile, work: Path, progress: Progress, endpoint: str | None) -> None:
-    """Bring `file` to its path below `work/whole`, whole and right; one that is whole and wrong is removed."""
-    served = _ask_hub(wanted, file, endpoint)
-    whole = work / "whole" / file.path
-    if not whole.is_file():
-        partial = work / "partial" / f"{file.path}.{(served.etag or 'unknown')[:16]}"
+def _fetch_file(entry: CatalogEntry, file: CatalogFile, work: Path, progress: Progress, endpoint: str | None) -> None:
+    """Download and verify one file below `work`/whole. A complete file with the wrong content is removed."""
+    hub_file = _query_hub(entry, file, endpoint)
+    complete = work / "whole" / file.path
+    if not complete.is_file():
+        partial = work / "partial" / f"{file.path}.{(hub_file.etag or 'unknown')[:16]}"
         partial.parent.mkdir(parents=True, exist_ok=True)
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        _transfer(served, file, partial, progress)
-        os.replace(partial, whole)
+        complete.parent.mkdir(parents=True, exist_ok=True)
+        _transfer(hub_file, file, partial, progress)
+        os.replace(partial, complete)
     try:
-        _verify(whole, file.bytes or served.size, file.sha256 or served.sha256, wanted, progress)
+        _verify(complete, file.bytes or hub_file.size, file.sha256 or hub_file.sha256, entry, progress)
     except CheckpointError:
-        whole.unlink()
+        complete.unlink()
         raise
-    _say_what_was_compared(file, served)
-    if not wanted.is_folder:
-        write_provenance(whole, wanted.name, file.sha256 or served.sha256, wanted.defaults)
+    if file.sha256 is not None:
+        logger.info('"%s" has the sha256 in the catalog of this version', file.path)
+    elif hub_file.sha256 is not None:
+        logger.warning('"%s" has the size and sha256 that the hub reports; the catalog has no sha256', file.path)
+    elif file.path.endswith(".safetensors"):
+        logger.warning('the sha256 of "%s" is not known, so only its size and format were checked', file.path)
+    if not entry.is_folder:
+        write_sidecar(complete, entry.name, file.sha256 or hub_file.sha256, entry.defaults)
 
 
-def _ask_hub(wanted: CatalogEntry, file: CatalogFile, endpoint: str | None) -> Served:
+def _query_hub(entry: CatalogEntry, file: CatalogFile, endpoint: str | None) -> HubFile:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    url = hf_hub_url(wanted.hub_id, file.path, endpoint=endpoint)
-    told = get_hf_file_metadata(url)
-    if told.commit_hash is not None:  # so that what is compared is what is fetched, when somebody changes it in between
-        url = hf_hub_url(wanted.hub_id, file.path, revision=told.commit_hash, endpoint=endpoint)
-    return Served(url, told.size, told.etag)
+    url = hf_hub_url(entry.hub_id, file.path, endpoint=endpoint)
+    record = get_hf_file_metadata(url)
+    if record.commit_hash is not None:  # pin the commit, so that the verified file is the downloaded one
+        url = hf_hub_url(entry.hub_id, file.path, revision=record.commit_hash, endpoint=endpoint)
+    return HubFile(url, record.size, record.etag)
 
 
-def _transfer(served: Served, file: CatalogFile, partial: Path, progress: Progress) -> None:
-    """Bring `partial` to its full length, from where it ends."""
+def _transfer(hub_file: HubFile, file: CatalogFile, partial: Path, progress: Progress) -> None:
+    """Append the rest of the file to `partial`."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    have = partial.stat().st_size if partial.exists() else 0
-    if served.size is not None and have > served.size:
+    present = partial.stat().st_size if partial.exists() else 0
+    if hub_file.size is not None and present > hub_file.size:
         partial.unlink()
-        have = 0
-    total = served.size or file.about
+        present = 0
+    total = hub_file.size or file.approx_bytes
     with partial.open("ab") as target, progress(f"downloading {file.path}", total, "byte") as advance:
-        if have and have == served.size:
+        if present and present == hub_file.size:
             return
         options: dict[str, Any] = {}
         if "tqdm_class" in inspect.signature(http_get).parameters:  # not in huggingface_hub before 1.0
-            options["tqdm_class"] = _bar(lambda done: advance(min(done, total)))
+            options["tqdm_class"] = _silent_tqdm(lambda done: advance(min(done, total)))
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-        http_get(served.url, target, resume_size=have, headers=headers, expected_size=served.size, **options)
+        http_get(hub_file.url, target, resume_size=present, headers=headers, expected_size=hub_file.size, **options)
 
 
-def _bar(advance: Advance) -> type:
-    """A progress bar class for the hub's client that draws nothing and tells `advance` the bytes so far."""
+def _silent_tqdm(advance: Advance) -> type:
+    """Make a tqdm class for the hub's client that draws nothing and calls `advance` with the bytes so far."""
     from tqdm import tqdm
 
-    class Bar(tqdm):
+    class SilentTqdm(tqdm):
         def __init__(self, *args: Any, total: float | None = None, initial: int = 0, **kwargs: Any):
             super().__init__(total=total, disable=True)
             self.done = initial
@@ -204,14 +202,14 @@ def _bar(advance: Advance) -> type:
             self.done += int(n or 0)
             advance(self.done)
 
-    return Bar
+    return SilentTqdm
 
 
-def _verify(path: Path, size: int | None, sha256: str | None, wanted: CatalogEntry, progress: Progress) -> None:
-    """Raise CheckpointError unless `path` has this size and sha256, where they are known, and the form of its name."""
+def _verify(path: Path, size: int | None, sha256: str | None, entry: CatalogEntry, progress: Progress) -> None:
+    """Raise CheckpointError unless `path` has this size and sha256, where known, and a valid safetensors header."""
     length = path.stat().st_size
     if size is not None and length != size:
-        raise _another(path.name, wanted, f"it has {length:,} bytes and must have {size:,}")
+        raise _mismatch(path.name, entry, f"it must have {size:,} bytes, got {length:,}")
     if path.suffix == ".safetensors":
         read_header(path)
     if sha256 is None:
@@ -219,25 +217,67 @@ def _verify(path: Path, size: int | None, sha256: str | None, wanted: CatalogEnt
     with progress(f"checking {path.name}", length, "byte") as advance:
         digest = file_sha256(path, advance)
     if digest != sha256:
-        raise _another(path.name, wanted, f"its sha256 is {digest} and must be {sha256}")
+        raise _mismatch(path.name, entry, f"its sha256 must be {sha256}, got {digest}")
 
 
-def _say_what_was_compared(file: CatalogFile, served: Served) -> None:
-    if file.sha256 is not None:
-        logger.info('"%s" has the sha256 that this version of svd-stages knows', file.path)
-    elif served.sha256 is not None:
-        logger.warning(
-            'the sha256 of "%s" is not known to svd-stages itself; the file was compared with the size and the sha256 '
-            "that the hub says, so it came whole",
-            file.path,
-        )
-    elif file.path.endswith(".safetensors"):
-        logger.warning('the sha256 of "%s" is not known, so only its size and form were checked', file.path)
-
-
-def _another(name: str, wanted: CatalogEntry, reason: str) -> CheckpointError:
+def _mismatch(name: str, entry: CatalogEntry, reason: str) -> CheckpointError:
     return CheckpointError(
-        f'"{name}" is not the published {wanted.name}: {reason}. Remove it if it is still there, download it again, '
-        f"and compare with {wanted.page}.",
+        f'"{name}" is not the published {entry.name}: {reason}. Remove it if it still exists, download it again, '
+        f"and compare with {entry.page}.",
         code="checkpoint.hash",
+    )
+
+
+@contextmanager
+def _translate_errors(entry: CatalogEntry, file: CatalogFile, destination: Path) -> Iterator[None]:
+    """Convert errors inside the `with` to OutputError (disk) or CheckpointError (hub, connection)."""
+    try:
+        yield
+    except SVDStagesError:
+        raise
+    except Exception as error:  # each version of the hub's client raises other types
+        raise _disk_error(entry, destination, error) or _hub_error(entry, file, error) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, ..."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _disk_error(entry: CatalogEntry, destination: Path, error: Exception) -> OutputError | None:
+    errors = (each for each in _causes(error) if isinstance(each, OSError))
+    cause = next((each for each in errors if each.errno in DISK_FULL + NOT_WRITABLE), None)
+    if cause is None:
+        return None
+    needed = sum(file.approx_bytes for file in entry.files)
+    return OutputError(
+        f'"{destination}" cannot be written: {cause.strerror or cause}. {entry.name} needs {needed / 1e9:.1f} GB. Free '
+        "disk space, or choose another models folder with --models DIR.",
+        code="output.unwritable",
+    )
+
+
+def _hub_error(entry: CatalogEntry, file: CatalogFile, error: Exception) -> CheckpointError:
+    statuses = (getattr(getattr(each, "response", None), "status_code", None) for each in _causes(error))
+    status = next((status for status in statuses if isinstance(status, int)), None)
+    if status in (401, 403):
+        return CheckpointError(
+            f'the hub refuses "{file.path}" of {entry.hub_id} (HTTP {status}): it is for accounts that have accepted '
+            f"its licence. Accept it at {entry.page}, create an access token in your account's settings, and set the "
+            "environment variable HF_TOKEN to it.",
+            code="checkpoint.gated",
+        )
+    if status == 404:
+        return CheckpointError(
+            f'"{file.path}" does not exist in {entry.hub_id} any more (HTTP 404). Look for its new name at '
+            f"{entry.page}",
+            code="checkpoint.not_found",
+        )
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+    return CheckpointError(
+        f'"{file.path}" of {entry.hub_id} could not be downloaded: {reason}. Check the connection and the proxy '
+        "(HF_ENDPOINT names another hub), and that HF_HUB_OFFLINE is not set; then try again.",
+        code="checkpoint.offline",
     )

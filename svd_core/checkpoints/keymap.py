@@ -1,9 +1,10 @@
-"""The names of one model in its two published forms, as one table that is read in both directions.
+"""Map tensor names between the two published formats, in both directions.
 
-Stability's one-file layout (github.com/Stability-AI/generative-models, sgm/modules/diffusionmodules/video_model.py and
-sgm/modules/autoencoding/temporal_ae.py, and open_clip's vision tower) against the modules of diffusers and
-transformers. A pair says that the tensors below one dotted prefix are those below the other; the longest prefix that
-fits decides. Written from the classes on both sides, not from diffusers' conversion script, whose VAE part is stale.
+One side is Stability's single-file layout (github.com/Stability-AI/generative-models,
+sgm/modules/diffusionmodules/video_model.py and sgm/modules/autoencoding/temporal_ae.py, and open_clip's vision tower),
+the other the modules of diffusers and transformers. A `KeyMapping` maps the tensors below one dotted name to those
+below another; the longest matching name decides. Written from the classes of both sides, not from diffusers' conversion
+script, whose VAE part is outdated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from .lazy_tensors import LazyTensor, Tensors
+from .reader import LazyTensor, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,33 +23,29 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "conditioner.embedders.0.open_clip.model.visual."
 CONDITIONING_VAE_PREFIX = "conditioner.embedders.3.encoder."
-"""The second VAE of a one-file checkpoint: the reference encodes the conditioning image with its encoder."""
+"""The second VAE of a single file: the reference implementation encodes the conditioning image with its encoder."""
 
 FIRST_ENCODER = VAE_PREFIX + "encoder."
 SECOND_DECODER = (CONDITIONING_VAE_PREFIX + "decoder.", CONDITIONING_VAE_PREFIX + "post_quant_conv.")
-TEXT_TOWER = "conditioner.embedders.0.open_clip.model."
-LEFTOVERS = {
-    **{
-        TEXT_TOWER + end: "the text tower"
-        for end in ("positional_embedding", "text_projection", "logit_scale", "token_embedding.", "ln_final.")
-    },
-    **{each: "the second VAE's decoder" for each in SECOND_DECODER},
+UNUSED_PREFIXES = {
+    "conditioner.embedders.0.open_clip.model.": "the text encoder",
+    **dict.fromkeys(SECOND_DECODER, "the second VAE's decoder"),
     FIRST_ENCODER: "the first VAE's encoder",
     "denoiser.": "training",
     "model_ema.": "training",
 }
-"""How the names begin of what files hold beside the model -> what it is of."""
+"""Prefix of tensors that published files hold in addition to the model -> their origin."""
 
 
 class TensorTransform(Enum):
-    """How a tensor of the one file becomes the module's tensor."""
+    """Conversion of a tensor of the single file to the module's tensor."""
 
-    NONE = "as it is"
-    MATRIX = "a 1x1 convolution (o, i, 1, 1) becomes a matrix (o, i)"
-    TRANSPOSE = "(i, o) becomes (o, i)"
-    QUERY = "the first third of the rows"
-    KEY = "the second third of the rows"
-    VALUE = "the last third of the rows"
+    NONE = "unchanged"
+    MATRIX = "1x1 convolution (o, i, 1, 1) -> matrix (o, i)"
+    TRANSPOSE = "(i, o) -> (o, i)"
+    QUERY = "first third of the rows"
+    KEY = "second third of the rows"
+    VALUE = "last third of the rows"
 
 
 THIRDS = (TensorTransform.QUERY, TensorTransform.KEY, TensorTransform.VALUE)
@@ -56,22 +53,27 @@ THIRDS = (TensorTransform.QUERY, TensorTransform.KEY, TensorTransform.VALUE)
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """The tensors below `file` in the one-file layout are those below `module` in diffusers or transformers."""
+    """Maps the tensors below `file` in the single-file layout to those below `module` in diffusers or transformers."""
 
     file: str
     module: str
-    change: TensorTransform = TensorTransform.NONE
+    transform: TensorTransform = TensorTransform.NONE
 
 
 @dataclass(frozen=True)
 class UNetLayout:
-    """What the UNet's names depend on: levels, ResNet layers of a level, and which levels have attention."""
+    """Layout that the UNet's names depend on: ResNet layers per level, and for each level True if it has attention."""
 
     layers: int
     attention: tuple[bool, ...]
 
 
 Rows = tuple[tuple[str, str], ...]
+
+
+def _unchanged(*names: str) -> Rows:
+    return tuple((name, name) for name in names)
+
 
 UNET_ENDS: Rows = (
     ("time_embed.0", "time_embedding.linear_1"),
@@ -82,44 +84,31 @@ UNET_ENDS: Rows = (
     ("out.0", "conv_norm_out"),
     ("out.2", "conv_out"),
 )
-UNET_RESNET: Rows = (
-    ("in_layers.0", "spatial_res_block.norm1"),
-    ("in_layers.2", "spatial_res_block.conv1"),
-    ("emb_layers.1", "spatial_res_block.time_emb_proj"),
-    ("out_layers.0", "spatial_res_block.norm2"),
-    ("out_layers.3", "spatial_res_block.conv2"),
-    ("skip_connection", "spatial_res_block.conv_shortcut"),
-    ("time_stack.in_layers.0", "temporal_res_block.norm1"),
-    ("time_stack.in_layers.2", "temporal_res_block.conv1"),
-    ("time_stack.emb_layers.1", "temporal_res_block.time_emb_proj"),
-    ("time_stack.out_layers.0", "temporal_res_block.norm2"),
-    ("time_stack.out_layers.3", "temporal_res_block.conv2"),
-    ("time_mixer.mix_factor", "time_mixer.mix_factor"),
+RESNET: Rows = (
+    ("in_layers.0", "norm1"),
+    ("in_layers.2", "conv1"),
+    ("emb_layers.1", "time_emb_proj"),  # only in the UNet
+    ("out_layers.0", "norm2"),
+    ("out_layers.3", "conv2"),
 )
-UNET_ATTENTION: Rows = (  # inside a transformer block both sides use the same names
-    ("norm", "norm"),
-    ("proj_in", "proj_in"),
-    ("transformer_blocks", "transformer_blocks"),
+TEMPORAL_RESNET: Rows = tuple((f"time_stack.{file}", f"temporal_res_block.{module}") for file, module in RESNET)
+UNET_RESNET: Rows = (
+    *((file, f"spatial_res_block.{module}") for file, module in RESNET),
+    ("skip_connection", "spatial_res_block.conv_shortcut"),
+    *TEMPORAL_RESNET,
+    *_unchanged("time_mixer.mix_factor"),
+)
+UNET_ATTENTION: Rows = (
+    *_unchanged("norm", "proj_in", "transformer_blocks", "time_mixer.mix_factor", "proj_out"),
     ("time_stack", "temporal_transformer_blocks"),
     ("time_pos_embed.0", "time_pos_embed.linear_1"),
     ("time_pos_embed.2", "time_pos_embed.linear_2"),
-    ("time_mixer.mix_factor", "time_mixer.mix_factor"),
-    ("proj_out", "proj_out"),
 )
-VAE_RESNET: Rows = (
-    ("norm1", "norm1"),
-    ("conv1", "conv1"),
-    ("norm2", "norm2"),
-    ("conv2", "conv2"),
-    ("nin_shortcut", "conv_shortcut"),
-)
+VAE_RESNET: Rows = (*_unchanged("norm1", "conv1", "norm2", "conv2"), ("nin_shortcut", "conv_shortcut"))
 VAE_TEMPORAL_RESNET: Rows = (
     *((file, f"spatial_res_block.{module}") for file, module in VAE_RESNET),
-    ("time_stack.in_layers.0", "temporal_res_block.norm1"),
-    ("time_stack.in_layers.2", "temporal_res_block.conv1"),
-    ("time_stack.out_layers.0", "temporal_res_block.norm2"),
-    ("time_stack.out_layers.3", "temporal_res_block.conv2"),
-    ("mix_factor", "time_mixer.mix_factor"),  # on both sides: sigmoid(mix_factor) weighs the temporal branch
+    *TEMPORAL_RESNET,
+    ("mix_factor", "time_mixer.mix_factor"),  # on both sides sigmoid(mix_factor) weights the temporal branch
 )
 VAE_ATTENTION_MATRICES: Rows = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"))
 VAE_ENDS: Rows = (("conv_in", "conv_in"), ("norm_out", "conv_norm_out"), ("conv_out", "conv_out"))
@@ -137,185 +126,185 @@ CLIP_LAYER: Rows = (
     ("mlp.c_fc", "mlp.fc1"),
     ("mlp.c_proj", "mlp.fc2"),
 )
-CLIP_LAYER_THIRDS = ("q_proj", "k_proj", "v_proj")
+CLIP_PROJECTIONS = dict(zip(("q_proj", "k_proj", "v_proj"), THIRDS, strict=True))
 
 
-def _below(file: str, module: str, rows: Rows) -> list[KeyMapping]:
-    return [KeyMapping(f"{file}.{left}", f"{module}.{right}") for left, right in rows]
+class Keymap:
+    """The key mappings of one component, with lookup in both directions. `prefix` is its prefix in the file."""
+
+    def __init__(self, prefix: str, mappings: Iterable[KeyMapping]):
+        self.prefix = prefix
+        self._by_file: dict[str, list[KeyMapping]] = {}
+        self._by_module: dict[str, KeyMapping] = {}
+        for mapping in mappings:
+            self._by_file.setdefault(prefix + mapping.file, []).append(mapping)
+            self._by_module[mapping.module] = mapping
+
+    def module_names(self, name: str) -> list[tuple[str, TensorTransform]]:
+        """Return the module's tensors that come from the file's tensor `name`, with their transforms."""
+        for start, rest in _splits(name):
+            if start in self._by_file:
+                return [(mapping.module + rest, mapping.transform) for mapping in self._by_file[start]]
+        return []
+
+    def file_name(self, name: str) -> tuple[str, TensorTransform] | None:
+        """Return the file's tensor that the module's tensor `name` comes from, with its transform. None if unmapped."""
+        for start, rest in _splits(name):
+            if start in self._by_module:
+                mapping = self._by_module[start]
+                return self.prefix + mapping.file + rest, mapping.transform
+        return None
+
+    def to_module(self, tensors: Tensors) -> Tensors:
+        """Rename the file's tensors to the module's names. Unmapped tensors are omitted."""
+        return {
+            module_name: _to_module(tensor, transform)
+            for name, tensor in tensors.items()
+            for module_name, transform in self.module_names(name)
+        }
+
+    def to_file(self, tensors: Tensors) -> Tensors:
+        """Rename the module's tensors to the file's names. Unmapped tensors are omitted."""
+        sources: dict[str, dict[TensorTransform, LazyTensor]] = {}
+        for name, tensor in tensors.items():
+            target = self.file_name(name)
+            if target is not None:
+                sources.setdefault(target[0], {})[target[1]] = tensor
+        return {name: _to_file(by_transform) for name, by_transform in sources.items()}
 
 
-def unet_pairs(layout: UNetLayout) -> list[KeyMapping]:
-    """The pairs of the UNet, without the prefix it has in the one file."""
+def unet_keymap(layout: UNetLayout) -> Keymap:
+    """Return the mappings of the UNet."""
     layers, levels = layout.layers, len(layout.attention)
-    pairs = [KeyMapping(file, module) for file, module in UNET_ENDS]
+    mappings = [KeyMapping(file, module) for file, module in UNET_ENDS]
     for level, attention in enumerate(layout.attention):
         first = 1 + level * (layers + 1)
         for layer in range(layers):
-            block = f"input_blocks.{first + layer}"
-            pairs += _unet_layer(block, f"down_blocks.{level}", layer, attention)
+            mappings += _unet_layer(f"input_blocks.{first + layer}", f"down_blocks.{level}", layer, attention)
         if level < levels - 1:
-            pairs.append(KeyMapping(f"input_blocks.{first + layers}.0.op", f"down_blocks.{level}.downsamplers.0.conv"))
-    pairs += _below("middle_block.0", "mid_block.resnets.0", UNET_RESNET)
-    pairs += _below("middle_block.1", "mid_block.attentions.0", UNET_ATTENTION)
-    pairs += _below("middle_block.2", "mid_block.resnets.1", UNET_RESNET)
-    for step, attention in enumerate(reversed(layout.attention)):
+            file, module = f"input_blocks.{first + layers}.0.op", f"down_blocks.{level}.downsamplers.0.conv"
+            mappings.append(KeyMapping(file, module))
+    mappings += _below("middle_block.0", "mid_block.resnets.0", UNET_RESNET)
+    mappings += _below("middle_block.1", "mid_block.attentions.0", UNET_ATTENTION)
+    mappings += _below("middle_block.2", "mid_block.resnets.1", UNET_RESNET)
+    for level, attention in enumerate(reversed(layout.attention)):
         for layer in range(layers + 1):
-            block = f"output_blocks.{step * (layers + 1) + layer}"
-            pairs += _unet_layer(block, f"up_blocks.{step}", layer, attention)
-        if step < levels - 1:
-            last = f"output_blocks.{step * (layers + 1) + layers}.{2 if attention else 1}.conv"
-            pairs.append(KeyMapping(last, f"up_blocks.{step}.upsamplers.0.conv"))
-    return pairs
+            block = f"output_blocks.{level * (layers + 1) + layer}"
+            mappings += _unet_layer(block, f"up_blocks.{level}", layer, attention)
+        if level < levels - 1:
+            last = f"output_blocks.{level * (layers + 1) + layers}.{2 if attention else 1}.conv"
+            mappings.append(KeyMapping(last, f"up_blocks.{level}.upsamplers.0.conv"))
+    return Keymap(UNET_PREFIX, mappings)
 
 
 def _unet_layer(block: str, module: str, layer: int, attention: bool) -> list[KeyMapping]:
-    pairs = _below(f"{block}.0", f"{module}.resnets.{layer}", UNET_RESNET)
+    mappings = _below(f"{block}.0", f"{module}.resnets.{layer}", UNET_RESNET)
     if attention:
-        pairs += _below(f"{block}.1", f"{module}.attentions.{layer}", UNET_ATTENTION)
-    return pairs
+        mappings += _below(f"{block}.1", f"{module}.attentions.{layer}", UNET_ATTENTION)
+    return mappings
 
 
-def vae_encoder_pairs(levels: int, layers: int) -> list[KeyMapping]:
-    """The pairs of the VAE's encoder and its quant_conv, the same below either of the file's two VAE prefixes."""
-    pairs = [KeyMapping("quant_conv", "quant_conv"), *_below("encoder", "encoder", VAE_ENDS)]
+def vae_encoder_keymap(levels: int, layers: int, prefix: str) -> Keymap:
+    """Return the mappings of the VAE's encoder and quant_conv. `prefix` is that of the first or of the second VAE."""
+    mappings = [KeyMapping("quant_conv", "quant_conv"), *_below("encoder", "encoder", VAE_ENDS)]
     for level in range(levels):
-        file, module = f"encoder.down.{level}", f"encoder.down_blocks.{level}"
-        for layer in range(layers):
-            pairs += _below(f"{file}.block.{layer}", f"{module}.resnets.{layer}", VAE_RESNET)
-        pairs.append(KeyMapping(f"{file}.downsample.conv", f"{module}.downsamplers.0.conv"))
-    return pairs + _vae_middle("encoder", VAE_RESNET)
+        mappings += _vae_level(f"encoder.down.{level}", f"encoder.down_blocks.{level}", layers, VAE_RESNET, "down")
+    return Keymap(prefix, mappings + _vae_middle("encoder", VAE_RESNET))
 
 
-def vae_decoder_pairs(levels: int, layers: int) -> list[KeyMapping]:
-    """The pairs of the temporal decoder. The file counts its levels from the picture, the module from the latent."""
-    pairs = _below("decoder", "decoder", (*VAE_ENDS, ("conv_out.time_mix_conv", "time_conv_out")))
+def vae_decoder_keymap(levels: int, layers: int) -> Keymap:
+    """Return the mappings of the temporal decoder. Level 0 is the image's in the file, the latent's in the module."""
+    mappings = _below("decoder", "decoder", (*VAE_ENDS, ("conv_out.time_mix_conv", "time_conv_out")))
     for level in range(levels):
         file, module = f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}"
-        for layer in range(layers + 1):
-            pairs += _below(f"{file}.block.{layer}", f"{module}.resnets.{layer}", VAE_TEMPORAL_RESNET)
-        pairs.append(KeyMapping(f"{file}.upsample.conv", f"{module}.upsamplers.0.conv"))
-    return pairs + _vae_middle("decoder", VAE_TEMPORAL_RESNET)
+        mappings += _vae_level(file, module, layers + 1, VAE_TEMPORAL_RESNET, "up")
+    return Keymap(VAE_PREFIX, mappings + _vae_middle("decoder", VAE_TEMPORAL_RESNET))
+
+
+def _vae_level(file: str, module: str, layers: int, resnet: Rows, direction: str) -> list[KeyMapping]:
+    mappings = [KeyMapping(f"{file}.{direction}sample.conv", f"{module}.{direction}samplers.0.conv")]
+    for layer in range(layers):
+        mappings += _below(f"{file}.block.{layer}", f"{module}.resnets.{layer}", resnet)
+    return mappings
 
 
 def _vae_middle(side: str, resnet: Rows) -> list[KeyMapping]:
     file, module = f"{side}.mid", f"{side}.mid_block"
-    pairs = _below(f"{file}.block_1", f"{module}.resnets.0", resnet)
-    pairs += _below(f"{file}.block_2", f"{module}.resnets.1", resnet)
+    mappings = _below(f"{file}.block_1", f"{module}.resnets.0", resnet)
+    mappings += _below(f"{file}.block_2", f"{module}.resnets.1", resnet)
     attention = f"{module}.attentions.0"
-    pairs.append(KeyMapping(f"{file}.attn_1.norm", f"{attention}.group_norm"))
-    for left, right in VAE_ATTENTION_MATRICES:
-        pairs.append(KeyMapping(f"{file}.attn_1.{left}", f"{attention}.{right}", TensorTransform.MATRIX))
-    return pairs
+    mappings.append(KeyMapping(f"{file}.attn_1.norm", f"{attention}.group_norm"))
+    for file_end, module_end in VAE_ATTENTION_MATRICES:
+        mappings.append(KeyMapping(f"{file}.attn_1.{file_end}", f"{attention}.{module_end}", TensorTransform.MATRIX))
+    return mappings
 
 
-def clip_pairs(layers: int) -> list[KeyMapping]:
-    """The pairs of the CLIP image tower and its projection."""
-    pairs = [KeyMapping(file, module) for file, module in CLIP_ENDS]
-    pairs.append(KeyMapping("proj", "visual_projection.weight", TensorTransform.TRANSPOSE))
+def clip_keymap(layers: int) -> Keymap:
+    """Return the mappings of the CLIP image encoder and its projection."""
+    mappings = [KeyMapping(file, module) for file, module in CLIP_ENDS]
+    mappings.append(KeyMapping("proj", "visual_projection.weight", TensorTransform.TRANSPOSE))
     for layer in range(layers):
         file, module = f"transformer.resblocks.{layer}", f"vision_model.encoder.layers.{layer}"
-        pairs += _below(file, module, CLIP_LAYER)
-        for third, change in zip(CLIP_LAYER_THIRDS, THIRDS, strict=True):
+        mappings += _below(file, module, CLIP_LAYER)
+        for projection, third in CLIP_PROJECTIONS.items():
             for kind in ("weight", "bias"):
-                pairs.append(KeyMapping(f"{file}.attn.in_proj_{kind}", f"{module}.self_attn.{third}.{kind}", change))
-    return pairs
+                target = f"{module}.self_attn.{projection}.{kind}"
+                mappings.append(KeyMapping(f"{file}.attn.in_proj_{kind}", target, third))
+    return Keymap(CLIP_PREFIX, mappings)
 
 
-class Keymap:
-    """A table of pairs, asked for names in either direction."""
-
-    def __init__(self, pairs: Iterable[KeyMapping]):
-        self._by_file: dict[str, list[KeyMapping]] = {}
-        self._by_module: dict[str, KeyMapping] = {}
-        for pair in pairs:
-            self._by_file.setdefault(pair.file, []).append(pair)
-            self._by_module[pair.module] = pair
-
-    def module_names(self, name: str) -> list[tuple[str, TensorTransform]]:
-        """The module's tensors that come from the file's tensor `name`, and how; none when the table has no place."""
-        for prefix, rest in _prefixes(name):
-            if prefix in self._by_file:
-                return [(pair.module + rest, pair.change) for pair in self._by_file[prefix]]
-        return []
-
-    def file_name(self, name: str) -> tuple[str, TensorTransform] | None:
-        """The file's tensor that the module's tensor `name` comes from, and how; None when the table has no place."""
-        for prefix, rest in _prefixes(name):
-            if prefix in self._by_module:
-                pair = self._by_module[prefix]
-                return pair.file + rest, pair.change
-        return None
-
-    def to_module(self, tensors: Tensors, prefix: str = "") -> tuple[Tensors, set[str]]:
-        """The file's tensors below `prefix` under the module's names, and the names that were used."""
-        renamed: Tensors = {}
-        used: set[str] = set()
-        for name, tensor in tensors.items():
-            if not name.startswith(prefix):
-                continue
-            for module_name, change in self.module_names(name[len(prefix) :]):
-                renamed[module_name] = _changed(tensor, change)
-                used.add(name)
-        return renamed, used
-
-    def to_file(self, tensors: Tensors, prefix: str = "") -> Tensors:
-        """The module's tensors that the table knows, under the file's names below `prefix`."""
-        parts: dict[str, dict[TensorTransform, LazyTensor]] = {}
-        for name, tensor in tensors.items():
-            place = self.file_name(name)
-            if place is not None:
-                parts.setdefault(prefix + place[0], {})[place[1]] = tensor
-        return {name: _restored(by_change) for name, by_change in parts.items()}
+def _below(file: str, module: str, rows: Rows) -> list[KeyMapping]:
+    return [KeyMapping(f"{file}.{file_end}", f"{module}.{module_end}") for file_end, module_end in rows]
 
 
-def _prefixes(name: str) -> Iterator[tuple[str, str]]:
-    """`name` cut at each of its dots, the longest prefix first, with what follows it (dot and all)."""
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Split `name` at each dot, longest start first; the rest begins with the dot."""
     end = len(name)
     while end > 0:
         yield name[:end], name[end:]
         end = name.rfind(".", 0, end)
 
 
-def _changed(tensor: LazyTensor, change: TensorTransform) -> LazyTensor:
-    """The module's tensor, still to be read, from the file's."""
-    if change is TensorTransform.NONE:
+def _to_module(tensor: LazyTensor, transform: TensorTransform) -> LazyTensor:
+    """Convert a tensor of the file to the module's, still unread."""
+    if transform is TensorTransform.NONE:
         return tensor
     shape = tensor.shape
-    if change is TensorTransform.MATRIX:
+    if transform is TensorTransform.MATRIX:
         shape = shape[:2] if shape[2:] == (1, 1) else shape
-    elif change is TensorTransform.TRANSPOSE:
+    elif transform is TensorTransform.TRANSPOSE:
         shape = shape[::-1]
     elif shape and shape[0] % 3 == 0:
         shape = (shape[0] // 3, *shape[1:])
-    return LazyTensor(tensor.dtype, shape, lambda: change_tensor(tensor.read(), change))
+    return LazyTensor(tensor.dtype, shape, lambda: apply_transform(tensor.read(), transform))
 
 
-def change_tensor(tensor: torch.Tensor, change: TensorTransform) -> torch.Tensor:
-    """Apply `change` to a tensor of the file; the result is a view of it."""
-    if change is TensorTransform.MATRIX:
+def apply_transform(tensor: torch.Tensor, transform: TensorTransform) -> torch.Tensor:
+    """Convert a tensor of the file to the module's. The result is a view."""
+    if transform is TensorTransform.MATRIX:
         return tensor.flatten(1) if tensor.ndim == 4 else tensor
-    if change is TensorTransform.TRANSPOSE:
+    if transform is TensorTransform.TRANSPOSE:
         return tensor.T
-    if change in THIRDS:
-        return tensor.chunk(3)[THIRDS.index(change)]
+    if transform in THIRDS:
+        return tensor.chunk(3)[THIRDS.index(transform)]
     return tensor
 
 
-def _restored(parts: dict[TensorTransform, LazyTensor]) -> LazyTensor:
-    """The file's tensor, still to be read, from the one or three tensors of the module that it becomes."""
-    change, first = next(iter(parts.items()))
-    if change in THIRDS:
-        rows = [parts[third] for third in THIRDS]
+def _to_file(sources: dict[TensorTransform, LazyTensor]) -> LazyTensor:
+    """Convert one tensor of the module, or three (query, key, value), to the file's tensor, still unread."""
+    transform, first = next(iter(sources.items()))
+    if transform in THIRDS:
+        rows = [sources[third] for third in THIRDS]
         shape = (sum(row.shape[0] for row in rows), *first.shape[1:])
-        return LazyTensor(first.dtype, shape, lambda: _joined([row.read() for row in rows]))
-    if change is TensorTransform.TRANSPOSE:
+        return LazyTensor(first.dtype, shape, lambda: _concatenate(rows))
+    if transform is TensorTransform.TRANSPOSE:
         return LazyTensor(first.dtype, first.shape[::-1], lambda: first.read().T)
-    if change is TensorTransform.MATRIX and len(first.shape) == 2:
+    if transform is TensorTransform.MATRIX and len(first.shape) == 2:
         return LazyTensor(first.dtype, (*first.shape, 1, 1), lambda: first.read()[:, :, None, None])
     return first
 
 
-def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+def _concatenate(rows: list[LazyTensor]) -> torch.Tensor:
     import torch
 
-    return torch.cat(rows)
+    return torch.cat([row.read() for row in rows])

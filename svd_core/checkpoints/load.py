@@ -1,4 +1,4 @@
-"""Loading: a diffusers folder or a one-file checkpoint becomes the three parts that travel on wires."""
+"""Load a diffusers folder or a single-file checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SettingError, printable
 from ..models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
-from .build_modules import SHOWN, check, empty_clip, empty_unet, empty_vae, fill, readable
-from .config_validation import check_settings
-from .deferred_weights import DeferredWeights, leave_out
+from .build_modules import build_modules, fill, list_names
+from .deferred_weights import DeferredWeights, remove_deferrable
 from .diffusers_format import INDEX, open_folder
-from .keymap import LEFTOVERS
+from .keymap import UNUSED_PREFIXES
 from .reader import OpenCheckpoint
 from .single_file import open_single_file
 
@@ -27,55 +26,60 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
-ENCODER = ("encoder.", "quant_conv.")
-"""The VAE's tensors on the encoder's side."""
+ENCODER_PREFIXES = ("encoder.", "quant_conv.")  # of the VAE
 
 
 @dataclass(frozen=True)
 class Dtypes:
-    """What the modules compute in, and what the VAE's encoder and quant_conv do."""
+    """Dtype of all modules (`compute`), and of the VAE's encoder and quant_conv (`encoder`)."""
 
     compute: torch.dtype
     encoder: torch.dtype
 
 
 def load_checkpoint(
-    path: str | Path, precision: str = "auto", device: torch.device | str | None = None, defer_unused: bool = False
+    path: str | Path, precision: str = "auto", device: torch.device | str = "cpu", defer_unused: bool = False
 ) -> Checkpoint:
-    """The checkpoint at `path`, a one-file .safetensors in Stability's layout or a diffusers folder, told by content.
+    """Load the checkpoint at `path`: a single .safetensors file in Stability's layout, or a diffusers folder.
 
-    precision  auto, fp16, bf16 or fp32; see `resolve_dtypes`
-    device     where the stages will compute; None asks the host. Only `auto` looks at it
-    lean       leave on the disk what a video of one CLIP token does not use; `model.complete()` reads it. Until then
-               the UNet is for our sampler alone: its own forward lacks weights
+    The modules are on the CPU, frozen, in evaluation mode, with memory of their own.
 
-    The modules are on the CPU, frozen, in evaluation mode, in memory of their own. Raises CheckpointError when the
-    checkpoint is missing, damaged, of another family, not complete or not finite, and SettingError for an unknown
-    precision.
+    Args:
+        precision: auto, fp16, bf16 or fp32. See `resolve_dtypes`.
+        device: Device that the modules will compute on. Only precision "auto" depends on it.
+        defer_unused: Leave weights on disk that a video with one CLIP token does not use. `model.load_deferred()` reads
+            them. Until then the UNet's own forward fails, and only this package's sampling works.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged, incomplete, not finite, or of another family.
+        SettingError: Unknown precision.
     """
     import torch
 
-    where = _device(device)
-    variant = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-    wanted = variant.get(resolve_dtypes(precision, where, torch.float32, force_upcast=True).compute, "fp32")
-    with open_checkpoint(path, wanted) as opened, torch.inference_mode(False), torch.no_grad():
+    device = torch.device(device)
+    variants = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+    variant = variants[resolve_dtypes(precision, device, torch.float32, force_upcast=True).compute]
+    with open_checkpoint(path, variant) as opened, torch.inference_mode(False), torch.no_grad():
         stored = torch.bfloat16 if "BF16" in opened.stored_dtypes() else torch.float32
-        dtypes = resolve_dtypes(precision, where, stored, opened.facts.force_upcast)
-        checkpoint, names = _load(opened, dtypes, bf16_instead=precision == "auto", defer_unused=defer_unused)
+        dtypes = resolve_dtypes(precision, device, stored, opened.metadata.force_upcast)
+        bf16 = resolve_dtypes("bf16", device, stored, opened.metadata.force_upcast)
+        checkpoint, names = _load(opened, dtypes, bf16 if precision == "auto" else None, defer_unused)
     if not names:
         return checkpoint
     model, path = checkpoint.model, Path(path)
-    left_out = DeferredWeights(path, functools.partial(open_checkpoint, path, wanted), model.unet.dtype, names)
-    return replace(checkpoint, model=replace(model, deferred_weights=left_out))
+    deferred = DeferredWeights(path, functools.partial(open_checkpoint, path, variant), model.unet.dtype, names)
+    return replace(checkpoint, model=replace(model, deferred_weights=deferred))
 
 
 def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, force_upcast: bool) -> Dtypes:
-    """What `precision` means on `device` for a checkpoint whose weights are `stored` in some type.
+    """Return the dtypes of `precision` on `device` for a checkpoint with weights stored as `stored`.
 
-    auto is fp16 on CUDA, or bf16 there when the weights are stored in bf16 (their numbers may be too large for fp16),
-    and fp32 on every other device. When loading meets a number too large for auto's fp16, it takes bf16 after all. With
-    `force_upcast` the VAE's encoder is float32 whatever the precision.
-    Raises SettingError for a precision that is not auto, fp16, bf16 or fp32.
+    auto is fp16 on CUDA, or bf16 if the weights are stored in bf16 (their range may exceed fp16), and fp32 on all other
+    devices. Loading falls back from auto's fp16 to bf16 if a number is too large. With `force_upcast`, the VAE's
+    encoder is float32 in every precision.
+
+    Raises:
+        SettingError: The precision is not auto, fp16, bf16 or fp32.
     """
     import torch
 
@@ -85,108 +89,83 @@ def resolve_dtypes(precision: str, device: torch.device, stored: torch.dtype, fo
         if device.type == "cuda":
             compute = torch.bfloat16 if stored is torch.bfloat16 else torch.float16
     if compute is None:
-        raise SettingError(f'precision must be one of {", ".join(PRECISIONS)}, and is "{precision}".')
+        raise SettingError(f'precision must be one of {", ".join(PRECISIONS)}, got "{precision}".')
     return Dtypes(compute, encoder=torch.float32 if force_upcast else compute)
 
 
 def open_checkpoint(path: str | Path, precision: str) -> AbstractContextManager[OpenCheckpoint]:
-    """Open either form for reading. `precision` chooses among a folder's variants: fp16, bf16 or fp32.
+    """Open a checkpoint of either format for reading.
 
-    Raises CheckpointError when there is nothing at `path`, or a folder that is no diffusers folder.
+    `precision` (fp16, bf16 or fp32) selects among the weight variants of a folder.
+
+    Raises:
+        CheckpointError: The path does not exist, or is a folder without model_index.json.
     """
     path = Path(path)
     if not path.is_dir():
         return open_single_file(path)
     if not (path / INDEX).is_file():
         raise CheckpointError(
-            f'the folder "{printable(path)}" has no {INDEX}, which a diffusers folder begins with. Choose the folder '
+            f'the folder "{printable(path)}" has no {INDEX}, so it is not a diffusers folder. Choose the folder '
             "that has it, or a .safetensors file.",
             code="checkpoint.family",
         )
     return open_folder(path, precision)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    import torch
-
-    if device is None:
-        from ..runtime.runtime import get_runtime
-
-        return get_runtime().device()
-    return torch.device(device)
-
-
 def _load(
-    opened: OpenCheckpoint, dtypes: Dtypes, bf16_instead: bool, defer_unused: bool
+    opened: OpenCheckpoint, dtypes: Dtypes, fallback: Dtypes | None, defer_unused: bool
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The checkpoint in `dtypes`, or with `bf16_instead` in bf16 where fp16 cannot hold its numbers.
+    """Build and fill the modules; also return the names of the deferred weights.
 
-    With `defer_unused` without the UNet's idle weights, whose names come along.
+    `fallback` replaces `dtypes` if a number is too large for them.
     """
-    facts = opened.facts
-    check_settings(opened)
-    modules: tuple[Any, Any, Any] = empty_unet(opened), empty_vae(opened), empty_clip(opened)
-    for component, module in zip(opened.components(), modules, strict=True):
-        check(opened, component, module)
-    _report_ignored(opened.name, opened.ignored)
+    metadata = opened.metadata
+    modules: tuple[Any, Any, Any] = build_modules(opened)
+    _log_ignored(opened.name, opened.ignored)
     unet, vae, clip = modules
-    left_out = leave_out(unet) if defer_unused else ()
-    if not _fill_all(opened, modules, dtypes, may_fail=bf16_instead):
-        _fill_all(opened, modules, _in_bf16(dtypes), may_fail=False)
+    names = remove_deferrable(unet) if defer_unused else ()
+    if not _fill_all(opened, modules, dtypes, may_fail=fallback is not None):
+        _fill_all(opened, modules, fallback or dtypes, may_fail=False)
     checkpoint = Checkpoint(
-        model=SVDModel(unet, facts.scaling_factor, facts.sigma_min, facts.sigma_max, facts.defaults()),
-        clip_vision=SVDClipVision(clip, _three(facts.image_mean), _three(facts.image_std)),
+        model=SVDModel(unet, metadata.scaling_factor, metadata.sigma_min, metadata.sigma_max, metadata.defaults()),
+        clip_vision=SVDClipVision(clip, metadata.image_mean, metadata.image_std),
         vae=SVDVae(vae),
     )
-    return checkpoint, left_out
+    return checkpoint, names
 
 
 def _fill_all(opened: OpenCheckpoint, modules: tuple[Any, Any, Any], dtypes: Dtypes, may_fail: bool) -> bool:
-    """Fill the modules; with `may_fail` False is returned, and a warning given, when a number is too large."""
+    """Fill the modules. With `may_fail`, log a warning and return False if a number is too large for its dtype."""
     unet, vae, clip = modules
     try:
         fill(opened.unet, unet, lambda name: dtypes.compute)
-        fill(opened.vae, vae, lambda name: dtypes.encoder if name.startswith(ENCODER) else dtypes.compute)
+        fill(opened.vae, vae, lambda name: dtypes.encoder if name.startswith(ENCODER_PREFIXES) else dtypes.compute)
         fill(opened.clip, clip, lambda name: dtypes.compute)
     except CheckpointError as error:
         if not may_fail or error.code != "checkpoint.range":
             raise
-        logger.warning("%s is loaded in bf16, since fp16 is too small for it: %s", opened.name, error)
+        logger.warning("%s is loaded in bf16, because fp16 is too small for it: %s", opened.name, error)
         return False
     return True
 
 
-def _in_bf16(dtypes: Dtypes) -> Dtypes:
-    """The same with bf16 in the place of fp16."""
-    import torch
-
-    return Dtypes(torch.bfloat16, torch.bfloat16 if dtypes.encoder is torch.float16 else dtypes.encoder)
-
-
-def _three(row: tuple[float, ...]) -> tuple[float, float, float]:
-    first, second, third = row
-    return first, second, third
-
-
-def _report_ignored(name: str, ignored: Iterable[str]) -> None:
-    """Say once what is not used: by kind what published files hold beside the model, by name what nobody expects."""
-    kinds: Counter[str] = Counter()
-    unknown: list[str] = []
-    for each in ignored:
-        kind = next((kind for start, kind in LEFTOVERS.items() if each.startswith(start)), None)
-        if kind is None:
-            unknown.append(each)
-        else:
-            kinds[kind] += 1
-    if kinds:
-        counts = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
+def _log_ignored(name: str, ignored: Iterable[str]) -> None:
+    """Log unused tensors: those that published files are known to hold by origin, others as a warning by name."""
+    origins = {
+        key: next((origin for prefix, origin in UNUSED_PREFIXES.items() if key.startswith(prefix)), None)
+        for key in ignored
+    }
+    known = Counter(origin for origin in origins.values() if origin is not None)
+    unknown = sorted(key for key, origin in origins.items() if origin is None)
+    if known:
+        counts = ", ".join(f"{count} of {origin}" for origin, count in sorted(known.items()))
         logger.info("%s holds tensors that are not needed: %s", name, counts)
     if unknown:
-        shown = ", ".join(map(readable, sorted(unknown)[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
         logger.warning(
-            "%s holds %d tensors beside the model that nobody here knows, and they are ignored: %s. If its videos look "
-            "wrong, it was made for another program.",
+            "%s holds %d unknown tensors in addition to the model, and they are ignored: %s. If its videos look wrong, "
+            "it was made for another program.",
             name,
             len(unknown),
-            shown,
+            list_names(unknown),
         )

@@ -1,35 +1,42 @@
-"""What a checkpoint has to say beside its tensors: frames, sizes, guidance, noise range, head counts. Needs no torch.
+"""Model metadata that tensor shapes cannot show: frames, size, guidance, noise range, architecture settings.
 
-One-file checkpoints that this project writes keep these facts as JSON under the metadata key `svd_stages`, diffusers
-folders in their config files and under `_svd_stages` in model_index.json. The published one-file checkpoints say
-nothing; what they then mean is written here.
+Sources, in this order:
+    single file   JSON under the safetensors metadata key `svd_stages`, written by this project
+    sidecar       `<file>.svd-stages.json`, written by `svd-stages download`: published files have no metadata
+    folder        diffusers' config files, and `_svd_stages` in model_index.json
+    default       the values of the published models, in this file
+
+Needs no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from . import validators
-from .safe_json import parse_table
+from ..errors import CheckpointError, printable
+from .safe_json import BOOLEAN, Rule, integer, list_of, number, parse_table
+from .safetensors_header import Header
+from .stable_file import open_model_file
 
 METADATA_KEY = "svd_stages"
 INDEX_KEY = "_svd_stages"
+SIDECAR_SUFFIX = ".svd-stages.json"
+SIDECAR_KEYS = ("num_frames", "min_guidance", "max_guidance")
+MAX_SIDECAR_BYTES = 100_000
+MAX_VALUES = 1000  # JSON values in the metadata of one model; about forty are used
+MAX_FRAMES = 4096
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/clip-vit, preprocessor_config.json
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_FRAMES = 4096
-MAX_VALUES = 1000
-"""Texts, numbers, lists and tables in the facts of a file: there are about forty."""
 GUIDANCE = {14: (1.0, 2.5), 25: (1.5, 3.0)}
 """Frames -> (min, max) guidance: generative-models scripts/sampling/configs/svd.yaml and svd_xt.yaml."""
 
 
 @dataclass(frozen=True)
 class VideoDefaults:
-    """What a checkpoint was trained for: the values to use when the user gives none."""
+    """Video settings that a checkpoint was trained for, used when the user gives none. Sizes in pixels."""
 
     num_frames: int = 25
     width: int = 1024
@@ -38,50 +45,56 @@ class VideoDefaults:
     max_guidance: float = 3.0
 
 
+def _checked(rule: Rule, default: Any) -> Any:
+    """Declare a field with the rule that untrusted values must meet."""
+    return field(default=default, metadata={"rule": rule})
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What shapes cannot tell. The defaults are what all published models have in common.
+    """Metadata of one checkpoint. Defaults are common to all published models.
 
-    num_frames                   how many frames it was trained for; None: not known
-    width, height                what it was trained for, in pixels
-    min_guidance, max_guidance   None: by the frame count, as published
-    clip_heads                   attention heads of the CLIP tower; None: heads are 80 wide, as in ViT-H
-    unet_head_width              width of one attention head of the UNet
-    unet_attention               for each level of the UNet, from the picture down, whether it has attention
-    unet_layers                  ResNet layers of each of its levels
-    unet_transformers            transformer layers of each of its attentions
-    vae_levels                   levels of the VAE
-    clip_layers                  layers of the CLIP tower
-    scaling_factor               scaled latents = unscaled latents * scaling_factor
-    sigma_min, sigma_max         the noise range it was trained for
-    force_upcast                 whether the VAE's encoder must compute in float32
-    image_mean, image_std        what the CLIP tower's input is normalised by, per channel
+    The depths (`unet_attention` to `clip_layers`) are for single files only: without them, a file that lost its last
+    layers would load as a smaller model. A diffusers folder has them in its config files.
 
-    The depths (unet_attention to clip_layers) are a one-file checkpoint's: without them, a file that lost its last
-    layers would be a smaller model. A folder's config files say its own.
+    Attributes:
+        num_frames: Frames it was trained for. None if unknown.
+        width, height: Size it was trained for, in pixels.
+        min_guidance, max_guidance: None for the published values of `num_frames`.
+        clip_heads: Attention heads of the CLIP image encoder. None if heads are 80 wide, as in ViT-H.
+        unet_head_width: Channels of one attention head of the UNet.
+        unet_attention: Per UNet level, from the image down: True if it has attention.
+        unet_layers: ResNet layers per UNet level.
+        unet_transformers: Transformer layers per UNet attention.
+        vae_levels: Levels of the VAE.
+        clip_layers: Layers of the CLIP image encoder.
+        scaling_factor: scaled latents = unscaled latents * scaling_factor.
+        sigma_min, sigma_max: Noise range it was trained for.
+        force_upcast: True if the VAE's encoder must compute in float32.
+        image_mean, image_std: Normalization of the CLIP input per channel.
     """
 
-    num_frames: int | None = None
-    width: int = 1024
-    height: int = 576
-    min_guidance: float | None = None
-    max_guidance: float | None = None
-    clip_heads: int | None = None
-    unet_head_width: int = 64
-    unet_attention: tuple[bool, ...] = (True, True, True, False)  # SVD unet/config.json
-    unet_layers: int = 2
-    unet_transformers: int = 1
-    vae_levels: int = 4  # SVD vae/config.json
-    clip_layers: int = 32  # SVD image_encoder/config.json
-    scaling_factor: float = 0.18215  # SVD vae/config.json
-    sigma_min: float = 0.002  # SVD scheduler/scheduler_config.json
-    sigma_max: float = 700.0
-    force_upcast: bool = True  # SVD vae/config.json
-    image_mean: tuple[float, ...] = CLIP_MEAN
-    image_std: tuple[float, ...] = CLIP_STD
+    num_frames: int | None = _checked(integer(1, MAX_FRAMES), None)
+    width: int = _checked(integer(8, 16384, step=8), 1024)
+    height: int = _checked(integer(8, 16384, step=8), 576)
+    min_guidance: float | None = _checked(number(0, 100), None)
+    max_guidance: float | None = _checked(number(0, 100), None)
+    clip_heads: int | None = _checked(integer(1, 1024), None)
+    unet_head_width: int = _checked(integer(1, 1024), 64)
+    unet_attention: tuple[bool, ...] = _checked(list_of(BOOLEAN, 8), (True, True, True, False))  # SVD unet/config.json
+    unet_layers: int = _checked(integer(1, 8), 2)
+    unet_transformers: int = _checked(integer(1, 16), 1)
+    vae_levels: int = _checked(integer(1, 8), 4)  # SVD vae/config.json
+    clip_layers: int = _checked(integer(1, 64), 32)  # SVD image_encoder/config.json
+    scaling_factor: float = _checked(number(1e-6, 1e6), 0.18215)  # SVD vae/config.json
+    sigma_min: float = _checked(number(1e-9, 1e6), 0.002)  # SVD scheduler/scheduler_config.json
+    sigma_max: float = _checked(number(1e-9, 1e6), 700.0)
+    force_upcast: bool = _checked(BOOLEAN, True)  # SVD vae/config.json
+    image_mean: tuple[float, float, float] = _checked(list_of(number(-10, 10), most=3, least=3), CLIP_MEAN)
+    image_std: tuple[float, float, float] = _checked(list_of(number(1e-6, 10), most=3, least=3), CLIP_STD)
 
     def defaults(self) -> VideoDefaults:
-        """The values to use when the user gives none; SVD-XT's 25 frames when the number is not known."""
+        """Return the video settings to use when the user gives none. Unknown frames count as SVD-XT's 25."""
         frames = VideoDefaults.num_frames if self.num_frames is None else self.num_frames
         low, high = GUIDANCE.get(frames, (VideoDefaults.min_guidance, VideoDefaults.max_guidance))
         return VideoDefaults(
@@ -93,82 +106,131 @@ class ModelMetadata:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts that are known, ready for JSON."""
+        """Return the known values, ready for JSON."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
-    def as_text(self) -> str:
-        """The facts that are known, as the JSON text that goes under the metadata key `svd_stages`."""
+    def to_json(self) -> str:
+        """Return the known values as the JSON text for the metadata key `svd_stages`."""
         return json.dumps(self.as_dict(), sort_keys=True)
 
 
-def facts_from_metadata(name: str, metadata: Mapping[str, str]) -> ModelMetadata:
-    """The facts in the safetensors metadata of file `name`; the published model's where it says nothing.
+_RULES: dict[str, Rule] = {field.name: field.metadata["rule"] for field in fields(ModelMetadata)}
 
-    Raises CheckpointError when they are not JSON, or when a value is out of its range.
+
+def metadata_from_dict(name: str, values: Any) -> ModelMetadata:
+    """Validate the decoded JSON object `values` of file `name`. Unknown keys are ignored, so that newer files load.
+
+    Raises:
+        CheckpointError: A value has the wrong type or is out of range.
     """
-    text = metadata.get(METADATA_KEY)
+    if not isinstance(values, dict):
+        raise _invalid(name, "the table", "must be a JSON object", values)
+    known = {key: value for key, value in values.items() if key in _RULES and value is not None}
+    for key, value in known.items():
+        if not _RULES[key].accepts(value):
+            raise _invalid(name, key, _RULES[key].need, value)
+    for key, convert in (("image_mean", float), ("image_std", float), ("unet_attention", bool)):
+        if key in known:
+            known[key] = tuple(map(convert, known[key]))
+    metadata = ModelMetadata(**known)
+    if metadata.sigma_min >= metadata.sigma_max:
+        raise _invalid(name, "sigma_min", f"must be below sigma_max, {metadata.sigma_max}", metadata.sigma_min)
+    return metadata
+
+
+def metadata_from_header(name: str, header: Header) -> ModelMetadata:
+    """Read the metadata in the safetensors header of file `name`. Missing values are those of the published models.
+
+    Raises:
+        CheckpointError: The metadata is not JSON, or a value is out of range.
+    """
+    text = header.metadata.get(METADATA_KEY)
     if text is None:
         return ModelMetadata()
     try:
-        given = parse_table(text.encode(), MAX_VALUES)
+        values = parse_table(text.encode(), MAX_VALUES)
     except ValueError as error:
         raise CheckpointError(
-            f'the metadata "{METADATA_KEY}" of {name} must be a JSON table, but cannot be read: {error}. Write the '
+            f'the metadata "{METADATA_KEY}" of {name} must be a JSON object, but cannot be read: {error}. Write the '
             "file again with svd-stages convert-checkpoint.",
             code="checkpoint.facts",
         ) from error
-    return facts_from_table(name, given)
+    return metadata_from_dict(name, values)
 
 
-def facts_from_table(name: str, given: Any) -> ModelMetadata:
-    """Facts from a decoded JSON table of `name`. Keys that are not known are left aside, for newer files.
-
-    Raises CheckpointError when a value has another type than it needs, or is out of its range.
-    """
-    if not isinstance(given, dict):
-        raise _wrong(name, "the table", "must be a JSON table", given)
-    known = {field.name for field in fields(ModelMetadata)}
-    values = {key: value for key, value in given.items() if key in known and value is not None}
-    for key, value in values.items():
-        ok, need = _RULES[key](value)
-        if not ok:
-            raise _wrong(name, key, need, value)
-    for key in ("image_mean", "image_std"):
-        if key in values:
-            values[key] = tuple(float(number) for number in values[key])
-    if "unet_attention" in values:
-        values["unet_attention"] = tuple(values["unet_attention"])
-    facts = ModelMetadata(**values)
-    if facts.sigma_min >= facts.sigma_max:
-        raise _wrong(name, "sigma_min", f"must be below sigma_max, {facts.sigma_max}", facts.sigma_min)
-    return facts
-
-
-def _wrong(name: str, key: str, need: str, value: Any) -> CheckpointError:
+def _invalid(name: str, key: str, need: str, value: Any) -> CheckpointError:
     return CheckpointError(
-        f'"{key}" in the facts of {name} {need}, and is {ascii(value)[:100]}. Correct it in the file\'s '
+        f'"{key}" in the metadata of {name} {need}, got {ascii(value)[:100]}. Correct it in the file\'s '
         f'"{METADATA_KEY}" metadata, or in the folder\'s config files.',
         code="checkpoint.facts",
     )
 
 
-_RULES = {
-    "num_frames": validators.whole(1, MAX_FRAMES),
-    "width": validators.whole(8, 16384, step=8),
-    "height": validators.whole(8, 16384, step=8),
-    "min_guidance": validators.number(0, 100),
-    "max_guidance": validators.number(0, 100),
-    "clip_heads": validators.whole(1, 1024),
-    "unet_head_width": validators.whole(1, 1024),
-    "unet_attention": validators.flags(8),
-    "unet_layers": validators.whole(1, 8),
-    "unet_transformers": validators.whole(1, 16),
-    "vae_levels": validators.whole(1, 8),
-    "clip_layers": validators.whole(1, 64),
-    "scaling_factor": validators.number(1e-6, 1e6),
-    "sigma_min": validators.number(1e-9, 1e6),
-    "sigma_max": validators.number(1e-9, 1e6),
-    "force_upcast": validators.flag,
-    "image_mean": validators.three(-10, 10),
-    "image_std": validators.three(1e-6, 10),
-}
+@dataclass(frozen=True)
+class Sidecar:
+    """Content of a sidecar: the catalog name of the file beside it, and the metadata of that name."""
+
+    name: str
+    metadata: ModelMetadata
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the path of the sidecar of the file at `path`."""
+    return path.with_name(path.name + SIDECAR_SUFFIX)
+
+
+def write_sidecar(path: Path, name: str, sha256: str | None, defaults: VideoDefaults) -> None:
+    """Write a sidecar that names the file at `path` as the catalog's checkpoint `name`. Raises OSError.
+
+    `sha256` is for the user: reading compares the size only.
+    """
+    table = {
+        "name": name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "facts": {key: getattr(defaults, key) for key in SIDECAR_KEYS},
+    }
+    sidecar_path(path).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def read_sidecar(path: Path, size: int) -> Sidecar | None:
+    """Read the sidecar of the file at `path`, which has `size` bytes.
+
+    Returns:
+        None if there is no sidecar, or one for a file of another size, which is not the downloaded file.
+
+    Raises:
+        CheckpointError: The sidecar is damaged.
+    """
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        return None
+    try:
+        with open_model_file(sidecar) as file:
+            table = parse_table(file.read(MAX_SIDECAR_BYTES), MAX_VALUES)
+    except ValueError as error:
+        raise CheckpointError(
+            f'"{printable(sidecar)}" must describe the file that it is named after, but cannot be read: {error}. '
+            "Remove it; svd-stages download writes it again.",
+            code="checkpoint.facts",
+        ) from error
+    name, values = table.get("name"), table.get("facts")
+    if table.get("bytes") != size or not isinstance(name, str):
+        return None
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key in SIDECAR_KEYS}
+    return Sidecar(name, metadata_from_dict(printable(sidecar.name), values))
+
+
+def read_file_metadata(path: Path, header: Header) -> ModelMetadata:
+    """Read the metadata of the single file at `path`: its header's, completed by its sidecar if frames are unknown.
+
+    Raises:
+        CheckpointError: Either is damaged or out of range.
+    """
+    metadata = metadata_from_header(printable(path.name), header)
+    sidecar = read_sidecar(path, header.file_size) if metadata.num_frames is None else None
+    if sidecar is None:
+        return metadata
+    missing = {key: getattr(sidecar.metadata, key) for key in SIDECAR_KEYS if getattr(metadata, key) is None}
+    return replace(metadata, **missing)

@@ -1,70 +1,125 @@
-"""JSON from a stranger's model: tables whose reading costs no more than their size says. Needs no torch."""
+"""Parse and validate untrusted JSON: bounded parsing, and rules for single values. Needs no torch."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-LONGEST_NUMBER = 100
-"""Letters; a place in a file has at most 20. Older Pythons take minutes for a million digits."""
-STRING = re.compile(rb'"[^"]*"?')  # of a text without escapes; one that does not end goes to the end
+MAX_DIGITS = 100
+"""Longest number in characters. File offsets have at most 20; Python 3.10 needs minutes for a million digits."""
+STRING = re.compile(rb'"[^"]*"?')  # in text without escapes; an unterminated string extends to the end
 
 
-def parse_table(text: bytes, values: int) -> dict[str, Any]:
-    """The JSON table `text`, which has no more than `values` texts, numbers, lists and tables in it.
+def parse_table(text: bytes, max_values: int) -> dict[str, Any]:
+    """Parse a JSON object that holds at most `max_values` strings, numbers, lists and objects.
 
-    Raises ValueError when it is anything else: other JSON, a name twice in a table, a number that is none (NaN,
-    Infinity) or has more digits than any file needs, and more values than that, which are counted before it is parsed:
-    an empty list of two letters takes sixty bytes.
+    Values are counted before parsing, because an empty list of two characters becomes sixty bytes in memory.
+
+    Raises:
+        ValueError: Other JSON, duplicate keys, NaN or Infinity, numbers with too many digits, or too many values.
     """
-    _check_count(text, values)
+    _check_count(text, max_values)
     try:
         table = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_int=_whole,
+            parse_int=lambda digits: int(_bounded(digits)),
             parse_float=_finite,
-            parse_constant=_no_number,
+            parse_constant=_reject_constant,
         )
     except RecursionError as error:
-        raise ValueError("its lists and tables are nested too deeply") from error
+        raise ValueError("its lists and objects are nested too deeply") from error
     if not isinstance(table, dict):
-        raise ValueError("it is not a JSON table")
+        raise ValueError("it is not a JSON object")
     return table
 
 
-def _check_count(text: bytes, most: int) -> None:
+def _check_count(text: bytes, max_values: int) -> None:
     unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if unescaped.count(b'"') > 2 * most:
-        raise ValueError(f"it has more than {most} texts")
+    if unescaped.count(b'"') > 2 * max_values:
+        raise ValueError(f"it has more than {max_values} strings")
     bare = STRING.sub(b"", unescaped)
-    if sum(map(bare.count, (b"[", b"{", b","))) > most:
-        raise ValueError(f"it has more than {most} values")
+    if sum(map(bare.count, (b"[", b"{", b","))) > max_values:
+        raise ValueError(f"it has more than {max_values} values")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
+        raise ValueError("it has a duplicate key")
     return table
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > LONGEST_NUMBER:
+def _bounded(digits: str) -> str:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"it has a number of {len(digits)} digits")
-    return int(digits)
+    return digits
 
 
 def _finite(digits: str) -> float:
-    if len(digits) > LONGEST_NUMBER:
-        raise ValueError(f"it has a number of {len(digits)} digits")
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"{digits} is larger than any number")
-    return number
+    value = float(_bounded(digits))
+    if math.isinf(value):
+        raise ValueError(f"{digits} is too large for a float")
+    return value
 
 
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
+def _reject_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check of one JSON value.
+
+    Attributes:
+        need: The requirement as a predicate for messages, such as "must be true or false".
+        accepts: Return True if a value meets it.
+    """
+
+    need: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def integer(low: int, high: int, step: int = 1) -> Rule:
+    """Require an integer in [low, high], a multiple of `step`."""
+    need = f"must be an integer from {low} to {high}" + (f" and a multiple of {step}" if step > 1 else "")
+    return Rule(
+        need, lambda value: isinstance(value, int) and _is_number(value) and low <= value <= high and value % step == 0
+    )
+
+
+def number(low: float, high: float) -> Rule:
+    """Require a finite number in [low, high]."""
+    return Rule(f"must be a number from {low} to {high}", lambda value: _is_number(value) and low <= value <= high)
+
+
+BOOLEAN = Rule("must be true or false", lambda value: isinstance(value, bool))
+
+
+def one_of(*words: str) -> Rule:
+    """Require one of these strings."""
+    return Rule(f"must be {' or '.join(words)}", lambda value: isinstance(value, str) and value in words)
+
+
+def list_of(rule: Rule, most: int, least: int = 1) -> Rule:
+    """Require a list of `least` to `most` values that each meet `rule`."""
+    length = str(most) if least == most else f"{least} to {most}"
+    return Rule(
+        f"must be a list of {length} values, each of which {rule.need}",
+        lambda value: (
+            isinstance(value, (list, tuple)) and least <= len(value) <= most and all(map(rule.accepts, value))
+        ),
+    )
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    """Require one of two rules."""
+    return Rule(f"{first.need}, or {second.need}", lambda value: first.accepts(value) or second.accepts(value))

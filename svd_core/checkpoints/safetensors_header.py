@@ -1,25 +1,26 @@
-"""The header of a safetensors file: names, types and shapes of its tensors, read without torch and without the data.
+"""Read safetensors headers: names, dtypes and shapes of tensors, without torch and without the data.
 
-Stricter and cheaper than the reference reader: pickles and other files are named by their content, and a header that
-would cost seconds and gigabytes to parse is refused before it is read. Format: github.com/huggingface/safetensors.
+Stricter and cheaper than the reference reader: other formats are recognized by content, and a header that would cost
+seconds and gigabytes to parse is refused before it is read. Format: github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .safe_json import parse_table
-from .stable_file import PlainFile, open_model_file
+from .safe_json import integer, parse_table
+from .stable_file import ModelFile, open_model_file
 
 MAX_HEADER_BYTES = 4_000_000  # the published SVD files have 0.3 MB
 MAX_TENSORS = 10_000  # they have 2446
 MAX_RANK = 8
-MAX_VALUES = 16 * MAX_TENSORS
-"""Texts, numbers, lists and tables in a header: a tensor of rank 8 has 14 beside its texts."""
+MAX_VALUES = 16 * MAX_TENSORS  # JSON values in a header: a tensor of rank 8 has 14 that are not strings
+SIZE = integer(0, 2**63 - 1)
 DTYPE_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -30,9 +31,12 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a header. `dtype` is safetensors' name: F16, BF16, F32, ...; `size` is in bytes.
+    """One tensor of a header.
 
-    `start` is where in the file its bytes begin.
+    Attributes:
+        dtype: In safetensors' spelling: F16, BF16, F32, ...
+        size: Size of the data in bytes.
+        start: Offset of the data from the start of the file, in bytes.
     """
 
     dtype: str
@@ -43,35 +47,37 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's tensors by name, its metadata (text by text), and the file's size in bytes."""
+    """A file's tensors by name, its metadata, and its size in bytes."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     file_size: int
 
-    def dtypes(self) -> tuple[str, ...]:
-        """The types that occur, the one with most bytes first."""
-        sizes: dict[str, int] = {}
-        for info in self.tensors.values():
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.size
-        return tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
+
+def dtypes_of(tensors: Iterable[TensorInfo]) -> tuple[str, ...]:
+    """Return the dtypes that occur, the one with most bytes first."""
+    sizes: dict[str, int] = {}
+    for info in tensors:
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.size
+    return tuple(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype)))
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of the safetensors file at `path`.
+    """Read the header of the safetensors file at `path`.
 
-    Raises CheckpointError when there is no such file, when it is something else (a pickle, a page of HTML, a git-lfs
-    pointer), when it is cut short or damaged, and when its header is beyond what a model needs.
+    Raises:
+        CheckpointError: The file is missing, in another format (pickle, HTML, git-lfs pointer), truncated or damaged,
+            or its header exceeds the limits of this module.
     """
     with open_model_file(Path(path)) as file:
         return header_of(file)
 
 
-def header_of(file: PlainFile) -> Header:
-    """`read_header` of a file that is open."""
+def header_of(file: ModelFile) -> Header:
+    """Read the header of an open file. See `read_header`."""
     file_size = file.state.size
     start = file.read(1024)
-    if start[8:9] != b"{":  # the eight bytes before it are a number, and may look like another format's
+    if start[8:9] != b"{":  # the first eight bytes are the header's length and can equal another format's signature
         _refuse_other_formats(file.name, start)
     length = int.from_bytes(start[:8], "little")
     _check_length(file.name, length, file_size, start)
@@ -80,18 +86,19 @@ def header_of(file: PlainFile) -> Header:
     except ValueError as error:
         raise _damaged(file.name, f"its header cannot be read ({error})") from error
     metadata = fields.pop("__metadata__", None)
-    if metadata is None:  # null, to safetensors' own reader, is as if it were not there
+    if metadata is None:  # safetensors' own reader treats null as absent
         metadata = {}
-    if not _is_text_table(metadata):
-        raise _damaged(file.name, "its metadata is not a table of texts")
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise _damaged(file.name, "its metadata is not a table of strings")
     if len(fields) > MAX_TENSORS:
-        raise _damaged(file.name, f"it lists {len(fields)} tensors, and no model needs more than {MAX_TENSORS}")
-    tensors = _tensors(file.name, fields, data_start=8 + length, file_size=file_size)
+        raise _damaged(file.name, f"it lists {len(fields)} tensors, and a model has at most {MAX_TENSORS}")
+    tensors = {name: _tensor(file.name, name, field, data_start=8 + length) for name, field in fields.items()}
+    _check_layout(file.name, tensors, data_start=8 + length, file_size=file_size)
     return Header(tensors=tensors, metadata=metadata, file_size=file_size)
 
 
 def _refuse_other_formats(file: str, start: bytes) -> None:
-    """Raise CheckpointError when these first bytes of a file are those of something people have in a model's place."""
+    """Raise CheckpointError if a file's first bytes are those of a pickle, a git-lfs pointer or a web page."""
     if start[:2] == b"PK" or start[:1] == b"\x80":
         raise CheckpointError(
             f'"{file}" is a pickle (a .ckpt, .pt or .bin inside, whatever its name), and loading a pickle can run '
@@ -101,14 +108,14 @@ def _refuse_other_formats(file: str, start: bytes) -> None:
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f'"{file}" is a git-lfs pointer, a text of a few lines in place of the model. Fetch the model itself '
+            f'"{file}" is a git-lfs pointer, a few lines of text in place of the model. Fetch the model itself '
             'with "git lfs pull", or download the file from its page.',
             code="checkpoint.pointer",
         )
     if start.lstrip()[:1] == b"<":
         raise CheckpointError(
-            f'"{file}" is a web page, saved in place of the model: the download asked for a log-in, or met an '
-            "error. Download it again, logged in to the site, or with svd-stages download.",
+            f'"{file}" is a web page, saved in place of the model: the download required a login, or failed. '
+            "Download it again, logged in to the site, or with svd-stages download.",
             code="checkpoint.web_page",
         )
 
@@ -119,62 +126,48 @@ def _check_length(file: str, length: int, file_size: int, start: bytes) -> None:
     if length > MAX_HEADER_BYTES:
         raise _damaged(file, f"it announces a header of {length} bytes, and a model's is below {MAX_HEADER_BYTES}")
     if length > file_size - 8:
-        raise _truncated(file, needed=8 + length, given=file_size)
+        raise _truncated(file, needed=8 + length, actual=file_size)
 
 
-def _is_text_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _tensors(file: str, fields: dict[str, Any], data_start: int, file_size: int) -> dict[str, TensorInfo]:
-    """The tensors of `fields`, whose data must fill the file from first byte to last without hole or overlap."""
-    tensors: dict[str, TensorInfo] = {}
-    spans: list[tuple[int, int]] = []
-    for name, field in fields.items():
-        tensors[name] = _tensor(file, name, field, data_start)
-        spans.append((tensors[name].start, tensors[name].start + tensors[name].size))
+def _check_layout(file: str, tensors: dict[str, TensorInfo], data_start: int, file_size: int) -> None:
+    """Raise CheckpointError unless the data fills the file to its last byte, without hole or overlap."""
     end = data_start
-    for start, stop in sorted(spans):
+    for start, size in sorted((info.start, info.size) for info in tensors.values()):
         if start != end:
             raise _damaged(file, f"its tensors overlap or leave a hole at byte {min(start, end) - data_start}")
-        end = stop
+        end = start + size
     if end > file_size:
-        raise _truncated(file, needed=end, given=file_size)
+        raise _truncated(file, needed=end, actual=file_size)
     if end < file_size:
         raise _damaged(file, f"{file_size - end} bytes follow its last tensor")
-    return tensors
 
 
 def _tensor(file: str, name: str, field: Any, data_start: int) -> TensorInfo:
-    shown = ascii(name[:100])
+    label = ascii(name[:100])
     if not isinstance(field, dict):
-        raise _damaged(file, f"tensor {shown} is not described")
+        raise _damaged(file, f"tensor {label} has no description")
     dtype, shape, span = field.get("dtype"), field.get("shape"), field.get("data_offsets")
     if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(span, list) or len(span) != 2:
-        raise _damaged(file, f"tensor {shown} is not described")
-    if len(shape) > MAX_RANK or not all(map(_is_size, (*shape, *span))) or span[0] > span[1]:
-        raise _damaged(file, f"tensor {shown} has a shape or a place that cannot be")
+        raise _damaged(file, f"tensor {label} has no description")
+    if len(shape) > MAX_RANK or not all(map(SIZE.accepts, (*shape, *span))) or span[0] > span[1]:
+        raise _damaged(file, f"tensor {label} has an impossible shape or offset")
     size = span[1] - span[0]
     if dtype in DTYPE_BYTES and math.prod(shape) * DTYPE_BYTES[dtype] != size:
-        raise _damaged(file, f"tensor {shown} of {dtype} and shape {shape} cannot have {size} bytes")
+        raise _damaged(file, f"tensor {label} of {dtype} and shape {shape} cannot have {size} bytes")
     return TensorInfo(dtype, tuple(shape), size, data_start + span[0])
 
 
 def _damaged(file: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f'"{file}" is not a safetensors file that can be used: {reason}. Download it again and compare its size '
+        f'"{file}" is not a usable safetensors file: {reason}. Download it again and compare its size '
         "and sha256 with the ones on its page.",
         code="checkpoint.damaged",
     )
 
 
-def _truncated(file: str, needed: int, given: int) -> CheckpointError:
+def _truncated(file: str, needed: int, actual: int) -> CheckpointError:
     return CheckpointError(
-        f'"{file}" is not complete: it needs {needed:,} bytes and has {given:,}; the download or the copy was cut '
-        "short. Download it again.",
+        f'"{file}" is not complete: it needs {needed:,} bytes and has {actual:,}. The download or the copy was '
+        "interrupted. Download it again.",
         code="checkpoint.truncated",
     )

@@ -1,6 +1,7 @@
-"""A model's file, opened once: a plain file, and from its first byte to its last the same one.
+"""Model files that are opened once and must not change while they are read.
 
-It is read and not mapped into memory: of a mapped file that somebody cuts short, the next touch ends the process.
+Files are read, not memory-mapped: if another program truncates a mapped file, the next access ends the process with
+SIGBUS.
 """
 
 from __future__ import annotations
@@ -17,86 +18,86 @@ from ..utils.safe_open import NotRegularFileError, open_regular_file
 
 
 @dataclass(frozen=True)
-class State:
-    """Which file it is (device, number), its size in bytes, and when it was last written to."""
+class FileState:
+    """Identity and version of a file: device, inode, size in bytes, modification time in nanoseconds."""
 
     device: int
-    number: int
+    inode: int
     size: int
-    written: int
+    modified: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> State:
-        """What the operating system says."""
+    def of(cls, status: os.stat_result) -> FileState:
+        """Take the fields of an `os.stat` result."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, eq=False)
-class PlainFile:
-    """A file that is open for reading. `state` is what it was when it was opened."""
+class ModelFile:
+    """A file that is open for reading. `state` is its state at opening."""
 
     path: Path
-    state: State
+    state: FileState
     stream: FileIO
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The file's name, printable, for messages."""
         return printable(self.path.name)
 
     def read(self, most: int) -> bytes:
-        """Up to `most` bytes from the beginning; fewer when the file ends."""
-        found = bytearray(min(most, self.state.size))
-        return bytes(found[: self._fill(0, memoryview(found))])
+        """Read up to `most` bytes from the start of the file."""
+        content = bytearray(min(most, self.state.size))
+        return bytes(content[: self._fill(0, memoryview(content))])
 
     def read_into(self, start: int, target: memoryview) -> None:
-        """Fill `target`, of bytes, from byte `start` on. Raises CheckpointError when the file ends before that."""
+        """Fill `target` (bytes) from offset `start`. Raises CheckpointError if the file ends before that."""
         if self._fill(start, target) < len(target):
             raise _changed(self.name)
 
     def _fill(self, start: int, target: memoryview) -> int:
-        """How many bytes of `target` there were in the file to fill."""
+        """Read into `target` and return the number of bytes read, fewer at the end of the file."""
         done = 0
         try:
             self.stream.seek(start)
             while done < len(target) and (count := self.stream.readinto(target[done:])):
                 done += count
         except OSError as error:
-            raise unreadable(self.path, error) from error
+            raise _unreadable(self.path, error) from error
         return done
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError when somebody wrote to the file since it was opened, or put another in its place."""
+        """Raise CheckpointError if the file was modified or replaced since it was opened."""
         try:
-            there = State.of(os.stat(self.path))
+            at_path = FileState.of(os.stat(self.path))
         except OSError as error:
             raise _changed(self.name) from error
-        if not self.state == State.of(os.fstat(self.stream.fileno())) == there:
+        if not self.state == FileState.of(os.fstat(self.stream.fileno())) == at_path:
             raise _changed(self.name)
 
 
 @contextmanager
-def open_model_file(path: Path) -> Iterator[PlainFile]:
-    """The file at `path`, open for reading inside the `with`. Links are followed.
+def open_model_file(path: Path) -> Iterator[ModelFile]:
+    """Open a file for reading. Symbolic links are followed.
 
-    Raises CheckpointError when there is none, when it cannot be read, and when it is no plain file.
+    Raises:
+        CheckpointError: The file is missing, unreadable, or not a regular file.
     """
     try:
         stream = open_regular_file(path)
     except NotRegularFileError as error:
         raise CheckpointError(
-            f'the checkpoint "{printable(path)}" must be a plain file; {error.strerror}. Choose the model\'s file.',
+            f'the checkpoint "{printable(path)}" must be a regular file; {error.strerror}. Choose the model\'s file.',
             code="checkpoint.not_a_file",
         ) from error
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
     with stream:
-        yield PlainFile(path, State.of(os.fstat(stream.fileno())), stream)
+        yield ModelFile(path, FileState.of(os.fstat(stream.fileno())), stream)
 
 
-def unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error of ours for a file that the operating system does not give."""
-    reason = getattr(error, "strerror", None) or "no file can be called that"
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or "no file can have this name"
     return CheckpointError(
         f'the checkpoint "{printable(path)}" cannot be read: {reason}. Check the path and its permissions.',
         code="checkpoint.unreadable",
@@ -105,7 +106,7 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 def _changed(name: str) -> CheckpointError:
     return CheckpointError(
-        f'"{name}" was changed, cut short or replaced while it was read, so what was read is not one model. Wait until '
-        "who writes it is done, and load it again.",
+        f'"{name}" was changed, truncated or replaced while it was read, so the data may mix two models. Wait until '
+        "the program that writes it is done, and load it again.",
         code="checkpoint.changed",
     )

@@ -78,6 +78,28 @@ def prepare_conditioning(image_embeds: torch.Tensor, image_latents: torch.Tensor
     return image_embeds.float().cpu()[:, None], image_latents.float().cpu()
 
 
+def make_conditioning_pairs(
+    image_embeds: torch.Tensor, image_latents: torch.Tensor, micro: MicroConditioning
+) -> list[tuple[Conditioning, Conditioning]]:
+    """Return (positive, negative) conditioning of each of N images.
+
+    Args:
+        image_embeds: (N, D) CLIP embeddings.
+        image_latents: (N, 4, h, w) unscaled latents.
+
+    Raises:
+        SettingError: The counts differ.
+    """
+    embeds, image_latents = prepare_conditioning(image_embeds, image_latents)
+    return [
+        (
+            Conditioning(embed, image_latent, micro),
+            Conditioning(torch.zeros_like(embed), torch.zeros_like(image_latent), micro),
+        )
+        for embed, image_latent in zip(embeds.split(1), image_latents.split(1), strict=True)
+    ]
+
+
 def expand_image_latents(image_latents: torch.Tensor, frames: int) -> torch.Tensor:
     """Image latents (B, 4, h, w) as one, or one for each frame: (1 or frames, 4, h, w).
 

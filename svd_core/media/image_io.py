@@ -309,8 +309,6 @@ def as_images(
     Raises:
         ImageError: Anything else; scales are not guessed.
     """
-    import numpy as np
-    import torch
     from PIL import Image, ImageOps
 
     from ..utils.tensor_checks import check_images
@@ -318,7 +316,6 @@ def as_images(
     if isinstance(image, (str, os.PathLike)):
         loaded = load_image(image, background)
         return check_images(loaded.images), loaded.warnings
-    mask = None
     run_warnings: list[RunWarning] = []
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
@@ -326,43 +323,40 @@ def as_images(
         with _translate_pillow_errors("the PIL image"):
             images, mask = _frames_to_tensors("the PIL image", [ImageOps.exif_transpose(image)], run_warnings)
     else:
-        if isinstance(image, np.ndarray):
-            image = _array_to_tensor(image)
-        if not isinstance(image, torch.Tensor):
-            raise ImageError(f"an image must be a file, a PIL image, an array or a tensor, got {type(image).__name__}.")
-        images = _to_unit_range(image)
-        images = images[None] if images.ndim == 3 else images
-        if images.ndim == 4 and images.shape[-1] == 4:
-            images, mask = images[..., :3], 1 - images[..., 3]
+        images, mask = _array_to_tensors(image)
     if mask is not None and background != KEEP:
         images = _apply_background("the image", images, mask, background, run_warnings)
     return check_images(images), tuple(run_warnings)
 
 
-def _array_to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Copy an array of uint8 or floats of either byte order to a tensor."""
+def _array_to_tensors(image: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return images (B, H, W, C) float32 in [0, 1], and a mask (B, H, W) if there is an alpha channel.
+
+    Raises ImageError for other types and scales. The shape is checked by the caller.
+    """
     import numpy as np
-    import torch
-
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ImageError(f"an array must be uint8 or floats in [0, 1], got {array.dtype}. Convert it first.")
-    return torch.from_numpy(np.array(array, np.uint8 if array.dtype == np.uint8 else np.float32, order="C"))
-
-
-def _to_unit_range(image: torch.Tensor) -> torch.Tensor:
-    """Return uint8 or floats in [0, 1] as float32 in [0, 1]. Raise ImageError for other scales."""
     import torch
 
     from ..utils.tensor_checks import as_float32
 
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 and image.dtype.kind != "f":
+            raise ImageError(f"an array must be uint8 or floats in [0, 1], got {image.dtype}. Convert it first.")
+        image = torch.from_numpy(np.array(image, np.uint8 if image.dtype == np.uint8 else np.float32, order="C"))
+    if not isinstance(image, torch.Tensor):
+        raise ImageError(f"an image must be a file, a PIL image, an array or a tensor, got {type(image).__name__}.")
     if image.dtype == torch.uint8 and image.device.type != "meta" and image.layout == torch.strided:
-        return image.to("cpu", torch.float32) / 255.0
-    images = as_float32(image, "an image", ImageError)
-    low, high = map(float, torch.aminmax(images)) if images.numel() else (0.0, 1.0)
-    if low < MIN_FLOAT or high > MAX_FLOAT:
-        raise ImageError(
-            f"an array or tensor must be uint8 or floats in [0, 1], got {image.dtype} from {low:g} to {high:g}. Scale "
-            "it to [0, 1].",
-            code="image.range",
-        )
-    return images
+        images = image.to("cpu", torch.float32) / 255.0
+    else:
+        images = as_float32(image, "an image", ImageError)
+        low, high = map(float, torch.aminmax(images)) if images.numel() else (0.0, 1.0)
+        if low < MIN_FLOAT or high > MAX_FLOAT:
+            raise ImageError(
+                f"an array or tensor must be uint8 or floats in [0, 1], got {image.dtype} from {low:g} to {high:g}. "
+                "Scale it to [0, 1].",
+                code="image.range",
+            )
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim == 4 and images.shape[-1] == 4:
+        return images[..., :3], 1 - images[..., 3]
+    return images, None

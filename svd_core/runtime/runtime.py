@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ..checkpoints.library import ModelLibrary
 from ..errors import SettingError
 from ..media.alpha_compositing import Background
+from ..utils.progress import Advance
 from ..utils.user_tempdir import temp_folder
 from ..utils.warnings import RunWarning
 
@@ -35,11 +36,6 @@ OnOom = Literal["strict", "adapt"]
 pixels, and the run's record says so."""
 After = Literal["default", "keep", "offload"]
 """Where a part's weights are when the work is done: as is the host's custom, still on the device, or off it."""
-Advance = Callable[[int], None]
-"""Called with the number of units done so far, also when there are no more of them than before.
-
-Raises `Interrupted` (or the program's own error) when asked to stop.
-"""
 
 
 OnNote = Callable[[RunWarning], None]
@@ -289,10 +285,10 @@ def warn(code: str, text: str) -> None:
     get_runtime().warn(RunWarning(code, text))
 
 
-def forward_warnings(run_warnings: Iterable[RunWarning]) -> None:
-    """Pass warnings that a function returned to the runtime of this run."""
+def forward_warnings(runtime: Runtime, run_warnings: Iterable[RunWarning]) -> None:
+    """Pass warnings that a function returned to a runtime."""
     for warning in run_warnings:
-        get_runtime().warn(warning)
+        runtime.warn(warning)
 
 
 @contextlib.contextmanager

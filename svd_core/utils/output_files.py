@@ -97,7 +97,9 @@ def next_counter(path: OutputPath) -> int:
     return max(numbers, default=0) + 1
 
 
-def save_numbered(path: OutputPath, extension: str, write: Callable[[Path], None], counter: int | None = None) -> Saved:
+def save_numbered(
+    path: OutputPath, extension: str, write: Callable[[Path], object], counter: int | None = None
+) -> Saved:
     """Call `write` with a temporary file, then move it to the first free number. Nothing is overwritten.
 
     Args:

@@ -444,7 +444,7 @@ def main() -> None:
     comfy.options.enable_args_parsing()
     import comfy.model_management  # its presence tells the package where it is
     import torch
-    from core_host import import_folder
+    from core_runtime import import_folder
 
     import_folder(package)
     with torch.inference_mode():

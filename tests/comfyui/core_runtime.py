@@ -1,4 +1,4 @@
-"""What the package's host answers inside ComfyUI: `python core_host.py PACKAGE BASE [flags]` prints JSON.
+"""What the package's host answers inside ComfyUI: `python core_runtime.py PACKAGE BASE [flags]` prints JSON.
 
 Runs in ComfyUI's Python with its checkout on PYTHONPATH. PACKAGE is the folder, imported as ComfyUI imports it.
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 from ....svd_core.errors import CheckpointError
 from ....svd_core.runtime.runtime import LocalRuntime, RunWarning, chain_callbacks, use_runtime
-from ...graph import Engine, NodeTable, OnEvent, RunResult, Validation, explain, object_info, validate
+from ...graph import Engine, NodeTable, OnEvent, Prompt, RunResult, Validation, explain, object_info, validate
 from ..graph_errors import raise_if_faulty, raise_if_nothing_runs
 from ..graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, check_place, ignore_events
 from ..results import named_files
@@ -93,11 +93,7 @@ def validate_and_execute(
         GraphError: No output can run, or a stage cannot fit into memory.
         NodeError: A node failed.
     """
-    validation = validate(graph.prompt, NODES, precomputed=given, keep=keep)
-    raise_if_nothing_runs(validation, EMBEDDED_NODES)
-    check_memory_budget(validation.prompt, validation.outputs, runtime)
-    for note in validation.notes:
-        runtime.warn(RunWarning("graph.note", note))
+    validation = validate_and_budget(graph.prompt, runtime, given, keep)
     if on_event is not None:
         on_event("queued", {})
     result = Engine(NODES).run(
@@ -111,6 +107,25 @@ def validate_and_execute(
         watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
     )
     return validation, result
+
+
+def validate_and_budget(
+    prompt: Prompt,
+    runtime: LocalRuntime,
+    given: Mapping[str, Sequence[list[Any]]] | None = None,
+    keep: Sequence[str] = (),
+) -> Validation:
+    """Validate a graph and pass its notes to the runtime. `given` and `keep` are those of `Engine.run`.
+
+    Raises:
+        GraphError: No output can run, or a stage cannot fit into memory.
+    """
+    validation = validate(prompt, NODES, precomputed=given, keep=keep)
+    raise_if_nothing_runs(validation, EMBEDDED_NODES)
+    check_memory_budget(validation.prompt, validation.outputs, runtime)
+    for note in validation.notes:
+        runtime.warn(RunWarning("graph.note", note))
+    return validation
 
 
 def inference() -> contextlib.AbstractContextManager:

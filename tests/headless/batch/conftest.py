@@ -1,4 +1,4 @@
-"""Workers are processes of their own: they, too, find the stand-in renderer."""
+"""Lets worker processes import the fake renderer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batches import TESTS
 
 
 @pytest.fixture(autouse=True, scope="session")
-def workers_find_the_stand_in() -> Iterator[None]:
+def workers_find_the_fake_renderer() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]))
         yield

@@ -1,4 +1,4 @@
-"""What the columns of a manifest mean for a graph, and what the ids of its clips follow from."""
+"""Columns of a manifest become values of a graph; ids of tasks depend on them and on the graph."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def photos(tmp_path) -> Path:
 
 
 def plan(
-    photos: Path, rows: list[dict], graph: dict = GRAPH, models: Path | None = None, run: str = "run", **asked
+    photos: Path, rows: list[dict], graph: dict = GRAPH, models: Path | None = None, run: str = "run", **options
 ) -> list[PlannedRow]:
     (photos / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ask = headless.BatchRequest(photos.parent / run, photos / "m.jsonl", graph, **asked)
-    headless.plan_batch(ask, headless.RunConfig(models=[] if models is None else [models]))
+    request = headless.BatchRequest(photos.parent / run, photos / "m.jsonl", graph, **options)
+    headless.plan_batch(request, headless.RunConfig(models=[] if models is None else [models]))
     return list(read_plan(RunFolder(photos.parent / run).plan_file))
 
 
 def one(photos: Path, columns: dict, **options) -> PlannedRow:
-    (found,) = plan(photos, [{"image": "a.png", **columns}], **options)
-    return found
+    (row,) = plan(photos, [{"image": "a.png", **columns}], **options)
+    return row
 
 
 def ids(planned: list[PlannedRow]) -> dict[str, str]:
@@ -52,7 +52,7 @@ def changed(node_id: str, name: str, value: object, graph: dict = GRAPH) -> dict
     return graph
 
 
-def test_every_name_of_an_input_and_every_way_to_write_a_value_is_one_task(photos):
+def test_different_names_of_an_input_and_spellings_of_a_value_are_one_task(photos):
     assert GRAPH[CONDITIONING]["_meta"]["title"] == "SVD Micro-Conditioning"
     rows = [
         {f"{name}.motion_bucket_id": value}
@@ -100,7 +100,7 @@ def test_values_have_the_type_that_the_input_declares(photos):
         ("SaveAnimatedWEBP.lossless", "perhaps", "graph.setting"),
     ],
 )
-def test_a_bad_value_is_that_row_s_fault_with_the_node_and_input_named(photos, column, value, code):
+def test_an_invalid_value_is_a_faulty_row_that_names_node_and_input(photos, column, value, code):
     bad, good = plan(photos, [{"image": "a.png", column: value}, {"image": "b.png"}])
     assert good.task is not None
     if column.endswith(".fps") and value == "":
@@ -117,12 +117,12 @@ def _id(class_type: str) -> str:
 
 
 @pytest.mark.parametrize("column", ["SVDMicroConditionin.fps", "SVDMicroConditioning.fsp", "99.fps", ".fps", "8.", "."])
-def test_a_column_that_the_graph_does_not_have_is_the_fault_of_the_rows_that_fill_it(photos, column):
+def test_an_unknown_column_is_an_error_of_the_rows_that_have_it(photos, column):
     bad, good = plan(photos, [{"image": "a.png", column: 7}, {"image": "b.png", column: None}])
     assert good.task is not None and bad.code == "graph.setting"
 
 
-def test_a_linked_input_is_refused_and_the_image_has_a_column_of_its_own(photos):
+def test_columns_for_linked_inputs_and_for_the_image_are_refused(photos):
     for column in ("CreateVideo.fps", "LoadImage.image"):
         refused = one(photos, {column: 7})
         assert refused.code == "graph.setting"
@@ -153,7 +153,7 @@ def test_a_seed_that_is_linked_is_left_to_its_source(photos):
     assert f"{SAMPLER}.seed" not in one(photos, {}, graph=linked).task.values
 
 
-def test_ids_depend_neither_on_the_order_of_rows_nor_on_seed_and_image_in_the_graph_nor_on_the_place(photos, tmp_path):
+def test_ids_do_not_depend_on_order_or_folder_or_the_graph_s_seed_and_image(photos, tmp_path):
     rows = [{"image": f"{name}.png", "SVDMicroConditioning.fps": 5 + number} for number, name in enumerate("abc")]
     first = ids(plan(photos, rows))
     assert len(set(first.values())) == 3
@@ -166,14 +166,14 @@ def test_ids_depend_neither_on_the_order_of_rows_nor_on_seed_and_image_in_the_gr
     assert ids(plan(photos, rows[:0] + [{**row} for row in rows], plain, run="plain")).keys() == first.keys()
 
 
-def test_ids_depend_on_whatever_else_the_graph_says(photos):
+def test_ids_depend_on_other_values_of_the_graph(photos):
     first = one(photos, {}).task
     other = one(photos, {}, graph=changed(SAMPLER, "steps", 3), run="steps").task
     by_setting = one(photos, {}, settings=["SVDEulerSampler.steps=3"], run="set").task
     assert first.id != other.id == by_setting.id and first.seed == other.seed
 
 
-def test_models_are_known_by_what_is_in_them(photos, tmp_path):
+def test_ids_depend_on_the_content_of_models(photos, tmp_path):
     for name in ("x", "y", "z"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         shutil.copy(EMBEDDED_FILE, tmp_path / name / "checkpoints" / "mine.safetensors")
@@ -188,7 +188,7 @@ def test_models_are_known_by_what_is_in_them(photos, tmp_path):
     assert x.values[f"{LOADER}.checkpoint"] == "mine.safetensors"
 
 
-def test_a_model_that_is_not_there_is_the_graph_s_fault_or_the_row_s(photos):
+def test_a_missing_model_is_an_error_of_the_graph_or_of_the_row(photos):
     with raises(SVDStagesError, "graph.custom_validation_failed", "gone.safetensors") as caught:
         plan(photos, [{"image": "a.png"}], changed(LOADER, "checkpoint", "gone.safetensors"))
     assert caught.value.exit_status == CheckpointError.exit_status
@@ -196,7 +196,7 @@ def test_a_model_that_is_not_there_is_the_graph_s_fault_or_the_row_s(photos):
     assert bad.task is None and bad.code.startswith("checkpoint")
 
 
-def test_what_workers_must_agree_on_names_every_model_of_the_rows(photos, tmp_path):
+def test_shared_facts_name_each_model_of_the_rows(photos, tmp_path):
     (tmp_path / "models").mkdir()
     shutil.copy(EMBEDDED_FILE, tmp_path / "models" / "mine.safetensors")
     one(photos, {"SVDCheckpointLoader.checkpoint": "mine.safetensors"}, models=tmp_path / "models")
@@ -224,18 +224,18 @@ def test_what_workers_must_agree_on_names_every_model_of_the_rows(photos, tmp_pa
         ({**GRAPH, "77": {"class_type": "SaveImage", "inputs": {"images": ["nowhere", 0]}}}, "graph.some_outputs"),
     ],
 )
-def test_a_graph_that_no_batch_can_be_made_of_is_refused_as_a_whole(photos, graph, code):
+def test_an_unsuitable_graph_is_refused(photos, graph, code):
     with raises(GraphError, code):
         plan(photos, [{"image": "a.png"}], graph)
     assert not RunFolder(photos.parent / "run").plan_file.exists()
 
 
-def test_a_fault_of_a_hundred_thousand_rows_is_looked_for_once(photos):
-    """Their messages name what is near, which takes a millisecond each time."""
+def test_repeated_errors_are_cached(photos):
+    """Messages list similar names, which takes a millisecond each time."""
     from svd_stages.headless.batch.graph_binding import ModelHashes, Values
 
-    here = headless.RunConfig().runtime()
-    values = Values(GRAPH, ModelHashes(GRAPH, here), f"{IMAGE}.image")
+    runtime = headless.RunConfig().runtime()
+    values = Values(GRAPH, ModelHashes(GRAPH, runtime), f"{IMAGE}.image")
     seen = set()
     for number in range(20_000):
         for columns in ({"NoNode.x": number}, {"SVDMicroConditioning.fps": -1}):
@@ -249,14 +249,17 @@ def test_a_fault_of_a_hundred_thousand_rows_is_looked_for_once(photos):
     assert len(seen) == 2
 
 
-def test_a_batch_that_was_never_planned_says_so(tmp_path):
-    for call in (headless.batch_status, headless.retry_batch):
+def test_a_run_folder_without_a_plan_is_refused(tmp_path):
+    def run(folder: Path) -> None:
+        headless.run_batch(headless.BatchRequest(folder), headless.RunConfig())
+
+    for call in (headless.batch_status, headless.retry_batch, run):
         with raises(BatchError, "batch.no_plan", tmp_path / "run"):
             call(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_images_of_elsewhere_are_bad_rows_and_become_good_with_their_folder(photos):
+def test_images_outside_of_the_folder_need_the_option_images(photos):
     (photos.parent / "other").mkdir()
     (photos.parent / "other" / "x.png").write_text("x")
     (photos / "link.png").symlink_to(photos.parent / "other" / "x.png")

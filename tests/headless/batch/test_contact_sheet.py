@@ -1,57 +1,42 @@
-"""The contact sheet: three frames of each clip, of what can be shown."""
+"""The contact sheet: three frames of each video that can be read."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from batches import write_plan
+from batches import commit_files, write_whole_plan
+from batches import planned_row as row
 from PIL import Image
 from svd_stages.headless.batch import contact_sheet as sheet_module
 from svd_stages.headless.batch.contact_sheet import MOST, write_sheet
 from svd_stages.headless.batch.folder import RunFolder
-from svd_stages.headless.batch.plan import PlannedRow
-from svd_stages.headless.batch.tasks import Task
 
-COLOURS = {"first": (200, 0, 0), "between": (0, 0, 0), "middle": (0, 200, 0), "last": (0, 0, 200)}
+COLORS = {"first": (200, 0, 0), "between": (0, 0, 0), "middle": (0, 200, 0), "last": (0, 0, 200)}
 ORDER = ["first", "between", "middle", "between", "last"]
 
 
-def row(number: int, name: str) -> PlannedRow:
-    task_id = hashlib.sha256(f"{number}".encode()).hexdigest()
-    return PlannedRow(number, name, "a.png", Task(task_id, "a.png", "0" * 64, {}, 5))
-
-
-def commit(folder: RunFolder, task_id: str, contents: list[bytes], suffix: str) -> None:
-    with folder.scratch(task_id) as scratch:
-        made = [(scratch / f"{number}{suffix}", {}) for number in range(len(contents))]
-        for (path, _), content in zip(made, contents, strict=True):
-            path.write_bytes(content)
-        folder.commit(task_id, made, {})
-
-
 def moving(tmp_path: Path, width: int = 64, height: int = 32) -> bytes:
-    """A video of five frames in known colours."""
-    frames = [Image.new("RGB", (width, height), COLOURS[name]) for name in ORDER]
+    """Return a video of five frames in known colors."""
+    frames = [Image.new("RGB", (width, height), COLORS[name]) for name in ORDER]
     frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
     return (tmp_path / "x.webp").read_bytes()
 
 
-def colours(path: Path) -> list[str]:
-    """The known colours on a sheet, in the order of reading, each patch once."""
+def colors(path: Path) -> list[str]:
+    """Return the known colors on a sheet from left to right, each patch once."""
     sheet = np.asarray(Image.open(path)).astype(int)
-    known = np.array([COLOURS[name] for name in ("first", "middle", "last")])
+    known = np.array([COLORS[name] for name in ("first", "middle", "last")])
     line = sheet[sheet_module._GAP + 10]
-    found: list[str] = []
+    names: list[str] = []
     for pixel in line:
         distances = np.abs(known - pixel).max(axis=1)
         if distances.min() < 40:
             name = ("first", "middle", "last")[int(distances.argmin())]
-            if not found or found[-1] != name:
-                found.append(name)
-    return found
+            if not names or names[-1] != name:
+                names.append(name)
+    return names
 
 
 @pytest.fixture
@@ -59,65 +44,65 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def test_first_middle_and_last_frame_stand_side_by_side(folder, tmp_path):
-    write_plan(folder.plan_file, [row(1, "a"), row(2, "not done")])
-    commit(folder, row(1, "").task.id, [moving(tmp_path)], ".webp")
+def test_first_middle_and_last_frame_are_side_by_side(folder, tmp_path):
+    write_whole_plan(folder.plan_file, [row(1, "a"), row(2, "not done")])
+    commit_files(folder, row(1, "").task.id, [moving(tmp_path)], ".webp")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
-    assert colours(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
+    assert colors(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
 
 
-def test_single_pictures_of_a_task_are_its_frames(folder, tmp_path):
+def test_images_of_a_task_are_its_frames(folder, tmp_path):
     pictures = []
     for name in ORDER:
-        Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / "x.png")
+        Image.new("RGB", (40, 40), COLORS[name]).save(tmp_path / "x.png")
         pictures.append((tmp_path / "x.png").read_bytes())
-    write_plan(folder.plan_file, [row(1, "a")])
-    commit(folder, row(1, "").task.id, pictures, ".png")
+    write_whole_plan(folder.plan_file, [row(1, "a")])
+    commit_files(folder, row(1, "").task.id, pictures, ".png")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
-    assert colours(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
+    assert colors(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
 
 
-def test_damaged_media_leave_the_others_on_the_sheet(folder, tmp_path):
+def test_damaged_files_are_left_out(folder, tmp_path):
     whole = moving(tmp_path)
     media = [(b"", ".mp4"), (b"x" * 500, ".mp4"), (whole[:40], ".webp"), (b"GIF89a", ".gif"), (b"text", ".txt")]
     rows = [row(number, "x") for number in range(len(media) + 3)]
-    write_plan(folder.plan_file, rows)
+    write_whole_plan(folder.plan_file, rows)
     for each, (content, suffix) in zip(rows, media, strict=False):
-        commit(folder, each.task.id, [content], suffix)
+        commit_files(folder, each.task.id, [content], suffix)
     for each in rows[len(media) :]:
-        commit(folder, each.task.id, [whole], ".webp")
+        commit_files(folder, each.task.id, [whole], ".webp")
     folder.record_file(rows[-1].task.id).write_text("{}")
     (folder.record_file(rows[-2].task.id).with_suffix(".webp")).write_bytes(b"")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
-    assert colours(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
+    assert colors(tmp_path / "sheet.jpg") == ["first", "middle", "last"]
 
 
-def test_nothing_to_show_leaves_what_was_there(folder, tmp_path):
+def test_an_old_sheet_is_kept_if_nothing_can_be_shown(folder, tmp_path):
     (tmp_path / "sheet.jpg").write_text("before")
-    write_plan(folder.plan_file, [row(1, "a")])
+    write_whole_plan(folder.plan_file, [row(1, "a")])
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 0
-    commit(folder, row(1, "").task.id, [b"x"], ".mp4")
+    commit_files(folder, row(1, "").task.id, [b"x"], ".mp4")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 0
     assert (tmp_path / "sheet.jpg").read_text() == "before"
 
 
 @pytest.mark.parametrize("name", ["", "日本", "a\nb\nc\nd", "x" * 1_048_576, "\x00", "../../x"])
-def test_any_name_can_be_written_below_a_clip(folder, tmp_path, name):
-    write_plan(folder.plan_file, [row(1, name)])
-    commit(folder, row(1, "").task.id, [moving(tmp_path)], ".webp")
+def test_any_name_can_be_drawn(folder, tmp_path, name):
+    write_whole_plan(folder.plan_file, [row(1, name)])
+    commit_files(folder, row(1, "").task.id, [moving(tmp_path)], ".webp")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.height == 2 * sheet_module._GAP + sheet_module._FRAME // 2 + sheet_module._LINE
 
 
-def test_many_clips_are_chosen_evenly_each_once(folder, tmp_path):
+def test_videos_are_selected_evenly_each_once(folder, tmp_path):
     rows = [row(number // 2, f"{number // 2}") for number in range(400)]
-    write_plan(folder.plan_file, rows)
+    write_whole_plan(folder.plan_file, rows)
     for number in range(0, 200):
-        commit(folder, row(number, "").task.id, [b"x"], ".txt")
-    chosen = [each.number for each in sheet_module._chosen(folder)]
+        commit_files(folder, row(number, "").task.id, [b"x"], ".txt")
+    chosen = [each.number for each in sheet_module._select_rows(folder)]
     assert len(chosen) == len(set(chosen)) == MOST and chosen == sorted(chosen)
-    write_plan(folder.plan_file, rows[:60])
-    assert [each.number for each in sheet_module._chosen(folder)] == list(range(30))
+    write_whole_plan(folder.plan_file, rows[:60])
+    assert [each.number for each in sheet_module._select_rows(folder)] == list(range(30))
     gaps = np.diff(chosen)
     assert chosen[0] == 0 and chosen[-1] >= 195 and gaps.min() >= 3 and gaps.max() <= 4

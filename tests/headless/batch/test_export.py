@@ -1,46 +1,36 @@
-"""Names for people: every clip has one, none leads elsewhere, and none is written over."""
+"""Exports: each video has a name, no name leads out of the folder, and no file is overwritten."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
-from batches import write_plan
+from batches import commit_files, write_whole_plan
+from batches import planned_row as row
 from error_checks import raises
 from svd_stages.headless.batch.export import LONGEST_NAME, Exported, export
 from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.plan import PlannedRow
-from svd_stages.headless.batch.tasks import Task
 from svd_stages.svd_core.errors import BatchError
 
 
-def row(number: int, name: str, seed: int | None = 5, task: str = "") -> PlannedRow:
-    task_id = hashlib.sha256((task or f"{number}").encode()).hexdigest()
-    return PlannedRow(number, name, "a.png", Task(task_id, "a.png", "0" * 64, {}, seed))
-
-
 def run_of(tmp_path: Path, rows: list[PlannedRow], done: bool = True, files: int = 1) -> RunFolder:
-    """A run whose clips hold their task's id."""
+    """Return a run whose videos contain their task's id."""
     folder = RunFolder(tmp_path / "run")
-    write_plan(folder.plan_file, rows)
+    write_whole_plan(folder.plan_file, rows)
     for each in rows:
         if done and each.task is not None and not folder.is_done(each.task.id):
-            with folder.scratch(each.task.id) as scratch:
-                made = [(scratch / f"{number}.mp4", {}) for number in range(files)]
-                for path, _ in made:
-                    path.write_text(f"{each.task.id} {path.stem}")
-                folder.commit(each.task.id, made, {})
+            commit_files(folder, each.task.id, [f"{each.task.id} {number}".encode() for number in range(files)])
     return folder
 
 
 def names(target: Path) -> dict[str, str]:
-    """Path below the target -> the task whose clip it is."""
-    found = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}
-    found.pop("clips.csv")
-    return {name: path.read_text() for name, path in found.items()}
+    """Return path below the target -> content."""
+    files = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}
+    files.pop("clips.csv")
+    return {name: path.read_text() for name, path in files.items()}
 
 
 def table(target: Path) -> list[dict[str, str]]:
@@ -49,16 +39,16 @@ def table(target: Path) -> list[dict[str, str]]:
 
 
 def check(target: Path, rows: list[PlannedRow]) -> None:
-    """Each row's file is its clip, inside the target."""
-    told = table(target)
-    assert [int(each["row"]) for each in told] == [each.number for each in rows]
-    for each in told:
+    """Check that each row's file is its video, inside the target."""
+    entries = table(target)
+    assert [int(each["row"]) for each in entries] == [each.number for each in rows]
+    for each in entries:
         path = target / each["file"]
         assert Path(os.path.realpath(path)).is_relative_to(os.path.realpath(target))
         assert path.read_text().split()[0] == each["task"]
 
 
-def test_clips_are_called_by_their_rows_and_by_their_seeds_where_they_must(tmp_path):
+def test_videos_are_named_by_rows_and_by_seeds_if_names_repeat(tmp_path):
     rows = [row(1, "sub/a"), row(2, "b", 7), row(3, "b", 8), PlannedRow(4, "bad", "x", None, "image.missing", "gone")]
     assert export(run_of(tmp_path, rows), tmp_path / "names") == Exported(3, 0)
     assert names(tmp_path / "names").keys() == {"sub/a.mp4", "b_7.mp4", "b_8.mp4"}
@@ -76,7 +66,7 @@ def test_a_second_export_changes_nothing_and_a_later_one_adds(tmp_path):
     check(tmp_path / "names", rows)
 
 
-def test_rows_of_one_name_have_each_a_file_and_stay_what_they_were(tmp_path):
+def test_rows_with_the_same_name_have_different_files(tmp_path):
     rows = [row(number, "same", 5) for number in range(1, 6)]
     folder = run_of(tmp_path, rows)
     assert export(folder, tmp_path / "names", "{name}") == Exported(5, 0)
@@ -87,13 +77,13 @@ def test_rows_of_one_name_have_each_a_file_and_stay_what_they_were(tmp_path):
     assert table(tmp_path / "names") == before
 
 
-def test_rows_of_one_clip_share_its_file(tmp_path):
+def test_rows_with_the_same_task_share_its_file(tmp_path):
     rows = [row(1, "a", task="one"), row(2, "a", task="one"), row(3, "z", task="one")]
     assert export(run_of(tmp_path, rows), tmp_path / "names") == Exported(2, 1)
     check(tmp_path / "names", rows)
 
 
-def test_what_a_person_has_there_stays(tmp_path):
+def test_existing_files_are_kept(tmp_path):
     target = tmp_path / "names"
     (target / "b.mp4").mkdir(parents=True)
     (target / "a.mp4").write_text("mine")
@@ -135,7 +125,7 @@ HOSTILE = [
 ]
 
 
-def test_no_name_leads_out_of_the_folder_or_stops_the_others(tmp_path):
+def test_hostile_names_stay_inside_the_folder(tmp_path):
     rows = [row(number, name) for number, name in enumerate(HOSTILE, 1)]
     outside = {path for path in tmp_path.rglob("*")}
     folder = run_of(tmp_path, rows)
@@ -149,19 +139,19 @@ def test_no_name_leads_out_of_the_folder_or_stops_the_others(tmp_path):
         assert len(path.name.encode()) <= LONGEST_NAME + 20 and path.name.rstrip(" .") == path.name
 
 
-def test_a_name_that_is_another_s_folder_stops_nothing(tmp_path):
+def test_a_name_may_equal_the_folder_of_another_one(tmp_path):
     rows = [row(1, "a"), row(2, "a.mp4/b"), row(3, "a.mp4/b/c"), row(4, "d/e"), row(5, "d")]
     export(run_of(tmp_path, rows), tmp_path / "names")
     check(tmp_path / "names", rows)
 
 
-def test_links_are_the_clip_and_copies_are_others(tmp_path):
+def test_links_are_the_same_file_and_copies_are_not(tmp_path):
     folder = run_of(tmp_path, [row(1, "a")])
     export(folder, tmp_path / "links")
     export(folder, tmp_path / "copies", copies=True)
     record = folder.read_record(row(1, "a").task.id)
     assert record is not None
-    (clip,) = folder.clips(record)
+    (clip,) = folder.media_files(record)
     assert (tmp_path / "links" / "a.mp4").samefile(clip)
     assert not (tmp_path / "copies" / "a.mp4").samefile(clip)
     assert (tmp_path / "copies" / "a.mp4").read_bytes() == clip.read_bytes()

@@ -1,4 +1,4 @@
-"""The run folder: a clip is done when it and its record are there, whoever wrote them and whoever died on the way."""
+"""The run folder: a task is done when its files and its record exist, also after writers were killed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from batches import commit_files, wait_until
 from svd_stages.headless.batch import folder as folder_module
 from svd_stages.headless.batch.folder import RunDirScan, RunFolder
-from svd_stages.headless.batch.ledger import Ledger, LedgerUpdate
-from svd_stages.headless.batch.reconcile import reconcile
+from svd_stages.headless.batch.ledger import Ledger, LedgerUpdate, reconcile
 from svd_stages.headless.batch.report import damaged
 from svd_stages.headless.batch.tasks import Task
 
@@ -28,17 +27,7 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def commit(folder: RunFolder, task_id: str, *contents: bytes, suffix: str = ".mp4", **record) -> bool:
-    with folder.scratch(task_id) as scratch:
-        made = []
-        for number, content in enumerate(contents):
-            path = scratch / f"{number}{suffix}"
-            path.write_bytes(content)
-            made.append((path, {"says": content[:3].decode()}))
-        return folder.commit(task_id, made, record)
-
-
-def clip(folder: RunFolder, task_id: str) -> Path:
+def video(folder: RunFolder, task_id: str) -> Path:
     return folder.record_file(task_id).with_suffix(".mp4")
 
 
@@ -46,46 +35,48 @@ def files(folder: RunFolder) -> set[str]:
     return {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
 
 
-def test_a_clip_is_done_when_it_and_its_record_are_there(folder):
+def test_a_task_is_done_when_video_and_record_exist(folder):
     assert not folder.is_done(A) and folder.read_record(A) is None
-    assert commit(folder, A, b"one", seed=5)
+    assert commit_files(folder, A, [b"one"], seed=5)
     record = folder.read_record(A)
     assert folder.is_done(A) and record is not None
     assert record["seed"] == 5 and record["task"] == A
-    told = {"name": f"{A}.mp4", "bytes": 3, "sha256": hashlib.sha256(b"one").hexdigest(), "says": "one"}
-    assert record["files"] == [told]
-    assert [path.read_bytes() for path in folder.clips(record)] == [b"one"]
+    entry = {"name": f"{A}.mp4", "bytes": 3, "sha256": hashlib.sha256(b"one").hexdigest(), "says": "one"}
+    assert record["files"] == [entry]
+    assert [path.read_bytes() for path in folder.media_files(record)] == [b"one"]
     assert files(folder) == {f"out/{A[:2]}/{A[2:4]}/{A}.mp4", f"out/{A[:2]}/{A[2:4]}/{A}.json"}
     assert list(damaged(folder)) == []
-    clip(folder, A).unlink()
+    video(folder, A).unlink()
     assert not folder.is_done(A)
 
 
-def test_a_task_s_files_are_all_of_it(folder):
-    assert commit(folder, A, b"one", b"two", b"three", suffix=".PNG")
+def test_a_task_is_done_when_all_its_files_exist(folder):
+    assert commit_files(folder, A, [b"one", b"two", b"three"], suffix=".PNG")
     record = folder.read_record(A)
     assert record is not None
-    assert [path.name for path in folder.clips(record)] == [f"{A}.png", f"{A}_2.png", f"{A}_3.png"]
-    assert [path.read_bytes() for path in folder.clips(record)] == [b"one", b"two", b"three"]
-    folder.clips(record)[1].unlink()
+    assert [path.name for path in folder.media_files(record)] == [f"{A}.png", f"{A}_2.png", f"{A}_3.png"]
+    assert [path.read_bytes() for path in folder.media_files(record)] == [b"one", b"two", b"three"]
+    folder.media_files(record)[1].unlink()
     assert not folder.is_done(A)
 
 
-def test_what_is_done_is_never_changed(folder):
-    commit(folder, A, b"first")
-    before = {path: path.stat() for path in (clip(folder, A), folder.record_file(A))}
-    assert not commit(folder, A, b"second", b"and more")
+def test_a_finished_task_is_never_changed(folder):
+    commit_files(folder, A, [b"first"])
+    before = {path: path.stat() for path in (video(folder, A), folder.record_file(A))}
+    assert not commit_files(folder, A, [b"second", b"and more"])
     assert len(files(folder)) == 2
-    assert {path: path.stat() for path in before} == before and clip(folder, A).read_bytes() == b"first"
+    assert {path: path.stat() for path in before} == before and video(folder, A).read_bytes() == b"first"
 
 
-def test_the_next_one_completes_what_a_killed_writer_left(folder):
-    commit(folder, A, b"of the dead")
+def test_the_next_writer_completes_the_files_of_a_killed_one(folder):
+    commit_files(folder, A, [b"of the dead"])
     folder.record_file(A).unlink()
-    assert folder.walk() == RunDirScan(orphans={A})
-    assert commit(folder, A, b"new")
+    assert folder.scan() == RunDirScan(orphans={A})
+    assert commit_files(folder, A, [b"new"])
     assert (
-        clip(folder, A).read_bytes() == b"new" and list(damaged(folder)) == [] and folder.walk() == RunDirScan(done={A})
+        video(folder, A).read_bytes() == b"new"
+        and list(damaged(folder)) == []
+        and folder.scan() == RunDirScan(done={A})
     )
 
 
@@ -105,22 +96,22 @@ def test_the_next_one_completes_what_a_killed_writer_left(folder):
         json.dumps({"task": A, "files": {}}),
     ],
 )
-def test_a_damaged_record_is_none_and_is_made_again(folder, text):
-    commit(folder, A, b"one")
+def test_a_damaged_record_is_replaced(folder, text):
+    commit_files(folder, A, [b"one"])
     folder.record_file(A).write_bytes(text.encode("latin-1"))
     assert folder.read_record(A) is None and not folder.is_done(A)
     assert [task_id for task_id, _ in damaged(folder)] == [A]
-    assert commit(folder, A, b"two")
+    assert commit_files(folder, A, [b"two"])
     assert folder.is_done(A) and list(damaged(folder)) == []
 
 
-def test_media_that_are_not_what_was_written_are_found(folder):
+def test_changed_files_are_found(folder):
     for name in "abcd":
-        commit(folder, hashlib.sha256(name.encode()).hexdigest(), b"video of " + name.encode())
-    clip(folder, A).write_bytes(b"video of x")
-    os.truncate(clip(folder, B), 3)
-    clip(folder, hashlib.sha256(b"c").hexdigest()).unlink()
-    clip(folder, hashlib.sha256(b"c").hexdigest()).mkdir()
+        commit_files(folder, hashlib.sha256(name.encode()).hexdigest(), [b"video of " + name.encode()])
+    video(folder, A).write_bytes(b"video of x")
+    os.truncate(video(folder, B), 3)
+    video(folder, hashlib.sha256(b"c").hexdigest()).unlink()
+    video(folder, hashlib.sha256(b"c").hexdigest()).mkdir()
     faults = dict(damaged(folder))
     assert faults.keys() == {A, B, hashlib.sha256(b"c").hexdigest()} and all(faults.values())
 
@@ -131,20 +122,19 @@ def test_a_failed_commit_leaves_no_record(folder, monkeypatch):
 
     monkeypatch.setattr(folder_module, "put_under_new_name", full)
     with pytest.raises(OSError):
-        commit(folder, A, b"one")
+        commit_files(folder, A, [b"one"])
     assert files(folder) == set() and not folder.is_done(A)
 
 
-def test_a_commit_stopped_at_any_moment_leaves_nothing_that_is_half(folder, monkeypatch):
-    """Ended before each call that changes a name; then what is there is done and whole, or is not done."""
+def test_a_commit_stopped_at_any_moment_leaves_nothing_incomplete(folder, monkeypatch):
+    """A writer is killed before each call that changes a name. Then the task is complete, or not done."""
 
     class Killed(BaseException):
         pass
 
-    def dying(call, left):
+    def dying(call, moments):
         def called(*arguments):
-            left[0] -= 1
-            if left[0] < 0:
+            if next(moments, None) is None:
                 raise Killed
             return call(*arguments)
 
@@ -154,33 +144,33 @@ def test_a_commit_stopped_at_any_moment_leaves_nothing_that_is_half(folder, monk
         for moment in range(6):
             run = RunFolder(folder.path / f"{orphan}-{moment}")
             if orphan:
-                commit(run, A, b"x", b"y")
+                commit_files(run, A, [b"x", b"y"])
                 run.record_file(A).unlink()
             with monkeypatch.context() as patch, pytest.raises((Killed, StopIteration)):
-                left = [moment]
-                patch.setattr(folder_module, "put_under_new_name", dying(folder_module.put_under_new_name, left))
-                patch.setattr(os, "replace", dying(os.replace, left))
-                commit(run, A, b"one", b"two")
+                moments = iter(range(moment))
+                patch.setattr(folder_module, "put_under_new_name", dying(folder_module.put_under_new_name, moments))
+                patch.setattr(os, "replace", dying(os.replace, moments))
+                commit_files(run, A, [b"one", b"two"])
                 raise StopIteration
             if not run.is_done(A):
-                assert commit(run, A, b"one", b"two")
+                assert commit_files(run, A, [b"one", b"two"])
             assert run.is_done(A)
             if not orphan:
                 assert list(damaged(run)) == []
 
 
-def test_of_many_committers_at_once_one_wins_and_the_clip_is_its(folder):
-    """Threads, with other bytes each; half of the rounds begin with what a killed writer left."""
+def test_one_of_many_concurrent_writers_wins(folder):
+    """Threads with different bytes. Half of the rounds start with the files of a killed writer."""
     for number in range(30):
         task_id = hashlib.sha256(f"race {number}".encode()).hexdigest()
         if number % 2:
-            commit(folder, task_id, b"of the dead")
+            commit_files(folder, task_id, [b"of the dead"])
             folder.record_file(task_id).unlink()
         barrier, won = threading.Barrier(6), []
 
         def race(name: bytes, task_id: str = task_id, barrier: threading.Barrier = barrier, won: list = won) -> None:
             barrier.wait()
-            if commit(folder, task_id, name * 5000):
+            if commit_files(folder, task_id, [name * 5000]):
                 won.append(name)
 
         threads = [threading.Thread(target=race, args=(f"w{each}".encode(),)) for each in range(6)]
@@ -189,32 +179,33 @@ def test_of_many_committers_at_once_one_wins_and_the_clip_is_its(folder):
         for thread in threads:
             thread.join()
         assert len(won) == 1
-        assert clip(folder, task_id).read_bytes() == won[0] * 5000
+        assert video(folder, task_id).read_bytes() == won[0] * 5000
     assert list(damaged(folder)) == [] and list((folder.path / "tmp").iterdir()) == []
 
 
-def test_a_committer_that_is_overtaken_between_clip_and_record_changes_nothing(folder, monkeypatch):
-    """The other one has its clip in place, and its record only after we looked."""
+def test_a_writer_that_is_overtaken_between_video_and_record_changes_nothing(folder, monkeypatch):
+    """The other writer puts its record in place after this one looked for it."""
     put = folder_module.put_under_new_name
     began = []
 
     def overtaken(temporary, path):
         if temporary.name == "record" and not began:
             began.append(True)
-            assert commit(folder, A, b"theirs")
+            assert commit_files(folder, A, [b"theirs"])
         return put(temporary, path)
 
     monkeypatch.setattr(folder_module, "put_under_new_name", overtaken)
-    assert not commit(folder, A, b"ours!")
-    assert list(damaged(folder)) == [] and clip(folder, A).read_bytes() == b"theirs"
+    assert not commit_files(folder, A, [b"ours!"])
+    assert list(damaged(folder)) == [] and video(folder, A).read_bytes() == b"theirs"
 
 
-COMMITTER = """
-import sys, time
+WRITER = """
+import sys
 from pathlib import Path
 from svd_stages.headless.batch.folder import RunFolder
-folder, name, first, start = RunFolder(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-time.sleep(max(0.0, start - time.time()))
+folder, name, first = RunFolder(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
 for number in range(first, 150 if first == 0 else 1_000_000):
     task_id = f"{number:064x}"
     with folder.scratch(task_id) as scratch:
@@ -224,32 +215,31 @@ for number in range(first, 150 if first == 0 else 1_000_000):
 """
 
 
-def start_committer(folder: RunFolder, name: str, first: int, start: float) -> subprocess.Popen:
-    arguments = [str(folder.path), name, str(first), str(start)]
-    return subprocess.Popen([sys.executable, "-c", COMMITTER, *arguments], stdout=subprocess.PIPE, text=True)
-
-
-def test_of_two_processes_one_wins_each_clip_and_a_killed_one_leaves_none_that_is_half(folder):
-    start = time.time() + 2.0
-    racers = [start_committer(folder, name, 0, start) for name in ("left", "right")]
-    killed = start_committer(folder, "dead", 500, start)
-    time.sleep(max(0.0, start + 0.15 - time.time()))
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    told = [racer.communicate()[0].split() for racer in racers] + [(killed.stdout or sys.stdin).read().split()]
-    assert all(racer.returncode == 0 for racer in racers)
-    wins = [int(number) for each in told for number in each]
-    assert len(wins) == len(set(wins)), "a clip was committed twice"
+def test_one_of_two_processes_wins_each_task_and_a_killed_one_leaves_nothing_incomplete(folder):
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder.path), name, first], stdin=-1, stdout=-1, text=True, bufsize=1
+        )
+        for name, first in (("left", "0"), ("right", "0"), ("killed", "500"))
+    ]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 3
+    for writer in writers:
+        writer.stdin.write("start\n")
+    wait_until(lambda: folder.is_done(f"{501:064x}"))
+    writers[2].send_signal(signal.SIGKILL)
+    numbers = [number for writer in writers for number in writer.communicate()[0].split()]
+    assert [writer.returncode for writer in writers] == [0, 0, -signal.SIGKILL]
+    assert len(numbers) == len(set(numbers)), "a task was committed twice"
     for number in range(150):
         record = folder.read_record(f"{number:064x}")
         assert record is not None
-        assert folder.clips(record)[0].read_bytes() == record["by"].encode() * 20000
-    assert list(damaged(folder)) == [] and len(folder.walk().done) > 150
+        assert folder.media_files(record)[0].read_bytes() == record["by"].encode() * 20000
+    assert list(damaged(folder)) == [] and len(folder.scan().done) > 150
     folder.sweep()
     assert list((folder.path / "tmp").iterdir()) == []
 
 
-def test_a_scratch_is_gone_afterwards_also_when_its_writer_raised(folder):
+def test_a_scratch_folder_is_deleted_also_on_errors(folder):
     with pytest.raises(KeyError), folder.scratch(A) as scratch:
         (scratch / "x.mp4").write_bytes(b"x")
         raise KeyError
@@ -258,7 +248,7 @@ def test_a_scratch_is_gone_afterwards_also_when_its_writer_raised(folder):
         assert one != two
 
 
-def test_a_sweep_takes_what_killed_writers_left_and_leaves_those_at_work(folder):
+def test_a_sweep_deletes_files_of_dead_writers_only(folder):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     tmp = folder.path / "tmp"
@@ -279,11 +269,11 @@ def test_a_sweep_takes_what_killed_writers_left_and_leaves_those_at_work(folder)
     RunFolder(folder.path / "nowhere").sweep()
 
 
-def test_a_walk_tells_what_is_whole_and_what_is_not(folder):
-    assert folder.walk() == RunDirScan()
+def test_a_scan_lists_complete_and_incomplete_tasks(folder):
+    assert folder.scan() == RunDirScan()
     ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5)]
     for task_id in ids[:3]:
-        commit(folder, task_id, b"x", b"y")
+        commit_files(folder, task_id, [b"x", b"y"])
     folder.record_file(ids[1]).unlink()
     for path in folder.record_file(ids[2]).parent.glob("*.mp4"):
         path.unlink()
@@ -291,11 +281,11 @@ def test_a_walk_tells_what_is_whole_and_what_is_not(folder):
     folder.write_failure(ids[4], {"code": "batch.killed", "quarantined": True})
     folder.failure_file(ids[4]).write_text("damaged")
     (folder.failed_folder / "notes.json").write_text("{}")
-    (folder.path / "out" / "notes").write_text("of a stranger")
+    (folder.path / "out" / "notes").write_text("unrelated")
     (folder.path / "out" / "zz").mkdir()
-    found = folder.walk()
-    assert (found.done, found.orphans, found.strays) == ({ids[0]}, {ids[1]}, {ids[2]})
-    assert found.failed == {ids[3]: {"task": ids[3], "code": "image.missing"}}
+    scan = folder.scan()
+    assert (scan.done, scan.orphans, scan.strays) == ({ids[0]}, {ids[1]}, {ids[2]})
+    assert scan.failed == {ids[3]: {"task": ids[3], "code": "image.missing"}}
 
 
 def test_failures_are_read_as_written_and_forgotten(folder):
@@ -304,34 +294,33 @@ def test_failures_are_read_as_written_and_forgotten(folder):
     folder.write_failure(A, {"code": "x", "message": "m"})
     assert folder.read_failure(A) == {"task": A, "code": "x", "message": "m"}
     folder.forget_failure(A)
-    assert folder.walk() == RunDirScan()
+    assert folder.scan() == RunDirScan()
 
 
 def test_settings_and_the_environment_are_read_as_written_and_damage_is_none(folder):
     assert folder.read_settings() is None and folder.read_environment() == {}
     folder.write_settings({"graph": {"1": {}}})
     folder.write_environment({"probes": {"cpu": "ab"}})
-    assert folder.read_settings() == {"graph": {"1": {}}}
-    assert folder.read_environment() == {"probes": {"cpu": "ab"}}
+    assert folder.read_settings() == {"graph": {"1": {}}} and folder.read_environment() == {"probes": {"cpu": "ab"}}
     for file in (folder.settings_file, folder.environment_file):
         file.write_text("{")
     assert folder.read_settings() is None and folder.read_environment() == {}
 
 
-def test_a_record_that_is_only_claimed_is_none(folder):
-    """As where names cannot be linked, and the writer was killed between claim and content."""
-    commit(folder, A, b"one")
+def test_an_empty_record_is_none(folder):
+    """On disks without hard links, a writer may be killed after it created the empty file."""
+    commit_files(folder, A, [b"one"])
     folder.record_file(A).write_bytes(b"")
-    found = folder.walk()
-    assert A in found.orphans and A not in found.done
+    scan = folder.scan()
+    assert A in scan.orphans and A not in scan.done
 
 
-def test_reconciling_makes_again_what_is_not_whole_of_its_own_tasks_alone(folder):
-    """Half of two tasks; one is another shard's, whose record may come any moment."""
+def test_reconciling_resets_incomplete_tasks_of_its_own_plan_only(folder):
+    """Three incomplete tasks. One belongs to another shard, which may write its record any moment."""
     tasks = [Task(each, "a.png", "0" * 64) for each in (A, B)]
     other = hashlib.sha256(b"other").hexdigest()
     for task_id in (A, B, other):
-        commit(folder, task_id, b"x", b"y")
+        commit_files(folder, task_id, [b"x", b"y"])
     folder.record_file(A).unlink()
     folder.record_file(other).unlink()
     for path in folder.record_file(B).parent.glob(f"{B}*.mp4"):
@@ -340,21 +329,21 @@ def test_reconciling_makes_again_what_is_not_whole_of_its_own_tasks_alone(folder
     ledger.plan(tasks)
     ledger.record([LedgerUpdate(A, "running", 1), LedgerUpdate(B, "done", 1)])
     reconcile(folder, ledger)
-    assert ledger.counts()["todo"] == 2 and folder.walk() == RunDirScan(orphans={other})
+    assert ledger.counts()["todo"] == 2 and folder.scan() == RunDirScan(orphans={other})
     for task_id in (A, B):
-        assert commit(folder, task_id, b"x")
+        assert commit_files(folder, task_id, [b"x"])
     reconcile(folder, ledger)
     assert ledger.counts()["done"] == 2
     ledger.close()
 
 
-def test_a_lost_ledger_is_built_again_from_the_folder(folder):
+def test_a_lost_ledger_is_rebuilt_from_the_folder(folder):
     tasks = [Task(hashlib.sha256(str(number).encode()).hexdigest(), "a.png", "0" * 64) for number in range(20)]
     ledger = Ledger(None)
     ledger.plan(tasks)
     for number, task in enumerate(tasks[:15]):
         if number % 3 == 0:
-            commit(folder, task.id, b"x")
+            commit_files(folder, task.id, [b"x"])
             ledger.record([LedgerUpdate(task.id, "done", 0)])
         else:
             state = "failed" if number % 3 == 1 else "quarantined"

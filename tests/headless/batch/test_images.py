@@ -1,12 +1,14 @@
-"""Images of a batch: by content, hashed once, and none from elsewhere."""
+"""Images of a batch are known by content, hashed once, and inside one folder."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
+from error_checks import raises
 from svd_stages.headless.batch import images as images_module
 from svd_stages.headless.batch.images import Image, ImageFolder, check_unchanged
 from svd_stages.headless.batch.ledger import Ledger
@@ -15,14 +17,13 @@ from svd_stages.svd_core.errors import ImageError
 
 @pytest.fixture
 def ledger():
-    made = Ledger(None)
-    yield made
-    made.close()
+    with contextlib.closing(Ledger(None)) as ledger:
+        yield ledger
 
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A folder of images with one beside it that is nobody's business."""
+    """Return a folder of images. Its sibling must not be readable through it."""
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     (tmp_path / "photos" / "a.png").write_bytes(b"a")
     (tmp_path / "photos" / "sub" / "b.png").write_bytes(b"b")
@@ -32,28 +33,26 @@ def root(tmp_path) -> Path:
 
 
 def look(root: Path, ledger: Ledger, *paths: str, base: Path | None = None) -> list:
-    found = ImageFolder(root, base or root, ledger).look(paths)
-    assert found.keys() == set(paths)
-    return [each.code if isinstance(each, ImageError) else each for each in map(found.get, paths)]
+    images = ImageFolder(root, base or root, ledger).resolve(paths)
+    assert images.keys() == set(paths)
+    return [each.code if isinstance(each, ImageError) else each for each in map(images.get, paths)]
 
 
 def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_every_way_to_write_a_path_is_the_same_image(root, ledger):
+def test_different_paths_of_a_file_are_one_image(root, ledger):
     (root / "link.png").symlink_to(root / "sub" / "b.png")
     (root / "shortcut").symlink_to(root / "sub")
-    ways = ["sub/b.png", "./sub//b.png", "sub/../sub/b.png", str(root / "sub" / "b.png"), "link.png", "shortcut/b.png"]
-    assert set(look(root, ledger, *ways)) == {Image("sub/b.png", sha(b"b"))}
+    paths = ["sub/b.png", "./sub//b.png", "sub/../sub/b.png", str(root / "sub" / "b.png"), "link.png", "shortcut/b.png"]
+    assert set(look(root, ledger, *paths)) == {Image("sub/b.png", sha(b"b"))}
 
 
-def test_relative_paths_begin_at_the_base_and_names_at_the_root(root, ledger):
+def test_relative_paths_start_at_the_base_and_names_at_the_root(root, ledger):
     assert look(root, ledger, "photos/a.png", base=root.parent) == [Image("a.png", sha(b"a"))]
-    assert look(root, ledger, "b.png", "../a.png", base=root / "sub") == [
-        Image("sub/b.png", sha(b"b")),
-        Image("a.png", sha(b"a")),
-    ]
+    images = look(root, ledger, "b.png", "../a.png", base=root / "sub")
+    assert images == [Image("sub/b.png", sha(b"b")), Image("a.png", sha(b"a"))]
 
 
 def test_no_path_leads_outside(root, ledger):
@@ -61,7 +60,7 @@ def test_no_path_leads_outside(root, ledger):
     (root / "link.png").symlink_to(secret / "key.png")
     (root / "away").symlink_to(secret)
     (root / "twice").symlink_to(root / "away")
-    ways = [
+    paths = [
         "../photos-secret/key.png",
         "sub/../../photos-secret/key.png",
         str(secret / "key.png"),
@@ -71,34 +70,29 @@ def test_no_path_leads_outside(root, ledger):
         "twice/key.png",
         "away/../photos-secret/key.png",
     ]
-    assert look(root, ledger, *ways) == ["image.outside"] * len(ways)
+    assert look(root, ledger, *paths) == ["image.outside"] * len(paths)
 
 
-@pytest.mark.parametrize("path", ["gone.png", "", ".", "..", "sub", "sub/", "a.png/x", "x" * 5000, "a\0.png", "round"])
-def test_what_is_no_file_is_missing(root, ledger, path):
-    (root / "round").symlink_to(root / "round")
+@pytest.mark.parametrize(
+    "path", ["gone.png", "", ".", "..", "sub", "sub/", "a.png/x", "x" * 5000, "a\0.png", "circular", "pipe.png"]
+)
+def test_a_path_without_a_regular_file_is_missing(root, ledger, path):
+    (root / "circular").symlink_to(root / "circular")
+    os.mkfifo(root / "pipe.png")
     assert look(root, ledger, path)[0] in ("image.missing", "image.outside")
 
 
-def test_a_pipe_is_not_waited_for(root, ledger):
-    os.mkfifo(root / "pipe.png")
-    assert look(root, ledger, "pipe.png") == ["image.missing"]
-
-
-def test_a_name_that_is_not_utf_8_is_told_in_words_that_can_be_printed(root, ledger):
+def test_the_error_for_a_name_that_is_not_utf_8_can_be_printed(root, ledger):
     name = os.fsdecode(b"\xff.png")
     (root / name).write_bytes(b"x")
-    error = ImageFolder(root, root, ledger).look([name])[name]
+    error = ImageFolder(root, root, ledger).resolve([name])[name]
     assert isinstance(error, ImageError) and error.code == "image.name"
     str(error).encode()
 
 
-def test_a_bad_image_leaves_the_others(root, ledger):
-    assert look(root, ledger, "gone.png", "a.png", "../x") == [
-        "image.missing",
-        Image("a.png", sha(b"a")),
-        "image.missing",
-    ]
+def test_a_bad_image_does_not_affect_the_others(root, ledger):
+    images = look(root, ledger, "gone.png", "a.png", "../x")
+    assert images == ["image.missing", Image("a.png", sha(b"a")), "image.missing"]
 
 
 def test_an_image_is_hashed_once_as_long_as_it_does_not_change(root, ledger, monkeypatch):
@@ -110,10 +104,7 @@ def test_an_image_is_hashed_once_as_long_as_it_does_not_change(root, ledger, mon
     look(root, ledger, "a.png", "sub/b.png")
     assert len(read) == 2
     (root / "a.png").write_bytes(b"other")
-    assert look(root, ledger, "a.png", "sub/b.png") == [
-        Image("a.png", sha(b"other")),
-        Image("sub/b.png", sha(b"b")),
-    ]
+    assert look(root, ledger, "a.png", "sub/b.png") == [Image("a.png", sha(b"other")), Image("sub/b.png", sha(b"b"))]
     assert read[2:] == ["a.png"]
     os.utime(root / "sub" / "b.png", ns=(1, 1))
     look(root, ledger, "sub/b.png")
@@ -121,35 +112,33 @@ def test_an_image_is_hashed_once_as_long_as_it_does_not_change(root, ledger, mon
 
 
 @pytest.mark.parametrize("quick", [0.0, 10.0])
-def test_many_images_have_each_their_own_hash_with_threads_and_without(root, ledger, monkeypatch, quick):
+def test_many_images_have_their_own_hashes_with_threads_and_without(root, ledger, monkeypatch, quick):
     monkeypatch.setattr(images_module, "_QUICK", quick)
     names = [f"{number}.png" for number in range(300)]
     for name in names:
         (root / name).write_bytes(name.encode() * 1000)
     (root / names[200]).unlink()
-    found = look(root, ledger, *names)
-    assert found.pop(200) == "image.missing"
-    assert found == [Image(name, sha(name.encode() * 1000)) for name in names if name != names[200]]
+    images = look(root, ledger, *names)
+    assert images.pop(200) == "image.missing"
+    assert images == [Image(name, sha(name.encode() * 1000)) for name in names if name != names[200]]
 
 
-def test_an_image_that_vanishes_while_it_is_hashed_is_said_and_not_kept(root, ledger, monkeypatch):
-    located = ImageFolder._locate
+def test_an_image_that_is_deleted_before_it_is_hashed_is_an_error(root, ledger, monkeypatch):
+    locate = ImageFolder._locate
 
     def vanishing(self, path):
-        found = located(self, path)
+        location = locate(self, path)
         (root / "a.png").unlink(missing_ok=True)
-        return found
+        return location
 
     monkeypatch.setattr(ImageFolder, "_locate", vanishing)
     assert look(root, ledger, "a.png") == ["image.unreadable"]
     assert ledger.known_images([str(root / "a.png")]) == {}
 
 
-def test_a_changed_or_missing_image_is_told_from_the_planned_one(root):
+def test_a_changed_or_missing_image_is_refused(root):
     check_unchanged(root / "a.png", sha(b"a"))
-    with pytest.raises(ImageError) as caught:
+    with raises(ImageError, "image.changed"):
         check_unchanged(root / "a.png", sha(b"b"))
-    assert caught.value.code == "image.changed"
-    with pytest.raises(ImageError) as caught:
+    with raises(ImageError, "image.unreadable"):
         check_unchanged(root / "gone.png", sha(b"a"))
-    assert caught.value.code == "image.unreadable"

@@ -1,7 +1,8 @@
-"""The ledger: what it keeps over plans, what it takes from the run folder, and what it refuses to be."""
+"""The ledger: states over several plans and scans of the run folder, and files that are not a ledger."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import sqlite3
@@ -24,9 +25,8 @@ A, B, C, D = map(task, "abcd")
 
 @pytest.fixture
 def ledger(tmp_path):
-    made = Ledger(tmp_path / "ledger.sqlite")
-    yield made
-    made.close()
+    with contextlib.closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        yield ledger
 
 
 def todo(ledger: Ledger) -> list[Task]:
@@ -38,26 +38,26 @@ def states(ledger: Ledger) -> dict[str, tuple]:
     return {each: tuple(rest) for each, *rest in rows}
 
 
-def test_tasks_are_to_do_in_the_order_of_the_plan_each_once(ledger):
+def test_tasks_have_the_order_of_the_plan_without_duplicates(ledger):
     ledger.plan([B, A, B, C, A])
     assert todo(ledger) == [B, A, C]
     assert ledger.counts() == {"todo": 3, "running": 0, "done": 0, "failed": 0, "quarantined": 0}
 
 
-def test_pages_of_what_is_to_do_hold_each_task_once(ledger):
+def test_pages_of_tasks_to_do_have_each_task_once(ledger):
     tasks = [task(str(number)) for number in range(57)]
     rng = random.Random(1)
     for _ in range(4):
         rng.shuffle(tasks)
         ledger.plan(tasks)
-        found, place = [], -1
+        paged, place = [], -1
         while page := ledger.todo(place, 5):
             place = page[-1][0]
-            found += [each for _, each, _ in page]
-        assert found == tasks
+            paged += [each for _, each, _ in page]
+        assert paged == tasks
 
 
-def test_a_new_plan_keeps_states_and_attempts_and_forgets_other_tasks(ledger):
+def test_a_new_plan_keeps_states_and_attempts_and_deletes_other_tasks(ledger):
     ledger.plan([A, B, C])
     ledger.record([LedgerUpdate(A.id, "done", 1), LedgerUpdate(B.id, "failed", 2, "x"), LedgerUpdate(C.id, "todo", 2)])
     ledger.plan([D, C, B])
@@ -66,13 +66,13 @@ def test_a_new_plan_keeps_states_and_attempts_and_forgets_other_tasks(ledger):
     assert not ledger.knows(A.id) and ledger.knows(B.id)
 
 
-def test_an_image_that_was_renamed_is_looked_for_under_its_new_name(ledger):
+def test_a_renamed_image_has_its_new_name(ledger):
     ledger.plan([task("a", "old.png")])
     ledger.plan([task("a", "new.png")])
     assert [each.image for each in todo(ledger)] == ["new.png"]
 
 
-def test_a_plan_that_fails_on_the_way_changes_nothing(ledger):
+def test_a_plan_that_fails_changes_nothing(ledger):
     ledger.plan([A, B])
 
     def failing():
@@ -86,44 +86,34 @@ def test_a_plan_that_fails_on_the_way_changes_nothing(ledger):
     assert todo(ledger) == [C]
 
 
-def test_the_run_folder_decides_what_is_done_failed_and_quarantined(ledger):
-    """Every state before, and everything that a folder may show."""
-    shown = {
-        "nothing": RunDirScan(),
-        "done": RunDirScan(done={A.id}),
-        "failed": RunDirScan(failed={A.id: {"code": "image.missing"}}),
-        "quarantined": RunDirScan(failed={A.id: {"code": "batch.killed", "quarantined": True}}),
-        "both": RunDirScan(done={A.id}, failed={A.id: {"code": "x"}}),
-    }
-    becomes = {"nothing": "todo", "both": "done"}
-    for name, found in shown.items():
-        for before in STATES:
-            ledger.plan([A])
-            ledger.record([LedgerUpdate(A.id, before, 2, "old" if before in ("failed", "quarantined") else None)])
-            ledger.reconcile(found)
-            state, attempts, code = states(ledger)[A.id]
-            assert state == becomes.get(name, name), (name, before)
-            assert code == {"failed": "image.missing", "quarantined": "batch.killed"}.get(state)
-            forgiven = name == "nothing" and before == "quarantined"
-            assert attempts == (0 if forgiven else 2), (name, before)
-            once = states(ledger)
-            ledger.reconcile(found)
-            assert states(ledger) == once
-
-
-def test_what_is_not_planned_stays_unknown(ledger):
+@pytest.mark.parametrize("before", STATES)
+@pytest.mark.parametrize(
+    ("scan", "after", "code"),
+    [
+        (RunDirScan(), "todo", None),
+        (RunDirScan(done={A.id}), "done", None),
+        (RunDirScan(failed={A.id: {"code": "image.missing"}}), "failed", "image.missing"),
+        (RunDirScan(failed={A.id: {}}), "failed", "None"),
+        (RunDirScan(failed={A.id: {"code": "batch.killed", "quarantined": True}}), "quarantined", "batch.killed"),
+        (RunDirScan(done={A.id}, failed={A.id: {"code": "x"}}), "done", None),
+    ],
+)
+def test_the_run_folder_determines_the_state(ledger, before, scan, after, code):
     ledger.plan([A])
-    ledger.reconcile(RunDirScan(done={B.id, A.id}, failed={C.id: {"code": "x"}}, orphans={D.id}))
+    ledger.record([LedgerUpdate(A.id, before, 2, "old" if before in ("failed", "quarantined") else None)])
+    is_reset = after == "todo" and before == "quarantined"
+    for _ in range(2):
+        ledger.apply_scan(scan)
+        assert states(ledger)[A.id] == (after, 0 if is_reset else 2, code)
+
+
+def test_tasks_outside_the_plan_are_ignored(ledger):
+    ledger.plan([A])
+    ledger.apply_scan(RunDirScan(done={B.id, A.id}, failed={C.id: {"code": "x"}}, orphans={D.id}))
     assert ledger.counts()["done"] == sum(ledger.counts().values()) == 1
 
 
-def test_a_failure_without_a_code_is_still_one(ledger):
-    ledger.plan([A])
-    ledger.reconcile(RunDirScan(failed={A.id: {}}))
-    assert [state for state, *_ in ledger.codes()] == ["failed"]
-
-
-def test_retried_tasks_have_all_their_attempts(ledger):
+def test_retried_tasks_have_no_attempts_used(ledger):
     ledger.plan([A, B, C])
     ledger.record(
         [LedgerUpdate(A.id, "quarantined", 3, "x"), LedgerUpdate(B.id, "failed", 1, "y"), LedgerUpdate(C.id, "done", 1)]
@@ -147,13 +137,13 @@ def test_reasons_are_counted_the_most_frequent_first(ledger):
             LedgerUpdate(D.id, "quarantined", 3, "often"),
         ]
     )
-    found = ledger.codes()
-    assert [(state, code, count) for state, code, count, _ in found] == [
+    reasons = ledger.codes()
+    assert [(state, code, count) for state, code, count, _ in reasons] == [
         ("failed", "often", 2),
         ("quarantined", "often", 1),
         ("failed", "rare", 1),
     ]
-    assert found[0][3] in (B.id, C.id)
+    assert reasons[0][3] in (B.id, C.id)
 
 
 def test_changes_are_all_written_or_none(ledger):
@@ -165,7 +155,7 @@ def test_changes_are_all_written_or_none(ledger):
     assert ledger.counts()["done"] == 1
 
 
-def test_everything_is_there_after_the_file_is_opened_again(tmp_path):
+def test_a_reopened_ledger_has_everything(tmp_path):
     first = Ledger(tmp_path / "sub" / "ledger.sqlite")
     first.plan([A, B])
     first.record([LedgerUpdate(A.id, "failed", 2, "x")])
@@ -182,7 +172,7 @@ def test_everything_is_there_after_the_file_is_opened_again(tmp_path):
     second.close()
 
 
-def test_a_copy_is_a_ledger_and_one_file(ledger, tmp_path):
+def test_a_copy_is_a_ledger_in_one_file(ledger, tmp_path):
     ledger.plan([A, B])
     for _ in range(2):
         ledger.copy_to(tmp_path / "run" / "copy.sqlite")
@@ -196,10 +186,10 @@ def refused(path: Path, *facts: object) -> None:
     before = path.read_bytes() if path.is_file() else None
     with raises(BatchError, "batch.ledger", path, *facts):
         Ledger(path)
-    assert before is None or path.read_bytes() == before, "what is another's was changed"
+    assert before is None or path.read_bytes() == before, "a file that is not a ledger was changed"
 
 
-def test_what_is_no_ledger_is_refused_and_left_alone(tmp_path):
+def test_other_files_are_refused_and_not_changed(tmp_path):
     path = tmp_path / "ledger.sqlite"
     for content in (b"x", b"not a database" * 1000, b"SQLite format 3\0" + b"\0" * 5000):
         path.write_bytes(content)
@@ -211,7 +201,7 @@ def test_what_is_no_ledger_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("table", ["other (x)", "tasks (x)", "tasks (id, place, state, attempts, code, task)"])
-def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path, version, table):
+def test_the_database_of_another_program_is_refused_and_not_changed(tmp_path, version, table):
     path = tmp_path / "history.sqlite"
     other = sqlite3.connect(path)
     other.executescript(f"CREATE TABLE {table}; PRAGMA user_version = {version};")
@@ -228,16 +218,16 @@ def test_a_ledger_of_another_version_is_refused(tmp_path):
     refused(path, 98765)
 
 
-def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
-    """Blocks of zeros anywhere: either it is refused when it is opened, or plan and run folder mend it."""
+def test_a_damaged_ledger_is_refused_or_repaired(tmp_path):
+    """Blocks of zeros anywhere: opening it is refused, or plan and scan repair it."""
     path = tmp_path / "ledger.sqlite"
     tasks = [task(str(number)) for number in range(400)]
     first = Ledger(path)
     first.plan(tasks)
     first.close()
-    whole, refusals = path.read_bytes(), 0
-    for start in range(0, len(whole), len(whole) // 20):
-        path.write_bytes(whole[:start] + bytes(2000) + whole[start + 2000 :])
+    content, refusals = path.read_bytes(), 0
+    for start in range(0, len(content), len(content) // 20):
+        path.write_bytes(content[:start] + bytes(2000) + content[start + 2000 :])
         try:
             opened = Ledger(path)
         except BatchError as error:
@@ -245,9 +235,9 @@ def test_a_damaged_ledger_is_refused_with_the_way_out(tmp_path):
             check_error(error, "batch.ledger", path)
             continue
         opened.plan(tasks)
-        opened.reconcile(RunDirScan())
+        opened.apply_scan(RunDirScan())
         assert todo(opened) == tasks
         opened.close()
     assert refusals > 10
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(content[: len(content) // 2])
     refused(path)

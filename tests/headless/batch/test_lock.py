@@ -1,4 +1,4 @@
-"""One driver for a run: what refuses a second one, and what does not."""
+"""Locks: one driver per run, or one per shard."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def refuses(run: Path, shard: str, *facts: object) -> None:
 
 @pytest.fixture
 def hold(tmp_path):
-    """Have another process drive a shard of a run."""
-    held: list[subprocess.Popen] = []
+    """Lock shards of a run in other processes."""
+    holders: list[subprocess.Popen] = []
 
     def start(shard: str) -> subprocess.Popen:
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(tmp_path), shard], stdout=subprocess.PIPE, text=True
         )
-        held.append(holder)
+        holders.append(holder)
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         return holder
 
     yield start
-    for holder in held:
+    for holder in holders:
         holder.kill()
         holder.wait()
 
 
-def test_a_second_driver_is_refused_and_told_who_has_the_run_until_that_one_is_killed(tmp_path, hold):
+def test_a_second_driver_is_refused_until_the_first_is_killed(tmp_path, hold):
     holder = hold("1/1")
     refuses(tmp_path, "1/1", holder.pid)
     holder.send_signal(signal.SIGKILL)
@@ -59,14 +59,14 @@ def test_a_second_driver_is_refused_and_told_who_has_the_run_until_that_one_is_k
         pass
 
 
-def test_shards_of_one_division_work_side_by_side_and_none_of_another_division(tmp_path, hold):
+def test_shards_of_one_division_run_together_and_others_are_refused(tmp_path, hold):
     hold("1/3")
     with run_lock(tmp_path, Shard(2, 3)), run_lock(tmp_path, Shard(3, 3)):
         for taken in ("1/3", "2/3", "1/1", "1/2", "3/4"):
             refuses(tmp_path, taken)
 
 
-def test_a_refused_driver_holds_nothing_afterwards(tmp_path):
+def test_a_refused_driver_holds_no_lock(tmp_path):
     with run_lock(tmp_path, Shard(1, 2)):
         refuses(tmp_path, "1/1")
         with run_lock(tmp_path, Shard(2, 2)):
@@ -75,7 +75,7 @@ def test_a_refused_driver_holds_nothing_afterwards(tmp_path):
         pass
 
 
-def test_a_driver_that_raised_holds_nothing_and_is_not_named_later(tmp_path):
+def test_a_driver_that_raised_holds_no_lock_and_is_not_named(tmp_path):
     with pytest.raises(KeyError), run_lock(tmp_path, Shard()):
         raise KeyError
     assert list((tmp_path / "drivers").glob("*.json")) == []
@@ -84,7 +84,7 @@ def test_a_driver_that_raised_holds_nothing_and_is_not_named_later(tmp_path):
         refuses(tmp_path, "1/1")
 
 
-def test_a_disk_without_locks_is_worked_on_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     filelock = pytest.importorskip("filelock")
 
     def unknown(self):
@@ -96,7 +96,7 @@ def test_a_disk_without_locks_is_worked_on_with_a_warning(tmp_path, monkeypatch,
         check_facts(caplog.text, tmp_path)
 
 
-def test_a_ledger_is_one_driver_s(tmp_path):
+def test_a_ledger_has_one_driver(tmp_path):
     with ledger_lock(tmp_path / "x" / "ledger.sqlite"):
         path = tmp_path / "x" / "ledger.sqlite"
         with raises(BatchError, "batch.another_driver", path), ledger_lock(path):
@@ -117,14 +117,14 @@ def test_every_task_is_in_one_shard_and_shards_are_about_equal(count):
     assert len({shard.name for shard in shards}) == count
 
 
-def test_a_shard_is_read_as_a_person_writes_it():
+def test_a_shard_is_parsed():
     assert parse_shard("2/8") == Shard(2, 8) and parse_shard("1/1") == Shard()
 
 
 @pytest.mark.parametrize(
     "text", ["", "2", "0/2", "3/2", "-1/2", "a/b", "1/2/3", "1.0/2", "٣/4", "1/" + "9" * 5000, "/"]
 )
-def test_what_is_no_shard_is_refused(text):
+def test_an_invalid_shard_is_refused(text):
     with pytest.raises(BatchError) as caught:
         parse_shard(text)
     assert caught.value.code == "batch.shard" and len(str(caught.value)) < 200

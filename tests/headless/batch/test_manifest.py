@@ -1,4 +1,4 @@
-"""Rows out of manifests: what a table means, whatever its form, and what strangers may put in one."""
+"""Manifests: equal rows in each format, and hostile content."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def as_csv(table: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def told(rows) -> list[tuple]:
-    """What rows say, with values as text: a cell of CSV has no type."""
+def as_text(rows) -> list[tuple]:
+    """Return the fields of rows, with values as text, because a cell of CSV has no type."""
     return [(r.image, r.seed, r.name, {key: str(value) for key, value in r.values.items()}, r.fault) for r in rows]
 
 
@@ -45,7 +45,7 @@ def code_of(path: Path) -> str:
 
 
 def fault_of(path: Path) -> str:
-    """The code of the one row that cannot be taken, the second of three."""
+    """Return the code of the one faulty row, the second of three."""
     rows = list(read_rows(path))
     assert [row.fault is None for row in rows] == [True, False, True]
     assert rows[1].fault is not None and len(rows[1].fault[1]) < 1000
@@ -57,55 +57,53 @@ def between(path: Path, line: str) -> Path:
     return write(path, f"{good}\n{line}\n{good}\n")
 
 
-def test_the_same_table_means_the_same_in_every_form(tmp_path):
-    lines = "".join(json.dumps(row) + "\n" for row in TABLE)
-    from_csv = told(read_rows(write(tmp_path / "m.csv", as_csv(TABLE))))
-    assert from_csv == told(read_rows(write(tmp_path / "m.jsonl", lines)))
-    assert from_csv == told(read_rows(write(tmp_path / "m.ndjson", lines)))
-    assert from_csv[1] == ("sub/b c.png", None, None, {}, None)
-    assert from_csv[2][:2] == ('ä, "quoted".png', HIGHEST_SEED)
-
-
-def test_parquet_means_the_same_too(tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    columns = {name: [row[name] for row in TABLE] for name in TABLE[0]}
-    columns["seed"] = arrow.array(columns["seed"], arrow.uint64())
-    parquet.write_table(arrow.table(columns), tmp_path / "m.parquet")
-    assert told(read_rows(tmp_path / "m.parquet")) == told(read_rows(write(tmp_path / "m.csv", as_csv(TABLE))))
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "ndjson", "parquet"])
+def test_a_table_has_the_same_rows_in_each_format(tmp_path, suffix):
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        columns = {name: [row[name] for row in TABLE] for name in TABLE[0]}
+        columns["seed"] = arrow.array(columns["seed"], arrow.uint64())
+        parquet.write_table(arrow.table(columns), path)
+    else:
+        write(path, as_csv(TABLE) if suffix == "csv" else "".join(json.dumps(row) + "\n" for row in TABLE))
+    micro = [{"Micro.fps": "12"}, {}, {"Micro.fps": "9"}]
+    expected = [(row["image"], row["seed"], row["name"], micro[number], None) for number, row in enumerate(TABLE)]
+    assert as_text(read_rows(path)) == expected
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_byte_order_mark_and_line_ends_of_windows_change_nothing(tmp_path, suffix):
+def test_byte_order_mark_and_windows_line_ends_are_ignored(tmp_path, suffix):
     text = as_csv(TABLE) if suffix == "csv" else "".join(json.dumps(row) + "\n" for row in TABLE)
     plain = list(read_rows(write(tmp_path / f"a.{suffix}", text)))
     windows = "\ufeff" + text.replace("\n", "\r\n") + "\r\n"
     assert list(read_rows(write(tmp_path / f"b.{suffix}", windows))) == plain
 
 
-def test_empty_lines_are_no_rows_and_numbers_are_those_of_lines(tmp_path):
+def test_empty_lines_are_skipped_and_rows_have_line_numbers(tmp_path):
     rows = list(read_rows(write(tmp_path / "m.csv", "image\n\na.png\n \n,\nb.png\n")))
     assert [(row.number, row.image) for row in rows if row.fault is None] == [(3, "a.png"), (6, "b.png")]
     rows = list(read_rows(write(tmp_path / "m.jsonl", '\n{"image": "a.png"}\n\n{"image": "b.png"}')))
     assert [(row.number, row.image) for row in rows] == [(2, "a.png"), (4, "b.png")]
 
 
-def test_a_ragged_line_is_that_row_s_fault_alone(tmp_path):
+def test_a_line_with_a_wrong_number_of_cells_is_a_faulty_row(tmp_path):
     for line in ("b.png", "b.png,1,2"):
         assert fault_of(write(tmp_path / "m.csv", f"image,seed\na.png,1\n{line}\nc.png,3\n")) == "manifest.row"
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", "1e3", "٣", str(2**64), "9" * 5000, "0x10", "1_0"])
-def test_a_cell_that_is_no_seed_is_that_row_s_fault(tmp_path, seed):
+def test_a_cell_with_an_invalid_seed_is_a_faulty_row(tmp_path, seed):
     assert fault_of(write(tmp_path / "m.csv", f"image,seed\na.png,1\nb.png,{seed}\nc.png,3\n")) == "manifest.seed"
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "true", "[]", "[1]", "{}", '{"a": 1}', '""', '"x"', str(2**64), "1e300"])
-def test_a_json_value_that_is_no_seed_is_that_row_s_fault(tmp_path, seed):
+def test_a_json_value_with_an_invalid_seed_is_a_faulty_row(tmp_path, seed):
     assert fault_of(between(tmp_path / "m.jsonl", f'{{"image": "b.png", "seed": {seed}}}')) == "manifest.seed"
 
 
 @pytest.mark.parametrize("seed", ["0", "7", "7.0", '"7"', str(HIGHEST_SEED)])
-def test_a_seed_is_taken_as_number_or_text(tmp_path, seed):
+def test_a_seed_may_be_a_number_or_text(tmp_path, seed):
     (row,) = read_rows(write(tmp_path / "m.jsonl", f'{{"image": "b.png", "seed": {seed}}}'))
     assert row.seed == int(float(seed.strip('"'))) or row.seed == HIGHEST_SEED
 
@@ -129,14 +127,11 @@ def test_a_seed_is_taken_as_number_or_text(tmp_path, seed):
         ('{"image": null}', "manifest.image"),
         ('{"image": ["b.png"]}', "manifest.image"),
         ('{"image": 5}', "manifest.image"),
+        ('{"seed": 3}', "manifest.image"),
     ],
 )
-def test_a_hostile_line_is_that_row_s_fault_and_the_others_are_taken(tmp_path, line, code):
+def test_a_hostile_line_is_a_faulty_row_and_the_others_are_read(tmp_path, line, code):
     assert fault_of(between(tmp_path / "m.jsonl", line)) == code
-
-
-def test_a_line_without_the_image_s_key_is_that_row_s_fault(tmp_path):
-    assert fault_of(between(tmp_path / "m.jsonl", '{"seed": 3}')) == "manifest.image"
 
 
 @pytest.mark.parametrize(
@@ -164,16 +159,18 @@ def test_a_line_without_the_image_s_key_is_that_row_s_fault(tmp_path):
         ("m.txt", b"image\na.png\n", "manifest.format"),
     ],
 )
-def test_what_is_no_manifest_as_a_whole_is_refused(tmp_path, name, content, code):
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, name, content, code):
     assert code_of(write(tmp_path / name, content)) == code
 
 
-def test_a_manifest_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_manifest_and_a_folder_without_images_are_refused(tmp_path):
     assert code_of(tmp_path / "m.csv") == code_of(tmp_path / "m.jsonl") == "manifest.file"
     assert code_of(tmp_path / "photos") == "manifest.format"
+    (tmp_path / "notes.txt").touch()
+    assert code_of(tmp_path) == "manifest.empty"
 
 
-def test_a_line_of_the_longest_length_is_taken(tmp_path):
+def test_a_line_of_the_longest_length_is_read(tmp_path):
     head, tail = '{"image": "', '"}'
     name = "x" * (LONGEST_ROW - len(head) - len(tail) - 1)
     (row,) = read_rows(write(tmp_path / "m.jsonl", f"{head}{name}{tail}\n"))
@@ -181,20 +178,20 @@ def test_a_line_of_the_longest_length_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"image\na.png\n"])
-def test_parquet_that_is_none_is_refused(tmp_path, content):
+def test_a_file_that_is_not_parquet_is_refused(tmp_path, content):
     pytest.importorskip("pyarrow")
     assert code_of(write(tmp_path / "m.parquet", content)) == "manifest.parquet"
 
 
-def test_parquet_cut_anywhere_is_refused_or_gives_rows(tmp_path):
+def test_damaged_parquet_is_refused_or_has_rows(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"image": [f"{number}.png" for number in range(50)]}), tmp_path / "whole.parquet")
-    whole, draw = (tmp_path / "whole.parquet").read_bytes(), random.Random(5)
+    content, rng = (tmp_path / "whole.parquet").read_bytes(), random.Random(5)
     for _ in range(60):
-        damaged = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.3 else whole)
+        damaged = bytearray(content[: rng.randrange(len(content))] if rng.random() < 0.3 else content)
         for _ in range(8):
             if damaged:
-                damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         try:
             rows = list(read_rows(write(tmp_path / "m.parquet", bytes(damaged))))
         except BatchError:
@@ -202,7 +199,7 @@ def test_parquet_cut_anywhere_is_refused_or_gives_rows(tmp_path):
         assert rows
 
 
-def test_values_that_parquet_alone_has_are_a_row_s_fault(tmp_path):
+def test_types_that_only_parquet_has_are_faulty_rows(tmp_path):
     import datetime
     import decimal
 
@@ -217,7 +214,7 @@ def test_values_that_parquet_alone_has_are_a_row_s_fault(tmp_path):
         assert fault_of(tmp_path / "m.parquet") == "manifest.seed"
 
 
-def test_a_folder_gives_its_pictures_sorted_without_what_is_hidden_or_linked(tmp_path):
+def test_a_folder_has_its_images_sorted_without_hidden_and_linked_ones(tmp_path):
     photos = tmp_path / "photos"
     for name in ("b/2.JPG", "b/10.png", "a.webp", ".hidden.png", ".git/x.png", "notes.txt", "c.png.part"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -231,12 +228,7 @@ def test_a_folder_gives_its_pictures_sorted_without_what_is_hidden_or_linked(tmp
     assert [row.number for row in rows] == [1, 2, 3]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    assert code_of(tmp_path) == "manifest.empty"
-
-
-def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(tmp_path, monkeypatch):
+def test_an_unreadable_subfolder_is_an_error(tmp_path, monkeypatch):
     import os
 
     (tmp_path / "a.png").touch()
@@ -252,19 +244,12 @@ def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(tmp_path, monke
     assert code_of(tmp_path) == "manifest.file"
 
 
-def test_each_row_without_a_seed_is_taken_once_with_each_seed(tmp_path):
-    manifest = write(tmp_path / "m.csv", "image,seed\na.png,\nb.png,5\nc.png,x\n")
-    rows = list(read_rows(manifest, [1, 2, 3]))
-    assert [(row.image, row.seed) for row in rows] == [
-        ("a.png", 1),
-        ("a.png", 2),
-        ("a.png", 3),
-        ("b.png", 5),
-        ("c.png", None),
-    ]
+def test_a_row_without_a_seed_is_repeated_with_each_seed(tmp_path):
+    rows = read_rows(write(tmp_path / "m.csv", "image,seed\na.png,\nb.png,5\nc.png,x\n"), [1, 2])
+    assert [(row.image, row.seed) for row in rows] == [("a.png", 1), ("a.png", 2), ("b.png", 5), ("c.png", None)]
 
 
-def test_seeds_are_lists_and_ranges_each_once():
+def test_seeds_are_lists_and_ranges_without_duplicates():
     assert parse_seeds("7") == [7]
     assert parse_seeds("0,5,9") == [0, 5, 9]
     assert parse_seeds("1-3, 10, 2 - 4") == [1, 2, 3, 10, 4]
@@ -274,6 +259,6 @@ def test_seeds_are_lists_and_ranges_each_once():
 @pytest.mark.parametrize(
     "text", ["", ",", "1,", "-1", "3-1", "a", "1.5", "0-99999999", str(2**64), "٣", "1" * 5000, "1-"]
 )
-def test_what_is_no_list_of_seeds_is_refused(text):
+def test_an_invalid_list_of_seeds_is_refused(text):
     with raises(BatchError, "manifest.seed"):
         parse_seeds(text)

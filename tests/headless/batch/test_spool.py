@@ -1,4 +1,4 @@
-"""Renders that outlive their process: whole or not there."""
+"""The spool: renders that are complete, or absent."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def rendered(seed: int = 0) -> Rendered:
     return Rendered({"9 0 0": frames}, facts, [{"code": "numbers.float32", "message": "told"}])
 
 
-def test_what_is_kept_is_found_as_it_was(spool):
+def test_a_render_is_found_as_it_was(spool):
     assert spool.find(A) is None and list(spool.ids()) == []
     spool.keep(A, rendered(1))
     spool.keep(B, rendered(2))
-    found = spool.find(A)
-    assert found is not None
-    assert found.facts == rendered(1).facts and found.notes == rendered(1).notes
-    assert found.arrays.keys() == {"9 0 0"}
-    assert np.array_equal(found.arrays["9 0 0"], rendered(1).arrays["9 0 0"])
-    assert found.arrays["9 0 0"].dtype == np.uint8
+    kept = spool.find(A)
+    assert kept is not None
+    assert kept.facts == rendered(1).facts and kept.notes == rendered(1).notes
+    assert kept.arrays.keys() == {"9 0 0"}
+    assert np.array_equal(kept.arrays["9 0 0"], rendered(1).arrays["9 0 0"])
+    assert kept.arrays["9 0 0"].dtype == np.uint8
     assert set(spool.ids()) == {A, B}
     spool.keep(A, rendered(3))
     assert np.array_equal(spool.find(A).arrays["9 0 0"], rendered(3).arrays["9 0 0"])
@@ -43,18 +43,18 @@ def test_what_is_kept_is_found_as_it_was(spool):
     assert spool.find(A) is None and list(spool.ids()) == [B]
 
 
-def test_a_render_cut_or_changed_anywhere_is_no_render(spool):
+def test_a_damaged_render_is_not_found(spool):
     spool.keep(A, rendered())
     (file,) = spool.path.iterdir()
-    whole = file.read_bytes()
-    for length in (0, 1, 8, 40, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:length])
+    content = file.read_bytes()
+    for length in (0, 1, 8, 40, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:length])
         assert spool.find(A) is None, length
-    for text in (b"", b"{}", b"x" * 500, b"\xff" * 200, (2**60).to_bytes(8, "little") + whole[8:]):
+    for text in (b"", b"{}", b"x" * 500, b"\xff" * 200, (2**60).to_bytes(8, "little") + content[8:]):
         file.write_bytes(text)
         assert spool.find(A) is None
-    for place in range(len(whole) - 180, len(whole), 30):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for place in range(len(content) - 180, len(content), 30):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         assert spool.find(A) is None
     for facts in (b"[", b"5"):
         file.write_bytes(with_facts(facts))
@@ -62,14 +62,14 @@ def test_a_render_cut_or_changed_anywhere_is_no_render(spool):
 
 
 def with_facts(text: bytes) -> bytes:
-    """A file of the right form, whose facts are this text."""
+    """Return a file of the right format whose facts are this text."""
     import json
 
     head = json.dumps({"__metadata__": {"facts": text.decode(), "notes": "[]"}}).encode()
     return len(head).to_bytes(8, "little") + head
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(spool, monkeypatch):
+def test_a_full_disk_raises_and_leaves_no_file(spool, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -79,7 +79,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(spool, monkeypatch):
     assert list(spool.path.iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_no_render_and_goes_with_the_folder(spool):
+def test_files_of_a_killed_writer_are_deleted(spool):
     spool.path.mkdir()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
@@ -93,7 +93,7 @@ def test_what_a_killed_writer_left_is_no_render_and_goes_with_the_folder(spool):
     assert not spool.path.exists()
 
 
-def test_a_folder_with_renders_or_writers_at_work_stays(spool):
+def test_a_folder_with_renders_or_running_writers_is_kept(spool):
     spool.remove_if_empty()
     spool.keep(A, rendered())
     spool.remove_if_empty()

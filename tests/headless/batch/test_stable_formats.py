@@ -44,8 +44,8 @@ def test_plan_and_ledger_of_the_default_graph_are_byte_equal(tmp_path, monkeypat
     with sqlite3.connect(graph_batching.default_ledger(folder, Shard())) as ledger:
         assert ledger.execute("PRAGMA application_id").fetchone() == (0x53564442,)
         assert ledger.execute("PRAGMA user_version").fetchone() == (1,)
-        found = ledger.execute("SELECT id, place, state, attempts, code, task FROM tasks ORDER BY place").fetchall()
-    assert found == [(json.loads(task)["id"], place, "todo", 0, None, task) for place, task in enumerate(TASKS)]
+        tasks = ledger.execute("SELECT id, place, state, attempts, code, task FROM tasks ORDER BY place").fetchall()
+    assert tasks == [(json.loads(task)["id"], place, "todo", 0, None, task) for place, task in enumerate(TASKS)]
 
 
 def test_records_and_failures_are_byte_equal(tmp_path):

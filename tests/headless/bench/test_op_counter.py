@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from svd_stages.headless.bench.op_counter import Cost, count
-from svd_stages.svd_core.checkpoints.deferred_weights import is_idle
+from svd_stages.svd_core.checkpoints.deferred_weights import is_deferrable
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.models import vae_decoder as streaming
 from svd_stages.svd_core.models.components import SVDModel, SVDVae
@@ -137,7 +137,7 @@ def test_memory_is_foretold_from_shapes(unet, vae, size):
 def test_a_template_says_what_the_plan_asks_for(unet, template, stream):
     note = (Path(__file__).parents[3] / "example_workflows" / f"{template}.json").read_text(encoding="utf-8")
     said = map(float, re.findall(r"([\d.]+) GiB", note))
-    idle = sum(weight.nbytes for name, weight in unet.named_parameters() if is_idle(name))
+    idle = sum(weight.nbytes for name, weight in unet.named_parameters() if is_deferrable(name))
     model = SVDModel(unet, 0.18215, 0.002, 700.0, VideoDefaults())
     need, room = denoise_bytes(model, FRAMES, HEIGHT, WIDTH), (3 if stream else 8) * GIB
     plan = place_weights(model, need, torch.device("cuda"), room)

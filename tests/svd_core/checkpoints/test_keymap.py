@@ -1,4 +1,4 @@
-"""The table of names, against the published layout on one side and the full-size classes on the other."""
+"""The key map, against the published layout on one side and the full-size classes on the other."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ from hashlib import sha256
 
 import pytest
 import torch
-from svd_stages.svd_core.checkpoints.build_modules import check, empty_clip, empty_unet, empty_vae, left_over
+from svd_stages.svd_core.checkpoints.build_modules import build_modules, unused_keys
 from svd_stages.svd_core.checkpoints.keymap import (
-    CLIP_PREFIX,
     CONDITIONING_VAE_PREFIX,
     THIRDS,
-    UNET_PREFIX,
-    VAE_PREFIX,
-    Keymap,
     TensorTransform,
     UNetLayout,
-    change_tensor,
-    clip_pairs,
-    unet_pairs,
-    vae_decoder_pairs,
-    vae_encoder_pairs,
+    apply_transform,
+    clip_keymap,
+    unet_keymap,
+    vae_decoder_keymap,
+    vae_encoder_keymap,
 )
 from svd_stages.svd_core.checkpoints.single_file import open_single_file, single_file_tensors
 
 COUNTS = (1428, 374, 520)
-LEFTOVERS = (
+NOT_IN_THE_MODEL = (
     "conditioner.embedders.0.open_clip.model.positional_embedding",
     "conditioner.embedders.0.open_clip.model.text_projection",
     "conditioner.embedders.0.open_clip.model.logit_scale",
@@ -34,16 +30,15 @@ LEFTOVERS = (
     "conditioner.embedders.3.encoder.decoder.",
     "conditioner.embedders.3.encoder.post_quant_conv.",
 )
-"""What a published file holds beside the model: the text tower's ends and the second VAE's decoder."""
-TABLES = {
-    UNET_PREFIX: unet_pairs(UNetLayout(2, (True, True, True, False))),
-    VAE_PREFIX: vae_decoder_pairs(4, 2),
-    CONDITIONING_VAE_PREFIX: vae_encoder_pairs(4, 2),
-    CLIP_PREFIX: clip_pairs(32),
-}
-"""The published model's pairs, below each prefix of the file."""
+"""Tensors of published files that are not part of the model: the text encoder's ends and the second VAE's decoder."""
+KEYMAPS = (
+    unet_keymap(UNetLayout(2, (True, True, True, False))),
+    vae_decoder_keymap(4, 2),
+    vae_encoder_keymap(4, 2, CONDITIONING_VAE_PREFIX),
+    clip_keymap(32),
+)
 DIGEST = "b79c6f4bc66fea74909a0a58cffd7385c182ddace4cc7b46de7a223841c0b5c6"
-"""Of the whole table; recorded when tests/comfyui/test_equal_to_core.py passed."""
+"""Of the complete table; recorded when tests/comfyui/test_equal_to_core.py passed."""
 
 
 @pytest.fixture
@@ -52,27 +47,22 @@ def opened(full_size):
         yield opened
 
 
-def is_leftover(name: str) -> bool:
-    return name.startswith(LEFTOVERS)
-
-
 def test_every_tensor_of_the_full_size_classes_comes_from_the_published_layout(opened):
-    modules = (empty_unet(opened), empty_vae(opened), empty_clip(opened))
+    modules = build_modules(opened)
     assert tuple(len(module.state_dict()) for module in modules) == COUNTS
     for component, module in zip(opened.components(), modules, strict=True):
-        check(opened, component, module)
-        assert left_over(component, module) == []
+        assert unused_keys(component, module) == []
 
 
-def test_every_tensor_of_the_published_layout_is_used_or_known_to_be_left_over(opened):
-    unused = [name for name in opened.ignored if not is_leftover(name)]
+def test_every_tensor_of_the_published_layout_is_used_or_known_to_be_unused(opened):
+    unused = [name for name in opened.ignored if not name.startswith(NOT_IN_THE_MODEL)]
     assert all(name.startswith("first_stage_model.encoder.") for name in unused)
-    assert len(unused) == 106  # the first VAE's encoder, which the second one's stands in for
+    assert len(unused) == 106  # the first VAE's encoder: the second one's is used
 
 
 def test_the_full_size_model_maps_back_to_the_published_names_and_shapes(opened, layout):
     back = {name: tensor.shape for name, tensor in single_file_tensors(opened).items()}
-    assert back == {name: shape for name, shape in layout.items() if not is_leftover(name)}
+    assert back == {name: shape for name, shape in layout.items() if not name.startswith(NOT_IN_THE_MODEL)}
 
 
 def test_the_configuration_read_from_shapes_is_the_published_one(opened):
@@ -103,7 +93,7 @@ def test_the_joint_projection_splits_as_torch_multi_head_attention_does():
     x = torch.randn(1, 5, 8, generator=generator)
     query, key, value = (
         torch.nn.functional.linear(
-            x, change_tensor(joint.in_proj_weight, third), change_tensor(joint.in_proj_bias, third)
+            x, apply_transform(joint.in_proj_weight, third), apply_transform(joint.in_proj_bias, third)
         )
         .view(1, 5, 2, 4)
         .transpose(1, 2)
@@ -116,27 +106,22 @@ def test_the_joint_projection_splits_as_torch_multi_head_attention_does():
 def test_a_1x1_convolution_as_a_matrix_gives_the_same_numbers():
     generator = torch.Generator("cpu").manual_seed(0)
     weight, x = torch.randn(6, 4, 1, 1, generator=generator), torch.randn(1, 4, 3, 2, generator=generator)
-    matrix = change_tensor(weight, TensorTransform.MATRIX)
+    matrix = apply_transform(weight, TensorTransform.MATRIX)
     as_matrix = torch.nn.functional.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
     torch.testing.assert_close(as_matrix, torch.nn.functional.conv2d(x, weight))
 
 
-@pytest.mark.parametrize("prefix", TABLES)
-def test_no_module_name_is_in_the_table_twice(prefix):
-    modules = [pair.module for pair in TABLES[prefix]]
-    assert len(modules) == len(set(modules))
-
-
-def test_the_table_is_the_one_that_gave_the_numbers_of_comfyui(layout):
+def test_the_key_map_is_the_one_that_equals_comfyui_and_has_no_module_name_twice(layout):
     """Two names of one shape in each other's place pass every other test of this file."""
-    rows = []
-    for prefix, pairs in TABLES.items():
-        keymap = Keymap(pairs)
-        for name in (each for each in layout if each.startswith(prefix)):
-            places = keymap.module_names(name[len(prefix) :])
-            rows += [f"{module} <- {name}, {change.name}" for module, change in places]
-    assert len(rows) == sum(COUNTS)
-    assert sha256("\n".join(sorted(rows)).encode()).hexdigest() == DIGEST, (
-        "the table of names changed: run tests/comfyui/test_equal_to_core.py with ComfyUI, and when it passes write "
-        "the new digest here"
+    mapped = [
+        (keymap.prefix, module, name, transform)
+        for keymap in KEYMAPS
+        for name in layout
+        for module, transform in keymap.module_names(name)
+    ]
+    assert len({(prefix, module) for prefix, module, _, _ in mapped}) == len(mapped) == sum(COUNTS)
+    rows = sorted(f"{module} <- {name}, {transform.name}" for _, module, name, transform in mapped)
+    assert sha256("\n".join(rows).encode()).hexdigest() == DIGEST, (
+        "the key map changed: run tests/comfyui/test_equal_to_core.py with ComfyUI, and when it passes write the new "
+        "digest here"
     )

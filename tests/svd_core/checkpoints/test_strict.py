@@ -1,55 +1,45 @@
-"""A checkpoint that is not whole is an error that names what is wrong, before any weight is read."""
+"""An incomplete or inconsistent checkpoint is an error that names the cause, before any weight is read."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import time
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from error_checks import check_facts, raises
-from safetensors.torch import load_file, save_file
-from svd_stages.svd_core.checkpoints.build_modules import check, empty_clip, empty_unet, empty_vae
-from svd_stages.svd_core.checkpoints.detect import Family, family_of
+from svd_stages.svd_core.checkpoints.build_modules import build_modules, check_tensors
+from svd_stages.svd_core.checkpoints.detect import Family, detect_family
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.checkpoints.safetensors_header import TensorInfo, read_header
 from svd_stages.svd_core.checkpoints.single_file import open_single_file
-from svd_stages.svd_core.errors import CheckpointError
+from svd_stages.svd_core.errors import CheckpointError, printable
 
 UNET = "model.diffusion_model."
 VISUAL = "conditioner.embedders.0.open_clip.model.visual."
 NAMES = (
     UNET + "input_blocks.1.0.in_layers.2.weight",
-    UNET + "input_blocks.1.0.out_layers.3.weight",
     UNET + "input_blocks.3.0.op.weight",
     UNET + "input_blocks.4.1.time_stack.0.attn1.to_k.weight",
     UNET + "middle_block.1.time_mixer.mix_factor",
-    UNET + "output_blocks.11.1.proj_out.bias",
-    UNET + "out.2.weight",
-    UNET + "time_embed.2.bias",
     "first_stage_model.decoder.up.3.block.0.time_stack.out_layers.3.weight",
-    "first_stage_model.decoder.up.2.upsample.conv.weight",
     "first_stage_model.decoder.mid.attn_1.q.weight",
     "first_stage_model.decoder.conv_out.time_mix_conv.weight",
-    "conditioner.embedders.3.encoder.encoder.down.1.block.0.nin_shortcut.weight",
     "conditioner.embedders.3.encoder.quant_conv.weight",
     "conditioner.embedders.0.open_clip.model.visual.transformer.resblocks.1.attn.in_proj_weight",
-    "conditioner.embedders.0.open_clip.model.visual.ln_pre.weight",
     "conditioner.embedders.0.open_clip.model.visual.proj",
 )
 
 
 @pytest.fixture
 def described(one_file):
-    """The tiny one-file checkpoint's tensors: name -> (type, shape)."""
+    """The tensors of the tiny single file: name -> (dtype, shape)."""
     return {name: (info.dtype, info.shape) for name, info in read_header(one_file).tensors.items()}
 
 
 @pytest.fixture
 def refused(one_file, header_only, tmp_path):
-    """The message with which a file of these tensors is refused."""
+    """Return a function that loads a file of these tensors and returns the error's message."""
     metadata = read_header(one_file).metadata
 
     def load(tensors, code: str) -> str:
@@ -63,39 +53,28 @@ def refused(one_file, header_only, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_tensor_is_named(name, described, refused):
-    assert name in described
-    kept = {key: value for key, value in described.items() if key != name}
-    assert name in refused(kept, "checkpoint.missing_tensors")
-
-
-@pytest.mark.parametrize("name", NAMES[::4])
-def test_a_tensor_under_another_name_is_missing(name, described, refused):
-    renamed = {(key + "_ema" if key == name else key): value for key, value in described.items()}
-    assert name in refused(renamed, "checkpoint.missing_tensors")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_tensor_of_another_shape_is_named(name, described, refused):
+def test_a_tensor_that_is_missing_renamed_or_of_another_shape_is_named(name, described, refused):
+    missing = {key: value for key, value in described.items() if key != name}
+    assert len(missing) == len(described) - 1
+    assert name in refused(missing, "checkpoint.missing_tensors")
+    assert name in refused({**missing, name + "_ema": described[name]}, "checkpoint.missing_tensors")
     dtype, shape = described[name]
-    message = refused({**described, name: (dtype, (shape[0] + 3, *shape[1:]))}, "checkpoint.shape")
-    assert name in message
+    assert name in refused({**described, name: (dtype, (shape[0] + 3, *shape[1:]))}, "checkpoint.shape")
 
 
 @pytest.mark.parametrize(
     ("dtype", "name"),
-    [("F64", NAMES[0]), ("I8", NAMES[8]), ("I64", NAMES[14]), ("F8_E4M3", NAMES[3]), ("F8_E5M2", NAMES[13])],
+    [("F64", NAMES[0]), ("I8", NAMES[4]), ("I64", NAMES[8]), ("F8_E4M3", NAMES[2]), ("F8_E5M2", NAMES[7])],
 )
-def test_a_tensor_of_a_type_that_is_no_weight_is_named(dtype, name, described, refused):
+def test_a_tensor_of_another_dtype_is_named(dtype, name, described, refused):
     message = refused({**described, name: (dtype, described[name][1])}, "checkpoint.dtype")
-    assert name in message
-    assert dtype in message
+    check_facts(message, name, dtype)
 
 
 def kinds(names) -> dict[str, list[str]]:
-    """Of each kind of module (the part and the end of its name tell) the names of the first one's tensors.
+    """Group tensors by module and return the first module of each kind, and all modules between levels.
 
-    Of what lies between levels, every module.
+    The component and the end of the name decide the kind.
     """
     modules: dict[str, list[str]] = {}
     for name in names:
@@ -108,24 +87,24 @@ def kinds(names) -> dict[str, list[str]]:
     return chosen
 
 
-def test_a_missing_module_of_any_kind_is_named_and_nothing_else(one_file, described, header_only, tmp_path):
+def test_a_missing_module_of_any_kind_is_named_and_no_other(one_file, described, header_only, tmp_path):
     metadata = read_header(one_file).metadata
     with open_single_file(one_file) as intact:
         configs = [component.config for component in intact.components()]
-        modules = [empty(intact) for empty in (empty_unet, empty_vae, empty_clip)]
+        modules = build_modules(intact)
     used = [name for name in described if not name.startswith("first_stage_model.encoder.")]
     chosen = list(kinds(used).values())
     assert {UNET + "input_blocks.3.0.op." + each for each in ("weight", "bias")} in map(set, chosen)
     assert 50 < len(chosen) < 90
-    for gone in chosen:
-        kept = {name: each for name, each in described.items() if name not in gone}
+    for removed in chosen:
+        kept = {name: each for name, each in described.items() if name not in removed}
         path = header_only(tmp_path / "x.safetensors", kept, metadata)
         with pytest.raises(CheckpointError) as raised, open_single_file(path) as opened:
-            assert [component.config for component in opened.components()] == configs, gone
+            assert [component.config for component in opened.components()] == configs, removed
             for component, module in zip(opened.components(), modules, strict=True):
-                check(opened, component, module)
+                check_tensors(opened, component, module)
         named = set(re.findall(r"(?:model|first_stage_model|conditioner)\.[\w.]+\w", str(raised.value)))
-        assert named and named <= set(gone), (gone, named)
+        assert named and named <= set(removed), (removed, named)
 
 
 PARTS = {
@@ -138,7 +117,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_published_file_without_a_whole_part_is_no_smaller_model(part, layout, header_only, tmp_path):
+def test_a_published_file_without_a_level_or_layer_is_not_a_smaller_model(part, layout, header_only, tmp_path):
     kept = {name: ("F32", shape) for name, shape in layout.items() if not name.startswith(PARTS[part])}
     assert len(kept) < len(layout)
     with raises(CheckpointError, "checkpoint.missing_tensors") as raised:
@@ -147,7 +126,7 @@ def test_a_published_file_without_a_whole_part_is_no_smaller_model(part, layout,
 
 
 @pytest.mark.parametrize("part", ["first_stage_model.decoder.up.3.", VISUAL + "transformer.resblocks.1."])
-def test_a_file_that_says_its_depth_is_no_smaller_model_without_a_part(part, described, refused):
+def test_a_file_with_its_depth_in_the_metadata_is_not_a_smaller_model_without_a_level(part, described, refused):
     kept = {name: each for name, each in described.items() if not name.startswith(part)}
     assert part in refused(kept, "checkpoint.missing_tensors")
 
@@ -169,51 +148,61 @@ STRAYS = (
 
 
 @pytest.mark.parametrize("name", STRAYS, ids=lambda name: name[-40:])
-def test_a_tensor_without_a_place_is_named_and_costs_no_time(name, described, refused):
-    started = time.process_time()
+def test_an_unknown_tensor_is_named_and_costs_no_time(name, described, refused):
+    started = time.perf_counter()
     message = refused({**described, name: ("F32", (1,))}, "checkpoint.unused_tensors")
-    assert time.process_time() - started < 30  # a tower of 300000 layers takes minutes
-    shown = ascii(name[:200])[1:-1]
-    assert shown in message
-    check_facts(message.replace(shown, ""), 1)
+    assert time.perf_counter() - started < 10  # a tower of 300000 layers takes minutes
+    printed = printable(name, 200)
+    assert printed in message
+    check_facts(message.replace(printed, ""), 1)
     assert len(message) < 1000
 
 
-def test_a_stray_tensor_of_a_folder_is_named_with_its_part(copied):
-    weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    save_file({**tensors, "post_quant_conv.bias": tensors["quant_conv.bias"].clone()}, weights)
-    with raises(CheckpointError, "checkpoint.unused_tensors", "vae/post_quant_conv.bias"):
+def without_bias(tensors):
+    return {name: tensor for name, tensor in tensors.items() if name != "quant_conv.bias"}
+
+
+def with_another_bias(tensors):
+    return {**tensors, "post_quant_conv.bias": tensors["quant_conv.bias"].clone()}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "name"),
+    [
+        (without_bias, "checkpoint.missing_tensors", "vae/quant_conv.bias"),
+        (with_another_bias, "checkpoint.unused_tensors", "vae/post_quant_conv.bias"),
+    ],
+)
+def test_a_missing_or_unknown_tensor_of_a_folder_is_named_with_its_component(copied, edit_tensors, change, code, name):
+    edit_tensors(copied / "vae" / "diffusion_pytorch_model.safetensors", change=change)
+    with raises(CheckpointError, code, name):
         load_checkpoint(copied)
 
 
 @pytest.mark.parametrize("mark", ["lora_A.weight", "lora_down.weight"])
 def test_a_lora_under_the_full_models_prefixes_is_a_lora(mark):
     name = f"{UNET}input_blocks.1.1.time_stack.0.attn1.to_q.{mark}"
-    assert family_of({name: TensorInfo("F16", (4, 8), 64)}) is Family.LORA
+    assert detect_family({name: TensorInfo("F16", (4, 8), 64)}) is Family.LORA
 
 
 @pytest.mark.parametrize("error", [MemoryError, TimeoutError])
-def test_what_no_configuration_causes_is_not_blamed_on_it(error, one_file, monkeypatch):
+def test_errors_that_no_configuration_causes_are_not_blamed_on_it(error, one_file, monkeypatch):
     from diffusers import UNetSpatioTemporalConditionModel
 
-    def fail(config):
-        raise error
-
-    monkeypatch.setattr(UNetSpatioTemporalConditionModel, "from_config", fail)
+    monkeypatch.setattr(UNetSpatioTemporalConditionModel, "from_config", Mock(side_effect=error))
     with pytest.raises(error):
         load_checkpoint(one_file)
 
 
 def test_many_missing_tensors_are_counted_and_ten_are_named(described, refused):
-    gone = [name for name in described if ".time_stack.0.attn1." in name]
-    kept = {name: value for name, value in described.items() if name not in gone}
+    missing = [name for name in described if ".time_stack.0.attn1." in name]
+    kept = {name: value for name, value in described.items() if name not in missing}
     message = refused(kept, "checkpoint.missing_tensors")
-    check_facts(message, len(gone), 1426, len(gone) - 10)
-    assert sum(name in message for name in gone) == 10
+    check_facts(message, len(missing), 1426, len(missing) - 10)
+    assert sum(name in message for name in missing) == 10
 
 
-def test_a_part_that_is_not_there_is_named(described, refused):
+def test_a_missing_component_is_named(described, refused):
     for part, mark in (("CLIP tower", ".visual."), ("VAE", "first_stage")):
         kept = {name: value for name, value in described.items() if mark not in name}
         assert part in refused(kept, "checkpoint.missing_parts")
@@ -228,26 +217,12 @@ def test_a_truncated_file_is_refused_with_both_sizes(kept, one_file, tmp_path):
     path.write_bytes(content[: min(int(kept * len(content)), len(content) - 1)])
     with raises(CheckpointError, "checkpoint.truncated", f"{path.stat().st_size:,}") as raised:
         load_checkpoint(path)
-    if kept > 0.01:  # the header, which tells the other size, is whole
+    if kept > 0.01:  # the header, which has the other size, is complete
         assert f"{len(content):,}" in str(raised.value)
 
 
-@pytest.fixture
-def copied(folder, tmp_path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copied"))
-
-
-def test_a_missing_tensor_of_a_folder_is_named_with_its_part(copied):
-    weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    del tensors["quant_conv.bias"]
-    save_file(tensors, weights)
-    with raises(CheckpointError, "checkpoint.missing_tensors", "vae/quant_conv.bias"):
-        load_checkpoint(copied)
-
-
 @pytest.mark.parametrize(
-    ("gone", "code"),
+    ("missing", "code"),
     [
         ("model_index.json", "checkpoint.family"),
         ("unet/config.json", "checkpoint.missing_parts"),
@@ -256,8 +231,8 @@ def test_a_missing_tensor_of_a_folder_is_named_with_its_part(copied):
         ("scheduler/scheduler_config.json", "checkpoint.missing_parts"),
     ],
 )
-def test_a_missing_file_of_a_folder_is_named(copied, gone, code):
-    path = copied / gone
+def test_a_missing_file_of_a_folder_is_named(copied, missing, code):
+    path = copied / missing
     path.unlink()
     with raises(CheckpointError, code, path.parent, path.name):
         load_checkpoint(copied)
@@ -275,19 +250,16 @@ def test_a_damaged_config_is_refused(copied, text):
     [
         ("unet/config.json", {"block_out_channels": [64, 64, 128]}),
         ("unet/config.json", {"down_block_types": ["No", "Such", "Block", "Type"]}),
-        ("unet/config.json", {"block_out_channels": "wide"}),
         ("unet/config.json", {"num_attention_heads": 0}),
         ("vae/config.json", {"layers_per_block": None}),
         ("image_encoder/config.json", {"num_attention_heads": 5}),
-        ("image_encoder/config.json", {"hidden_size": "64"}),
         ("unet/config.json", {"num_frames": -1}),
         ("vae/config.json", {"scaling_factor": "0.18215"}),
         ("scheduler/scheduler_config.json", {"sigma_min": 1000.0}),
     ],
 )
-def test_a_config_that_makes_no_model_is_refused(copied, file, changes):
-    path = copied / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def test_a_config_that_no_model_can_be_built_from_is_refused(copied, edit_json, file, changes):
+    edit_json(copied / file, **changes)
     with pytest.raises(CheckpointError) as raised:
         load_checkpoint(copied)
     assert "\n" not in str(raised.value)
@@ -301,14 +273,13 @@ def test_a_config_that_makes_no_model_is_refused(copied, file, changes):
         ({"vae": [None, None]}, "AutoencoderKLTemporalDecoder"),
     ],
 )
-def test_a_folder_of_another_pipeline_is_refused_by_name(copied, changes, name):
-    index = copied / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
+def test_a_folder_of_another_pipeline_is_refused_by_name(copied, edit_json, changes, name):
+    edit_json(copied / "model_index.json", **changes)
     with raises(CheckpointError, "checkpoint.family", name):
         load_checkpoint(copied)
 
 
-def test_a_folder_with_pickled_weights_only_is_refused_with_the_way_out(copied):
+def test_a_folder_with_pickled_weights_only_is_refused_with_the_safetensors_name(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with raises(CheckpointError, "checkpoint.pickle", "UNet", weights.name):
@@ -316,7 +287,7 @@ def test_a_folder_with_pickled_weights_only_is_refused_with_the_way_out(copied):
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "metadata",
     [
         "not json",
         "[1]",
@@ -341,7 +312,7 @@ def test_a_folder_with_pickled_weights_only_is_refused_with_the_way_out(copied):
         '{"image_std": [0, 1, 1]}',
     ],
 )
-def test_facts_out_of_range_are_refused_by_name(facts, described, header_only, tmp_path):
-    path = header_only(tmp_path / "x.safetensors", described, {"svd_stages": facts})
-    with raises(CheckpointError, None, "svd_stages", *re.findall(r'"(\w+)": [^N]', facts)):  # NaN is no JSON
+def test_metadata_out_of_range_is_refused_by_name(metadata, described, header_only, tmp_path):
+    path = header_only(tmp_path / "x.safetensors", described, {"svd_stages": metadata})
+    with raises(CheckpointError, None, "svd_stages", *re.findall(r'"(\w+)": [^N]', metadata)):  # NaN is not JSON
         load_checkpoint(path)

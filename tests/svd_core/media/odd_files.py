@@ -1,40 +1,53 @@
-"""Files that no camera writes, byte by byte: deep PNG and TIFF, an ink profile, bombs."""
+"""Unusual image files, built byte by byte: 16-bit PNG and TIFF, a CMYK profile, decompression bombs."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+_PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+
+
+def written(folder: Path, content: bytes, name: str = "a.png") -> Path:
+    """Write a file and return its path."""
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def saved(folder: Path, image: Image.Image, name: str = "a.png", **options) -> Path:
+    """Save an image with Pillow and return the path of the file."""
+    image.save(folder / name, **options)
+    return folder / name
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG, with its checksum."""
+    """Return a chunk of a PNG with its checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def deep_png(samples: np.ndarray, extra: bytes = b"") -> bytes:
-    """A PNG with 16 bits a channel of samples (H, W, C) uint16; `extra` chunks go before the pixels."""
+    """Return a 16-bit PNG of samples (H, W, C) uint16, with `extra` chunks before the pixels."""
     height, width, channels = samples.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOR_TYPES[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     return PNG + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def claiming_png(width: int, height: int, extra: bytes = b"", zeros: int = 10_000_000, bits: int = 8) -> bytes:
-    """A PNG whose header claims a size; its pixels are as many zeros."""
+    """Return a PNG whose header claims a size, with `zeros` bytes of pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(zeros), 9)
     return PNG + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def tiff(samples: np.ndarray, order: str = "<", compressed: bool = False, **tags: int) -> bytes:
-    """A TIFF of samples (H, W, C), uint16 or uint8, in byte order `order`; `tags` as t274=6 replace or add others."""
+    """Return a TIFF of samples (H, W, C), uint16 or uint8, in byte order `order`. `tags` such as t274=6 are added."""
     height, width, channels = samples.shape
     bits = samples.dtype.itemsize * 8
     content = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
@@ -61,7 +74,7 @@ def tiff(samples: np.ndarray, order: str = "<", compressed: bool = False, **tags
 
 
 def ink_profile(corners: np.ndarray) -> bytes:
-    """An ICC profile of CMYK: Lab (16, 3) at the corners of the inks' cube, cyan slowest; linear in between.
+    """Return an ICC profile of CMYK from Lab (16, 3) at the corners of the cube, cyan slowest; linear in between.
 
     ICC.1:2001-04 (version 2): a header, and the tags desc, cprt, wtpt and A2B0 of type lut8Type.
     """
@@ -88,16 +101,16 @@ def ink_profile(corners: np.ndarray) -> bytes:
 
 
 def gif_of(width: int, height: int, frames: int) -> bytes:
-    """A GIF of many frames of one pixel."""
+    """Return a GIF of many frames of one pixel."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes([0, 0, 0, 255, 255, 255])
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     return head + frame * frames + b";"
 
 
 def webp_of(width: int, height: int, frames: int) -> bytes:
-    """An animated WebP that claims a canvas, of frames of 16x16 pixels."""
-    whole = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(whole, "WEBP")
+    """Return an animated WebP that claims a canvas size, with frames of 16x16 pixels."""
+    small = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(small, "WEBP")
 
     def piece(kind: bytes, content: bytes) -> bytes:
         return kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
@@ -106,13 +119,13 @@ def webp_of(width: int, height: int, frames: int) -> bytes:
         return value.to_bytes(3, "little")
 
     canvas = piece(b"VP8X", struct.pack("<I", 2) + three(width - 1) + three(height - 1))
-    frame = piece(b"ANMF", three(0) * 2 + three(15) * 2 + three(10) + b"\0" + whole.getvalue()[12:])
+    frame = piece(b"ANMF", three(0) * 2 + three(15) * 2 + three(10) + b"\0" + small.getvalue()[12:])
     body = b"WEBP" + canvas + piece(b"ANIM", bytes(6)) + frame * frames
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def apng_of(frames: int, claimed: int) -> bytes:
-    """An animated PNG of 16x16 pixels, with another number of frames in its header than it has."""
+    """Return an animated PNG of 16x16 pixels whose header claims another number of frames."""
     body, pixels, order = b"", zlib.compress(bytes(49 * 16), 9), 0
     for index in range(frames):
         body += chunk(b"fcTL", struct.pack(">IIIIIHHBB", order, 16, 16, 0, 0, 1, 10, 0, 0))
@@ -124,7 +137,7 @@ def apng_of(frames: int, claimed: int) -> bytes:
 
 
 def tiff_of_pages(count: int) -> bytes:
-    """A TIFF of many directories, all of them of the same 16x16 pixels."""
+    """Return a TIFF of many pages that share the same 16x16 pixels."""
     tags = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 0), (277, 3, 1), (278, 4, 16)]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in [*tags, (279, 4, 256)])
     size = 2 + 12 * 9 + 4
@@ -136,7 +149,7 @@ def tiff_of_pages(count: int) -> bytes:
 
 
 def tiff_in_a_circle() -> bytes:
-    """A TIFF whose first directory says that it is followed by itself."""
+    """Return a TIFF whose first page is followed by itself."""
     content = bytearray(tiff(np.zeros((20, 20, 3), np.uint8)))
     (entries,) = struct.unpack("<H", content[8:10])
     content[10 + 12 * entries : 14 + 12 * entries] = struct.pack("<I", 8)
@@ -144,22 +157,22 @@ def tiff_in_a_circle() -> bytes:
 
 
 def jpeg_of_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG that goes over its picture again and again."""
-    whole = io.BytesIO()
-    Image.new("L", (side, side)).save(whole, "JPEG", progressive=True)
-    content = whole.getvalue()
+    """Return a progressive JPEG whose last scan is repeated."""
+    small = io.BytesIO()
+    Image.new("L", (side, side)).save(small, "JPEG", progressive=True)
+    content = small.getvalue()
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + content[-2:]
 
 
-def claiming(form: str) -> bytes:
-    """A small BMP, JPEG or AVIF whose header claims a huge size."""
-    whole = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(whole, form)
-    content = whole.getvalue()
-    if form == "BMP":
+def claiming(image_format: str) -> bytes:
+    """Return a small BMP, JPEG or AVIF whose header claims a huge size."""
+    small = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(small, image_format)
+    content = small.getvalue()
+    if image_format == "BMP":
         return content[:18] + struct.pack("<ii", 30000, 30000) + content[26:]
-    if form == "JPEG":
+    if image_format == "JPEG":
         at = content.index(b"\xff\xc0") + 5
         return content[:at] + struct.pack(">HH", 65000, 65000) + content[at + 4 :]
     at = content.index(b"ispe") + 8

@@ -1,19 +1,19 @@
-"""Resize policies and the CLIP input, against diffusers, Pillow and float64."""
+"""Resizing and the input of CLIP equal diffusers, Pillow and float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from error_checks import raises
+from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages.svd_core.errors import ImageError, SettingError
-from svd_stages.svd_core.media import image_ops
 from svd_stages.svd_core.media.image_ops import (
     clip_input_center_crop,
     clip_input_reference,
     clip_input_whole,
     crop_to_multiple,
+    resize_images,
     to_images,
     to_pixels,
 )
@@ -29,81 +29,80 @@ def random_images(width: int, height: int, count: int = 1, seed: int = 0) -> tor
     return torch.rand((count, height, width, 3), generator=generator)
 
 
-def resize_images(*args) -> torch.Tensor:
-    return image_ops.resize_images(*args)[0]
-
-
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_reference_clip_input_equals_diffusers(width, height):
     from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 
     images = random_images(width, height)
-    wanted = (_resize_with_antialiasing(images.movedim(-1, 1) * 2.0 - 1.0, (224, 224)) + 1.0) / 2.0
-    assert (clip_input_reference(images, 224, *IDENTITY) - wanted).abs().max() <= 1e-6
+    expected = (_resize_with_antialiasing(images.movedim(-1, 1) * 2.0 - 1.0, (224, 224)) + 1.0) / 2.0
+    assert (clip_input_reference(images, 224, *IDENTITY) - expected).abs().max() <= 1e-6
 
 
-def test_center_crop_sees_only_the_middle_square():
+def test_clip_input_center_crop_is_the_center_square():
     images = torch.zeros((1, 100, 200, 3))
     images[:, :, 50:150] = 1.0
-    seen = clip_input_center_crop(images, 224, *IDENTITY)
-    assert seen.shape == (1, 3, 224, 224) and seen[..., 4:-4].min() == 1.0
+    pixels = clip_input_center_crop(images, 224, *IDENTITY)
+    assert pixels.shape == (1, 3, 224, 224) and pixels[..., 4:-4].min() == 1.0
 
 
-def test_the_whole_frame_is_squeezed_into_the_square():
+def test_clip_input_whole_is_the_stretched_frame():
     images = torch.zeros((1, 100, 200, 3))
     images[:, :, 50:150] = 1.0
-    seen = clip_input_whole(images, 224, *IDENTITY)
-    assert seen.shape == (1, 3, 224, 224)
-    assert seen[..., :50].max() == 0.0 and seen[..., 60:164].min() == 1.0
+    pixels = clip_input_whole(images, 224, *IDENTITY)
+    assert pixels.shape == (1, 3, 224, 224)
+    assert pixels[..., :50].max() == 0.0 and pixels[..., 60:164].min() == 1.0
 
 
 @pytest.mark.parametrize(("height", "width", "top", "left"), [(33, 47, 0, 3), (32, 40, 0, 0), (39, 41, 3, 0)])
-def test_the_middle_is_kept_when_sides_are_cut_to_multiples(height, width, top, left):
+def test_crop_to_multiple_keeps_the_center(height, width, top, left):
     images = torch.rand((1, height, width, 3), generator=torch.Generator("cpu").manual_seed(0))
     assert torch.equal(crop_to_multiple(images, 8), images[:, top : top + 32, left : left + 40])
 
 
-def test_clip_input_is_normalised_by_channel():
+def test_clip_input_is_normalized_per_channel():
     images = torch.full((1, 224, 224, 3), 0.5)
-    seen = clip_input_reference(images, 224, (0.5, 0.25, 0.0), (1.0, 0.5, 0.25))
-    assert torch.allclose(seen.mean(dim=(0, 2, 3)), torch.tensor([0.0, 0.5, 2.0]), atol=1e-6)
+    pixels = clip_input_reference(images, 224, (0.5, 0.25, 0.0), (1.0, 0.5, 0.25))
+    assert torch.allclose(pixels.mean(dim=(0, 2, 3)), torch.tensor([0.0, 0.5, 2.0]), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(128, 64), (512, 320), (64, 64)])
 def test_stretch_equals_diffusers_preprocess(picture, images, size):
     from diffusers.image_processor import VaeImageProcessor
 
-    wanted = VaeImageProcessor(vae_scale_factor=8).preprocess(picture, height=size[1], width=size[0])
-    assert torch.equal(to_pixels(resize_images(images, *size, "stretch")), wanted)
+    expected = VaeImageProcessor(vae_scale_factor=8).preprocess(picture, height=size[1], width=size[0])
+    assert torch.equal(to_pixels(resize_images(images, *size, "stretch")[0]), expected)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_float_and_8_bit_resizes_differ_by_rounding_only(fit):
-    """On a smooth picture; next to hard edges 8 bits cut the filter's overshoot off between its two passes."""
+    """On a smooth image. At hard edges 8 bits clip the filter's overshoot between its two passes."""
     y, x = torch.meshgrid(torch.arange(170.0), torch.arange(250.0), indexing="ij")
     smooth = torch.stack([x / 249, y / 169, 0.5 + 0.4 * torch.sin(x / 30)], dim=-1)[None]
     eight_bit = (smooth * 255).round() / 255
-    difference = resize_images(eight_bit, 128, 64, fit) - resize_images(smooth, 128, 64, fit)
+    difference = resize_images(eight_bit, 128, 64, fit)[0] - resize_images(smooth, 128, 64, fit)[0]
     assert difference.abs().max() <= 2 / 255
 
 
 def test_float_resize_clamps_nothing():
     images = random_images(128, 128) * 3.0 - 1.0
-    resized = resize_images(images, 64, 64, "stretch")
+    resized = resize_images(images, 64, 64, "stretch")[0]
     assert resized.min() < -0.2 and resized.max() > 1.2
 
 
 def test_crop_keeps_shape_and_middle():
     images = torch.zeros((1, 100, 400, 3))
     images[:, :, 140:260] = 1.0
-    assert resize_images(images, 64, 64, "crop").min() == 1.0
-    assert resize_images(images, 64, 64, "stretch").min() == 0.0
+    cropped, run_warnings = resize_images(images, 64, 64, "crop")
+    assert cropped.min() == 1.0 and run_warnings == ()
+    stretched, (warning,) = resize_images(images, 64, 64, "stretch")
+    assert stretched.min() == 0.0 and warning.code == "image.stretched"
+    check_facts(warning.text, "400x100", "64x64")
 
 
-def test_pad_keeps_the_whole_picture_and_repeats_the_edge():
+def test_pad_keeps_the_full_image_and_repeats_the_edge():
     images = torch.zeros((1, 64, 256, 3))
     images[:, 0] = 1.0
-    padded = resize_images(images, 128, 128, "pad")
+    padded = resize_images(images, 128, 128, "pad")[0]
     assert padded.shape == (1, 128, 128, 3)
     assert torch.equal(padded[:, :48], padded[:, 48:49].expand(-1, 48, -1, -1))
     assert torch.equal(padded[:, 80:], padded[:, 79:80].expand(-1, 48, -1, -1))
@@ -112,26 +111,26 @@ def test_pad_keeps_the_whole_picture_and_repeats_the_edge():
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_each_image_of_a_batch_equals_its_single_run(fit):
     images = random_images(90, 70, count=3)
-    together = resize_images(images, 64, 128, fit)
+    together = resize_images(images, 64, 128, fit)[0]
     for index in range(3):
-        assert torch.equal(together[index : index + 1], resize_images(images[index : index + 1], 64, 128, fit))
+        assert torch.equal(together[index : index + 1], resize_images(images[index : index + 1], 64, 128, fit)[0])
 
 
-def test_lanczos_is_pillows(picture, images):
-    wanted = np.asarray(picture.resize((192, 128), Image.Resampling.LANCZOS))
-    assert torch.equal(resize_images(images, 192, 128, "stretch")[0], torch.from_numpy(wanted / np.float32(255)))
+def test_the_filter_equals_pillows_lanczos(picture, images):
+    expected = np.asarray(picture.resize((192, 128), Image.Resampling.LANCZOS))
+    assert torch.equal(resize_images(images, 192, 128, "stretch")[0][0], torch.from_numpy(expected / np.float32(255)))
 
 
-def test_pixels_and_images_are_each_others_inverse():
+def test_pixels_and_images_convert_back_and_forth():
     images = random_images(16, 24)
     assert torch.allclose(to_images(to_pixels(images)), images, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("value", "near"), [(100, (64, 128)), (1000, (960, 1024)), (0, (64,)), (-5, (64,)), (7, (64,))]
+    ("value", "nearest"), [(100, (64, 128)), (1000, (960, 1024)), (0, (64,)), (-5, (64,)), (7, (64,))]
 )
-def test_a_bad_size_names_the_nearest_good_ones(value, near):
-    with raises(SettingError, "setting", "width", value, *near):
+def test_a_size_error_names_the_nearest_valid_sizes(value, nearest):
+    with raises(SettingError, "setting", "width", value, *nearest):
         check_multiple("width", value, 64)
 
 
@@ -147,7 +146,7 @@ def test_a_bad_size_names_the_nearest_good_ones(value, near):
         torch.full((1, 64, 64, 3), float("inf")),
     ],
 )
-def test_what_is_no_picture_is_refused(images):
+def test_invalid_images_are_refused(images):
     with pytest.raises(ImageError):
         check_images(images)
 
@@ -163,4 +162,4 @@ def test_alpha_is_dropped_and_grey_repeated_without_touching_the_input():
 
 def test_an_unknown_fit_is_refused(images):
     with raises(SettingError, "setting", "fit", "stretch", "crop", "pad", "squash"):
-        resize_images(images, 64, 64, "squash")
+        resize_images(images, 64, 64, "squash")[0]

@@ -1,4 +1,4 @@
-"""The graph is read back from a result by the letter of JSON, or refused with the way out."""
+"""Embedded graphs are read from results as strict JSON, or refused with an error that names the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_only_graphs_are_read(tmp_path):
     assert read_embedded_graphs(path) == {"prompt": {"1": {}}}
 
 
-def test_what_a_file_is_shows_in_its_content(tmp_path):
+def test_the_format_is_detected_from_the_content(tmp_path):
     video_io.encode_mp4(tmp_path / "a.png", FRAMES, 7, {"prompt": {"1": 2}})
     assert read_embedded_graphs(tmp_path / "a.png") == {"prompt": {"1": 2}}
 
@@ -40,19 +40,19 @@ def test_what_a_file_is_shows_in_its_content(tmp_path):
      ('{"a": -Infinity}', "non_finite"), ('{"a": 1, "a": 2}', "duplicate_key"), ("[" * 100_000, "too_large")],
     ids=range(7),
 )  # fmt: skip
-def test_what_is_not_json_by_the_letter_is_refused(tmp_path, text, code):
+def test_text_that_is_not_strict_json_is_refused(tmp_path, text, code):
     with raises(GraphError, f"graph.{code}", "workflow", "a.png"):
         read_embedded_graphs(png_with(tmp_path / "a.png", prompt="{}", workflow=text))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8\xff\xe0 jpeg", b"GIF89a"])
-def test_a_file_that_can_hold_no_graph_is_refused(tmp_path, content):
+def test_other_formats_are_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with raises(ImageError, "image.unsupported", tmp_path / "a.png", "mp4", "webm", "png", "webp"):
         read_embedded_graphs(tmp_path / "a.png")
 
 
-def test_a_missing_file_and_a_folder_say_so(tmp_path):
+def test_missing_files_and_folders_are_refused(tmp_path):
     with raises(ImageError, "image.missing", tmp_path / "a.png"):
         read_embedded_graphs(tmp_path / "a.png")
     with raises(ImageError, "image.unreadable", tmp_path):
@@ -61,7 +61,7 @@ def test_a_missing_file_and_a_folder_say_so(tmp_path):
 
 @pytest.mark.parametrize("ending", ["mp4", "webp", "png"])
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_damaged_file_gives_graphs_or_an_error_of_ours(tmp_path, ending):
+def test_damaged_files_give_graphs_or_typed_errors(tmp_path, ending):
     graphs = {"prompt": {"1": {"class_type": "LoadImage"}}, "workflow": {"nodes": []}}
     path = tmp_path / f"a.{ending}"
     if ending == "mp4":
@@ -70,13 +70,13 @@ def test_a_damaged_file_gives_graphs_or_an_error_of_ours(tmp_path, ending):
         video_io.encode_webp(path, FRAMES, 7, metadata=graphs)
     else:
         video_io.encode_png(path, FRAMES[0], graphs)
-    whole = path.read_bytes()
-    chance = random.Random(1)
+    content = path.read_bytes()
+    rng = random.Random(1)
     refused = 0
     for attempt in range(150):
-        damaged = bytearray(whole[: chance.randrange(13, len(whole))] if attempt % 2 else whole)
+        damaged = bytearray(content[: rng.randrange(13, len(content))] if attempt % 2 else content)
         for _ in range(4):
-            damaged[chance.randrange(12, len(damaged))] = chance.randrange(256)
+            damaged[rng.randrange(12, len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
             read_embedded_graphs(path)

@@ -1,4 +1,4 @@
-"""Frames come back from mp4, webp and png as they went in, at the right time, in the right colours, or not at all."""
+"""Encoded videos and images hold the same frames, times, colors and graphs, or an error leaves no file."""
 
 from __future__ import annotations
 
@@ -23,28 +23,12 @@ GRAPH = {
     "prompt": {"1": {"class_type": "LoadImage", "inputs": {"image": 'é 日本 "quoted"\n.png'}}},
     "workflow": {"nodes": [{"id": 1}], "version": 0.4},
 }
-PATCHES = torch.tensor(
-    [
-        (0, 0, 0),
-        (1, 1, 1),
-        (1, 0, 0),
-        (0, 1, 0),
-        (0, 0, 1),
-        (0.5, 0.5, 0.5),
-        (0.9, 0.6, 0.2),
-        (0.1, 0.4, 0.7),
-        (0, 1, 1),
-        (1, 0, 1),
-        (1, 1, 0),
-        (0.8, 0.7, 0.6),
-        (0.02, 0.02, 0.02),
-        (0.98, 0.97, 0.99),
-    ]
-)
+COLORS = """000000 ffffff ff0000 00ff00 0000ff 808080 e69933 1a66b3 00ffff ff00ff ffff00 ccb399 050505 faf7fc"""
+PATCHES = torch.tensor([list(bytes.fromhex(color)) for color in COLORS.split()]) / 255
 
 
 def clip(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
-    """(F, H, W, 3) smooth colours that move."""
+    """Return (F, H, W, 3) smooth moving colors."""
     time, y, x = torch.meshgrid(
         torch.arange(float(frames)), torch.linspace(0, 3, height), torch.linspace(0, 3, width), indexing="ij"
     )
@@ -56,7 +40,7 @@ def as_bytes(frames: torch.Tensor) -> np.ndarray:
 
 
 def planes(frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
-    """Y (H, W), Cb and Cr (H/2, W/2) of a yuv420p frame."""
+    """Return Y (H, W), Cb and Cr (H/2, W/2) of a yuv420p frame."""
     height, width = frame.height, frame.width
     flat = frame.to_ndarray().reshape(-1)
     sizes = ((height, width), (height // 2, width // 2), (height // 2, width // 2))
@@ -65,7 +49,7 @@ def planes(frame: av.VideoFrame) -> tuple[np.ndarray, ...]:
 
 
 def limited_range_to_rgb(y: float, cb: float, cr: float, kr: float, kb: float) -> np.ndarray:
-    """ITU-R BT.709 section 3 (or BT.601, by its kr and kb) backwards, 8-bit limited range to RGB in 0 to 255."""
+    """Convert 8-bit limited range to RGB in 0 to 255: ITU-R BT.709 section 3, or BT.601 with its kr and kb."""
     luma, blue, red = (y - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
     r = luma + 2 * (1 - kr) * red
     b = luma + 2 * (1 - kb) * blue
@@ -97,17 +81,17 @@ def test_an_mp4_has_every_frame_at_the_exact_rate(tmp_path, frames, fps):
         (1000.0, Fraction(1000)),
     ],
 )
-def test_a_rate_is_the_fraction_that_is_meant(fps, exact):
+def test_frame_rates_become_exact_fractions(fps, exact):
     assert video_io.exact_fps(fps) == exact
 
 
 @pytest.mark.parametrize("fps", [0, -1.0, 1025, float("nan"), float("inf"), 1e-9])
-def test_a_rate_without_meaning_is_refused(fps):
+def test_invalid_frame_rates_are_refused(fps):
     with raises(SettingError, "video.fps", "fps", f"{fps:g}"):
         video_io.exact_fps(fps)
 
 
-def test_an_mp4_is_h264_that_every_player_takes_and_says_its_colours(tmp_path):
+def test_an_mp4_is_playable_h264_with_color_tags_in_stream_and_container(tmp_path):
     video_io.encode_mp4(tmp_path / "a.mp4", clip(3), 7)
     with av.open(str(tmp_path / "a.mp4")) as container:
         context = container.streams.video[0].codec_context
@@ -116,21 +100,23 @@ def test_an_mp4_is_h264_that_every_player_takes_and_says_its_colours(tmp_path):
         assert context.color_range == 1
     content = (tmp_path / "a.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
+    # ISO/IEC 14496-12, ColourInformationBox: primaries, transfer and matrix of BT.709, limited range
+    assert content[content.index(b"colrnclx") + 8 :][:7] == bytes([0, 1, 0, 1, 0, 1, 0])
 
 
 SIZES = [(32, 32), (320, 576), (480, 640), (576, 1024), (1080, 1920)]
-"""Small, SD (where players that find no tags take BT.601), the video's own, HD: (height, width)."""
+"""(height, width): small, SD (players assume BT.601 without tags), the size of SVD, HD."""
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("kind", ["mp4", "vp9", "av1"])
-def test_a_player_sees_flat_colours_within_two_steps(tmp_path, kind, height, width):
-    """Read twice: by ITU-R BT.709 in float64 from the planes, and by ffmpeg's own conversion from what the file says.
+def test_players_show_flat_colors_within_two_levels(tmp_path, kind, height, width):
+    """Checked with BT.709 in float64 on the planes, and with ffmpeg's conversion by the tags of the file.
 
-    Of av1 by the planes only: ffmpeg's conversion of 10 bits is itself three steps off.
+    av1 only on the planes: ffmpeg's conversion of 10 bits is three levels off.
     """
     if height > {"mp4": 1080, "vp9": 576, "av1": 480}[kind]:
-        pytest.skip("slow, and no other than at smaller sizes")
+        pytest.skip("slow, and equal to smaller sizes")
     patches = PATCHES if height < 400 else PATCHES[2:5]
     frames = patches[:, None, None].expand(-1, height, width, 3)
     if kind == "mp4":
@@ -141,24 +127,16 @@ def test_a_player_sees_flat_colours_within_two_steps(tmp_path, kind, height, wid
     with av.open(str(tmp_path / "a")) as container:
         tags = container.streams.video[0].codec_context
         assert tags.color_primaries == tags.color_trc == tags.colorspace == tags.color_range == 1
-        for wanted, frame in zip(as_bytes(patches).astype(float), container.decode(video=0), strict=True):
+        for expected, frame in zip(as_bytes(patches).astype(float), container.decode(video=0), strict=True):
             assert (frame.colorspace, frame.color_range) == (1, 1)
             scale = 4 if "10" in frame.format.name else 1
             y, cb, cr = (plane.mean() / scale for plane in planes(frame))
-            assert np.abs(limited_range_to_rgb(y, cb, cr, 0.2126, 0.0722) - wanted).max() <= 2
-            as_601.append(np.abs(limited_range_to_rgb(y, cb, cr, 0.299, 0.114) - wanted).max())
+            assert np.abs(limited_range_to_rgb(y, cb, cr, 0.2126, 0.0722) - expected).max() <= 2
+            as_601.append(np.abs(limited_range_to_rgb(y, cb, cr, 0.299, 0.114) - expected).max())
             if kind != "av1":
                 seen = frame.reformat(format="rgb24", dst_color_range="JPEG").to_ndarray().astype(float)
-                assert np.abs(seen - wanted).max() <= 2
+                assert np.abs(seen - expected).max() <= 2
     assert max(as_601) > 20
-
-
-def test_an_mp4_says_its_colours_in_the_container_too(tmp_path):
-    """ISO/IEC 14496-12, ColourInformationBox: primaries, transfer and matrix of BT.709, not of full range."""
-    video_io.encode_mp4(tmp_path / "a.mp4", clip(2), 7)
-    content = (tmp_path / "a.mp4").read_bytes()
-    at = content.index(b"colrnclx") + 8
-    assert content[at : at + 7] == bytes([0, 1, 0, 1, 0, 1, 0])
 
 
 def test_padding_to_an_even_size_is_a_warning(tmp_path):
@@ -169,7 +147,7 @@ def test_padding_to_an_even_size_is_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 48), (32, 47), (31, 31), (1, 1), (5, 2)])
-def test_odd_sizes_grow_to_even_by_repeating_the_edge(tmp_path, height, width):
+def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path, height, width):
     frames = clip(2, height, width)
     frames[:, -1:, :] = 0.25
     frames[:, :, -1:] = 0.75
@@ -196,8 +174,8 @@ def test_an_mp4_looks_like_its_frames(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (64, 64), (576, 320)])
-def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before(tmp_path, width, height):
-    """MALLOC_PERTURB_ fills fresh memory with a byte: what an encoder reads without having written it then shows."""
+def test_the_same_frames_give_the_same_bytes_whatever_uninitialized_memory_contains(tmp_path, width, height):
+    """MALLOC_PERTURB_ fills new memory with a byte, which reveals reads of uninitialized memory."""
     script = (
         "import sys, torch; from svd_stages.svd_core.media import video_io; "
         "noise = torch.rand((9, int(sys.argv[3]), int(sys.argv[2]), 3), generator=torch.Generator().manual_seed(0)); "
@@ -212,7 +190,7 @@ def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before(tmp_pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_frames_of_any_precision_are_taken_and_left_alone(tmp_path, dtype):
+def test_frames_of_any_float_dtype_are_accepted_and_not_modified(tmp_path, dtype):
     frames = clip(2).to(dtype)
     before = frames.clone()
     video_io.encode_mp4(tmp_path / "a.mp4", frames, 7)
@@ -242,19 +220,12 @@ def test_quality_and_method_have_an_effect_on_a_webp(tmp_path):
     assert sizes[0] < sizes[1] != sizes[2]
 
 
-def test_a_png_keeps_every_pixel_rounded_to_nearest(tmp_path):
-    frame = torch.rand(9, 13, 3, generator=torch.Generator("cpu").manual_seed(1)) * 1.4 - 0.2
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_png_keeps_every_pixel_rounded_to_nearest(tmp_path, channels):
+    frame = torch.rand(9, 13, channels, generator=torch.Generator("cpu").manual_seed(1)) * 1.4 - 0.2
     video_io.encode_png(tmp_path / "a.png", frame)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert np.array_equal(np.asarray(picture), as_bytes(frame))
-
-
-def test_a_png_keeps_transparency(tmp_path):
-    frame = torch.rand(4, 5, 4, generator=torch.Generator("cpu").manual_seed(1))
-    video_io.encode_png(tmp_path / "a.png", frame)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.mode == "RGBA"
-        assert np.array_equal(np.asarray(picture), as_bytes(frame))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(np.asarray(image), as_bytes(frame))
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -330,7 +301,7 @@ def test_a_frame_that_is_not_finite_is_named_and_nothing_is_written(tmp_path, en
     ],
     ids=["no frames", "no rows", "one channel", "no batch", "bytes"],
 )
-def test_what_is_not_a_clip_is_refused(tmp_path, frames):
+def test_invalid_frames_are_refused(tmp_path, frames):
     for ending in ("mp4", "webp"):
         with raises(SettingError, "video.frames", frames.dtype):
             write_any(tmp_path / f"a.{ending}", frames)
@@ -338,14 +309,14 @@ def test_what_is_not_a_clip_is_refused(tmp_path, frames):
 
 
 @pytest.mark.parametrize(("ending", "other"), [("mp4", "SaveAnimatedWEBP"), ("webp", "SaveVideo")])
-def test_what_the_encoder_cannot_take_is_an_error_with_the_way_out(tmp_path, ending, other):
+def test_an_encoder_error_names_the_size_and_another_node(tmp_path, ending, other):
     with raises(OutputError, "output.encoder", "20000x2", other):
         write_any(tmp_path / f"a.{ending}", torch.zeros(1, 2, 20000, 3))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_graph_that_json_cannot_hold_is_refused(tmp_path, ending):
+def test_a_graph_that_is_not_json_serializable_is_refused(tmp_path, ending):
     for value in (float("nan"), {"x": torch.zeros(1)}):
         with raises(OutputError, "output.metadata", "JSON"):
             write_any(tmp_path / f"a.{ending}", clip(1), {"prompt": value})

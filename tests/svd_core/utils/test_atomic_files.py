@@ -1,4 +1,4 @@
-"""What is being made has a writer; when the writer is gone, the next one cleans up."""
+"""Temporary files are removed by their writer, or by the next one if the writer was killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parts(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_is_being_made_is_gone_afterwards_however_it_ends(tmp_path, kind):
+def test_temporary_files_are_removed_on_exit_and_on_errors(tmp_path, kind):
     with MAKERS[kind](tmp_path / "new") as path:
         assert path.exists() and path.parent == tmp_path / "new"
     for error in (ValueError, KeyboardInterrupt):
@@ -44,14 +44,14 @@ def test_what_is_being_made_is_gone_afterwards_however_it_ends(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_a_killed_writer_left_goes_at_the_next_start_and_what_a_living_one_makes_stays(tmp_path, kind):
+def test_files_of_killed_writers_are_removed_and_those_of_running_writers_kept(tmp_path, kind):
     writers = [
         subprocess.Popen([sys.executable, "-c", HOLD, tmp_path, kind], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     dead, alive = (each.stdout.readline().strip() for each in writers)
     try:
-        os.utime(tmp_path / alive, (0, 0))  # one that has not written for long
+        os.utime(tmp_path / alive, (0, 0))  # no write for a long time
         with MAKERS[kind](tmp_path):
             assert {dead, alive} < set(parts(tmp_path))
         writers[0].send_signal(signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_what_a_killed_writer_left_goes_at_the_next_start_and_what_a_living_one_
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_what_another_machine_makes_goes_by_its_age_alone(tmp_path, monkeypatch, locks):
+def test_files_of_other_machines_are_removed_when_they_are_old(tmp_path, monkeypatch, locks):
     if not locks:
 
         def refuse(*_):
@@ -85,7 +85,7 @@ def test_what_another_machine_makes_goes_by_its_age_alone(tmp_path, monkeypatch,
     assert sorted(os.listdir(tmp_path)) == sorted([recent, other, "mine.part"])
 
 
-def test_writers_that_begin_together_do_not_take_each_others_files_for_left(tmp_path):
+def test_concurrent_writers_do_not_remove_each_others_files(tmp_path):
     lost = []
 
     def write() -> None:
@@ -102,14 +102,14 @@ def test_writers_that_begin_together_do_not_take_each_others_files_for_left(tmp_
     assert lost == [] and parts(tmp_path) == []
 
 
-def test_a_file_has_the_rights_of_any_new_one_and_a_folder_is_for_this_user(tmp_path):
+def test_files_have_default_permissions_and_folders_are_private(tmp_path):
     (tmp_path / "plain").touch()
     with unfinished_file(tmp_path) as file, unfinished_folder(tmp_path) as folder:
         assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_what_is_neither_file_nor_folder_is_nobodys_to_remove(tmp_path):
+def test_pipes_and_links_are_not_removed(tmp_path):
     pipe, link = (tmp_path / f".svd-stages-{atomic_files._machine_prefix()}{name}.part" for name in "pl")
     os.mkfifo(pipe)
     link.symlink_to(tmp_path)

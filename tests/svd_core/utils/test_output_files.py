@@ -1,4 +1,4 @@
-"""Numbered names as ComfyUI gives them, none lost between processes, nothing half-written."""
+"""Result files get ComfyUI's numbered names, are never overwritten, and are complete or absent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -41,9 +40,9 @@ def names(folder: Path) -> list[str]:
         ("%date%", "", "%date%"),
     ],
 )
-def test_a_prefix_means_a_place_below_the_output_folder(tmp_path, prefix, subfolder, name):
-    place = output_files.resolve_prefix(tmp_path, prefix, 64, 32, NOON)
-    assert place == output_files.OutputPath(tmp_path / subfolder, subfolder, name)
+def test_a_prefix_is_resolved_below_the_output_folder(tmp_path, prefix, subfolder, name):
+    path = output_files.resolve_prefix(tmp_path, prefix, 64, 32, NOON)
+    assert path == output_files.OutputPath(tmp_path / subfolder, subfolder, name)
     assert names(tmp_path) == []
 
 
@@ -54,7 +53,7 @@ def test_a_prefix_that_leads_outside_is_refused(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("prefix", ["out/a", "out/deeper/a", "in/../out/a", "chain/a", "deep/out/a"])
-def test_a_prefix_that_a_link_leads_outside_is_refused(tmp_path, prefix):
+def test_a_prefix_that_leads_outside_through_a_link_is_refused(tmp_path, prefix):
     folder = tmp_path / "output"
     (folder / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
@@ -72,7 +71,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["a\0b", "\ud800", "video/\udfff/a"])
-def test_a_prefix_that_no_file_can_have_is_refused_in_one_line(tmp_path, prefix):
+def test_a_prefix_that_is_no_valid_file_name_is_refused_in_one_line(tmp_path, prefix):
     with pytest.raises(SettingError) as raised:
         output_files.resolve_prefix(tmp_path, prefix)
     assert str(raised.value).isprintable()
@@ -104,7 +103,7 @@ def test_files_of_one_prefix_are_numbered_in_turn(tmp_path):
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path, monkeypatch, hard_links):
+def test_a_name_that_another_process_takes_meanwhile_is_not_overwritten(tmp_path, monkeypatch, hard_links):
     if not hard_links:
 
         def refuse(*_):
@@ -115,11 +114,11 @@ def test_a_name_that_is_taken_meanwhile_is_not_written_over(tmp_path, monkeypatc
 
     def write(file: Path) -> None:
         file.write_text("ours")
-        (tmp_path / "a_00001_.txt").write_text("theirs")
+        (tmp_path / "a_00001_.txt").write_text("other process")
 
     saved = output_files.save_numbered(place, "txt", write, counter=1)
     assert saved == output_files.Saved("a_00002_.txt", 2)
-    assert (tmp_path / "a_00001_.txt").read_text() == "theirs"
+    assert (tmp_path / "a_00001_.txt").read_text() == "other process"
     assert (tmp_path / "a_00002_.txt").read_text() == "ours"
     assert len(names(tmp_path)) == 2
 
@@ -136,28 +135,30 @@ for index in range(200):
 
 
 def test_eight_processes_under_one_prefix_keep_all_their_1600_files(tmp_path):
-    processes = [subprocess.Popen([sys.executable, "-c", SAVE_MANY, tmp_path, str(who)]) for who in range(8)]
+    processes = [subprocess.Popen([sys.executable, "-c", SAVE_MANY, tmp_path, str(process)]) for process in range(8)]
     assert [process.wait(120) for process in processes] == [0] * 8
     files = list((tmp_path / "shared").iterdir())
     assert len(files) == 1600
-    assert {file.read_text() for file in files} == {f"{who} {index}" for who in range(8) for index in range(200)}
+    assert {file.read_text() for file in files} == {
+        f"{process} {index}" for process in range(8) for index in range(200)
+    }
 
 
-def test_of_200_killed_writers_no_broken_file_stays_and_nothing_unfinished_after_the_next_start(tmp_path):
+def test_200_killed_writers_leave_complete_files_and_the_next_one_removes_temporary_files(tmp_path):
     script = [sys.executable, Path(killed_writers.__file__), tmp_path, "200", "8"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=True)
-    killed, amid = map(int, done.stdout.split())
-    assert killed == 200 and amid > 20, done.stderr
+    killed, while_writing = map(int, done.stdout.split())
+    assert killed == 200 and while_writing > 20, done.stderr
     saved = [path for path in sorted(tmp_path.iterdir()) if path.suffix != ".part"]
     assert len({path.suffix for path in saved}) == 3 and len(saved) > 20
     for path in saved:
-        assert whole_frames(path) == (1 if path.suffix == ".png" else killed_writers.FRAMES), path
+        assert count_frames(path) == (1 if path.suffix == ".png" else killed_writers.FRAMES), path
     output_files.save_numbered(output_files.resolve_prefix(tmp_path, "next"), "txt", put("next"))
     assert not list(tmp_path.glob(".*"))
 
 
-def whole_frames(path: Path) -> int:
-    """How many frames of the right size a file has, decoded to the end. Raises for half a file."""
+def count_frames(path: Path) -> int:
+    """Decode a file to the end and count the frames of the right size. Raises for an incomplete file."""
     size = (killed_writers.SIDE, killed_writers.SIDE)
     if path.suffix == ".mp4":
         with av.open(str(path)) as container:
@@ -166,15 +167,15 @@ def whole_frames(path: Path) -> int:
         return sum(frame.convert("RGB").size == size for frame in ImageSequence.Iterator(picture))
 
 
-@pytest.mark.parametrize("trouble", [ValueError("no"), KeyboardInterrupt()])
-def test_trouble_while_writing_leaves_nothing_and_goes_through(tmp_path, trouble):
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_errors_while_writing_leave_no_file_and_are_passed_on(tmp_path, error):
     def write(file: Path) -> None:
         file.write_text("half")
-        raise trouble
+        raise error
 
-    with pytest.raises(type(trouble)):
+    with pytest.raises(type(error)):
         output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", write)
-    with pytest.raises(type(trouble)), output_files.replacing(tmp_path / "b.txt") as file:
+    with pytest.raises(type(error)), output_files.replacing(tmp_path / "b.txt") as file:
         write(file)
     assert names(tmp_path) == []
 
@@ -194,27 +195,11 @@ def test_replacing_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
     assert names(tmp_path) == ["new folder/a.txt"]
 
 
-def test_what_is_not_a_file_is_not_replaced(tmp_path):
+def test_only_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with raises(OutputError, "output.not_a_file", path), output_files.replacing(path):
             raise AssertionError("nothing should be rendered for it")
-
-
-def test_files_have_the_rights_that_any_new_file_gets(tmp_path):
-    (tmp_path / "plain").touch()
-    saved = output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", put(""))
-    assert (tmp_path / saved.filename).stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
-    old, recent, other = (tmp_path / name for name in (".svd-stages-1.part", ".svd-stages-2.part", "mine.part"))
-    for file in (old, recent, other):
-        file.touch()
-    for file in (old, other):
-        os.utime(file, (time.time() - 90000, time.time() - 90000))
-    output_files.save_numbered(output_files.resolve_prefix(tmp_path, "a"), "txt", put(""))
-    assert names(tmp_path) == [".svd-stages-2.part", "a_00001_.txt", "mine.part"]
 
 
 @pytest.mark.parametrize(
@@ -223,10 +208,11 @@ def test_what_killed_writers_left_is_removed_after_a_day(tmp_path):
         (errno.ENOSPC, "output.no_space"),
         (errno.EDQUOT, "output.no_space"),
         (errno.EROFS, "output.not_writable"),
+        (errno.EACCES, "output.not_writable"),
         (errno.EIO, "output.failed"),
     ],
 )
-def test_trouble_of_the_disk_is_an_output_error_with_the_way_out(tmp_path, number, code):
+def test_disk_errors_become_output_errors_with_a_code(tmp_path, number, code):
     def write(file: Path) -> None:
         file.write_text("half")
         raise OSError(number, os.strerror(number))
@@ -248,29 +234,3 @@ def test_a_file_where_a_folder_is_needed_says_so(tmp_path):
     with raises(OutputError, "output.no_folder", tmp_path / "video"):
         output_files.save_numbered(output_files.resolve_prefix(tmp_path, "video/a"), "txt", put(""))
     assert names(tmp_path) == ["video"]
-
-
-WRITE_AS_NOBODY = """
-import os, sys
-from pathlib import Path
-from svd_stages.svd_core import errors
-from svd_stages.svd_core.utils import output_files
-
-if os.geteuid() == 0:
-    os.setuid(65534)
-try:
-    place = output_files.resolve_prefix(Path(sys.argv[1]), "a")
-    output_files.save_numbered(place, "txt", lambda file: file.write_text("x"))
-except errors.OutputError as error:
-    print(error.code)
-"""
-
-
-def test_a_folder_that_may_not_be_written_says_so():
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o555)
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE_AS_NOBODY, folder], capture_output=True, text=True, timeout=60
-        )
-        assert done.stdout.strip() == "output.not_writable", done.stderr
-        assert names(Path(folder)) == []

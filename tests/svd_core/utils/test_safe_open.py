@@ -1,4 +1,4 @@
-"""What lies in a file's place and is none is refused by every door, and nobody waits for it."""
+"""Pipes, folders, sockets and devices are refused by every reader of files, without waiting for them."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ from svd_stages.svd_core.utils.safe_open import open_regular_file
 
 
 def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
 
 
-PLACES: dict[str, Callable[[Path], object]] = {
+OBSTACLES: dict[str, Callable[[Path], object]] = {
     "a pipe": os.mkfifo,
     "a folder": os.mkdir,
     "a socket": make_socket,
     "a device without end": lambda path: path.symlink_to("/dev/zero"),
     "a link to itself": lambda path: path.symlink_to(path),
 }
-DOORS = {
+READERS = {
     "graph": (read_graph, GraphError),
     "metadata": (read_metadata, ImageError),
-    "picture": (load_image, ImageError),
+    "image": (load_image, ImageError),
     "source": (read_source, GraphError),
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("place", PLACES)
-def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, place, door):
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_other_things_than_files_are_refused_at_once(tmp_path, monkeypatch, obstacle, reader):
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
-    PLACES[place](Path("x"))
-    read, error = DOORS[door]
+    OBSTACLES[obstacle](Path("x"))
+    read, error = READERS[reader]
     with pytest.raises(error):
         read(Path("x"))
 
 
-def test_a_plain_file_is_read_through_a_link(tmp_path):
+def test_a_file_is_read_through_a_link(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
     with open_regular_file(tmp_path / "link") as stream:
         assert stream.read() == b"content"
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_run_folder_with_none_in_a_files_place_was_not_planned(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_run_folder_without_a_settings_file_was_not_planned(tmp_path, monkeypatch, obstacle):
     monkeypatch.chdir(tmp_path)
-    PLACES[place](Path("run.json"))
+    OBSTACLES[obstacle](Path("run.json"))
     assert RunFolder(Path()).read_settings() is None
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize("place", PLACES)
-def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path, monkeypatch, place, kind):
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_manifests_and_plans_that_are_not_files_are_refused_at_once(tmp_path, monkeypatch, obstacle, kind):
     monkeypatch.chdir(tmp_path)
-    PLACES[place](Path(f"x.{kind}"))
+    OBSTACLES[obstacle](Path(f"x.{kind}"))
     with pytest.raises(BatchError):
         list(read_rows(Path(f"x.{kind}")))
-    PLACES[place](Path("plan.jsonl"))
+    OBSTACLES[obstacle](Path("plan.jsonl"))
     with pytest.raises(BatchError):
         list(read_plan(Path("plan.jsonl")))

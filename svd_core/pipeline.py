@@ -1,0 +1,142 @@
+"""Animate images with Stable Video Diffusion: the settings of a video, and the method in one function.
+
+Blattmann et al. 2023, "Stable Video Diffusion" (arXiv:2311.15127). The defaults and the order of the stages are those
+of diffusers' `StableVideoDiffusionPipeline`. Importing this module loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .errors import SettingError
+from .models.options import CHOICES
+from .utils.size_checks import check_multiple
+
+if TYPE_CHECKING:
+    import torch
+
+    from .checkpoints.model_metadata import VideoDefaults
+    from .models.components import Checkpoint
+    from .runtime.runtime import Runtime
+
+STAGES = ("resize", "embed", "augment", "encode", "condition", "sample", "decode")
+"""The stages of `image_to_video`, in order."""
+
+OF_CHECKPOINT = "default: what the checkpoint was trained for"
+"""The default of a setting that is None."""
+
+
+def _setting(default: Any, description: str, **metadata: Any) -> Any:
+    """Declare a setting. `metadata`: kind (type of a value), choices, metavar, flag (None: no option)."""
+    return field(default=default, metadata={"description": description, "kind": type(default), **metadata})
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """The settings of a video. None means: what the checkpoint was trained for.
+
+    The command line's options, the arguments of `animate` and the table in the documentation are made from these
+    fields. `model` is the name of the checkpoint, for callers that load it by name.
+    """
+
+    model: str = _setting("svd-nano", "name of a checkpoint", metavar="NAME")
+    width: int | None = _setting(None, "multiple of 64", kind=int)
+    height: int | None = _setting(None, "multiple of 64", kind=int)
+    fit: str = _setting("stretch", "how the image is fitted to the size", choices=("stretch", "crop", "pad"))
+    num_frames: int | None = _setting(None, "number of frames", kind=int, metavar="N", flag="--frames")
+    steps: int = _setting(25, "sampling steps", metavar="N")
+    seed: int = _setting(0, "seed of the noise; video i of several uses seed + i", metavar="N")
+    fps: int = _setting(7, "frames per second, of the motion and of the file", metavar="N")
+    motion_bucket_id: int = _setting(127, "amount of motion, 1 to 1023", metavar="N")
+    noise_aug_strength: float = _setting(
+        0.02, "standard deviation of the noise added to the image: more motion, less likeness", metavar="X"
+    )
+    min_guidance: float | None = _setting(None, "guidance weight of the first frame", kind=float, metavar="X")
+    max_guidance: float | None = _setting(None, "guidance weight of the last frame", kind=float, metavar="X")
+    decode_mode: str | None = _setting(
+        "exact", "decode all frames as one clip, or in windows", choices=("exact", "windowed")
+    )
+    decode_chunk: int = _setting(8, "windowed: frames that a window keeps", metavar="N")
+    decode_context: int = _setting(2, "windowed: frames that a window sees on each side of those", metavar="N")
+    compile: str = _setting(
+        "off", "torch.compile on the UNet: its repeated blocks, or a whole step", choices=CHOICES["compile"]
+    )
+    noise: str = _setting(
+        "diffusers", "which program's starting noise a seed gives", choices=("comfyui", "diffusers"), flag=None
+    )
+
+    def with_defaults(self, defaults: VideoDefaults) -> VideoSettings:
+        """Return the settings with the checkpoint's defaults in place of None.
+
+        Raises:
+            SettingError: width or height is not a multiple of 64, or fps is not an integer.
+        """
+        names = ("width", "height", "num_frames", "min_guidance", "max_guidance")
+        unset = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
+        settings = replace(self, **unset, decode_mode=self.decode_mode or "exact")
+        for name in ("width", "height"):
+            check_multiple(name, getattr(settings, name), 64)
+        if settings.fps != int(settings.fps):
+            raise SettingError(f"fps must be an integer, got {settings.fps}. The model was trained on whole numbers.")
+        return settings
+
+
+def image_to_video(
+    checkpoint: Checkpoint,
+    images: torch.Tensor,
+    settings: VideoSettings,
+    runtime: Runtime,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> list[torch.Tensor]:
+    """Animate images: one video per image.
+
+    Args:
+        checkpoint: UNet, VAE and CLIP image encoder, as `checkpoints.load` returns them.
+        images: (N, H, W, 3) float32 in [0, 1], at any size.
+        settings: Sizes, motion, guidance, decoding. Image i uses `settings.seed + i`.
+        runtime: Places the components on the device, reports progress and receives warnings.
+        on_stage: Called with the name of each stage (see `STAGES`) before it starts.
+
+    Returns:
+        N videos (F, height, width, 3), float32 on the CPU, in [0, 1].
+
+    Raises:
+        SettingError: A setting is out of range.
+        ImageError: The images have the wrong shape, or values outside of [0, 1].
+        MemoryBudgetError: A stage does not fit into memory.
+        NonFiniteError: NaN or infinity in a result.
+    """
+    import torch
+
+    from . import execution
+    from .diffusion.conditioning import MicroConditioning, empty_latents, make_conditioning_pairs
+    from .diffusion.guidance import GuidanceCurve
+    from .diffusion.noise_augmentation import augment_images
+    from .media.image_ops import resize_images
+    from .runtime.runtime import forward_warnings
+
+    video: Any = settings.with_defaults(checkpoint.model.defaults)  # no field is None
+    with torch.inference_mode():
+        on_stage("resize")
+        resized, warnings = resize_images(images, video.width, video.height, video.fit)
+        forward_warnings(runtime, warnings)
+        on_stage("embed")
+        embeds = execution.embed(runtime, checkpoint.clip_vision, images, "reference").image_embeds
+        on_stage("augment")
+        augmented = augment_images(resized, video.noise_aug_strength, video.seed)
+        on_stage("encode")
+        image_latents = execution.encode(runtime, checkpoint.vae, augmented)
+        on_stage("condition")
+        micro = MicroConditioning(video.fps, video.motion_bucket_id, video.noise_aug_strength)
+        pairs = make_conditioning_pairs(embeds, image_latents, micro)
+        start = execution.SamplerInputs(empty_latents(image_latents, video.num_frames), video.noise, video.seed)
+        on_stage("sample")
+        model = replace(checkpoint.model, options=replace(checkpoint.model.options, compile=video.compile))
+        curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
+        latents = execution.sample(runtime, model, pairs, start, curve, execution.model_sigmas(model, video.steps))
+        on_stage("decode")
+        return execution.decode(
+            runtime, checkpoint.vae, latents, video.decode_mode, video.decode_chunk, video.decode_context
+        )

@@ -1,0 +1,127 @@
+"""`image_to_video`: equal to the graph of the same settings, few frames deep, settings declared once."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from error_checks import raises
+from svd_stages import headless
+from svd_stages.headless.cli.main import main, make_parser
+from svd_stages.headless.engines.graphs import open_graph
+from svd_stages.headless.engines.video_graph import STAGE_NODES, make_prompt
+from svd_stages.svd_core import execution
+from svd_stages.svd_core.errors import NodeError, NonFiniteError, SettingError
+from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.pipeline import STAGES, VideoSettings, image_to_video
+from svd_stages.svd_core.runtime.runtime import LocalRuntime
+
+ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
+QUICK = VideoSettings(width=64, height=64, num_frames=2, steps=2)
+DEEPEST = 10
+"""Frames of this package from `main` to the first one in models/unet.py."""
+
+
+def test_main_reaches_the_unet_in_few_frames(tmp_path, monkeypatch):
+    package, depths = str(headless.PACKAGE), []
+
+    def count_frames(self, *arguments, **options):
+        frame, count = sys._getframe(1), 1  # 1: PreparedUNet.__init__ itself
+        while frame.f_code is not main.__code__:
+            count += frame.f_code.co_filename.startswith(package)
+            frame = frame.f_back
+        depths.append(count + 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreparedUNet, "__init__", count_frames)
+    size = ["--width", "64", "--height", "64", "--frames", "2", "--steps", "1"]
+    assert main(["animate", str(ROCKET), "-o", str(tmp_path / "a.mp4"), *size]) == 130
+    assert depths and depths[0] <= DEEPEST
+
+
+def test_stages_are_announced_in_order():
+    checkpoint, announced = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32"), []
+    images = torch.rand(2, 96, 64, 3, generator=torch.Generator().manual_seed(0))
+    videos = image_to_video(checkpoint, images, QUICK, LocalRuntime(device_name="cpu"), announced.append)
+    assert announced == list(STAGES)
+    assert [video.shape for video in videos] == [(2, 64, 64, 3)] * 2
+    (second,) = image_to_video(checkpoint, images[1:], replace(QUICK, seed=1), LocalRuntime(device_name="cpu"))
+    assert torch.equal(second, videos[1])
+
+
+def test_the_embedded_graph_makes_the_same_file(tmp_path):
+    settings = replace(QUICK, seed=3, fit="crop", decode_mode="windowed", decode_chunk=1, decode_context=1)
+    mp4 = tmp_path / "clip.mp4"
+    headless.animate_file(ROCKET, mp4, settings, headless.RunConfig())
+    report = headless.run_graph(mp4, input_dir=ROCKET.parent, output_dir=tmp_path / "again")
+    assert report.files[0].read_bytes() == mp4.read_bytes()
+
+
+@pytest.mark.parametrize("compiled", ["off", "regional"])
+def test_the_graph_is_that_of_the_template(compiled):
+    settings = replace(QUICK.with_defaults(headless_defaults()), model="a.safetensors", seed=5, compile=compiled)
+    template = open_graph(headless.PACKAGE / "example_workflows" / "image_to_video.json").prompt
+    prompt = make_prompt(settings, "b.png")
+    assert list(prompt) == [*template, *(["options"] if compiled != "off" else [])]
+    for node_id, node in template.items():
+        made = prompt[node_id]
+        assert (made["class_type"], list(made["inputs"])) == (node["class_type"], list(node["inputs"]))
+        links = {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
+        if node_id == "10" and compiled != "off":
+            links["model"] = ["options", 0]
+        assert links.items() <= made["inputs"].items()
+
+
+def headless_defaults():
+    from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+
+    return VideoDefaults()
+
+
+def test_settings_are_declared_once():
+    names = {field.name for field in fields(VideoSettings)}
+    assert names <= set(inspect.signature(headless.animate).parameters)
+    options = vars(make_parser().parse_args(["animate", "a.png"]))
+    flagless = {field.name for field in fields(VideoSettings) if field.metadata.get("flag", "") is None}
+    assert names - flagless <= set(options)
+    assert {name: options[name] for name in names - flagless} == {
+        name: getattr(VideoSettings(), name) for name in names - flagless
+    }
+    with raises(TypeError, None, "steeps"):
+        headless.animate(ROCKET, steeps=1)
+
+
+def test_settings_without_values_are_those_of_the_checkpoint():
+    settings = VideoSettings(height=64, decode_mode=None).with_defaults(headless_defaults())
+    assert (settings.width, settings.height, settings.num_frames) == (1024, 64, 25)
+    assert settings.decode_mode == "exact"
+    with raises(SettingError, "setting", "width", 100):
+        VideoSettings(width=100).with_defaults(headless_defaults())
+    with raises(SettingError, "setting", "fps", 7.5):
+        VideoSettings(fps=7.5).with_defaults(headless_defaults())
+
+
+@pytest.mark.parametrize("stage", ["load", "embed", "encode", "sample", "decode"])
+def test_an_error_names_the_node_of_its_stage(stage, monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise NonFiniteError("broken", code="numbers.latent")
+
+    monkeypatch.setattr(execution, stage, fail)
+    with pytest.raises(NodeError) as caught:
+        headless.animate_file(ROCKET, tmp_path / "a.mp4", QUICK, headless.RunConfig())
+    assert (caught.value.class_type, caught.value.code) == (STAGE_NODES[stage], "numbers.latent")
+    assert caught.value.node_id == {"load": "2", "embed": "4", "encode": "6", "sample": "10", "decode": "11"}[stage]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_version_0_1_are_deprecated_aliases():
+    for old, new in headless._DEPRECATED.items():
+        with pytest.warns(DeprecationWarning):
+            alias = getattr(headless, old)
+        assert alias is getattr(headless, new)
+    assert all(getattr(headless, name) is not None for name in headless.__all__)
+    assert Path(headless.PACKAGE / "svd_core").is_dir()
