@@ -1,7 +1,6 @@
-"""A server that answers as ComfyUI does, on a loopback port: what the remote engine's tests talk to.
+"""A server on a loopback port that answers like ComfyUI, for tests of the remote engine.
 
-It runs nothing. A test says what happens to a prompt that it queues: the events that are told, how it ends, and the
-files that it then has.
+It runs nothing. A test sets what happens to a queued prompt: the events, the final status, and the result files.
 """
 
 from __future__ import annotations
@@ -25,46 +24,56 @@ from svd_stages.headless.graph import object_info
 
 @dataclass
 class Peer:
-    """A server's state, and what a test has it do."""
+    """The state of a server, and the behaviour that a test sets."""
 
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=lambda: {"status_str": "success", "completed": True, "messages": []})
     outputs: dict[str, Any] = field(default_factory=dict)
     files: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
-    """Route -> status and body, in place of what it would answer."""
+    """Route -> status and body that replace the usual answer."""
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     """Route -> headers of that answer."""
     failures: dict[str, list[int]] = field(default_factory=dict)
-    """First step of a route -> HTTP statuses of its next answers, before it answers as ever."""
+    """First step of a route -> HTTP statuses of its next answers. The usual answers follow."""
     slow: dict[str, float] = field(default_factory=dict)
     """First step of a route -> seconds until it answers."""
     begins: bool = True
-    """Whether a queued prompt runs; else it waits in the queue."""
+    """True: a queued prompt runs. False: it waits in the queue."""
     ends: bool = True
     forgets: bool = False
-    """Whether it loses what it had queued, as a server that is started again."""
+    """True: the queue and the history are lost, as after a restart."""
     hangs_up_after: int | None = None
-    """After so many events, once, the websocket is dropped."""
+    """The websocket is closed once, after this number of events."""
 
     url: str = ""
     requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     prompt: dict[str, Any] | None = None
     uploads: dict[str, bytes] = field(default_factory=dict)
-    told: int = 0
+    events_sent: int = 0
     stopped: bool = False
 
     def bodies(self, route: str) -> list[Any]:
-        """What was posted to a route, as JSON."""
+        """Return the JSON bodies of the POST requests to a route."""
         return [json.loads(body) for method, path, _, body in self.requests if method == "POST" and path == route]
 
-    def over(self) -> bool:
-        """Whether the prompt has ended."""
-        return self.prompt is not None and (self.stopped or (self.begins and self.ends and self.all_told()))
+    def has_ended(self) -> bool:
+        """Return True if the prompt was stopped, or its events were sent or need no websocket."""
+        all_sent = self.events_sent >= len(self.events) or "/ws" in self.answers
+        return self.prompt is not None and (self.stopped or (self.begins and self.ends and all_sent))
 
-    def all_told(self) -> bool:
-        """Whether all events were sent, or there is no websocket."""
-        return self.told >= len(self.events) or "/ws" in self.answers
+
+class RecordingListener:
+    """An `EventListener` that records (event name, values). Progress is recorded without its unit."""
+
+    def __init__(self):
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def event(self, name: str, /, **values: Any) -> None:
+        self.events.append((name, values))
+
+    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
+        self.events.append(("progress", {"stage": stage, "done": done, "total": total, "node": node}))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,11 +83,11 @@ class Handler(BaseHTTPRequestHandler):
     peer: Peer
 
     def log_message(self, *_: Any) -> None:
-        """Not on the terminal."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        self.note(url.path, b"")
+        self.record(url.path, b"")
         query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         peer = self.peer
         if self.fails(url.path):
@@ -91,12 +100,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.json(object_info(NODES, DISPLAY_NAMES))
         if url.path == "/queue":
             item = [[0, (peer.prompt or {}).get("prompt_id"), {}, {}, []]]
-            waits = peer.prompt is not None and not peer.over() and not peer.forgets
+            waits = peer.prompt is not None and not peer.has_ended() and not peer.forgets
             running, pending = (item, []) if peer.begins else ([], item)
             return self.json({"queue_running": running if waits else [], "queue_pending": pending if waits else []})
         if url.path.startswith("/history/"):
             prompt_id = (peer.prompt or {}).get("prompt_id")
-            known = url.path == f"/history/{prompt_id}" and peer.over() and not peer.forgets
+            known = url.path == f"/history/{prompt_id}" and peer.has_ended() and not peer.forgets
             return self.json({prompt_id: {"status": peer.status, "outputs": peer.outputs}} if known else {})
         if url.path == "/view":
             content = peer.files.get((query["type"], query["subfolder"], query["filename"]))
@@ -105,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.note(self.path, body)
+        self.record(self.path, body)
         peer = self.peer
         if self.fails(self.path):
             return None
@@ -117,16 +126,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/upload/image":
             return self.json(self.upload(body))
         if self.path in ("/interrupt", "/queue"):
-            wanted = json.loads(body)
-            named = wanted.get("prompt_id") if self.path == "/interrupt" else next(iter(wanted.get("delete", [])), None)
-            waiting = peer.begins == (self.path == "/interrupt")
-            if peer.prompt is not None and named == peer.prompt["prompt_id"] and waiting:
-                peer.stopped = True
+            content = json.loads(body)
+            prompt_ids = [content.get("prompt_id")] if self.path == "/interrupt" else content.get("delete", [])
+            if peer.prompt is not None and peer.prompt["prompt_id"] in prompt_ids:
+                peer.stopped = peer.stopped or peer.begins == (self.path == "/interrupt")
             return self.bytes(200, b"")
         return self.bytes(404, b"404: Not Found")
 
     def fails(self, path: str) -> bool:
-        """Whether this request is one that fails; it has been answered then."""
+        """Answer with the next status in `failures`. Return False if there is none."""
         route = f"/{path.split('/')[1]}"
         time.sleep(self.peer.slow.get(route, 0.0))
         statuses = self.peer.failures.get(route)
@@ -146,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"name": name, "subfolder": subfolder, "type": "input"}
 
     def websocket(self) -> None:
-        """Tell the events of the prompt when there is one, then keep the line."""
+        """Send the events of the prompt when there is one, then keep the connection open."""
         peer = self.peer
         accepted = hashlib.sha1(f"{self.headers['Sec-WebSocket-Key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode())
         self.send_response(101)
@@ -156,23 +164,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         with contextlib.suppress(OSError):
-            self.tell({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "x"}})
+            self.send({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "x"}})
             while not peer.stopped:
-                if peer.told == peer.hangs_up_after:
+                if peer.events_sent == peer.hangs_up_after:
                     peer.hangs_up_after = None
                     break
-                if peer.prompt is not None and peer.begins and peer.told < len(peer.events):
-                    event, data = peer.events[peer.told]
-                    self.tell({"type": event, "data": {"prompt_id": peer.prompt["prompt_id"], **data}})
-                    peer.told += 1
+                if peer.prompt is not None and peer.begins and peer.events_sent < len(peer.events):
+                    event, data = peer.events[peer.events_sent]
+                    self.send({"type": event, "data": {"prompt_id": peer.prompt["prompt_id"], **data}})
+                    peer.events_sent += 1
                 time.sleep(0.002)
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         text = json.dumps(message).encode()
         size = bytes([len(text)]) if len(text) < 126 else b"\x7e" + len(text).to_bytes(2, "big")
         self.connection.sendall(b"\x81" + size + text)
 
-    def note(self, path: str, body: bytes) -> None:
+    def record(self, path: str, body: bytes) -> None:
         self.peer.requests.append((self.command, path, dict(self.headers), body))
 
     def json(self, value: Any) -> None:
@@ -194,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(peer: Peer) -> Iterator[Peer]:
-    """The peer, reachable at its `url` inside the `with`."""
+    """Serve the peer at its `url` inside the `with`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"peer": peer}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

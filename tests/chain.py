@@ -1,4 +1,4 @@
-"""The stages wired as the templates wire them, as plain calls of the node classes: the chain under test."""
+"""The graph of the template image_to_video as plain calls of the node classes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Settings:
 
 
 def call(class_type: str, **inputs):
-    """Run a node as ComfyUI would: by its table, by its FUNCTION, with keywords."""
+    """Run a node as ComfyUI does: by its table, by its FUNCTION, with keywords."""
     node = NODE_CLASS_MAPPINGS[class_type]()
     return getattr(node, node.FUNCTION)(**inputs)
 
 
 def conditioned(checkpoint: Checkpoint, images: torch.Tensor, settings: Settings) -> tuple[list, list, dict]:
-    """positive, negative and the empty latent."""
+    """Return positive, negative and the empty latent."""
     (embedding,) = call("SVDCLIPVisionEncode", clip_vision=checkpoint.clip_vision, image=images, preprocess="reference")
     resized, _, _ = call("SVDResizeImage", image=images, width=settings.width, height=settings.height, fit="stretch")
     noisy, strength, _ = call(
@@ -54,7 +54,7 @@ def conditioned(checkpoint: Checkpoint, images: torch.Tensor, settings: Settings
 
 
 def sampled(checkpoint: Checkpoint, images: torch.Tensor, settings: Settings, noise: str = "diffusers", **more) -> dict:
-    """The LATENT of the video."""
+    """Return the LATENT of the video."""
     positive, negative, empty = conditioned(checkpoint, images, settings)
     (latent,) = call(
         "SVDEulerSampler",
@@ -73,7 +73,7 @@ def sampled(checkpoint: Checkpoint, images: torch.Tensor, settings: Settings, no
 
 
 def decoded(checkpoint: Checkpoint, latent: dict, mode: str = "exact", chunk_size: int = 8, context: int = 2) -> list:
-    """One IMAGE batch per video."""
+    """Return one IMAGE batch per video."""
     (videos,) = call(
         "SVDTemporalVAEDecode",
         vae=checkpoint.vae,
@@ -86,7 +86,7 @@ def decoded(checkpoint: Checkpoint, latent: dict, mode: str = "exact", chunk_siz
 
 
 def pipeline_frames(pipeline, picture, settings: Settings, output_type: str, chunk: int | None = None) -> torch.Tensor:
-    """What diffusers' pipeline makes of the picture at the same values: (1, F, ...)."""
+    """Return the frames of diffusers' pipeline with the same settings: (1, F, ...)."""
     return pipeline(
         picture,
         width=settings.width,

@@ -1,4 +1,4 @@
-"""Our engines under ComfyUI's own execution tests: see tests/comfyui/test_execution_suite.py."""
+"""Run this package's engines under ComfyUI's execution tests: see tests/comfyui/test_execution_suite.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from svd_stages.svd_core.errors import SVDStagesError
 
 
 class EmbeddedEngine:
-    """What the plugin that swaps engines asks for. Nodes are those that ComfyUI has loaded; nothing else is its."""
+    """The embedded executor with the nodes that ComfyUI has loaded. ComfyUI's own executor raises if it is called."""
 
     def __init__(self, cache_lru: int | None = None):
         import execution
@@ -29,13 +29,13 @@ class EmbeddedEngine:
             setattr(owner, name, refuse)
         self._nodes = nodes.NODE_CLASS_MAPPINGS
         self._engine = Engine(self._nodes, "classic" if cache_lru is None else cache_lru)
-        self._checked: dict[str, Any] = {}
+        self._prompt: dict[str, Any] = {}
 
     def validate(self, prompt: dict[str, Any], targets: list[str] | None):
-        """(ok, error, outputs that can run, errors by node)."""
-        checked = validate(prompt, self._nodes, targets)
-        self._checked = checked.prompt
-        return checked.ok, checked.error, checked.outputs, checked.node_errors
+        """Return (ok, error, outputs that can run, errors by node id)."""
+        validation = validate(prompt, self._nodes, targets)
+        self._prompt = validation.prompt
+        return validation.ok, validation.error, validation.outputs, validation.node_errors
 
     def execute(
         self,
@@ -44,23 +44,23 @@ class EmbeddedEngine:
         outputs: list[str],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """What the outputs show. A failure has been told to `on_event`."""
-        told = []
+        """Return the `ui` results by node id. A failure is an event."""
+        events = []
 
-        def note(event: str, data: dict[str, Any]) -> None:
-            told.append(event)
+        def record(event: str, data: dict[str, Any]) -> None:
+            events.append(event)
             on_event(event, data)
 
         try:
-            return self._engine.run(self._checked, outputs, on_event=note, prompt_id=prompt_id).ui
+            return self._engine.run(self._prompt, outputs, on_event=record, prompt_id=prompt_id).ui
         except SVDStagesError as error:
-            if "execution_error" not in told:
+            if "execution_error" not in events:
                 on_event("execution_error", {"exception_message": str(error), "prompt_id": prompt_id})
             return {}
 
 
 class ComfyUIEngine:
-    """ComfyUI's executor as our ComfyUI engine drives it. The tests bring the ComfyUI that has been started."""
+    """ComfyUI's executor as `headless.engines.comfyui` calls it, in the ComfyUI that the tests have started."""
 
     def __init__(self, cache_lru: int | None = None):
         from svd_stages.headless.engines.comfyui.executor import ComfyRunner
@@ -68,7 +68,7 @@ class ComfyUIEngine:
         self._runner = ComfyRunner(cache_lru)
 
     def validate(self, prompt: dict[str, Any], targets: list[str] | None):
-        """(ok, error, outputs that can run, errors by node)."""
+        """Return (ok, error, outputs that can run, errors by node id)."""
         return self._runner.validate(prompt, "peer", targets)
 
     def execute(
@@ -78,5 +78,5 @@ class ComfyUIEngine:
         outputs: list[str],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """What the outputs show. A failure has been told to `on_event`."""
+        """Return the `ui` results by node id. A failure is an event."""
         return self._runner.execute(prompt, prompt_id, outputs, {}, on_event).ui

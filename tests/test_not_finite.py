@@ -124,7 +124,7 @@ def run(injection: Injection, checkpoint: Checkpoint, image: torch.Tensor, folde
     }
     here = LocalRuntime(device_name="cpu", output_folder=folder, on_note=notes.append)
     with use_runtime(here):
-        validate_and_execute(Graph(graph(injection)), here, given=given)
+        validate_and_execute(Graph(graph(injection)), here, precomputed=given)
     return [note for note in notes if note.code != "graph.note"]  # which are of validation
 
 

@@ -1,4 +1,4 @@
-"""UI-format graphs with what only the page knows: subgraphs, reroutes, primitives, bypassed and muted nodes.
+"""UI-format graphs with features of the page alone: subgraphs, reroutes, primitives, bypassed and muted nodes.
 
 tests/comfyui/test_page_export.py compares the conversion of `GRAPHS` with the export of ComfyUI's page.
 """
@@ -78,8 +78,8 @@ class Sheet:
         self.link(source, (OUTPUTS, place), type_name)
 
     def _port(self, side: str, name: str, type_name: str) -> int:
-        made = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name}{side}{name}"))
-        self.ports[side].append({"id": made, "name": name, "type": type_name, "linkIds": [], "pos": [0, 0]})
+        port_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.name}{side}{name}"))
+        self.ports[side].append({"id": port_id, "name": name, "type": type_name, "linkIds": [], "pos": [0, 0]})
         return len(self.ports[side]) - 1
 
     def definition(self) -> dict[str, Any]:
@@ -95,12 +95,12 @@ class Sheet:
     def workflow(self, *subgraphs: Sheet, as_objects: bool = False) -> dict[str, Any]:
         """Return the file. A subgraph must come before those that contain it."""
         links: list[Any] = self.links if as_objects else [list(link.values()) for link in self.links]
-        made: dict[str, Any] = {"last_node_id": 9999, "last_link_id": 50, "nodes": self.nodes, "links": links}
+        fields: dict[str, Any] = {"last_node_id": 9999, "last_link_id": 50, "nodes": self.nodes, "links": links}
         if as_objects:
-            made = {"state": {"lastGroupId": 0, "lastNodeId": 9999, "lastLinkId": 50, "lastRerouteId": 0}, **made}
-            del made["last_node_id"], made["last_link_id"]
+            fields = {"state": {"lastGroupId": 0, "lastNodeId": 9999, "lastLinkId": 50, "lastRerouteId": 0}, **fields}
+            del fields["last_node_id"], fields["last_link_id"]
         definitions = {"definitions": {"subgraphs": [each.definition() for each in subgraphs]}} if subgraphs else {}
-        return {**made, "groups": [], "config": {}, "extra": {}, "version": 1 if as_objects else 0.4, **definitions}
+        return {**fields, "groups": [], "config": {}, "extra": {}, "version": 1 if as_objects else 0.4, **definitions}
 
 
 def load(sheet: Sheet, **more: Any) -> Source:

@@ -1,19 +1,19 @@
-/** The guidance curve over the frames, drawn in SVDGuidance while its widgets change. */
+/** Chart of the guidance weights in SVDGuidance, updated when its widgets change. */
 
 import { drawChart } from "./lib/chart.js";
 import { guidanceWeights } from "./lib/curves.js";
-import { addDrawing } from "./lib/drawing.js";
-import { say } from "./lib/words.js";
+import { addNodeChart } from "./lib/node_chart.js";
+import { translate } from "./lib/translations.js";
 
 const FRAMES = 25;
 
-addDrawing("SVDGuidance", {
+addNodeChart("SVDGuidance", {
   name: "guidance_curve",
-  label: () => say("Guidance weight of each frame"),
+  label: () => translate("Guidance weight of each frame"),
   widgets: ["shape", "min_guidance", "max_guidance"],
   draw(chart, shape, low, high) {
     const weights = guidanceWeights(shape, low, high, FRAMES);
     const ticks = [...new Set([1, ...weights.slice(0, 1), Math.max(...weights)])];
-    drawChart(chart, weights, { scale: "linear", ticks, across: say("frame") });
+    drawChart(chart, weights, { scale: "linear", ticks, across: translate("frame") });
   },
 });

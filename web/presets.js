@@ -1,9 +1,9 @@
-/** Presets on the loader's menu: frames and guidance of each checkpoint, and the sizes that work. */
+/** Presets in the loader's context menu: frames and guidance of each checkpoint, and sizes. */
 
 import { app } from "../../scripts/app.js";
 import { chain, setValue } from "./lib/widgets.js";
-import { servedBy } from "./lib/wired.js";
-import { say } from "./lib/words.js";
+import { connectedNodes } from "./lib/links.js";
+import { translate } from "./lib/translations.js";
 
 /** Frames and guidance by checkpoint: Stability's sampling configurations svd.yaml and svd_xt.yaml. */
 const CHECKPOINTS = {
@@ -11,7 +11,7 @@ const CHECKPOINTS = {
   "SVD-XT and 1.1: 25 frames, guidance 1.5 to 3": { frames: 25, guidance: [1.5, 3.0] },
 };
 
-/** Width and height. The model was trained at 1024x576; the others keep about its area or need less memory. */
+/** Width and height. SVD was trained at 1024x576; the others have about its area or need less memory. */
 const SIZES = {
   "1024 x 576, as trained": [1024, 576],
   "576 x 1024, portrait": [576, 1024],
@@ -26,18 +26,18 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "SVDCheckpointLoader") return;
     chain(node, "getExtraMenuOptions", (_canvas, options) => {
-      options?.push({ content: say("SVD presets"), submenu: { options: presetsOf(node) } });
+      options?.push({ content: translate("SVD presets"), submenu: { options: presetsOf(node) } });
     });
   },
 });
 
 function presetsOf(node) {
   const checkpoints = Object.entries(CHECKPOINTS).map(([name, preset]) => ({
-    content: say(name),
+    content: translate(name),
     callback: () => apply(node, (each) => setFrames(each, preset)),
   }));
   const sizes = Object.entries(SIZES).map(([name, size]) => ({
-    content: say(name),
+    content: translate(name),
     callback: () => apply(node, (each) => setSize(each, size)),
   }));
   return [...checkpoints, null, ...sizes];
@@ -57,8 +57,8 @@ function setSize(node, [width, height]) {
   setValue(node, "height", height);
 }
 
-/** Let `change` have every node that `loader` serves. */
+/** Call `change` with every node connected to `loader`. */
 function apply(loader, change) {
-  servedBy(loader).forEach(change);
+  connectedNodes(loader).forEach(change);
   loader.graph.setDirtyCanvas(true, true);
 }

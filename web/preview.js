@@ -1,30 +1,30 @@
-/** The video while it is sampled: all frames, moving, on the node that samples. Gone when the run ends. */
+/** Animated preview of all frames on the sampling node. Removed when the run ends. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addElement, chain, fitHeight } from "./lib/widgets.js";
 
-const FRAMES_A_SECOND = 8;
+const FRAMES_PER_SECOND = 8;
 const NAME = "svd_stages_preview";
 const SAMPLER = "SVDEulerSampler";
-const shown = new Map();
+const previews = new Map();
 
 api.addEventListener("svd_stages.preview", ({ detail }) => show(detail));
 for (const end of ["execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(end, clear);
 
 app.registerExtension({ name: "svd_stages.preview" });
 
-/** Take the frames of `sheet`, the picture that nodes/comfy/preview.py made, to the node they are of. */
+/** Show a contact sheet that nodes/comfy/preview.py sent on its node. */
 function show(sheet) {
   const node = findNode(sheet.node);
-  if (node?.comfyClass !== SAMPLER) return; // another graph is on the page
-  const preview = shown.get(node) ?? open(node, sheet);
-  const picture = new Image();
-  picture.onload = () => Object.assign(preview, { sheet, picture });
-  picture.src = `data:image/jpeg;base64,${sheet.image}`;
+  if (node?.comfyClass !== SAMPLER) return; // the page shows another graph
+  const preview = previews.get(node) ?? open(node, sheet);
+  const image = new Image();
+  image.onload = () => Object.assign(preview, { sheet, image });
+  image.src = `data:image/jpeg;base64,${sheet.image}`;
 }
 
-/** The node of an execution id; "5:7" is node 7 inside the subgraph node 5. */
+/** Return the node of an execution id; "5:7" is node 7 inside the subgraph node 5. */
 function findNode(id) {
   let [graph, node] = [app.rootGraph ?? app.graph, null];
   for (const part of String(id).split(":")) {
@@ -40,35 +40,35 @@ function open(node, sheet) {
   canvas.style.cssText = "width:100%;height:100%;object-fit:contain;display:block";
   const pixels = () => Math.max(40, (node.size[0] - 20) * (sheet.height / sheet.width));
   const height = node.size[1];
-  const preview = { widget: addElement(node, NAME, canvas, pixels), sheet: null, picture: null, frame: 0, added: 0 };
-  preview.timer = setInterval(() => draw(canvas, preview), 1000 / FRAMES_A_SECOND);
-  shown.set(node, preview);
+  const preview = { widget: addElement(node, NAME, canvas, pixels), sheet: null, image: null, frame: 0, added: 0 };
+  preview.timer = setInterval(() => draw(canvas, preview), 1000 / FRAMES_PER_SECOND);
+  previews.set(node, preview);
   fitHeight(node);
   preview.added = node.size[1] - height;
-  saveWithout(node);
+  saveHeightWithoutPreview(node);
   return preview;
 }
 
-/** While the preview is shown, save the node at the height that it has without. */
-function saveWithout(node) {
+/** Save the node with its height without the preview. */
+function saveHeightWithoutPreview(node) {
   if (node.savesWithoutPreview) return;
   node.savesWithoutPreview = true;
   chain(node, "onSerialize", (saved) => {
-    saved.size = [node.size[0], node.size[1] - (shown.get(node)?.added ?? 0)];
+    saved.size = [node.size[0], node.size[1] - (previews.get(node)?.added ?? 0)];
   });
 }
 
 function draw(canvas, preview) {
-  const { sheet, picture } = preview;
-  if (!picture || document.hidden) return;
+  const { sheet, image } = preview;
+  if (!image || document.hidden) return;
   preview.frame = (preview.frame + 1) % sheet.frames;
   const [column, row] = [preview.frame % sheet.columns, Math.floor(preview.frame / sheet.columns)];
-  const place = [column * sheet.width, row * sheet.height, sheet.width, sheet.height];
-  canvas.getContext("2d").drawImage(picture, ...place, 0, 0, canvas.width, canvas.height);
+  const source = [column * sheet.width, row * sheet.height, sheet.width, sheet.height];
+  canvas.getContext("2d").drawImage(image, ...source, 0, 0, canvas.width, canvas.height);
 }
 
 function clear() {
-  for (const [node, preview] of shown) {
+  for (const [node, preview] of previews) {
     clearInterval(preview.timer);
     preview.widget.onRemove?.();
     preview.widget.element?.remove();
@@ -76,5 +76,5 @@ function clear() {
     node.setSize([node.size[0], node.size[1] - preview.added]);
     node.graph?.setDirtyCanvas(true, true);
   }
-  shown.clear();
+  previews.clear();
 }

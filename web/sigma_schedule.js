@@ -1,22 +1,22 @@
-/** The row of noise levels, drawn in SVDSigmas while its widgets change. */
+/** Chart of the noise levels in SVDSigmas, updated when its widgets change. */
 
-import { drawChart, drawWords } from "./lib/chart.js";
+import { drawChart, drawText } from "./lib/chart.js";
 import { noiseLevels } from "./lib/curves.js";
-import { addDrawing } from "./lib/drawing.js";
-import { say } from "./lib/words.js";
+import { addNodeChart } from "./lib/node_chart.js";
+import { translate } from "./lib/translations.js";
 
-addDrawing("SVDSigmas", {
+addNodeChart("SVDSigmas", {
   name: "sigma_schedule",
-  label: () => say("Noise level of each step"),
+  label: () => translate("Noise level of each step"),
   widgets: ["schedule", "steps", "sigma_min", "sigma_max", "rho"],
   draw(chart, schedule, steps, low, high, rho) {
-    if (!(low > 0 && low < high)) return drawWords(chart, say("sigma_min must be below sigma_max"));
+    if (!(low > 0 && low < high)) return drawText(chart, translate("sigma_min must be below sigma_max"));
     const levels = noiseLevels(schedule, steps, low, high, rho);
-    drawChart(chart, levels, { scale: "log", ticks: decades(low, high), across: say("step") });
+    drawChart(chart, levels, { scale: "log", ticks: decades(low, high), across: translate("step") });
   },
 });
 
-/** Powers of ten from low to high, the ends included: 0.01, 1, 100. */
+/** Return the powers of ten from low to high, both included; every second one if there are more than 4. */
 function decades(low, high) {
   const [from, to] = [Math.ceil(Math.log10(low)), Math.floor(Math.log10(high))];
   const all = Array.from({ length: Math.max(to - from + 1, 0) }, (_, index) => 10 ** (from + index));

@@ -33,7 +33,7 @@ from .widgets import widget_values
 
 NOTES = ("Note", "MarkdownNote")
 VIRTUAL = (*NOTES, "PrimitiveNode", "Reroute", "GetNode", "SetNode")
-"""Node types that only the page knows, unless a class has the name."""
+"""Node types that exist only on the page, unless a class has the name."""
 
 MAX_LISTED = 20
 """Unknown types, and nodes of one type, that an error lists."""

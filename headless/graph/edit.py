@@ -34,7 +34,7 @@ def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, 
 def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt:
     """Return a copy of a graph with one value set. A link in its place is replaced.
 
-    Limits and combo options are not checked. `validate` checks them, because it knows the exceptions.
+    Limits and combo options are not checked. `validate` checks them, because some nodes are exempt.
 
     Args:
         prompt: The graph.

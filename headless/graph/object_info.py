@@ -18,9 +18,9 @@ class NodeTable:
     classes: Mapping[str, type]
     display_names: Mapping[str, str]
 
-    def with_others(self, others: NodeTable) -> NodeTable:
+    def with_others(self, other: NodeTable) -> NodeTable:
         """Return a table with the entries of both. This table's entries take precedence."""
-        return NodeTable({**others.classes, **self.classes}, {**others.display_names, **self.display_names})
+        return NodeTable({**other.classes, **self.classes}, {**other.display_names, **self.display_names})
 
 
 def object_info(

@@ -170,13 +170,10 @@ def _parse_input(slot: Any, node_id: str) -> UIInput:
 def _parse_link(link: Any) -> tuple[str, UILink]:
     """Return the id and the link, from either schema."""
     if isinstance(link, Mapping):
-        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-        values: Any = [link.get(name) for name in names]
-    elif isinstance(link, list) and len(link) >= 5:
-        values = link[:5]
-    else:
+        link = [link.get(name) for name in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
+    if not (isinstance(link, list) and len(link) >= 5):
         raise wrong_shape("a link must be an object or an array of at least five values")
-    link_id, source, source_slot, target, target_slot = values
+    link_id, source, source_slot, target, target_slot = link[:5]
     if not (_is_id(link_id) and _is_id(source) and _is_integer(source_slot)):
         raise wrong_shape(f"link {link_id} has no source node or no source slot")
     return str(link_id), UILink(str(source), source_slot, str(target), target_slot if _is_integer(target_slot) else -1)

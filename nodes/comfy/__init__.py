@@ -1,10 +1,10 @@
-"""The only folder that imports ComfyUI: what stands between the stages and the program around them."""
+"""The backend and runtime inside ComfyUI. Within nodes/ only this folder imports ComfyUI."""
 
 from __future__ import annotations
 
 
 def use_comfyui() -> None:
-    """Make ComfyUI the process's host, and the program around the nodes. `__init__.py` calls it inside ComfyUI."""
+    """Set ComfyUI as runtime and backend of this process. The package's `__init__` calls it inside ComfyUI."""
     from ...svd_core.runtime.runtime import set_runtime
     from ..backend import set_backend
     from .backend import ComfyBackend

@@ -1,4 +1,4 @@
-"""ComfyUI as the program around the nodes. What needs its modules is imported when it is asked for."""
+"""The backend inside ComfyUI. Its modules are imported on use: this file is imported while ComfyUI starts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComfyBackend:
-    """Answers for `nodes.backend.Backend`; see there."""
+    """Implements `nodes.backend.Backend` with ComfyUI's values."""
 
     def wrap_vae(self, value: Any) -> Vae | None:
         from . import parts
 
-        return parts.vae_of(value)
+        return parts.wrap_vae(value)
 
     def wrap_clip_vision(self, value: Any) -> ClipVision | None:
         from . import parts
 
-        return parts.clip_vision_of(value)
+        return parts.wrap_clip_vision(value)
 
     def get_sampler(self, value: Any) -> Sampler | None:
         from . import sampling
 
-        return sampling.sampler_of(value)
+        return sampling.get_sampler(value)
 
     def frame_guider(self, model: Any, positive: Any, negative: Any, curve: GuidanceCurve) -> Any:
         from .guiding import FrameGuider
@@ -46,6 +46,6 @@ class ComfyBackend:
         return sampling.euler_sampler()
 
     def convert_checkpoint(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
-        from .converting import own_parts
+        from .converting import convert_checkpoint
 
-        return own_parts(checkpoint)
+        return convert_checkpoint(checkpoint)

@@ -1,6 +1,6 @@
-"""Our parts under ComfyUI's model management: it loads them, counts them and evicts them as it does its own.
+"""ModelPatchers of this package's components, so that ComfyUI loads, counts and evicts them like its own models.
 
-Loaded when ComfyUI is there: `ModelPatcher` is rebound while the program starts.
+Imported on use only: ComfyUI rebinds `ModelPatcher` while it starts.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 
 from ...svd_core.models.components import ModelComponent, SVDVae
 
-MORE_THAN_ALL = 1e32
-"""More bytes than any model has: asks for all of it."""
+ALL_BYTES = 1e32
+"""More bytes than any model has."""
 
 _patchers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""A part's identity -> its patcher. A patcher knows the module and not the identity: both go when the part does."""
+"""Identity of a component -> its patcher. A patcher does not refer to the identity, so both are freed together."""
 
 
-class ParameterSlot(torch.nn.Module):
-    """A module in a shell that ComfyUI may set attributes on: diffusers' modules have a `device` of their own."""
+class ModuleWrapper(torch.nn.Module):
+    """A module on which ComfyUI can set attributes. diffusers' modules have a read-only `device`."""
 
     def __init__(self, module: torch.nn.Module):
         super().__init__()
@@ -30,44 +30,44 @@ class ParameterSlot(torch.nn.Module):
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):
-    """Loads and evicts the module as a whole: plain torch layers cannot compute with weights on another device."""
+    """A patcher that loads and evicts only whole modules: torch layers cannot use weights on another device."""
 
     def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> Any:
-        """Load everything."""
-        return super().partially_load(device_to, MORE_THAN_ALL, force_patch_weights)
+        """Load all weights."""
+        return super().partially_load(device_to, ALL_BYTES, force_patch_weights)
 
     def partially_unload(self, device_to: Any, memory_to_free: float = 0, *_: Any, **__: Any) -> int:
-        """Nothing: ComfyUI then evicts the whole."""
+        """Unload nothing. ComfyUI then evicts the whole module."""
         return 0
 
 
 def patcher_of(part: ModelComponent) -> Any:
-    """The patcher by which ComfyUI manages a part of ours; one for all that share it. VAEs go where --cpu-vae says."""
+    """Return the patcher of a component, shared by all copies of it. ComfyUI's --cpu-vae applies to VAEs."""
     patcher = _patchers.get(part.identity)
     if patcher is None:
         management = comfy.model_management
         is_vae = isinstance(part, SVDVae)
         device = management.vae_device() if is_vae else management.get_torch_device()
         idle = management.vae_offload_device() if is_vae else management.unet_offload_device()
-        patcher = WholePatcher(ParameterSlot(part.module), device, idle)
+        patcher = WholePatcher(ModuleWrapper(part.module), device, idle)
         _patchers[part.identity] = patcher
     return patcher
 
 
 def evict(patcher: Any) -> None:
-    """Have core take a model off its device, and no other; also where core was started to keep them all there."""
+    """Move one model off its device, even if ComfyUI was started to keep all models there."""
     management = comfy.model_management
-    others = [each for each in management.current_loaded_models if each.model is not patcher]
-    management.free_memory(MORE_THAN_ALL, patcher.load_device, keep_loaded=others)
+    keep_loaded = [each for each in management.current_loaded_models if each.model is not patcher]
+    management.free_memory(ALL_BYTES, patcher.load_device, keep_loaded=keep_loaded)
     patcher.model.to("cpu")
 
 
-def load_whole(patcher: Any, need: int) -> None:
-    """Have core load all of a model, with `need` bytes free beside it as far as others can leave.
+def load_all(patcher: Any, need: int) -> None:
+    """Load all weights of a model and free `need` more bytes, as far as other models can be evicted.
 
-    Core would load part of it when that leaves more room, which its temporal VAE does not survive (the weights of
-    `AE3DConv` stay behind), and with --novram always does; both are undone.
+    Core loads only a part of the weights if memory is short, and always with --novram. Its temporal VAE fails then: the
+    weights of `AE3DConv` stay on the CPU.
     """
     comfy.model_management.load_models_gpu([patcher], memory_required=need, force_full_load=True)
     if patcher.model.model_lowvram:
-        patcher.partially_load(patcher.load_device, MORE_THAN_ALL)
+        patcher.partially_load(patcher.load_device, ALL_BYTES)

@@ -1,4 +1,4 @@
-"""ComfyUI's own VAE and CLIP_VISION as parts for our stages, with their patches and under their own patchers."""
+"""ComfyUI's VAE and CLIP_VISION as components for svd_core. They keep their patches and their patchers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ...svd_core.models.precision import float32_bytes, in_float32
 
 @dataclass(frozen=True, eq=False)
 class CoreVae:
-    """A `comfy.sd.VAE` with SVD's temporal decoder."""
+    """A `comfy.sd.VAE` with SVD's temporal decoder. Implements `svd_core.models.components.Vae`."""
 
     vae: Any
 
     @property
     def patcher(self) -> Any:
-        """By which core manages it."""
+        """Core's patcher of the model."""
         return self.vae.patcher
 
     @property
     def base_channels(self) -> int:
-        """Channels of the first level."""
+        """Channels of the decoder's first level."""
         return self.vae.first_stage_model.decoder.ch
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number it computes with."""
+        """Bytes of one number of the decoder's dtype."""
         return self._dtype.itemsize
 
     @property
@@ -43,17 +43,17 @@ class CoreVae:
 
     @contextlib.contextmanager
     def encoding(self, offload_activations: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """Core's encoder as it is, in core's precision."""
+        """Yield core's unchanged encoder, in core's precision."""
         yield lambda pixels: self.vae.first_stage_model.encode(pixels.to(self.vae.vae_dtype))
 
     @property
     def tiles_input(self) -> bool:
-        """Core's encoder is called as it is."""
+        """False: core's encoder is not replaced by a tiled one."""
         return False
 
     @property
     def streams(self) -> bool:
-        """Core's decoder is called as it is."""
+        """False: core's decoder is not replaced by a streaming one."""
         return False
 
     def decode_clip(
@@ -62,65 +62,65 @@ class CoreVae:
         offload_activations: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
-        """Core's decoder in one call. `VAE.decode` would cut the clip by what memory is free."""
+        """Call core's decoder once. `VAE.decode` would split the clip depending on free memory."""
         return self.vae.first_stage_model.decode(latents.to(self._dtype))
 
     def in_float32(self) -> contextlib.AbstractContextManager[None]:
-        """The decoder's weights; core's own are back afterwards."""
+        """Compute with float32 weights of the decoder inside the `with`. Core's weights are restored afterwards."""
         return in_float32(self.vae.first_stage_model.decoder)
 
     @property
     def float32_bytes(self) -> int:
-        """What that takes."""
+        """Bytes of the decoder's float32 weights."""
         return float32_bytes(self.vae.first_stage_model.decoder)
 
 
 @dataclass(frozen=True, eq=False)
 class CoreClipVision:
-    """A `comfy.clip_vision.ClipVisionModel`."""
+    """A `comfy.clip_vision.ClipVisionModel`. Implements `svd_core.models.components.ClipVision`."""
 
     clip: Any
 
     @property
     def patcher(self) -> Any:
-        """By which core manages it."""
+        """Core's patcher of the model."""
         return self.clip.patcher
 
     @property
     def image_size(self) -> int:
-        """Width and height of its input in pixels."""
+        """Width and height of the input in pixels."""
         return self.clip.image_size
 
     @property
     def image_mean(self) -> tuple[float, float, float]:
-        """What is taken off the input's [0, 1]."""
+        """Mean of each channel for normalization, in [0, 1]."""
         return tuple(self.clip.image_mean)
 
     @property
     def image_std(self) -> tuple[float, float, float]:
-        """What the rest is divided by."""
+        """Standard deviation of each channel for normalization."""
         return tuple(self.clip.image_std)
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Core's tower; it casts by itself."""
+        """Embed normalized pixels. Core's encoder casts them to its dtype."""
         last_hidden_state, penultimate, embeds, *_ = self.clip.model(pixel_values=pixels, intermediate_output=-2)
         return embeds, last_hidden_state, penultimate
 
 
-def vae_of(value: Any) -> CoreVae | None:
-    """Core's VAE for our stages; None when `value` is none. Raises SettingError for one without SVD's decoder."""
+def wrap_vae(value: Any) -> CoreVae | None:
+    """Wrap a `comfy.sd.VAE`; None for another type. Raises SettingError if it has no temporal decoder."""
     if not isinstance(value, comfy.sd.VAE):
         return None
     value.throw_exception_if_invalid()
     decoder = getattr(value.first_stage_model, "decoder", None)
     if not isinstance(decoder, comfy.ldm.modules.temporal_ae.VideoDecoder):
         raise SettingError(
-            "the vae input got a VAE that is not SVD's temporal one; take the VAE of the SVD checkpoint "
-            "(ImageOnlyCheckpointLoader or SVDCheckpointLoader), or decode with core's VAEDecode"
+            "the vae input takes SVD's temporal VAE, got another VAE. Connect the VAE of the SVD checkpoint "
+            "(ImageOnlyCheckpointLoader or SVDCheckpointLoader), or decode with core's VAEDecode."
         )
     return CoreVae(value)
 
 
-def clip_vision_of(value: Any) -> CoreClipVision | None:
-    """Core's CLIP_VISION for our stages; None when `value` is none."""
+def wrap_clip_vision(value: Any) -> CoreClipVision | None:
+    """Wrap a `comfy.clip_vision.ClipVisionModel`; None for another type."""
     return CoreClipVision(value) if isinstance(value, comfy.clip_vision.ClipVisionModel) else None

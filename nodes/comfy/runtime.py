@@ -1,7 +1,6 @@
-"""ComfyUI as the host: its devices and memory, its model and result folders, its progress bar and Cancel button.
+"""The runtime inside ComfyUI: its devices, memory, model and result folders, progress bar and Cancel button.
 
-ComfyUI's modules are looked up at each call: the program rebinds some of their names while it starts, and this file
-must be importable by tests that only read it.
+ComfyUI's modules are imported at each call, because it rebinds some of their names while it starts.
 """
 
 from __future__ import annotations
@@ -24,20 +23,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ComfyRuntime:
-    """What a stage needs, from the running ComfyUI. Has no state: every answer is ComfyUI's answer of that moment.
+    """Implements `svd_core.runtime.runtime.Runtime` with the running ComfyUI. Has no state of its own.
 
-    asked_precision  what the user asked of a headless run; "auto": what ComfyUI was started with
-    on_oom           likewise
-    on_note          keeps the notes of a headless run, which are logged as well
+    Attributes:
+        requested_precision: Precision of a headless run. "auto" means that of ComfyUI's own flags.
+        on_oom: Handling of memory shortage in a headless run.
+        on_note: Receives the warnings of a headless run, in addition to the log.
     """
 
-    asked_precision: str = "auto"
+    requested_precision: str = "auto"
     on_oom: OnOom = "strict"
     on_note: OnNote = ignore_note
 
     @property
     def library(self) -> ModelLibrary:
-        """ComfyUI's `checkpoints` and `diffusers` folders, those of extra_model_paths.yaml included."""
+        """Models in ComfyUI's `checkpoints` and `diffusers` folders, including those of extra_model_paths.yaml."""
         import folder_paths
 
         return ModelLibrary(
@@ -47,14 +47,14 @@ class ComfyRuntime:
 
     @property
     def background(self) -> None:
-        """ComfyUI's own LoadImage reads pictures, and leaves what is under their transparency."""
+        """None: ComfyUI's own LoadImage loads images and keeps the color of transparent pixels."""
         return None
 
     @property
     def precision(self) -> str:
-        """What was asked; fp32 or fp16 when ComfyUI was started with --force-fp32 or --force-fp16, else auto."""
-        if self.asked_precision != "auto":
-            return self.asked_precision
+        """The requested precision, else fp32 or fp16 if ComfyUI runs with --force-fp32 or --force-fp16, else auto."""
+        if self.requested_precision != "auto":
+            return self.requested_precision
         from comfy.cli_args import args
 
         if args.force_fp32:
@@ -62,23 +62,22 @@ class ComfyRuntime:
         return "fp16" if args.force_fp16 else "auto"
 
     def device(self) -> torch.device:
-        """The device ComfyUI computes on."""
+        """Return the device ComfyUI computes on."""
         return _management().get_torch_device()
 
     @contextlib.contextmanager
     def on_device(self, part: Any, need: int = 0, after: After = "default") -> Iterator[torch.device]:
-        """Have ComfyUI load `part`, ours or its own, with `need` bytes free beside it.
+        """Have ComfyUI load a component and free `need` more bytes. Other models are evicted as necessary.
 
-        Other models leave the card as far as that asks for. Afterwards `part` is one of the models that ComfyUI keeps
-        on the card until it needs the room, unless it is to leave. When memory runs out all of them leave, as they do
-        where ComfyUI itself meets that.
+        Afterwards ComfyUI keeps the component on the device until it needs the memory, unless `after` is "offload". If
+        memory runs out all models are unloaded, as ComfyUI does itself.
         """
         from ...svd_core.runtime.device_errors import is_shortage
         from . import model_patchers, parts
 
-        own = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
-        patcher = part.patcher if own else model_patchers.patcher_of(part)
-        model_patchers.load_whole(patcher, need)
+        is_core = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
+        patcher = part.patcher if is_core else model_patchers.patcher_of(part)
+        model_patchers.load_all(patcher, need)
         try:
             yield patcher.load_device
         except (MemoryError, RuntimeError) as error:
@@ -91,7 +90,7 @@ class ComfyRuntime:
 
     @contextlib.contextmanager
     def beside(self, part: Any, need: int) -> Iterator[torch.device]:
-        """The device, after ComfyUI has taken `part` off it and made `need` bytes free beside what it holds back."""
+        """Yield the device after ComfyUI moved `part` off it and freed `need` bytes in addition to its reserve."""
         from . import model_patchers
 
         device, need = self.device(), need + _management().extra_reserved_memory()
@@ -100,38 +99,38 @@ class ComfyRuntime:
         yield device
 
     def capacity(self, part: Any) -> int:
-        """What is free and what ComfyUI's models take, which leave when the room is wanted, but what it holds back."""
+        """Return free bytes and those of evictable models, without ComfyUI's reserve."""
         management, device = _management(), self.device()
         loaded = [each for each in management.current_loaded_models if each.device == device]
-        taken = sum(each.model_loaded_memory() for each in loaded)
-        return int(management.get_free_memory(device) + taken - management.extra_reserved_memory())
+        evictable = sum(each.model_loaded_memory() for each in loaded)
+        return int(management.get_free_memory(device) + evictable - management.extra_reserved_memory())
 
     def free_memory(self, device: torch.device) -> int:
-        """Bytes that are free on the device, torch's own unused cache included."""
+        """Return free bytes on the device, including torch's unused cache."""
         return int(_management().get_free_memory(device))
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:
-        """ComfyUI's green bar on the running node. Each call raises ComfyUI's own exception after Cancel.
+        """Show ComfyUI's progress bar on the running node. Each call raises ComfyUI's exception after Cancel.
 
-        The bar has no place for the names of stage and unit: the page shows the node.
+        The names of stage and unit are not shown: the page shows the node.
         """
         import comfy.utils
 
         bar = comfy.utils.ProgressBar(total)
-        shown = 0
+        last = 0
 
         def advance(done: int) -> None:
-            nonlocal shown
+            nonlocal last
             _management().throw_exception_if_processing_interrupted()
-            if done != shown:
+            if done != last:
                 bar.update_absolute(done, total)
-            shown = done
+            last = done
 
         yield advance
 
     def show(self, denoised: torch.Tensor) -> None:
-        """All frames on the node, as the page's preview module plays them."""
+        """Show all frames on the node as a preview."""
         from . import preview
 
         preview.send(denoised)
@@ -142,11 +141,11 @@ class ComfyRuntime:
         self.on_note(warning)
 
     def release(self) -> None:
-        """Empty the caches as ComfyUI does."""
+        """Empty torch's caches as ComfyUI does."""
         _management().soft_empty_cache()
 
     def folder(self, kind: Folder) -> Path:
-        """ComfyUI's input, output or temp folder."""
+        """Return ComfyUI's input, output or temp folder."""
         import folder_paths
 
         folders = {

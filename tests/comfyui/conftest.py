@@ -1,8 +1,8 @@
-"""A real ComfyUI, when the environment names one: COMFYUI_PATH is its checkout, COMFYUI_PYTHON the Python that runs it.
+"""Fixtures for tests with a real ComfyUI: COMFYUI_PATH is its checkout, COMFYUI_PYTHON the Python that runs it.
 
-COMFYUI_FLAGS, if set, are more flags for its server, such as `--front-end-root FOLDER` for another page.
+COMFYUI_FLAGS are additional flags for its server, such as `--front-end-root FOLDER` for another page.
 
-The tests here touch neither: ComfyUI is started on a base directory of their own, on a loopback port.
+The tests modify neither: they start ComfyUI on a base directory of their own, on a loopback port.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Server:
     python: str
 
     def read(self, route: str) -> bytes:
-        """What a GET of `route` answers; the route is quoted here as a browser does it."""
+        """Return the answer of a GET request. The route is quoted like in a browser."""
         with urllib.request.urlopen(self.url + urllib.parse.quote(route, safe=LEFT_BY_BROWSERS), timeout=30) as answer:
             return answer.read()
 
     def get(self, route: str) -> Any:
-        """What a GET of `route` answers, read as JSON."""
+        """Return the JSON answer of a GET request."""
         return json.loads(self.read(route))
 
     def post(self, route: str, body: dict) -> Any:
-        """What a POST answers, read as JSON when there is something; a refusal is an AssertionError with its text."""
+        """Return the JSON answer of a POST request. Raise AssertionError with the text of an HTTP error."""
         request = urllib.request.Request(self.url + route, json.dumps(body).encode(), method="POST")
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -58,21 +58,21 @@ class Server:
             raise AssertionError(f"{route} answered {error.code}: {error.read().decode()[:4000]}") from error
 
     def queue(self, graph: dict, client_id: str = "nobody") -> str:
-        """Queue an API-format graph; its prompt id. Progress is told to the page called `client_id`."""
+        """Queue an API-format graph and return its prompt id. The page `client_id` receives the progress."""
         return self.post("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
 
     def wait(self, prompt_id: str) -> dict:
-        """The history entry of a prompt, when it is done."""
+        """Wait until a prompt has ended, and return its history entry."""
         for _ in range(PROMPT_SECONDS * 5):
             history = self.get(f"/history/{prompt_id}")
             if prompt_id in history:
                 return history[prompt_id]
             time.sleep(0.2)
-        raise AssertionError(f"the prompt did not end in {PROMPT_SECONDS} s:\n{self.said()}")
+        raise AssertionError(f"the prompt did not end in {PROMPT_SECONDS} s:\n{self.log_text()}")
 
     @contextlib.contextmanager
     def page(self, client_id: str) -> Iterator[Iterator[dict]]:
-        """What the server tells a page, as it comes: messages {"type", "data"}."""
+        """Yield an iterator over the messages {"type", "data"} to a page."""
         command = [self.python, Path(__file__).parent / "watch.py", self.url, client_id]
         watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
@@ -83,8 +83,8 @@ class Server:
             watcher.kill()
             watcher.wait()
 
-    def said(self) -> str:
-        """All that ComfyUI has logged so far."""
+    def log_text(self) -> str:
+        """Return ComfyUI's log."""
         return self.log.read_text(errors="replace")
 
 
@@ -96,7 +96,7 @@ class ComfyUI:
     python: str
 
     def run(self, script: Path, *arguments: str | os.PathLike) -> str:
-        """Run a script in ComfyUI's Python with ComfyUI's modules importable; what it wrote to stdout."""
+        """Run a script in ComfyUI's Python with ComfyUI's modules importable, and return its stdout."""
         done = subprocess.run(
             [self.python, script, *arguments],
             env={**os.environ, "PYTHONPATH": str(self.folder)},
@@ -138,17 +138,17 @@ def _free_port() -> int:
 
 def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
     for _ in range(START_SECONDS * 5):
-        assert process.poll() is None, f"ComfyUI ended while it started:\n{server.said()}"
+        assert process.poll() is None, f"ComfyUI ended while it started:\n{server.log_text()}"
         with contextlib.suppress(urllib.error.URLError, ConnectionError):
             server.get("/system_stats")
             return
         time.sleep(0.2)
-    raise AssertionError(f"ComfyUI did not answer in {START_SECONDS} s:\n{server.said()}")
+    raise AssertionError(f"ComfyUI did not answer in {START_SECONDS} s:\n{server.log_text()}")
 
 
 @pytest.fixture(scope="session")
 def comfyui() -> ComfyUI:
-    """The ComfyUI that the environment names."""
+    """Return the ComfyUI that the environment names."""
     folder, python = os.environ.get("COMFYUI_PATH"), os.environ.get("COMFYUI_PYTHON")
     if not folder or not python:
         pytest.skip("needs COMFYUI_PATH, a ComfyUI checkout, and COMFYUI_PYTHON, the Python that runs it")
@@ -157,7 +157,7 @@ def comfyui() -> ComfyUI:
 
 @pytest.fixture(scope="session")
 def random_checkpoints(comfyui, tmp_path_factory) -> Iterator[Path]:
-    """A folder with the files that random_checkpoint.py writes (4 GB), removed afterwards."""
+    """Yield a folder with the files of random_checkpoint.py (4 GB), removed afterwards."""
     folder = tmp_path_factory.mktemp("random_checkpoints")
     subprocess.run([sys.executable, Path(__file__).with_name("random_checkpoint.py"), folder], check=True)
     yield folder

@@ -1,7 +1,7 @@
-"""What ComfyUI's core computes on one checkpoint: `python core_answers.py CHECKPOINT QUESTIONS ANSWERS [flags]`.
+"""Compute reference values with ComfyUI's core: `python core_answers.py CHECKPOINT INPUTS ANSWERS [flags]`.
 
-Runs in ComfyUI's Python with its checkout on PYTHONPATH, and knows nothing of the package. QUESTIONS is an .npz of
-inputs, ANSWERS the .npz to write; flags are ComfyUI's own. Everything is on the CPU in float32.
+Runs in ComfyUI's Python with its checkout on PYTHONPATH, without the package. INPUTS is an .npz file, ANSWERS the .npz
+file to write. Flags are ComfyUI's own. Everything is on the CPU in float32.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ UNREAD = ("missing", "unexpected", "leftover", "left over")
 
 
 class Complaints(logging.Handler):
-    """Keeps what core logs about tensors that it missed or did not use."""
+    """Collects core's log lines about missing and unused tensors."""
 
     def __init__(self):
         super().__init__(logging.DEBUG)
         self.lines: list[str] = []
 
-    def on_event(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
         if any(word in line.lower() for word in UNREAD):
             self.lines.append(line)
 
 
 def load(path: str):
-    """(MODEL, CLIP_VISION, VAE, a second VAE of the file's conditioning encoder), and the complaints."""
+    """Return (MODEL, CLIP_VISION, VAE, a VAE of the file's conditioning encoder), and the log lines."""
     import comfy.sd
     import comfy.utils
 
@@ -43,21 +43,21 @@ def load(path: str):
     return (model, clip_vision, vae, comfy.sd.VAE(sd=second)), complaints.lines
 
 
-def unet_step(model, asked) -> np.ndarray:
-    """v of one call of the network, (F, 4, h, w)."""
+def unet_step(model, inputs) -> np.ndarray:
+    """Return the network's v prediction, (F, 4, h, w)."""
     import torch
 
     network = model.model.diffusion_model
-    x = torch.from_numpy(asked["unet_x"])
+    x = torch.from_numpy(inputs["unet_x"])
     frames = x.shape[0]
-    fps, motion_bucket_id, augmentation = asked["micro"].tolist()
+    fps, motion_bucket_id, augmentation = inputs["micro"].tolist()
     y = model.model.encode_adm(
         device="cpu", fps=fps, motion_bucket_id=motion_bucket_id, augmentation_level=augmentation
     )
     answer = network(
         x,
-        torch.full((frames,), float(asked["c_noise"])),
-        context=torch.from_numpy(asked["tokens"]).expand(frames, -1, -1),
+        torch.full((frames,), float(inputs["c_noise"])),
+        context=torch.from_numpy(inputs["tokens"]).expand(frames, -1, -1),
         y=y.expand(frames, -1),
         num_video_frames=frames,
     )
@@ -65,7 +65,7 @@ def unet_step(model, asked) -> np.ndarray:
 
 
 def sampled(model, positive, negative, latent, settings) -> np.ndarray:
-    """The LATENT of core's KSampler(euler, karras) behind VideoLinearCFGGuidance, (F, 4, h, w) unscaled."""
+    """Return the latent of core's KSampler(euler, karras) with VideoLinearCFGGuidance, (F, 4, h, w) unscaled."""
     from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
 
     core_nodes = import_module("nodes")  # ComfyUI's nodes.py; an import statement would read as our folder
@@ -78,7 +78,7 @@ def sampled(model, positive, negative, latent, settings) -> np.ndarray:
 
 
 def conditioning_arrays(conditioning, name: str) -> dict[str, np.ndarray]:
-    """A CONDITIONING of one entry as arrays, to go from one program to the other."""
+    """Convert a CONDITIONING of one entry to arrays, to exchange it between programs."""
     [[embeds, keys]] = conditioning
     micro = [keys["fps"], keys["motion_bucket_id"], keys["augmentation_level"]]
     image_latent = keys["concat_latent_image"]
@@ -86,7 +86,7 @@ def conditioning_arrays(conditioning, name: str) -> dict[str, np.ndarray]:
 
 
 def conditioning_from(arrays, name: str) -> list:
-    """The CONDITIONING that `conditioning_arrays` took apart."""
+    """Rebuild the CONDITIONING from the arrays of `conditioning_arrays`."""
     import torch
 
     fps, bucket, strength = arrays[f"{name}_micro"].tolist()
@@ -95,48 +95,48 @@ def conditioning_from(arrays, name: str) -> list:
     return [[torch.from_numpy(arrays[f"{name}_embeds"]), keys]]
 
 
-def borders(model, clip_vision, vae, asked) -> dict[str, np.ndarray]:
-    """Core's sampler on our conditioning; core's conditioning, and core's sampler on it."""
+def borders(model, clip_vision, vae, inputs) -> dict[str, np.ndarray]:
+    """Return core's samples with our conditioning, core's conditioning, and core's samples with that."""
     import torch
     from comfy_extras.nodes_video_model import SVD_img2vid_Conditioning
 
-    ours = conditioning_from(asked, "ours_positive"), conditioning_from(asked, "ours_negative")
-    _, height, width, _ = asked["image"].shape
-    frames, fps, bucket, strength = asked["core_settings"].tolist()
+    ours = conditioning_from(inputs, "ours_positive"), conditioning_from(inputs, "ours_negative")
+    _, height, width, _ = inputs["image"].shape
+    frames, fps, bucket, strength = inputs["core_settings"].tolist()
     positive, negative, latent = SVD_img2vid_Conditioning().encode(
-        clip_vision, torch.from_numpy(asked["image"]), vae, width, height, int(frames), int(bucket), int(fps), strength
+        clip_vision, torch.from_numpy(inputs["image"]), vae, width, height, int(frames), int(bucket), int(fps), strength
     )
-    empty = {"samples": torch.from_numpy(asked["ours_latent"])}
+    empty = {"samples": torch.from_numpy(inputs["ours_latent"])}
     return {
         **conditioning_arrays(positive, "core_positive"),
         **conditioning_arrays(negative, "core_negative"),
         "core_latent": latent["samples"].numpy(),
-        "sampled_ours": sampled(model, *ours, empty, asked["ours_sampling"]),
-        "sampled_core": sampled(model, positive, negative, latent, asked["core_sampling"]),
+        "sampled_ours": sampled(model, *ours, empty, inputs["ours_sampling"]),
+        "sampled_core": sampled(model, positive, negative, latent, inputs["core_sampling"]),
     }
 
 
-def answer(model, clip_vision, vae, conditioning_vae, asked) -> dict[str, np.ndarray]:
-    """An array for each question."""
+def answer(model, clip_vision, vae, conditioning_vae, inputs) -> dict[str, np.ndarray]:
+    """Return core's results by name."""
     import torch
 
-    image = torch.from_numpy(asked["image"])
-    latents = torch.from_numpy(asked["latents"])
-    clip_pixels = torch.from_numpy(asked["clip_pixels"])
+    image = torch.from_numpy(inputs["image"])
+    latents = torch.from_numpy(inputs["latents"])
+    clip_pixels = torch.from_numpy(inputs["clip_pixels"])
     return {
-        "unet": unet_step(model, asked),
+        "unet": unet_step(model, inputs),
         "encoded": vae.encode(image).numpy(),
         "conditioning_encoded": conditioning_vae.encode(image).numpy(),
         "decoded": vae.first_stage_model.decode(latents).numpy(),
         "images": vae.decode(latents).numpy(),
         "embedding": clip_vision.model(pixel_values=clip_pixels, intermediate_output=-2)[2].numpy(),
         "center_crop_embedding": clip_vision.encode_image(image, crop=True).image_embeds.numpy(),
-        **borders(model, clip_vision, vae, asked),
+        **borders(model, clip_vision, vae, inputs),
     }
 
 
 def main() -> None:
-    checkpoint, questions, answers, *flags = sys.argv[1:]
+    checkpoint, inputs_file, answers, *flags = sys.argv[1:]
     sys.argv[1:] = flags
     import comfy.options
 
@@ -145,7 +145,7 @@ def main() -> None:
 
     with torch.inference_mode():
         parts, complaints = load(checkpoint)
-        results = answer(*parts, asked=np.load(questions))
+        results = answer(*parts, inputs=np.load(inputs_file))
     results["complaints"] = np.array(complaints)
     np.savez(answers, **results)  # pyright: ignore[reportArgumentType]
 

@@ -1,8 +1,8 @@
-"""Every border between ComfyUI's core nodes and ours, crossed both ways inside ComfyUI: prints JSON of differences.
+"""Connect ComfyUI's core nodes and this package's nodes in both directions, and print the differences as JSON.
 
 `python core_borders.py PACKAGE CHECKPOINT BASE [flags]` runs in ComfyUI's Python with its checkout on PYTHONPATH.
-PACKAGE is the folder, imported as ComfyUI imports it; CHECKPOINT a one-file checkpoint. A difference is the largest
-one, in units of the standard deviation of core's answer.
+PACKAGE is the folder, imported as ComfyUI imports it. CHECKPOINT is a one-file checkpoint. A difference is the largest
+absolute difference, in units of the standard deviation of core's result.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ COLUMNS = (lambda rows: [seconds for seconds, _ in rows], lambda rows: [peak for
 
 
 def difference(ours, core) -> float:
-    """Largest difference over core's deviation; shapes must agree."""
+    """Return the largest absolute difference over core's standard deviation. The shapes must be equal."""
     assert ours.shape == core.shape, (tuple(ours.shape), tuple(core.shape))
     return float((ours.float() - core.float()).abs().max() / core.float().std())
 
 
 class Borders:
-    """Core's three parts and ours, of one file, and the nodes of both."""
+    """Core's MODEL, VAE and CLIP_VISION and this package's, loaded from one file, and the nodes of both."""
 
     def __init__(self, package: str, checkpoint: str):
         import torch
@@ -46,15 +46,15 @@ class Borders:
 
         loaded = comfy.sd.load_checkpoint_guess_config(checkpoint, output_clip=False, output_clipvision=True)
         self.model, self.vae, self.clip = loaded[0], loaded[2], loaded[3]
-        host = self.module("svd_core.runtime.runtime").current()
-        opened = self.module("svd_core.checkpoints.load").load_checkpoint(checkpoint, "fp32", host.device())
+        runtime = self.module("svd_core.runtime.runtime").get_runtime()
+        opened = self.module("svd_core.checkpoints.load").load_checkpoint(checkpoint, "fp32", runtime.device())
         self.own = SimpleNamespace(model=opened.model, vae=opened.vae, clip=opened.clip_vision)
         generator = torch.Generator("cpu").manual_seed(0)
         self.image = torch.rand((1, HEIGHT, WIDTH, 3), generator=generator)
         self.latents = {"samples": torch.randn((FRAMES, 4, HEIGHT // 8, WIDTH // 8), generator=generator)}
 
     def module(self, name: str):
-        """A module of the package."""
+        """Import a module of the package."""
         return import_module(f"{self.package}.{name}")
 
     def node(self, name: str, *values, **named):
@@ -62,22 +62,22 @@ class Borders:
         return getattr(self.ours[name](), self.ours[name].FUNCTION)(*values, **named)
 
     def core_conditioning(self):
-        """(positive, negative, LATENT) of core's node."""
+        """Return (positive, negative, LATENT) of core's node."""
         return self.video.SVD_img2vid_Conditioning().encode(
             self.clip, self.image, self.vae, WIDTH, HEIGHT, FRAMES, 180, 12, 0.0
         )
 
     def our_conditioning(self, clip, vae):
-        """(positive, negative, LATENT) of our chain of nodes."""
-        (seen,) = self.node("SVDCLIPVisionEncode", clip, self.image, "reference")
+        """Return (positive, negative, LATENT) of our nodes."""
+        (embedding,) = self.node("SVDCLIPVisionEncode", clip, self.image, "reference")
         noisy, *_ = self.node("SVDNoiseAugmentation", self.image, 0.02, 3)
         (encoded,) = self.node("SVDVAEEncode", vae, noisy)
-        positive, negative, empty = self.node("SVDImageConditioning", seen, encoded, FRAMES)
+        positive, negative, empty = self.node("SVDImageConditioning", embedding, encoded, FRAMES)
         positive, negative, _ = self.node("SVDMicroConditioning", positive, negative, 7, 127, 0.02)
         return positive, negative, empty
 
     def ksampler(self, conditioning, model=None, low=LOW, high=HIGH):
-        """Core's KSampler behind core's guidance over the frames."""
+        """Sample with core's KSampler and core's frame guidance."""
         positive, negative, latent = conditioning
         (guided,) = self.video.VideoLinearCFGGuidance().patch(model or self.model, low)
         (answer,) = self.core.KSampler().sample(
@@ -86,7 +86,7 @@ class Borders:
         return answer["samples"]
 
     def sampler(self, model, conditioning, low=LOW, high=HIGH, noise="comfyui", **named):
-        """Our sampler."""
+        """Sample with SVDEulerSampler."""
         positive, negative, latent = conditioning
         (answer,) = self.node(
             "SVDEulerSampler", model, positive, negative, latent, SEED, STEPS, low, high, noise, **named
@@ -94,34 +94,34 @@ class Borders:
         return answer["samples"]
 
     def sigmas(self):
-        """Our schedule."""
+        """Return the sigmas of SVDSigmas."""
         return self.node("SVDSigmas", STEPS, "karras", 0.002, 700.0, 7.0)[0]
 
 
 def sampling(borders: Borders) -> dict[str, float]:
-    """Conditioning and models, mixed."""
+    """Compare the samplers with the conditioning and the models of either side."""
     core, ours = borders.core_conditioning(), borders.our_conditioning(borders.own.clip, borders.own.vae)
-    found = {}
+    differences = {}
     for name, conditioning in (("core", core), ("our", ours)):
         expected = borders.ksampler(conditioning)
-        found[f"{name} conditioning, SVD_MODEL"] = difference(
+        differences[f"{name} conditioning, SVD_MODEL"] = difference(
             borders.sampler(borders.own.model, conditioning), expected
         )
-        found[f"{name} conditioning, MODEL"] = difference(borders.sampler(borders.model, conditioning), expected)
+        differences[f"{name} conditioning, MODEL"] = difference(borders.sampler(borders.model, conditioning), expected)
     mixed = borders.our_conditioning(borders.clip, borders.vae)
     expected = borders.ksampler(ours)
-    found["our conditioning from core's CLIP_VISION and VAE"] = difference(borders.ksampler(mixed), expected)
+    differences["our conditioning from core's CLIP_VISION and VAE"] = difference(borders.ksampler(mixed), expected)
     (guided,) = borders.node("SVDFrameGuidance", borders.model, LOW, HIGH)
     (answer,) = borders.core.KSampler().sample(guided, SEED, STEPS, 8.0, "euler", "karras", *ours, 1.0)
-    found["SVDFrameGuidance under KSampler"] = difference(answer["samples"], expected)
-    found["SVDFrameGuider and SVDEulerSamplerSelect under SamplerCustomAdvanced"] = difference(
+    differences["SVDFrameGuidance under KSampler"] = difference(answer["samples"], expected)
+    differences["SVDFrameGuider and SVDEulerSamplerSelect under SamplerCustomAdvanced"] = difference(
         advanced(borders, ours), expected
     )
-    return found
+    return differences
 
 
 def advanced(borders: Borders, conditioning, low=LOW, high=HIGH):
-    """Core's SamplerCustomAdvanced with our guider, our sampler and our sigmas."""
+    """Sample with core's SamplerCustomAdvanced and our guider, sampler and sigmas."""
     positive, negative, latent = conditioning
     (guider,) = borders.node("SVDFrameGuider", borders.model, positive, negative, low, high)
     (sampler,) = borders.node("SVDEulerSamplerSelect")
@@ -131,7 +131,7 @@ def advanced(borders: Borders, conditioning, low=LOW, high=HIGH):
 
 
 def guidance_at_one(borders: Borders) -> dict[str, float]:
-    """Largest weight exactly 1: the same as just beside it."""
+    """Compare a largest guidance weight of 1 with one of 1.0001."""
     ours = borders.our_conditioning(borders.own.clip, borders.own.vae)
     near = borders.ksampler(ours, low=2.5, high=1.0001)
     (guided,) = borders.node("SVDFrameGuidance", borders.model, 2.5, 1.0)
@@ -152,46 +152,48 @@ def guidance_at_one(borders: Borders) -> dict[str, float]:
 
 
 def halves(borders: Borders) -> dict[str, float]:
-    """Core's SplitSigmas: the first half, then the second on what it left."""
+    """Sample in two halves with core's SplitSigmas, and compare with one run."""
     positive, negative, empty = borders.our_conditioning(borders.own.clip, borders.own.vae)
     high, low = borders.custom.SplitSigmas().get_sigmas(borders.sigmas(), 2)
-    found = {}
+    differences = {}
     for name, model in (("SVD_MODEL", borders.own.model), ("MODEL", borders.model)):
-        whole = borders.sampler(model, (positive, negative, empty))
+        expected = borders.sampler(model, (positive, negative, empty))
         first = borders.sampler(model, (positive, negative, empty), sigmas=high)
         second = borders.sampler(model, (positive, negative, {"samples": first}), noise="none", sigmas=low)
-        found[name] = difference(second, whole)
-    return found
+        differences[name] = difference(second, expected)
+    return differences
 
 
-def pictures(borders: Borders) -> dict[str, float]:
-    """VAE and CLIP, each with our part and with core's, against core's own nodes."""
+def images(borders: Borders) -> dict[str, float]:
+    """Compare our VAE and CLIP nodes, with our models and with core's, with core's nodes."""
     latents = borders.latents
     (expected,) = borders.core.VAEDecode().decode(borders.vae, latents)
     (encoded,) = borders.core.VAEEncode().encode(borders.vae, borders.image)
-    (seen,) = borders.core.CLIPVisionEncode().encode(borders.clip, borders.image, "center")
-    found = {}
+    (expected_embedding,) = borders.core.CLIPVisionEncode().encode(borders.clip, borders.image, "center")
+    differences = {}
     for name, vae, clip in (("ours", borders.own.vae, borders.own.clip), ("core's", borders.vae, borders.clip)):
         ((frames,),) = borders.node("SVDTemporalVAEDecode", vae, latents, "exact", 8, 2)
-        found[f"decode, {name}"] = difference(frames, expected)
-        found[f"encode, {name}"] = difference(
+        differences[f"decode, {name}"] = difference(frames, expected)
+        differences[f"encode, {name}"] = difference(
             borders.node("SVDVAEEncode", vae, borders.image)[0]["samples"], encoded["samples"]
         )
         (embedding,) = borders.node("SVDCLIPVisionEncode", clip, borders.image, "center_crop")
         for field in ("image_embeds", "penultimate_hidden_states"):
-            found[f"CLIP {field}, {name}"] = difference(getattr(embedding, field), getattr(seen, field))
+            differences[f"CLIP {field}, {name}"] = difference(
+                getattr(embedding, field), getattr(expected_embedding, field)
+            )
     ours, cores = (
         borders.node("SVDTemporalVAEDecode", vae, latents, "windowed", 2, 1)[0][0]
         for vae in (borders.own.vae, borders.vae)
     )
-    found["windowed decode, core's against ours"] = difference(cores, ours)
-    return found
+    differences["windowed decode, core's against ours"] = difference(cores, ours)
+    return differences
 
 
 def latents_in_between(borders: Borders, folder: str) -> dict[str, float]:
-    """Core's nodes on our LATENT: what they give equals what they give on the same samples of core's own."""
+    """Compare core's latent nodes on our LATENT with the same nodes on core's LATENT."""
     ours, plain = {**borders.latents, "svd": {"frames": FRAMES}}, borders.latents
-    found = {}
+    differences = {}
     for name, change in (
         (
             "LatentUpscale",
@@ -200,22 +202,22 @@ def latents_in_between(borders: Borders, folder: str) -> dict[str, float]:
         ("LatentFromBatch", lambda latent: borders.core.LatentFromBatch().frombatch(latent, 1, 2)),
     ):
         (changed,), (expected,) = change(ours), change(plain)
-        found[name] = difference(changed["samples"], expected["samples"])
+        differences[name] = difference(changed["samples"], expected["samples"])
         ((frames,),) = borders.node("SVDTemporalVAEDecode", borders.own.vae, changed, "exact", 8, 2)
-        found[f"{name}, decoded"] = difference(frames, borders.core.VAEDecode().decode(borders.vae, expected)[0])
+        differences[f"{name}, decoded"] = difference(frames, borders.core.VAEDecode().decode(borders.vae, expected)[0])
     os.makedirs(os.path.join(folder, "output"), exist_ok=True)
     os.makedirs(os.path.join(folder, "input"), exist_ok=True)
     saved = borders.core.SaveLatent().save(ours, "border")["ui"]["latents"][0]["filename"]
     os.replace(os.path.join(folder, "output", saved), os.path.join(folder, "input", saved))
     (loaded,) = borders.core.LoadLatent().load(saved)
-    found["SaveLatent and LoadLatent"] = difference(loaded["samples"], plain["samples"])
+    differences["SaveLatent and LoadLatent"] = difference(loaded["samples"], plain["samples"])
     clips = borders.module("nodes.wire_formats").read_latent(loaded).clips
-    found["read again"] = difference(clips[0], plain["samples"])
-    return found
+    differences["read again"] = difference(clips[0], plain["samples"])
+    return differences
 
 
 def cut_frames(borders: Borders) -> dict[str, float]:
-    """A latent cut by LatentFromBatch carries frame numbers: the noise is drawn frame by frame, as core draws it."""
+    """Compare the samplers on a latent of LatentFromBatch, for which the noise is drawn frame by frame."""
     positive, negative, empty = borders.our_conditioning(borders.own.clip, borders.own.vae)
     (cut,) = borders.core.LatentFromBatch().frombatch(empty, 1, 2)
     expected = borders.ksampler((positive, negative, cut))
@@ -226,7 +228,7 @@ def cut_frames(borders: Borders) -> dict[str, float]:
 
 
 def lora_of(borders: Borders) -> dict:
-    """Random low-rank changes of the image and the temporal attentions, by core's names."""
+    """Return random LoRA weights of the spatial and temporal attentions, with core's names."""
     torch = borders.torch
     generator = torch.Generator("cpu").manual_seed(1)
     weights = {}
@@ -240,29 +242,29 @@ def lora_of(borders: Borders) -> dict:
 
 
 def lora(borders: Borders) -> dict[str, float]:
-    """A LoRA on core's MODEL changes our sampler as it changes KSampler."""
+    """Compare the samplers on core's MODEL with a LoRA."""
     import comfy.lora
 
     weights = lora_of(borders)
     keys = {name.rsplit(".lora_", 1)[0]: f"{name.rsplit('.lora_', 1)[0]}.weight" for name in weights}
     patched = borders.model.clone()
-    taken = patched.add_patches(comfy.lora.load_lora(weights, keys), LORA_STRENGTH)
-    assert len(taken) == len(keys), (len(taken), len(keys))
+    patched_keys = patched.add_patches(comfy.lora.load_lora(weights, keys), LORA_STRENGTH)
+    assert len(patched_keys) == len(keys), (len(patched_keys), len(keys))
     ours = borders.our_conditioning(borders.own.clip, borders.own.vae)
     expected, plain = borders.ksampler(ours, patched), borders.ksampler(ours)
     again = borders.sampler(borders.model, ours)
     return {
         "with it": difference(borders.sampler(patched, ours), expected),
         "without it again": difference(again, plain),
-        "what it changes": difference(expected, plain),
+        "effect": difference(expected, plain),
     }
 
 
 def converted(borders: Borders) -> dict[str, float]:
-    """Our checkpoint as core's parts, against core's own loading of the file."""
+    """Compare SVDToComfyModel with core's own loading of the file."""
     model, clip, vae = borders.node("SVDToComfyModel", borders.own.model, borders.own.clip, borders.own.vae)
     ours = borders.our_conditioning(borders.own.clip, borders.own.vae)
-    (seen,), (expected,) = (
+    (embedding,), (expected,) = (
         borders.core.CLIPVisionEncode().encode(each, borders.image, "center") for each in (clip, borders.clip)
     )
     own, cores = (borders.core.VAEDecode().decode(each, borders.latents)[0] for each in (vae, borders.vae))
@@ -272,38 +274,35 @@ def converted(borders: Borders) -> dict[str, float]:
         "KSampler": difference(borders.ksampler(ours, model), borders.ksampler(ours)),
         "VAEDecode": difference(own, cores),
         "VAEEncode, against the conditioning encoder": difference(encoded, through_ours["samples"]),
-        "CLIPVisionEncode": difference(seen.image_embeds, expected.image_embeds),
+        "CLIPVisionEncode": difference(embedding.image_embeds, expected.image_embeds),
     }
 
 
 def videos(borders: Borders) -> dict[str, float]:
-    """Two videos on one LATENT through core's MODEL: each as through ours."""
+    """Sample two videos in one LATENT, with core's MODEL and with ours."""
     torch = borders.torch
-    borders.image, kept = torch.cat([borders.image, borders.image.flip(2)]), borders.image
-    chain_callbacks = borders.our_conditioning(borders.own.clip, borders.own.vae)
-    borders.image = kept
-    return {
-        "MODEL against SVD_MODEL": difference(
-            borders.sampler(borders.model, chain_callbacks), borders.sampler(borders.own.model, chain_callbacks)
-        )
-    }
+    borders.image, image = torch.cat([borders.image, borders.image.flip(2)]), borders.image
+    pair = borders.our_conditioning(borders.own.clip, borders.own.vae)
+    borders.image = image
+    ours, cores = (borders.sampler(model, pair) for model in (borders.own.model, borders.model))
+    return {"MODEL against SVD_MODEL": difference(cores, ours)}
 
 
 def masked(borders: Borders) -> dict[str, float]:
-    """A LATENT with a noise mask, and one frame's image latent for each frame, through core's MODEL."""
+    """Compare the samplers on core's MODEL with a noise mask."""
     torch = borders.torch
     positive, negative, _ = borders.our_conditioning(borders.own.clip, borders.own.vae)
     mask = torch.zeros((1, HEIGHT, WIDTH))
     mask[:, :, WIDTH // 2 :] = 1
     latent = {**borders.latents, "noise_mask": mask}
     expected = borders.ksampler((positive, negative, latent))
-    found = difference(borders.sampler(borders.model, (positive, negative, latent)), expected)
+    samples = borders.sampler(borders.model, (positive, negative, latent))
     kept = difference(expected[..., : WIDTH // 32], latent["samples"][..., : WIDTH // 32])
-    return {"MODEL": found, "what the mask keeps": kept}
+    return {"MODEL": difference(samples, expected), "kept by the mask": kept}
 
 
 def hooked(borders: Borders) -> dict[str, float]:
-    """A LoRA that hangs on the conditioning, as core's hook nodes put it there."""
+    """Compare the samplers with a LoRA in the conditioning, as core's hook nodes set it."""
     import comfy.hooks
 
     hooks = comfy.hooks.create_hook_lora(lora=lora_of(borders), strength_model=LORA_STRENGTH, strength_clip=0.0)
@@ -313,39 +312,39 @@ def hooked(borders: Borders) -> dict[str, float]:
     expected = borders.ksampler((positive, negative, plain[2]), model)
     return {
         "MODEL": difference(borders.sampler(model, (positive, negative, plain[2])), expected),
-        "what it changes": difference(expected, borders.ksampler(plain)),
+        "effect": difference(expected, borders.ksampler(plain)),
     }
 
 
 def memory(borders: Borders) -> dict[str, Any]:
-    """Who manages our modules after they ran, and what is left when core is told to let go."""
+    """Count our modules among core's loaded models after they ran, and after core unloaded all."""
     import comfy.model_management as management
 
     borders.node("SVDVAEEncode", borders.own.vae, borders.image)
     borders.node("SVDVAEEncode", borders.own.vae, borders.image)
-    held = [loaded.model.model for loaded in management.current_loaded_models]
-    ours = [each for each in held if getattr(each, "module", None) is borders.own.vae.vae]
+    modules = [getattr(loaded.model.model, "module", None) for loaded in management.current_loaded_models]
+    ours = [module for module in modules if module is borders.own.vae.vae]
     management.unload_all_models()
-    left = [loaded for loaded in management.current_loaded_models if getattr(loaded.model.model, "module", None)]
-    return {"times ours is listed": len(ours), "left after unloading": len(left)}
+    after = [loaded for loaded in management.current_loaded_models if getattr(loaded.model.model, "module", None)]
+    return {"loaded": len(ours), "after unloading": len(after)}
 
 
 def cost(borders: Borders) -> dict[str, float]:
-    """Seconds and peak memory of our sampler through core's MODEL over KSampler's: medians of interleaved runs."""
+    """Return seconds and peak memory of our sampler over KSampler's, on core's MODEL: medians of interleaved runs."""
     conditioning = borders.our_conditioning(borders.own.clip, borders.own.vae)
-    ways = {
+    samplers = {
         "ours": lambda: borders.sampler(borders.model, conditioning),
         "core's": lambda: borders.ksampler(conditioning),
     }
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
+    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in samplers}
     for turn in range(1 + RUNS):
-        for name, run in ways.items():
+        for name, run in samplers.items():
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-            began = time.perf_counter()
+            start = time.perf_counter()
             run()
             if turn:  # the first run of each warms up
-                found[name].append((time.perf_counter() - began, _peak_bytes()))
-    seconds, peaks = ({name: statistics.median(column(rows)) for name, rows in found.items()} for column in COLUMNS)
+                runs[name].append((time.perf_counter() - start, _peak_bytes()))
+    seconds, peaks = ({name: statistics.median(column(rows)) for name, rows in runs.items()} for column in COLUMNS)
     return {"seconds": seconds["ours"] / seconds["core's"], "memory": peaks["ours"] / peaks["core's"]}
 
 
@@ -355,7 +354,7 @@ def _peak_bytes() -> int:
 
 
 def refusals(borders: Borders) -> dict[str, str]:
-    """The code and text of the error for core's parts of other families, and of ours that core cannot build."""
+    """Return "code: message" of the errors for core's models of other families, and ours that core cannot build."""
     import comfy.sd
     import comfy.taesd.taesd
 
@@ -369,18 +368,18 @@ def refusals(borders: Borders) -> dict[str, str]:
         "model": lambda: borders.sampler(other, ours),
         "guider": lambda: borders.node("SVDFrameGuider", other, *ours[:2], 1.0, 3.0),
         "vae": lambda: borders.node("SVDTemporalVAEDecode", small_vae, borders.latents, "exact", 8, 2),
-        "wrong wire": lambda: borders.node("SVDTemporalVAEDecode", borders.clip, borders.latents, "exact", 8, 2),
+        "wrong socket": lambda: borders.node("SVDTemporalVAEDecode", borders.clip, borders.latents, "exact", 8, 2),
         "nano": lambda: borders.node("SVDToComfyModel", nano.model, nano.clip_vision, nano.vae),
     }
-    return {name: _said(attempt) for name, attempt in attempts.items()}
+    return {name: _error_text(attempt) for name, attempt in attempts.items()}
 
 
-def in_trouble(borders: Borders) -> dict[str, Any]:
-    """What comes of core's VAE in bfloat16 when it overflows or memory runs out, and of a MODEL that gives NaN."""
+def failures(borders: Borders) -> dict[str, Any]:
+    """Make core's VAE in bfloat16 overflow and run out of memory, and a MODEL return NaN."""
     import comfy.model_management as management
 
     torch, vae, first = borders.torch, borders.vae, borders.vae.first_stage_model
-    host, errors = borders.module("svd_core.runtime.runtime"), borders.module("svd_core.errors")
+    runtime, errors = borders.module("svd_core.runtime.runtime"), borders.module("svd_core.errors")
     decode, notes = first.decode, []
 
     def frames():
@@ -399,24 +398,26 @@ def in_trouble(borders: Borders) -> dict[str, Any]:
     vae.vae_dtype = torch.bfloat16
     own = [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
     first.decode = overflowing
-    with host.using(type(host.current())(on_note=notes.append)):
+    with runtime.use_runtime(type(runtime.get_runtime())(on_note=notes.append)):
         again = frames()
-    kept = own == [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
+    restored = own == [(name, id(weight), weight.dtype) for name, weight in first.named_parameters()]
     first.decode = too_large
     short = _code(frames, errors.MemoryBudgetError)
     loaded = len(management.current_loaded_models)
     first.decode = decode
     after = frames()
-    nothing = borders.model.clone()
-    nothing.set_model_unet_function_wrapper(lambda apply, told: apply(told["input"], told["timestep"], **told["c"]) / 0)
+    invalid = borders.model.clone()
+    invalid.set_model_unet_function_wrapper(
+        lambda apply, options: apply(options["input"], options["timestep"], **options["c"]) / 0
+    )
     ours = borders.our_conditioning(borders.own.clip, borders.own.vae)
     return {
         "notes": [note.code for note in notes],
-        "in float32 again": difference(again, wanted),
-        "its own weights are back": kept,
+        "retried in float32": difference(again, wanted),
+        "weights restored": restored,
         "memory": [short, loaded],
-        "in bfloat16 afterwards": difference(after, wanted),
-        "nan": _code(lambda: borders.sampler(nothing, ours), errors.NonFiniteError),
+        "bfloat16 afterwards": difference(after, wanted),
+        "nan": _code(lambda: borders.sampler(invalid, ours), errors.NonFiniteError),
     }
 
 
@@ -428,7 +429,7 @@ def _code(attempt, kind) -> str:
     return "nothing"
 
 
-def _said(attempt) -> str:
+def _error_text(attempt) -> str:
     try:
         attempt()
     except ValueError as error:
@@ -449,11 +450,11 @@ def main() -> None:
     import_folder(package)
     with torch.inference_mode():
         borders = Borders(package, checkpoint)
-        told = {
+        results = {
             "sampling": sampling(borders),
             "guidance_at_one": guidance_at_one(borders),
             "halves": halves(borders),
-            "pictures": pictures(borders),
+            "images": images(borders),
             "latents_in_between": latents_in_between(borders, base),
             "cut_frames": cut_frames(borders),
             "lora": lora(borders),
@@ -464,9 +465,9 @@ def main() -> None:
             "memory": memory(borders),
             "cost": cost(borders),
             "refusals": refusals(borders),
-            "in_trouble": in_trouble(borders),
+            "failures": failures(borders),
         }
-    sys.stdout.write("\n" + json.dumps(told))
+    sys.stdout.write("\n" + json.dumps(results))
 
 
 if __name__ == "__main__":

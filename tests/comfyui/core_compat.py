@@ -1,6 +1,6 @@
-"""What ComfyUI's own nodes are and do: `python core_compat.py FOLDER` with FOLDER/input and FOLDER/questions.json.
+"""Describe and run ComfyUI's own nodes: `python core_compat.py FOLDER` with FOLDER/input and FOLDER/questions.json.
 
-Runs in ComfyUI's Python with its checkout on PYTHONPATH, and knows nothing of the package. Writes FOLDER/answers.json,
+Runs in ComfyUI's Python with its checkout on PYTHONPATH, without the package. Writes FOLDER/answers.json,
 FOLDER/answers.npz and, by the saving nodes, FOLDER/output.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 EXTRAS = ("align_your_steps", "custom_sampler", "images", "primitive", "video", "video_model")
-"""The modules of comfy_extras that hold nodes with a stand-in."""
+"""The modules of comfy_extras that hold nodes with a compat node."""
 
 
 def core_nodes() -> tuple[dict, dict]:
-    """Node id -> class, and node id -> display name, without starting a server."""
+    """Return node id -> class, and node id -> display name, without starting a server."""
     import utils.extra_config  # noqa: F401  as main.py does: `import nodes` puts a module in this package's way
     import nodes  # isort: skip
 
@@ -37,7 +37,7 @@ def core_nodes() -> tuple[dict, dict]:
 
 
 def definition(node: type, display_name: str | None) -> dict:
-    """What a page learns of a node."""
+    """Return the parts of a node's /object_info that must be equal."""
     return {
         "inputs": node.INPUT_TYPES(),
         "outputs": list(node.RETURN_TYPES),
@@ -49,22 +49,21 @@ def definition(node: type, display_name: str | None) -> dict:
 
 
 def run(node: type, inputs: dict):
-    """The node's result, with the graph of the questions where it takes one."""
-    instance = node()
-    return getattr(instance, node.FUNCTION)(**inputs)
+    """Run a node of the V1 API."""
+    return getattr(node(), node.FUNCTION)(**inputs)
 
 
-def save_video(classes: dict, asked: dict, frames) -> dict:
-    """CreateVideo and SaveVideo in a row; a V3 node finds hidden inputs on a clone of its class."""
-    video = classes["CreateVideo"].execute(images=frames, fps=asked["fps"]).args[0]
-    hidden = {"PROMPT": asked["prompt"], "EXTRA_PNGINFO": asked["extra_pnginfo"]}
+def save_video(classes: dict, questions: dict, frames) -> dict:
+    """Run CreateVideo and SaveVideo. A V3 node finds hidden inputs on a clone of its class."""
+    video = classes["CreateVideo"].execute(images=frames, fps=questions["fps"]).args[0]
+    hidden = {"PROMPT": questions["prompt"], "EXTRA_PNGINFO": questions["extra_pnginfo"]}
     saver = classes["SaveVideo"].PREPARE_CLASS_CLONE(hidden)
-    return saver.execute(video, asked["prefix"], "auto", "auto").ui.as_dict()
+    return saver.execute(video, questions["prefix"], "auto", "auto").ui.as_dict()
 
 
-def save_webm(classes: dict, asked: dict, inputs: dict) -> dict:
-    """SaveWEBM, with its hidden inputs as above."""
-    hidden = {"PROMPT": asked["prompt"], "EXTRA_PNGINFO": asked["extra_pnginfo"]}
+def save_webm(classes: dict, questions: dict, inputs: dict) -> dict:
+    """Run SaveWEBM with its hidden inputs."""
+    hidden = {"PROMPT": questions["prompt"], "EXTRA_PNGINFO": questions["extra_pnginfo"]}
     return classes["SaveWEBM"].PREPARE_CLASS_CLONE(hidden).execute(**inputs).ui.as_dict()
 
 
@@ -76,32 +75,33 @@ def main(folder: Path) -> None:
     folder_paths.set_output_directory(str(folder / "output"))
     folder_paths.set_temp_directory(str(folder / "temp"))
     classes, names = core_nodes()
-    asked = json.loads((folder / "questions.json").read_text())
+    questions = json.loads((folder / "questions.json").read_text())
     frames = torch.from_numpy(np.load(folder / "questions.npz")["frames"])
     arrays = {}
-    for name in asked["pictures"]:
+    for name in questions["pictures"]:
         images, mask = classes["LoadImage"]().load_image(name)
         arrays[f"image {name}"], arrays[f"mask {name}"] = images.numpy(), mask.numpy()
-    for index, inputs in enumerate(asked["scalings"]):
+    for index, inputs in enumerate(questions["scalings"]):
         arrays[f"scaled {index}"] = run(classes["ImageScale"], {"image": frames, **inputs})[0].numpy()
-    for index, inputs in enumerate(asked["factors"]):
+    for index, inputs in enumerate(questions["factors"]):
         arrays[f"scaled by {index}"] = run(classes["ImageScaleBy"], {"image": frames, **inputs})[0].numpy()
-    graph = {"prompt": asked["prompt"], "extra_pnginfo": asked["extra_pnginfo"]}
-    webp = {"fps": asked["fps"], "lossless": True, "quality": 80, "method": "default"}
-    prefix = {"filename_prefix": asked["prefix"]}
-    webm = {"fps": asked["fps"], "codec": "vp9", "crf": 20.0}
-    told = {
+    graph = {"prompt": questions["prompt"], "extra_pnginfo": questions["extra_pnginfo"]}
+    webp = {"fps": questions["fps"], "lossless": True, "quality": 80, "method": "default"}
+    prefix = {"filename_prefix": questions["prefix"]}
+    webm = {"fps": questions["fps"], "codec": "vp9", "crf": 20.0}
+    results = {
         "SaveImage": run(classes["SaveImage"], {"images": frames, **prefix, **graph}),
         "SaveAnimatedWEBP": run(classes["SaveAnimatedWEBP"], {"images": frames, **webp, **prefix, **graph}),
-        "SaveVideo": {"ui": save_video(classes, asked, frames)},
+        "SaveVideo": {"ui": save_video(classes, questions, frames)},
         "SaveAnimatedPNG": run(
-            classes["SaveAnimatedPNG"], {"images": frames, "fps": asked["fps"], "compress_level": 4, **prefix, **graph}
+            classes["SaveAnimatedPNG"],
+            {"images": frames, "fps": questions["fps"], "compress_level": 4, **prefix, **graph},
         ),
-        "SaveWEBM": {"ui": save_webm(classes, asked, {"images": frames, **webm, **prefix})},
+        "SaveWEBM": {"ui": save_webm(classes, questions, {"images": frames, **webm, **prefix})},
     }
-    definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in asked["nodes"]}
-    changed = {name: classes["LoadImage"].IS_CHANGED(name) for name in asked["pictures"]}
-    answers = {"definitions": definitions, "told": told, "changed": changed}
+    definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in questions["nodes"]}
+    changed = {name: classes["LoadImage"].IS_CHANGED(name) for name in questions["pictures"]}
+    answers = {"definitions": definitions, "results": results, "changed": changed}
     (folder / "answers.json").write_text(json.dumps(answers))
     np.savez(folder / "answers.npz", **arrays)
 

@@ -1,4 +1,4 @@
-"""What the package's host answers inside ComfyUI: `python core_runtime.py PACKAGE BASE [flags]` prints JSON.
+"""Use the package's runtime inside ComfyUI: `python core_runtime.py PACKAGE BASE [flags]` prints JSON.
 
 Runs in ComfyUI's Python with its checkout on PYTHONPATH. PACKAGE is the folder, imported as ComfyUI imports it.
 """
@@ -22,32 +22,32 @@ def import_folder(folder: str):
     return package
 
 
-def stopped_at(host) -> list[int]:
-    """The units told before the exception that Cancel raises."""
+def stopped_at(runtime) -> list[int]:
+    """Return the units reported before Cancel raised. -1 at the end if it did not raise."""
     import comfy.model_management as management
 
-    told = []
+    units = []
     try:
-        with host.progress("sampling", 3, "step") as advance:
+        with runtime.progress("sampling", 3, "step") as advance:
             for done in (1, 2, 3):
                 if done == 2:
                     management.interrupt_current_processing()
                 advance(done)
-                told.append(done)
+                units.append(done)
     except management.InterruptProcessingException:
-        return told
-    return [*told, -1]
+        return units
+    return [*units, -1]
 
 
 class Part:
-    """What a host is given to load."""
+    """A model part for a runtime to load."""
 
     def __init__(self, module, identity=None):
         self.module, self.identity = module, identity or self
 
 
-def kept_of(host) -> dict[str, int]:
-    """How many models ComfyUI keeps loaded after and in each use of two parts, one of them with a copy."""
+def kept_of(runtime) -> dict[str, int]:
+    """Count the models that ComfyUI keeps loaded during and after each use of two parts, one of them with a copy."""
     import comfy.model_management as management
     import torch
 
@@ -59,37 +59,37 @@ def kept_of(host) -> dict[str, int]:
         kept[when] = len(management.current_loaded_models) - before
 
     for each in (part, other):
-        with host.on_device(each):
+        with runtime.on_device(each):
             pass
     count("both used")
-    with host.on_device(copy, 10, "offload"):
+    with runtime.on_device(copy, 10, "offload"):
         count("a copy in use")
     count("a copy gone")
-    with host.on_device(part, 10, "keep"):
+    with runtime.on_device(part, 10, "keep"):
         pass
     count("used to stay")
-    with host.beside(copy, 100):
+    with runtime.beside(copy, 100):
         count("beside")
     return kept
 
 
-def answers(host) -> dict[str, Any]:
-    """Every method of the host once."""
+def answers(runtime) -> dict[str, Any]:
+    """Call every method of the runtime once."""
     import torch
 
     part = Part(torch.nn.Linear(2, 2))
-    with host.on_device(part) as device:
+    with runtime.on_device(part) as device:
         inside = str(device)
     return {
-        "class": type(host).__name__,
-        "precision": host.precision,
-        "device": str(host.device()),
+        "class": type(runtime).__name__,
+        "precision": runtime.precision,
+        "device": str(runtime.device()),
         "inside": inside,
-        "names": host.library.names(),
-        "free": host.free_memory(device),
-        "folders": {kind: str(host.folder(kind)) for kind in ("input", "output", "temp")},
-        "kept": kept_of(host),
-        "stopped_at": stopped_at(host),
+        "names": runtime.library.names(),
+        "free": runtime.free_memory(device),
+        "folders": {kind: str(runtime.folder(kind)) for kind in ("input", "output", "temp")},
+        "kept": kept_of(runtime),
+        "stopped_at": stopped_at(runtime),
     }
 
 
@@ -102,8 +102,8 @@ def main() -> None:
     import comfy.model_management  # its presence tells the package where it is
 
     import_folder(folder)
-    host = sys.modules[f"{folder}.svd_core.runtime.runtime"].current()
-    sys.stdout.write(json.dumps(answers(host)))
+    runtime = sys.modules[f"{folder}.svd_core.runtime.runtime"].get_runtime()
+    sys.stdout.write(json.dumps(answers(runtime)))
 
 
 if __name__ == "__main__":

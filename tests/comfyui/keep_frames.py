@@ -1,4 +1,4 @@
-"""A node for either program that keeps the very numbers of an IMAGE: the tests put it among ComfyUI's custom nodes."""
+"""A custom node that writes an IMAGE to an .npy file without rounding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class KeepFrames:
-    """IMAGE -> an .npy file."""
+    """Writes an IMAGE to an .npy file."""
 
     CATEGORY = "tests"
     RETURN_TYPES = ()
@@ -18,7 +18,7 @@ class KeepFrames:
         return {"required": {"images": ("IMAGE",), "path": ("STRING", {"default": ""})}}
 
     def keep(self, images, path: str) -> dict:
-        """Write images (F, H, W, 3) as they are."""
+        """Write images (F, H, W, 3) unchanged."""
         np.save(path, images.cpu().numpy())
         return {}
 

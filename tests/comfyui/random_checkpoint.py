@@ -1,10 +1,10 @@
-"""Writes random checkpoints in Stability's one-file layout, every UNet level 320 wide: `random_checkpoint.py FOLDER`.
+"""Write random checkpoints in Stability's one-file layout with 320 channels per level: `random_checkpoint.py FOLDER`.
 
-It reads the list of names and shapes of the published files and nothing of the package, so a mistake in the package's
-key table cannot be repeated here. The VAE, the CLIP tower and the conditioning encoder keep their published shapes: a
-reader may take those for granted. Each tensor is drawn from a seed made of its own name.
+This reads the names and shapes of the published files and does not import the package, so it cannot repeat a mistake in
+the package's key table. The VAE, the CLIP tower and the conditioning encoder keep their published shapes, which readers
+may assume. The seed of each tensor is made from its name.
 
-Everything is stored in float16, which float32 holds exactly.
+Tensors are float16, which float32 represents exactly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NARROW_ENDINGS = {
     ".time_pos_embed.0.bias": (4 * WIDTH,),
     ".time_pos_embed.2.weight": (WIDTH, 4 * WIDTH),
 }
-"""What is not a square of the level's width: the time embedding, the image tokens and the feed-forward layers."""
+"""Shapes that are not square in the level's channels: time embedding, image tokens and feed-forward layers."""
 
 JOINED_ENDINGS = {
     ".0.in_layers.0.weight": (2 * WIDTH,),
@@ -45,21 +45,21 @@ JOINED_ENDINGS = {
     ".0.in_layers.2.weight": (WIDTH, 2 * WIDTH, 3, 3),
     ".0.skip_connection.weight": (WIDTH, 2 * WIDTH, 1, 1),
 }
-"""The spatial half of a residual block on the way up, which reads the level below and the skip side by side."""
+"""Shapes in the spatial residual blocks of the decoder half, which read the lower level and the skip concatenated."""
 
 
 def published_layout() -> dict[str, tuple[int, ...]]:
-    """Name to shape of every tensor in the published files."""
+    """Return the shape of every tensor in the published files, by name."""
     layout = json.loads(gzip.decompress(LAYOUT.read_bytes()))["tensors"]
     return {name: tuple(shape) for name, shape in layout.items()}
 
 
 def narrow_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of the UNet's tensor when every level is 320 wide; None when such a UNet has no such tensor."""
+    """Return the shape of a UNet tensor with 320 channels per level. None if that UNet has no such tensor."""
     if not name.startswith((f"{UNET}input_blocks", f"{UNET}middle_block", f"{UNET}output_blocks")):
         return shape
     if name.startswith(f"{UNET}input_blocks") and ".skip_connection." in name:
-        return None  # a level's first block changes no width any more
+        return None  # the first block of a level changes no channels
     endings = dict(NARROW_ENDINGS)
     if name.startswith(f"{UNET}output_blocks") and ".time_stack." not in name:
         endings |= JOINED_ENDINGS
@@ -70,7 +70,7 @@ def narrow_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def random_values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Numbers of a size that keeps activations near 1 and lets every tensor matter."""
+    """Draw values of a scale that keeps activations near 1 and gives every tensor an effect."""
     generator = torch.Generator("cpu").manual_seed(zlib.crc32(name.encode()))
     noise = torch.randn(shape, generator=generator)
     if name.endswith("mix_factor"):
@@ -84,7 +84,7 @@ def random_values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def random_checkpoint() -> dict[str, torch.Tensor]:
-    """All tensors of the four parts, float16."""
+    """Return all tensors of the four models, float16."""
     tensors = {}
     for name, shape in published_layout().items():
         narrow = narrow_shape(name, shape)
@@ -94,7 +94,7 @@ def random_checkpoint() -> dict[str, torch.Tensor]:
 
 
 def main(folder: str) -> None:
-    """Writes `with_conditioning_encoder.safetensors`, and `without.safetensors` which lacks `CONDITIONING_ENCODER`."""
+    """Write `with_conditioning_encoder.safetensors`, and `without.safetensors` without `CONDITIONING_ENCODER`."""
     tensors = random_checkpoint()
     save_file(tensors, Path(folder, "with_conditioning_encoder.safetensors"))
     without = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONDITIONING_ENCODER)}

@@ -1,7 +1,6 @@
-"""Runs commands of svd-stages, one after the other in one process: `run_commands.py COMMANDS.json`, in any Python.
+"""Run commands of svd-stages in one process: `run_commands.py COMMANDS.json`, in any Python.
 
-Prints one JSON line for each: exit status, what it wrote to stdout (JSON lines, read) and stderr, and on how many ports
-the process listens.
+Print one JSON line for each: exit status, stdout (parsed JSON lines), stderr, and the number of listening ports.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from svd_stages.headless.cli.main import main
 
 
 def outcome(command: list[str]) -> dict:
-    """Run one."""
+    """Run one command."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -1,4 +1,4 @@
-"""The stand-ins beside ComfyUI's own nodes: the same declarations, pictures, names and embedded graphs."""
+"""Test that compat nodes equal ComfyUI's own: declarations, images, file names and embedded graphs."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ BEHAVIOUR = (
 
 
 def make_pictures(folder: Path) -> list[str]:
-    """One file of every kind that people have; their names."""
+    """Write one file of every common kind and return their names."""
     folder.mkdir()
     colours = Image.fromarray(RNG.integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.uint8))
     palette = Image.fromarray(RNG.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8), "P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     frames = [Image.fromarray(RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)) for _ in range(4)]
-    flip_sigmas = Image.Exif()
-    flip_sigmas[0x0112] = 6
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
     colours.convert("RGB").save(folder / "rgb.png")
     colours.save(folder / "rgba.png")
     colours.convert("L").save(folder / "grey.png")
@@ -57,7 +57,7 @@ def make_pictures(folder: Path) -> list[str]:
     palette.save(folder / "palette.png")
     palette.save(folder / "palette_transparent.png", transparency=1)
     colours.convert("RGB").save(folder / "photo.jpg", quality=90)
-    colours.convert("RGB").save(folder / "turned.jpg", exif=flip_sigmas)
+    colours.convert("RGB").save(folder / "turned.jpg", exif=rotated)
     colours.convert("CMYK").save(folder / "cmyk.jpg")
     colours.save(folder / "rgba.webp", lossless=True)
     colours.convert("RGB").save(folder / "rgb.bmp")
@@ -70,14 +70,14 @@ def make_pictures(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def core(comfyui, tmp_path_factory):
-    """What core answered: definitions, told (ui results), changed, arrays, and the questions."""
+    """Return core's definitions, results (`ui`), IS_CHANGED values and arrays, and the input frames."""
     folder = tmp_path_factory.mktemp("core")
     frames = RNG.random((3, HEIGHT, WIDTH, 3), dtype=np.float32)
     frames[1] = np.round(frames[1] * 255) / 255
     pictures = make_pictures(folder / "input")
-    asked = {"pictures": pictures, "scalings": SCALINGS, "factors": FACTORS, "fps": 7.0, "prefix": PREFIX, **GRAPH}
-    asked["nodes"] = list(COMPAT_CLASS_MAPPINGS)
-    (folder / "questions.json").write_text(json.dumps(asked))
+    questions = {"pictures": pictures, "scalings": SCALINGS, "factors": FACTORS, "fps": 7.0, "prefix": PREFIX, **GRAPH}
+    questions["nodes"] = list(COMPAT_CLASS_MAPPINGS)
+    (folder / "questions.json").write_text(json.dumps(questions))
     np.savez(folder / "questions.npz", frames=frames)
     comfyui.run(SCRIPT, folder)
     return SimpleNamespace(
@@ -90,14 +90,14 @@ def core(comfyui, tmp_path_factory):
 
 @pytest.fixture
 def ours(core, tmp_path):
-    """Our host, on core's input folder and an output folder of its own."""
-    chosen = LocalRuntime(input_folder=core.folder / "input", output_folder=tmp_path / "output")
-    with use_runtime(chosen):
-        yield chosen
+    """Use a runtime on core's input folder and an own output folder."""
+    runtime = LocalRuntime(input_folder=core.folder / "input", output_folder=tmp_path / "output")
+    with use_runtime(runtime):
+        yield runtime
 
 
 def behaviour(spec: Any) -> tuple:
-    """The type and the options that matter, with a combo of either API written alike, and without our own model."""
+    """Return the type and the options that must be equal. Combos of both APIs get one form."""
     kind, options = (*spec, {})[:2]
     choices = options.get("options") if kind == "COMBO" else None
     choices = choices or (kind if isinstance(kind, list) else None)
@@ -108,7 +108,7 @@ def behaviour(spec: Any) -> tuple:
 
 
 @pytest.mark.parametrize("node_id", COMPAT_CLASS_MAPPINGS)
-def test_a_stand_in_declares_what_core_declares(core, ours, node_id):
+def test_a_compat_node_declares_the_inputs_and_outputs_of_core(core, ours, node_id):
     node, theirs = COMPAT_CLASS_MAPPINGS[node_id], core.definitions[node_id]
     declared = node.INPUT_TYPES()
     for part in ("required", "optional"):
@@ -165,11 +165,11 @@ def save(core, node_id: str) -> dict:
     return getattr(node(), node.FUNCTION)(**inputs)
 
 
-def test_files_are_named_and_told_and_hold_the_graph_as_in_core(core, ours):
+def test_files_have_the_names_results_and_graphs_of_core(core, ours):
     for node_id in ("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "SaveAnimatedPNG", "SaveWEBM"):
-        told = save(core, node_id)
-        assert json.loads(json.dumps(told)) == core.told[node_id]
-        for entry in told["ui"]["images"]:
+        result = save(core, node_id)
+        assert json.loads(json.dumps(result)) == core.results[node_id]
+        for entry in result["ui"]["images"]:
             theirs = core.folder / "output" / entry["subfolder"] / entry["filename"]
             mine = ours.output_folder / entry["subfolder"] / entry["filename"]
             graphs = {"prompt": GRAPH["prompt"], "workflow": GRAPH["extra_pnginfo"]["workflow"]}
@@ -181,7 +181,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_still_pictures_hold_what_core_puts_into_them(core, ours):
+def test_still_images_have_cores_metadata_and_pixels(core, ours):
     save(core, "SaveImage")
     save(core, "SaveAnimatedWEBP")
     for path in (ours.output_folder / "sub").iterdir():

@@ -1,6 +1,6 @@
-"""The three engines side by side: one command, one set of events, one exit status, the same frames.
+"""Compare the three engines: equal events, exit statuses and frames for one command.
 
-Embedded and ComfyUI's engine run in ComfyUI's Python, each in one process; the remote engine here, against a server.
+The embedded and the ComfyUI engine run in ComfyUI's Python, each in one process. The remote engine runs in this Python.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ SIGMAS = {"steps": 3, "schedule": "karras", "sigma_min": 0.002, "sigma_max": 700
 
 
 def saving(**changes: dict) -> dict:
-    """A graph that saves a picture, with nodes changed or added."""
+    """Return a graph that saves an image, with nodes changed or added."""
     return {"1": PICTURE, "2": SAVE, **{key.removeprefix("n"): value for key, value in changes.items()}}
 
 
 def loading(checkpoint: str) -> dict:
-    """A graph that opens a checkpoint and does something with it."""
+    """Return a graph that uses a checkpoint."""
     graph = nano_graph(steps=1)
     graph["load"]["inputs"]["checkpoint"] = checkpoint
     return graph
 
 
 def sampling(**sigmas: Any) -> dict:
-    """A graph with SVDSigmas in it."""
+    """Return a graph with SVDSigmas."""
     graph = nano_graph(steps=1)
     graph["sigmas"] = node("SVDSigmas", **{**SIGMAS, **sigmas})
     graph["sample"]["inputs"]["sigmas"] = ["sigmas", 0]
@@ -87,13 +87,13 @@ FAULTS: dict[str, tuple[Any, list[str], int]] = {
     "an output folder that is a file": (saving(), ["--output-dir", "text.png"], 2),
     "half of it": (saving(n3=node("SaveImage", images=["99", 0], filename_prefix="x")), [], 2),
 }  # fmt: skip
-"""What is wrong, the graph, more of the command line, and the exit status."""
-STAYS = {"nothing": ["kept_N_.png"], "half of it": ["kept_N_.png"]}
+"""Fault -> graph, additional arguments, exit status."""
+RESULTS = {"nothing": ["kept_N_.png"], "half of it": ["kept_N_.png"]}
 
 
 @dataclass(frozen=True)
-class OutputPath:
-    """Where the commands run: a ComfyUI base that a server has, and whose folders the others are given."""
+class Workspace:
+    """The ComfyUI base directory of the server, whose folders the other engines use too."""
 
     base: Path
     python: str
@@ -101,28 +101,28 @@ class OutputPath:
     url: str = ""
 
     def command(self, engine: str, graph: Path, *more: str) -> list[str]:
-        """`run` on an engine."""
+        """Return a `run` command for an engine."""
         common = ["run", str(graph), "--input-dir", str(self.base / "input"), "--json"]
         models = ["--models", str(self.base / "models"), "--device", "cpu"]
-        which = {
+        options = {
             "embedded": models,
             "comfyui": [*models, "--comfyui", str(self.comfyui)],
             "remote": ["--server", self.url],
         }
-        return [*common, *which[engine], *more]
+        return [*common, *options[engine], *more]
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """For a process that is to import the package."""
+        """Return the environment of a process that imports the package."""
         if not (folder / "svd_stages").exists():
             (folder / "svd_stages").symlink_to(REPOSITORY, target_is_directory=True)
         return {**os.environ, "PYTHONPATH": str(folder)}
 
     def run(self, commands: list[list[str]], folder: Path, python: str | None = None) -> list[dict[str, Any]]:
-        """What came of each command, all in one process whose working folder is `folder`."""
-        listed = folder / "commands.json"
-        listed.write_text(json.dumps(commands))
+        """Run all commands in one process in `folder` and return their outcomes."""
+        commands_file = folder / "commands.json"
+        commands_file.write_text(json.dumps(commands))
         done = subprocess.run(
-            [python or self.python, HERE / "run_commands.py", listed],
+            [python or self.python, HERE / "run_commands.py", commands_file],
             cwd=folder, env=self.environment(folder), capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
@@ -130,14 +130,14 @@ class OutputPath:
 
 
 @pytest.fixture(scope="module")
-def place(comfyui, tmp_path_factory) -> Iterator[OutputPath]:
+def workspace(comfyui, tmp_path_factory) -> Iterator[Workspace]:
     base = make_base(tmp_path_factory.mktemp("engines"), "SVD-Stages")
     (base / "input" / "text.png").write_text("this is no picture")
     (base / "models" / "checkpoints").mkdir(parents=True)
-    nano = REPOSITORY / "svd_core" / "nano" / "svd_nano.safetensors"
+    nano = REPOSITORY / "svd_core" / "checkpoints" / "svd_nano" / "svd_nano.safetensors"
     (base / "models" / "checkpoints" / "cut.safetensors").write_bytes(nano.read_bytes()[:100_000])
     with comfyui.serve(base) as server:
-        yield OutputPath(base, comfyui.python, comfyui.folder, server.url)
+        yield Workspace(base, comfyui.python, comfyui.folder, server.url)
 
 
 def files(folder: Path) -> list[str]:
@@ -145,22 +145,22 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(place, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
-    """What came of each fault on each engine, with the files that were left."""
-    found = {}
+def outcomes(workspace, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the outcome of each fault on each engine, with the result files."""
+    by_engine = {}
     for engine in ENGINES:
         folder = tmp_path_factory.mktemp(engine)
         commands = []
         (folder / "text.png").write_text("in the way")
-        for place_of, (graph, more, _) in enumerate(FAULTS.values()):
-            file = folder / f"{place_of}.json"
+        for index, (graph, more, _) in enumerate(FAULTS.values()):
+            file = folder / f"{index}.json"
             file.write_text(graph if isinstance(graph, str) else json.dumps(graph))
-            commands.append(place.command(engine, file, "--output-dir", str(folder / f"out{place_of}"), *more))
+            commands.append(workspace.command(engine, file, "--output-dir", str(folder / f"out{index}"), *more))
         python = sys.executable if engine == "remote" else None
-        found[engine] = dict(zip(FAULTS, place.run(commands, folder, python), strict=True))
-        for place_of, outcome in enumerate(found[engine].values()):
-            outcome["files"] = files(folder / f"out{place_of}")
-    return found
+        by_engine[engine] = dict(zip(FAULTS, workspace.run(commands, folder, python), strict=True))
+        for index, outcome in enumerate(by_engine[engine].values()):
+            outcome["files"] = files(folder / f"out{index}")
+    return by_engine
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -168,7 +168,7 @@ def outcomes(place, tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
 def test_a_fault_has_one_exit_status(outcomes, engine, case):
     outcome = outcomes[engine][case]
     assert outcome["status"] == FAULTS[case][2], outcome
-    assert list(map(without_number, outcome["files"])) == STAYS.get(case, [])
+    assert list(map(without_number, outcome["files"])) == RESULTS.get(case, [])
     assert "Traceback" not in outcome["err"]
     if outcome["status"]:
         error = outcome["lines"][-1]
@@ -178,39 +178,38 @@ def test_a_fault_has_one_exit_status(outcomes, engine, case):
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_engines_tell_the_same_events(outcomes, case):
-    told = {engine: outcomes[engine][case]["lines"] for engine in ENGINES}
-    expected = [shown(line) for line in told["embedded"]]
-    failed_in_a_node = FAULTS[case][2] > 0 and any(line["event"] == "executing" for line in told["embedded"])
+    lines = {engine: outcomes[engine][case]["lines"] for engine in ENGINES}
+    expected = [comparable(line) for line in lines["embedded"]]
+    failed_in_a_node = FAULTS[case][2] > 0 and any(line["event"] == "executing" for line in lines["embedded"])
     for engine in ("comfyui", "remote"):
-        found = [shown(line) for line in told[engine]]
-        if failed_in_a_node and case != "half of it":  # before it, one has run this, another that
-            assert (found[:2], found[-1]) == (expected[:2], expected[-1])
+        events = [comparable(line) for line in lines[engine]]
+        if failed_in_a_node and case != "half of it":  # engines may have run other nodes before the failed one
+            assert (events[:2], events[-1]) == (expected[:2], expected[-1])
         else:
-            assert [each for each in found if each[0] != "executing"] == [
-                each for each in expected if each[0] != "executing"
-            ]
-            assert worked_on(told[engine]) == worked_on(told["embedded"])
+            first, second = ([each for each in some if each[0] != "executing"] for some in (events, expected))
+            assert first == second
+            assert nodes_run(lines[engine]) == nodes_run(lines["embedded"])
 
 
-def shown(line: dict[str, Any]) -> tuple:
-    """What must be equal."""
-    about = {
+def comparable(line: dict[str, Any]) -> tuple:
+    """Return the values of an event that must be equal."""
+    values = {
         "error": lambda: (line["exit_status"], line.get("node_id"), sorted(line.get("node_errors", []))),
         "executing": lambda: (line["node"], line["class_type"], line["title"]),
         "executed": lambda: (line["node"], line["class_type"], [without_number(file) for file in line["files"]]),
         "result": lambda: [without_number(file) for file in line["files"]],
     }.get(line["event"], lambda: ())()
-    return (line["event"], about)
+    return (line["event"], values)
 
 
-def worked_on(lines: list[dict[str, Any]]) -> list[str]:
-    """The nodes that ran, or whose results a server still had from the run before."""
+def nodes_run(lines: list[dict[str, Any]]) -> list[str]:
+    """Return the nodes that ran, or whose results were cached."""
     cached = [node_id for line in lines if line["event"] == "cached" for node_id in line["nodes"]]
     return sorted({*cached, *(line["node"] for line in lines if line["event"] == "executing")})
 
 
 def without_number(file: str) -> str:
-    """The name of a result: a server counts its own files."""
+    """Return a result's name without its number: a server counts its own files."""
     return re.sub(r"\d+", "N", Path(file).name)
 
 
@@ -222,26 +221,26 @@ def test_comfyuis_engine_opens_no_port(outcomes):
 
 
 @pytest.fixture(scope="module")
-def clips(place, tmp_path_factory) -> dict[str, tuple[list[dict[str, Any]], Path]]:
-    """What each engine told of one run of our nodes, and its folder of results."""
-    found = {}
+def clips(workspace, tmp_path_factory) -> dict[str, tuple[list[dict[str, Any]], Path]]:
+    """Return each engine's events for one run of our nodes, and its output folder."""
+    by_engine = {}
     for engine in ENGINES:
         folder = tmp_path_factory.mktemp(f"clip_{engine}")
         (folder / "graph.json").write_text(json.dumps(nano_graph(steps=STEPS)))
-        command = place.command(engine, folder / "graph.json", "--output-dir", str(folder / "out"))
-        (done,) = place.run([command], folder, sys.executable if engine == "remote" else None)
+        command = workspace.command(engine, folder / "graph.json", "--output-dir", str(folder / "out"))
+        (done,) = workspace.run([command], folder, sys.executable if engine == "remote" else None)
         assert done["status"] == 0, done
-        found[engine] = (done["lines"], folder / "out")
-    return found
+        by_engine[engine] = (done["lines"], folder / "out")
+    return by_engine
 
 
-def test_our_nodes_give_the_same_frames_on_all_engines(clips, place):
+def test_our_nodes_give_the_same_frames_on_all_engines(clips, workspace):
     webp = {engine: folder / "nano_00001_.webp" for engine, (_, folder) in clips.items()}
     assert frames_of(webp["embedded"]).shape == (FRAMES, 64, 64, 3)
     assert np.array_equal(frames_of(webp["comfyui"]), frames_of(webp["remote"]))
     assert np.abs(frames_of(webp["embedded"]) - frames_of(webp["comfyui"])).max() <= 1
     for name in ("nano_00001_.webp", "video/nano_00001_.mp4"):
-        assert (clips["remote"][1] / name).read_bytes() == (place.base / "output" / name).read_bytes()
+        assert (clips["remote"][1] / name).read_bytes() == (workspace.base / "output" / name).read_bytes()
     assert {engine: files(folder) for engine, (_, folder) in clips.items()} == {
         engine: ["nano_00001_.webp", "video/nano_00001_.mp4"] for engine in ENGINES
     }
@@ -256,7 +255,7 @@ def test_progress_of_the_sampler_is_told_step_by_step_with_its_node(clips):
 
 
 def core_graph() -> dict:
-    """Core's own SVD graph, picture to frames, small."""
+    """Return a small graph of core's SVD nodes, from an image to frames."""
     return {
         "load": node("ImageOnlyCheckpointLoader", ckpt_name="random.safetensors"),
         "picture": PICTURE,
@@ -274,25 +273,25 @@ def core_graph() -> dict:
     }  # fmt: skip
 
 
-def test_core_s_svd_graph_gives_exactly_the_server_s_frames(place, random_checkpoints, tmp_path):
-    checkpoints = place.base / "models" / "checkpoints"
+def test_core_s_svd_graph_gives_exactly_the_server_s_frames(workspace, random_checkpoints, tmp_path):
+    checkpoints = workspace.base / "models" / "checkpoints"
     (checkpoints / "random.safetensors").symlink_to(random_checkpoints / "with_conditioning_encoder.safetensors")
     (tmp_path / "graph.json").write_text(json.dumps(core_graph()))
     names = [f"core/frame_{number:05}_.png" for number in range(1, FRAMES + 1)]
-    for engine, python in (("remote", sys.executable), ("comfyui", place.python)):
-        command = place.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / engine))
-        (done,) = place.run([command], tmp_path, python)
+    for engine, python in (("remote", sys.executable), ("comfyui", workspace.python)):
+        command = workspace.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / engine))
+        (done,) = workspace.run([command], tmp_path, python)
         assert done["status"] == 0, done
         assert files(tmp_path / engine) == names
     pixels = [np.asarray(Image.open(tmp_path / "comfyui" / name)) for name in names]
     for name, frame in zip(names, pixels, strict=True):
         assert frame.shape == (64, 64, 3) and frame.std() > 1
-        assert np.array_equal(frame, np.asarray(Image.open(place.base / "output" / name)))
-        assert (tmp_path / "remote" / name).read_bytes() == (place.base / "output" / name).read_bytes()
+        assert np.array_equal(frame, np.asarray(Image.open(workspace.base / "output" / name)))
+        assert (tmp_path / "remote" / name).read_bytes() == (workspace.base / "output" / name).read_bytes()
     assert not np.array_equal(pixels[0], pixels[1])
 
 
-# Stopping
+# Stopped runs
 
 
 @pytest.mark.parametrize(
@@ -304,38 +303,37 @@ def test_core_s_svd_graph_gives_exactly_the_server_s_frames(place, random_checkp
     ],
     ids=lambda each: getattr(each, "name", each),
 )
-def test_a_run_that_is_stopped_leaves_no_result(place, tmp_path, engine, number):
-    before = files(place.base / "output")
+def test_a_run_that_is_stopped_leaves_no_result(workspace, tmp_path, engine, number):
+    before = files(workspace.base / "output")
     (tmp_path / "graph.json").write_text(json.dumps(nano_graph(steps=5000, seed=number)))
-    command = place.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / "out"))
+    command = workspace.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / "out"))
     process = subprocess.Popen(
-        [sys.executable if engine == "remote" else place.python, "-m", "svd_stages", *command],
-        cwd=tmp_path, env=place.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable if engine == "remote" else workspace.python, "-m", "svd_stages", *command],
+        cwd=tmp_path, env=workspace.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # a shell lets what it starts in the background ignore the signal, and the tests may be started so
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None,
     )  # fmt: skip
     for line in process.stdout:
-        told = json.loads(line)
-        if told["event"] == "progress" and told.get("node") == "sample" and told["done"] >= 2:
+        event = json.loads(line)
+        if event["event"] == "progress" and event.get("node") == "sample" and event["done"] >= 2:
             process.send_signal(number)
             break
-    told = [json.loads(line) for line in process.stdout]
-    words = process.stderr.read()
+    events = [json.loads(line) for line in process.stdout]
+    stderr = process.stderr.read()
     status = process.wait(timeout=60)
-    left = [name for name in files(tmp_path / "out") if "/." not in f"/{name}"] if (tmp_path / "out").exists() else []
-    assert left == []
+    assert [name for name in files(tmp_path / "out") if "/." not in f"/{name}"] == []
     if number != signal.SIGKILL:
-        assert status == 128 + number, words
-        assert ("stop" in words) == (engine == "comfyui")
-        assert told[-1]["code"] == "interrupted" and "Traceback" not in words
+        assert status == 128 + number, stderr
+        assert ("stop" in stderr) == (engine == "comfyui")
+        assert events[-1]["code"] == "interrupted" and "Traceback" not in stderr
         assert not (tmp_path / "out").exists()
     if engine == "remote":
-        stop_what_runs(place.url)
-    assert files(place.base / "output") == before
+        interrupt_server(workspace.url)
+    assert files(workspace.base / "output") == before
 
 
-def stop_what_runs(url: str) -> None:
-    """A client that was killed could not stop its run; one that was interrupted has."""
+def interrupt_server(url: str) -> None:
+    """Stop the run of a client that was killed. A client that was interrupted has stopped its run."""
     request = urllib.request.Request(f"{url}/interrupt", b"{}", method="POST")
     urllib.request.urlopen(request, timeout=30).close()
     for _ in range(300):
@@ -346,15 +344,15 @@ def stop_what_runs(url: str) -> None:
     raise AssertionError("the server does not stop")
 
 
-def test_an_interrupted_run_is_stopped_on_the_server(place, tmp_path):
+def test_an_interrupted_run_is_stopped_on_the_server(workspace, tmp_path):
     def stop(event: str, data: dict[str, Any]) -> None:
         if event == "progress" and data["node"] == "sample":
             raise KeyboardInterrupt
 
-    run_config = RunConfig(input_folder=place.base / "input", output_folder=tmp_path / "out")
+    run_config = RunConfig(input_folder=workspace.base / "input", output_folder=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        RemoteEngine(run_config, place.url).run(Graph(nano_graph(steps=5000, seed=99)), stop)
-    with urllib.request.urlopen(f"{place.url}/queue", timeout=30) as answer:
+        RemoteEngine(run_config, workspace.url).run(Graph(nano_graph(steps=5000, seed=99)), stop)
+    with urllib.request.urlopen(f"{workspace.url}/queue", timeout=30) as answer:
         assert json.load(answer) == {"queue_running": [], "queue_pending": []}
 
 
@@ -374,50 +372,51 @@ class Echo:
     RETURN_TYPES, FUNCTION = ("IMAGE",), "echo"
     def echo(self, image):
         print("node-prints")
-        (Path(folder_paths.get_output_directory()) / "unsaid.txt").write_text("not in what it shows")
+        (Path(folder_paths.get_output_directory()) / "unreported.txt").write_text("not in its ui result")
         return (1 - image,)
 NODE_CLASS_MAPPINGS = {"Echo": Echo}
 """
 
 
-def test_chosen_custom_nodes_run_and_no_others(place, tmp_path):
+def test_chosen_custom_nodes_run_and_no_others(workspace, tmp_path):
     checkout = tmp_path / "ComfyUI"
-    left_out = {".git", "custom_nodes", "models", "input", "output", "temp", "user"}
-    shutil.copytree(place.comfyui, checkout, ignore=lambda folder, _: left_out if Path(folder) == place.comfyui else ())
+    not_copied = {".git", "custom_nodes", "models", "input", "output", "temp", "user"}
+    source = workspace.comfyui
+    shutil.copytree(source, checkout, ignore=lambda folder, _: not_copied if Path(folder) == source else ())
     for name, text in {"Echo": ECHO, "Broken": "import module_that_is_not_there\n"}.items():
         (checkout / "custom_nodes" / name).mkdir(parents=True)
         (checkout / "custom_nodes" / name / "__init__.py").write_text(text)
     (checkout / "custom_nodes" / "SVD").symlink_to(REPOSITORY, target_is_directory=True)
     graph = saving(n2=node("SaveImage", images=["3", 0], filename_prefix="echo"), n3=node("Echo", image=["1", 0]))
     (tmp_path / "graph.json").write_text(json.dumps(graph))
-    common = ["run", "graph.json", "--comfyui", str(checkout), "--input-dir", str(place.base / "input"), "--json"]
+    common = ["run", "graph.json", "--comfyui", str(checkout), "--input-dir", str(workspace.base / "input"), "--json"]
     chosen = [[], ["Nope"], ["Broken"], ["Echo"], ["SVD", "Echo"]]
     commands = [[*common, *(word for name in names for word in ("--custom-node", name))] for names in chosen]
     commands.append([*common, "--custom-node", "Echo", "--set", "LoadImage.image=echo_00001_.png [output]"])
     commands.append([*common, "--custom-node", "Echo", "--set", "LoadImage.image=../graph.json [output]"])
-    outcomes = OutputPath(place.base, place.python, checkout).run(commands, tmp_path)
+    outcomes = Workspace(workspace.base, workspace.python, checkout).run(commands, tmp_path)
     assert [each["status"] for each in outcomes] == [2, 2, 2, 0, 0, 0, 3]
     without, missing, broken, echo, twice, *_ = outcomes
     assert "Echo" in without["err"] and "Broken" in missing["err"] and "module_that_is_not_there" in broken["err"]
     assert "pack-prints" in echo["err"] and "node-prints" in echo["err"]
     assert '"SVD"' in twice["err"] and '"SVD"' not in echo["err"]
     kept = np.asarray(Image.open(tmp_path / "output" / "echo_00001_.png"), dtype=int)
-    picture = np.asarray(Image.open(place.base / "input" / "picture.png").convert("RGB"), dtype=int)
+    picture = np.asarray(Image.open(workspace.base / "input" / "picture.png").convert("RGB"), dtype=int)
     assert np.abs(kept - (255 - picture)).max() <= 1
     again = np.asarray(Image.open(tmp_path / "output" / "echo_00003_.png"), dtype=int)  # of the first, as [output]
     assert np.abs(again - picture).max() <= 1
-    unsaid = [f"unsaid{number}.txt" for number in ("", "_00002", "_00003")]
-    assert files(tmp_path / "output") == [*(f"echo_0000{number}_.png" for number in (1, 2, 3)), *unsaid]
+    unreported = [f"unreported{number}.txt" for number in ("", "_00002", "_00003")]
+    assert files(tmp_path / "output") == [*(f"echo_0000{number}_.png" for number in (1, 2, 3)), *unreported]
     assert files(checkout / "custom_nodes" / "Echo")[0] == "__init__.py" and not (checkout / "user").exists()
 
 
-def test_validation_is_comfyuis_own(place, tmp_path):
+def test_validation_is_comfyuis_own(workspace, tmp_path):
     good, bad = nano_graph(), nano_graph(steps=0)
     for name, graph in (("good.json", good), ("bad.json", bad)):
         (tmp_path / name).write_text(json.dumps(graph))
-    more = ["--comfyui", str(place.comfyui), "--input-dir", str(place.base / "input"), "--json"]
+    more = ["--comfyui", str(workspace.comfyui), "--input-dir", str(workspace.base / "input"), "--json"]
     commands = [["validate", name, *more] for name in ("good.json", "bad.json")]
-    fine, wrong = place.run(commands, tmp_path)
+    fine, wrong = workspace.run(commands, tmp_path)
     assert fine["status"] == 0 and fine["lines"][-1]["outputs"] == ["webp", "mp4"]
     assert wrong["status"] == 2 and list(wrong["lines"][-1]["node_errors"]) == ["sample"]
     assert files(tmp_path) == ["bad.json", "commands.json", "good.json"]

@@ -1,7 +1,7 @@
-"""The checkpoint reader against ComfyUI's core, on one random file that neither of them wrote.
+"""Compare the checkpoint reader with ComfyUI's core on one random file that neither of them wrote.
 
-A key table that swaps two tensors of one shape survives every round trip of its own; here the other side is another
-program's table and another program's modules. Differences are in units of the answer's standard deviation.
+A key table that swaps two tensors of equal shape passes every round trip of its own. Core has its own key table and its
+own modules. Differences are in units of the standard deviation of core's result.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
 TOLERANCE = 1e-4
-"""A third of it is used up by diffusers' own group norms: 1e-6 in ResNets where Stability and core have 1e-5 (measured:
+"""About a third comes from diffusers' group norms: 1e-6 in ResNets where Stability and core have 1e-5 (measured:
 3e-5 with, 1e-5 without, on the UNet)."""
 FRAMES = 4
 MICRO = MicroConditioning(fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
 
 KEY_BIASES = ("to_k.bias", "k_proj.bias")
-"""Attention's answer does not depend on these: they add one number to all scores of a query."""
+"""Attention does not depend on these: they add one number to all scores of a query."""
 
 SAMPLINGS = {"ours": (1, 3, 1.0, 3.0), "core": (5, 4, 2.5, 1.5)}
-"""Whose conditioning: seed, steps, min_guidance, max_guidance."""
+"""Origin of the conditioning -> seed, steps, min_guidance, max_guidance."""
 
 
 @pytest.fixture(scope="module")
-def asked() -> dict[str, Any]:
-    """The questions. Three image tokens: with one, attention over them has no choice, and two of its tensors no say."""
+def inputs() -> dict[str, Any]:
+    """Return the inputs. With one image token instead of three, two tensors of cross-attention would have no effect."""
     source = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -62,150 +62,155 @@ def asked() -> dict[str, Any]:
         "clip_pixels": normal(1, 3, 224, 224),
         "core_settings": np.array([FRAMES, 12, 180, 0.1]),  # frames, fps, motion_bucket_id, augmentation_level
         **our_conditioning(normal(1, 1024), normal(1, 4, 8, 16)),
-        **{f"{whose}_sampling": np.array(settings) for whose, settings in SAMPLINGS.items()},
+        **{f"{side}_sampling": np.array(settings) for side, settings in SAMPLINGS.items()},
     }
 
 
 def our_conditioning(embeds: np.ndarray, image_latent: np.ndarray) -> dict[str, np.ndarray]:
-    """What our nodes put on the wires for core's KSampler."""
-    seen, encoded = SimpleNamespace(image_embeds=torch.from_numpy(embeds)), {"samples": torch.from_numpy(image_latent)}
-    positive, negative, latent = SVDImageConditioning().run(seen, encoded, FRAMES)
+    """Return the conditioning of our nodes for core's KSampler, as arrays."""
+    embedding, encoded = (
+        SimpleNamespace(image_embeds=torch.from_numpy(embeds)),
+        {"samples": torch.from_numpy(image_latent)},
+    )
+    positive, negative, latent = SVDImageConditioning().run(embedding, encoded, FRAMES)
     positive, negative, _ = SVDMicroConditioning().run(positive, negative, 7, 127, 0.02)
-    sides = {**conditioning_arrays(positive, "ours_positive"), **conditioning_arrays(negative, "ours_negative")}
-    return {**sides, "ours_latent": latent["samples"].numpy()}
+    conditioning = {**conditioning_arrays(positive, "ours_positive"), **conditioning_arrays(negative, "ours_negative")}
+    return {**conditioning, "ours_latent": latent["samples"].numpy()}
 
 
 @pytest.fixture(scope="module")
-def core(comfyui, random_checkpoints, asked) -> dict[str, np.ndarray]:
-    """Core's answers, by question."""
-    np.savez(random_checkpoints / "questions.npz", **asked)
+def core(comfyui, random_checkpoints, inputs) -> dict[str, np.ndarray]:
+    """Return core's results by name."""
+    np.savez(random_checkpoints / "inputs.npz", **inputs)
     answers = random_checkpoints / "answers.npz"
     checkpoint = random_checkpoints / "with_conditioning_encoder.safetensors"
-    comfyui.run(HERE / "core_answers.py", checkpoint, random_checkpoints / "questions.npz", answers, *FLOAT32)
+    comfyui.run(HERE / "core_answers.py", checkpoint, random_checkpoints / "inputs.npz", answers, *FLOAT32)
     return dict(np.load(answers))
 
 
 @pytest.fixture(scope="module")
 def ours(core, random_checkpoints) -> Checkpoint:
-    """The same file by our reader. After core, which needs the memory."""
+    """Load the file with our reader. After core, which needs the memory."""
     return load_checkpoint(random_checkpoints / "with_conditioning_encoder.safetensors", "fp32", CPU)
 
 
 def difference(ours: torch.Tensor, core: np.ndarray) -> float:
-    """Largest difference, in units of core's standard deviation."""
+    """Return the largest difference, in units of core's standard deviation."""
     assert tuple(ours.shape) == core.shape
     return float(np.abs(ours.detach().numpy() - core).max() / core.std())
 
 
-def unet_v(checkpoint: Checkpoint, asked: dict[str, Any]) -> torch.Tensor:
-    """Our UNet's answer, (F, 4, h, w)."""
+def unet_v(checkpoint: Checkpoint, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return our UNet's v prediction, (F, 4, h, w)."""
     return checkpoint.model.unet(
-        torch.from_numpy(asked["unet_x"])[None],
-        torch.tensor(asked["c_noise"]),
-        encoder_hidden_states=torch.from_numpy(asked["tokens"]),
+        torch.from_numpy(inputs["unet_x"])[None],
+        torch.tensor(inputs["c_noise"]),
+        encoder_hidden_states=torch.from_numpy(inputs["tokens"]),
         added_time_ids=MICRO.time_ids(),
         return_dict=False,
     )[0][0]
 
 
-def decoded(checkpoint: Checkpoint, asked: dict[str, Any]) -> torch.Tensor:
-    """Our decoder's pixels, (F, 3, H, W), not clamped."""
+def decoded(checkpoint: Checkpoint, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return our decoder's pixels, (F, 3, H, W), not clamped."""
     vae = checkpoint.vae.vae
     image_only = torch.zeros(1, FRAMES)
-    return vae.decoder(torch.from_numpy(asked["latents"]), num_frames=FRAMES, image_only_indicator=image_only)
+    return vae.decoder(torch.from_numpy(inputs["latents"]), num_frames=FRAMES, image_only_indicator=image_only)
 
 
-def test_core_takes_the_random_file_whole(core):
+def test_core_uses_all_tensors_of_the_random_file(core):
     lines = core["complaints"].tolist()
     assert all(line.startswith("left over keys") for line in lines), lines
     left_over = [name for line in lines for name in line.split("'")[1::2]]
     assert all(name.startswith(CONDITIONING_ENCODER) for name in left_over)
 
 
-def test_unet_step_equals_core(ours, core, asked):
-    assert difference(unet_v(ours, asked), core["unet"]) < TOLERANCE
+def test_unet_step_equals_core(ours, core, inputs):
+    assert difference(unet_v(ours, inputs), core["unet"]) < TOLERANCE
 
 
-def test_image_latent_equals_core_over_the_conditioning_encoder(ours, core, asked):
-    latents = encode_images(ours.vae, torch.from_numpy(asked["image"]), CPU)
+def test_image_latent_equals_core_over_the_conditioning_encoder(ours, core, inputs):
+    latents = encode_images(ours.vae, torch.from_numpy(inputs["image"]), CPU)
     assert difference(latents, core["conditioning_encoded"]) < TOLERANCE
 
 
-def test_image_latent_equals_core_in_a_file_without_the_conditioning_encoder(core, asked, random_checkpoints):
+def test_image_latent_equals_core_in_a_file_without_the_conditioning_encoder(core, inputs, random_checkpoints):
     vae = load_checkpoint(random_checkpoints / "without.safetensors", "fp32", CPU).vae
-    latents = encode_images(vae, torch.from_numpy(asked["image"]), CPU)
+    latents = encode_images(vae, torch.from_numpy(inputs["image"]), CPU)
     assert difference(latents, core["encoded"]) < TOLERANCE
 
 
-def test_decoder_equals_core(ours, core, asked):
-    assert difference(decoded(ours, asked), core["decoded"]) < TOLERANCE
+def test_decoder_equals_core(ours, core, inputs):
+    assert difference(decoded(ours, inputs), core["decoded"]) < TOLERANCE
 
 
-def test_frames_equal_core(ours, core, asked):
-    frames = decode_windows(ours.vae, torch.from_numpy(asked["latents"]), plan_windows(FRAMES, FRAMES, 0), CPU)
+def test_frames_equal_core(ours, core, inputs):
+    frames = decode_windows(ours.vae, torch.from_numpy(inputs["latents"]), plan_windows(FRAMES, FRAMES, 0), CPU)
     assert difference(frames, core["images"]) < TOLERANCE
 
 
-def test_clip_embedding_equals_core(ours, core, asked):
-    embeds = ours.clip_vision.encoder(torch.from_numpy(asked["clip_pixels"])).image_embeds
+def test_clip_embedding_equals_core(ours, core, inputs):
+    embeds = ours.clip_vision.encoder(torch.from_numpy(inputs["clip_pixels"])).image_embeds
     assert difference(embeds, core["embedding"]) < TOLERANCE
 
 
-def test_center_crop_embedding_equals_core(ours, core, asked):
-    embedding = embed_images(ours.clip_vision, torch.from_numpy(asked["image"]), "center_crop", CPU)
+def test_center_crop_embedding_equals_core(ours, core, inputs):
+    embedding = embed_images(ours.clip_vision, torch.from_numpy(inputs["image"]), "center_crop", CPU)
     assert difference(embedding.image_embeds, core["center_crop_embedding"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("whose", ["ours", "core"])
-def test_our_sampler_equals_core_sampler_on_the_conditioning_of_either(ours, core, asked, whose):
-    """Through the nodes: the very CONDITIONING and LATENT that core's KSampler got."""
-    wires = {**asked, **core}
-    seed, steps, low, high = SAMPLINGS[whose]
-    positive, negative = (conditioning_from(wires, f"{whose}_{side}") for side in ("positive", "negative"))
-    empty = {"samples": torch.from_numpy(wires[f"{whose}_latent"])}
+@pytest.mark.parametrize("side", ["ours", "core"])
+def test_our_sampler_equals_core_sampler_on_the_conditioning_of_either(ours, core, inputs, side):
+    """Both samplers get the same CONDITIONING and LATENT."""
+    values = {**inputs, **core}
+    seed, steps, low, high = SAMPLINGS[side]
+    positive, negative = (conditioning_from(values, f"{side}_{each}") for each in ("positive", "negative"))
+    empty = {"samples": torch.from_numpy(values[f"{side}_latent"])}
     with use_runtime(LocalRuntime(device_name="cpu")):
         (latent,) = SVDEulerSampler().run(ours.model, positive, negative, empty, seed, steps, low, high, "comfyui")
-    assert difference(latent["samples"], core[f"sampled_{whose}"]) < TOLERANCE
+    assert difference(latent["samples"], core[f"sampled_{side}"]) < TOLERANCE
 
 
 @torch.inference_mode(False)
-def test_every_tensor_has_a_say_in_the_answers(ours, asked):
-    """Else the comparisons could not see it in a wrong place. A root mean square here, the largest difference there."""
-    image, pixels = torch.from_numpy(asked["image"]), torch.from_numpy(asked["clip_pixels"])
+def test_every_tensor_affects_a_result(ours, inputs):
+    """Otherwise the comparisons could not detect a misplaced tensor. Effects are root mean squares."""
+    image, pixels = torch.from_numpy(inputs["image"]), torch.from_numpy(inputs["clip_pixels"])
     encoder, quant = ours.vae.vae.encoder, ours.vae.vae.quant_conv
-    says = {
-        **says_of(ours.model.unet, lambda: unet_v(ours, asked)),
-        **says_of(ours.vae.vae.decoder, lambda: decoded(ours, asked)),
-        **says_of(torch.nn.ModuleList([encoder, quant]), lambda: quant(encoder(image.movedim(-1, 1)))[:, :4]),
-        **says_of(ours.clip_vision.encoder, lambda: ours.clip_vision.encoder(pixels).image_embeds),
+    effects = {
+        **effects_of(ours.model.unet, lambda: unet_v(ours, inputs)),
+        **effects_of(ours.vae.vae.decoder, lambda: decoded(ours, inputs)),
+        **effects_of(torch.nn.ModuleList([encoder, quant]), lambda: quant(encoder(image.movedim(-1, 1)))[:, :4]),
+        **effects_of(ours.clip_vision.encoder, lambda: ours.clip_vision.encoder(pixels).image_embeds),
     }
-    silent = {name: say for name, say in says.items() if say < TOLERANCE and not name.endswith(KEY_BIASES)}
-    assert silent == {}
+    too_small = {name for name, effect in effects.items() if effect < TOLERANCE and not name.endswith(KEY_BIASES)}
+    assert too_small == set()
 
 
-def says_of(module: torch.nn.Module, answer: Callable[[], torch.Tensor]) -> dict[str, float]:
-    """How far another draw of each parameter would move the answer: root mean square, to first order, in the answer's
-    deviations. The largest along two random directions, since a single number may lie across one of them."""
+def effects_of(module: torch.nn.Module, answer: Callable[[], torch.Tensor]) -> dict[str, float]:
+    """Return the effect of another draw of each parameter: root mean square, to first order, in standard deviations.
+
+    The larger of two random directions, because one parameter may be orthogonal to a direction.
+    """
     lengths: dict[str, float] = {}
     handles = [
         parameter.requires_grad_(True).register_post_accumulate_grad_hook(partial(_note_gradient, lengths, name))
         for name, parameter in module.named_parameters()
     ]
-    told = answer()
-    directions = torch.randn((2, *told.shape), generator=torch.Generator("cpu").manual_seed(0)) / math.sqrt(
-        told.numel()
+    result = answer()
+    directions = torch.randn((2, *result.shape), generator=torch.Generator("cpu").manual_seed(0)) / math.sqrt(
+        result.numel()
     )
     for direction in directions:
-        (told * direction).sum().backward(retain_graph=True)
+        (result * direction).sum().backward(retain_graph=True)
     for handle in handles:
         handle.remove()
     module.requires_grad_(False)
     spreads = {name: each.std().item() if each.numel() > 1 else 1.0 for name, each in module.named_parameters()}
-    return {name: lengths[name] * spread / told.std().item() for name, spread in spreads.items()}
+    return {name: lengths[name] * spread / result.std().item() for name, spread in spreads.items()}
 
 
 def _note_gradient(lengths: dict[str, float], name: str, parameter: torch.Tensor) -> None:
-    """Keep the gradient's length only: the gradients of all parts together are as large as the weights."""
+    """Keep only the gradient's norm: the gradients of all models together are as large as the weights."""
     assert parameter.grad is not None
     lengths[name] = max(lengths.get(name, 0.0), parameter.grad.norm().item())
     parameter.grad = None

@@ -1,7 +1,7 @@
-"""ComfyUI's own tests of its executor, unchanged, on our engines: tests/execution of its checkout.
+"""Run ComfyUI's tests of its executor, tests/execution of its checkout, unchanged on this package's engines.
 
-A pytest plugin puts an engine in place of the server that those tests start; COMFYUI_TEST_SHIM is the folder that has
-it (peer_shim.py), and COMFYUI_PYTHON needs pytest, pytest-asyncio and websocket-client.
+A pytest plugin replaces the server that those tests start by an engine. COMFYUI_TEST_SHIM is the folder that holds it
+(peer_shim.py). COMFYUI_PYTHON needs pytest, pytest-asyncio and websocket-client.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 REPOSITORY = TESTS.parent
 SUITE = ("tests/execution/test_execution.py", "tests/execution/test_async_nodes.py")
-MODES = 3  # of keeping outputs between runs: classic, and two sizes of "the last ones"
+MODES = 3  # of the output cache: classic, and LRU of two sizes
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +27,16 @@ def shim() -> Path:
     return Path(folder)
 
 
-def test_comfyui_s_own_tests_pass_on_our_engine_with_its_own_switched_off(comfyui, shim, tmp_path):
+def test_comfyui_s_tests_pass_on_the_embedded_executor(comfyui, shim, tmp_path):
     run_suite(comfyui, shim, tmp_path, "EmbeddedEngine")
 
 
-def test_comfyui_s_own_tests_pass_on_its_executor_as_our_comfyui_engine_drives_it(comfyui, shim, tmp_path):
+def test_comfyui_s_tests_pass_on_its_executor_in_our_comfyui_engine(comfyui, shim, tmp_path):
     run_suite(comfyui, shim, tmp_path, "ComfyUIEngine")
 
 
 def run_suite(comfyui, shim: Path, tmp_path: Path, engine: str) -> None:
-    """All of it must pass."""
+    """Run the tests and assert that all pass."""
     (tmp_path / "svd_stages").symlink_to(REPOSITORY, target_is_directory=True)
     done = subprocess.run(
         [comfyui.python, "-m", "pytest", "-p", "peer_shim", *SUITE, "--skip-timing-checks", "-q"],

@@ -1,4 +1,4 @@
-"""The repository as a folder under a real ComfyUI's custom_nodes: it loads, its graphs run, Cancel stops them."""
+"""Test the repository as a custom node of a real ComfyUI: it loads, its graphs run, Cancel stops them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 TEMPLATES = REPOSITORY / "example_workflows"
 FOLDER = "SVD-Stages-v1.0(copy)"
 SPACED = "SVD Stages, täglich [1]"
-"""ComfyUI imports a folder of such a name, but with some releases of aiohttp it serves no file from below it."""
+"""A folder name that ComfyUI can import. With some releases of aiohttp it serves no files from it."""
 SMALL = {
     "SVDCheckpointLoader": {"checkpoint": "svd-nano"},
     "SVDResizeImage": {"width": 64, "height": 64},
@@ -31,16 +31,16 @@ SMALL = {
     "SVDImageConditioning": {"video_frames": 2},
     "SVDEulerSampler": {"steps": 1},
 }
-"""What makes a template quick, by class."""
+"""Inputs that make a template fast, by class."""
 NOT_SHIPPED = (".*", "__pycache__", "build", "dist", "*.egg-info", "tests", "node_modules")
 
 
 WANT_LARGE_FILES = {"ImageOnlyCheckpointLoader", "SVDToComfyModel"}
-"""Nodes that svd-nano is not for."""
+"""Nodes that svd-nano cannot be used with."""
 
 
 def convertible_templates() -> list[Path]:
-    """The templates that run with svd-nano and without the nodes of other packages."""
+    """Return the templates that run with svd-nano and without nodes of other packages."""
     files = sorted(TEMPLATES.glob("*.json"))
     types = {file: {node["type"] for node in json.loads(file.read_text("utf-8"))["nodes"]} for file in files}
     known = {*NODES, "MarkdownNote"} - WANT_LARGE_FILES
@@ -48,7 +48,7 @@ def convertible_templates() -> list[Path]:
 
 
 def make_base(base: Path, folder: str) -> Path:
-    """A ComfyUI base directory with the repository as its one custom node, and two pictures in its input folder."""
+    """Make a ComfyUI base directory with the repository as its only custom node, and two input images."""
     shutil.copytree(REPOSITORY, base / "custom_nodes" / folder, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
     (base / "input").mkdir()
     shutil.copy(TEMPLATES / "rocket.png", base / "input")
@@ -68,7 +68,7 @@ def server(comfyui, base):
 
 
 def nano_graph(steps: int = 2, seed: int = 1) -> dict:
-    """Picture to three frames of 64x64 with the embedded model, API format; ids are words."""
+    """Return an API-format graph from an image to three frames of 64x64 with the embedded model."""
     return {
         "load": node("SVDCheckpointLoader", checkpoint="svd-nano", precision="auto"),
         "picture": node("LoadImage", image="picture.png"),
@@ -121,16 +121,16 @@ def node(class_type: str, **inputs) -> dict:
 
 
 def test_the_folder_imports_without_complaint(server):
-    said = server.said()
-    assert FOLDER in said
-    assert "IMPORT FAILED" not in said
-    assert "Traceback" not in said
+    log = server.log_text()
+    assert FOLDER in log
+    assert "IMPORT FAILED" not in log
+    assert "Traceback" not in log
 
 
 def test_the_folder_may_have_any_name(comfyui, tmp_path):
     with comfyui.serve(make_base(tmp_path, SPACED)) as server:
         assert set(NODE_CLASS_MAPPINGS) <= set(server.get("/object_info"))
-        assert "IMPORT FAILED" not in server.said()
+        assert "IMPORT FAILED" not in server.log_text()
 
 
 def test_comfyui_knows_every_node(server):
@@ -143,14 +143,14 @@ def test_comfyui_knows_every_node(server):
 
 @pytest.fixture(scope="module")
 def results(server, base) -> Path:
-    """ComfyUI's output folder after one run of the graph."""
+    """Return ComfyUI's output folder after one run of the graph."""
     done = server.wait(server.queue(nano_graph()))
     assert done["status"]["status_str"] == "success", done["status"]
     return base / "output"
 
 
 def frames_of(animation: Path) -> np.ndarray:
-    """(F, H, W, 3) from 0 to 255."""
+    """Return the frames (F, H, W, 3) from 0 to 255."""
     with Image.open(animation) as opened:
         return np.stack([np.asarray(frame.convert("RGB"), dtype=int) for frame in ImageSequence.Iterator(opened)])
 
@@ -177,13 +177,13 @@ def test_a_converted_template_runs(server, template):
         each["inputs"].update(SMALL.get(each["class_type"], {}))
     done = server.wait(server.queue(prompt))
     assert done["status"]["status_str"] == "success", done["status"]
-    assert any("images" in told for told in done["outputs"].values())
+    assert any("images" in output for output in done["outputs"].values())
 
 
 def test_the_page_sees_every_step(server):
     with server.page("watching") as messages:
         server.queue(nano_graph(steps=4, seed=2), "watching")
-        steps = [told["value"] for told in sampler_steps(messages)]
+        steps = [step["value"] for step in sampler_steps(messages)]
     assert steps == [1, 2, 3, 4]
 
 
@@ -213,7 +213,7 @@ def test_cancel_stops_decoding_within_a_window_and_the_next_run_works(server):
 def test_the_page_gets_all_frames_of_every_step(server):
     with server.page("looking") as messages:
         server.queue(nano_graph(steps=3, seed=6), "looking")
-        sheets = [told for told in events(messages) if told["type"] == "svd_stages.preview"]
+        sheets = [message for message in events(messages) if message["type"] == "svd_stages.preview"]
     assert len(sheets) == 3
     for sheet in (each["data"] for each in sheets):
         assert (sheet["node"], sheet["frames"], sheet["width"], sheet["height"]) == ("sample", 3, 8, 8)
@@ -222,7 +222,7 @@ def test_the_page_gets_all_frames_of_every_step(server):
 
 
 def events(messages: Iterator[dict]) -> Iterator[dict]:
-    """What the page is told until its prompt ends."""
+    """Yield the messages to a page until its prompt ends."""
     for message in messages:
         yield message
         if message["type"] in ("execution_success", "execution_error", "execution_interrupted"):
@@ -230,12 +230,12 @@ def events(messages: Iterator[dict]) -> Iterator[dict]:
 
 
 def sampler_steps(messages: Iterator[dict]) -> Iterator[dict]:
-    """The sampler's progress until its prompt ends: {"value", "max"}."""
+    """Yield the sampler's progress until its prompt ends: {"value", "max"}."""
     return steps_of("sample", messages)
 
 
 def steps_of(node: str, messages: Iterator[dict]) -> Iterator[dict]:
-    """A node's progress until its prompt ends: {"value", "max"}."""
+    """Yield a node's progress until its prompt ends: {"value", "max"}."""
     return (each["data"] for each in events(messages) if each["type"] == "progress" and each["data"]["node"] == node)
 
 

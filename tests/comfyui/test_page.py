@@ -1,6 +1,6 @@
-"""ComfyUI's real page in Chromium with our modules on it: drawings, hints, presets, the moving preview, templates.
+"""Test ComfyUI's page with our extension in Chromium: drawings, hints, presets, the animated preview, templates.
 
-Needs, beside COMFYUI_PATH and COMFYUI_PYTHON, CHROMIUM (the browser's path) and the package playwright.
+Needs, besides COMFYUI_PATH and COMFYUI_PYTHON, CHROMIUM (the browser's path) and the package playwright.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SETTINGS = {
 WORKFLOWS = Path(__file__).parents[2] / "example_workflows"
 TEMPLATES = sorted(file.stem for file in WORKFLOWS.glob("*.json"))
 FOR_PUBLISHED = [name for name in TEMPLATES if '["svd_xt.safetensors"' in (WORKFLOWS / f"{name}.json").read_text()]
-PATIENCE = 120_000  # milliseconds
-RUN_PATIENCE = 300_000
+TIMEOUT = 120_000  # milliseconds
+RUN_TIMEOUT = 300_000
 
 READY = "Boolean(window.app?.graph && window.LiteGraph?.registered_node_types?.SVDGuidance)"
 HELPERS = """
@@ -61,7 +61,7 @@ window.svd = {
 
 @pytest.fixture(scope="module")
 def base(comfyui, tmp_path_factory) -> Path:
-    """A base directory with the pack, and a person who has seen the welcome."""
+    """Return a base directory with the pack and settings that suppress the welcome dialog."""
     if not os.environ.get("CHROMIUM") or importlib.util.find_spec("playwright") is None:
         pytest.skip("needs CHROMIUM, the path of a Chromium, and the package playwright to drive it")
     base = make_base(tmp_path_factory.mktemp("page_base"), FOLDER)
@@ -72,33 +72,35 @@ def base(comfyui, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(comfyui, base):
-    """A ComfyUI with the pack."""
+    """Yield a ComfyUI server with the pack."""
     with comfyui.serve(base) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def opened(server) -> Iterator[Any]:
-    """The page, once for all tests, and what it says in its console."""
+    """Yield the page, opened once for all tests, and its console errors."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=os.environ["CHROMIUM"], args=list(FLAGS))
         page = browser.new_page(viewport={"width": 1700, "height": 950})
-        said: list[str] = []
-        page.on(
-            "console",
-            lambda told: said.append(f"{told.text} {told.location}") if told.type == "error" else None,
-        )
-        page.on("pageerror", lambda error: said.append(f"{error}\n{error.stack}"))
+        errors: list[str] = []
+
+        def on_console(message: Any) -> None:
+            if message.type == "error":
+                errors.append(f"{message.text} {message.location}")
+
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
         page.goto(server.url)
         wait_until_ready(page)
-        yield page, said
+        yield page, errors
         browser.close()
 
 
 def wait_until_ready(page) -> None:
-    page.wait_for_function(READY, timeout=PATIENCE)
+    page.wait_for_function(READY, timeout=TIMEOUT)
     page.wait_for_timeout(1500)
     page.keyboard.press("Escape")
     page.evaluate(HELPERS)
@@ -106,12 +108,12 @@ def wait_until_ready(page) -> None:
 
 @pytest.fixture
 def page(opened) -> Iterator[Any]:
-    """An empty graph. What the page says against our files fails the test afterwards."""
-    page, said = opened
+    """Yield the page with an empty graph. Console errors about our files fail the test."""
+    page, errors = opened
     page.evaluate("app.graph.clear()")
     yield page
-    ours = [each for each in said if FOLDER in each or "svd_stages" in each]
-    said.clear()
+    ours = [error for error in errors if FOLDER in error or "svd_stages" in error]
+    errors.clear()
     assert ours == []
 
 
@@ -145,7 +147,7 @@ def test_a_wired_value_is_not_guessed(page):
             await svd.settled();
         }"""
     )
-    assert page.evaluate("svd.element(svd.one('SVDSigmas'), 'sigma_schedule').textContent") == "the wired values decide"
+    assert page.evaluate("svd.element(svd.one('SVDSigmas'), 'sigma_schedule').textContent") == "linked values are used"
 
 
 def test_drawings_and_hints_are_not_saved(page):
@@ -156,12 +158,12 @@ def test_drawings_and_hints_are_not_saved(page):
 
 def test_a_hint_comes_and_goes_with_the_value(page):
     page.evaluate("void svd.make('SVDMicroConditioning')")
-    said = "svd.element(svd.one('SVDMicroConditioning'), 'hints').textContent"
-    assert page.evaluate(said) == ""
+    hint = "svd.element(svd.one('SVDMicroConditioning'), 'hints').textContent"
+    assert page.evaluate(hint) == ""
     page.evaluate("svd.set(svd.one('SVDMicroConditioning'), 'fps', 60)")
-    assert "5 to 30" in page.evaluate(said)
+    assert "5 to 30" in page.evaluate(hint)
     page.evaluate("svd.set(svd.one('SVDMicroConditioning'), 'fps', 7)")
-    assert page.evaluate(said) == ""
+    assert page.evaluate(hint) == ""
 
 
 def load_template(page, name: str) -> None:
@@ -175,7 +177,7 @@ def load_template(page, name: str) -> None:
 
 
 def press_run(page) -> None:
-    """Close what the page opened by itself, a welcome or the like, and press Run."""
+    """Close dialogs that the page opened by itself, and press Run."""
     for _ in range(10):
         if not page.locator(".p-dialog-mask").count():
             break
@@ -209,8 +211,8 @@ def test_presets_set_every_node_that_is_wired_to_the_loader(page):
         ("SVDResizeImage", "width"): 512,
         ("SVDResizeImage", "height"): 320,
     }
-    found = {key: page.evaluate("([type, name]) => svd.get(svd.one(type), name)", list(key)) for key in values}
-    assert found == values
+    settings = {key: page.evaluate("([type, name]) => svd.get(svd.one(type), name)", list(key)) for key in values}
+    assert settings == values
 
 
 def test_the_quickstart_runs_with_a_moving_preview_and_shows_its_video(page):
@@ -228,8 +230,8 @@ def test_the_quickstart_runs_with_a_moving_preview_and_shows_its_video(page):
         }"""
     )
     press_run(page)
-    page.wait_for_function("window.pictures.size > 6", timeout=RUN_PATIENCE)
-    page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_PATIENCE)
+    page.wait_for_function("window.pictures.size > 6", timeout=RUN_TIMEOUT)
+    page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_TIMEOUT)
     assert page.evaluate("svd.element(svd.one('SVDEulerSampler'), 'svd_stages_preview')") is None
     assert page.evaluate("[...svd.one('SVDEulerSampler').size]") == before
     assert page.evaluate("[...window.saved]") == [",".join(f"{side:g}" for side in before)]
@@ -266,7 +268,7 @@ def test_reordered_stages_runs_and_shows_two_videos(page):
     press_run(page)
     page.wait_for_function(
         "[...document.querySelectorAll('video')].filter((each) => each.readyState > 1).length === 2",
-        timeout=RUN_PATIENCE,
+        timeout=RUN_TIMEOUT,
     )
     widths = page.evaluate("[...document.querySelectorAll('video')].map((each) => each.videoWidth)")
     assert sorted(widths) == [128, 192]
@@ -289,7 +291,7 @@ def test_a_template_for_a_published_model_runs_and_shows_its_video(page, base, r
         }"""
     )
     press_run(page)
-    page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_PATIENCE)
+    page.wait_for_function("document.querySelector('video')?.readyState > 1", timeout=RUN_TIMEOUT)
     video = page.evaluate("(({videoWidth, videoHeight}) => [videoWidth, videoHeight])(document.querySelector('video'))")
     assert video == [128, 64]
 

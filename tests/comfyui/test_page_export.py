@@ -1,4 +1,4 @@
-"""What we convert a UI-format graph to, against what ComfyUI's real page exports of it (app.graphToPrompt in Chromium).
+"""Compare our conversion of UI-format graphs with the export of ComfyUI's page (app.graphToPrompt in Chromium).
 
 The graphs: our templates, all templates that ComfyUI ships, and `ui_cases.GRAPHS`. Node descriptions come from the same
 server. Titles are left out: the page translates its nodes' names.
@@ -26,44 +26,44 @@ EXPORT = """async (workflow) => {
   return (await app.graphToPrompt()).output;
 }"""
 RULES_OF = (1, 58)
-"""The version of the page whose rules ours are."""
+"""The version of the page whose rules our conversion follows."""
 SVD_TEMPLATES = {"image_to_video", "txt_to_image_to_video"}
 
 
 @pytest.fixture(scope="module")
 def table(server) -> NodeTable:  # noqa: F811
-    """The server's nodes, by its descriptions."""
+    """Return the server's nodes from their descriptions."""
     return described_nodes(server.get("/object_info"))
 
 
 def comfyuis_templates(python: str) -> dict[str, Path]:
-    """The templates of the package that ComfyUI takes them from, by name."""
-    code = "import comfyui_workflow_templates as found; print(found.__path__[0])"
+    """Return ComfyUI's templates by name, from the package that holds them."""
+    code = "import comfyui_workflow_templates as templates; print(templates.__path__[0])"
     folder = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     return {file.stem: file for file in sorted(Path(folder).rglob("*.json")) if "index" not in file.name}
 
 
 def difference(workflow: dict[str, Any], opened, table: NodeTable) -> list[str]:  # noqa: F811
-    """What the page's export and ours do not share, but for inputs that no class declares: the page's own widgets."""
-    page, said = opened
+    """List the differences between the page's export and ours, except inputs that no class declares: page widgets."""
+    page, errors = opened
     exported = page.evaluate(EXPORT, workflow)
     page.keyboard.press("Escape")
-    said.clear()
+    errors.clear()
     ours = to_api(workflow, table.classes, table.display_names)
-    found = [f"node {node_id} is on one side only" for node_id in sorted(set(exported) ^ set(ours))]
+    differences = [f"node {node_id} is on one side only" for node_id in sorted(set(exported) ^ set(ours))]
     for node_id in set(exported) & set(ours):
         theirs, mine = exported[node_id], ours[node_id]
         declared = table.classes[mine["class_type"]].INPUT_TYPES()  # pyright: ignore
         known = {name for group in declared.values() for name in group} | set(mine["inputs"])
         inputs = {name: value for name, value in theirs["inputs"].items() if name in known}
         if (theirs["class_type"], inputs) != (mine["class_type"], mine["inputs"]):
-            found.append(f"node {node_id} ({theirs['class_type']}): {inputs} and {mine['inputs']}")
-    return found
+            differences.append(f"node {node_id} ({theirs['class_type']}): {inputs} and {mine['inputs']}")
+    return differences
 
 
 @pytest.fixture(scope="module")
 def current(opened) -> None:  # noqa: F811
-    """Earlier pages lose the values of nested promoted widgets, and run what is inside a muted subgraph."""
+    """Skip for earlier pages, which lose values of nested promoted widgets and run nodes in a muted subgraph."""
     version = opened[0].evaluate("async () => (await app.graphToPrompt()).workflow.extra.frontendVersion")
     if tuple(map(int, version.split(".")[:2])) < RULES_OF:
         pytest.skip(f"the page is {version}; COMFYUI_FLAGS='--front-end-root FOLDER' serves one from 1.58 on")
@@ -85,7 +85,7 @@ def test_our_templates_are_exported_as_the_page_does(name, opened, table):  # no
 
 
 def test_comfyuis_templates_are_exported_as_the_page_does(opened, table, server):  # noqa: F811
-    """But for those with nodes that this ComfyUI has not, and one whose ids are not unique: the page renumbers it."""
+    """Except templates with nodes that this ComfyUI lacks, and one with duplicate ids, which the page renumbers."""
     outcomes: Counter[str] = Counter()
     different = {}
     templates = comfyuis_templates(server.python)
@@ -93,16 +93,16 @@ def test_comfyuis_templates_are_exported_as_the_page_does(opened, table, server)
     for name, file in templates.items():
         workflow = json.loads(file.read_text("utf-8"))
         try:
-            found = difference(workflow, opened, table)
-        except GraphError as refused:
-            assert refused.code == "graph.missing_node_type" and name not in SVD_TEMPLATES, (name, str(refused))
+            differences = difference(workflow, opened, table)
+        except GraphError as error:
+            assert error.code == "graph.missing_node_type" and name not in SVD_TEMPLATES, (name, str(error))
             outcomes["refused"] += 1
             continue
-        if found and _has_ids_twice(workflow):
+        if differences and _has_ids_twice(workflow):
             outcomes["renumbered"] += 1
             continue
-        outcomes["same"] += not found
-        different |= {name: found} if found else {}
+        outcomes["same"] += not differences
+        different |= {name: differences} if differences else {}
     print(dict(outcomes))
     assert different == {} and outcomes["same"] > 150 and outcomes["renumbered"] <= 1
 

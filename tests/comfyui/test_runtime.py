@@ -1,4 +1,4 @@
-"""nodes/comfy/runtime.py inside a real ComfyUI, without its server."""
+"""Test nodes/comfy/runtime.py inside a real ComfyUI, without its server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("core_runtime.py")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A base directory with a one-file checkpoint in a subfolder and a diffusers folder, by name only."""
+    """Return a base directory with an empty one-file checkpoint in a subfolder and an empty diffusers folder."""
     base = tmp_path_factory.mktemp("base")
     for name in ("models/checkpoints/video/one.safetensors", "models/diffusers/two/model_index.json"):
         (base / name).parent.mkdir(parents=True)
@@ -25,29 +25,29 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(comfyui, base) -> dict[str, Any]:
+def answers(comfyui, base) -> dict[str, Any]:
     return json.loads(comfyui.run(SCRIPT, REPOSITORY, base))
 
 
-def test_importing_the_package_inside_comfyui_makes_comfyui_the_host(told):
-    assert told["class"] == "ComfyRuntime"
+def test_importing_the_package_inside_comfyui_sets_its_runtime(answers):
+    assert answers["class"] == "ComfyRuntime"
 
 
-def test_models_are_those_of_comfyui_s_folders(told):
-    assert told["names"] == ["two", "video/one.safetensors", "svd-nano"]
+def test_models_are_those_of_comfyui_s_folders(answers):
+    assert answers["names"] == ["two", "video/one.safetensors", "svd-nano"]
 
 
-def test_folders_are_comfyui_s(told, base):
-    assert told["folders"] == {kind: str(base / kind) for kind in ("input", "output", "temp")}
+def test_folders_are_comfyui_s(answers, base):
+    assert answers["folders"] == {kind: str(base / kind) for kind in ("input", "output", "temp")}
 
 
-def test_stages_compute_on_comfyui_s_device(told):
-    assert (told["device"], told["inside"]) == ("cpu", "cpu")
-    assert told["free"] > 0
+def test_the_device_is_comfyui_s(answers):
+    assert (answers["device"], answers["inside"]) == ("cpu", "cpu")
+    assert answers["free"] > 0
 
 
-def test_a_part_leaves_when_it_is_to_and_no_other_does(told):
-    assert told["kept"] == {
+def test_only_offloaded_parts_leave_the_device(answers):
+    assert answers["kept"] == {
         "both used": 2,
         "a copy in use": 2,  # copies share weights, and the patcher
         "a copy gone": 1,
@@ -56,10 +56,10 @@ def test_a_part_leaves_when_it_is_to_and_no_other_does(told):
     }
 
 
-def test_cancel_stops_at_the_next_unit(told):
-    assert told["stopped_at"] == [1]
+def test_cancel_stops_at_the_next_unit(answers):
+    assert answers["stopped_at"] == [1]
 
 
-def test_comfyui_s_precision_flags_are_what_auto_means(comfyui, base, told):
+def test_comfyui_s_precision_flags_are_what_auto_means(comfyui, base, answers):
     flagged = json.loads(comfyui.run(SCRIPT, REPOSITORY, base, "--force-fp32"))
-    assert (told["precision"], flagged["precision"]) == ("auto", "fp32")
+    assert (answers["precision"], flagged["precision"]) == ("auto", "fp32")

@@ -1,7 +1,7 @@
-"""The stand-ins for core's SVD nodes beside core's own, on one random file: the same graphs, the same numbers.
+"""Test that the compat nodes for core's SVD nodes compute the same as core, on one random file.
 
-Small graphs are asked of the classes of either side, and ComfyUI's own SVD template of a real server and of
-`run_graph`. The second conditioning encoder of a file is left out: core reads the other one.
+Small graphs run on the node classes of both sides. ComfyUI's SVD template runs on a real server and with `run_graph`.
+The file has no second conditioning encoder, because core does not read it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 HERE = Path(__file__).parent
 FLOAT32 = ("--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--use-pytorch-cross-attention")
 TOLERANCE = 1e-3
-"""In units of the answer's standard deviation. One step from 700 to 0 shows how coarse float32 is up there, by 8e-4
-(core's guidance takes x - clean); estimates without guidance and lower levels show 3e-5, diffusers' group norms."""
+"""In units of the result's standard deviation. One step from sigma 700 to 0 differs by 8e-4, because core's guidance
+computes x - denoised in float32. Without guidance, or at lower levels, 3e-5 comes from diffusers' group norms."""
 CHECKPOINT = "without.safetensors"
 WIDTH, HEIGHT, FRAMES = 64, 64, 3
 
@@ -75,9 +75,9 @@ def custom(sigmas: list, **changes: Any) -> dict:
 
 
 def custom_advanced(guider: dict, noise: dict, sigmas: dict, latent: list) -> dict:
-    wires = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
+    links = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
     parts = {"noise": noise, "guider": guider, "sigmas": sigmas}
-    return {**EULER, **parts, "answer": node("SamplerCustomAdvanced", **wires, latent_image=latent)}
+    return {**EULER, **parts, "answer": node("SamplerCustomAdvanced", **links, latent_image=latent)}
 
 
 def scheduled(scheduler: str, steps: int, denoise: float = 1.0) -> dict:
@@ -231,7 +231,7 @@ GRAPHS = {**SIGMAS, **PICTURES, **SAMPLED}
 
 @pytest.fixture(scope="module")
 def pair() -> np.ndarray:
-    """Two pictures, 150x100, with an edge and noise."""
+    """Return two images, 150x100, with an edge and noise."""
     pictures = np.random.default_rng(1).random((2, 100, 150, 3), dtype=np.float32) * 0.5
     pictures[:, :, 60:] += 0.4
     return pictures
@@ -239,10 +239,10 @@ def pair() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def core(comfyui, random_checkpoints, pair, tmp_path_factory) -> dict[str, np.ndarray]:
-    """Core's answers: "graph.slot" and what the slot holds."""
+    """Return core's results: "graph.slot" -> array."""
     folder = tmp_path_factory.mktemp("svd_nodes")
-    asked = {"checkpoint": str(random_checkpoints / CHECKPOINT), "graphs": GRAPHS}
-    (folder / "questions.json").write_text(json.dumps(asked))
+    questions = {"checkpoint": str(random_checkpoints / CHECKPOINT), "graphs": GRAPHS}
+    (folder / "questions.json").write_text(json.dumps(questions))
     np.save(folder / "pair.npy", pair)
     comfyui.run(HERE / "core_svd_nodes.py", folder, *FLOAT32)
     return dict(np.load(folder / "answers.npz"))
@@ -250,7 +250,7 @@ def core(comfyui, random_checkpoints, pair, tmp_path_factory) -> dict[str, np.nd
 
 @pytest.fixture(scope="module")
 def known(core, random_checkpoints, pair) -> dict[str, tuple]:
-    """What graphs find, of ours. After core, which needs the memory."""
+    """Return our models and the images by node id. After core, which needs the memory."""
     loaded = load_checkpoint(random_checkpoints / CHECKPOINT, "fp32", torch.device("cpu"))
     pictures = torch.from_numpy(pair)
     parts = (Model(loaded.model), loaded.clip_vision, loaded.vae)
@@ -270,7 +270,7 @@ def test_a_graph_gives_what_core_gives(core, known, name):
 
 
 def difference(ours: np.ndarray, core: np.ndarray, relative: bool) -> float:
-    """The largest, beside core's number or in units of its standard deviation; of single numbers as it is."""
+    """Return the largest difference: relative to core's values, or in units of their standard deviation."""
     unit = np.abs(core) if relative else core.std() if core.size > 1 else 1.0
     return float((np.abs(ours - core) / np.where(unit == 0, 1.0, unit)).max())
 
@@ -290,7 +290,7 @@ SMALLER = (
 
 @pytest.fixture
 def base(random_checkpoints, tmp_path) -> Path:
-    """A ComfyUI base directory with the random file, a picture, and the node that keeps frames."""
+    """Return a ComfyUI base directory with the random file, an image, and the node that writes frames."""
     for folder in ("models/checkpoints", "input", "custom_nodes"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "models" / "checkpoints" / "svd.safetensors").symlink_to(random_checkpoints / CHECKPOINT)
@@ -300,7 +300,7 @@ def base(random_checkpoints, tmp_path) -> Path:
 
 
 def with_frames_kept(prompt: dict, path: Path) -> dict:
-    """The graph, and what comes out of its VAEDecode in a file."""
+    """Return the graph with a node that writes the frames of its VAEDecode to a file."""
     (decoder,) = [node_id for node_id, each in prompt.items() if each["class_type"] == "VAEDecode"]
     return {**prompt, "keep": node("KeepFrames", images=[decoder, 0], path=str(path))}
 

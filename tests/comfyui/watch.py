@@ -1,4 +1,4 @@
-"""Prints what ComfyUI tells a page, one JSON message a line: `watch.py URL CLIENT_ID`. Runs in ComfyUI's Python."""
+"""Print ComfyUI's websocket messages, one JSON text per line: `watch.py URL CLIENT_ID`. Runs in ComfyUI's Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import aiohttp
 
 
 async def watch(url: str, client_id: str) -> None:
-    """Until the server goes away or this process is ended."""
+    """Print messages until the server closes the connection."""
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/ws?clientId={client_id}") as socket:
         async for message in socket:
             if message.type == aiohttp.WSMsgType.TEXT:

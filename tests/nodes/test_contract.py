@@ -1,4 +1,8 @@
-"""What every node promises to saved graphs and to the people who use it."""
+"""Rules of all node declarations and help pages.
+
+tests/data/nodes.json records ids, inputs, outputs, types, defaults and texts. Saved graphs hold widget values by
+position and links by slot: a new widget may only be added at the end of the optional inputs.
+"""
 
 from __future__ import annotations
 
@@ -25,194 +29,16 @@ ALL = pytest.mark.parametrize("class_type", list(NODES))
 
 SEED = 2**64 - 1
 
-# id -> inputs and outputs in their order, fixed for good: saved graphs hold widget values by position and links by
-# slot. A new widget may only be added at the end of the optional inputs.
-TABLE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "SVDCheckpointLoader": (
-        {"checkpoint": ["svd-nano"], "precision": ["auto", "fp16", "bf16", "fp32"]},
-        {"model": "SVD_MODEL", "clip_vision": "SVD_CLIP_VISION", "vae": "SVD_VAE"},
-    ),
-    "SVDResizeImage": (
-        {"image": "IMAGE", "width": "INT", "height": "INT", "fit": ["stretch", "crop", "pad"]},
-        {"image": "IMAGE", "width": "INT", "height": "INT"},
-    ),
-    "SVDCLIPVisionEncode": (
-        {"clip_vision": "SVD_CLIP_VISION,CLIP_VISION", "image": "IMAGE", "preprocess": ["reference", "center_crop"]},
-        {"clip_vision_output": "CLIP_VISION_OUTPUT"},
-    ),
-    "SVDNoiseAugmentation": (
-        {"image": "IMAGE", "noise_aug_strength": "FLOAT", "seed": "INT"},
-        {"image": "IMAGE", "noise_aug_strength": "FLOAT", "seed": "INT"},
-    ),
-    "SVDVAEEncode": ({"vae": "SVD_VAE,VAE", "image": "IMAGE"}, {"latent": "LATENT"}),
-    "SVDImageConditioning": (
-        {"clip_vision_output": "CLIP_VISION_OUTPUT", "image_latent": "LATENT", "video_frames": "INT"},
-        {"positive": "CONDITIONING", "negative": "CONDITIONING", "latent": "LATENT"},
-    ),
-    "SVDMicroConditioning": (
-        {
-            "positive": "CONDITIONING",
-            "negative": "CONDITIONING",
-            "fps": "INT",
-            "motion_bucket_id": "INT",
-            "noise_aug_strength": "FLOAT",
-        },
-        {"positive": "CONDITIONING", "negative": "CONDITIONING", "fps": "FLOAT"},
-    ),
-    "SVDSigmas": (
-        {
-            "steps": "INT",
-            "schedule": ["karras", "align_your_steps", "exponential"],
-            "sigma_min": "FLOAT",
-            "sigma_max": "FLOAT",
-            "rho": "FLOAT",
-        },
-        {"sigmas": "SIGMAS"},
-    ),
-    "SVDGuidance": (
-        {"shape": ["linear", "triangle", "constant"], "min_guidance": "FLOAT", "max_guidance": "FLOAT"},
-        {"guidance": "SVD_GUIDANCE"},
-    ),
-    "SVDEulerSampler": (
-        {
-            "model": "SVD_MODEL,MODEL",
-            "positive": "CONDITIONING",
-            "negative": "CONDITIONING",
-            "latent": "LATENT",
-            "seed": "INT",
-            "steps": "INT",
-            "min_guidance": "FLOAT",
-            "max_guidance": "FLOAT",
-            "noise": ["comfyui", "diffusers", "none"],
-            "sigmas": "SIGMAS",
-            "guidance": "SVD_GUIDANCE",
-        },
-        {"latent": "LATENT"},
-    ),
-    "SVDTemporalVAEDecode": (
-        {
-            "vae": "SVD_VAE,VAE",
-            "latent": "LATENT",
-            "mode": ["exact", "windowed"],
-            "chunk_size": "INT",
-            "context": "INT",
-        },
-        {"images": "IMAGE"},
-    ),
-    "SVDModelOptions": (
-        {
-            "model": "SVD_MODEL",
-            "memory": ["auto", "resident", "offload", "stream"],
-            "forward_chunking": ["auto", "off"],
-            "compile": ["off", "regional", "full"],
-            "attention": ["auto", "sdpa"],
-        },
-        {"model": "SVD_MODEL"},
-    ),
-    "SVDImageToVideo": (
-        {
-            "model": "SVD_MODEL,MODEL",
-            "clip_vision": "SVD_CLIP_VISION,CLIP_VISION",
-            "vae": "SVD_VAE,VAE",
-            "image": "IMAGE",
-            "width": "INT",
-            "height": "INT",
-            "fit": ["stretch", "crop", "pad"],
-            "video_frames": "INT",
-            "fps": "INT",
-            "motion_bucket_id": "INT",
-            "noise_aug_strength": "FLOAT",
-            "seed": "INT",
-            "steps": "INT",
-            "min_guidance": "FLOAT",
-            "max_guidance": "FLOAT",
-            "decode_mode": ["exact", "windowed"],
-            "chunk_size": "INT",
-            "context": "INT",
-        },
-        {"images": "IMAGE"},
-    ),
-    "SVDGatherVideos": ({"images": "IMAGE"}, {"videos": "SVD_VIDEOS"}),
-    "SVDToComfyModel": (
-        {"model": "SVD_MODEL", "clip_vision": "SVD_CLIP_VISION", "vae": "SVD_VAE"},
-        {"model": "MODEL", "clip_vision": "CLIP_VISION", "vae": "VAE"},
-    ),
-    "SVDFrameGuider": (
-        {
-            "model": "MODEL",
-            "positive": "CONDITIONING",
-            "negative": "CONDITIONING",
-            "min_guidance": "FLOAT",
-            "max_guidance": "FLOAT",
-            "guidance": "SVD_GUIDANCE",
-        },
-        {"guider": "GUIDER"},
-    ),
-    "SVDFrameGuidance": (
-        {"model": "MODEL", "min_guidance": "FLOAT", "max_guidance": "FLOAT", "guidance": "SVD_GUIDANCE"},
-        {"model": "MODEL"},
-    ),
-    "SVDEulerSamplerSelect": ({}, {"sampler": "SAMPLER"}),
-}
-DEFAULTS = {
-    ("SVDCheckpointLoader", "precision"): "auto",
-    ("SVDResizeImage", "width"): 1024,
-    ("SVDResizeImage", "height"): 576,
-    ("SVDResizeImage", "fit"): "stretch",
-    ("SVDCLIPVisionEncode", "preprocess"): "reference",
-    ("SVDNoiseAugmentation", "noise_aug_strength"): 0.02,
-    ("SVDImageConditioning", "video_frames"): 25,
-    ("SVDMicroConditioning", "fps"): 7,
-    ("SVDMicroConditioning", "motion_bucket_id"): 127,
-    ("SVDMicroConditioning", "noise_aug_strength"): 0.02,
-    ("SVDSigmas", "steps"): 25,
-    ("SVDSigmas", "schedule"): "karras",
-    ("SVDSigmas", "sigma_min"): 0.002,
-    ("SVDSigmas", "sigma_max"): 700.0,
-    ("SVDSigmas", "rho"): 7.0,
-    ("SVDGuidance", "shape"): "linear",
-    ("SVDGuidance", "min_guidance"): 1.0,
-    ("SVDGuidance", "max_guidance"): 3.0,
-    ("SVDEulerSampler", "steps"): 25,
-    ("SVDEulerSampler", "min_guidance"): 1.0,
-    ("SVDEulerSampler", "max_guidance"): 3.0,
-    ("SVDEulerSampler", "noise"): "comfyui",
-    ("SVDTemporalVAEDecode", "mode"): "exact",
-    ("SVDTemporalVAEDecode", "chunk_size"): 8,
-    ("SVDTemporalVAEDecode", "context"): 2,
-    ("SVDModelOptions", "memory"): "auto",
-    ("SVDModelOptions", "forward_chunking"): "auto",
-    ("SVDModelOptions", "compile"): "off",
-    ("SVDModelOptions", "attention"): "auto",
-    ("SVDImageToVideo", "width"): 1024,
-    ("SVDImageToVideo", "height"): 576,
-    ("SVDImageToVideo", "fit"): "stretch",
-    ("SVDImageToVideo", "video_frames"): 25,
-    ("SVDImageToVideo", "fps"): 7,
-    ("SVDImageToVideo", "motion_bucket_id"): 127,
-    ("SVDImageToVideo", "noise_aug_strength"): 0.02,
-    ("SVDImageToVideo", "steps"): 25,
-    ("SVDImageToVideo", "min_guidance"): 1.0,
-    ("SVDImageToVideo", "max_guidance"): 3.0,
-    ("SVDImageToVideo", "decode_mode"): "exact",
-    ("SVDImageToVideo", "chunk_size"): 8,
-    ("SVDImageToVideo", "context"): 2,
-    ("SVDFrameGuider", "min_guidance"): 1.0,
-    ("SVDFrameGuider", "max_guidance"): 3.0,
-    ("SVDFrameGuidance", "min_guidance"): 1.0,
-    ("SVDFrameGuidance", "max_guidance"): 3.0,
-}
-
 
 @pytest.fixture(autouse=True)
-def _no_models_and_no_pictures(tmp_path: Path):
-    """The same combos on every machine."""
+def _no_models_and_no_images(tmp_path: Path):
+    """Make combos equal on every machine."""
     with use_runtime(LocalRuntime(library=ModelLibrary(), input_folder=tmp_path)):
         yield
 
 
 def declared(class_type: str, *groups: str) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """name -> (type, options) of the groups' inputs, in order; of required and optional ones if no group is named."""
+    """Return name -> (type, options) of the inputs of these groups, by default required and optional, in order."""
     groups_of_class = NODES[class_type].INPUT_TYPES()
     return {
         name: (spec[0], spec[1] if len(spec) > 1 else {})
@@ -222,35 +48,9 @@ def declared(class_type: str, *groups: str) -> dict[str, tuple[Any, dict[str, An
 
 
 def parameters(class_type: str) -> dict[str, inspect.Parameter]:
-    """The arguments of the node's function, without self."""
-    found = inspect.signature(getattr(NODES[class_type], NODES[class_type].FUNCTION)).parameters
-    return {name: parameter for name, parameter in found.items() if name != "self"}
-
-
-@OURS
-def test_inputs_and_outputs_are_those_of_the_design_in_their_order(class_type):
-    inputs, outputs = TABLE[class_type]
-    node = NODES[class_type]
-    assert [(name, kind) for name, (kind, _) in declared(class_type).items()] == list(inputs.items())
-    assert list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True)) == list(outputs.items())
-
-
-def test_the_design_table_and_the_node_table_have_the_same_ids():
-    assert list(TABLE) == list(NODE_CLASS_MAPPINGS)
-
-
-@pytest.mark.parametrize(("class_type", "name"), list(DEFAULTS))
-def test_defaults_are_those_of_the_design(class_type, name):
-    assert declared(class_type)[name][1]["default"] == DEFAULTS[class_type, name]
-
-
-def test_only_the_overrides_of_widgets_are_optional():
-    optional = {class_type: list(declared(class_type, "optional")) for class_type in NODE_CLASS_MAPPINGS}
-    assert {key: names for key, names in optional.items() if names} == {
-        "SVDEulerSampler": ["sigmas", "guidance"],
-        "SVDFrameGuider": ["guidance"],
-        "SVDFrameGuidance": ["guidance"],
-    }
+    """Return the parameters of the node's function without self."""
+    signature = inspect.signature(getattr(NODES[class_type], NODES[class_type].FUNCTION))
+    return {name: parameter for name, parameter in signature.parameters.items() if name != "self"}
 
 
 @OURS
@@ -267,10 +67,10 @@ def test_the_function_takes_exactly_the_declared_inputs(class_type):
 
 
 @ALL
-def test_what_a_graph_may_leave_out_has_a_default_in_the_function(class_type):
+def test_optional_inputs_have_a_default_in_the_function(class_type):
     may_be_missing = [*declared(class_type, "optional"), *NODES[class_type].INPUT_TYPES().get("hidden", {})]
-    given = parameters(class_type)
-    assert [name for name in may_be_missing if given[name].default is inspect.Parameter.empty] == []
+    arguments = parameters(class_type)
+    assert [name for name in may_be_missing if arguments[name].default is inspect.Parameter.empty] == []
 
 
 @ALL
@@ -321,7 +121,7 @@ def test_seeds_have_the_pages_control_and_all_of_64_bits(class_type):
 
 
 @ALL
-def test_every_node_says_what_it_is_and_where_it_is_found(class_type):
+def test_every_node_has_a_description_a_category_and_a_function(class_type):
     node = NODES[class_type]
     assert len(node.DESCRIPTION.strip()) > 15
     assert node.CATEGORY
@@ -329,7 +129,7 @@ def test_every_node_says_what_it_is_and_where_it_is_found(class_type):
 
 
 @OURS
-def test_our_nodes_stand_together_in_the_menu(class_type):
+def test_our_nodes_share_a_menu(class_type):
     assert NODES[class_type].CATEGORY.split("/")[0] == "SVD Stages"
 
 
@@ -344,10 +144,12 @@ def test_every_output_has_a_name_and_a_tooltip(class_type):
     assert all(len(tooltip.strip()) > 4 for tooltip in tooltips)
 
 
-def test_only_what_decodes_gives_a_list():
+def test_only_decoding_nodes_output_lists():
     lists = {class_type: getattr(node, "OUTPUT_IS_LIST", ()) for class_type, node in NODES.items()}
-    gives = {key: value for key, value in lists.items() if any(value)}
-    assert gives == {"SVDTemporalVAEDecode": (True,), "SVDImageToVideo": (True,)}
+    assert {key: value for key, value in lists.items() if any(value)} == {
+        "SVDTemporalVAEDecode": (True,),
+        "SVDImageToVideo": (True,),
+    }
 
 
 @ALL
@@ -358,7 +160,7 @@ def test_validation_names_only_inputs_of_the_node(class_type):
 
 
 @ALL
-def test_a_node_keeps_nothing(class_type):
+def test_a_node_has_no_state(class_type):
     assert vars(NODES[class_type]()) == {}
 
 
@@ -368,26 +170,26 @@ def test_every_node_has_a_display_name_of_its_own():
     assert len(set(DISPLAY_NAMES.values())) == len(NODES)
 
 
-def test_stand_ins_are_not_registered_in_comfyui():
+def test_compat_nodes_are_not_registered_in_comfyui():
     assert set(NODE_CLASS_MAPPINGS).isdisjoint(COMPAT_CLASS_MAPPINGS)
 
 
-def test_the_ids_begin_with_ours():
+def test_our_ids_begin_with_svd():
     assert all(class_type.startswith("SVD") for class_type in NODE_CLASS_MAPPINGS)
 
 
-def test_the_node_list_is_the_recorded_one():
+def test_declarations_equal_the_recorded_ones():
     info = object_info(NODES, DISPLAY_NAMES)
     now = json.dumps(info, indent=1, ensure_ascii=False) + "\n"
     if not SNAPSHOT.exists():
         SNAPSHOT.write_text(now, encoding="utf-8")
-        pytest.fail(f"{SNAPSHOT.name} was not there and has been written; read its diff, commit it, run again")
+        pytest.fail(f"{SNAPSHOT.name} did not exist and was written. Review its diff, commit it, run again.")
     recorded = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     changed = [key for key in {**recorded, **info} if recorded.get(key) != info.get(key)]
     assert changed == [], (
-        f"the declarations of {', '.join(changed)} are not those in tests/data/nodes.json, and saved graphs depend on "
-        f"them. If the change is meant (a new node, a tooltip, a widget at the end of optional), delete the file and "
-        f"run this test twice: the first run writes it"
+        f"the declarations of {', '.join(changed)} differ from tests/data/nodes.json, and saved graphs depend on them. "
+        f"If that is intended (a new node, a tooltip, a widget at the end of optional), delete the file and run this "
+        f"test twice: the first run writes it."
     )
     assert list(recorded) == list(info)
 
@@ -395,18 +197,18 @@ def test_the_node_list_is_the_recorded_one():
 ENTRY = re.compile(r"- \*\*`(?P<name>\w+)`\*\* \((?P<facts>[^)]*)\): (?P<meaning>.+)")
 """A line of a help page's lists: name, facts in parentheses ("type; default; range"), meaning."""
 LANGUAGES = {"en": ("default ", " to "), "zh": ("默认 ", " 到 ")}
-"""Beside the names: how a page says a default and a range."""
+"""Words of a page before a default and between the ends of a range."""
 PAGES = [(class_type, language) for class_type in NODE_CLASS_MAPPINGS for language in LANGUAGES]
 EVERY_PAGE = pytest.mark.parametrize(("class_type", "language"), PAGES)
 
 
 def page_entries(class_type: str, language: str = "en") -> dict[str, tuple[list[str], str]]:
-    """The lists of the node's page, inputs and outputs: name -> facts, meaning."""
-    found = ENTRY.finditer(help_page(class_type, language).read_text(encoding="utf-8"))
-    entries = [(entry["name"], (entry["facts"].split("; "), entry["meaning"])) for entry in found]
+    """Return the lists of the node's page, inputs and outputs: name -> facts, meaning."""
+    matches = ENTRY.finditer(help_page(class_type, language).read_text(encoding="utf-8"))
+    entries = [(match["name"], (match["facts"].split("; "), match["meaning"])) for match in matches]
     inputs = len(declared(class_type))
-    return {f"in {name}": told for name, told in entries[:inputs]} | {
-        f"out {name}": told for name, told in entries[inputs:]
+    return {f"in {name}": entry for name, entry in entries[:inputs]} | {
+        f"out {name}": entry for name, entry in entries[inputs:]
     }
 
 
@@ -422,10 +224,13 @@ def test_help_pages_are_those_of_our_nodes():
 
 
 @EVERY_PAGE
-def test_the_pictures_of_a_help_page_are_there(class_type, language):
-    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", help_page(class_type, language).read_text(encoding="utf-8"))
-    assert pictures == re.findall(r"!\[[^]]+\]\(([^)]+)\)", help_page(class_type).read_text(encoding="utf-8"))
-    assert [name for name in pictures if not (ROOT / "web" / "docs" / name).is_file()] == []
+def test_the_images_of_a_help_page_exist(class_type, language):
+    images, english = (
+        re.findall(r"!\[[^]]+\]\(([^)]+)\)", help_page(class_type, each).read_text(encoding="utf-8"))
+        for each in (language, "en")
+    )
+    assert images == english
+    assert [name for name in images if not (ROOT / "web" / "docs" / name).is_file()] == []
 
 
 @OURS
@@ -455,8 +260,8 @@ def test_a_help_page_lists_the_inputs_with_their_types_defaults_and_ranges(class
 def test_a_help_page_lists_the_outputs_with_their_types(class_type, language):
     node = NODES[class_type]
     entries = page_entries(class_type, language)
-    told = [(name[4:], facts[0].strip("`")) for name, (facts, _) in entries.items() if name.startswith("out ")]
-    assert told == list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True))
+    outputs = [(name[4:], facts[0].strip("`")) for name, (facts, _) in entries.items() if name.startswith("out ")]
+    assert outputs == list(zip(node.RETURN_NAMES, node.RETURN_TYPES, strict=True))
 
 
 @OURS

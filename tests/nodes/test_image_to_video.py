@@ -1,4 +1,4 @@
-"""The one-box node: the same frames as the stages in a row, each stage cached by itself."""
+"""SVDImageToVideo: equal to the stages in a row, each cached by itself."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ LOADER = {"class_type": "SVDCheckpointLoader", "inputs": {"checkpoint": "svd-nan
 
 
 def one_box(picture: str = "both.webp", **changed: Any) -> dict[str, Any]:
-    """Picture and checkpoint into the box."""
+    """Return a graph of image, checkpoint and SVDImageToVideo."""
     parts = {"model": ["loader", 0], "clip_vision": ["loader", 1], "vae": ["loader", 2], "image": ["picture", 0]}
     box = {"class_type": "SVDImageToVideo", "inputs": {**parts, **SETTINGS, **changed}}
     return {"picture": {"class_type": "LoadImage", "inputs": {"image": picture}}, "loader": LOADER, "box": box}
 
 
 class Runner:
-    """An engine that keeps what it computed, and what the last run executed."""
+    """An engine with its cache, and the node classes that the last run executed."""
 
     def __init__(self, folder: Path):
         self.engine = Engine(NODES, "classic")
-        self.host = LocalRuntime(library=ModelLibrary(), device_name="cpu", input_folder=folder)
+        self.runtime = LocalRuntime(library=ModelLibrary(), device_name="cpu", input_folder=folder)
         self.ran: list[str] = []
 
     def videos(self, prompt: dict[str, Any]) -> list[torch.Tensor]:
         self.ran = []
-        with use_runtime(self.host):
+        with use_runtime(self.runtime):
             checked = validate(prompt, NODES, keep=("box",))
             assert checked.ok, checked.node_errors
             result = self.engine.run(checked.prompt, checked.outputs, keep=("box",), on_event=self.hear)
@@ -51,7 +51,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """An input folder with two pictures of one size, and both of them in one file."""
+    """Return an input folder with an image, and an animation whose second frame is that image."""
     folder = tmp_path_factory.mktemp("input")
     drawn = torch.randint(0, 256, (2, 12, 20, 3), generator=torch.Generator().manual_seed(3))
     one, two = (Image.fromarray(each.numpy().astype("uint8")).resize((160, 96)) for each in drawn)
@@ -65,28 +65,28 @@ def runner(folder) -> Runner:
     return Runner(folder)
 
 
-def test_one_box_gives_what_the_stages_in_a_row_give(runner, folder):
-    found = runner.videos(one_box())
+def test_one_box_equals_the_stages_in_a_row(runner, folder):
+    videos = runner.videos(one_box())
     settings = {**SETTINGS, "num_frames": 3, "decode_chunk": 2, "decode_context": 1}
     for name in ("video_frames", "chunk_size", "context"):
         del settings[name]
     expected = animate(folder / "both.webp", precision="fp32", device="cpu", **settings)
-    assert [video.shape for video in found] == [(3, 64, 128, 3)] * 2
-    assert torch.equal(torch.stack(found), expected)
+    assert [video.shape for video in videos] == [(3, 64, 128, 3)] * 2
+    assert torch.equal(torch.stack(videos), expected)
 
 
-def test_each_picture_of_many_is_its_single_run_with_the_next_seed(runner):
-    chain_callbacks = runner.videos(one_box())
+def test_each_image_of_many_is_its_single_run_with_the_next_seed(runner):
+    videos = runner.videos(one_box())
     alone = runner.videos(one_box("second.png", seed=SETTINGS["seed"] + 1))
-    assert len(alone) == 1 and torch.equal(alone[0], chain_callbacks[1])
+    assert len(alone) == 1 and torch.equal(alone[0], videos[1])
 
 
 def test_only_the_stages_whose_inputs_changed_run_again(runner):
     runner.videos(one_box())
     assert {"SVDVAEEncode", "SVDCLIPVisionEncode", "SVDEulerSampler", "loader"} <= set(runner.ran)
     runner.videos(one_box(motion_bucket_id=200))
-    told = ["SVDMicroConditioning", "SVDEulerSampler", "SVDTemporalVAEDecode", "SVDGatherVideos"]
-    assert [each for each in runner.ran if each != "box"] == told
+    rerun = ["SVDMicroConditioning", "SVDEulerSampler", "SVDTemporalVAEDecode", "SVDGatherVideos"]
+    assert [each for each in runner.ran if each != "box"] == rerun
     runner.videos(one_box(motion_bucket_id=200, decode_mode="exact"))
     assert [each for each in runner.ran if each != "box"] == ["SVDTemporalVAEDecode", "SVDGatherVideos"]
     runner.videos(one_box(motion_bucket_id=200, decode_mode="exact"))
@@ -94,7 +94,7 @@ def test_only_the_stages_whose_inputs_changed_run_again(runner):
 
 
 class Lists:
-    """Two pictures of one size and two seeds, as lists."""
+    """A node that outputs a list of two images and a list of two seeds."""
 
     RETURN_TYPES = ("IMAGE", "INT")
     OUTPUT_IS_LIST = (True, True)
@@ -105,17 +105,17 @@ class Lists:
         return ([image[:1], image[1:]], [7, 9])
 
 
-def test_lists_meet_in_the_box_as_they_do_in_the_stages(runner, monkeypatch):
+def test_lists_are_distributed_in_the_box_as_in_the_stages(runner, monkeypatch):
     monkeypatch.setitem(NODES, "Lists", Lists)
     prompt = one_box(seed=["lists", 1])
     prompt["lists"] = {"class_type": "Lists", "inputs": {"image": ["picture", 0]}}
     prompt["box"]["inputs"]["image"] = ["lists", 0]
-    chain_callbacks = runner.videos(prompt)
+    videos = runner.videos(prompt)
     alone = runner.videos(one_box("second.png", seed=9))
-    assert len(chain_callbacks) == 2 and torch.equal(chain_callbacks[1], alone[0])
+    assert len(videos) == 2 and torch.equal(videos[1], alone[0])
 
 
-def test_two_boxes_in_one_graph_do_not_meet(runner):
+def test_two_boxes_in_one_graph_do_not_share_ids(runner):
     prompt = one_box()
     prompt["other"] = {"class_type": "SVDImageToVideo", "inputs": {**prompt["box"]["inputs"], "seed": 6}}
     prompt["list"] = {"class_type": "PreviewImage", "inputs": {"images": ["other", 0]}}

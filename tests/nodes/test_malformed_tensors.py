@@ -1,4 +1,4 @@
-"""Strange tensors at the doors of nodes: a typed error that says what was given, or the answer of the plain one."""
+"""Malformed and unusual tensors as node inputs: a typed error, or the result of the plain tensor."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ SEED = torch.Generator("cpu").manual_seed(3)
 IMAGE = torch.rand(1, 64, 64, 3, generator=SEED)
 LATENT = torch.randn(2, 4, 8, 8, generator=SEED)
 SIGMAS = torch.tensor([700.0, 10.0, 0.0])
-
-
 EMBEDS = torch.randn(1, 32, generator=SEED)
 
 
 def run(node: str, **inputs: Any) -> tuple:
-    """The outputs of a node of ours or a stand-in."""
+    """Return the outputs of a node."""
     kind = {**COMPAT_CLASS_MAPPINGS, **NODE_CLASS_MAPPINGS}[node]
     return getattr(kind(), kind.FUNCTION)(**inputs)
 
 
-STRANGE: dict[str, Callable[[torch.Tensor], Any]] = {
+MALFORMED: dict[str, Callable[[torch.Tensor], Any]] = {
     "nothing": lambda plain: None,
     "a text": lambda plain: "an image",
     "a list": lambda plain: plain.tolist(),
@@ -55,9 +53,9 @@ STRANGE: dict[str, Callable[[torch.Tensor], Any]] = {
 NOT_FINITE = ("NaN", "infinity", "too large for float32")
 
 
-def refusal_of(strange: str, what: str) -> tuple[type[SVDStagesError], str]:
-    """Give the type and the code of the error: `numbers.<what>` for NaN and Inf, else `setting`."""
-    return (NonFiniteError, f"numbers.{what}") if strange in NOT_FINITE else (SettingError, "setting")
+def expected_error(malformed: str, what: str) -> tuple[type[SVDStagesError], str]:
+    """Return the type and the code of the error: `numbers.<what>` for NaN and Inf, else `setting`."""
+    return (NonFiniteError, f"numbers.{what}") if malformed in NOT_FINITE else (SettingError, "setting")
 
 
 PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -71,14 +69,14 @@ PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def with_one(plain: torch.Tensor, value: float) -> torch.Tensor:
-    """With one element replaced."""
+    """Replace one element."""
     changed = plain.clone()
     changed.view(-1)[7 % changed.numel()] = value
     return changed
 
 
-def image_doors(tiny) -> dict[str, Callable[[Any], tuple]]:
-    """What takes an IMAGE to animate it."""
+def animating_nodes(tiny) -> dict[str, Callable[[Any], tuple]]:
+    """Return calls of the nodes that take an IMAGE to animate it."""
     size = {"width": 64, "height": 64}
     core = {"video_frames": 2, "motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0}
     clip, vae = {"clip_vision": tiny.clip_vision}, {"vae": tiny.vae}
@@ -95,8 +93,8 @@ def image_doors(tiny) -> dict[str, Callable[[Any], tuple]]:
     }  # fmt: skip
 
 
-def passing_doors(folder) -> dict[str, Callable[[Any], tuple]]:
-    """What takes an IMAGE for other reasons."""
+def passing_nodes() -> dict[str, Callable[[Any], tuple]]:
+    """Return calls of the other nodes that take an IMAGE."""
     return {
         "ImageScale": lambda it: run(
             "ImageScale", image=it, upscale_method="bilinear", width=32, height=32, crop="center"
@@ -117,13 +115,13 @@ def passing_doors(folder) -> dict[str, Callable[[Any], tuple]]:
     }
 
 
-IMAGE_DOORS = ["SVDResizeImage", "SVDCLIPVisionEncode", "SVDNoiseAugmentation", "SVDVAEEncode", "CLIPVisionEncode",
+ANIMATING_NODES = ["SVDResizeImage", "SVDCLIPVisionEncode", "SVDNoiseAugmentation", "SVDVAEEncode", "CLIPVisionEncode",
                "VAEEncode", "SVD_img2vid_Conditioning"]  # fmt: skip
-PASSING_DOORS = ["ImageScale", "ImageScaleBy", "ImageFromBatch", "SaveImage", "SaveAnimatedWEBP", "SaveVideo"]
+PASSING_NODES = ["ImageScale", "ImageScaleBy", "ImageFromBatch", "SaveImage", "SaveAnimatedWEBP", "SaveVideo"]
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """All tensors in a node's outputs, in order."""
+    """Return all tensors in a node's outputs, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -140,7 +138,7 @@ def same(left: Any, right: Any) -> bool:
 
 @pytest.fixture(autouse=True)
 def with_gradients(tmp_path):
-    """As in a script: a wire's tensors may ask for gradients."""
+    """Allow gradients, as in a script."""
     with torch.inference_mode(False), use_runtime(LocalRuntime(output_folder=tmp_path)):
         yield
 
@@ -148,61 +146,59 @@ def with_gradients(tmp_path):
 # IMAGE
 
 
-@pytest.mark.parametrize("door", IMAGE_DOORS)
-@pytest.mark.parametrize("strange", STRANGE)
-def test_what_is_no_image_is_refused_at_every_door(tiny, door, strange):
+@pytest.mark.parametrize("node", ANIMATING_NODES)
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_malformed_images_are_refused_by_every_animating_node(tiny, node, malformed):
     with pytest.raises(ImageError) as caught:
-        image_doors(tiny)[door](STRANGE[strange](IMAGE))
+        animating_nodes(tiny)[node](MALFORMED[malformed](IMAGE))
     assert len(str(caught.value)) > 20
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("door", PASSING_DOORS)
-@pytest.mark.parametrize("strange", [each for each in STRANGE if each not in NOT_FINITE])
-def test_what_is_no_image_passes_no_other_door_either(tmp_path, door, strange):
+@pytest.mark.parametrize("node", PASSING_NODES)
+@pytest.mark.parametrize("malformed", [each for each in MALFORMED if each not in NOT_FINITE])
+def test_malformed_images_are_refused_by_other_nodes(tmp_path, node, malformed):
     with pytest.raises(SVDStagesError):
-        passing_doors(tmp_path)[door](STRANGE[strange](IMAGE))
+        passing_nodes()[node](MALFORMED[malformed](IMAGE))
     assert not list(tmp_path.rglob("*.*"))
 
 
-@pytest.mark.parametrize("door", IMAGE_DOORS)
+@pytest.mark.parametrize("node", ANIMATING_NODES)
 @pytest.mark.parametrize("form", PLAIN)
-def test_every_form_of_an_image_gives_the_same_at_every_door(tiny, door, form):
+def test_every_form_of_an_image_gives_equal_results(tiny, node, form):
     image = PLAIN[form](IMAGE)
     before = image.detach().clone()
-    found = image_doors(tiny)[door](image)
-    assert same(found, image_doors(tiny)[door](IMAGE))
+    result = animating_nodes(tiny)[node](image)
+    assert same(result, animating_nodes(tiny)[node](IMAGE))
     assert torch.equal(image.detach(), before)
-    assert not any(tensor.requires_grad for tensor in tensors_in(found))
+    assert not any(tensor.requires_grad for tensor in tensors_in(result))
 
 
-@pytest.mark.parametrize("door", IMAGE_DOORS)
+@pytest.mark.parametrize("node", ANIMATING_NODES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_taken_as_the_numbers_they_are(tiny, door, dtype):
+def test_halves_are_taken_as_the_numbers_they_are(tiny, node, dtype):
     half = IMAGE.to(dtype)
-    assert same(image_doors(tiny)[door](half), image_doors(tiny)[door](half.float()))
+    assert same(animating_nodes(tiny)[node](half), animating_nodes(tiny)[node](half.float()))
 
 
-@pytest.mark.parametrize("door", IMAGE_DOORS)
-def test_grey_is_taken_as_colour_and_alpha_is_left_out(tiny, door):
+@pytest.mark.parametrize("node", ANIMATING_NODES)
+def test_grey_is_taken_as_colour_and_alpha_is_left_out(tiny, node):
     grey = IMAGE[..., :1]
-    open_door = image_doors(tiny)[door]
-    assert same(open_door(torch.cat([IMAGE, IMAGE[..., :1]], -1)), open_door(IMAGE))
-    if door == "SVD_img2vid_Conditioning":
+    call = animating_nodes(tiny)[node]
+    assert same(call(torch.cat([IMAGE, IMAGE[..., :1]], -1)), call(IMAGE))
+    if node == "SVD_img2vid_Conditioning":
         return  # core's resize comes first, and takes colour only
-    assert same(open_door(grey), open_door(grey.expand(-1, -1, -1, 3)))
+    assert same(call(grey), call(grey.expand(-1, -1, -1, 3)))
 
 
-@pytest.mark.parametrize("door", [each for each in IMAGE_DOORS if each != "SVD_img2vid_Conditioning"])
-def test_a_batch_is_each_of_its_images(tiny, door):
-    open_door = image_doors(tiny)[door]
-    if door == "SVDNoiseAugmentation":
-        return  # image i has the seed of its own: tests/svd_core/diffusion/test_noise_augmentation.py
+@pytest.mark.parametrize(
+    "node", [each for each in ANIMATING_NODES if each not in ("SVD_img2vid_Conditioning", "SVDNoiseAugmentation")]
+)
+def test_a_batch_is_each_of_its_images(tiny, node):
+    call = animating_nodes(tiny)[node]
     images = torch.cat([IMAGE, 1 - IMAGE])
-    for chain_callbacks, first, second in zip(
-        *map(tensors_in, map(open_door, (images, images[:1], images[1:]))), strict=True
-    ):
-        assert torch.equal(chain_callbacks, torch.cat([first, second]))
+    for batch, first, second in zip(*map(tensors_in, map(call, (images, images[:1], images[1:]))), strict=True):
+        assert torch.equal(batch, torch.cat([first, second]))
 
 
 @pytest.mark.parametrize("scale", [255.0, 100.0, 1e6, -1e6])
@@ -225,8 +221,8 @@ def test_noise_of_every_strength_that_a_node_takes_passes(strength, side):
 # LATENT
 
 
-def latent_doors(tiny) -> dict[str, Callable[[Any], tuple]]:
-    embeds, sides = SimpleNamespace(image_embeds=EMBEDS), sides_of()
+def latent_nodes(tiny) -> dict[str, Callable[[Any], tuple]]:
+    embeds, conditioning = SimpleNamespace(image_embeds=EMBEDS), conditioning_pair()
     return {
         "SVDTemporalVAEDecode": lambda it: run(
             "SVDTemporalVAEDecode", vae=tiny.vae, latent=it, mode="exact", chunk_size=8, context=2
@@ -235,68 +231,70 @@ def latent_doors(tiny) -> dict[str, Callable[[Any], tuple]]:
         "SVDImageConditioning": lambda it: run(
             "SVDImageConditioning", clip_vision_output=embeds, image_latent=it, video_frames=2
         ),
-        "SVDEulerSampler": lambda it: run("SVDEulerSampler", model=tiny.model, latent=it, **sides, **SAMPLING),
+        "SVDEulerSampler": lambda it: run("SVDEulerSampler", model=tiny.model, latent=it, **conditioning, **SAMPLING),
         "LatentFromBatch": lambda it: run("LatentFromBatch", samples=it, batch_index=0, length=1),
         "LatentUpscaleBy": lambda it: run("LatentUpscaleBy", samples=it, upscale_method="bilinear", scale_by=2.0),
     }
 
 
 SAMPLING = {"seed": 0, "steps": 1, "min_guidance": 1.0, "max_guidance": 3.0, "noise": "comfyui"}
-LATENT_DOORS = ["SVDTemporalVAEDecode", "VAEDecode", "SVDImageConditioning", "SVDEulerSampler", "LatentUpscaleBy"]
+LATENT_NODES = ["SVDTemporalVAEDecode", "VAEDecode", "SVDImageConditioning", "SVDEulerSampler", "LatentUpscaleBy"]
 
 
-def sides_of() -> dict[str, Any]:
-    """Positive and negative conditioning of one video."""
+def conditioning_pair() -> dict[str, Any]:
+    """Return positive and negative conditioning of one video."""
     embeds = EMBEDS[:, None]
     entry = [embeds, {"concat_latent_image": LATENT[:1], "fps": 7}]
     return {"positive": [entry], "negative": [[embeds * 0, dict(entry[1])]]}
 
 
-@pytest.mark.parametrize("door", LATENT_DOORS)
-@pytest.mark.parametrize("strange", STRANGE)
-def test_what_is_no_latent_is_refused_at_every_door(tiny, door, strange):
-    samples = STRANGE[strange](LATENT)
-    with raises(*refusal_of(strange, "latent")):
-        latent_doors(tiny)[door]({"samples": samples})
+@pytest.mark.parametrize("node", LATENT_NODES)
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_malformed_latents_are_refused_by_every_node(tiny, node, malformed):
+    samples = MALFORMED[malformed](LATENT)
+    with raises(*expected_error(malformed, "latent")):
+        latent_nodes(tiny)[node]({"samples": samples})
     for latent in ({}, samples, None):
         with raises(SettingError, "setting", "samples", type(latent).__name__):
-            latent_doors(tiny)[door](latent)
+            latent_nodes(tiny)[node](latent)
 
 
-@pytest.mark.parametrize("strange", ["nothing", "a text", "integers", "another device", "a single number", "sparse"])
-def test_what_is_no_latent_is_not_cut_either(tiny, strange):
+@pytest.mark.parametrize("malformed", ["nothing", "a text", "integers", "another device", "a single number", "sparse"])
+def test_malformed_latents_are_not_cut(tiny, malformed):
     with pytest.raises(SettingError):
-        latent_doors(tiny)["LatentFromBatch"]({"samples": STRANGE[strange](LATENT)})
+        latent_nodes(tiny)["LatentFromBatch"]({"samples": MALFORMED[malformed](LATENT)})
 
 
 def test_an_image_on_a_latents_wire_is_refused(tiny):
     with raises(SettingError, "setting", "samples", "Tensor"):
-        latent_doors(tiny)["VAEDecode"](IMAGE)
+        latent_nodes(tiny)["VAEDecode"](IMAGE)
     with raises(SettingError, "setting", "height/8", 64):
-        latent_doors(tiny)["VAEDecode"]({"samples": IMAGE})
+        latent_nodes(tiny)["VAEDecode"]({"samples": IMAGE})
 
 
 @pytest.mark.parametrize("form", PLAIN)
-def test_every_form_of_a_latent_gives_the_same_and_is_left_alone(tiny, form):
+def test_every_form_of_a_latent_gives_equal_results_and_is_not_changed(tiny, form):
     samples = PLAIN[form](LATENT)
     before = samples.detach().clone()
-    door = latent_doors(tiny)["SVDEulerSampler"]
-    assert same(door({"samples": samples}), door({"samples": LATENT}))
+    call = latent_nodes(tiny)["SVDEulerSampler"]
+    assert same(call({"samples": samples}), call({"samples": LATENT}))
     assert torch.equal(samples.detach(), before)
 
 
 def test_a_latent_full_of_noise_is_taken(tiny):
-    assert run("SVDEulerSampler", model=tiny.model, latent={"samples": LATENT * 2000}, **sides_of(), **SAMPLING)
+    assert run(
+        "SVDEulerSampler", model=tiny.model, latent={"samples": LATENT * 2000}, **conditioning_pair(), **SAMPLING
+    )
 
 
 # CLIP_VISION_OUTPUT
 
 
-@pytest.mark.parametrize("strange", [each for each in STRANGE if each not in ("one axis less", "one axis more")])
-def test_what_is_no_embedding_is_refused(tiny, strange):
-    embeds = STRANGE[strange](torch.randn(1, 32, generator=SEED))
-    refusal, code = refusal_of(strange, "embedding")
-    if strange in ("empty", "empty inside", "a single number"):
+@pytest.mark.parametrize("malformed", [each for each in MALFORMED if each not in ("one axis less", "one axis more")])
+def test_malformed_embeddings_are_refused(tiny, malformed):
+    embeds = MALFORMED[malformed](torch.randn(1, 32, generator=SEED))
+    refusal, code = expected_error(malformed, "embedding")
+    if malformed in ("empty", "empty inside", "a single number"):
         code = "embedding"  # the code of a wrong shape
     for output, refused in (
         (SimpleNamespace(image_embeds=embeds), (refusal, code, "CLIP")),
@@ -320,23 +318,23 @@ def test_an_embedding_of_other_axes_is_refused_with_its_shape():
 # CONDITIONING
 
 
-@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize("malformed", MALFORMED)
 @pytest.mark.parametrize("place", ["embedding", "image latent"])
-def test_strange_numbers_in_a_conditioning_are_refused(tiny, strange, place):
-    sides = sides_of()
+def test_malformed_numbers_in_a_conditioning_are_refused(tiny, malformed, place):
+    sides = conditioning_pair()
     embeds, keys = sides["positive"][0]
     if place == "embedding":
-        sides["positive"] = [[STRANGE[strange](embeds), keys]]
+        sides["positive"] = [[MALFORMED[malformed](embeds), keys]]
     else:
-        sides["positive"] = [[embeds, {**keys, "concat_latent_image": STRANGE[strange](LATENT[:1])}]]
-    with raises(*refusal_of(strange, "conditioning"), "positive"):
+        sides["positive"] = [[embeds, {**keys, "concat_latent_image": MALFORMED[malformed](LATENT[:1])}]]
+    with raises(*expected_error(malformed, "conditioning"), "positive"):
         run("SVDEulerSampler", model=tiny.model, latent={"samples": LATENT}, **sides, **SAMPLING)
 
 
 @pytest.mark.parametrize("conditioning", [None, "text", 5, [5], [[]], [[torch.zeros(1)]], [[torch.zeros(1), None]], {}],
                          ids=repr)  # fmt: skip
-def test_what_is_no_conditioning_is_refused_by_sampler_and_micro_conditioning(tiny, conditioning):
-    sides = {**sides_of(), "positive": conditioning}
+def test_malformed_conditioning_is_refused_by_sampler_and_micro_conditioning(tiny, conditioning):
+    sides = {**conditioning_pair(), "positive": conditioning}
     with raises(SettingError, "setting", "positive", "CONDITIONING"):
         run("SVDEulerSampler", model=tiny.model, latent={"samples": LATENT}, **sides, **SAMPLING)
     if conditioning != {}:
@@ -345,7 +343,7 @@ def test_what_is_no_conditioning_is_refused_by_sampler_and_micro_conditioning(ti
 
 
 def test_sampling_leaves_conditioning_and_latent_alone(tiny):
-    sides, latent = sides_of(), {"samples": LATENT.clone(), "svd": {"frames": 2}}
+    sides, latent = conditioning_pair(), {"samples": LATENT.clone(), "svd": {"frames": 2}}
     before = copy.deepcopy((sides, latent))
     run("SVDEulerSampler", model=tiny.model, latent=latent, **sides, **SAMPLING)
     assert same(before, (sides, latent))
@@ -354,26 +352,33 @@ def test_sampling_leaves_conditioning_and_latent_alone(tiny):
 # SIGMAS
 
 
-@pytest.mark.parametrize("strange", [each for each in STRANGE if each not in ("one axis less", "empty inside")])
-def test_what_is_no_row_of_sigmas_is_refused(tiny, strange):
-    row = STRANGE[strange](SIGMAS)
+@pytest.mark.parametrize("malformed", [each for each in MALFORMED if each not in ("one axis less", "empty inside")])
+def test_malformed_sigmas_are_refused(tiny, malformed):
+    row = MALFORMED[malformed](SIGMAS)
     if row is None:
         return  # an optional input that is not connected
     with raises(SettingError, "setting", "sigmas"):
-        run("SVDEulerSampler", model=tiny.model, latent={"samples": LATENT}, sigmas=row, **sides_of(), **SAMPLING)
+        run(
+            "SVDEulerSampler",
+            model=tiny.model,
+            latent={"samples": LATENT},
+            sigmas=row,
+            **conditioning_pair(),
+            **SAMPLING,
+        )
 
 
-@pytest.mark.parametrize("strange", ["nothing", "a text", "a list", "integers", "sparse", "another device"])
+@pytest.mark.parametrize("malformed", ["nothing", "a text", "a list", "integers", "sparse", "another device"])
 @pytest.mark.parametrize("node", ["SplitSigmas", "SplitSigmasDenoise", "FlipSigmas"])
-def test_what_is_no_row_of_sigmas_is_not_cut_or_turned_either(node, strange):
+def test_malformed_sigmas_are_not_cut_or_flipped(node, malformed):
     more = {"SplitSigmas": {"step": 1}, "SplitSigmasDenoise": {"denoise": 0.5}, "FlipSigmas": {}}[node]
     with raises(SettingError, "setting", "sigmas"):
-        run(node, sigmas=STRANGE[strange](SIGMAS), **more)
+        run(node, sigmas=MALFORMED[malformed](SIGMAS), **more)
 
 
 @pytest.mark.parametrize("form", PLAIN)
-def test_every_form_of_a_row_of_sigmas_gives_the_same(tiny, form):
+def test_every_form_of_sigmas_gives_equal_results(tiny, form):
     row = PLAIN[form](SIGMAS)
-    inputs = {"model": tiny.model, "latent": {"samples": LATENT}, **sides_of(), **SAMPLING}
+    inputs = {"model": tiny.model, "latent": {"samples": LATENT}, **conditioning_pair(), **SAMPLING}
     assert same(run("SVDEulerSampler", sigmas=row, **inputs), run("SVDEulerSampler", sigmas=SIGMAS, **inputs))
     assert torch.equal(row.detach().float(), SIGMAS)

@@ -1,4 +1,4 @@
-"""The laws of the wires: what is read from them, what is written on them, and what is refused."""
+"""Reading and writing of LATENT, CONDITIONING, CLIP_VISION_OUTPUT and SVD_* values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MICRO = MicroConditioning(fps=12, motion_bucket_id=180, noise_aug_strength=0.1)
 
 
 def numbered(*shape: int) -> torch.Tensor:
-    """Every element another number."""
+    """Return a tensor whose elements all differ."""
     return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
 
 
@@ -30,13 +30,8 @@ def conditioning_of(embeddings: int = 1, image_latents: int = 1, **keys) -> list
     return [[numbered(embeddings, 1, 32), {"concat_latent_image": images, **keys}]]
 
 
-def snapshot(value):
-    """A copy that shares nothing, for saying afterwards that `value` was not changed."""
-    return copy.deepcopy(value)
-
-
 def same(left, right) -> bool:
-    """Equality that looks into tensors."""
+    """Compare values that contain tensors."""
     if isinstance(left, torch.Tensor):
         return isinstance(right, torch.Tensor) and torch.equal(left, right)
     if isinstance(left, dict):
@@ -64,14 +59,14 @@ def test_our_key_cuts_the_batch_into_videos_in_order():
 
 
 @pytest.mark.parametrize(
-    "told", [{"frames": 4}, {"frames": 0}, {"frames": -2}, {"frames": 12}, {"frames": "3"}, {}, None]
+    "key", [{"frames": 4}, {"frames": 0}, {"frames": -2}, {"frames": 12}, {"frames": "3"}, {}, None]
 )
-def test_our_key_is_believed_only_when_it_divides_the_batch(told):
-    clips = wire_formats.read_latent(latent_of(numbered(6, 4, 8, 8), svd=told)).clips
+def test_our_key_is_used_only_if_it_divides_the_batch(key):
+    clips = wire_formats.read_latent(latent_of(numbered(6, 4, 8, 8), svd=key)).clips
     assert clips.shape[:2] == (1, 6)
 
 
-def test_our_key_survives_that_core_cut_the_batch():
+def test_our_key_is_ignored_after_core_cut_the_batch():
     written = wire_formats.write_latent(numbered(2, 3, 4, 8, 8))
     cut = {**written, "samples": written["samples"][:4]}
     assert wire_formats.read_latent(cut).clips.shape[:2] == (1, 4)
@@ -114,7 +109,7 @@ def test_a_written_latent_is_float32_whatever_was_computed():
 
 def test_keys_of_others_are_taken_over_and_the_samples_are_not():
     before = latent_of(torch.ones(2, 4, 8, 8), batch_index=[0, 1], of_others="kept", svd={"frames": 1})
-    kept = snapshot(before)
+    kept = copy.deepcopy(before)
     after = wire_formats.write_latent(torch.zeros(1, 2, 4, 8, 8), like=before)
     assert (after["of_others"], after["batch_index"]) == ("kept", [0, 1])
     assert after["svd"] == {"frames": 2}
@@ -156,7 +151,7 @@ def test_missing_keys_are_read_with_cores_defaults():
     assert video.micro == MicroConditioning(fps=6, motion_bucket_id=127, noise_aug_strength=0.0)
 
 
-def test_unknown_keys_are_no_trouble():
+def test_unknown_keys_are_ignored():
     conditioning = conditioning_of(fps=9, pooled_output=None, svd={"of": "tomorrow"}, start_percent=0.0)
     (video,) = wire_formats.read_conditioning(conditioning, 1, "positive")
     assert video.micro.fps == 9
@@ -203,9 +198,9 @@ def test_conditioning_without_an_image_is_refused_with_the_nodes_that_make_it(co
         wire_formats.read_conditioning(conditioning, 1, "negative")
 
 
-def test_other_micro_conditioning_changes_nothing_that_was_handed_in():
+def test_other_micro_conditioning_does_not_change_its_input():
     before = conditioning_of(fps=7, motion_bucket_id=127, augmentation_level=0.02, of_others=[1])
-    kept = snapshot(before)
+    kept = copy.deepcopy(before)
     after = wire_formats.with_micro(before, MICRO)
     assert same(before, kept)
     assert after[0] is not before[0]
@@ -223,7 +218,7 @@ def test_micro_conditioning_reaches_every_entry():
 # CLIP_VISION_OUTPUT and the parts
 
 
-def test_clip_vision_output_gives_the_same_by_attribute_and_by_item():
+def test_clip_vision_output_can_be_read_by_attribute_and_by_item():
     embedding = SimpleNamespace(
         image_embeds=numbered(2, 32),
         last_hidden_state=numbered(2, 50, 8),
@@ -237,7 +232,7 @@ def test_clip_vision_output_gives_the_same_by_attribute_and_by_item():
     assert output.mm_projected is None
 
 
-def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
+def test_a_component_on_the_wrong_socket_is_refused_with_its_type(tiny):
     assert wire_formats.vae(tiny.vae) is tiny.vae
     assert wire_formats.clip_vision(tiny.clip_vision) is tiny.clip_vision
     with raises(SettingError, "setting", "vae", "SVDCheckpointLoader", "SVDModel"):
@@ -253,22 +248,22 @@ def test_a_part_on_the_wrong_wire_is_refused_with_what_it_is(tiny):
 @pytest.mark.parametrize("class_type", ["SVDFrameGuider", "SVDFrameGuidance"])
 def test_guidance_of_a_model_refuses_an_svd_model(tiny, class_type):
     node = NODE_CLASS_MAPPINGS[class_type]()
-    sides = {"positive": [], "negative": []} if class_type == "SVDFrameGuider" else {}
+    conditioning = {"positive": [], "negative": []} if class_type == "SVDFrameGuider" else {}
     with raises(SettingError, "setting", "model", "ImageOnlyCheckpointLoader", "SVDModel"):
-        node.run(model=tiny.model, min_guidance=1.0, max_guidance=3.0, **sides)
+        node.run(model=tiny.model, min_guidance=1.0, max_guidance=3.0, **conditioning)
 
 
 # CONDITIONING of many videos
 
 
-def test_conditioning_of_one_video_is_handed_on_as_it_is():
+def test_conditioning_of_one_video_is_returned_unchanged():
     conditioning = conditioning_of() + conditioning_of(strength=0.5)
     assert wire_formats.split_conditioning(conditioning, 1, "positive") == [conditioning]
 
 
 def test_conditioning_of_many_videos_is_cut_into_theirs():
     conditioning = conditioning_of(2, 2, of_others="kept")
-    kept = snapshot(conditioning)
+    kept = copy.deepcopy(conditioning)
     first, second = wire_formats.split_conditioning(conditioning, 2, "positive")
     assert torch.equal(first[0][0], conditioning[0][0][:1]) and torch.equal(second[0][0], conditioning[0][0][1:])
     assert torch.equal(second[0][1]["concat_latent_image"], conditioning[0][1]["concat_latent_image"][1:])

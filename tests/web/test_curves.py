@@ -1,4 +1,4 @@
-"""What the page draws against what the nodes compute: web/lib/curves.js run by Node.js, svd_core in Python."""
+"""The page's curves, web/lib/curves.js run by Node.js, equal those of svd_core."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node.js to run the page's modules")
 
 
-def ask(expression: str) -> list[float]:
-    """The value of an expression over the module `curves`."""
+def evaluate(expression: str) -> list[float]:
+    """Evaluate an expression of the module `curves`."""
     module = (WEB / "lib" / "curves.js").as_uri()
-    # read as a file and imported as data: without a package.json beside it, Node.js takes a .js for another kind
+    # imported as a data URL: without a package.json Node.js does not treat a .js file as an ES module
     program = f"""
         const text = require("fs").readFileSync(new URL({json.dumps(module)}), "utf8");
         import("data:text/javascript," + encodeURIComponent(text)).then(
             (curves) => console.log(JSON.stringify({expression})));
     """
-    done = subprocess.run([str(NODE), "-e", program], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = subprocess.run([str(NODE), "-e", program], capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 14, 25])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_drawn_guidance_is_the_computed_one(shape, frames):
-    drawn = ask(f"curves.guidanceWeights({json.dumps(shape)}, 1.5, 3, {frames})")
+    drawn = evaluate(f"curves.guidanceWeights({json.dumps(shape)}, 1.5, 3, {frames})")
     assert torch.allclose(
         torch.tensor(drawn, dtype=torch.float32), GuidanceCurve(shape, 1.5, 3.0).weights(frames), rtol=1e-6
     )
@@ -44,7 +44,7 @@ def test_the_drawn_guidance_is_the_computed_one(shape, frames):
 @pytest.mark.parametrize("steps", [1, 2, 7, 25])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_drawn_schedule_is_the_computed_one(schedule, steps):
-    drawn = ask(f"curves.noiseLevels({json.dumps(schedule)}, {steps}, 0.01, 500, 5)")
+    drawn = evaluate(f"curves.noiseLevels({json.dumps(schedule)}, {steps}, 0.01, 500, 5)")
     assert torch.allclose(
         torch.tensor(drawn, dtype=torch.float32), make_sigmas(schedule, steps, 0.01, 500.0, 5.0)[:-1], rtol=1e-6
     )

@@ -1,4 +1,4 @@
-"""Translations of the nodes: every name and tooltip has one, and none is left over."""
+"""Translations are complete: every name and tooltip has one, and none is superfluous."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from svd_stages.nodes import NODE_CLASS_MAPPINGS
 
 LOCALES = Path(__file__).parents[2] / "locales"
 LANGUAGES = sorted(folder.name for folder in LOCALES.iterdir())
-"""Beside English, which the nodes themselves speak."""
+"""Languages besides English, which is in the nodes."""
 
 
 def translations(language: str) -> dict:
@@ -30,32 +30,32 @@ def test_the_translated_nodes_are_our_nodes_in_their_order(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("class_type", list(NODE_CLASS_MAPPINGS))
 def test_every_input_and_output_of_a_node_is_translated(language, class_type):
-    told, node = translations(language)[class_type], NODE_CLASS_MAPPINGS[class_type]
+    translated, node = translations(language)[class_type], NODE_CLASS_MAPPINGS[class_type]
     groups = node.INPUT_TYPES()
     names = [name for group in ("required", "optional") for name in groups.get(group, {})]
-    assert list(told.get("inputs", {})) == names
-    assert list(told["outputs"]) == [str(slot) for slot in range(len(node.RETURN_TYPES))]
-    entries = [*told.get("inputs", {}).values(), *told["outputs"].values()]
+    assert list(translated.get("inputs", {})) == names
+    assert list(translated["outputs"]) == [str(slot) for slot in range(len(node.RETURN_TYPES))]
+    entries = [*translated.get("inputs", {}).values(), *translated["outputs"].values()]
     assert all(entry["name"].strip() and entry["tooltip"].strip() for entry in entries)
-    assert told["display_name"].strip() and told["description"].strip()
+    assert translated["display_name"].strip() and translated["description"].strip()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_translation_keeps_the_words_of_a_choice(language):
+def test_a_translation_keeps_the_values_of_a_combo(language):
     for class_type, node in NODE_CLASS_MAPPINGS.items():
         for name, (kind, options) in node.INPUT_TYPES()["required"].items():
             if isinstance(kind, list) and name not in ("checkpoint", "preprocess"):
-                told = translations(language)[class_type]["inputs"][name]["tooltip"]
-                said = [choice for choice in kind if choice in options["tooltip"]]
-                assert [choice for choice in said if choice not in told] == [], (class_type, name)
+                translated = translations(language)[class_type]["inputs"][name]["tooltip"]
+                choices = [choice for choice in kind if choice in options["tooltip"]]
+                assert [choice for choice in choices if choice not in translated] == [], (class_type, name)
 
 
-def test_what_the_scripts_say_is_translated():
+def test_texts_of_the_scripts_are_translated():
     web = LOCALES.parent / "web"
     scripts = "".join(script.read_text(encoding="utf-8") for script in web.rglob("*.js"))
-    said = set(re.findall(r'say\("([^"]+)"\)', scripts))
+    texts = set(re.findall(r'translate\("([^"]+)"\)', scripts))
     presets = re.findall(r'^  "([^"]+)": [\[{]', (web / "presets.js").read_text(encoding="utf-8"), re.MULTILINE)
-    table = (web / "lib" / "words.js").read_text(encoding="utf-8").split("const CHINESE = {")[1].split("};")[0]
+    table = (web / "lib" / "translations.js").read_text(encoding="utf-8").split("const CHINESE = {")[1].split("};")[0]
     translated = re.findall(r'^  "?([^":]+(?:: [^":]+)?)"?: "[^"]*[\u4e00-\u9fff]', table, re.MULTILINE)
-    assert len(said) > 10 and len(presets) > 5
-    assert sorted(translated) == sorted({*said, *presets})
+    assert len(texts) > 10 and len(presets) > 5
+    assert sorted(translated) == sorted({*texts, *presets})

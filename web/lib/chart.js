@@ -1,9 +1,9 @@
-/** A small line chart as SVG: sharp at any zoom, drawn again when its numbers change. */
+/** A small line chart as SVG, sharp at any zoom. */
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [260, 110, 38, 8, 8, 18];
 
-/** An empty chart that fills the width it is given. */
+/** Create an empty chart that fills the available width. `label` is its text for screen readers. */
 export function newChart(label) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
@@ -17,8 +17,8 @@ export function newChart(label) {
  * Draw `values` from left to right as dots on a line.
  *
  * scale  "linear" or "log"
- * ticks  numbers on the vertical axis, each with a line across
- * across what the horizontal axis counts, in words: frame, step
+ * ticks  values on the vertical axis, each with a horizontal line
+ * across name of the horizontal axis: frame, step
  */
 export function drawChart(svg, values, { scale, ticks, across }) {
   const levels = [...values, ...ticks].map((value) => height(value, scale));
@@ -36,16 +36,16 @@ export function drawChart(svg, values, { scale, ticks, across }) {
   );
 }
 
-/** Put words in the chart's place, when there is nothing to draw. */
-export function drawWords(svg, words) {
-  svg.replaceChildren(text(WIDTH / 2, HEIGHT / 2, words, "middle"));
+/** Show a text instead of a chart. */
+export function drawText(svg, message) {
+  svg.replaceChildren(text(WIDTH / 2, HEIGHT / 2, message, "middle"));
 }
 
 function height(value, scale) {
   return scale === "log" ? Math.log10(value) : value;
 }
 
-/** A number in at most four signs. */
+/** Format a number with three significant digits. */
 export function short(value) {
   return String(Number(value.toPrecision(3)));
 }
@@ -60,16 +60,16 @@ function line(from, to, y) {
   return shape("line", { x1: from, x2: to, y1: y, y2: y, stroke: "currentColor", "stroke-opacity": 0.2 });
 }
 
-function text(x, y, words, anchor) {
+function text(x, y, content, anchor) {
   const element = shape("text", { x, y, "text-anchor": anchor, fill: "currentColor", "fill-opacity": 0.7 });
-  element.textContent = words;
+  element.textContent = content;
   return element;
 }
 
 function dot(x, y, radius, title) {
   const element = shape("circle", { cx: x, cy: y, r: radius, fill: "currentColor" });
-  const words = document.createElementNS(SVG, "title");
-  words.textContent = title;
-  element.append(words);
+  const tooltip = document.createElementNS(SVG, "title");
+  tooltip.textContent = title;
+  element.append(tooltip);
   return element;
 }

@@ -1,10 +1,10 @@
 /**
- * The rows of numbers that SVDGuidance and SVDSigmas make, for drawing.
+ * The guidance weights of SVDGuidance and the noise levels of SVDSigmas, for the charts.
  *
- * The same formulas as svd_core/diffusion/guidance.py and svd_core/diffusion/schedules.py; a test compares both, number by number.
+ * Same formulas as svd_core/diffusion/guidance.py and svd_core/diffusion/schedules.py. A test compares the values.
  */
 
-/** One guidance weight per frame: linear, triangle or constant. */
+/** Return one guidance weight per frame; `shape` is linear, triangle or constant. */
 export function guidanceWeights(shape, low, high, frames) {
   if (shape === "constant") return Array(frames).fill(high);
   return Array.from({ length: frames }, (_, frame) => {
@@ -16,7 +16,7 @@ export function guidanceWeights(shape, low, high, frames) {
 
 const ALIGN_YOUR_STEPS = [700, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002];
 
-/** `steps` falling noise levels, without the 0 at the end: karras, exponential or align_your_steps. */
+/** Return `steps` falling noise levels without the final 0; `schedule` is karras, exponential or align_your_steps. */
 export function noiseLevels(schedule, steps, sigmaMin, sigmaMax, rho) {
   const ramp = Array.from({ length: steps }, (_, step) => (steps > 1 ? step / (steps - 1) : 0));
   if (schedule === "karras") {

@@ -1,11 +1,11 @@
-/** Widgets of a node: reading them, being told of changes, adding one that only shows. */
+/** Helpers for widgets of a node: read and set values, observe changes, add an element. */
 
-/** The value of the widget called `name`. */
+/** Return the value of a widget. */
 export function valueOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value;
 }
 
-/** Set the widget called `name`, as a person would, and tell the node. False when there is none. */
+/** Set the value of a widget and call its callback, like a user. Return false if there is no such widget. */
 export function setValue(node, name, value) {
   const widget = node.widgets?.find((each) => each.name === name);
   if (!widget) return false;
@@ -14,19 +14,19 @@ export function setValue(node, name, value) {
   return true;
 }
 
-/** Whether a wire fills the input called `name`, so that its widget has no say. */
-export function isWired(node, name) {
+/** Return true if an input is linked, so that its widget is not used. */
+export function isLinked(node, name) {
   return node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 }
 
-/** Call `tell` now, whenever a widget of `node` changes, is loaded, or a wire is put in or taken out. */
-export function onChange(node, tell) {
-  for (const widget of node.widgets ?? []) chain(widget, "callback", tell);
-  for (const event of ["onConfigure", "onConnectionsChange", "onWidgetChanged"]) chain(node, event, () => setTimeout(tell));
-  tell();
+/** Call `callback` now, and when a widget of `node` changes, the node is loaded, or a link is added or removed. */
+export function onChange(node, callback) {
+  for (const widget of node.widgets ?? []) chain(widget, "callback", callback);
+  for (const event of ["onConfigure", "onConnectionsChange", "onWidgetChanged"]) chain(node, event, () => setTimeout(callback));
+  callback();
 }
 
-/** After whatever `object[name]` did before, call `after`. */
+/** Extend the method `object[name]`: call `after` when it has run. */
 export function chain(object, name, after) {
   const before = object[name];
   object[name] = function (...values) {
@@ -38,7 +38,7 @@ export function chain(object, name, after) {
 
 const MARGIN = 20;
 
-/** Add an element, `pixels()` high, below the node's widgets. It is not saved, and no graph is queued with it. */
+/** Add an element of height `pixels()` below the node's widgets. It is neither saved nor sent with the prompt. */
 export function addElement(node, name, element, pixels) {
   const height = () => (pixels() ? pixels() + MARGIN : 0);
   const widget = node.addDOMWidget(name, "svd_stages", element, {
@@ -53,7 +53,7 @@ export function addElement(node, name, element, pixels) {
   return widget;
 }
 
-/** Make the node as high as its widgets need; its width stays. */
+/** Set the node's height to that of its widgets. The width stays. */
 export function fitHeight(node) {
   node.setSize([node.size[0], Math.max(node.computeSize()[1], 0)]);
   node.graph?.setDirtyCanvas(true, true);

@@ -189,21 +189,20 @@ def _custom_node(name: str) -> Path:
     """Return the file or folder of a custom node. Raise SettingError with the nearest names if it is missing."""
     import folder_paths
 
-    folders = [Path(folder) for folder in folder_paths.get_folder_paths("custom_nodes")]
-    names = sorted(
-        entry.name
-        for folder in folders
-        if folder.is_dir()
-        for entry in folder.iterdir()
+    entries = [
+        entry
+        for folder in folder_paths.get_folder_paths("custom_nodes")
+        for entry in Path(folder).glob("*")
         if (entry.is_dir() and not entry.name.startswith(("__", "."))) or entry.suffix == ".py"
-    )
-    if name not in names:
-        known = f"nearest are {nearest(name, names)}" if names else "there are none"
+    ]
+    paths = {entry.name: entry for entry in reversed(entries)}  # the first folder wins
+    if name not in paths:
+        known = f"nearest are {nearest(name, sorted(paths))}" if paths else "there are none"
         raise SettingError(
             f'ComfyUI has no custom node "{name}"; {known}. Give the name of a folder in its custom_nodes.',
             code="comfyui.custom_node",
         )
-    return next(folder / name for folder in folders if (folder / name).exists())
+    return paths[name]
 
 
 def _is_this_pack(path: Path) -> bool:

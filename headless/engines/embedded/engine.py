@@ -84,25 +84,23 @@ def validate_and_execute(
     graph: Graph,
     runtime: LocalRuntime,
     on_event: OnEvent | None = None,
-    given: Mapping[str, Sequence[list[Any]]] | None = None,
-    keep: Sequence[str] = (),
+    precomputed: Mapping[str, Sequence[list[Any]]] | None = None,
 ) -> tuple[Validation, RunResult]:
-    """Validate a graph and run its valid outputs. `given` and `keep` are `precomputed` and `keep` of `Engine.run`.
+    """Validate a graph and run its valid outputs. `precomputed` is that of `Engine.run`.
 
     Raises:
         GraphError: No output can run, or a stage cannot fit into memory.
         NodeError: A node failed.
     """
-    validation = validate_and_budget(graph.prompt, runtime, given, keep)
+    validation = validate_and_budget(graph.prompt, runtime, precomputed)
     if on_event is not None:
         on_event("queued", {})
     result = Engine(NODES).run(
         validation.prompt,
-        [output for output in validation.outputs if output not in keep],
+        validation.outputs,
         extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
         on_event=on_event,
-        precomputed=given,
-        keep=keep,
+        precomputed=precomputed,
         node_context=inference,
         watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
     )
@@ -112,15 +110,15 @@ def validate_and_execute(
 def validate_and_budget(
     prompt: Prompt,
     runtime: LocalRuntime,
-    given: Mapping[str, Sequence[list[Any]]] | None = None,
+    precomputed: Mapping[str, Sequence[list[Any]]] | None = None,
     keep: Sequence[str] = (),
 ) -> Validation:
-    """Validate a graph and pass its notes to the runtime. `given` and `keep` are those of `Engine.run`.
+    """Validate a graph and pass its notes to the runtime. `precomputed` and `keep` are those of `Engine.run`.
 
     Raises:
         GraphError: No output can run, or a stage cannot fit into memory.
     """
-    validation = validate(prompt, NODES, precomputed=given, keep=keep)
+    validation = validate(prompt, NODES, precomputed=precomputed, keep=keep)
     raise_if_nothing_runs(validation, EMBEDDED_NODES)
     check_memory_budget(validation.prompt, validation.outputs, runtime)
     for note in validation.notes:

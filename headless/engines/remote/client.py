@@ -56,7 +56,7 @@ class Server:
 
     address: str
     timeout: float = 60.0
-    _login: str | None = field(default=None, repr=False)
+    _headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def at(cls, url: str, timeout: float = 60.0) -> Server:
@@ -68,9 +68,9 @@ class Server:
         text = url if "://" in url else f"http://{url}"
         try:
             parts = urllib.parse.urlsplit(text)
-            port = parts.port
+            _ = parts.port  # raises ValueError if it is not a number
         except ValueError:
-            parts, port = urllib.parse.urlsplit(""), None
+            parts = urllib.parse.urlsplit("")
         plain = text.isascii() and text.isprintable() and " " not in text
         misplaced = parts.query or parts.fragment or "@" in parts.path  # a "/" in a password ends the host
         if parts.scheme not in ("http", "https") or not _is_host(parts.hostname) or not plain or misplaced:
@@ -80,14 +80,12 @@ class Server:
                 "before the host as USER:PASSWORD@; write / ? # and @ in it as %2F %3F %23 and %40.",
                 code="server.url",
             )
-        host = parts.hostname or ""
-        host = f"[{host}]" if ":" in host else host
-        netloc = host if port is None else f"{host}:{port}"
-        login = None
+        headers = {}
         if parts.username is not None:
-            words = ":".join(urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
-            login = "Basic " + base64.b64encode(words.encode()).decode()
-        return cls(f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}", timeout, login)
+            login = ":".join(urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
+            headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+        host = parts.netloc.rpartition("@")[2].lower()
+        return cls(f"{parts.scheme}://{host}{parts.path.rstrip('/')}", timeout, headers)
 
     def within(self, seconds: float) -> Server:
         """Return a copy with another timeout."""
@@ -152,10 +150,7 @@ class Server:
 
         scheme, _, rest = self.address.partition("://")
         url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws?clientId={client_id}"
-        return open_websocket(url, self._headers(), min(self.timeout, 30.0))
-
-    def _headers(self) -> dict[str, str]:
-        return {} if self._login is None else {"Authorization": self._login}
+        return open_websocket(url, self._headers, min(self.timeout, 30.0))
 
     def _open(
         self,
@@ -165,7 +160,7 @@ class Server:
         deadline: _Deadline | None = None,
     ) -> Any:
         # the address is http or https, see `at`
-        request = urllib.request.Request(self.address + route, body, {**self._headers(), **(headers or {})})  # noqa: S310
+        request = urllib.request.Request(self.address + route, body, {**self._headers, **(headers or {})})  # noqa: S310
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), _SameServerRedirects(), deadline or _Deadline(self.timeout)
         )

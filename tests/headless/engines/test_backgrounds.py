@@ -1,4 +1,4 @@
-"""Transparent pictures: the same video from `animate`, `run` and `batch`, on the background that was asked for."""
+"""Test transparent images: `animate`, `run` and `batch` give the same video on the requested background."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from svd_stages.headless.batch.tasks import Task
 from svd_stages.headless.cli.animate import VideoSettings, image_to_video_graph
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core.errors import ImageError, SettingError
+from svd_stages.svd_core.media.alpha_compositing import read_background
 from svd_stages.svd_core.runtime.runtime import use_runtime
 
 QUICK = VideoSettings(width=64, height=64, num_frames=1, steps=1)
+QUICK_OPTIONS = ["--width", "64", "--height", "64", "--frames", "1", "--steps", "1"]
 GREY = (0.5, 0.5, 0.5)
 
 
 @pytest.fixture
 def logo(tmp_path, monkeypatch) -> Path:
-    """A picture whose right half is transparent, over loud colours."""
+    """Return an image whose right half is transparent, with random hidden colours."""
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(2).integers(0, 256, (64, 64, 4), dtype=np.uint8)
     pixels[:, :32, 3] = 255
@@ -36,21 +38,21 @@ def logo(tmp_path, monkeypatch) -> Path:
     return tmp_path / "logo.png"
 
 
-def animated(image, **asked) -> torch.Tensor:
-    return svd_stages.animate(image, width=64, height=64, num_frames=1, steps=1, **asked)[0]
+def animated(image, **options) -> torch.Tensor:
+    return svd_stages.animate(image, width=64, height=64, num_frames=1, steps=1, **options)[0]
 
 
-def composite(logo: Path, colour: str) -> Image.Image:
-    """By Pillow."""
-    picture = Image.open(logo)
-    return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture).convert("RGB")
+def composite(logo: Path, color: str) -> Image.Image:
+    """Composite the image with Pillow."""
+    image = Image.open(logo)
+    return Image.alpha_composite(Image.new("RGBA", image.size, color), image).convert("RGB")
 
 
 def rendered(logo: Path, background, image: str = "logo.png") -> torch.Tensor:
-    """What a worker of a batch makes of the shipped graph."""
-    here = headless.RunConfig(input_folder=logo.parent).runtime()
-    with use_runtime(here):
-        graph = image_to_video_graph(QUICK, here, "logo.png").prompt
+    """Render the default graph in a batch worker."""
+    runtime = headless.RunConfig(input_folder=logo.parent).runtime()
+    with use_runtime(runtime):
+        graph = image_to_video_graph(QUICK, runtime, "logo.png").prompt
     loader = next(key for key, node in graph.items() if node["class_type"] == "LoadImage")
     settings = RenderSettings(graph, [loader, "image"], str(logo.parent), background=background)
     renderer = GraphRenderer(json.loads(json.dumps(settings.as_dict())))
@@ -59,7 +61,7 @@ def rendered(logo: Path, background, image: str = "logo.png") -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def test_animate_puts_a_picture_on_grey_or_on_the_colour_asked_for(logo):
+def test_animate_composites_on_grey_or_the_requested_colour(logo):
     grey = np.array(composite(logo, "white"), np.float32) / 255
     grey[:, 32:] = 0.5
     assert torch.equal(animated(logo), animated(grey))
@@ -69,24 +71,22 @@ def test_animate_puts_a_picture_on_grey_or_on_the_colour_asked_for(logo):
 
 
 @pytest.mark.parametrize("background", [GREY, "keep", (1, 1, 1)])
-def test_a_batch_makes_the_frames_that_animate_makes(logo, background):
+def test_a_batch_renders_the_frames_of_animate(logo, background):
     alone = animated(logo, background=background)
     assert torch.equal(rendered(logo, background), (alone * 255 + 0.5).to(torch.uint8))
 
 
-def test_the_command_says_what_was_done_with_transparent_parts(logo, caplog):
-    size = ["--width", "64", "--height", "64", "--frames", "1", "--steps", "1"]
-    for option, told in (([], "0.5"), (["--background", "#336699"], "#336699")):
+def test_the_command_names_the_background(logo, caplog):
+    for option, color in (([], "0.5"), (["--background", "#336699"], "#336699")):
         caplog.clear()
-        assert main(["animate", str(logo), *size, *option]) == 0
-        check_facts(caplog.text, "logo.png", told)
+        assert main(["animate", str(logo), *QUICK_OPTIONS, *option]) == 0
+        check_facts(caplog.text, "logo.png", color)
     caplog.clear()
-    assert main(["animate", str(logo), *size, "--background", "keep"]) == 0
+    assert main(["animate", str(logo), *QUICK_OPTIONS, "--background", "keep"]) == 0
     assert "logo.png" not in caplog.text
 
 
-def test_a_graph_keeps_hidden_colours_with_a_note_and_takes_a_background(logo, caplog):
-    here = headless.RunConfig(input_folder=logo.parent).runtime()
+def test_a_graph_keeps_hidden_colours_with_a_note_or_uses_the_background(logo, caplog):
     graph = logo.parent / "g.json"
     prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "logo.png"}},
               "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "a"}}}  # fmt: skip
@@ -95,37 +95,35 @@ def test_a_graph_keeps_hidden_colours_with_a_note_and_takes_a_background(logo, c
     assert main(common) == 0
     check_facts(caplog.text, "logo.png", "--background")
     assert main([*common, "--background", "white", "--manifest", "m.json"]) == 0
-    kept, white = sorted((logo.parent / "out").iterdir())
-    assert np.array_equal(Image.open(kept), Image.open(logo).convert("RGB"))
+    hidden, white = sorted((logo.parent / "out").iterdir())
+    assert np.array_equal(Image.open(hidden), Image.open(logo).convert("RGB"))
     assert np.array_equal(Image.open(white), composite(logo, "white"))
     assert json.loads(Path("m.json").read_text())["background"] == [1.0, 1.0, 1.0]
-    report = svd_stages.run_graph(
-        prompt, input_dir=here.input_folder, output_dir=logo.parent / "out", background="white"
-    )
+    report = svd_stages.run_graph(prompt, input_dir=logo.parent, output_dir=logo.parent / "out", background="white")
     assert np.array_equal(Image.open(report.files[0]), Image.open(white))
 
 
-def test_a_background_is_refused_where_comfyui_loads_the_pictures(logo):
+def test_a_background_is_refused_if_comfyui_loads_the_images(logo):
     with raises(SettingError, "setting.background", "ImageCompositeMasked"):
         headless.choose_engine(headless.RunConfig(background=GREY), server="http://localhost:1")
 
 
-@pytest.mark.parametrize("colour", ["no-colour", "2", "", "keep it"])
-def test_a_bad_colour_is_bad_usage(logo, colour, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["animate", str(logo), "--background", colour])
-    assert caught.value.code == 2
+@pytest.mark.parametrize("color", ["no-colour", "2", "", "keep it"])
+def test_an_invalid_colour_is_bad_usage(logo, color, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["animate", str(logo), "--background", color])
+    assert error.value.code == 2
     check_facts(capsys.readouterr().err, "--background", "#336699")
 
 
-def test_a_row_of_a_batch_refuses_a_file_of_several_pictures(logo):
+def test_a_batch_task_refuses_a_file_with_several_images(logo):
     frames = [Image.new("RGB", (64, 64), (80 * number,) * 3) for number in range(3)]
     frames[0].save(logo.parent / "a.gif", save_all=True, append_images=frames[1:])
     with raises(ImageError, "image.animated", "a.gif", 3):
         rendered(logo, GREY, "a.gif")
 
 
-def test_a_plan_notes_the_background_and_another_one_makes_other_clips(logo):
+def test_a_plan_stores_the_background_as_part_of_its_identity(logo):
     (logo.parent / "photos").mkdir()
     logo.rename(logo.parent / "photos" / "logo.png")
     plan = ["batch", "plan", "photos", "--run"]
@@ -141,21 +139,16 @@ def test_a_plan_notes_the_background_and_another_one_makes_other_clips(logo):
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.png", "🚀 é.png".encode(), b"x" * 251 + b".png"], ids=ascii)
-def test_animate_takes_pictures_of_any_name(logo, name, capsys):
+def test_animate_accepts_any_file_name(logo, name, capsys):
     path = logo.rename(logo.parent / os.fsdecode(name))
-    size = ["--width", "64", "--height", "64", "--frames", "1", "--steps", "1"]
-    assert main(["animate", str(path), *size, "--json"]) == 0
-    (made,) = Path().glob("*.mp4")
-    assert made.stem == path.stem
-    said = capsys.readouterr()
-    said.out.encode("utf-8")
-    said.err.encode("utf-8", "strict")
+    assert main(["animate", str(path), *QUICK_OPTIONS, "--json"]) == 0
+    (video,) = Path().glob("*.mp4")
+    assert video.stem == path.stem
+    output = capsys.readouterr()
+    (output.out + output.err).encode("utf-8")
 
 
-@pytest.mark.parametrize("given", ["rgb(300,0,0)", True, [True, True, True], "1.5", "nan", [0.1, 0.2]])
-def test_what_is_no_colour_is_refused(given):
-    from svd_stages.svd_core.errors import SettingError
-    from svd_stages.svd_core.media.alpha_compositing import read_background
-
+@pytest.mark.parametrize("value", ["rgb(300,0,0)", True, [True, True, True], "1.5", "nan", [0.1, 0.2]])
+def test_an_invalid_background_is_refused(value):
     with pytest.raises(SettingError):
-        read_background(given)
+        read_background(value)

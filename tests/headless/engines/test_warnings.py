@@ -1,10 +1,11 @@
-"""What a user should know of a run is in its report, its events, its manifest and a batch's record."""
+"""Test that warnings are in the report, the events, the manifest and a batch's record."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ SMALL = {
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """A folder with a small graph and its picture, and a decoder whose float16 overflows in the first frame."""
+def folder(tmp_path, monkeypatch) -> Path:
+    """Return a folder with a small graph and its image. The decoder overflows in float16 in the first frame."""
     (tmp_path / "input").mkdir()
     shutil.copy(EXAMPLES / "rocket.png", tmp_path / "input")
     graph = headless.open_graph(EXAMPLES / "quickstart_nano.json").prompt
@@ -48,63 +49,64 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def folders(here: Path) -> list[str]:
-    return ["--input-dir", str(here / "input"), "--output-dir", str(here / "output"), "--device", "cpu"]
-
-
 WINDOWS = [{"video": 0, "frames": [0, 2]}]
+SETTINGS = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
 
 
-def test_a_run_tells_its_notes_and_its_manifest_keeps_them(here, capsys, caplog):
-    manifest = here / "made.json"
-    command = ["run", str(here / "graph.json"), "--json", "--precision", "fp16", "--manifest", str(manifest)]
-    assert main([*command, *folders(here)]) == 0
+def run(folder: Path, precision: str, capsys) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run the graph and return its JSON events and its manifest."""
+    options = ["--json", "--device", "cpu", "--precision", precision, "--manifest", str(folder / "manifest.json")]
+    folders = ["--input-dir", str(folder / "input"), "--output-dir", str(folder / "output")]
+    assert main(["run", str(folder / "graph.json"), *options, *folders]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    (note,) = [event for event in events if event["event"] == "note"]
-    assert (note["code"], note["windows"]) == ("numbers.float32", WINDOWS)
-    (kept,) = json.loads(manifest.read_text())["notes"]
-    assert kept == {key: value for key, value in note.items() if key != "event"}
-    check_facts(kept["message"], 2, "float32")
-    assert kept["message"] in caplog.text
-    assert [path for path in (here / "output").rglob("*") if path.is_file()]
+    return events, json.loads((folder / "manifest.json").read_text())
 
 
-def test_a_run_as_it_was_asked_has_no_notes(here, capsys):
-    manifest = here / "made.json"
-    command = ["run", str(here / "graph.json"), "--json", "--precision", "fp32", "--manifest", str(manifest)]
-    assert main([*command, *folders(here)]) == 0
-    assert json.loads(manifest.read_text())["notes"] == []
-    assert '"note"' not in capsys.readouterr().out
+def test_notes_are_events_and_in_the_manifest(folder, capsys, caplog):
+    events, manifest = run(folder, "fp16", capsys)
+    (event,) = [event for event in events if event["event"] == "note"]
+    assert (event["code"], event["windows"]) == ("numbers.float32", WINDOWS)
+    (note,) = manifest["notes"]
+    assert note == {key: value for key, value in event.items() if key != "event"}
+    check_facts(note["message"], 2, "float32")
+    assert note["message"] in caplog.text
+    assert [path for path in (folder / "output").rglob("*") if path.is_file()]
 
 
-def test_from_python_they_are_in_the_report(here):
-    told: list = []
-    run_config = headless.RunConfig(device="cpu", precision="fp16", on_note=told.append)
-    animation = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
-    report = headless.animate_file(here / "input" / "rocket.png", here / "rocket.mp4", animation, run_config)
-    assert [note.code for note in report.notes] == ["image.stretched", "numbers.float32"] and told == report.notes
+def test_a_run_without_deviations_has_no_notes_and_its_result_is_the_last_event(folder, capsys):
+    events, manifest = run(folder, "fp32", capsys)
+    assert manifest["notes"] == [] and "note" not in [event["event"] for event in events]
+    hashing = [event for event in events if event.get("stage") == "hashing"]
+    assert hashing and not any("node" in event for event in hashing)
+    assert events[-1]["event"] == "result"
 
 
-def test_what_was_done_to_a_picture_is_kept_too(here):
+def test_notes_are_in_the_report(folder):
+    notes: list = []
+    run_config = headless.RunConfig(device="cpu", precision="fp16", on_note=notes.append)
+    report = headless.animate_file(folder / "input" / "rocket.png", folder / "rocket.mp4", SETTINGS, run_config)
+    assert [note.code for note in report.notes] == ["image.stretched", "numbers.float32"] and notes == report.notes
+
+
+def test_notes_about_an_image_are_in_the_report(folder):
     logo = torch.full((64, 64, 4), 200, dtype=torch.uint8)
     logo[:, :32, 3] = 0
-    Image.fromarray(logo.numpy(), "RGBA").save(here / "input" / "logo.png")
-    animation = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
-    made = headless.animate_file(here / "input" / "logo.png", here / "logo.mp4", animation, headless.RunConfig())
-    (note,) = made.notes
+    Image.fromarray(logo.numpy(), "RGBA").save(folder / "input" / "logo.png")
+    path = folder / "input" / "logo.png"
+    (note,) = headless.animate_file(path, folder / "logo.mp4", SETTINGS, headless.RunConfig()).notes
     assert note.code == "image.transparent"
     check_facts(note.text, "logo.png", 0.5)
 
 
-def test_each_clip_of_a_batch_has_its_own(here):
-    graph = json.loads((here / "graph.json").read_text())
+def test_each_task_of_a_batch_has_its_own_notes(folder):
+    graph = json.loads((folder / "graph.json").read_text())
     (image,) = [key for key, node in graph.items() if node["class_type"] == "LoadImage"]
     (saver,) = [key for key, node in graph.items() if node["class_type"].startswith("Save")]
-    asked = RenderSettings(graph, (image, "image"), str(here / "input"), device="cpu", precision="fp16")
-    renderer = GraphRenderer(asked.as_dict())
+    settings = RenderSettings(graph, (image, "image"), str(folder / "input"), device="cpu", precision="fp16")
+    renderer = GraphRenderer(settings.as_dict())
 
     def notes(name: str, prefix: str) -> list[str]:
-        path = here / "input" / name
+        path = folder / "input" / name
         task = Task("0" * 64, name, file_sha256(path), {f"{saver}.filename_prefix": prefix}, None)
         return [note["code"] for note in renderer.render(task, renderer.prepare(task)).notes]
 

@@ -25,7 +25,6 @@ PAGE = {"nodes": [], "links": [], "version": 0.4}
         ('"text"', "graph.shape"),
         ("5", "graph.shape"),
         ('{"a": NaN}', "graph.non_finite"),
-        ('{"a": Infinity}', "graph.non_finite"),
         ('{"a": [-Infinity]}', "graph.non_finite"),
         ('{"a": 1e999}', "graph.non_finite"),
         ('{"a": -1e999}', "graph.non_finite"),
@@ -90,7 +89,7 @@ def test_a_large_hostile_text_is_refused_in_a_second():
     ):
         with raises(GraphError, code):
             parse_graph(text)
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize(

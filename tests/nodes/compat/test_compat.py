@@ -1,8 +1,7 @@
-"""The stand-ins do headless what a graph expects of ComfyUI's core nodes."""
+"""Compat nodes that load, resize and save: equal to ComfyUI's core nodes for a graph."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from PIL import Image
 from svd_stages import headless
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 from svd_stages.headless.graph.validate import validate
-from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
+from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS
 from svd_stages.svd_core.errors import ImageError, OutputError, SettingError
 from svd_stages.svd_core.media.video_io import Video
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
@@ -32,7 +31,7 @@ NODES = COMPAT_CLASS_MAPPINGS
 
 @pytest.fixture
 def folders(tmp_path):
-    """input, output and temp below a folder of the test's own; the first is made."""
+    """Use the folders input, output and temp in tmp_path. Only the first exists."""
     (tmp_path / "input").mkdir()
     chosen = {f"{kind}_folder": tmp_path / kind for kind in ("input", "output", "temp")}
     with use_runtime(LocalRuntime(**chosen)):
@@ -49,7 +48,7 @@ def clip(frames: int = 3, height: int = 16, width: int = 24) -> torch.Tensor:
 
 
 def saver_inputs(node_id: str, frames: torch.Tensor) -> dict:
-    """What a saving node needs besides its prefix."""
+    """Return the inputs of a saving node besides its prefix."""
     return {
         "SaveImage": {"images": frames},
         "SaveAnimatedWEBP": {"images": frames, "fps": 7.0, "lossless": True, "quality": 80, "method": "default"},
@@ -57,7 +56,7 @@ def saver_inputs(node_id: str, frames: torch.Tensor) -> dict:
     }[node_id]
 
 
-def picture(path: Path, colour: tuple = (10, 20, 30), size: tuple[int, int] = (24, 16)) -> Path:
+def save_image(path: Path, colour: tuple = (10, 20, 30), size: tuple[int, int] = (24, 16)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(path)
     return path
@@ -65,22 +64,6 @@ def picture(path: Path, colour: tuple = (10, 20, 30), size: tuple[int, int] = (2
 
 def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.mark.parametrize("node_id", NODES)
-def test_a_stand_in_declares_what_its_function_takes(node_id, folders):
-    node = NODES[node_id]
-    declared = node.INPUT_TYPES()
-    names = [name for part in ("required", "optional", "hidden") for name in declared.get(part, {})]
-    parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
-    assert set(parameters) - {"self"} == set(names)
-    for part in ("required", "optional"):
-        for _, options in declared.get(part, {}).values():
-            assert len(options["tooltip"]) > 10
-    assert node.DESCRIPTION
-    assert node.CATEGORY
-    assert len(getattr(node, "OUTPUT_TOOLTIPS", ())) == len(node.RETURN_TYPES)
-    assert COMPAT_DISPLAY_NAME_MAPPINGS[node_id]
 
 
 def test_the_tables_need_no_heavy_library():
@@ -92,26 +75,26 @@ for node in compat.COMPAT_CLASS_MAPPINGS.values():
     node.INPUT_TYPES()
 print(sorted({"torch", "numpy", "PIL", "av", "diffusers", "transformers"} & (set(sys.modules) - before)))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert process.stdout.strip() == "[]", process.stderr
 
 
-def test_the_combo_lists_the_pictures_of_the_input_folder(folders):
+def test_the_combo_lists_the_images_of_the_input_folder(folders):
     for name in ("b.png", "a.jpg", "sub/c.png"):
-        picture(folders / "input" / name)
-    (folders / "input" / "notes.txt").write_text("no picture")
+        save_image(folders / "input" / name)
+    (folders / "input" / "notes.txt").write_text("not an image")
     options, widget = NODES["LoadImage"].INPUT_TYPES()["required"]["image"]
     assert options == ["a.jpg", "b.png"]
     assert widget["image_upload"] is True
 
 
-def test_the_combo_is_empty_where_there_is_no_input_folder(tmp_path):
+def test_the_combo_is_empty_without_an_input_folder(tmp_path):
     with use_runtime(LocalRuntime(input_folder=tmp_path / "none")):
         assert NODES["LoadImage"].INPUT_TYPES()["required"]["image"][0] == []
 
 
-def test_a_loaded_picture_has_its_colours_and_mask(folders):
-    picture(folders / "input" / "a.png", (255, 0, 51, 204))
+def test_a_loaded_image_has_its_colors_and_mask(folders):
+    save_image(folders / "input" / "a.png", (255, 0, 51, 204))
     images, mask = run("LoadImage", image="a.png")
     assert images.shape == (1, 16, 24, 3)
     assert torch.allclose(images[0, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
@@ -119,9 +102,9 @@ def test_a_loaded_picture_has_its_colours_and_mask(folders):
 
 
 @pytest.mark.parametrize("kind", ["input", "output", "temp"])
-def test_an_annotated_name_takes_the_picture_from_its_folder(folders, kind):
-    for place in ("input", "output", "temp"):
-        picture(folders / place / "sub" / "a.png", (0, 255 if place == kind else 0, 0))
+def test_an_annotated_name_loads_from_its_folder(folders, kind):
+    for each in ("input", "output", "temp"):
+        save_image(folders / each / "sub" / "a.png", (0, 255 if each == kind else 0, 0))
     name = f"sub/a.png [{kind}]"
     assert NODES["LoadImage"].VALIDATE_INPUTS(name) is True
     assert run("LoadImage", image=name)[0][0, 0, 0].tolist() == [0, 1, 0]
@@ -130,8 +113,8 @@ def test_an_annotated_name_takes_the_picture_from_its_folder(folders, kind):
 @pytest.mark.parametrize(
     "name", ["../secret.png", "/etc/hostname", "sub/../../secret.png", "link.png", "loop/secret.png"]
 )
-def test_a_picture_outside_the_folder_is_refused(folders, name):
-    secret = picture(folders / "secret.png")
+def test_an_image_outside_the_folder_is_refused(folders, name):
+    secret = save_image(folders / "secret.png")
     (folders / "input" / "link.png").symlink_to(secret)
     (folders / "input" / "loop").symlink_to(folders)
     check_facts(NODES["LoadImage"].VALIDATE_INPUTS(name), name, folders / "input")
@@ -140,26 +123,26 @@ def test_a_picture_outside_the_folder_is_refused(folders, name):
 
 
 def test_an_input_folder_that_is_a_link_is_followed(tmp_path):
-    picture(tmp_path / "real" / "a.png")
+    save_image(tmp_path / "real" / "a.png")
     (tmp_path / "input").symlink_to(tmp_path / "real")
     with use_runtime(LocalRuntime(input_folder=tmp_path / "input")):
         assert NODES["LoadImage"].VALIDATE_INPUTS("a.png") is True
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.png [temp]", "", "sub", "bad\0name.png"])
-def test_a_picture_that_is_not_there_says_so_before_the_run(folders, name):
+def test_a_missing_image_is_reported_before_the_run(folders, name):
     (folders / "input" / "sub").mkdir()
-    place = folders / ("temp" if name.endswith("[temp]") else "input")
-    check_facts(NODES["LoadImage"].VALIDATE_INPUTS(name), place)
-    with raises(ImageError, "image.missing", place):
+    folder = folders / ("temp" if name.endswith("[temp]") else "input")
+    check_facts(NODES["LoadImage"].VALIDATE_INPUTS(name), folder)
+    with raises(ImageError, "image.missing", folder):
         run("LoadImage", image=name)
 
 
-def test_a_name_on_a_wire_is_looked_up_when_it_is_known():
+def test_a_linked_name_is_checked_when_it_runs():
     assert NODES["LoadImage"].VALIDATE_INPUTS(None) is True
 
 
-def test_null_for_a_name_says_so_when_it_runs(folders):
+def test_null_for_a_name_is_reported_when_it_runs(folders):
     with raises(ImageError, "image.missing", "null"):
         run("LoadImage", image=None)
 
@@ -169,37 +152,38 @@ def test_null_for_a_name_says_so_when_it_runs(folders):
     [("LoadImage", "image"), ("ImageOnlyCheckpointLoader", "ckpt_name"), ("SVDCheckpointLoader", "checkpoint")],
 )
 @pytest.mark.parametrize("value", [5, 1.5, True, {}, ["a", "b", "c"]])
-def test_a_name_that_is_no_text_is_refused_in_words_before_the_run(folders, class_type, name, value):
+def test_a_name_that_is_not_a_string_is_refused_before_the_run(folders, class_type, name, value):
     node = {"class_type": class_type, "inputs": {"precision": "auto", name: {"__value__": value}}}
     show = {"class_type": "PreviewImage", "inputs": {"images": ["load", 0]}}
-    found = validate({"load": node, "show": show}, headless.NODES).node_errors["load"]["errors"]
-    assert [each["type"] for each in found] == ["custom_validation_failed"]
-    assert str(value) in found[0]["details"]
+    errors = validate({"load": node, "show": show}, headless.NODES).node_errors["load"]["errors"]
+    assert [each["type"] for each in errors] == ["custom_validation_failed"]
+    assert str(value) in errors[0]["details"]
 
 
-def test_another_content_under_the_same_name_is_a_change(folders):
+def test_changed_content_under_the_same_name_is_a_change(folders):
     changed = NODES["LoadImage"].IS_CHANGED
-    picture(folders / "input" / "a.png", (1, 2, 3))
+    save_image(folders / "input" / "a.png", (1, 2, 3))
     first = changed("a.png")
-    picture(folders / "input" / "b.png", (1, 2, 3))
+    save_image(folders / "input" / "b.png", (1, 2, 3))
     assert changed("b.png") == first
-    picture(folders / "input" / "a.png", (3, 2, 1))
+    save_image(folders / "input" / "a.png", (3, 2, 1))
     assert changed("a.png") != first
     assert len(first) == 64
 
 
-def test_saved_images_are_numbered_and_told(folders):
-    told = run("SaveImage", images=clip(2), filename_prefix="still/a", **HIDDEN)
+def test_saved_images_are_numbered_and_reported(folders):
+    result = run("SaveImage", images=clip(2), filename_prefix="still/a", **HIDDEN)
     entries = [{"filename": f"a_0000{n}_.png", "subfolder": "still", "type": "output"} for n in (1, 2)]
-    assert told == {"ui": {"images": entries}}
+    assert result == {"ui": {"images": entries}}
     for index, entry in enumerate(entries):
         path = folders / "output" / "still" / entry["filename"]
         assert read_embedded_graphs(path) == GRAPHS
         with Image.open(path) as saved:
+            assert saved.text == {name: json.dumps(graph) for name, graph in GRAPHS.items()}  # where ComfyUI looks
             assert np.abs(np.asarray(saved) / 255 - clip(2)[index].numpy()).max() <= 0.5001 / 255
 
 
-def test_the_place_in_the_batch_can_stand_in_the_name(folders):
+def test_the_index_in_the_batch_can_be_in_the_name(folders):
     for _ in range(2):
         run("SaveImage", images=clip(2), filename_prefix="%width%x%height%_%batch_num%")
     assert files(folders / "output") == [
@@ -208,13 +192,6 @@ def test_the_place_in_the_batch_can_stand_in_the_name(folders):
         "24x16_1_00002_.png",
         "24x16_1_00003_.png",
     ]
-
-
-def test_the_graph_stands_in_a_png_where_comfyui_looks(folders):
-    run("SaveImage", images=clip(1), filename_prefix="a", **HIDDEN)
-    with Image.open(folders / "output" / "a_00001_.png") as saved:
-        assert saved.text == {"prompt": json.dumps(PROMPT), "workflow": json.dumps(WORKFLOW)}
-    assert b"tEXtprompt\0" in (folders / "output" / "a_00001_.png").read_bytes()
 
 
 def test_a_preview_goes_to_the_temporary_folder(folders):
@@ -226,8 +203,8 @@ def test_a_preview_goes_to_the_temporary_folder(folders):
 
 
 @pytest.mark.parametrize(("frames", "animated"), [(3, True), (1, False)])
-def test_an_animated_webp_is_saved_and_told(folders, frames, animated):
-    told = run(
+def test_an_animated_webp_is_saved_and_reported(folders, frames, animated):
+    result = run(
         "SaveAnimatedWEBP",
         images=clip(frames),
         fps=7.0,
@@ -238,7 +215,7 @@ def test_an_animated_webp_is_saved_and_told(folders, frames, animated):
         **HIDDEN,
     )
     entry = {"filename": "a_00001_.webp", "subfolder": "", "type": "output"}
-    assert told == {"ui": {"images": [entry], "animated": (animated,)}}
+    assert result == {"ui": {"images": [entry], "animated": (animated,)}}
     path = folders / "output" / "a_00001_.webp"
     assert read_embedded_graphs(path) == GRAPHS
     with Image.open(path) as saved:
@@ -253,9 +230,9 @@ def test_images_become_a_video_and_an_mp4(folders):
     assert isinstance(video, Video)
     assert video.fps == Fraction(2997, 125)
     for number in (1, 2):
-        told = run("SaveVideo", video=video, filename_prefix="video/ComfyUI", format="auto", codec="auto", **HIDDEN)
+        result = run("SaveVideo", video=video, filename_prefix="video/ComfyUI", format="auto", codec="auto", **HIDDEN)
         entry = {"filename": f"ComfyUI_0000{number}_.mp4", "subfolder": "video", "type": "output"}
-        assert told == {"ui": {"images": [entry], "animated": (True,)}}
+        assert result == {"ui": {"images": [entry], "animated": (True,)}}
     path = folders / "output" / "video" / "ComfyUI_00002_.mp4"
     assert read_embedded_graphs(path) == GRAPHS
     with av.open(str(path)) as container:
@@ -263,13 +240,13 @@ def test_images_become_a_video_and_an_mp4(folders):
         assert (stream.frames, stream.average_rate, stream.width, stream.height) == (14, Fraction(2997, 125), 24, 16)
 
 
-def test_sound_is_refused_in_plain_words(folders):
+def test_audio_is_refused(folders):
     with raises(SettingError, "setting", "CreateVideo", "audio"):
         run("CreateVideo", images=clip(2), fps=7.0, audio={"waveform": torch.zeros(1, 1, 9), "sample_rate": 8000})
 
 
 @pytest.mark.parametrize("node_id", ["SaveImage", "SaveAnimatedWEBP", "SaveVideo"])
-def test_a_frame_that_is_not_finite_is_named_and_none_is_saved(folders, node_id):
+def test_a_frame_with_nan_is_named_and_none_is_saved(folders, node_id):
     frames = clip(3)
     frames[1, 2, 3, 0] = float("nan")
     with raises(OutputError, "output.not_finite", 1, 3):
@@ -295,7 +272,7 @@ def test_a_prefix_that_leads_outside_is_refused(folders, node_id):
     ],
 )
 @pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"])
-def test_images_are_scaled_to_the_size_asked(method, width, height, crop, shape):
+def test_images_are_scaled_to_the_requested_size(method, width, height, crop, shape):
     images = clip(2)
     before = images.clone()
     (scaled,) = run("ImageScale", image=images, upscale_method=method, width=width, height=height, crop=crop)
@@ -303,13 +280,13 @@ def test_images_are_scaled_to_the_size_asked(method, width, height, crop, shape)
     assert torch.equal(images, before)
 
 
-def test_cropping_keeps_the_middle():
+def test_cropping_keeps_the_center():
     images = torch.linspace(0, 1, 30)[None, None, :, None].expand(1, 10, 30, 3)
     (scaled,) = run("ImageScale", image=images, upscale_method="bilinear", width=10, height=10, crop="center")
     assert torch.allclose(scaled, images[:, :, 10:20])
 
 
-def test_cropping_to_nothing_says_so():
+def test_cropping_to_nothing_is_refused():
     with raises(SettingError, "setting", "100x2", "1x1000"):
         run("ImageScale", image=clip(1, 2, 100), upscale_method="area", width=1, height=1000, crop="center")
 

@@ -1,6 +1,6 @@
-"""The stand-ins for core's SVD nodes on the tiny checkpoint: what they refuse, and that they are our own stages.
+"""Compat nodes of core's SVD nodes on the tiny checkpoint: errors, and equality with this package's nodes.
 
-Their numbers beside core's are in tests/comfyui.
+tests/comfyui compares their numbers with core's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 FRAMES = 2
 ROUNDED = 1e-3
-"""Core's karras is computed in float32, ours in float64: of two steps the second is 1e-4 away, and is seen so much."""
+"""Core's karras is computed in float32, ours in float64: the second of two steps differs by 1e-4."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def model(tiny) -> Model:
 
 @pytest.fixture(scope="module")
 def conditioned(tiny, images) -> tuple:
-    """positive, negative, latent of core's node, without noise."""
+    """Return positive, negative and latent of core's node, without noise."""
     with torch.inference_mode(), use_runtime(LocalRuntime(device_name="cpu")):
         return condition(tiny, images)
 
@@ -59,20 +59,20 @@ def condition(tiny: Checkpoint, images: torch.Tensor, **changes):
 
 def ksampler(model: Model, conditioned: tuple, **changes) -> dict:
     positive, negative, latent = conditioned
-    sides = {"positive": positive, "negative": negative, "latent_image": latent}
+    conditioning = {"positive": positive, "negative": negative, "latent_image": latent}
     numbers = {"seed": 4, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
-    return run("KSampler", model=model, **{**sides, **numbers, **changes})[0]
+    return run("KSampler", model=model, **{**conditioning, **numbers, **changes})[0]
 
 
 def ours(model, conditioned: tuple, low: float, high: float) -> dict:
     positive, negative, latent = conditioned
-    sides = {"positive": positive, "negative": negative, "latent": latent}
+    conditioning = {"positive": positive, "negative": negative, "latent": latent}
     numbers = {"seed": 4, "steps": 2, "min_guidance": low, "max_guidance": high, "noise": "comfyui"}
-    return run("SVDEulerSampler", model=model, **sides, **numbers)[0]
+    return run("SVDEulerSampler", model=model, **conditioning, **numbers)[0]
 
 
 def far(one: dict, other: dict) -> float:
-    """The largest difference, in deviations."""
+    """Return the largest difference in standard deviations."""
     return float((one["samples"] - other["samples"]).abs().max() / other["samples"].std())
 
 
@@ -88,7 +88,7 @@ def test_conditioning_is_cores_dictionary_with_the_users_fps_and_zeros_on_the_ot
     assert latent["samples"].shape == (FRAMES, 4, 8, 8) and not latent["samples"].any()
 
 
-def test_its_noise_is_the_same_in_every_run_and_it_says_so(tiny, images, conditioned, caplog):
+def test_its_noise_is_equal_in_every_run_and_a_warning_says_so(tiny, images, conditioned, caplog):
     with caplog.at_level(logging.WARNING):
         one, other = (condition(tiny, images, augmentation_level=0.1)[0][0][1] for _ in range(2))
     assert torch.equal(one["concat_latent_image"], other["concat_latent_image"])
@@ -96,7 +96,7 @@ def test_its_noise_is_the_same_in_every_run_and_it_says_so(tiny, images, conditi
     check_facts(caplog.text, "seed", "SVDNoiseAugmentation")
 
 
-def test_several_pictures_are_tokens_of_one_video(tiny, images, model):
+def test_several_images_are_tokens_of_one_video(tiny, images, model):
     two = condition(tiny, torch.cat([images, images.flip(2)]))
     assert two[0][0][0].shape == (1, 2, 32) and two[0][0][1]["concat_latent_image"].shape == (FRAMES, 4, 8, 8)
     assert ksampler(model, two, steps=1)["samples"].shape == (FRAMES, 4, 8, 8)
@@ -139,31 +139,33 @@ def test_a_cfg_of_one_below_a_larger_min_cfg_still_guides(model, conditioned):
 def test_two_ksamplers_in_a_row_are_one(model, conditioned):
     positive, negative, latent = conditioned
     numbers = {"model": model, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "noise_seed": 4}
-    sides = {"positive": positive, "negative": negative}
+    conditioning = {"positive": positive, "negative": negative}
 
     def part(latent: dict, start: int, end: int, noise: str, leftover: str) -> dict:
         cut = {"start_at_step": start, "end_at_step": end, "add_noise": noise, "return_with_leftover_noise": leftover}
-        return run("KSamplerAdvanced", latent_image=latent, **numbers, **sides, **cut)[0]
+        return run("KSamplerAdvanced", latent_image=latent, **numbers, **conditioning, **cut)[0]
 
     kept = copy.deepcopy(latent)
     first = part(latent, 0, 2, "enable", "enable")
-    whole = ksampler(model, conditioned, cfg=2.0, steps=3, scheduler="normal")
-    assert far(part(first, 2, 10000, "disable", "disable"), whole) < 1e-4
+    all_at_once = ksampler(model, conditioned, cfg=2.0, steps=3, scheduler="normal")
+    assert far(part(first, 2, 10000, "disable", "disable"), all_at_once) < 1e-4
     assert torch.equal(latent["samples"], kept["samples"])
-    assert part(whole, 3, 10000, "enable", "disable") is whole
+    assert part(all_at_once, 3, 10000, "enable", "disable") is all_at_once
 
 
 def test_ksampler_leaves_no_level_out_of_a_row_that_is_longer_than_asked(model, conditioned):
     positive, negative, latent = conditioned
     numbers = {"steps": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "ddim_uniform"}
-    sides = {"positive": positive, "negative": negative, "latent_image": latent}
+    conditioning = {"positive": positive, "negative": negative, "latent_image": latent}
     all_steps = {"start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
-    (whole,) = run("KSamplerAdvanced", model=model, add_noise="enable", noise_seed=4, **numbers, **sides, **all_steps)
-    assert torch.equal(ksampler(model, conditioned, **numbers)["samples"], whole["samples"])
+    (advanced,) = run(
+        "KSamplerAdvanced", model=model, add_noise="enable", noise_seed=4, **numbers, **conditioning, **all_steps
+    )
+    assert torch.equal(ksampler(model, conditioned, **numbers)["samples"], advanced["samples"])
 
 
 def test_a_row_of_one_level_puts_its_noise_on_the_latent(model, conditioned):
-    """So that the first part of a row split after no step is gone on with as after any other number."""
+    """So a schedule that is split after 0 steps can be continued like any other."""
     positive, negative, latent = conditioned
     (row,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
     first, rest = run("SplitSigmas", sigmas=row, step=0)
@@ -189,12 +191,12 @@ def test_samplers_of_parts_are_ksampler(model, conditioned):
     (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
     wires = {"sampler": sampler, "sigmas": sigmas, "latent_image": latent}
     output, estimate = run("SamplerCustomAdvanced", noise=noise, guider=guider, **wires)
-    whole = ksampler(model, conditioned)
-    assert torch.equal(output["samples"], whole["samples"])
+    all_at_once = ksampler(model, conditioned)
+    assert torch.equal(output["samples"], all_at_once["samples"])
     assert far(estimate, output) < 1e-3  # the last step lands on the estimate
-    sides = {"positive": positive, "negative": negative}
-    custom = run("SamplerCustom", model=model, add_noise=True, noise_seed=4, cfg=3.0, **sides, **wires)
-    assert torch.equal(custom[0]["samples"], whole["samples"])
+    conditioning = {"positive": positive, "negative": negative}
+    custom = run("SamplerCustom", model=model, add_noise=True, noise_seed=4, cfg=3.0, **conditioning, **wires)
+    assert torch.equal(custom[0]["samples"], all_at_once["samples"])
 
 
 def test_before_the_last_step_the_estimate_is_cleaner_than_the_output(model, conditioned):
@@ -209,7 +211,7 @@ def test_before_the_last_step_the_estimate_is_cleaner_than_the_output(model, con
 
 
 def test_sampling_upwards_and_down_again_comes_back(model, conditioned):
-    """The same steps backwards: each differs from its counterpart by the curve of the path within the step only."""
+    """Only the curvature of the path within a step differs between the two directions."""
     positive, _, _ = conditioned
     video = {"samples": positive[0][1]["concat_latent_image"].expand(FRAMES, -1, -1, -1)}
     (guider,) = run("BasicGuider", model=model, conditioning=positive)
@@ -223,7 +225,7 @@ def test_sampling_upwards_and_down_again_comes_back(model, conditioned):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_is_offered_and_walked(model, scheduler):
+def test_every_scheduler_is_offered_and_makes_sigmas(model, scheduler):
     assert tuple(values.SCHEDULER_NAMES) == SCHEDULERS
     (sigmas,) = run("BasicScheduler", model=model, scheduler=scheduler, steps=4, denoise=0.5)
     assert len(sigmas) == 5 and sigmas[-1] == 0
@@ -260,7 +262,7 @@ def test_a_sampler_that_only_comfyui_has_is_refused_by_name_before_anything_runs
     assert "custom_validation_failed" in {each["type"] for each in caught.value.node_errors["choose"]["errors"]}
 
 
-def test_a_wired_name_of_a_sampler_is_looked_at_when_it_is_known(model, conditioned):
+def test_a_linked_sampler_name_is_checked_when_it_runs(model, conditioned):
     assert NODES["KSampler"].VALIDATE_INPUTS(None) is True
     with raises(SettingError, "setting", "eule", "euler", "ddim"):
         ksampler(model, conditioned, sampler_name="eule")
@@ -291,16 +293,16 @@ def test_the_rows_of_image_models_and_bislerp_are_refused_by_name():
     ],
 )
 def test_what_a_combo_does_not_offer_is_refused_before_anything_runs(class_type, name, value):
-    """Though VALIDATE_INPUTS, by naming the input, takes it from the engine's own check."""
+    """The engine does not check an input that VALIDATE_INPUTS names."""
     node = {"class_type": class_type, "inputs": {name: {"__value__": value}}}
     show = {"class_type": "PreviewImage", "inputs": {"images": ["choose", 0]}}
-    found = validate({"choose": node, "show": show}, NODES).node_errors["choose"]["errors"]
-    refused = [each["extra_info"]["input_name"] for each in found if each["type"] == "custom_validation_failed"]
+    errors = validate({"choose": node, "show": show}, NODES).node_errors["choose"]["errors"]
+    refused = [each["extra_info"]["input_name"] for each in errors if each["type"] == "custom_validation_failed"]
     assert refused == [name]
-    assert all(each["type"] != "exception_during_validation" for each in found)
+    assert all(each["type"] != "exception_during_validation" for each in errors)
 
 
-def test_a_wired_method_for_pictures_does_not_resize_latents():
+def test_a_linked_method_for_images_does_not_resize_latents():
     with raises(SettingError, "setting", "lanczos", "bicubic"):
         run("LatentUpscaleBy", samples={"samples": torch.zeros(1, 4, 8, 8)}, upscale_method="lanczos", scale_by=2.0)
 
@@ -309,7 +311,7 @@ def test_a_wired_method_for_pictures_does_not_resize_latents():
     ("class_type", "socket"),
     [("KSamplerSelect", "sampler"), ("RandomNoise", "noise"), ("CFGGuider", "guider"), ("BasicScheduler", "sigmas")],
 )
-def test_a_wire_with_something_else_is_refused(model, conditioned, class_type, socket):
+def test_a_value_of_another_type_is_refused(model, conditioned, class_type, socket):
     positive, negative, latent = conditioned
     (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
     (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
@@ -334,10 +336,10 @@ def test_all_frames_are_decoded_as_one_clip(tiny, model, conditioned):
 
 
 def test_encoding_cuts_the_middle(tiny, images):
-    (whole,) = run("VAEEncode", pixels=images[:, :42, :35], vae=tiny.vae)
+    (cropped,) = run("VAEEncode", pixels=images[:, :42, :35], vae=tiny.vae)
     (middle,) = run("VAEEncode", pixels=images[:, 1:41, 1:33], vae=tiny.vae)
-    assert torch.equal(whole["samples"], middle["samples"])
-    assert list(whole) == ["samples"]
+    assert torch.equal(cropped["samples"], middle["samples"])
+    assert list(cropped) == ["samples"]
 
 
 def test_clip_sees_the_middle_or_all(tiny, images):
@@ -353,7 +355,7 @@ def test_clip_sees_the_middle_or_all(tiny, images):
 # Our nodes on these wires
 
 
-def test_our_sampler_takes_a_model_and_says_that_its_guidance_gives_way(tiny, model, conditioned, caplog):
+def test_our_sampler_takes_a_model_and_warns_that_its_guidance_is_replaced(tiny, model, conditioned, caplog):
     (guided,) = run("VideoTriangleCFGGuidance", model=model, min_cfg=1.0)
     plain = ours(tiny.model, conditioned, 1.0, 3.0)
     assert torch.equal(ours(model, conditioned, 1.0, 3.0)["samples"], plain["samples"])
@@ -370,8 +372,8 @@ def test_our_checkpoint_goes_to_cores_samplers(tiny, conditioned):
     sampled = ksampler(guided, conditioned, cfg=8.0)
     assert far(sampled, ours(tiny.model, conditioned, 1.0, 3.0)) < ROUNDED
     positive, negative, latent = conditioned
-    sides = {"positive": positive, "negative": negative, "min_guidance": 1.0, "max_guidance": 3.0}
-    (guider,) = run("SVDFrameGuider", model=model, **sides)
+    conditioning = {"positive": positive, "negative": negative, "min_guidance": 1.0, "max_guidance": 3.0}
+    (guider,) = run("SVDFrameGuider", model=model, **conditioning)
     (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
     (noise,), (sampler,) = run("RandomNoise", noise_seed=4), run("SVDEulerSamplerSelect")
     wires = {"noise": noise, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
@@ -389,7 +391,7 @@ def test_an_svd_model_does_not_go_where_a_model_is_wanted():
         raise_if_invalid(validate(graph, NODES))
 
 
-def test_without_comfyui_the_program_is_that_of_the_stand_ins(tiny):
+def test_without_comfyui_the_backend_is_that_of_the_compat_nodes(tiny):
     assert backend.get_backend().get_sampler(tiny.model) is None
     assert backend.get_backend().wrap_vae(tiny.vae) is None
 
@@ -397,7 +399,7 @@ def test_without_comfyui_the_program_is_that_of_the_stand_ins(tiny):
 # Latents and images between stages
 
 
-def test_frames_of_a_latent_remember_their_places():
+def test_frames_of_a_latent_keep_their_numbers():
     samples = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 8, 8)
     (part,) = run("LatentFromBatch", samples={"samples": samples, "other": 1}, batch_index=2, length=3)
     assert part["batch_index"] == [2, 3, 4] and part["other"] == 1

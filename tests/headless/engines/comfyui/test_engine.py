@@ -1,4 +1,4 @@
-"""The ComfyUI engine where there is no ComfyUI, and the choice between engines."""
+"""Test the ComfyUI engine without a ComfyUI, and the choice of an engine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "gone.png"}}}
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "graph.json").write_text(json.dumps(GRAPH))
     return tmp_path
 
 
+@pytest.fixture
+def checkout(folder) -> Path:
+    return make_checkout(folder / "ComfyUI")
+
+
 def make_checkout(folder: Path) -> Path:
-    """What looks like a ComfyUI, with a requirement that nobody has."""
+    """Make a folder that looks like a ComfyUI, with a requirement that is never installed."""
     for mark in MARKS:
         (folder / mark).parent.mkdir(parents=True, exist_ok=True)
         (folder / mark).write_text("raise AssertionError('nothing of it may be imported')")
@@ -42,9 +47,9 @@ def make_checkout(folder: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["run", "validate"])
 @pytest.mark.parametrize("name", ["nowhere", "empty", "graph.json", "portable"])
-def test_a_folder_that_is_no_comfyui_is_bad_usage(here, capsys, command, name):
-    (here / "empty").mkdir()
-    make_checkout(here / "portable" / "ComfyUI")
+def test_a_folder_that_is_not_a_comfyui_is_bad_usage(folder, capsys, command, name):
+    (folder / "empty").mkdir()
+    make_checkout(folder / "portable" / "ComfyUI")
     assert main([command, "graph.json", "--comfyui", name, "--json"]) == 2
     error = json.loads(capsys.readouterr().out)
     assert error["code"] == "comfyui.not_found"
@@ -52,74 +57,68 @@ def test_a_folder_that_is_no_comfyui_is_bad_usage(here, capsys, command, name):
     assert (f'"{name}/ComfyUI"' in error["message"]) == (name == "portable")
 
 
-def test_a_python_without_comfyuis_requirements_is_told_what_is_missing(here):
+def test_missing_requirements_of_comfyui_are_named(checkout):
     facts = ("a-package-that-nobody-has", sys.executable, "requirements.txt")
     with raises(MissingExtraError, "comfyui.requirements", *facts) as error:
-        svd_stages.run_graph(GRAPH, comfyui=make_checkout(here / "ComfyUI"), device="cpu")
+        svd_stages.run_graph(GRAPH, comfyui=checkout, device="cpu")
     text = str(error.value)
     assert error.value.exit_status == 2
     assert "torch" not in text and "frontend" not in text and "another-one" not in text
-    assert str(here / "ComfyUI") not in sys.path
+    assert str(checkout) not in sys.path
 
 
-def test_a_process_that_has_such_modules_is_told_so(here, monkeypatch):
+def test_a_process_with_modules_of_the_same_names_is_refused(checkout, monkeypatch):
     monkeypatch.setitem(sys.modules, "folder_paths", ModuleType("folder_paths"))
-    with pytest.raises(SettingError) as error:
-        svd_stages.run_graph(GRAPH, comfyui=make_checkout(here / "ComfyUI"), device="cpu")
-    assert error.value.code == "comfyui.modules" and "folder_paths" in str(error.value)
+    with raises(SettingError, "comfyui.modules", "folder_paths"):
+        svd_stages.run_graph(GRAPH, comfyui=checkout, device="cpu")
 
 
-def test_a_device_that_is_not_there_is_told_before_anything_is_started(here):
+def test_a_missing_device_is_refused_before_comfyui_starts(checkout):
     with raises(SettingError, "setting", "abacus"):
-        svd_stages.run_graph(GRAPH, comfyui=make_checkout(here / "ComfyUI"), device="abacus")
+        svd_stages.run_graph(GRAPH, comfyui=checkout, device="abacus")
 
 
-def test_engines_exclude_each_other(here, capsys):
-    for more in (["--comfyui", "a", "--server", "b"], ["--custom-node", "a"], ["--server", "b", "--custom-node", "a"]):
-        try:
-            status = main(["run", "graph.json", *more])
-        except SystemExit as stop:
-            status = stop.code
-        assert status == 2
+@pytest.mark.parametrize("options", ["--comfyui a --server b", "--custom-node a", "--server b --custom-node a"])
+def test_engines_exclude_each_other(options):
+    try:
+        status = main(["run", "graph.json", *options.split()])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
     with raises(SettingError, "setting", "ComfyUI", "server"):
         svd_stages.run_graph(GRAPH, comfyui="a", server="b")
 
 
-@pytest.mark.parametrize("named", [[], ["mine", "more"]], ids=["default", "named"])
-def test_each_engine_says_where_missing_files_belong(monkeypatch, named):
+@pytest.mark.parametrize("models", [[], ["mine", "more"]], ids=["default", "named"])
+def test_each_engine_names_the_folder_for_missing_models(monkeypatch, models):
     monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
-    here = headless.RunConfig(models=named, input_folder="pictures")
-    own = {"embedded": here.models_roots()[0], "comfyui": Path("ComfyUI/models")}
-    for name, engine in {
-        "embedded": headless.choose_engine(here),
-        "comfyui": headless.choose_engine(here, comfyui="ComfyUI"),
-    }.items():
-        assert engine.models_folder == ("mine" if named else str(own[name]))
-    server = headless.choose_engine(headless.RunConfig(), server="localhost")
-    assert "server" in server.models_folder
+    run_config = headless.RunConfig(models=models)
+    embedded, comfyui = headless.choose_engine(run_config), headless.choose_engine(run_config, comfyui="ComfyUI")
+    default = str(run_config.models_roots()[0])
+    assert (embedded.models_folder, comfyui.models_folder) == (default, "mine" if models else "ComfyUI/models")
+    assert "server" in headless.choose_engine(headless.RunConfig(), server="localhost").models_folder
 
 
-def test_a_node_that_writes_a_result_again_does_not_change_what_was_kept(here):
-    (here / "scratch" / "output").mkdir(parents=True)
-    written = here / "scratch" / "output" / "a.gif"
+def test_a_node_that_rewrites_its_result_does_not_change_the_stored_file(folder):
+    (folder / "scratch" / "output").mkdir(parents=True)
+    written = folder / "scratch" / "output" / "a.gif"
     written.write_text("whole")
-    results = Results({"output": here / "out"}, filled_from(here / "scratch"))
-    (kept,) = results.store({"images": [{"filename": "a.gif", "subfolder": "", "type": "output"}]})
+    results = Results({"output": folder / "out"}, filled_from(folder / "scratch"))
+    (stored,) = results.store({"images": [{"filename": "a.gif", "subfolder": "", "type": "output"}]})
     written.write_text("ha")
-    assert kept.read_text() == "whole"
+    assert stored.read_text() == "whole"
 
 
-def test_a_node_cannot_write_into_an_earlier_result_that_it_reads(here):
-    (here / "old.png").write_text("of an earlier run")
+def test_a_node_cannot_modify_an_earlier_result_that_it_reads(folder):
+    (folder / "old.png").write_text("of an earlier run")
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "old.png [output]"}}}
-    (brought,) = bring_outputs(graph, here, here / "scratch")
-    assert brought.read_text() == "of an earlier run"
-    brought.write_text("ha")
-    assert (here / "old.png").read_text() == "of an earlier run"
+    (copied,) = bring_outputs(graph, folder, folder / "scratch")
+    assert copied.read_text() == "of an earlier run"
+    copied.write_text("ha")
+    assert (folder / "old.png").read_text() == "of an earlier run"
 
 
-def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(here):
-    checkout = make_checkout(here / "ComfyUI")
+def test_a_comfyui_that_does_not_start_is_an_error_with_its_reason(folder, checkout):
     (checkout / "requirements.txt").write_text("torch\n")
     texts = {
         "comfy/options.py": "def enable_args_parsing(): pass",
@@ -132,11 +131,11 @@ def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(her
         (checkout / name).parent.mkdir(exist_ok=True)
         (checkout / name).write_text(text)
     command = [sys.executable, "-m", "svd_stages", "validate", "graph.json", "--comfyui", "ComfyUI", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    said = " ".join(done.stderr.split())
-    assert done.returncode == 2 and "Traceback" not in said and done.stdout == ""
-    check_facts(said, "OSError", "libtorchaudio.so", sys.executable)
-    assert (here / "argv.txt").read_text() == "main.py --disable-all-custom-nodes --cpu"
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    stderr = " ".join(process.stderr.split())
+    assert process.returncode == 2 and "Traceback" not in stderr and process.stdout == ""
+    check_facts(stderr, "OSError", "libtorchaudio.so", sys.executable)
+    assert (folder / "argv.txt").read_text() == "main.py --disable-all-custom-nodes --cpu"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +148,6 @@ def test_a_comfyui_that_does_not_start_says_why_and_got_its_own_command_line(her
         ({"device": "cpu", "vram": 2**30}, ("--cpu",)),
     ],
 )
-def test_our_options_are_said_as_comfyuis(here, options, flags):
-    engine = headless.choose_engine(headless.RunConfig(**options), make_checkout(here / "ComfyUI"))
+def test_settings_become_comfyuis_flags(checkout, options, flags):
+    engine = headless.choose_engine(headless.RunConfig(**options), checkout)
     assert isinstance(engine, ComfyUIEngine) and engine._flags() == flags

@@ -1,4 +1,4 @@
-"""What a graph would take is known before it runs, and only what surely cannot fit is refused."""
+"""Test that graphs that cannot fit into memory are refused before they run, and no others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from error_checks import check_facts
+from error_checks import check_facts, raises
 from svd_stages import headless
 from svd_stages.headless.engines.embedded import memory_estimate
 from svd_stages.headless.graph.validate import validate
@@ -23,148 +23,136 @@ GIB = 2**30
 
 
 def graph(name: str, *settings: str) -> dict[str, Any]:
-    return headless.open_graph(
-        TEMPLATES / f"{name}.json", ["SVDCheckpointLoader.checkpoint=svd-nano", *settings]
-    ).prompt
+    """Return a template with svd-nano and other settings."""
+    settings = ("SVDCheckpointLoader.checkpoint=svd-nano", *settings)
+    return headless.open_graph(TEMPLATES / f"{name}.json", settings).prompt
 
 
-def refused(prompt: dict[str, Any], here: LocalRuntime | None = None) -> GraphError:
+def sized(width: int, height: int, frames: int, *settings: str) -> dict[str, Any]:
+    """Return the template image_to_video with a size and other settings."""
+    size = (f"SVDResizeImage.width={width}", f"SVDResizeImage.height={height}")
+    return graph("image_to_video", *size, f"SVDImageConditioning.video_frames={frames}", *settings)
+
+
+def check(prompt: dict[str, Any], outputs: list[str] | None = None, runtime: LocalRuntime | None = None) -> None:
+    outputs = list(prompt) if outputs is None else outputs
+    memory_estimate.check_memory_budget(prompt, outputs, runtime or LocalRuntime(device_name="cpu"))
+
+
+def check_refused(prompt: dict[str, Any], *facts: object, runtime: LocalRuntime | None = None) -> GraphError:
     outputs = [key for key, node in prompt.items() if node["class_type"].startswith(("Save", "Preview"))]
-    with pytest.raises(GraphError) as caught:
-        memory_estimate.check_memory_budget(prompt, outputs, here or LocalRuntime(device_name="cpu"))
-    assert caught.value.code == "graph.too_expensive" and caught.value.exit_status == 2
-    return caught.value
-
-
-def accepted(prompt: dict[str, Any], here: LocalRuntime | None = None) -> None:
-    memory_estimate.check_memory_budget(prompt, list(prompt), here or LocalRuntime(device_name="cpu"))
+    with raises(GraphError, "graph.too_expensive", *facts) as error:
+        check(prompt, outputs, runtime)
+    assert error.value.exit_status == 2
+    return error.value
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Have the machine so many GiB, none of them to swap."""
+    """Return a function that sets the machine's memory in GiB, without swap."""
 
-    def has(gib: float) -> None:
+    def set_memory(gib: float) -> None:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=int(gib * GIB)))
         monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=0))
 
-    return has
+    return set_memory
 
 
 @pytest.mark.parametrize("name", ["image_to_video", "one_node", "low_vram", "more_motion", "quickstart_nano"])
-def test_what_the_templates_ask_for_is_never_refused(name, machine):
+def test_the_templates_are_accepted(name, machine):
     machine(16)
-    accepted(graph(name))
+    check(graph(name))
 
 
-@pytest.mark.parametrize(
-    ("name", "sized", "decoder"),
-    [
-        ("image_to_video", "SVDResizeImage", "SVDTemporalVAEDecode"),
-        ("one_node", "SVDImageToVideo", "SVDImageToVideo"),
-    ],
-)
-def test_sixteen_thousand_pixels_by_four_thousand_frames_are_refused_whatever_the_machine(
-    name, sized, decoder, machine
-):
+@pytest.mark.parametrize("name", ["image_to_video", "one_node"])
+def test_4096_frames_of_16384x16384_are_refused_on_any_machine(name, machine):
     machine(100_000)
-    counted = "SVDImageToVideo" if name == "one_node" else "SVDImageConditioning"
-    error = refused(graph(name, f"{sized}.width=16384", f"{sized}.height=16384", f"{counted}.video_frames=4096"))
+    one_node = [f"SVDImageToVideo.{key}" for key in ("width=16384", "height=16384", "video_frames=4096")]
+    error = check_refused(graph(name, *one_node) if name == "one_node" else sized(16384, 16384, 4096))
     (node_id,) = error.node_errors
-    assert error.node_errors[node_id]["class_type"] in (decoder, "SVDEulerSampler")
-    check_facts(str(error), node_id, error.node_errors[node_id]["class_type"], 4096, "16384x16384")
+    class_type = error.node_errors[node_id]["class_type"]
+    assert class_type in ("SVDImageToVideo", "SVDTemporalVAEDecode", "SVDEulerSampler")
+    check_facts(str(error), node_id, class_type, 4096, "16384x16384")
 
 
-def test_frames_that_the_memory_cannot_hold_are_refused_and_those_that_it_just_can_are_not(machine):
-    """1000 frames of 1024x576 take 6.6 GiB as float32, whatever the model, which nobody knows here."""
-    settings = ("SVDResizeImage.width=1024", "SVDResizeImage.height=576", "SVDImageConditioning.video_frames=1000")
-    prompt = graph("image_to_video", *settings, "SVDCheckpointLoader.checkpoint=gone.safetensors")
+def test_frames_are_refused_only_if_they_exceed_the_memory(machine):
+    """1000 frames of 1024x576 take 6.6 GiB as float32. The model is unknown."""
+    prompt = sized(1024, 576, 1000, "SVDCheckpointLoader.checkpoint=gone.safetensors")
     machine(6.5)
-    check_facts(str(refused(prompt)), "6.6", "6.5")
+    check_refused(prompt, "6.6", "6.5")
     machine(6.7)
-    accepted(prompt)
+    check(prompt)
 
 
-def test_a_clip_decoded_whole_takes_more_than_its_frames_and_the_way_out_is_windows(machine):
-    """64 first-width numbers of two bytes for each pixel, where windows need twelve bytes."""
-    settings = ("SVDResizeImage.width=1024", "SVDResizeImage.height=576", "SVDImageConditioning.video_frames=1000")
+def test_the_error_for_an_exact_decode_suggests_windows(machine):
+    """An exact decode takes 64 channels of two bytes for each pixel, windows take twelve bytes."""
     machine(30)
-    error = refused(graph("image_to_video", *settings, "SVDTemporalVAEDecode.mode=exact"))
-    check_facts(str(error), "SVDTemporalVAEDecode", "windowed")
-    accepted(graph("image_to_video", *settings, "SVDTemporalVAEDecode.mode=windowed"))
+    check_refused(sized(1024, 576, 1000, "SVDTemporalVAEDecode.mode=exact"), "SVDTemporalVAEDecode", "windowed")
+    check(sized(1024, 576, 1000, "SVDTemporalVAEDecode.mode=windowed"))
 
 
-def test_sampling_is_held_against_the_device(machine):
+def test_sampling_is_compared_with_the_device(machine):
     machine(1)
-    settings = ("SVDResizeImage.width=2048", "SVDResizeImage.height=2048", "SVDImageConditioning.video_frames=60")
-    prompt = graph("image_to_video", *settings, "SVDTemporalVAEDecode.mode=windowed")
-    check_facts(str(refused(prompt)), "SVDEulerSampler", 60, "2048x2048")
+    prompt = sized(2048, 2048, 60, "SVDTemporalVAEDecode.mode=windowed")
+    check_refused(prompt, "SVDEulerSampler", 60, "2048x2048")
 
 
-def test_widths_come_from_the_checkpoint_that_is_named_and_without_one_nothing_is_guessed(machine, tmp_path):
+def test_channels_are_read_from_the_checkpoint_and_not_guessed(machine, tmp_path):
     shutil.copy(EMBEDDED_FILE, tmp_path / "mine.safetensors")
-    here = LocalRuntime(device_name="cpu", library=ModelLibrary.from_roots([tmp_path]))
-    channels = {
-        name: memory_estimate.base_channels(here, name) for name in ("mine.safetensors", "svd-nano", "gone", None)
-    }
-    assert channels == {"mine.safetensors": (64, 64), "svd-nano": (64, 64), "gone": (0, 0), None: (0, 0)}
-    settings = ("SVDResizeImage.width=2048", "SVDResizeImage.height=2048", "SVDImageConditioning.video_frames=60")
-    prompt = graph("image_to_video", *settings, "SVDTemporalVAEDecode.mode=windowed")
+    runtime = LocalRuntime(device_name="cpu", library=ModelLibrary.from_roots([tmp_path]))
+    expected = {"mine.safetensors": (64, 64), "svd-nano": (64, 64), "gone.safetensors": (0, 0), None: (0, 0)}
+    assert {name: memory_estimate.base_channels(runtime, name) for name in expected} == expected
+    prompt = sized(2048, 2048, 60, "SVDTemporalVAEDecode.mode=windowed")
     machine(3)  # 60 frames take 2.8 GiB, sampling them with svd-nano 5.2
     loader = next(node for node in prompt.values() if node["class_type"] == "SVDCheckpointLoader")
     loader["inputs"]["checkpoint"] = "mine.safetensors"
-    check_facts(str(refused(prompt, here)), "SVDEulerSampler", "5.2")
+    check_refused(prompt, "SVDEulerSampler", "5.2", runtime=runtime)
     loader["inputs"]["checkpoint"] = "gone.safetensors"
-    accepted(prompt, here)
+    check(prompt, runtime=runtime)
 
 
-def test_what_no_output_needs_costs_nothing(machine):
+def test_nodes_that_no_output_needs_are_ignored(machine):
     machine(1)
     prompt = graph("image_to_video", "SVDImageConditioning.video_frames=4096")
-    refused(prompt)
-    memory_estimate.check_memory_budget(prompt, [], LocalRuntime(device_name="cpu"))
+    check_refused(prompt)
+    check(prompt, [])
 
 
-def test_every_class_that_the_rules_name_is_one_of_the_table_and_has_the_inputs_that_they_ask_for():
-    for class_type in {**memory_estimate.RULES, **memory_estimate.STAGES}:
-        declared = {**headless.NODES[class_type].INPUT_TYPES()["required"]}
-        declared |= headless.NODES[class_type].INPUT_TYPES().get("optional", {})
-        asked: set[str] = set()
-        for rule in (
-            memory_estimate.RULES.get(class_type),
-            getattr(memory_estimate.STAGES.get(class_type), "clip", None),
-        ):
-            if rule is not None:
-                rule(lambda name: asked.add(name))  # noqa: B023
-        assert asked <= set(declared), class_type
+@pytest.mark.parametrize("class_type", {**memory_estimate.RULES, **memory_estimate.STAGES})
+def test_the_rules_read_declared_inputs(class_type):
+    types = headless.NODES[class_type].INPUT_TYPES()
+    names: set[str] = set()
+    for rule in (memory_estimate.RULES.get(class_type), getattr(memory_estimate.STAGES.get(class_type), "clip", None)):
+        if rule is not None:
+            rule(names.add)
+    assert names <= {*types["required"], *types.get("optional", {})}
 
 
-def test_sizes_that_come_through_primitives_and_other_nodes_are_followed(machine):
+def test_sizes_are_followed_through_primitives_and_other_nodes(machine):
     machine(4)
     prompt = graph("image_to_video", "SVDTemporalVAEDecode.mode=windowed")
     resize = next(node for node in prompt.values() if node["class_type"] == "SVDResizeImage")
     prompt["w"] = {"class_type": "PrimitiveInt", "inputs": {"value": 8192}}
-    accepted(prompt)
+    check(prompt)
     resize["inputs"] |= {"width": ["w", 0], "height": ["w", 0]}
-    check_facts(str(refused(prompt)), 25, "8192x8192")
+    check_refused(prompt, 25, "8192x8192")
 
 
-def test_the_engine_refuses_before_anything_runs_and_validation_needs_no_torch(tmp_path, machine):
+def test_the_engine_refuses_before_a_node_runs(tmp_path, machine):
     (tmp_path / "input").mkdir()
     shutil.copy(TEMPLATES / "rocket.png", tmp_path / "input")
-    around = headless.RunConfig(device="cpu", input_folder=tmp_path / "input", output_folder=tmp_path / "out")
+    run_config = headless.RunConfig(device="cpu", input_folder=tmp_path / "input", output_folder=tmp_path / "out")
     prompt = graph("image_to_video", "SVDImageConditioning.video_frames=4096", "SVDResizeImage.width=16384")
-    engine, events = headless.EmbeddedEngine(around), []
-    for attempt in (engine.check, lambda graph: engine.run(graph, lambda *event: events.append(event))):
-        with pytest.raises(GraphError) as caught:
-            attempt(headless.Graph(prompt))
-        assert caught.value.code == "graph.too_expensive"
+    engine, events = headless.EmbeddedEngine(run_config), []
+    for call in (engine.check, lambda graph: engine.run(graph, lambda *event: events.append(event))):
+        with raises(GraphError, "graph.too_expensive"):
+            call(headless.Graph(prompt))
     assert events == [] and not list(tmp_path.glob("out/*"))
-    with use_runtime(around.runtime()):
-        assert validate(prompt, headless.NODES).ok  # it is the machine that refuses it
+    with use_runtime(run_config.runtime()):
+        assert validate(prompt, headless.NODES).ok  # valid, but too large for this machine
 
 
-def test_validate_refuses_it_without_torch(tmp_path):
+def test_validate_refuses_without_importing_torch(tmp_path):
     code = (
         "import sys; from svd_stages.__main__ import main\n"
         f"status = main(['validate', {str(TEMPLATES / 'one_node.json')!r}, '--input-dir', {str(TEMPLATES)!r}, '--set',"
@@ -172,5 +160,5 @@ def test_validate_refuses_it_without_torch(tmp_path):
         " 'SVDImageToVideo.height=16384', '--set', 'SVDImageToVideo.video_frames=4096', '--json'])\n"
         "print(status, 'torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert '"code": "graph.too_expensive"' in ran.stdout and ran.stdout.endswith("2 False\n"), ran.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert '"code": "graph.too_expensive"' in process.stdout and process.stdout.endswith("2 False\n"), process.stderr

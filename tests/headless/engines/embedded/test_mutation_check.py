@@ -1,4 +1,4 @@
-"""A node that changes its inputs in place is found out, when that is asked for."""
+"""Test the warnings about nodes that modify their inputs in place."""
 
 from __future__ import annotations
 
@@ -48,13 +48,10 @@ class ReadsSlowly(Reads):
         return (latent,)
 
 
+LINKS = {"latent": ["3", 0], "image": ["3", 1]}
 PROMPT = {
     "3": {"class_type": "Gives", "inputs": {}},
-    "5": {
-        "class_type": "Reads",
-        "inputs": {"latent": ["3", 0], "image": ["3", 1]},
-        "_meta": {"title": "Mine"},
-    },
+    "5": {"class_type": "Reads", "inputs": LINKS, "_meta": {"title": "Mine"}},
 }
 CHANGES = {
     "a tensor is multiplied": (lambda latent, image: latent["samples"].add_(1), ["latent"]),
@@ -67,9 +64,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("reader", [Reads, ReadsSlowly])
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_change_in_place_names_the_node_that_made_it_and_the_node_whose_output_it_was(what, reader, caplog):
-    change, names = CHANGES[what]
+@pytest.mark.parametrize("case", CHANGES)
+def test_the_warning_names_the_node_and_the_source_of_the_input(case, reader, caplog):
+    change, names = CHANGES[case]
     nodes = {"Gives": Gives, "Reads": type("Reads", (reader,), {"change": staticmethod(change)})}
     with caplog.at_level(logging.WARNING):
         Engine(nodes).run(PROMPT, ["5"], node_context=torch.inference_mode, watch=InputCheck(PROMPT))
@@ -79,7 +76,7 @@ def test_a_change_in_place_names_the_node_that_made_it_and_the_node_whose_output
 
 
 @dataclass
-class ParameterSlot:
+class Embedding:
     image_embeds: Any
 
 
@@ -92,30 +89,30 @@ class ParameterSlot:
         lambda: torch.zeros(3, dtype=torch.int64)[::2],
         lambda: np.zeros(3)[::2],
         lambda: [[torch.zeros(1), {"a": (torch.zeros(2),)}]],
-        lambda: ParameterSlot(torch.zeros(3)),
+        lambda: Embedding(torch.zeros(3)),
     ],
     ids=range(7),
 )
-def test_every_kind_of_value_is_summed_by_its_content(make):
+def test_the_checksum_depends_on_the_content(make):
     value = make()
     before = content_checksum(value)
     assert before == content_checksum(value) == content_checksum(make())
-    inside = value
-    while not isinstance(inside, (torch.Tensor, np.ndarray)):
-        inside = inside.image_embeds if isinstance(inside, ParameterSlot) else inside[0]
-    inside += 1
+    array = value
+    while not isinstance(array, (torch.Tensor, np.ndarray)):
+        array = array.image_embeds if isinstance(array, Embedding) else array[0]
+    array += 1
     assert content_checksum(value) != before
 
 
-def test_our_own_nodes_change_nothing_and_the_environment_asks_for_the_check(tmp_path, monkeypatch, caplog):
+def test_our_nodes_modify_nothing_and_the_environment_enables_the_check(tmp_path, monkeypatch, caplog):
     shutil.copy(headless.PACKAGE / "example_workflows" / "rocket.png", tmp_path)
     quick = ["SVDResizeImage.width=64", "SVDResizeImage.height=64", "SVDEulerSampler.steps=1"]
     calls = []
     check = InputCheck.__call__
-    monkeypatch.setattr(InputCheck, "__call__", lambda self, *told: calls.append(told[0]) or check(self, *told))
-    for asked, wanted in (("0", False), ("1", True)):
-        monkeypatch.setenv(VARIABLE, asked)
+    monkeypatch.setattr(InputCheck, "__call__", lambda self, *call: calls.append(call[0]) or check(self, *call))
+    for value, is_enabled in (("0", False), ("1", True)):
+        monkeypatch.setenv(VARIABLE, value)
         template = headless.PACKAGE / "example_workflows" / "quickstart_nano.json"
         headless.run_graph(template, quick, input_dir=tmp_path, output_dir=tmp_path / "out")
-        assert (len(calls) > 8) is wanted
+        assert (len(calls) > 8) is is_enabled
     assert [record for record in caplog.records if record.name == InputCheck.__module__] == []
