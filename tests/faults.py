@@ -16,7 +16,7 @@ CALLS: dict[str, tuple[type, str]] = {
     "encoder": (SVDVae, "_posterior_mode"),
     "prepare": (PreparedUNet, "__init__"),
     "network": (PreparedUNet, "__call__"),
-    "block": (PreparedUNet, "_residual"),
+    "block": (PreparedUNet, "_resnet"),
     "decoder": (SVDVae, "decode_clip"),
 }
 """Stage -> the call that computes it."""
