@@ -1,11 +1,11 @@
-"""An even smaller SVD than `tiny`, of the real classes, for tests that run it hundreds of times."""
+"""An SVD of diffusers' classes that is smaller than `tiny`, for tests that run it hundreds of times."""
 
 from __future__ import annotations
 
 import torch
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
-from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
-from tiny import CLIP_CONFIG, IMAGE_MEAN, IMAGE_STD, UNET_CONFIG, VAE_CONFIG, fill
+from svd_stages.svd_core.models.components import Checkpoint
+from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, random_checkpoint
 
 UNET = {
     **UNET_CONFIG,
@@ -20,20 +20,6 @@ CLIP = {**CLIP_CONFIG, "num_hidden_layers": 2, "patch_size": 112}
 
 
 def mini_checkpoint(dtype: torch.dtype = torch.float32, force_upcast: bool = True) -> Checkpoint:
-    """A checkpoint of the same numbers whatever its precision; its VAE asks for a float32 encoder."""
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    with torch.random.fork_rng(devices=[]):
-        unet = UNetSpatioTemporalConditionModel(**UNET, num_frames=2)
-        vae = AutoencoderKLTemporalDecoder(**VAE, force_upcast=force_upcast)
-        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP))
-    for seed, module in enumerate((unet, vae, clip)):
-        fill(module, seed)
-        module.eval().requires_grad_(False).to(dtype)
+    """Create a checkpoint with the same weights in any dtype; its VAE needs a float32 encoder by default."""
     defaults = VideoDefaults(num_frames=2, width=64, height=64)
-    return Checkpoint(
-        model=SVDModel(unet, scaling_factor=0.18215, sigma_min=0.002, sigma_max=700.0, defaults=defaults),
-        clip_vision=SVDClipVision(clip, IMAGE_MEAN, IMAGE_STD),
-        vae=SVDVae(vae),
-    )
+    return random_checkpoint(UNET, {**VAE, "force_upcast": force_upcast}, CLIP, defaults, dtype=dtype)

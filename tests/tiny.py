@@ -1,7 +1,7 @@
-"""A small Stable Video Diffusion of the real classes with random weights: what the tests compute with.
+"""A small Stable Video Diffusion of diffusers' classes with random weights, for the tests.
 
-Same architecture as the published models (four levels, two layers a block, heads 64 wide in the UNet), only narrow.
-Every parameter is drawn, norms and mix factors too, so that two tensors in each other's place give other numbers.
+The architecture is that of the published models (four levels, two layers per block, 64 channels per head in the UNet)
+with fewer channels. All parameters are random, norms and mix factors too, so that swapped tensors change the result.
 """
 
 from __future__ import annotations
@@ -61,19 +61,31 @@ SCHEDULER_CONFIG = {
 
 
 def tiny_checkpoint(num_frames: int = 14, seed: int = 0) -> Checkpoint:
-    """A tiny float32 SVD on the CPU, the same for the same arguments; its VAE asks for a float32 encoder."""
+    """Create a tiny float32 SVD on the CPU, the same for the same arguments; its VAE needs a float32 encoder."""
+    low, high = (1.0, 2.5) if num_frames == 14 else (1.5, 3.0)
+    defaults = VideoDefaults(num_frames=num_frames, width=64, height=64, min_guidance=low, max_guidance=high)
+    return random_checkpoint(UNET_CONFIG, VAE_CONFIG, CLIP_CONFIG, defaults, seed)
+
+
+def random_checkpoint(
+    unet_config: dict,
+    vae_config: dict,
+    clip_config: dict,
+    defaults: VideoDefaults,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Checkpoint:
+    """Create a checkpoint of these configs with random weights, drawn in float32 and then converted."""
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with torch.random.fork_rng(devices=[]):
-        unet = UNetSpatioTemporalConditionModel(**UNET_CONFIG, num_frames=num_frames)
-        vae = AutoencoderKLTemporalDecoder(**VAE_CONFIG)
-        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_CONFIG))
+        unet = UNetSpatioTemporalConditionModel(**unet_config, num_frames=defaults.num_frames)
+        vae = AutoencoderKLTemporalDecoder(**vae_config)
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**clip_config))
     for offset, module in enumerate((unet, vae, clip)):
         fill(module, seed=3 * seed + offset)
-        module.eval().requires_grad_(False)
-    low, high = (1.0, 2.5) if num_frames == 14 else (1.5, 3.0)
-    defaults = VideoDefaults(num_frames=num_frames, width=64, height=64, min_guidance=low, max_guidance=high)
+        module.eval().requires_grad_(False).to(dtype)
     return Checkpoint(
         model=SVDModel(unet, scaling_factor=0.18215, sigma_min=0.002, sigma_max=700.0, defaults=defaults),
         clip_vision=SVDClipVision(clip, IMAGE_MEAN, IMAGE_STD),
@@ -81,8 +93,13 @@ def tiny_checkpoint(num_frames: int = 14, seed: int = 0) -> Checkpoint:
     )
 
 
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Draw a float32 tensor on the CPU."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
 def fill(module: torch.nn.Module, seed: int) -> None:
-    """Draw every parameter: weights that keep the scale of what goes through, norms around 1, biases around 0."""
+    """Draw all parameters: weights that keep the scale of activations, norms around 1, biases around 0."""
     generator = torch.Generator("cpu").manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         drawn = torch.randn(parameter.shape, generator=generator)
@@ -98,7 +115,7 @@ def fill(module: torch.nn.Module, seed: int) -> None:
 
 
 def tiny_pipeline(checkpoint: Checkpoint):
-    """diffusers' own StableVideoDiffusionPipeline over the very modules of `checkpoint`: the second implementation."""
+    """Create diffusers' StableVideoDiffusionPipeline with the modules of `checkpoint`, as the reference."""
     from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
     from transformers import CLIPImageProcessor
 
@@ -116,7 +133,7 @@ def tiny_pipeline(checkpoint: Checkpoint):
 
 
 def to_be_saved(module):
-    """A copy whose weights are contiguous: a run may have laid them out otherwise, which older diffusers refuse."""
+    """Copy a module with contiguous weights: older diffusers refuse the channels-last ones that a run leaves."""
     module = copy.deepcopy(module)
     for weight in module.parameters():
         weight.data = weight.data.contiguous()
@@ -124,7 +141,7 @@ def to_be_saved(module):
 
 
 def save_tiny_folder(path: Path, checkpoint: Checkpoint, variant: str | None = None) -> Path:
-    """Write `checkpoint` as a diffusers folder, by diffusers itself."""
+    """Save `checkpoint` as a diffusers folder with diffusers."""
     defaults = checkpoint.model.defaults
     model, vae = checkpoint.model, checkpoint.vae
     checkpoint = replace(
@@ -132,6 +149,6 @@ def save_tiny_folder(path: Path, checkpoint: Checkpoint, variant: str | None = N
     )
     tiny_pipeline(checkpoint).save_pretrained(path, variant=variant)
     index = path / "model_index.json"
-    facts = {"width": defaults.width, "height": defaults.height}
-    index.write_text(json.dumps({**json.loads(index.read_text()), "_svd_stages": facts}, indent=2))
+    size = {"width": defaults.width, "height": defaults.height}
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_svd_stages": size}, indent=2))
     return path

@@ -1,1 +1,1 @@
-"""Programs that train models."""
+"""Train models."""

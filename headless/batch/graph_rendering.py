@@ -31,7 +31,7 @@ from ..engines.graph_errors import raise_if_faulty
 from ..engines.graphs import EMBEDDED_NODES, NODES
 from ..engines.preflight import MODEL_FOLDERS
 from ..engines.run_config import RunConfig
-from ..graph import Engine, Prompt, validate
+from ..graph import Engine, Prompt, validate, with_value
 from ..graph.node_schema import return_types
 from ..graph.prompt import looks_like_link, name_node
 from .images import check_unchanged
@@ -197,7 +197,12 @@ class GraphRenderer:
         return False
 
     def _prompt(self, task: Task) -> Prompt:
-        return bind(self._settings.graph, self._settings.image, task)
+        """Return the graph with a task's values and image."""
+        prompt = self._settings.graph
+        for name, value in {**task.values, ".".join(self._settings.image): task.image}.items():
+            node_id, _, input_name = name.rpartition(".")
+            prompt = with_value(prompt, node_id, input_name, value)
+        return prompt
 
 
 @dataclass(frozen=True)
@@ -240,16 +245,6 @@ def _check_stored(prompt: Prompt, source: str, slot: int) -> None:
             f"savers of a batch must read {', '.join(STORED)}, got {kind} of {name_node(prompt, source)}. Unlink it."
         )
         raise GraphError(message, code="graph.not_saved")
-
-
-def bind(graph: Prompt, image: Sequence[str], task: Task) -> Prompt:
-    """Return the graph with a task's values and image."""
-    prompt = dict(graph)
-    for name, value in {**task.values, f"{image[0]}.{image[1]}": task.image}.items():
-        node_id, _, input_name = name.rpartition(".")
-        node = prompt[node_id]
-        prompt[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
-    return prompt
 
 
 def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:

@@ -137,7 +137,7 @@ class Ledger:
                 [(change.state, change.attempts, change.code, change.id) for change in changes],
             )
 
-    def knows(self, task_id: str) -> bool:
+    def has(self, task_id: str) -> bool:
         """Return True if the plan has a task with this id."""
         return self._db.execute("SELECT 1 FROM tasks WHERE id = ?", (task_id,)).fetchone() is not None
 
@@ -216,7 +216,7 @@ def reconcile(folder: RunFolder, ledger: Ledger) -> None:
     """
     folder.sweep()
     scan = folder.scan()
-    for task_id in filter(ledger.knows, scan.orphans | scan.strays):  # another shard may be about to write its record
+    for task_id in filter(ledger.has, scan.orphans | scan.strays):  # another shard may be about to write its record
         if folder.is_done(task_id):  # it was completed meanwhile
             scan.done.add(task_id)
             continue

@@ -191,9 +191,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        # limits of the footer: that of a list of images is small
-        limits = {"thrift_string_size_limit": 16 * 2**20, "thrift_container_size_limit": 100_000}
-        with parquet.ParquetFile(path, **limits) as file:
+        # the footer of a list of images is small
+        with parquet.ParquetFile(
+            path, thrift_string_size_limit=16 * 2**20, thrift_container_size_limit=100_000
+        ) as file:
             _check_columns(path, file.schema_arrow.names)
             _check_expansion(path, file.metadata)
             number = 0

@@ -93,11 +93,12 @@ class ProcessPool:
         self._begun.discard(pid)
         if is_ending:
             del self._ending[answer.worker]
-        asked = self._asked.get(answer.worker)
-        if answer.died is not None and asked not in (None, pid):
+        requested_pid = self._asked.get(answer.worker)
+        if answer.died is not None and requested_pid not in (None, pid):
             return None
         self._asked.pop(answer.worker, None)
-        return Answer(answer.worker) if answer.died is not None and asked is not None and not had_begun else answer
+        is_idle_death = answer.died is not None and requested_pid is not None and not had_begun
+        return Answer(answer.worker) if is_idle_death else answer
 
     def end(self, worker: int) -> None:
         """See `Pool.end`."""

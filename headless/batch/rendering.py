@@ -38,6 +38,7 @@ class Renderer(Protocol):
 
     def describe(self) -> Mapping[str, str]:
         """Return what must be equal on all workers: version of the code, models by sha256, ..."""
+        ...
 
     def probe(self) -> Mapping[str, Any]:
         """Return what else determines the pixels and is known only in this process.
@@ -46,21 +47,26 @@ class Renderer(Protocol):
         - makes: JSON values that must be equal within a run: versions of libraries, precision
         - probe: a small render as bytes in hex; devices of one kind must render alike
         """
+        ...
 
     def prepare(self, task: Task) -> Any:
         """Read and decode the image. Runs on another thread during the previous render."""
+        ...
 
     def render(self, task: Task, prepared: Any) -> Rendered:
         """Run the device's part of the work."""
+        ...
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, Mapping[str, Any]]]:
         """Write the task's files into `folder` and return each path with values for the record.
 
         Runs on another thread during the next render. The files must be complete and checked.
         """
+        ...
 
     def is_lost(self, error: BaseException) -> bool:
         """Return True if the device is unusable for the rest of this process, as after an illegal address."""
+        ...
 
 
 def make_renderer(runner: str, config: Mapping[str, Any]) -> Renderer:

@@ -31,19 +31,25 @@ class Pool(Protocol):
     @property
     def name(self) -> str:
         """A description for people: "2 processes", "4 workers on Ray"."""
+        ...
 
     @property
     def workers(self) -> Sequence[int]:
         """The workers' numbers."""
+        ...
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
         """Send a method call (see `worker.Worker`) with JSON arguments to a worker. Does not wait."""
+        ...
 
     def answers(self, timeout: float) -> list[Answer]:
         """Return the answers that arrived, after at most `timeout` seconds."""
+        ...
 
     def end(self, worker: int) -> None:
         """Kill the process of a worker that has a request. Its answer is that it died, even if it had just replied."""
+        ...
 
     def close(self) -> None:
         """Kill all processes."""
+        ...

@@ -1,1 +1,1 @@
-"""What things cost, measured side by side in one run: ours, and stock diffusers as the yardstick."""
+"""Measure this package against stock diffusers, side by side in one run."""

@@ -1,4 +1,4 @@
-"""The comparisons of `svd-stages bench`: a step of the UNet with guidance, decoding a clip, and the two together."""
+"""The comparisons of `svd-stages bench`: a UNet step with guidance, decoding a clip, and both together."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from ...svd_core.diffusion.denoiser import denoised_from_v, make_denoiser, precondition
 from ...svd_core.diffusion.sampling import sample_euler
 from ...svd_core.diffusion.schedules import make_sigmas
-from ...svd_core.models import vae_decoder as streaming
+from ...svd_core.models import vae_decoder
 from ...svd_core.models.components import SVDVae
-from ...svd_core.models.optimizations import ALL
 from ...svd_core.models.options import ModelOptions
 from ...svd_core.models.unet import COMPILED_STEP, COMPILERS, PreparedUNet
-from .measuring import Result, measure
-from .models import SIZES, Size, build_unet, build_vae, drawn, empty_model, size_of
+from .measuring import Result, Variant, measure
+from .models import SIZES, build_unet, build_vae, empty_model, randomize, size_of
 from .op_counter import Cost, count
 
 logger = logging.getLogger(__name__)
 
 STOCK, OURS = "diffusers", "ours"
-STOCK_WHOLE, OURS_REGIONAL, OURS_WHOLE = "diffusers, compiled", "ours, pieces compiled", "ours, compiled"
+STOCK_COMPILED, OURS_REGIONAL, OURS_COMPILED = "diffusers, compiled", "ours, pieces compiled", "ours, compiled"
 SCALING = 0.18215
 STEPS = 3
-"""Of the short video; a whole one has 25 and spends a larger part of its time in them."""
+"""Steps of the short video. A usual video has 25, which are a larger part of its time."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What to measure.
+    """Settings of the benchmark.
 
-    size       small or full
-    dtype      what the weights are in
-    turns      how often each way is timed
-    compiled   whether whole steps through torch.compile take part, diffusers' and ours
-    on_call    called after each call of anything
+    Attributes:
+        size: "small" or "full".
+        device: The computing device.
+        dtype: The dtype of the weights.
+        turns: Timed calls per variant.
+        compiled: Also measure whole steps compiled by torch.compile, diffusers' and this package's.
+        on_call: Called after each call of a variant.
     """
 
     size: str
@@ -53,104 +54,97 @@ class Bench:
     on_call: Callable[[], None] = lambda: None
 
     def calls(self) -> int:
-        """How often `on_call` will be called."""
+        """Return the number of calls of `on_call`."""
         return (1 + self.turns) * (7 + (2 if self.compiled else 0))
 
 
 @torch.inference_mode()
 def compare(bench: Bench) -> dict[str, dict[str, Result]]:
-    """Comparison -> way -> result."""
-    size = size_of(bench.size)
-    problem = _Problem(size, bench)
+    """Run all comparisons: comparison -> variant -> result."""
+    models = _Models(bench)
     comparisons = {
-        "UNet, one step with guidance": problem.step,
-        "decoding the clip": problem.decode,
-        f"{STEPS} steps and decoding": problem.video,
+        "UNet, one step with guidance": models.step,
+        "decoding the clip": models.decode,
+        f"{STEPS} steps and decoding": models.video,
     }
-    measured = {}
-    for name, measure_it in comparisons.items():
+    results = {}
+    for name, run in comparisons.items():
         try:
-            measured[name] = measure_it()
+            results[name] = run()
         except torch.cuda.OutOfMemoryError:
             logger.warning("%s: the reference does not fit into the device's memory", name)
-    return measured
+    return results
 
 
-class _Problem:
-    """One random model in two copies, stock's and ours, and a random question. References are diffusers' in float32."""
+class _Models:
+    """A random UNet and VAE, each twice on the device, and random inputs. References are diffusers' in float32."""
 
-    def __init__(self, size: Size, bench: Bench) -> None:
-        self._size, self._bench = size, bench
-        self._unet, self._vae = drawn(build_unet(size), seed=0), drawn(build_vae(size), seed=1)
-        where: dict[str, Any] = {"device": bench.device, "dtype": bench.dtype}
-        self._their_unet, self._our_unet = (copy.deepcopy(self._unet).to(**where) for _ in range(2))
-        self._their_vae, self._our_vae = (copy.deepcopy(self._vae).to(**where) for _ in range(2))
-        generator = torch.Generator("cpu").manual_seed(2)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator)
-
-        self._x = normal(1, size.frames, 4, size.height, size.width)
-        picture = normal(1, 4, size.height, size.width)
-        positive = Conditioning(normal(1, 1, size.context_width), picture, MicroConditioning())
-        negative = Conditioning(torch.zeros_like(positive.embeds), torch.zeros_like(picture), positive.micro)
+    def __init__(self, bench: Bench) -> None:
+        self._size, self._bench = size_of(bench.size), bench
+        self._unet, self._vae = randomize(build_unet(self._size), seed=0), randomize(build_vae(self._size), seed=1)
+        self._stock_unet, self._our_unet = (copy.deepcopy(self._unet).to(bench.device, bench.dtype) for _ in range(2))
+        self._stock_vae, self._our_vae = (copy.deepcopy(self._vae).to(bench.device, bench.dtype) for _ in range(2))
+        size, generator = self._size, torch.Generator("cpu").manual_seed(2)
+        shapes = ((1, size.frames, 4, size.height, size.width), (1, 4, size.height, size.width))
+        self._x, image_latents, embeds = (
+            torch.randn(shape, generator=generator) for shape in (*shapes, (1, 1, size.embedding_width))
+        )
+        positive = Conditioning(embeds, image_latents, MicroConditioning())
+        negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latents), positive.micro)
         self._sides = (positive, negative)
-        self._weights = torch.linspace(1.0, 3.0, size.frames)
+        self._guidance = torch.linspace(1.0, 3.0, size.frames)
         self._latents = self._x[0] / SCALING
 
     def _stock_denoiser(self, unet: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Both sides in one call, as diffusers' pipeline does it."""
+        """Create a denoiser with both sides of guidance in one batch, as in diffusers' pipeline."""
         weight = next(unet.parameters())
         positive, negative = self._sides
-        frames, pair = self._size.frames, (negative, positive)
-        embeds = torch.cat([side.embeds for side in pair]).to(weight)
-        pictures = torch.cat([side.per_frame(frames) for side in pair]).to(weight)
-        time_ids = torch.cat([side.micro.time_ids() for side in pair]).to(weight.device)
-        weights = self._weights.to(weight.device).view(1, -1, 1, 1, 1)
+        batch = (negative, positive)
+        embeds = torch.cat([side.embeds for side in batch]).to(weight)
+        image_latents = torch.cat([side.per_frame(self._size.frames) for side in batch]).to(weight)
+        time_ids = torch.cat([side.micro.time_ids() for side in batch]).to(weight.device)
+        guidance = self._guidance.to(weight.device).view(1, -1, 1, 1, 1)
+        conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
 
         def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             scaled, c_noise = precondition(x, sigma)
-            sample = torch.cat([scaled.to(weight).expand(2, -1, -1, -1, -1), pictures], dim=2)
-            told = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
-            v_negative, v_positive = unet(sample, c_noise.to(weight.device), **told)[0].to(x.dtype).chunk(2)
-            return denoised_from_v(x, v_negative + weights * (v_positive - v_negative), sigma)
+            sample = torch.cat([scaled.to(weight).expand(2, -1, -1, -1, -1), image_latents], dim=2)
+            v_negative, v_positive = unet(sample, c_noise.to(weight.device), **conditioning)[0].to(x.dtype).chunk(2)
+            return denoised_from_v(x, v_negative + guidance * (v_positive - v_negative), sigma)
 
         return denoise
 
     def step(self) -> dict[str, Result]:
         sigma = torch.tensor(2.0)
         x = self._x.to(self._bench.device)
-        stock = self._stock_denoiser(self._their_unet)
 
         def ours(compiled: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
             device, options = self._bench.device, ModelOptions(compile=compiled)
-            return make_denoiser(self._our_unet, *self._sides, self._weights, device, sigma[None], options=options)
+            return make_denoiser(self._our_unet, *self._sides, self._guidance, device, sigma[None], options=options)
 
-        denoisers = {STOCK: stock, OURS: ours("off"), OURS_REGIONAL: ours("regional")}
+        denoisers = {STOCK: self._stock_denoiser(self._stock_unet), OURS: ours("off"), OURS_REGIONAL: ours("regional")}
         if self._bench.compiled:
-            denoisers[STOCK_WHOLE] = self._stock_denoiser(torch.compile(copy.deepcopy(self._their_unet)))
-            denoisers[OURS_WHOLE] = ours("full")
-        ways = {name: functools.partial(denoise, x, sigma) for name, denoise in denoisers.items()}
+            denoisers[STOCK_COMPILED] = self._stock_denoiser(torch.compile(copy.deepcopy(self._stock_unet)))
+            denoisers[OURS_COMPILED] = ours("full")
+        variants = {name: functools.partial(denoise, x, sigma) for name, denoise in denoisers.items()}
         with _full_precision():
-            truth = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
-        measured = self._measure(ways, truth)
-        for name, program in (
-            (OURS_REGIONAL, COMPILERS[self._bench.device.type == "cpu"]),
-            (OURS_WHOLE, COMPILED_STEP),
-        ):
-            if program.broken:
-                measured.pop(name, None)
-        return measured
+            reference = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
+        results = self._measure(variants, reference)
+        regional = COMPILERS[self._bench.device.type == "cpu"]
+        for name, compiler in ((OURS_REGIONAL, regional), (OURS_COMPILED, COMPILED_STEP)):
+            if compiler.broken:
+                results.pop(name, None)
+        return results
 
     def decode(self) -> dict[str, Result]:
         latents = self._latents.to(self._bench.device)
-        ways = {
-            STOCK: lambda: _stock_decode(self._their_vae, latents),
+        variants = {
+            STOCK: lambda: _stock_decode(self._stock_vae, latents),
             OURS: lambda: SVDVae(self._our_vae).decode_clip(latents),
         }
         with _full_precision():
-            truth = _stock_decode(self._in_float32(self._vae), latents)
-        return self._measure(ways, truth)
+            reference = _stock_decode(self._in_float32(self._vae), latents)
+        return self._measure(variants, reference)
 
     def video(self) -> dict[str, Result]:
         device, sigmas = self._bench.device, make_sigmas("karras", STEPS)
@@ -161,24 +155,24 @@ class _Problem:
             return _stock_decode(vae, x[0] / SCALING)
 
         def ours() -> torch.Tensor:
-            denoise = make_denoiser(self._our_unet, *self._sides, self._weights, device, sigmas[:-1])
+            denoise = make_denoiser(self._our_unet, *self._sides, self._guidance, device, sigmas[:-1])
             return SVDVae(self._our_vae).decode_clip(sample_euler(denoise, noise, sigmas)[0] / SCALING)
 
         with _full_precision():
-            truth = stock(self._in_float32(self._unet), self._in_float32(self._vae), noise.float())
-        return self._measure({STOCK: lambda: stock(self._their_unet, self._their_vae, noise), OURS: ours}, truth)
+            reference = stock(self._in_float32(self._unet), self._in_float32(self._vae), noise.float())
+        return self._measure({STOCK: lambda: stock(self._stock_unet, self._stock_vae, noise), OURS: ours}, reference)
 
     def _in_float32(self, module: Any) -> Any:
         return copy.deepcopy(module).to(self._bench.device, torch.float32)
 
-    def _measure(self, ways: dict[str, Callable[[], torch.Tensor]], truth: torch.Tensor) -> dict[str, Result]:
+    def _measure(self, variants: dict[str, Variant], reference: torch.Tensor) -> dict[str, Result]:
         bench = self._bench
-        return measure(ways, truth.double().cpu(), bench.device, bench.turns, bench.on_call)
+        return measure(variants, reference.double().cpu(), bench.device, bench.turns, bench.on_call)
 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Within, float32 is float32: cards would round products to ten bits, as fp16 has."""
+    """Disable TF32, which rounds the factors of float32 products to 10 bits on NVIDIA GPUs."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -188,31 +182,28 @@ def _full_precision() -> Iterator[None]:
 
 
 def _stock_decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """All frames in one call of diffusers' decoder."""
+    """Decode all frames in one call of diffusers' decoder."""
     weight = next(vae.decoder.parameters())
     indicator = torch.zeros((1, len(latents)), device=weight.device, dtype=weight.dtype)
     return vae.decoder(latents.to(weight), num_frames=len(latents), image_only_indicator=indicator)
 
 
 def full_size_costs() -> dict[str, dict[str, Cost]]:
-    """What SVD-XT at 1024x576 costs by its shapes, fp16: comparison -> way -> cost. Needs no GPU and no memory."""
-    size, meta = SIZES["full"], torch.device("meta")
+    """Count the costs of SVD-XT at 1024x576 in float16 from shapes: comparison -> variant -> cost. Needs no GPU."""
+    size = SIZES["full"]
     unet, vae = (empty_model(build, size) for build in (build_unet, build_vae))
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.float16, device=meta)
-
-    clip, level = empty(size.frames, 4, size.height, size.width), torch.tensor(0.0)
-    embeds, time_ids = empty(1, 1, size.context_width), empty(1, 3)
-    told = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
-    prepared = PreparedUNet(unet, embeds, clip, time_ids, level[None], ALL)
+    empty = functools.partial(torch.empty, dtype=torch.float16, device="meta")
+    latents, c_noise = empty(size.frames, 4, size.height, size.width), torch.tensor(0.0)
+    embeds, time_ids = empty(1, 1, size.embedding_width), empty(1, 3)
+    conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
+    prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
     return {
         "UNet, one side of guidance": {
-            STOCK: count(lambda: unet(torch.cat([clip, clip], dim=1)[None], empty(), **told)),
-            OURS: count(lambda: prepared(clip, level)),
+            STOCK: count(lambda: unet(torch.cat([latents, latents], dim=1)[None], empty(()), **conditioning)),
+            OURS: count(lambda: prepared(latents, c_noise)),
         },
         "decoding the clip": {
-            STOCK: count(lambda: _stock_decode(vae, clip)),
-            OURS: count(lambda: streaming.decode(vae.decoder, clip, meta)),
+            STOCK: count(lambda: _stock_decode(vae, latents)),
+            OURS: count(lambda: vae_decoder.decode(vae.decoder, latents)),
         },
     }

@@ -1,4 +1,4 @@
-"""Measuring several ways to do the same thing in one run, in turns, so that what disturbs one disturbs all."""
+"""Measure several variants of a computation in turns, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch._dynamo.exc import TorchDynamoException
 
 logger = logging.getLogger(__name__)
 
-Way = Callable[[], torch.Tensor]
-"""One way to do a thing; its result is compared with the others'."""
+Variant = Callable[[], torch.Tensor]
+"""One implementation of a computation."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one way.
+    """Measurements of one variant.
 
-    seconds  the median of all turns
-    first    of the first call, which may compile
-    spread   (largest - smallest) / median
-    peak     bytes of the device's memory beyond what was there before; None on a device that does not count them
-    error    |result - reference| / |reference|
+    Attributes:
+        seconds: Median of all turns.
+        first: Seconds of the first call, which may compile.
+        spread: (largest - smallest) / median.
+        peak: Bytes of device memory allocated by the first call. None on a device that does not count them.
+        error: |result - reference| / |reference|.
     """
 
     seconds: float
@@ -36,75 +37,74 @@ class Result:
 
 
 def measure(
-    ways: dict[str, Way],
+    variants: dict[str, Variant],
     reference: torch.Tensor,
     device: torch.device,
     turns: int,
     on_call: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
-    """Run each way once to warm up, then all of them `turns` times, one after the other in each turn.
+    """Run each variant once to warm up, then each once per turn.
 
-    One that does not fit into the device's memory drops out, with a warning.
+    A variant that does not fit into the device's memory or cannot be compiled is left out, with a warning.
 
-    reference  what all results are compared with, float64 on the CPU
-    on_call    called after each call; what it raises ends the measurement
+    Args:
+        variants: By name.
+        reference: The exact result, float64 on the CPU.
+        device: The computing device.
+        turns: Timed calls per variant.
+        on_call: Called after each call. Its exceptions end the measurement.
     """
     errors, peaks, firsts = {}, {}, {}
-    for name, way in list(ways.items()):
-        before = _start_counting(device)
+    for name, variant in variants.items():
+        allocated = _reset_peak(device)
         try:
-            firsts[name], result = _timed(way, device)
-        except (torch.cuda.OutOfMemoryError, TorchDynamoException) as error:
-            compiling = isinstance(error, TorchDynamoException)
-            logger.warning(
-                "%s %s", name, "cannot be compiled here" if compiling else "does not fit into the device's memory"
-            )
-            ways = {other: each for other, each in ways.items() if other != name}
+            firsts[name], result = _time(variant, device)
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("%s does not fit into the device's memory", name)
             continue
-        peaks[name] = _peak(device, before)
+        except TorchDynamoException:
+            logger.warning("%s cannot be compiled here", name)
+            continue
+        peaks[name] = torch.cuda.max_memory_allocated(device) - allocated if device.type == "cuda" else None
         errors[name] = ((result.double().cpu() - reference).norm() / reference.norm()).item()
         on_call()
         del result
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in firsts}
     for _ in range(turns):
-        for name, way in ways.items():
-            times[name].append(_timed(way, device)[0])
+        for name in times:
+            times[name].append(_time(variants[name], device)[0])
             on_call()
     return {
         name: Result(
-            seconds=statistics.median(times[name]),
+            seconds=statistics.median(seconds),
             first=firsts[name],
-            spread=(max(times[name]) - min(times[name])) / statistics.median(times[name]),
+            spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
             peak=peaks[name],
             error=errors[name],
         )
-        for name in ways
+        for name, seconds in times.items()
     }
 
 
-def _timed(way: Way, device: torch.device) -> tuple[float, torch.Tensor]:
-    _finish(device)
-    began = time.perf_counter()
-    result = way()
-    _finish(device)
-    return time.perf_counter() - began, result
+def _time(variant: Variant, device: torch.device) -> tuple[float, torch.Tensor]:
+    _synchronize(device)
+    start = time.perf_counter()
+    result = variant()
+    _synchronize(device)
+    return time.perf_counter() - start, result
 
 
-def _finish(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _start_counting(device: torch.device) -> int:
+def _reset_peak(device: torch.device) -> int:
+    """Start a new measurement of the peak memory and return the bytes that are allocated now."""
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
-
-
-def _peak(device: torch.device, before: int) -> int | None:
-    return torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None

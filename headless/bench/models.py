@@ -1,4 +1,4 @@
-"""Random models of the published architecture in sizes that can be measured: time does not depend on the numbers."""
+"""Random models of the published architecture in sizes to measure: their speed does not depend on their weights."""
 
 # pyright: reportArgumentType=false
 
@@ -16,12 +16,12 @@ from ...svd_core.errors import SettingError
 
 @dataclass(frozen=True)
 class Size:
-    """Widths of the models, and the video's frames and its height and width in latent pixels."""
+    """The channels of the models, and the frames, height and width of the video in latent pixels."""
 
-    unet_widths: tuple[int, ...]
+    unet_channels: tuple[int, ...]
     heads: tuple[int, ...]
-    context_width: int
-    vae_widths: tuple[int, ...]
+    embedding_width: int
+    vae_channels: tuple[int, ...]
     frames: int
     height: int
     width: int
@@ -35,42 +35,46 @@ SIZES = {
 
 
 def size_of(name: str) -> Size:
-    """The size of that name. Raises SettingError for an unknown one."""
+    """Return the size with this name.
+
+    Raises:
+        SettingError: There is none.
+    """
     if name not in SIZES:
         raise SettingError(f'the size must be one of {", ".join(SIZES)}, got "{name}"')
     return SIZES[name]
 
 
 def build_unet(size: Size) -> Any:
-    """UNetSpatioTemporalConditionModel."""
+    """Create a UNetSpatioTemporalConditionModel."""
     from diffusers import UNetSpatioTemporalConditionModel
 
     return UNetSpatioTemporalConditionModel(
-        block_out_channels=size.unet_widths,
+        block_out_channels=size.unet_channels,
         num_attention_heads=size.heads,
-        cross_attention_dim=size.context_width,
+        cross_attention_dim=size.embedding_width,
         num_frames=size.frames,
     )
 
 
 def build_vae(size: Size) -> Any:
-    """AutoencoderKLTemporalDecoder."""
+    """Create an AutoencoderKLTemporalDecoder."""
     from diffusers import AutoencoderKLTemporalDecoder
 
     return AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=size.vae_widths, layers_per_block=2
+        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=size.vae_channels, layers_per_block=2
     )
 
 
 def empty_model(build: Callable[[Size], Any], size: Size) -> Any:
-    """The model on the meta device: shapes without numbers, in fp16."""
+    """Create a float16 model on the meta device: shapes without values."""
     meta = torch.device("meta")
     with meta:
         return build(size).to(meta).half().eval().requires_grad_(False)
 
 
-def drawn(module: nn.Module, seed: int) -> Any:
-    """The module with every parameter drawn, those that begin as 0 or 1 too, so that activations keep their size."""
+def randomize(module: nn.Module, seed: int) -> Any:
+    """Draw all parameters in place, also those initialized to 0 or 1, such that activations keep their scale."""
     generator = torch.Generator("cpu").manual_seed(seed)
     for name, weight in module.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)

@@ -1,6 +1,6 @@
-"""What a computation costs by its shapes alone: operations, bytes moved, FLOPs, and the memory alive at its peak.
+"""Count the operations, memory traffic, FLOPs and peak memory of a computation from shapes.
 
-Run it on the meta device and no number is computed, so the full-size models can be counted on any machine.
+On the meta device nothing is computed, so full-size models can be counted on any machine.
 """
 
 # torch's dispatch machinery is not typed.
@@ -8,23 +8,30 @@ Run it on the meta device and no number is computed, so the full-size models can
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """operations  that compute or move numbers; views are free
-    moved          bytes read and written by them, each operand once
-    flops          of products of matrices, attention and convolutions; one multiply-add is 2
-    peak           bytes alive at once beyond what was there before
+    """The cost of a computation.
+
+    Attributes:
+        operations: Operations that compute or move elements. Views are free.
+        moved: Bytes that they read and write, each operand once.
+        flops: FLOPs of matrix products, attention and convolutions. One multiply-add is 2.
+        peak: Most bytes alive at once, without the inputs.
     """
 
     operations: int
@@ -34,17 +41,17 @@ class Cost:
 
 
 def count(compute: Callable[[], Any]) -> Cost:
-    """The cost of calling `compute`, which allocates all but its inputs itself."""
+    """Count the cost of calling `compute`, which allocates all tensors except its inputs."""
     counter = _Counter()
     flops = FlopCounterMode(display=False)
     with torch.inference_mode(False), torch.no_grad(), _FusedAttention(), flops, counter:
-        kept = compute()
-    del kept
+        result = compute()
+    del result
     return Cost(counter.operations, counter.moved, flops.get_total_flops(), counter.peak)
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as the one kernel that it is on a device: on meta it would fall into products with all its scores."""
+    """Count attention as one kernel, as on a device: on meta torch would compute all scores by matrix products."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -59,62 +66,41 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations = self.moved = self.peak = 0
-        self._alive = 0
-        self._known: set[int] = set()
+        self._allocated = 0
+        self._storages: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        inputs, outputs = list(_tensors((args, kwargs))), list(_tensors(result))
-        before = {_storage(each) for each in inputs}
-        written = [each for each in outputs if _storage(each) not in before or _writes(function)]
-        for each in outputs:
-            if _storage(each) not in before:
-                self._born(each)
-        if written and not _only_allocates(function):
+        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        input_storages = {each.untyped_storage()._cdata for each in inputs}
+        new = [each for each in outputs if each.untyped_storage()._cdata not in input_storages]
+        for each in new:
+            self._track(each.untyped_storage())
+        written = outputs if function._schema.is_mutable else new
+        if written and function._schema.name not in ALLOCATIONS:
             self.operations += 1
-            self.moved += sum(map(_size, inputs)) + sum(_size(each) for each in written)
+            self.moved += sum(map(_size, [*inputs, *written]))
         return result
 
-    def _born(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._known:
-            return
+    def _track(self, storage: torch.UntypedStorage) -> None:
         size, key = storage.nbytes(), storage._cdata
-        self._known.add(key)
-        self._alive += size
-        self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._died, key, size)
+        if key in self._storages:
+            return
+        self._storages.add(key)
+        self._allocated += size
+        self.peak = max(self.peak, self._allocated)
+        weakref.finalize(storage, self._release, key, size)
 
-    def _died(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._alive -= size
-
-
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for each in tree:
-            yield from _tensors(each)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+    def _release(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self._allocated -= size
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _size(tensor: torch.Tensor) -> int:
-    """Bytes of the numbers that there are; a tensor that repeats some of them reads those once."""
-    numbers = 1
-    for side, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        numbers *= side if stride else 1
-    return numbers * tensor.element_size()
-
-
-def _writes(function: Any) -> bool:
-    return function._schema.is_mutable
-
-
-def _only_allocates(function: Any) -> bool:
-    return function._schema.name in ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
+    """Return the bytes of a tensor's distinct elements: an expanded dimension counts once."""
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(side for side, stride in sides if stride) * tensor.element_size()

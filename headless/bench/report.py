@@ -1,4 +1,4 @@
-"""The measurements as a table for people and as values for programs, with the machine they were made on."""
+"""The results of the benchmark as Markdown and as JSON values, with the machine that they depend on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Counted = dict[str, dict[str, Cost]]
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine and the settings."""
     from importlib.metadata import version
 
-    facts: dict[str, Any] = {
-        "device": _name_of(bench.device),
+    description: dict[str, Any] = {
+        "device": _device_name(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "size": bench.size,
         "turns": bench.turns,
@@ -35,12 +35,12 @@ def machine(bench: Bench) -> dict[str, Any]:
         "system": platform.platform(),
     }
     if bench.device.type == "cuda":
-        with contextlib.suppress(ImportError, RuntimeError):  # it asks a package that few have
-            facts["clock"] = f"{torch.cuda.clock_rate(bench.device)} MHz"
-    return facts
+        with contextlib.suppress(ImportError, RuntimeError):  # needs the optional package nvidia-ml-py
+            description["clock"] = f"{torch.cuda.clock_rate(bench.device)} MHz"
+    return description
 
 
-def _name_of(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -49,39 +49,36 @@ def _name_of(device: torch.device) -> str:
     return names[0] if names else platform.processor() or device.type
 
 
-def as_values(facts: dict[str, Any], measured: Measured, counted: Counted) -> Any:
-    """All of it, for JSON."""
-    return {
-        "machine": facts,
-        "measured": {name: {way: asdict(each) for way, each in ways.items()} for name, ways in measured.items()},
-        "counted": {name: {way: asdict(each) for way, each in ways.items()} for name, ways in counted.items()},
-    }
+def as_values(machine: dict[str, Any], measured: Measured, counted: Counted) -> dict[str, Any]:
+    """Return machine and results as JSON values."""
+    values: dict[str, Any] = {"machine": machine}
+    for kind, comparisons in (("measured", measured), ("counted", counted)):
+        values[kind] = {
+            name: {variant: asdict(result) for variant, result in results.items()}
+            for name, results in comparisons.items()
+        }
+    return values
 
 
-def as_text(facts: dict[str, Any], measured: Measured, counted: Counted) -> str:
-    """Two tables in Markdown."""
-    lines = [", ".join(f"{name} {value}" for name, value in facts.items()), ""]
-    lines += _table("measured", "seconds", "first call", "spread", "times faster", "error", "peak memory")
-    for name, ways in measured.items():
-        for way, each in ways.items():
-            faster = f"{ways[STOCK].seconds / each.seconds:.2f}" if STOCK in ways else ""
-            peak = "" if each.peak is None else format_bytes(each.peak)
-            times = (f"{each.seconds:.4g}", f"{each.first:.4g}", f"{each.spread:.0%}")
-            lines.append(_row(name, way, *times, faster, f"{each.error:.2g}", peak))
-    lines += ["", *_table("counted, SVD-XT at 1024x576 in fp16", "TFLOP", "operations", "GB moved", "peak memory")]
-    for name, ways in counted.items():
-        for way, each in ways.items():
-            figures = (
-                f"{each.flops / 1e12:.2f}",
-                f"{each.operations}",
-                f"{each.moved / 1e9:.0f}",
-                format_bytes(each.peak),
-            )
-            lines.append(_row(name, way, *figures))
+def as_text(machine: dict[str, Any], measured: Measured, counted: Counted) -> str:
+    """Format machine and results as two Markdown tables."""
+    lines = [", ".join(f"{name} {value}" for name, value in machine.items()), ""]
+    lines += _header("measured", "seconds", "first call", "spread", "times faster", "error", "peak memory")
+    for name, results in measured.items():
+        for variant, result in results.items():
+            faster = f"{results[STOCK].seconds / result.seconds:.2f}" if STOCK in results else ""
+            peak = "" if result.peak is None else format_bytes(result.peak)
+            times = (f"{result.seconds:.4g}", f"{result.first:.4g}", f"{result.spread:.0%}")
+            lines.append(_row(name, variant, *times, faster, f"{result.error:.2g}", peak))
+    lines += ["", *_header("counted, SVD-XT at 1024x576 in fp16", "TFLOP", "operations", "GB moved", "peak memory")]
+    for name, costs in counted.items():
+        for variant, cost in costs.items():
+            tflop, gb_moved = f"{cost.flops / 1e12:.2f}", f"{cost.moved / 1e9:.0f}"
+            lines.append(_row(name, variant, tflop, f"{cost.operations}", gb_moved, format_bytes(cost.peak)))
     return "\n".join(lines)
 
 
-def _table(title: str, *columns: str) -> list[str]:
+def _header(title: str, *columns: str) -> list[str]:
     return [_row(title, "", *columns), "|---" * (len(columns) + 2) + "|"]
 
 

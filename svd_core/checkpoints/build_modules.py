@@ -1,6 +1,6 @@
 """Build modules for an open checkpoint: validate the configuration, build on the meta device, check and fill weights.
 
-The libraries build whatever a configuration says: a billion layers until memory is exhausted, or code that it names.
+The libraries build whatever is in a configuration: a billion layers until memory is exhausted, or code that it names.
 Therefore only the settings in `RULES` are passed on, each within its range.
 """
 

@@ -55,7 +55,7 @@ def convert_checkpoint(
             opened = replace(opened, metadata=replace(opened.metadata, num_frames=num_frames))
         if opened.metadata.num_frames is None:
             logger.warning(
-                '"%s" does not say for how many frames it was trained (svd: 14, svd_xt: 25), and neither will "%s". '
+                'the metadata of "%s" has no frames (svd: 14, svd_xt: 25), so that of "%s" will have none. '
                 "The default is 25. To store the number, convert again with --frames N.",
                 source.name,
                 destination.name,

@@ -149,7 +149,7 @@ def _notes_on_frames(metadata: ModelMetadata) -> list[str]:
     if metadata.num_frames is not None:
         return []
     return [
-        "It does not say for how many frames it was trained (svd: 14, svd_xt: 25, the same shapes); the default is "
+        "Its metadata has no number of frames (svd: 14, svd_xt: 25, with the same shapes); the default is "
         f"{metadata.defaults().num_frames}."
     ]
 

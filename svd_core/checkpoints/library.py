@@ -63,7 +63,7 @@ class ModelLibrary:
         Raises:
             CheckpointError: No such name (lists the three nearest), null, or not a string.
         """
-        if name is None:  # VALIDATE_INPUTS accepts null in a graph, because it cannot tell it from a link
+        if name is None:  # VALIDATE_INPUTS accepts null in a graph, because null looks like a link there
             raise CheckpointError(
                 f'the checkpoint must be a name such as "{self.names()[0]}", got null.',
                 code="checkpoint.not_found",

@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels to ask for."""
+"""Select the kernels of torch's scaled_dot_product_attention (SDPA)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import torch
 
-Context = Callable[[], contextlib.AbstractContextManager[Any]]
-"""Makes a context in which attention is computed. Always the same object for the same kernels: programs are made for
-it."""
+SdpaContext = Callable[[], contextlib.AbstractContextManager[Any]]
+"""Returns a context manager that selects SDPA backends. Compiled functions are cached by this object: it is always the
+same for one selection."""
 
 HOPPER = (9, 0)
+"""CUDA compute capability of the first GPUs on which cuDNN's attention is the fastest."""
 
 
 def default_sdpa() -> contextlib.AbstractContextManager[Any]:
-    """Whatever torch takes."""
+    """Use torch's own order of backends."""
     return contextlib.nullcontext()
 
 
 def prefer_hopper_sdpa() -> contextlib.AbstractContextManager[Any]:
-    """cuDNN's, then Flash, then the others: what a kernel cannot do, the next one does."""
+    """Try cuDNN first, then Flash, memory-efficient and math attention."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [
@@ -34,11 +35,11 @@ def prefer_hopper_sdpa() -> contextlib.AbstractContextManager[Any]:
     return sdpa_kernel(order, set_priority=True)
 
 
-def preferred(device: torch.device) -> Context:
-    """The kernels to try first on a device for attention within a frame (thousands of tokens, heads of 64).
+def choose_sdpa(device: torch.device) -> SdpaContext:
+    """Choose the backends for spatial attention on a device: thousands of tokens, 64 channels per head.
 
-    On Hopper and later cuDNN's: torch's own order has Flash first there, which is written for the cards before.
-    Elsewhere, and with a torch that takes no order (before 2.6), torch's own choice.
+    From Hopper on cuDNN comes first: torch's own order prefers Flash, which is tuned for older GPUs. Other devices, and
+    torch before 2.6, which takes no order, use torch's choice.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER:
         return default_sdpa

@@ -1,8 +1,8 @@
-"""Functions of tensors, called as they are or compiled by torch.compile.
+"""Call functions of tensors eagerly or compiled by torch.compile.
 
-Compiled are the pieces of the repeated blocks, not the blocks: a piece takes tensors alone, so every block of one width
-runs the same program, whatever its weights, the size of the video or the number of frames. torch keeps the programs on
-the disk (TORCHINDUCTOR_CACHE_DIR), so only the first process waits for the compiler.
+Regional compilation compiles functions inside the repeated blocks, not the blocks. The functions take only tensors, so
+all blocks of one width share a compiled function, whatever their weights, the image size or the number of frames.
+torch caches compiled code on disk (TORCHINDUCTOR_CACHE_DIR): only the first process compiles.
 """
 
 from __future__ import annotations
@@ -18,119 +18,114 @@ logger = logging.getLogger(__name__)
 
 TensorFunction = Callable[..., torch.Tensor]
 Run = Callable[..., torch.Tensor]
-"""Called with a piece and its arguments, of which the first is the tensor that it is about."""
+"""Calls its first argument, a TensorFunction, with the other arguments."""
 
 
-def run_eager(piece: TensorFunction, *arguments: Any) -> torch.Tensor:
-    """Call it as it is."""
-    return piece(*arguments)
+def run_eager(function: TensorFunction, *arguments: Any) -> torch.Tensor:
+    """Call `function` without compilation."""
+    return function(*arguments)
 
 
-class _Programs:
-    """Compiled functions by key, each a copy with a code of its own: torch counts the programs of a code, and limits
-    them. Where the compiler fails, the function is called as it is, and nothing is compiled any more."""
+class _CompileCache:
+    """Compiled functions by key. If torch.compile fails, functions run eagerly from then on.
 
-    def __init__(self, greeting: str) -> None:
-        self._greeting = greeting
-        self._programs: dict[Hashable, TensorFunction] = {}
+    Each key has a copy of the function with its own code object: torch counts and limits compilations per code object.
+
+    Attributes:
+        broken: True after torch.compile failed.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._compiled: dict[Hashable, TensorFunction] = {}
         self.broken = False
 
-    def run(
+    def _run(
         self, key: Hashable, function: TensorFunction, arguments: tuple[Any, ...], dynamic: bool | None
     ) -> torch.Tensor:
         if self.broken:
             return function(*arguments)
         try:
-            return self._program(key, function, dynamic)(*arguments)
+            return self._compile(key, function, dynamic)(*arguments)
         except Exception as error:
-            if not _is_the_compilers(error):
+            if not _is_compile_error(error):
                 raise
-            answer = function(*arguments)  # when this fails too, it was not the compiler
-            self._give_up(key, error, function)
-            return answer
+            result = function(*arguments)  # an error of the function itself is raised here
+            self._fall_back(key, error, function)
+            return result
 
-    def _program(self, key: Hashable, function: TensorFunction, dynamic: bool | None) -> TensorFunction:
-        if key not in self._programs:
-            if not self._programs:
-                logger.info("%s", self._greeting)
-            name = f"{getattr(function, '__name__', 'function')}_{len(self._programs)}"
+    def _compile(self, key: Hashable, function: TensorFunction, dynamic: bool | None) -> TensorFunction:
+        if key not in self._compiled:
+            if not self._compiled:
+                logger.info("%s", self._message)
+            name = f"{getattr(function, '__name__', 'function')}_{len(self._compiled)}"
             try:
-                self._programs[key] = torch.compile(_copy(function, name), fullgraph=True, dynamic=dynamic)
-            except RuntimeError as error:  # this Python or this system has no compiler at all
-                raise _NoCompiler(str(error)) from error
-        return self._programs[key]
+                self._compiled[key] = torch.compile(_copy(function, name), fullgraph=True, dynamic=dynamic)
+            except RuntimeError as error:  # torch.compile does not support this Python version or system
+                raise _CompileUnavailable(str(error)) from error
+        return self._compiled[key]
 
-    def _give_up(self, key: Hashable, error: Exception, function: TensorFunction) -> None:
-        if _is_the_limit(error):  # this one has met more kinds of tensors than torch compiles for
-            self._programs[key] = function
+    def _fall_back(self, key: Hashable, error: Exception, function: TensorFunction) -> None:
+        if _is_recompile_limit(error):
+            self._compiled[key] = function
             return
         self.broken = True
         cause = getattr(error, "inner_exception", error)
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")
         logger.warning(
-            "torch.compile does not work here, the network runs as it is (%s: %s). It needs a C++ compiler for the CPU "
-            "and Triton for a graphics card; compile = off is the same video without this warning.",
+            "torch.compile failed, the network runs eagerly with the same result (%s: %s). torch.compile needs a C++ "
+            "compiler for the CPU and Triton for a GPU. Set compile = off to avoid this warning.",
             type(cause).__name__,
             reason[:160],
         )
 
 
-class RegionalCompiler:
-    """Calls pieces compiled, with one program for each width; the other dimensions may differ from call to call.
+class RegionalCompiler(_CompileCache):
+    """Calls functions compiled, once per number of channels. The other dimensions are dynamic.
 
-    wide  for each piece that may be compiled the dimension that is the block's width
+    Args:
+        channel_dims: The functions that may be compiled, each with the channel dimension of its first argument.
     """
 
-    def __init__(self, wide: dict[TensorFunction, int]) -> None:
-        self._wide = wide
-        self._programs = _Programs("compiling the network's repeated pieces: the first step takes longer")
+    def __init__(self, channel_dims: dict[TensorFunction, int]) -> None:
+        super().__init__("compiling the repeated blocks: the first step takes longer")
+        self._channel_dims = channel_dims
 
-    @property
-    def broken(self) -> bool:
-        """Whether the compiler has failed."""
-        return self._programs.broken
-
-    def __call__(self, piece: TensorFunction, *arguments: Any) -> torch.Tensor:
-        """Run `piece` compiled, or eagerly if it is not compiled or the compiler failed."""
-        if piece not in self._wide or self.broken:
-            return piece(*arguments)
-        about, *others = arguments
-        width = self._wide[piece] % about.ndim
-        for dimension, size in enumerate(about.shape):
-            if dimension != width and size > 1:
-                torch._dynamo.maybe_mark_dynamic(about, dimension)
-        ones = tuple(size == 1 for size in about.shape)
-        key = (piece, about.shape[width], ones, about.dtype, about.device, *map(_facts, others))
-        return self._programs.run(key, piece, arguments, dynamic=None)
+    def __call__(self, function: TensorFunction, *arguments: Any) -> torch.Tensor:
+        """Run `function` compiled, or eagerly if it may not be compiled or the compiler failed."""
+        if function not in self._channel_dims or self.broken:
+            return function(*arguments)
+        x, *rest = arguments
+        channel_dim = self._channel_dims[function] % x.ndim
+        for dim, size in enumerate(x.shape):
+            if dim != channel_dim and size > 1:
+                torch._dynamo.maybe_mark_dynamic(x, dim)
+        ones = tuple(size == 1 for size in x.shape)
+        key = (function, x.shape[channel_dim], ones, x.dtype, x.device, *map(_cache_key, rest))
+        return self._run(key, function, arguments, dynamic=None)
 
 
-class CompiledStep:
-    """Calls a function compiled as one program for each size of its first tensor."""
+class CompiledStep(_CompileCache):
+    """Calls a method compiled as one graph, once per shape of its first tensor."""
 
-    def __init__(self, function: TensorFunction) -> None:
-        self._function = function
-        self._programs = _Programs("compiling a whole step: the first one of a model and a size takes minutes")
+    def __init__(self, method: TensorFunction) -> None:
+        super().__init__("compiling the whole step: the first step of a model and a size takes minutes")
+        self._method = method
 
-    @property
-    def broken(self) -> bool:
-        """Whether the compiler has failed."""
-        return self._programs.broken
-
-    def __call__(self, owner: Any, about: torch.Tensor, *others: Any) -> torch.Tensor:
-        """owner: whose method the function is."""
-        key = (about.shape, about.dtype, about.device)
-        return self._programs.run(key, self._function, (owner, about, *others), dynamic=False)
+    def __call__(self, instance: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """Run the method of `instance`, compiled if possible."""
+        return self._run((x.shape, x.dtype, x.device), self._method, (instance, x, *rest), dynamic=False)
 
 
-class _NoCompiler(RuntimeError):
-    """torch.compile itself refused."""
+class _CompileUnavailable(RuntimeError):
+    """torch.compile refused before compiling anything."""
 
 
-def _facts(argument: Any) -> Hashable:
-    """What a program is made for: shapes and types of the weights, and the values that are no tensors."""
+def _cache_key(argument: Any) -> Hashable:
+    """Return the properties of an argument that a compiled function depends on."""
     if isinstance(argument, torch.Tensor):
         return argument.shape, argument.dtype
-    return tuple(map(_facts, argument)) if isinstance(argument, tuple) else argument
+    return tuple(map(_cache_key, argument)) if isinstance(argument, tuple) else argument
 
 
 def _copy(function: Any, name: str) -> TensorFunction:
@@ -138,13 +133,13 @@ def _copy(function: Any, name: str) -> TensorFunction:
     return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
-def _is_the_compilers(error: Exception) -> bool:
-    """Whether compiling failed, and not the computation: that has then not begun."""
+def _is_compile_error(error: Exception) -> bool:
+    """Return True if compilation failed. The computation has then not started."""
     from torch._dynamo import exc
 
-    return isinstance(error, (exc.TorchDynamoException, _NoCompiler)) or _is_the_limit(error)
+    return isinstance(error, (exc.TorchDynamoException, _CompileUnavailable)) or _is_recompile_limit(error)
 
 
-def _is_the_limit(error: Exception) -> bool:
-    """Whether torch has compiled one code as often as it will."""
+def _is_recompile_limit(error: Exception) -> bool:
+    """Return True if torch refused to compile a code object once more. The class has several names, by version."""
     return type(error).__name__ in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit", "RecompileLimitExceeded")

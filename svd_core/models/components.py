@@ -1,7 +1,7 @@
-"""The three parts of a loaded checkpoint, as they travel on SVD_MODEL, SVD_CLIP_VISION and SVD_VAE wires.
+"""The components of a loaded checkpoint, as they travel on SVD_MODEL, SVD_CLIP_VISION and SVD_VAE wires.
 
-`Vae` and `ClipVision` are what the stages ask of a part. The classes here answer with diffusers' and transformers'
-modules; a program around us may have parts of its own that answer the same.
+`Vae` and `ClipVision` are the interfaces that the pipeline uses. The classes here implement them with diffusers' and
+transformers' modules. Another program can implement them with its own.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 class ModelComponent(Protocol):
-    """A part whose weights are a module of ours."""
+    """A component whose weights are in a module of this package."""
 
     @property
     def module(self) -> torch.nn.Module:
-        """What a host moves to its device."""
+        """The module that a runtime moves to its device."""
         ...
 
     @property
     def identity(self) -> object:
-        """The same object for all parts that share these weights; what a program keeps about them may hang on it."""
+        """One object for all components that share these weights. Usable as a key of a weak dictionary."""
         ...
 
 
 class Vae(Protocol):
-    """A temporal VAE on the host's device. Latents are unscaled, pixels are in [-1, 1]."""
+    """A temporal VAE on the runtime's device. Latents are unscaled, pixels are in [-1, 1]."""
 
     @property
     def base_channels(self) -> int:
@@ -47,26 +47,27 @@ class Vae(Protocol):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number the decoder computes with."""
+        """Bytes per element of the decoder's dtype."""
         ...
 
     def encoding(
         self, offload_activations: bool = False
     ) -> contextlib.AbstractContextManager[Callable[[torch.Tensor], torch.Tensor]]:
-        """Inside the `with`, the function from pixels (1, 3, H, W) to the posterior's mode (1, 4, H/8, W/8).
+        """Return a context manager that yields a function from pixels (1, 3, H, W) to the posterior's mode.
 
-        spare  keep a large picture's activations on the CPU; heeded by a VAE that cuts pictures
+        The mode is (1, 4, H/8, W/8). `offload_activations` keeps the activations of a large image on the CPU. It has an
+        effect only if `tiles_input`.
         """
         ...
 
     @property
     def tiles_input(self) -> bool:
-        """Whether a large picture is encoded in slabs of rows, and not in a whole call of the encoder's."""
+        """True if large images are encoded in tiles of rows, False if the encoder runs on the whole image."""
         ...
 
     @property
     def streams(self) -> bool:
-        """Whether decoding holds one layer's activations at a time, and not a whole call of the decoder's."""
+        """True if decoding has one layer's activations in memory, False if the decoder runs as one call."""
         ...
 
     def decode_clip(
@@ -75,59 +76,65 @@ class Vae(Protocol):
         offload_activations: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
-        """Pixels (T, 3, 8h, 8w) of latents (T, 4, h, w): every frame sees every other, whatever memory is free.
+        """Decode latents (F, 4, h, w) as one clip to pixels (F, 3, 8h, 8w).
 
-        spare    keep on the CPU what need not be on the device; heeded by a VAE that streams
-        on_part  called with the share of the work done, 0 to 1; what it raises ends the work
+        Args:
+            latents: Each frame influences every other, whatever memory is free.
+            offload_activations: Keep activations on the CPU between layers. It has an effect only if `streams`.
+            on_progress: Called with the fraction of the work that is done, 0 to 1. Its exceptions end the decoding.
         """
         ...
 
     def in_float32(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the `with` the decoder computes in float32; afterwards it has its own weights again."""
+        """Return a context manager inside which the decoder computes in float32. Its weights are restored after."""
         ...
 
     @property
     def float32_bytes(self) -> int:
-        """Bytes that `in_float32` takes beside the weights."""
+        """Bytes that `in_float32` allocates."""
         ...
 
 
 class ClipVision(Protocol):
-    """A CLIP image tower with its projection, on the host's device, and how its input is normalised (per channel)."""
+    """A CLIP vision model with projection on the runtime's device, with the normalization of its input per channel."""
 
     @property
     def image_size(self) -> int:
-        """Width and height of its input in pixels; 224 in the published models."""
+        """Width and height of the input in pixels; 224 in the published models."""
         ...
 
     @property
     def image_mean(self) -> tuple[float, float, float]:
-        """What is taken off the input's [0, 1]."""
+        """Mean that is subtracted from pixels in [0, 1]."""
         ...
 
     @property
     def image_std(self) -> tuple[float, float, float]:
-        """What the rest is divided by."""
+        """Standard deviation that the difference is divided by."""
         ...
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(image_embeds, last_hidden_state, penultimate_hidden_states) of normalised pixels (1, 3, size, size)."""
+        """Compute (image_embeds, last_hidden_state, penultimate_hidden_states) of normalized pixels (1, 3, S, S)."""
         ...
 
 
 class WeightsKey:
-    """Nothing but itself."""
+    """An object that identifies a set of weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class SVDModel:
-    """The denoising network, and what sampling has to know beside it.
+    """The denoising network and the values that sampling needs.
 
-    unet           UNetSpatioTemporalConditionModel: (B, F, 8, h, w) -> (B, F, 4, h, w)
-    scaling_factor scaled latents = unscaled latents * scaling_factor  (vae/config.json; 0.18215)
-    sigma_min, sigma_max  the noise range it was trained for  (scheduler/scheduler_config.json; 0.002 and 700)
-    left_out       weights that are still on the disk, as a video of one CLIP token does not use them; None: none are
-    options        how to run it; copies with other options (`dataclasses.replace`) share weights and identity
+    Attributes:
+        unet: UNetSpatioTemporalConditionModel, (B, F, 8, h, w) -> (B, F, 4, h, w).
+        scaling_factor: Scaled latents are unscaled latents times this. 0.18215 in vae/config.json.
+        sigma_min: Lower end of the trained noise range. 0.002 in scheduler/scheduler_config.json.
+        sigma_max: Upper end of the trained noise range, 700.
+        defaults: Frames, size and guidance that the model was trained for.
+        deferred_weights: Weights not loaded yet: a video of one CLIP token does not use them. None: all are loaded.
+        options: How to run the network. Copies with other options share weights and identity.
+        identity: Identifies the weights.
     """
 
     unet: UNetSpatioTemporalConditionModel
@@ -141,11 +148,15 @@ class SVDModel:
 
     @property
     def module(self) -> torch.nn.Module:
-        """All of it."""
+        """The UNet."""
         return self.unet
 
     def load_deferred(self) -> None:
-        """Read what was left out. Raises CheckpointError when the checkpoint is not there any more."""
+        """Load the deferred weights.
+
+        Raises:
+            CheckpointError: The checkpoint file is missing or has changed.
+        """
         if self.deferred_weights is not None:
             self.deferred_weights.read_into(self.unet)
 
@@ -157,7 +168,7 @@ class SVDModel:
 
     @property
     def embedding_width(self) -> int:
-        """D, the width of the embedding it attends to; 1024 in the published models."""
+        """D, the width of the CLIP embedding; 1024 in the published models."""
         config: Any = self.unet.config
         width = config.cross_attention_dim
         return width if isinstance(width, int) else width[0]
@@ -165,59 +176,54 @@ class SVDModel:
 
 @dataclass(frozen=True, eq=False)
 class SVDVae:
-    """The temporal VAE: `encoder` and `quant_conv` on one image, `decoder` on a clip. Latents are unscaled."""
+    """The temporal VAE of diffusers: `encoder` and `quant_conv` take one image, `decoder` a clip."""
 
     vae: AutoencoderKLTemporalDecoder
 
     @property
     def module(self) -> torch.nn.Module:
-        """All of it."""
+        """The VAE's module."""
         return self.vae
 
     @property
     def identity(self) -> object:
-        """Itself: there are no copies."""
+        """The object itself: it is never copied."""
         return self
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one number of the decoder."""
+        """Bytes per element of the decoder's dtype."""
         return next(self.vae.decoder.parameters()).element_size()
 
     @contextlib.contextmanager
     def encoding(self, offload_activations: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """The encoder, in float32 where the VAE asks for it (`force_upcast`); its own weights are back afterwards."""
+        """Yield the encoding function, in float32 if the VAE needs it (`force_upcast`). Weights are restored after."""
         from .precision import in_float32
 
-        parts: tuple[torch.nn.Module, ...] = (self.vae.encoder, self.vae.quant_conv)
-        differ = len({next(part.parameters()).dtype for part in parts}) > 1
-        with in_float32(*parts) if self.force_upcast or differ else contextlib.nullcontext():
+        modules: tuple[torch.nn.Module, ...] = (self.vae.encoder, self.vae.quant_conv)
+        mixed = len({next(module.parameters()).dtype for module in modules}) > 1
+        with in_float32(*modules) if self.force_upcast or mixed else contextlib.nullcontext():
             yield functools.partial(self._posterior_mode, offload_activations=offload_activations)
 
     def _posterior_mode(self, pixels: torch.Tensor, offload_activations: bool) -> torch.Tensor:
-        import torch
-
-        from . import vae_encoder as streaming
+        from .vae_encoder import encode
 
         encoder: Any = self.vae.encoder
         pixels = pixels.to(next(encoder.parameters()).dtype)
-        if self.tiles_input:
-            moments = streaming.encode(encoder, pixels, torch.device("cpu") if offload_activations else pixels.device)
-        else:
-            moments = encoder(pixels)
+        moments = encode(encoder, pixels, offload_activations) if self.tiles_input else encoder(pixels)
         mean, _log_variance = self.vae.quant_conv(moments).chunk(2, dim=1)
         return mean
 
     @property
     def tiles_input(self) -> bool:
-        """Unless someone put other modules or hooks into the encoder."""
+        """True unless the encoder has other modules or hooks."""
         from .vae_encoder import can_stream
 
         return can_stream(self.vae.encoder)
 
     @property
     def streams(self) -> bool:
-        """Unless someone put other modules or hooks into the decoder."""
+        """True unless the decoder has other modules or hooks."""
         from .vae_decoder import can_stream
 
         return can_stream(self.vae.decoder)
@@ -228,39 +234,32 @@ class SVDVae:
         offload_activations: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
-        """The decoder on a clip, in its own precision."""
-        import torch
-
+        """Decode a clip in the decoder's dtype."""
         from .vae_decoder import decode
 
         decoder: Any = self.vae.decoder
         latents = latents.to(next(decoder.parameters()).dtype)
         if self.streams:
-            return decode(
-                decoder,
-                latents,
-                torch.device("cpu") if offload_activations else latents.device,
-                on_progress=on_progress,
-            )
-        image_only = latents.new_zeros((1, latents.shape[0]))
-        return decoder(latents, num_frames=latents.shape[0], image_only_indicator=image_only)
+            return decode(decoder, latents, offload_activations, on_progress=on_progress)
+        image_only_indicator = latents.new_zeros((1, len(latents)))
+        return decoder(latents, num_frames=len(latents), image_only_indicator=image_only_indicator)
 
     def in_float32(self) -> contextlib.AbstractContextManager[None]:
-        """The decoder's weights."""
+        """Convert the decoder's weights to float32 inside the `with`."""
         from .precision import in_float32
 
         return in_float32(self.vae.decoder)
 
     @property
     def float32_bytes(self) -> int:
-        """What that takes."""
+        """Bytes that `in_float32` allocates."""
         from .precision import float32_bytes
 
         return float32_bytes(self.vae.decoder)
 
     @property
     def force_upcast(self) -> bool:
-        """Whether the encoder must compute in float32."""
+        """True if the encoder must compute in float32."""
         config: Any = self.vae.config
         return config.force_upcast
 
@@ -273,7 +272,7 @@ class SVDVae:
 
 @dataclass(frozen=True, eq=False)
 class SVDClipVision:
-    """The CLIP image tower with its projection, and the mean and deviation its input is normalised by (per channel)."""
+    """The CLIP vision model with projection of transformers, with the normalization of its input per channel."""
 
     encoder: CLIPVisionModelWithProjection
     image_mean: tuple[float, float, float]
@@ -281,30 +280,30 @@ class SVDClipVision:
 
     @property
     def module(self) -> torch.nn.Module:
-        """All of it."""
+        """The CLIP vision model."""
         return self.encoder
 
     @property
     def identity(self) -> object:
-        """Itself: there are no copies."""
+        """The object itself: it is never copied."""
         return self
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The tower's answers, in its own precision."""
+        """Compute the embeddings in the model's dtype."""
         dtype = next(self.encoder.parameters()).dtype
-        answer = self.encoder(pixel_values=pixels.to(dtype), output_hidden_states=True)
-        return answer.image_embeds, answer.last_hidden_state, answer.hidden_states[-2]
+        output = self.encoder(pixel_values=pixels.to(dtype), output_hidden_states=True)
+        return output.image_embeds, output.last_hidden_state, output.hidden_states[-2]
 
     @property
     def image_size(self) -> int:
-        """Width and height of its input in pixels; 224 in the published models."""
+        """Width and height of the input in pixels; 224 in the published models."""
         config: Any = self.encoder.config
         return config.image_size
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """All of one checkpoint."""
+    """All components of one checkpoint."""
 
     model: SVDModel
     clip_vision: SVDClipVision

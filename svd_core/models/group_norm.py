@@ -1,4 +1,4 @@
-"""Group norms whose statistics are gathered from parts before any part is normalised."""
+"""Group norm with SiLU over a tensor that is processed in parts: first all statistics, then the normalization."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from torch.nn import functional as F
 from . import layers
 
 
-def group_moments(part: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (G,) float32 of the groups of channels of a part (1, C, A, B)."""
-    if part.dtype == torch.float32 and layers.is_channels_last(part):
-        # the norm's own kernel is the quickest way on a CPU, though what it makes beside is dropped
-        _, channels, *sides = part.shape
-        _normed, mean, reciprocal = torch.native_group_norm(
-            part, None, None, 1, channels, sides[0] * sides[1], groups, eps
-        )
-        return mean[0], (reciprocal[0] ** -2 - eps).clamp_min(0)
-    grouped = part[0].unflatten(0, (groups, -1))
-    wide = grouped if part.dtype == torch.float64 else grouped.float()
+def group_moments(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute mean and variance (G,) of the channel groups of x (1, C, A, B), in float32 or float64."""
+    if x.dtype == torch.float32 and layers.is_channels_last(x):
+        # the fastest way on a CPU, although its normalized output is dropped
+        _, channels, height, width = x.shape
+        _normed, mean, rstd = torch.native_group_norm(x, None, None, 1, channels, height * width, groups, eps)
+        return mean[0], (rstd[0] ** -2 - eps).clamp_min(0)
+    grouped = x[0].unflatten(0, (groups, -1))
+    wide = grouped if x.dtype == torch.float64 else grouped.float()
     variance, mean = torch.var_mean(wide, dim=(1, 2, 3), correction=0)
     return mean, variance
 
 
 class GroupNormStatistics:
-    """Mean and variance of the groups of a group norm, gathered from parts, in float32 or better."""
+    """Mean and variance of a group norm, accumulated over parts of its input in float32 or float64."""
 
     def __init__(self, norm: Any) -> None:
         self._norm = norm
@@ -34,10 +32,10 @@ class GroupNormStatistics:
         self._mean: torch.Tensor | float = 0.0
         self._squares: torch.Tensor | float = 0.0
 
-    def add(self, part: torch.Tensor) -> None:
-        """A part (1, C, A, B). Merged as Chan, Golub and LeVeque do (1983, Algorithms for computing the variance)."""
-        mean, variance = group_moments(part, self._norm.num_groups, self._norm.eps)
-        count = part.numel() // self._norm.num_groups
+    def update(self, x: torch.Tensor) -> None:
+        """Add a part (1, C, A, B). Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance."""
+        mean, variance = group_moments(x, self._norm.num_groups, self._norm.eps)
+        count = x.numel() // self._norm.num_groups
         total = self._count + count
         difference = mean - self._mean
         self._mean = self._mean + difference * (count / total)
@@ -45,12 +43,12 @@ class GroupNormStatistics:
         self._squares = self._squares + within + difference**2 * (self._count * count / total)
         self._count = total
 
-    def normalize_silu(self, video: torch.Tensor) -> torch.Tensor:
-        """SiLU of the group norm of `video`, (1, C, F, P), by the statistics of all parts."""
-        norm, each = self._norm, video.shape[1] // self._norm.num_groups
+    def normalize_silu(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the group norm with the statistics of all parts to x (1, C, A, B), then SiLU."""
+        norm, channels_per_group = self._norm, x.shape[1] // self._norm.num_groups
         assert isinstance(self._mean, torch.Tensor) and isinstance(self._squares, torch.Tensor)
-        mean = self._mean.repeat_interleave(each)
-        variance = (self._squares / self._count).repeat_interleave(each)
+        mean = self._mean.repeat_interleave(channels_per_group)
+        variance = (self._squares / self._count).repeat_interleave(channels_per_group)
         weight, bias = norm.weight.to(mean), norm.bias.to(mean)
-        normed = F.batch_norm(video, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
+        normed = F.batch_norm(x, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
         return F.silu(normed, inplace=True)

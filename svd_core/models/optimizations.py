@@ -1,44 +1,40 @@
-"""Which exact rewrites are on, and which modules they know how to rewrite."""
+"""Optimizations of the UNet that keep its results, and the check that a network is one they were written for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 
 @dataclass(frozen=True)
 class Optimizations:
-    """The exact rewrites of the UNet's arithmetic, each with a switch of its own. All are on unless told otherwise.
+    """Switches of the exact optimizations of the UNet. All are on by default.
 
-    cross_attention  attention to the one CLIP token is that token's value (softmax over one key is 1): one row a video
-    blend            AlphaBlender as one weighted sum, whose weights are numbers; divisions by 1.0 dropped
-    embeddings       embeddings of time, frame position and micro-conditioning once for the whole schedule, with the
-                     bias of the convolution they are added after
-    qkv              query, key and value of self-attention as one product
-    geglu            feed-forward and attention in pieces that stay near the processor, activations in place
-    channels_last    channels last in memory from end to end; the convolution over time as a 2D one on a view
-    norm_silu        SiLU in place on the group norm's output
+    Attributes:
+        constant_cross_attention: Cross-attention to the single CLIP token is that token's value, as softmax over one
+            key is 1. Computed once per video.
+        precomputed_blend: AlphaBlender becomes one weighted sum with a number; divisions by 1.0 are dropped.
+        precomputed_embeddings: Embeddings of timestep, frame index and micro-conditioning are computed once per video,
+            with the bias of the convolution before them.
+        fused_qkv: Query, key and value projections of self-attention are one matrix product.
+        chunked_feed_forward: Feed-forward and attention run on chunks of rows that fit into the cache, in place.
+        channels_last: Channels-last memory format throughout; temporal convolutions become 2D convolutions on a view.
+        inplace_silu: SiLU works in place on the output of the group norm.
     """
 
-    cross_attention: bool = True
-    blend: bool = True
-    embeddings: bool = True
-    qkv: bool = True
-    geglu: bool = True
+    constant_cross_attention: bool = True
+    precomputed_blend: bool = True
+    precomputed_embeddings: bool = True
+    fused_qkv: bool = True
+    chunked_feed_forward: bool = True
     channels_last: bool = True
-    norm_silu: bool = True
-
-    @staticmethod
-    def none() -> Optimizations:
-        """All of them off."""
-        return Optimizations(**{field.name: False for field in fields(Optimizations)})
+    inplace_silu: bool = True
 
 
 ALL = Optimizations()
 
-COMPOSITES = frozenset(
+REIMPLEMENTED = frozenset(
     {
         "UNetSpatioTemporalConditionModel",
         "CrossAttnDownBlockSpatioTemporal",
@@ -58,14 +54,16 @@ COMPOSITES = frozenset(
         "Attention",
     }
 )
-"""diffusers' classes whose forward is written again here. What is inside them is called as it is."""
+"""diffusers' classes whose forward is reimplemented in this package."""
+CONTAINERS = frozenset({"ModuleList", "TimestepEmbedding", "Upsample2D", "Downsample2D"})
+"""Other classes with submodules in the UNet: called, or only iterated over."""
 PROCESSORS = frozenset({"AttnProcessor2_0", "AttnProcessor"})
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 WRAPPERS = ("_hf_hook", "_diffusers_hook")
-"""Where accelerate and newer diffusers keep theirs."""
+"""Attributes for hooks of accelerate and of newer diffusers."""
 LIBRARIES = ("torch.nn.modules.", "diffusers.models.")
-"""Where layers come from that do what their weights say."""
-CALLED = frozenset(
+"""Modules whose layers compute what their class and weights define."""
+CALLED_LAYERS = frozenset(
     {
         *("conv_in", "conv_norm_out", "conv_out", "time_proj", "time_embedding", "add_time_proj", "add_embedding"),
         *(
@@ -75,17 +73,13 @@ CALLED = frozenset(
         ),
     }
 )
-"""Layers of the UNet that are called as they are, whatever was done to them."""
-
-
-CONTAINERS = frozenset({"ModuleList", "TimestepEmbedding", "Upsample2D", "Downsample2D"})
-"""Composites that are called as they are, or only hold others."""
+"""Layers of the UNet that are called: modifications of them take effect."""
 
 
 def unsupported_reason(unet: torch.nn.Module) -> str | None:
-    """Why a UNet cannot be rewritten and has to be called as it is; None when it can."""
-    if (obstacle := find_modification(unet, COMPOSITES | CONTAINERS, CALLED)) is not None:
-        return obstacle
+    """Return why a UNet must run through its own forward, None if it can be optimized."""
+    if (modification := find_modification(unet, REIMPLEMENTED | CONTAINERS, CALLED_LAYERS)) is not None:
+        return modification
     for name, module in unet.named_modules():
         if type(module).__name__ == "Attention" and type(module.processor).__name__ not in PROCESSORS:
             return f"{name} attends with {type(module.processor).__name__}"
@@ -93,35 +87,42 @@ def unsupported_reason(unet: torch.nn.Module) -> str | None:
 
 
 def find_modification(
-    network: torch.nn.Module, known: frozenset[str], called: frozenset[str] = frozenset()
+    network: torch.nn.Module, composites: frozenset[str], called: frozenset[str] = frozenset()
 ) -> str | None:
-    """What of a network would be passed over by a forward that was written for what its classes do; None: nothing.
+    """Find a change of a network that a reimplemented forward would ignore.
 
-    known   the classes that may have parts
-    called  names of modules that are called as they are, whatever was done to them
+    Args:
+        network: The network to check.
+        composites: Names of the classes that may have submodules.
+        called: Names of modules that are called, so that any change of them takes effect.
+
+    Returns:
+        A description of the first change. None if there is none.
     """
     for name, module in network.named_modules():
         kind = type(module).__name__
-        if kind not in known and any(True for _ in module.children()):
-            return f"{name or 'the whole'} is a {kind}"
-        if name not in called and (change := modification_of(module)):
-            return f"{name or kind} {change}"
+        if kind not in composites and any(True for _ in module.children()):
+            return f"{name or 'the network'} is a {kind}"
+        if name not in called and (modification := modification_of(module)):
+            return f"{name or kind} {modification}"
     return None
 
 
 def modification_of(module: torch.nn.Module) -> str | None:
-    """What someone has done to a module so that its class and its weights do not tell what it computes; None: nothing.
+    """Describe a change by which a module no longer computes what its class and its weights define; None: no change.
 
-    Hooks, a forward of its own (as LoRA, caching and offloading put there), a class from elsewhere, weights that only
-    look like arrays of numbers, padding with something else than zeros.
+    Changes are hooks, a replaced forward (LoRA, caching and offloading do that), a subclass from another library,
+    quantized or wrapped weights, resampling, and padding other than zeros.
     """
     if not type(module).__module__.startswith(LIBRARIES):
-        return f"is a {type(module).__name__} from elsewhere"
+        return f"is a {type(module).__name__} of another library"
     if any(getattr(module, hooks) for hooks in HOOKS) or any(hasattr(module, name) for name in WRAPPERS):
         return "has a hook"
     if any(name in vars(module) for name in ("forward", "_conv_forward")):
-        return "has a forward of its own"
-    if type(module).__name__ == "ResnetBlock2D" and not _is_plain(module):
+        return "has a replaced forward"
+    if type(module).__name__ == "ResnetBlock2D" and (
+        module.upsample is not None or module.downsample is not None or module.output_scale_factor != 1.0
+    ):
         return "resamples or scales"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"pads with {module.padding_mode}"
@@ -130,10 +131,6 @@ def modification_of(module: torch.nn.Module) -> str | None:
     return None
 
 
-def _is_plain(block: Any) -> bool:
-    return block.upsample is None and block.downsample is None and block.output_scale_factor == 1.0
-
-
 def is_plain_linear(module: torch.nn.Module) -> bool:
-    """Whether a module is nothing but a product and a sum: no LoRA around it or in it, no hook on it."""
+    """Return True for an unmodified nn.Linear: without LoRA or hooks."""
     return type(module) is torch.nn.Linear and modification_of(module) is None

@@ -1,4 +1,4 @@
-"""How a denoising network is to be run, as a user says it. No option changes the video."""
+"""The user's options for running a denoising network. No option changes the video."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ CHOICES = {
 class ModelOptions:
     """Options of one SVD_MODEL.
 
-    memory            auto: what fits, resident: the weights stay on the device, offload: they are on the device while
-                      sampling only, stream: block by block while sampling
-    forward_chunking  auto: feed-forward and attention in pieces of a size that costs no time, off: all rows at once
-    compile           off, regional: the pieces of the repeated blocks, full: a whole step
-    attention         auto: the kernel that is quickest on the device, sdpa: the one torch chooses
+    Attributes:
+        memory: "resident": weights stay on the device. "offload": they are there only while sampling. "stream": they
+            are copied block by block while sampling. "auto": whatever fits.
+        forward_chunking: "auto": feed-forward and attention in chunks of rows that cost no time. "off": all rows.
+        compile: "off", "regional" (the repeated blocks) or "full" (the whole step).
+        attention: "auto": the fastest kernel of the device. "sdpa": torch's choice.
 
-    Raises SettingError for another word.
+    Raises:
+        SettingError: An option has another value.
     """
 
     memory: str = "auto"
@@ -34,15 +36,15 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, known = getattr(self, field.name), CHOICES[field.name]
-            if value not in known:
-                raise SettingError(f'{field.name} must be one of {", ".join(known)}, got "{value}"')
+            value, choices = getattr(self, field.name), CHOICES[field.name]
+            if value not in choices:
+                raise SettingError(f'{field.name} must be one of {", ".join(choices)}, got "{value}"')
 
 
 DEFAULT = ModelOptions()
 
 
-def merged(before: ModelOptions, later: ModelOptions) -> ModelOptions:
-    """What is not left at its default in `later`, over what was there before."""
-    said = {field.name: getattr(later, field.name) for field in fields(later)}
-    return replace(before, **{name: value for name, value in said.items() if value != getattr(DEFAULT, name)})
+def merged(base: ModelOptions, overrides: ModelOptions) -> ModelOptions:
+    """Return `base` with the options of `overrides` that are not at their default."""
+    values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
+    return replace(base, **{name: value for name, value in values.items() if value != getattr(DEFAULT, name)})

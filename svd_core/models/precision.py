@@ -1,4 +1,4 @@
-"""Weights in float32 for a while, and the very same ones as before afterwards, whatever happens meanwhile."""
+"""Compute temporarily in float32. The original weights are restored unchanged, also after an error."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 import torch
 
 ParameterSlot = tuple[dict[str, Any], str, torch.Tensor]
-"""Where a module keeps a weight, its name there, and the weight."""
+"""A module's dict of parameters or buffers, a name in it, and the tensor."""
 
 
 @contextlib.contextmanager
 def in_float32(*modules: torch.nn.Module) -> Iterator[None]:
-    """Have the floating-point weights of `modules` in float32 inside the `with`.
+    """Convert the floating-point weights of `modules` to float32 inside the `with`.
 
-    Their own are held meanwhile and put back, not converted back: that needs no memory, which may be what has run out,
-    keeps their layout, and keeps what is mapped from a file mapped.
+    The original tensors are kept and put back, not converted back. That needs no memory, keeps their memory format, and
+    keeps memory-mapped weights mapped.
     """
-    held = list(_weights(modules))
+    slots = list(_weight_slots(modules))
     try:
-        for place, name, weight in held:
-            number = weight.detach().float()
+        for tensors, name, weight in slots:
+            converted = weight.detach().float()
             is_parameter = isinstance(weight, torch.nn.Parameter)
-            place[name] = torch.nn.Parameter(number, requires_grad=False) if is_parameter else number
+            tensors[name] = torch.nn.Parameter(converted, requires_grad=False) if is_parameter else converted
         yield
     finally:
-        for place, name, weight in held:
-            place[name] = weight
+        for tensors, name, weight in slots:
+            tensors[name] = weight
 
 
 def float32_bytes(*modules: torch.nn.Module) -> int:
-    """Bytes that `in_float32` takes: none for weights that are in float32."""
-    return sum(4 * weight.numel() for *_, weight in _weights(modules) if weight.dtype != torch.float32)
+    """Return the bytes that `in_float32` allocates: 0 for weights in float32."""
+    return sum(4 * weight.numel() for *_, weight in _weight_slots(modules) if weight.dtype != torch.float32)
 
 
-def _weights(modules: tuple[torch.nn.Module, ...]) -> Iterator[ParameterSlot]:
-    for module in modules:
-        for owner in module.modules():
-            for place in (owner._parameters, owner._buffers):
-                for name, weight in place.items():
+def _weight_slots(modules: tuple[torch.nn.Module, ...]) -> Iterator[ParameterSlot]:
+    for root in modules:
+        for module in root.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, weight in tensors.items():
                     if weight is not None and weight.is_floating_point():
-                        yield place, name, weight
+                        yield tensors, name, weight

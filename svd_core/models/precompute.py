@@ -1,4 +1,4 @@
-"""What the UNet computes once for a video: embeddings, the token's values, joined matrices, shares of the blends."""
+"""Values that the UNet computes once per video: embeddings, cross-attention, fused QKV weights, blend weights."""
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
@@ -13,159 +13,169 @@ from torch.nn import functional as F
 
 from . import layers
 from .optimizations import Optimizations, is_plain_linear
-from .weight_streaming import WeightContext, resident
+from .weight_streaming import WeightContext, resident_weights
 
 
 @dataclass(frozen=True, eq=False)
 class BlockConstants:
-    """Of one block.
+    """Values of one UNet block that stay constant over all sampling steps.
 
-    share    how much of the block over time is added, 0 to 1; None: AlphaBlender computes it
-    joined   whether query, key and value of self-attention are one product
-    matrix   (3 C, C) of that product, a view of the weights; None: they come and go, it is to be found each time
-    bias     (C,) of self-attention's last product, with what cross-attention gives, whatever it is asked, in it; None:
-             compute that from `context`
-    context  (F, T, D) the embedding for each frame
+    Attributes:
+        blend_alpha: Weight of the temporal branch, 0 to 1. None if AlphaBlender must compute it.
+        qkv_weight: (3C, C) query, key and value weights of self-attention. A view of the model's weights.
+            None if there are three projections, or if `concat_qkv` is set.
+        concat_qkv: True if weights are streamed and the (3C, C) matrix must be built on each call.
+        output_bias: (C,) output bias of self-attention plus the cross-attention output, which is constant for a
+            single context token. None if cross-attention must run.
+        context: (F, T, D) embeddings per frame. None if `output_bias` is set.
     """
 
-    share: float | None = None
-    joined: bool = False
-    matrix: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
+    blend_alpha: float | None = None
+    qkv_weight: torch.Tensor | None = None
+    concat_qkv: bool = False
+    output_bias: torch.Tensor | None = None
     context: torch.Tensor | None = None
 
-    def fused_qkv_weight(self, attention: Any) -> torch.Tensor | None:
-        """The matrix of the product; None when there are three."""
-        return fused_qkv_weight(attention) if self.joined and self.matrix is None else self.matrix
+    def fused_qkv(self, attn: Any) -> torch.Tensor | None:
+        """Return the (3C, C) projection weights of self-attention, None if there are three projections."""
+        return fused_qkv_weight(attn) if self.concat_qkv else self.qkv_weight
 
 
-class Constants:
-    """Of one UNet, one side of guidance and one schedule."""
+class UNetConstants:
+    """Values of a UNet that stay constant over the sampling of one video, for one side of guidance.
+
+    Args:
+        unet: UNetSpatioTemporalConditionModel.
+        embeds: (1, T, D) CLIP embedding.
+        time_ids: (1, 3) micro-conditioning.
+        num_frames: F.
+        c_noises: (N,) noise levels of the schedule.
+        optimizations: The values to compute.
+        weights: Provides the weights on the device.
+    """
 
     def __init__(
         self,
         unet: Any,
         embeds: torch.Tensor,
         time_ids: torch.Tensor,
-        frames: int,
+        num_frames: int,
         c_noises: torch.Tensor,
         optimizations: Optimizations,
-        weights: WeightContext = resident,
+        weights: WeightContext = resident_weights,
     ) -> None:
-        self._weights = weights
-        self._unet, self._frames, self._rewrites, self._like = unet, frames, optimizations, embeds
-        context = embeds.expand(frames, -1, -1)
+        self._unet, self._embeds, self._num_frames, self._weights = unet, embeds, num_frames, weights
+        context = embeds.expand(num_frames, -1, -1)
         if optimizations.channels_last:
             layers.to_channels_last(unet)
         self._blocks: dict[nn.Module, BlockConstants] = {}
-        self._positions: dict[nn.Module, torch.Tensor] = {}
-        self._residuals: list[Any] = []
+        self._frame_embeddings: dict[nn.Module, torch.Tensor] = {}
+        self._resnets: list[Any] = []
         for module in unet.modules():
             kind = type(module).__name__
             if kind == "SpatioTemporalResBlock":
-                self._residuals += [module.spatial_res_block, module.temporal_res_block]
+                self._resnets += [module.spatial_res_block, module.temporal_res_block]
             if kind in ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel"):
-                share = layers.blend_alpha(module.time_mixer) if optimizations.blend else None
-                self._blocks[module] = BlockConstants(share=share)
-            if kind == "TransformerSpatioTemporalModel" and optimizations.embeddings:
-                self._positions[module] = self._positions_of(module)
+                alpha = layers.blend_alpha(module.time_mixer) if optimizations.precomputed_blend else None
+                self._blocks[module] = BlockConstants(blend_alpha=alpha)
+            if kind == "TransformerSpatioTemporalModel" and optimizations.precomputed_embeddings:
+                self._frame_embeddings[module] = self._embed_frames(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
-                self._blocks[module] = _of_transformer(module, context, optimizations, weights)
+                self._blocks[module] = _transformer_constants(module, context, optimizations, weights)
         with weights(unet.add_embedding):
-            self._micro = self._embed_micro(time_ids, embeds.dtype)
-        self._rows: dict[float, int] = {}
-        if optimizations.embeddings:
-            self._rows = {level: row for row, level in enumerate(c_noises.tolist())}
-            self._tables = self._tables_of(c_noises)
+            flat = unet.add_time_proj(time_ids.flatten()).reshape(1, -1)
+            self._added_embedding = unet.add_embedding(flat.to(embeds.dtype))  # (1, E)
+        self._levels: dict[float, int] = {}
+        if optimizations.precomputed_embeddings:
+            self._levels = {level: index for index, level in enumerate(c_noises.tolist())}
+            self._biases = self._compute_biases(c_noises)
 
     def of(self, block: nn.Module) -> BlockConstants:
-        """The constants of a block."""
+        """Return the constants of a block."""
         return self._blocks[block]
 
-    def positions(self, transformer: nn.Module) -> torch.Tensor:
-        """(F, 1, C): the embedding of each frame's place in the video."""
-        known = self._positions.get(transformer)
-        return known if known is not None else self._positions_of(transformer)
+    def frame_embedding(self, transformer: nn.Module) -> torch.Tensor:
+        """Return the embedding of the frame index in a TransformerSpatioTemporalModel, (F, 1, C)."""
+        embedding = self._frame_embeddings.get(transformer)
+        return embedding if embedding is not None else self._embed_frames(transformer)
 
-    def _positions_of(self, transformer: Any) -> torch.Tensor:
-        places = transformer.time_proj(torch.arange(self._frames, device=self._like.device))
+    def _embed_frames(self, transformer: Any) -> torch.Tensor:
+        indices = transformer.time_proj(torch.arange(self._num_frames, device=self._embeds.device))
         with self._weights(transformer.time_pos_embed):
-            return transformer.time_pos_embed(places.to(self._like.dtype))[:, None]
+            return transformer.time_pos_embed(indices.to(self._embeds.dtype))[:, None]
 
-    def at(self, c_noise: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
-        """For each residual block, in space and over time: (C,) the bias of its first convolution at this level."""
-        row = self._rows.get(c_noise.item())
-        if row is None:
-            return {block: table[0] for block, table in self._tables_of(c_noise[None]).items()}
-        return {block: table[row] for block, table in self._tables.items()}
+    def conv_biases(self, c_noise: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
+        """Return the bias of conv1 plus the time embedding at a noise level: residual block -> (C,)."""
+        index = self._levels.get(c_noise.item())
+        if index is None:
+            return {block: biases[0] for block, biases in self._compute_biases(c_noise[None]).items()}
+        return {block: biases[index] for block, biases in self._biases.items()}
 
-    def _tables_of(self, c_noises: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
-        """(S, C) for each residual block."""
-        unet, device = self._unet, self._micro.device
+    def _compute_biases(self, c_noises: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
+        """Compute the biases at noise levels (N,): residual block -> (N, C)."""
+        unet, added = self._unet, self._added_embedding
         with self._weights(unet.time_embedding):
-            times = unet.time_embedding(unet.time_proj(c_noises.to(device)).to(self._micro.dtype))
-        active = F.silu(times + self._micro)
-        tables = {}
-        for block in self._residuals:
+            timesteps = unet.time_embedding(unet.time_proj(c_noises.to(added.device)).to(added.dtype))
+        activated = F.silu(timesteps + added)
+        biases = {}
+        for block in self._resnets:
             with self._weights(block.time_emb_proj):
-                tables[block] = block.time_emb_proj(active) + block.conv1.bias.to(device)
-        return tables
-
-    def _embed_micro(self, time_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(1, E) of (1, 3)."""
-        flat = self._unet.add_time_proj(time_ids.flatten()).reshape(1, -1)
-        return self._unet.add_embedding(flat.to(dtype))
+                biases[block] = block.time_emb_proj(activated) + block.conv1.bias.to(added.device)
+        return biases
 
 
-def _of_transformer(
+def _transformer_constants(
     block: Any, context: torch.Tensor, optimizations: Optimizations, weights: WeightContext
 ) -> BlockConstants:
-    joined = optimizations.qkv and fuse_qkv(block.attn1)
-    matrix = fused_qkv_weight(block.attn1) if joined and weights is resident else None
-    if not optimizations.cross_attention or block.attn2 is None:
-        return BlockConstants(joined=joined, matrix=matrix, context=context)
+    fused = optimizations.fused_qkv and fuse_qkv(block.attn1)
+    concat_qkv = fused and weights is not resident_weights
+    qkv_weight = fused_qkv_weight(block.attn1) if fused and not concat_qkv else None
+    if not optimizations.constant_cross_attention or block.attn2 is None:
+        return BlockConstants(qkv_weight=qkv_weight, concat_qkv=concat_qkv, context=context)
     with weights(block.attn2):
-        row = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
-    out = block.attn1.to_out[0]
-    return BlockConstants(joined=joined, matrix=matrix, bias=row if out.bias is None else out.bias.to(row.device) + row)
+        output = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]
+    bias = block.attn1.to_out[0].bias
+    output_bias = output if bias is None else bias.to(output.device) + output
+    return BlockConstants(qkv_weight=qkv_weight, concat_qkv=concat_qkv, output_bias=output_bias)
 
 
-def fuse_qkv(attention: Any) -> bool:
-    """Make the weights of to_q, to_k and to_v parts of one matrix, when they are not yet; whether they could be.
+def fuse_qkv(attn: Any) -> bool:
+    """Place the weights of to_q, to_k and to_v one after the other in memory, if they are not yet.
 
-    Their names, values and memory stay what they were, and who changes a weight in place changes the product. False
-    when one of them is more than a plain product.
+    Names and values stay, no memory is added, and later in-place changes of a weight take effect.
+
+    Returns:
+        False if the projections cannot be fused: one is modified or has a bias, or they differ in shape or dtype.
     """
-    parts = (attention.to_q, attention.to_k, attention.to_v)
-    if not all(is_plain_linear(each) and each.bias is None for each in parts):
+    projections = (attn.to_q, attn.to_k, attn.to_v)
+    if not all(is_plain_linear(each) and each.bias is None for each in projections):
         return False
-    weights = [each.weight for each in parts]
+    weights = [each.weight for each in projections]
     if len({(each.shape, each.dtype, each.device, each.stride()) for each in weights}) != 1:
         return False
-    if not _are_side_by_side(weights):
+    if not _are_adjacent(weights):
         with torch.inference_mode(False), torch.no_grad():
-            joined = torch.cat([each.detach() for each in weights])
-            for each, part in zip(parts, joined.chunk(3), strict=True):
+            fused = torch.cat([each.detach() for each in weights])
+            for each, part in zip(projections, fused.chunk(3), strict=True):
                 layers.set_weight(each, part)
     return True
 
 
-def fused_qkv_weight(attention: Any) -> torch.Tensor:
-    """The matrix (3 C, C) of which the three weights are parts: itself, or of weights that were copied one by one."""
-    weights = [each.weight.detach() for each in (attention.to_q, attention.to_k, attention.to_v)]
-    if not _are_side_by_side(weights):
+def fused_qkv_weight(attn: Any) -> torch.Tensor:
+    """Return the weights of to_q, to_k and to_v as one matrix (3C, C): a view if they are adjacent, else a copy."""
+    weights = [each.weight.detach() for each in (attn.to_q, attn.to_k, attn.to_v)]
+    if not _are_adjacent(weights):
         return torch.cat(weights)
     rows, columns = weights[0].shape
     return weights[0].as_strided((3 * rows, columns), (columns, 1))
 
 
-def _are_side_by_side(weights: list[Any]) -> bool:
+def _are_adjacent(weights: list[Any]) -> bool:
     first = weights[0]
     if first.is_meta or not first.is_contiguous():
         return False
-    size = first.numel() * first.element_size()
     storage = first.untyped_storage().data_ptr()
     return all(
-        each.untyped_storage().data_ptr() == storage and each.data_ptr() == first.data_ptr() + place * size
-        for place, each in enumerate(weights)
+        each.untyped_storage().data_ptr() == storage and each.data_ptr() == first.data_ptr() + index * first.nbytes
+        for index, each in enumerate(weights)
     )

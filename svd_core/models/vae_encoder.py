@@ -1,6 +1,6 @@
-"""The encoder on a large picture: layer by layer, in slabs of rows where a layer is large. The same numbers."""
+"""The VAE encoder on a large image: layers run one after the other, large ones in tiles of rows, with equal results."""
 
-# The model classes declare their parts as bare modules: a type checker cannot follow.
+# The model classes declare their submodules as plain modules: a type checker cannot follow.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOptionalSubscript=false
 
@@ -19,37 +19,38 @@ COMPOSITES = frozenset(
 
 
 def can_stream(encoder: torch.nn.Module) -> bool:
-    """Whether an encoder is made of the classes whose forward is written again here, and nothing is hooked on them."""
+    """Return True if `encode` computes what the encoder's own forward does: its classes are diffusers', unmodified."""
     return type(encoder).__name__ == "Encoder" and find_modification(encoder, COMPOSITES) is None
 
 
-def encode(encoder: Any, pixels: torch.Tensor, store: torch.device) -> torch.Tensor:
-    """Moments (1, 8, H/8, W/8) of pixels (1, 3, H, W) on the encoder's device.
+def encode(encoder: Any, pixels: torch.Tensor, offload_activations: bool = False) -> torch.Tensor:
+    """Encode pixels (1, 3, H, W) on the encoder's device to moments (1, 8, H/8, W/8).
 
-    store  where a large layer's activations lie: the encoder's device, or the CPU to spare it
+    Args:
+        encoder: diffusers' Encoder.
+        pixels: In [-1, 1], in the encoder's dtype.
+        offload_activations: Keep the activations of large layers on the CPU.
     """
     device = pixels.device
-    if _is_large(pixels, encoder.conv_in):
-        picture = tiled_layers.conv(pixels.to(store), encoder.conv_in, device)
+    if _needs_tiling(pixels, encoder.conv_in):
+        x = tiled_layers.conv(pixels.cpu() if offload_activations else pixels, encoder.conv_in, device)
     else:
-        picture = encoder.conv_in(pixels)
+        x = encoder.conv_in(pixels)
     for down_block in encoder.down_blocks:
-        for block in down_block.resnets:
-            if _is_large(picture, block.conv1):
-                picture = tiled_layers.residual(picture, block, device)
+        for resnet in down_block.resnets:
+            if _needs_tiling(x, resnet.conv1):
+                x = tiled_layers.resnet_block(x, resnet, device)
             else:
-                picture = block(picture.to(device), None)
-        for module in down_block.downsamplers or ():
-            if _is_large(picture, module.conv):
-                picture = tiled_layers.downsampled(picture, module.conv, device)
+                x = resnet(x.to(device), None)
+        for downsampler in down_block.downsamplers or ():
+            if _needs_tiling(x, downsampler.conv):
+                x = tiled_layers.downsample(x, downsampler.conv, device)
             else:
-                picture = module(picture.to(device))
-    picture = encoder.mid_block(picture.to(device))
-    return encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(picture)))
+                x = downsampler(x.to(device))
+    x = encoder.mid_block(x.to(device))
+    return encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(x)))
 
 
-def _is_large(picture: torch.Tensor, module: Any) -> bool:
-    """Whether what a convolution takes or makes is computed in slabs."""
-    return tiled_layers.needs_tiling(
-        picture[0, 0].numel() * max(module.in_channels, module.out_channels), picture.dtype
-    )
+def _needs_tiling(x: torch.Tensor, module: Any) -> bool:
+    """Return True if the input or the output of a convolution is large."""
+    return tiled_layers.needs_tiling(x[0, 0].numel() * max(module.in_channels, module.out_channels), x.dtype)

@@ -1,4 +1,4 @@
-"""Where the weights are while a part of the network computes."""
+"""Copy weights to the device block by block while the network computes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 
 Modules = tuple[nn.Module, ...]
 ParameterSlot = tuple[nn.Module, str, nn.Parameter]
-"""The owner of a parameter, its name there, and the parameter."""
+"""A module, the name of one of its own parameters, and the parameter."""
 
 WeightContext = Callable[..., contextlib.AbstractContextManager[Any]]
-"""Called with modules: inside the `with` their weights are on the device that computes."""
+"""Called with modules, returns a context manager inside which their weights are on the computing device."""
 
 PRECOMPUTED_MODULES = frozenset(
     {
@@ -28,20 +28,20 @@ PRECOMPUTED_MODULES = frozenset(
         ("TemporalResnetBlock", "time_emb_proj"),
     }
 )
-"""Class and name of what is computed once for a video where the rewrites are on: a step need not fetch it."""
+"""(class, submodule) that are used once per video if optimizations are on: a step does not copy them."""
 
 STREAMED_BLOCKS = frozenset({"SpatioTemporalResBlock", "TransformerSpatioTemporalModel"})
-"""The largest parts of the UNet that come at once."""
+"""The largest modules of the UNet whose weights are copied at once."""
 
 
 def streamed_bytes(unet: nn.Module) -> int:
-    """The most bytes of weights that are on the device while they come block by block: of two parts."""
+    """Return the most bytes of weights on the device while they are streamed: those of two blocks."""
     blocks = [module for module in unet.modules() if type(module).__name__ in STREAMED_BLOCKS]
     return 2 * max(sum(weight.nbytes for *_, weight in iter_parameters(block, PRECOMPUTED_MODULES)) for block in blocks)
 
 
 def iter_parameters(module: nn.Module, skip: frozenset[tuple[str, str]] = frozenset()) -> Iterator[ParameterSlot]:
-    """The parameters of a module and of what is in it, but for the parts to skip."""
+    """Yield the parameters of a module and its submodules, except for (class, submodule) in `skip`."""
     for name, weight in module._parameters.items():
         if weight is not None:
             yield module, name, weight
@@ -50,84 +50,85 @@ def iter_parameters(module: nn.Module, skip: frozenset[tuple[str, str]] = frozen
             yield from iter_parameters(child, skip)
 
 
-def resident(*modules: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """The weights are there all the time."""
+def resident_weights(*modules: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Do nothing: the weights stay on the device."""
     return contextlib.nullcontext()
 
 
 @functools.cache
-def _stream_of(device: torch.device) -> torch.cuda.Stream:
-    """The one on which weights are copied: memory that was freed for one copy serves the next."""
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the CUDA stream for copies of weights. One per device, so that freed memory serves the next copy."""
     return torch.cuda.Stream(device)
 
 
 class WeightStreamer:
-    """The weights live elsewhere, and a copy comes to `device` for as long as it is used.
+    """A WeightContext that copies weights to a device for the time of their use.
 
-    The copies are made in the order of the computation itself, so a part never computes with half of its weights. The
-    numbers are those of weights that are there all the time, to the bit. Where the device computes by itself (CUDA),
-    the weights of the part that followed the last time are fetched while this part is computed: two are there at once.
+    The result is bit-equal to that with resident weights. On CUDA the weights of the next modules are copied while the
+    present ones compute, so those of two are on the device. The next ones are those that followed the last time.
 
-    skip   class and name of what is not to be fetched
-    ahead  whether to fetch ahead; None: on CUDA
+    Args:
+        device: The computing device.
+        skip: (class, submodule) not to copy.
+        prefetch: Copy ahead. None: on CUDA.
     """
 
     def __init__(
-        self, device: torch.device, skip: frozenset[tuple[str, str]] = frozenset(), ahead: bool | None = None
+        self, device: torch.device, skip: frozenset[tuple[str, str]] = frozenset(), prefetch: bool | None = None
     ) -> None:
         self._device, self._skip = device, skip
-        self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._copying = _stream_of(device) if device.type == "cuda" else None
+        self._prefetch = device.type == "cuda" if prefetch is None else prefetch
+        self._stream = _copy_stream(device) if device.type == "cuda" else None
         self._computed: Any = None
-        self._following: dict[Modules, Modules] = {}
-        self._last: Modules | None = None
-        self._fetched: dict[Modules, list[nn.Parameter]] = {}
+        self._next: dict[Modules, Modules] = {}
+        self._previous: Modules | None = None
+        self._prefetched: dict[Modules, list[nn.Parameter]] = {}
 
     @contextlib.contextmanager
     def __call__(self, *modules: nn.Module) -> Iterator[None]:
-        """Hold the weights of these modules on the device."""
-        held = self._held(modules)
-        copies = self._fetched.pop(modules, None) or self._fetch(held)
-        self._fetched.clear()  # of a part that did not follow after all
-        if self._last is not None:
-            self._following[self._last] = modules
-        self._last = modules
-        self._arrive(copies)
+        """Keep copies of the weights of `modules` on the device inside the `with`."""
+        slots = self._slots(modules)
+        copies = self._prefetched.pop(modules, None) or self._fetch(slots)
+        self._prefetched.clear()  # the copies of modules that did not follow
+        if self._previous is not None:
+            self._next[self._previous] = modules
+        self._previous = modules
+        self._synchronize(copies)
         try:
-            for (owner, name, _), copy in zip(held, copies, strict=True):
-                owner._parameters[name] = copy
+            for (module, name, _), copy in zip(slots, copies, strict=True):
+                module._parameters[name] = copy
             yield
         finally:
-            for owner, name, weight in held:
-                owner._parameters[name] = weight
-        following = self._following.get(modules) if self._ahead else None
-        if following is not None:  # this part's kernels are under way: the host has time
-            self._wait_for_the_part_before()
-            self._fetched[following] = self._fetch(self._held(following))
+            for module, name, weight in slots:
+                module._parameters[name] = weight
+        following = self._next.get(modules) if self._prefetch else None
+        if following is not None:  # this block's kernels are queued: the CPU is free to copy
+            self._wait_for_previous_block()
+            self._prefetched[following] = self._fetch(self._slots(following))
 
-    def _fetch(self, held: list[ParameterSlot]) -> list[nn.Parameter]:
-        with torch.cuda.stream(self._copying) if self._copying is not None else contextlib.nullcontext():
-            return [nn.Parameter(self._copied(weight), requires_grad=False) for _, _, weight in held]
+    def _fetch(self, slots: list[ParameterSlot]) -> list[nn.Parameter]:
+        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            return [nn.Parameter(self._copy(weight), requires_grad=False) for _, _, weight in slots]
 
-    def _arrive(self, copies: list[nn.Parameter]) -> None:
-        """Have what is computed next wait for the copies, and their memory wait for what is computed."""
-        if self._copying is None:
+    def _synchronize(self, copies: list[nn.Parameter]) -> None:
+        """Let the computation wait for the copies, and the release of their memory for the computation."""
+        if self._stream is None:
             return
         computing = torch.cuda.current_stream(self._device)
-        computing.wait_stream(self._copying)
+        computing.wait_stream(self._stream)
         for copy in copies:
             copy.record_stream(computing)
 
-    def _wait_for_the_part_before(self) -> None:
-        """Not to run ahead: only this part's weights and the next one's may be on the device, or wanted there."""
-        if self._copying is None:
+    def _wait_for_previous_block(self) -> None:
+        """Keep the CPU from running ahead: at most the weights of two blocks are on the device or requested."""
+        if self._stream is None:
             return
-        before, self._computed = self._computed, torch.cuda.current_stream(self._device).record_event()
-        if before is not None:
-            before.synchronize()
+        previous, self._computed = self._computed, torch.cuda.current_stream(self._device).record_event()
+        if previous is not None:
+            previous.synchronize()
 
-    def _copied(self, weight: torch.Tensor) -> torch.Tensor:
+    def _copy(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.detach().to(self._device, non_blocking=True, copy=True)
 
-    def _held(self, modules: Modules) -> list[ParameterSlot]:
-        return [each for module in modules for each in iter_parameters(module, self._skip)]
+    def _slots(self, modules: Modules) -> list[ParameterSlot]:
+        return [slot for module in modules for slot in iter_parameters(module, self._skip)]

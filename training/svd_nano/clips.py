@@ -1,43 +1,49 @@
-"""Clips of a thing that moves: what svd-nano is trained on. The first frame and two numbers say all that follows.
+"""Synthetic training clips of a moving object. The first frame, motion_bucket_id and fps determine all other frames.
 
-A thing flies, swims or rolls where it points; how far it gets in a frame is a law of motion_bucket_id and fps. Every
-scene is drawn from a seed. Places and lengths are in picture heights, places from the middle of the picture, y down.
+The object moves in the direction in which it points, a distance per frame that depends on motion_bucket_id and fps. A
+seed determines the scene. Positions and lengths are in image heights, positions from the image's center, y downwards.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ...svd_core.errors import SettingError
-from .scenes import Canvas, Colour, Planet, Rocket, Sky, blend, paint_clouds, paint_planet, paint_rocket, value_noise
+from .scenes import Canvas, Color, Planet, Rocket, Sky, blend, paint_clouds, paint_planet, paint_rocket, value_noise
 
 KINDS = ("rocket", "rocket", "ball", "fish")
-"""What is drawn in training, rockets twice as often."""
+"""Kinds of objects in training, rockets twice as often."""
 HELD_OUT = ("dart", "beetle", "arrow")
-"""Kinds of things that are kept out of training."""
+"""Kinds of objects for evaluation only."""
 
 SLOWEST, FASTEST = 32, 255
-SPEED = 0.054  # picture heights a second at bucket 32: bucket 255 crosses half the picture in 13 frames at fps 7
-GAIN = 5.0  # how many times faster bucket 255 is than bucket 32
-REACH = 0.52  # how far a thing may go without leaving the picture: bucket 255 at fps 7, 13 frames
-STICKER = 128  # samples of a sticker, each way
+SPEED = 0.054  # image heights per second at bucket 32: bucket 255 crosses half the image in 13 frames at fps 7
+GAIN = 5.0  # speed at bucket 255 over that at bucket 32
+REACH = 0.52  # distance that never leaves the image: bucket 255 at fps 7, 13 frames
+STICKER = 128  # samples per side of a sticker
 NIGHT_SHARE, SQUASHED_SHARE = 0.5, 0.35  # of the rockets
 FREE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Mover:
-    """A thing that moves where it points: `angle` in degrees clockwise from straight up.
+    """An object that moves in the direction of `angle`, degrees clockwise from straight up.
 
-    x, y     its middle in the first frame
-    length   from its nose to its tail
-    squash   its width, and its way across the picture, over what they were in a square picture: a wide picture that
-             was stretched to a square one has things squashed
+    Attributes:
+        kind: Key of PAINTERS.
+        x: Center in the first frame.
+        y: Center in the first frame.
+        angle: Direction before squashing.
+        length: From nose to tail.
+        squash: Horizontal scale of shape and direction, as of a wide image that was resized to a square.
+        body: Color.
+        accent: Color.
+        seed: Seed of the texture.
     """
 
     kind: str
@@ -46,13 +52,13 @@ class Mover:
     angle: float
     length: float
     squash: float
-    body: Colour
-    accent: Colour
+    body: Color
+    accent: Color
     seed: int
 
     @property
     def direction(self) -> tuple[float, float]:
-        """(x, y) of the way in the picture, of length 1."""
+        """Unit vector (x, y) of the motion in the image."""
         turn = math.radians(self.angle)
         x, y = self.squash * math.sin(turn), -math.cos(turn)
         length = math.hypot(x, y)
@@ -61,20 +67,20 @@ class Mover:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What does not move: a night sky with a planet, or smooth patches of two colours on a gradient."""
+    """The static background: a night sky with a planet, or smooth patches on a gradient of two colors."""
 
     night: bool
     seed: int
-    low: Colour
-    high: Colour
-    patches: Colour
+    low: Color
+    high: Color
+    patches: Color
     cells: float
     planet: Planet | None
 
 
 @dataclass(frozen=True)
 class MovingScene:
-    """A mover in front of a backdrop, in a picture of width x height pixels."""
+    """A mover in front of a backdrop, in an image of width x height pixels."""
 
     mover: Mover
     backdrop: Backdrop
@@ -84,11 +90,12 @@ class MovingScene:
 
 @dataclass(frozen=True, eq=False)
 class Plates:
-    """A scene's parts as pixels, to be put together at any place.
+    """A scene's parts as pixels.
 
-    backdrop  (3, H, W) float32 in [0, 1]
-    sticker   (6, STICKER, STICKER) float32: the light it adds, and how much of what is behind it hides, per colour;
-              its side is two lengths of the mover
+    Attributes:
+        backdrop: (3, H, W) float32 in [0, 1].
+        sticker: (6, STICKER, STICKER) float32: the light that the mover adds and its opacity, per color. A side is two
+            lengths of the mover.
     """
 
     backdrop: torch.Tensor
@@ -96,15 +103,19 @@ class Plates:
 
 
 def frame_distance(motion_bucket_id: float, fps: float) -> float:
-    """How far a thing gets from one frame to the next, in picture heights: a straight line over the bucket, 1 / fps."""
+    """Return the distance between frames in image heights: linear in the bucket, proportional to 1 / fps."""
     gain = 1 + (GAIN - 1) * (motion_bucket_id - SLOWEST) / (FASTEST - SLOWEST)
     return SPEED * max(gain, 0.0) / fps
 
 
 def make_scene(seed: int, width: int = 128, height: int = 128, kinds: Sequence[str] = KINDS) -> MovingScene:
-    """The scene of a seed: the same on every machine. Raises SettingError for a size that is no multiple of 64."""
+    """Draw the scene of a seed, the same on every machine.
+
+    Raises:
+        SettingError: A side is not a positive multiple of 64.
+    """
     if min(width, height) < 64 or width % 64 or height % 64:
-        raise SettingError(f"a clip's width and height must be multiples of 64, got {width}x{height}; try 128x128")
+        raise SettingError(f"width and height of a clip must be multiples of 64, got {width}x{height}. Use 128x128.")
     choose = np.random.default_rng(seed)
     mover = _make_mover(choose, str(choose.choice(list(kinds))), width / height)
     return MovingScene(mover, _make_backdrop(choose, mover.kind), width, height)
@@ -119,31 +130,30 @@ def _make_mover(choose: np.random.Generator, kind: str, aspect: float) -> Mover:
     body, accent = _contrasting(choose)
     mover = Mover(kind, 0.0, 0.0, angle, length, squash, body, accent, int(choose.integers(1 << 20)))
     x, y = _start(choose, mover, aspect)
-    return Mover(kind, x, y, angle, length, squash, body, accent, mover.seed)
+    return replace(mover, x=x, y=y)
 
 
 def _start(choose: np.random.Generator, mover: Mover, aspect: float) -> tuple[float, float]:
-    """A place from which REACH leads out of the picture nowhere; for some movers, any place around the middle."""
+    """Choose a start from which the mover stays in the image for REACH; for some movers, any near the center."""
     if choose.random() < FREE_SHARE:
         return float(choose.uniform(-0.25, 0.25) * aspect), float(choose.uniform(-0.25, 0.25))
     margin = min(0.42 * mover.length, 0.23)
-    place = []
-    for way, half in zip(mover.direction, (aspect / 2, 0.5), strict=True):
-        low, high = -half + margin, half - margin
-        low, high = (low - min(REACH * way, 0), high - max(REACH * way, 0))
-        place.append(float(choose.uniform(low, high)) if low < high else (low + high) / 2)
-    return place[0], place[1]
+    start = []
+    for direction, half in zip(mover.direction, (aspect / 2, 0.5), strict=True):
+        low, high = -half + margin - min(REACH * direction, 0), half - margin - max(REACH * direction, 0)
+        start.append(float(choose.uniform(low, high)) if low < high else (low + high) / 2)
+    return start[0], start[1]
 
 
-def _contrasting(choose: np.random.Generator) -> tuple[Colour, Colour]:
-    """A light and a strong colour."""
+def _contrasting(choose: np.random.Generator) -> tuple[Color, Color]:
+    """Draw a light and a saturated color."""
     strong = _hue(choose.uniform(0, 1), 0.85, choose.uniform(0.75, 1.0))
     light = _hue(choose.uniform(0, 1), choose.uniform(0.0, 0.25), choose.uniform(0.88, 1.0))
     return light, strong
 
 
-def _hue(hue: float, saturation: float, value: float) -> Colour:
-    """A colour from its place on the colour circle [0, 1), saturation and value in [0, 1]."""
+def _hue(hue: float, saturation: float, value: float) -> Color:
+    """Convert hue in [0, 1), saturation and value in [0, 1] to a color."""
     ramp = [abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)]
     red, green, blue = (float(value * (1 - saturation + saturation * min(max(each, 0), 1))) for each in ramp)
     return red, green, blue
@@ -160,7 +170,7 @@ def _make_backdrop(choose: np.random.Generator, kind: str) -> Backdrop:
 
 
 def _make_night(choose: np.random.Generator, seed: int) -> Backdrop:
-    """A sky like the shipped picture's, and often its planet."""
+    """Draw a sky like that of rocket.png, usually with a planet."""
     hue = choose.uniform(0.62, 0.82)
     low, high = _hue(hue, 0.62, choose.uniform(0.25, 0.4)), _hue(hue - 0.08, 0.75, choose.uniform(0.1, 0.2))
     planet = None
@@ -173,12 +183,12 @@ def _make_night(choose: np.random.Generator, seed: int) -> Backdrop:
 
 
 def draw_plates(scene: MovingScene) -> Plates:
-    """The scene's backdrop and its mover's sticker."""
+    """Draw the scene's backdrop and its mover's sticker."""
     return Plates(draw_backdrop(scene.backdrop, scene.width, scene.height), draw_sticker(scene.mover))
 
 
 def draw_backdrop(backdrop: Backdrop, width: int, height: int) -> torch.Tensor:
-    """(3, H, W) float32 in [0, 1]."""
+    """Draw a backdrop (3, H, W) float32 in [0, 1]."""
     canvas = Canvas.empty(width, height)
     if backdrop.night:
         paint_clouds(canvas, Sky(backdrop.seed, backdrop.low, backdrop.high, backdrop.patches))
@@ -190,34 +200,34 @@ def draw_backdrop(backdrop: Backdrop, width: int, height: int) -> torch.Tensor:
         x, y = canvas.x * backdrop.cells, canvas.y * backdrop.cells
         patches = 0.65 * value_noise(x, y, backdrop.seed) + 0.35 * value_noise(2 * x, 2 * y, backdrop.seed + 1)
         canvas.cover(backdrop.patches, np.clip(1.6 * patches - 0.35, 0, 1))
-    return torch.from_numpy(np.ascontiguousarray(np.clip(canvas.colours, 0, 1).transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(np.clip(canvas.colors, 0, 1).transpose(2, 0, 1)))
 
 
 def draw_sticker(mover: Mover) -> torch.Tensor:
-    """(6, STICKER, STICKER): painted on black and on white; all paints blend, so the two say what is over anything."""
+    """Draw a sticker (6, STICKER, STICKER) from the mover on black and on white, which determine light and opacity."""
     black, white = (Canvas.empty(STICKER, STICKER) for _ in range(2))
-    white.colours[:] = 1.0
+    white.colors[:] = 1.0
     for canvas in (black, white):
         PAINTERS[mover.kind](canvas, mover)
-    light, hidden = black.colours, 1 - (white.colours - black.colours)
+    light, hidden = black.colors, 1 - (white.colors - black.colors)
     return torch.from_numpy(np.ascontiguousarray(np.concatenate([light, hidden], axis=2).transpose(2, 0, 1)))
 
 
 def positions(mover: Mover, frames: int, motion_bucket_id: float, fps: float) -> torch.Tensor:
-    """(frames, 2) float32: x, y of the mover's middle in each frame."""
+    """Return the mover's center in each frame, (frames, 2) float32."""
     distance = frame_distance(motion_bucket_id, fps) * torch.arange(frames, dtype=torch.float32)
     return torch.tensor([mover.x, mover.y]) + distance[:, None] * torch.tensor(mover.direction)
 
 
-def place(plates: Plates, mover: Mover, places: torch.Tensor) -> torch.Tensor:
-    """The mover at each of `places` (F, 2), over the backdrop: (F, 3, H, W) float32 in [0, 1], where the plates are."""
+def place(plates: Plates, mover: Mover, centers: torch.Tensor) -> torch.Tensor:
+    """Draw the mover centered at each of `centers` (F, 2) over the backdrop: (F, 3, H, W) float32 in [0, 1]."""
     height, width = plates.backdrop.shape[-2:]
-    places = places.to(plates.backdrop.device)
-    down = (torch.arange(height, device=places.device) + 0.5) / height - 0.5
-    across = (torch.arange(width, device=places.device) + 0.5 - width / 2) / height
-    x = (across[None] - places[:, :1]) / (mover.length * mover.squash)
-    y = (down[None] - places[:, 1:]) / mover.length
-    frames = len(places)
+    centers = centers.to(plates.backdrop.device)
+    down = (torch.arange(height, device=centers.device) + 0.5) / height - 0.5
+    across = (torch.arange(width, device=centers.device) + 0.5 - width / 2) / height
+    x = (across[None] - centers[:, :1]) / (mover.length * mover.squash)
+    y = (down[None] - centers[:, 1:]) / mover.length
+    frames = len(centers)
     shape = (frames, height, width)
     grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
     sticker = plates.sticker.expand(frames, -1, -1, -1)
@@ -226,13 +236,13 @@ def place(plates: Plates, mover: Mover, places: torch.Tensor) -> torch.Tensor:
 
 
 def render_clip(scene: MovingScene, frames: int, motion_bucket_id: float, fps: float) -> torch.Tensor:
-    """The clip: images (frames, H, W, 3) float32 in [0, 1]."""
-    places = positions(scene.mover, frames, motion_bucket_id, fps)
-    return place(draw_plates(scene), scene.mover, places).movedim(1, -1)
+    """Render a clip to images (frames, H, W, 3) float32 in [0, 1]."""
+    centers = positions(scene.mover, frames, motion_bucket_id, fps)
+    return place(draw_plates(scene), scene.mover, centers).movedim(1, -1)
 
 
 def _axes(canvas: Canvas, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """(along, across) of each sample in lengths of the mover, whose sticker is two lengths wide."""
+    """Return coordinates (along, across) of each sample in lengths of the mover; a sticker is two lengths wide."""
     turn = math.radians(angle)
     x, y = 2 * canvas.x, 2 * canvas.y
     return x * math.sin(turn) - y * math.cos(turn), x * math.cos(turn) + y * math.sin(turn)
@@ -246,37 +256,37 @@ def _paint_rocket(canvas: Canvas, mover: Mover) -> None:
 
 
 def _paint_ball(canvas: Canvas, mover: Mover) -> None:
-    """A lit ball with a stripe that leans the way it rolls."""
+    """Paint a lit ball with a stripe that leans in the direction of rolling."""
     x, y = 4 * canvas.x, 4 * canvas.y  # in radii
     distance = np.hypot(x, y)
-    defer_unused = 0.75 if mover.angle < 180 else -0.75
-    stripe = np.clip(0.5 - (np.abs(x + defer_unused * y) - 0.34) * 9, 0, 1)
+    lean = 0.75 if mover.angle < 180 else -0.75
+    stripe = np.clip(0.5 - (np.abs(x + lean * y) - 0.34) * 9, 0, 1)
     light = 0.45 + 0.55 * np.clip(0.8 - 0.45 * x - 0.6 * y, 0, 1)
     canvas.cover(blend(mover.accent, mover.body, stripe) * light[..., None], canvas.inside(distance - 1, 0.25))
 
 
 def _paint_fish(canvas: Canvas, mover: Mover) -> None:
-    """A body, a tail behind it and an eye in front."""
+    """Paint a body, a tail behind it and an eye in front."""
     along, across = _axes(canvas, mover.angle)
     tail = np.maximum(np.abs(across) - 0.62 * (-0.14 - along), -0.48 - along)
     canvas.cover(np.asarray(mover.body) * 0.85, canvas.inside(tail, 0.5))
     body = np.hypot((along - 0.1) / 0.4, across / 0.22) - 1
-    colour = blend(mover.accent, mover.body, np.clip(0.5 + 4 * (along - 0.22), 0, 1))
+    color = blend(mover.accent, mover.body, np.clip(0.5 + 4 * (along - 0.22), 0, 1))
     shade = 0.6 + 0.4 * np.clip(0.8 - 2.2 * canvas.y, 0, 1)
-    canvas.cover(colour * shade[..., None], canvas.inside(body, 0.15))
+    canvas.cover(color * shade[..., None], canvas.inside(body, 0.15))
     canvas.cover((0.05, 0.05, 0.08), canvas.inside(np.hypot(along - 0.32, across - 0.06) - 0.055, 0.5))
 
 
 def _paint_dart(canvas: Canvas, mover: Mover) -> None:
-    """A long head with a point in front, and a notch behind."""
+    """Paint a long head with a point in front and a notch behind."""
     along, across = _axes(canvas, mover.angle)
     wing = np.maximum(np.abs(across) - 0.30 * (0.5 - along), -0.40 + 0.9 * np.abs(across) - 0.2 - along)
-    colour = blend(mover.accent, mover.body, np.clip(0.5 + 12 * across, 0, 1))
-    canvas.cover(colour, canvas.inside(wing, 0.5))
+    color = blend(mover.accent, mover.body, np.clip(0.5 + 12 * across, 0, 1))
+    canvas.cover(color, canvas.inside(wing, 0.5))
 
 
 def _paint_beetle(canvas: Canvas, mover: Mover) -> None:
-    """A round back with a seam and dots, and a dark head in front."""
+    """Paint a round back with a seam and dots, and a dark head in front."""
     along, across = _axes(canvas, mover.angle)
     head = np.hypot((along - 0.30) / 0.8, across) - 0.17
     canvas.cover((0.12, 0.11, 0.16), canvas.inside(head, 0.4))
@@ -284,13 +294,13 @@ def _paint_beetle(canvas: Canvas, mover: Mover) -> None:
     dots = (
         np.minimum(np.hypot(along - 0.06, np.abs(across) - 0.13), np.hypot(along + 0.2, np.abs(across) - 0.14)) - 0.06
     )
-    colour = blend(mover.accent, mover.body, canvas.inside(np.minimum(dots, np.abs(across) - 0.02), 0.5))
+    color = blend(mover.accent, mover.body, canvas.inside(np.minimum(dots, np.abs(across) - 0.02), 0.5))
     shade = 0.6 + 0.4 * np.clip(0.8 - 2.2 * canvas.y, 0, 1)
-    canvas.cover(colour * shade[..., None], canvas.inside(back, 0.15))
+    canvas.cover(color * shade[..., None], canvas.inside(back, 0.15))
 
 
 def _paint_arrow(canvas: Canvas, mover: Mover) -> None:
-    """A shaft with a broad head in front."""
+    """Paint a shaft with a broad head in front."""
     along, across = _axes(canvas, mover.angle)
     shaft = np.maximum(np.abs(across) - 0.09, np.abs(along + 0.12) - 0.34)
     canvas.cover(mover.body, canvas.inside(shaft, 0.5))

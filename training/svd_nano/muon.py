@@ -1,105 +1,98 @@
-"""The optimizer that svd-nano is trained with: Muon for the matrices inside, Adam for all else.
+"""The optimizer of svd-nano: Muon for hidden matrices, Adam for all other parameters.
 
-Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (github.com/KellerJordan/Muon): a step in
-which each matrix moves by about the same in all its directions. Its size is matched to AdamW's as in Liu et al. 2025
-(arXiv:2502.16982, equation 4), so that both take the same learning rate. torch.optim.Muon knows neither convolutions
-nor a torch older than 2.9.
+Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (github.com/KellerJordan/Muon): each step
+moves a matrix by about the same amount in all its singular directions. Liu et al. 2025 (arXiv:2502.16982, equation 4)
+scale the step to AdamW's, so that both use the same learning rate. torch.optim.Muon does not support convolutions and
+needs torch 2.9.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al.: x -> a x + b x^3 + c x^5 takes (0, 1] to about 1 in five turns
-TURNS = 5
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: a x + b x^3 + c x^5 takes (0, 1] to about 1 in five steps
+ITERATIONS = 5
 MOMENTUM = 0.95
 BETAS = (0.9, 0.99)
 DECAY = 0.01
-ENDS = ("conv_in", "conv_out", "embedding", "pos_embed", "head")
-"""Parts of names of matrices whose rows or columns are colours, latents or numbers, not hidden features: Adam's."""
+NOT_HIDDEN = ("conv_in", "conv_out", "embedding", "pos_embed", "head")
+"""Parts of names of matrices whose rows or columns are colors, latents or numbers, not hidden features."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps `named` parameters. Each group has an `lr` that the caller may change between steps."""
+    """Optimizes `named` parameters. The `lr` of each group may change between steps."""
 
-    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], rate: float) -> None:
-        named = list(named)
-        hidden = [each for name, each in named if is_hidden(name, each)]
-        others = [each for name, each in named if not is_hidden(name, each)]
-        groups = [{"params": each, "hidden": kind} for each, kind in ((hidden, True), (others, False)) if each]
-        super().__init__(groups, {"lr": rate})
+    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], lr: float) -> None:
+        params: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, parameter in named:
+            params[is_hidden(name, parameter)].append(parameter)
+        groups = [{"params": each, "hidden": hidden} for hidden, each in params.items() if each]
+        super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            moving = [each for each in group["params"] if each.grad is not None]
-            (self._orthogonal_step if group["hidden"] else self._adam_step)(moving, group["lr"])
+            params = [each for each in group["params"] if each.grad is not None]
+            (self._muon_step if group["hidden"] else self._adam_step)(params, group["lr"])
 
-    def _orthogonal_step(self, parameters: list[torch.nn.Parameter], rate: float) -> None:
-        by_shape: dict[tuple[int, int], list[torch.nn.Parameter]] = defaultdict(list)
-        for parameter in parameters:
+    def _muon_step(self, params: list[Any], lr: float) -> None:
+        by_shape: dict[tuple[int, int], list[Any]] = defaultdict(list)
+        for parameter in params:
             by_shape[parameter.shape[0], parameter[0].numel()].append(parameter)
-        for (rows, columns), alike in by_shape.items():
-            moves = []
-            for parameter in alike:
+        for (rows, columns), group in by_shape.items():
+            updates = []
+            for parameter in group:
                 state = self.state[parameter]
-                if "momentum" not in state:
+                if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"]
-                gradient = _gradient(parameter)
-                momentum.lerp_(gradient, 1 - MOMENTUM)
-                moves.append(gradient.lerp(momentum, MOMENTUM).reshape(rows, columns))
-            size = 0.2 * max(rows, columns) ** 0.5  # arXiv:2502.16982, equation 4
-            for parameter, move in zip(alike, orthogonalize(torch.stack(moves)), strict=True):
-                parameter.mul_(1 - rate * DECAY).add_(move.reshape(parameter.shape), alpha=-rate * size)
+                state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+                updates.append(parameter.grad.lerp(state["momentum"], MOMENTUM).reshape(rows, columns))
+            scale = 0.2 * max(rows, columns) ** 0.5  # arXiv:2502.16982, equation 4
+            for parameter, update in zip(group, orthogonalize(torch.stack(updates)), strict=True):
+                parameter.mul_(1 - lr * DECAY).add_(update.reshape(parameter.shape), alpha=-lr * scale)
 
-    def _adam_step(self, parameters: list[torch.nn.Parameter], rate: float) -> None:
+    def _adam_step(self, params: list[Any], lr: float) -> None:
         """Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1."""
-        for parameter in parameters:
+        for parameter in params:
             state = self.state[parameter]
-            if "count" not in state:
+            if not state:
                 state.update(
                     first=torch.zeros_like(parameter), second=torch.zeros_like(parameter), count=torch.zeros(())
                 )
             first, second, count = state["first"], state["second"], state["count"]
             count += 1
-            gradient = _gradient(parameter)
-            first.lerp_(gradient, 1 - BETAS[0])
-            second.lerp_(gradient.square(), 1 - BETAS[1])
-            unbiased = (second / (1 - BETAS[1] ** count.item())).sqrt_().add_(1e-8)
-            parameter.addcdiv_(first, unbiased, value=-rate / (1 - BETAS[0] ** count.item()))
-
-
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    assert parameter.grad is not None  # step asked before
-    return parameter.grad
+            first.lerp_(parameter.grad, 1 - BETAS[0])
+            second.lerp_(parameter.grad.square(), 1 - BETAS[1])
+            denominator = (second / (1 - BETAS[1] ** count.item())).sqrt_().add_(1e-8)
+            parameter.addcdiv_(first, denominator, value=-lr / (1 - BETAS[0] ** count.item()))
 
 
 def is_hidden(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter is a matrix from hidden features to hidden features; convolutions are, flattened."""
-    return parameter.ndim > 1 and min(parameter.shape[:2]) > 8 and not any(end in name for end in ENDS)
+    """Return True for a matrix from hidden features to hidden features; convolutions count as flattened matrices."""
+    return parameter.ndim > 1 and min(parameter.shape[:2]) > 8 and not any(part in name for part in NOT_HIDDEN)
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """About U V^T of each matrix U S V^T: (N, rows, columns) float32. Zeros stay zeros.
+    """Approximate U V^T of each matrix U S V^T in (N, rows, columns) float32. Zeros stay zeros.
 
-    x -> a x + b (x x^T) x + c (x x^T)^2 x, TURNS times. Every turn multiplies x from the left by a polynomial of
-    x x^T, so the turns are made with x x^T alone, which is small, and x is multiplied once by their product.
+    Iterates x -> a x + b (x x^T) x + c (x x^T)^2 x. Each iteration multiplies x from the left by a polynomial of x x^T,
+    so the polynomials are computed from the small matrix x x^T, and x is multiplied once by their product.
     """
-    a, b, c = QUINTIC
+    a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = x @ x.mT
     identity = torch.eye(x.shape[1], device=x.device).expand_as(gram)
     product = identity
-    for _ in range(TURNS):
-        turn = a * identity + b * gram + c * gram @ gram
-        product = turn @ product
-        gram = turn @ gram @ turn
+    for _ in range(ITERATIONS):
+        polynomial = a * identity + b * gram + c * gram @ gram
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
     x = product @ x
     return x.mT if tall else x

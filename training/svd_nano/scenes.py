@@ -1,9 +1,7 @@
-"""Pictures that the project draws itself: a rocket in a night sky, described by numbers and rendered from them.
+"""Render images of a rocket in a night sky from numbers, at any size.
 
-A scene says what is where; `render` makes it pixels of any size. What moves in a clip is a number of the scene.
-
-Places are (x, y) from the middle of the picture, y downwards; lengths and places are in picture heights. Colours are
-(red, green, blue) in [0, 1]. Textures are functions of the place and a seed, without a random generator: the same on
+Positions are (x, y) from the center of the image, y downwards. Positions and lengths are in image heights. Colors are
+(red, green, blue) in [0, 1]. Textures are functions of the position and a seed, without a random generator: the same on
 every machine, and of any extent.
 """
 
@@ -11,32 +9,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...svd_core.errors import SettingError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-Colour = tuple[float, float, float]
-SUPERSAMPLING = 2  # samples per pixel, each way
+Color = tuple[float, float, float]
+SUPERSAMPLING = 2  # samples per pixel and axis
 STARS = ((7.0, 0.66, 0.0036), (13.0, 0.55, 0.0020), (24.0, 0.62, 0.0013))
-"""Layers of stars: cells per picture height, how many of them stay empty, and the radius of the largest star."""
+"""Layers of stars: cells per image height, the fraction of empty cells, and the radius of the largest star."""
 
 TAIL = -0.455
-"""Where the fire leaves the nozzle, in hull lengths along the axis; the nose is at 0.5."""
+"""Position of the nozzle in hull lengths along the axis; the nose is at 0.5."""
 
 
 @dataclass(frozen=True)
 class Sky:
-    """A night sky: a gradient from `low` to `high`, clouds of stars coloured `nebula`, and stars; all from `seed`."""
+    """A night sky: a gradient from `low` to `high`, clouds of stars colored `nebula`, and stars; all from `seed`."""
 
     seed: int = 7
-    low: Colour = (0.20, 0.12, 0.33)
-    high: Colour = (0.03, 0.05, 0.15)
-    nebula: Colour = (0.36, 0.24, 0.62)
+    low: Color = (0.20, 0.12, 0.33)
+    high: Color = (0.03, 0.05, 0.15)
+    nebula: Color = (0.36, 0.24, 0.62)
 
 
 @dataclass(frozen=True)
@@ -46,16 +40,25 @@ class Planet:
     x: float = -0.70
     y: float = 0.52
     radius: float = 0.46
-    light: Colour = (0.98, 0.66, 0.42)
-    dark: Colour = (0.72, 0.30, 0.38)
+    light: Color = (0.98, 0.66, 0.42)
+    dark: Color = (0.72, 0.30, 0.38)
     seed: int = 3
 
 
 @dataclass(frozen=True)
 class Rocket:
-    """A rocket that flies where it points: `angle` in degrees clockwise from straight up.
+    """A rocket that flies in the direction of `angle`, degrees clockwise from straight up.
 
-    x, y, length are of the hull; flame is the fire's length in hull lengths; seed is of the fire's shape.
+    Attributes:
+        x: Center of the hull.
+        y: Center of the hull.
+        angle: Direction.
+        length: Length of the hull.
+        flame: Length of the flame in hull lengths.
+        hull: Color.
+        accent: Color of nose, belt and fins.
+        glass: Color of the window.
+        seed: Seed of the flame's shape.
     """
 
     x: float = 0.20
@@ -63,52 +66,49 @@ class Rocket:
     angle: float = 52.0
     length: float = 0.62
     flame: float = 0.50
-    hull: Colour = (0.95, 0.95, 0.97)
-    accent: Colour = (0.90, 0.22, 0.24)
-    glass: Colour = (0.30, 0.68, 0.92)
+    hull: Color = (0.95, 0.95, 0.97)
+    accent: Color = (0.90, 0.22, 0.24)
+    glass: Color = (0.30, 0.68, 0.92)
     seed: int = 11
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All of one picture."""
+    """One image."""
 
     sky: Sky = field(default_factory=Sky)
     planet: Planet = field(default_factory=Planet)
     rocket: Rocket = field(default_factory=Rocket)
 
 
-def draw_rocket(width: int, height: int) -> Image.Image:
-    """The shipped picture, example_workflows/rocket.png, at any size."""
-    from PIL import Image
-
-    return Image.fromarray(render(Scene(), width, height))
-
-
 def render(scene: Scene, width: int, height: int) -> np.ndarray:
-    """The scene as (height, width, 3) uint8. Raises SettingError for an empty picture."""
+    """Render a scene to (height, width, 3) uint8.
+
+    Raises:
+        SettingError: A side is below 1.
+    """
     if min(width, height) < 1:
-        raise SettingError(f"a picture needs at least one pixel each way, got {width}x{height}")
+        raise SettingError(f"width and height must be at least 1, got {width}x{height}. Use 768x432.")
     fine = SUPERSAMPLING
     canvas = Canvas.empty(width * fine, height * fine)
     paint_sky(canvas, scene.sky)
     paint_planet(canvas, scene.planet)
     paint_rocket(canvas, scene.rocket)
-    colours = canvas.colours.reshape(height, fine, width, fine, 3).mean(axis=(1, 3))
-    return (np.clip(colours, 0, 1) * 255 + 0.5).astype(np.uint8)
+    colors = canvas.colors.reshape(height, fine, width, fine, 3).mean(axis=(1, 3))
+    return (np.clip(colors, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture being painted: colours (H, W, 3) float32, and x, y (H, W) of each sample. Painted on in place."""
+    """An image that is painted in place: colors (H, W, 3) float32, and x, y (H, W) of each sample."""
 
-    colours: np.ndarray
+    colors: np.ndarray
     x: np.ndarray
     y: np.ndarray
 
     @classmethod
     def empty(cls, width: int, height: int) -> Canvas:
-        """A black canvas of width x height samples."""
+        """Create a black canvas of width x height samples."""
         across = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / height
         down = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / height
         x, y = np.meshgrid(across, down)
@@ -116,31 +116,31 @@ class Canvas:
 
     @property
     def sample(self) -> float:
-        """The side of a sample."""
-        return 1.0 / self.colours.shape[0]
+        """Side of a sample."""
+        return 1.0 / self.colors.shape[0]
 
     def inside(self, distance: np.ndarray, scale: float = 1.0) -> np.ndarray:
-        """How much of each sample lies where `distance`, in units of `scale`, is negative: (H, W) in [0, 1]."""
+        """Return the fraction (H, W) of each sample where `distance`, in units of `scale`, is negative."""
         return np.clip(0.5 - distance * (scale / self.sample), 0, 1)
 
-    def cover(self, colour: Colour | np.ndarray, amount: np.ndarray) -> None:
-        """Paint over what is there, where `amount` (H, W) is 1; blend where it is less."""
-        self.colours[:] += amount[..., None] * (np.asarray(colour, np.float32) - self.colours)
+    def cover(self, color: Color | np.ndarray, amount: np.ndarray) -> None:
+        """Blend `color` over the canvas, with opacity `amount` (H, W) in [0, 1]."""
+        self.colors[:] += amount[..., None] * (np.asarray(color, np.float32) - self.colors)
 
-    def shine(self, colour: Colour | np.ndarray, amount: np.ndarray) -> None:
-        """Add light, as fire and stars do: the brighter what is there, the less is added."""
-        self.colours[:] += amount[..., None] * np.asarray(colour, np.float32) * (1 - self.colours)
+    def shine(self, color: Color | np.ndarray, amount: np.ndarray) -> None:
+        """Add light with a screen blend, weighted by `amount` (H, W) in [0, 1]."""
+        self.colors[:] += amount[..., None] * np.asarray(color, np.float32) * (1 - self.colors)
 
 
 def paint_sky(canvas: Canvas, sky: Sky) -> None:
-    """Gradient, clouds and stars over the whole canvas."""
+    """Paint gradient, clouds and stars on the whole canvas."""
     paint_clouds(canvas, sky)
     for layer, (cells, empty, radius) in enumerate(STARS):
         paint_stars(canvas, cells, empty, radius, sky.seed + 2 + layer)
 
 
 def paint_clouds(canvas: Canvas, sky: Sky) -> None:
-    """Gradient and clouds of a sky, over the whole canvas."""
+    """Paint gradient and clouds of a sky on the whole canvas."""
     down = np.clip(canvas.y + 0.5 + 0.25 * canvas.x, 0, 1)
     canvas.cover(blend(sky.high, sky.low, down), np.ones_like(down))
     band = np.exp(-(((canvas.y - 0.5 * canvas.x + 0.08) / 0.36) ** 2))
@@ -151,19 +151,19 @@ def paint_clouds(canvas: Canvas, sky: Sky) -> None:
 
 
 def paint_stars(canvas: Canvas, cells: float, empty: float, radius: float, seed: int) -> None:
-    """At most one star in each cell of a grid, far enough from its sides for the light to stay inside."""
+    """Paint at most one star per cell of a grid, far enough from the border that its light stays inside."""
     column, row = np.floor(canvas.x * cells), np.floor(canvas.y * cells)
-    chance, left, top, tint = (lattice(column, row, seed * 8 + each) for each in range(4))
-    across, down = canvas.x * cells - column - 0.15 - 0.7 * left, canvas.y * cells - row - 0.15 - 0.7 * top
+    chance, offset_x, offset_y, tint = (lattice(column, row, seed * 8 + each) for each in range(4))
+    across, down = canvas.x * cells - column - 0.15 - 0.7 * offset_x, canvas.y * cells - row - 0.15 - 0.7 * offset_y
     brightness = np.clip((chance - empty) / (1 - empty), 0, 1)
     spread = (np.hypot(across, down) / (radius * cells * (0.6 + 0.4 * brightness))) ** 2
     light = np.exp(-spread) + 0.18 * brightness * np.exp(-spread / 16)
-    colour = blend((0.70, 0.82, 1.0), (1.0, 0.88, 0.74), tint)
-    canvas.shine(colour, np.clip((chance > empty) * (0.35 + 0.65 * brightness) * light, 0, 1))
+    color = blend((0.70, 0.82, 1.0), (1.0, 0.88, 0.74), tint)
+    canvas.shine(color, np.clip((chance > empty) * (0.35 + 0.65 * brightness) * light, 0, 1))
 
 
 def paint_planet(canvas: Canvas, planet: Planet) -> None:
-    """A ball with wavy bands, its night side to the lower right, and a thin bright air around it."""
+    """Paint a sphere with wavy bands, its night side at the lower right, and a thin bright atmosphere."""
     across, down = (canvas.x - planet.x) / planet.radius, (canvas.y - planet.y) / planet.radius
     distance = np.hypot(across, down)
     height = np.sqrt(np.clip(1 - distance**2, 0, 1))
@@ -178,19 +178,19 @@ def paint_planet(canvas: Canvas, planet: Planet) -> None:
 
 
 def paint_rocket(canvas: Canvas, rocket: Rocket) -> None:
-    """Fire, fins, hull and window, back to front."""
+    """Paint flame, fins, hull and window, back to front."""
     turn = math.radians(rocket.angle)
     x, y = (canvas.x - rocket.x) / rocket.length, (canvas.y - rocket.y) / rocket.length
     along = x * math.sin(turn) - y * math.cos(turn)
     across = x * math.cos(turn) + y * math.sin(turn)
-    paint_fire(canvas, rocket, along, across)
+    paint_flame(canvas, rocket, along, across)
     paint_fins(canvas, rocket, along, across)
     paint_hull(canvas, rocket, along, across)
     paint_window(canvas, rocket, along, across)
 
 
-def paint_fire(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.ndarray) -> None:
-    """Fire from red to white behind the tail, and its glow; along and across are in hull lengths."""
+def paint_flame(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.ndarray) -> None:
+    """Paint a flame from red to white behind the tail, with glow; along and across are in hull lengths."""
     behind = (TAIL - along) / rocket.flame
     flicker = cloud(across * 9.0, along * 5.0, rocket.seed) - 0.5
     glow = np.exp(-((np.hypot(1.5 * across, behind * rocket.flame - 0.12) / 0.26) ** 2))
@@ -201,16 +201,16 @@ def paint_fire(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.nda
         ((1.0, 0.82, 0.25), 0.090, 0.60),
         ((1.0, 0.97, 0.80), 0.055, 0.38),
     )
-    for colour, width, reach in tongues:
+    for color, width, reach in tongues:
         t = np.clip(behind / reach, 0, 1)
         half_width = width * np.sqrt(1 - t) * (0.62 + 1.1 * t - 0.9 * t**2) * (1 + 0.5 * t * flicker)
         sideways = across - 0.09 * t**2 * flicker
         inside = np.clip((half_width - np.abs(sideways)) / (0.006 + 0.02 * t), 0, 1) * smooth(1.0, 0.55, t)
-        canvas.cover(colour, inside * (behind > -0.1))
+        canvas.cover(color, inside * (behind > -0.1))
 
 
 def paint_fins(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.ndarray) -> None:
-    """A fin on each side, swept back, and the nozzle between them."""
+    """Paint a swept-back fin on each side, and the nozzle between them."""
     nozzle = np.maximum(np.abs(across) - 0.075 - 0.35 * (-0.40 - along), np.abs(along - 0.5 * (TAIL - 0.36)) - 0.055)
     canvas.cover(metal((0.36, 0.38, 0.45), across / 0.10), canvas.inside(nozzle, rocket.length))
     for side in (-1.0, 1.0):
@@ -224,7 +224,7 @@ def paint_fins(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.nda
 
 
 def paint_hull(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.ndarray) -> None:
-    """The round body with a coloured nose and belt, lit from its left."""
+    """Paint the round body with colored nose and belt, lit from its left."""
     half_width = hull_half_width(along)
     body = np.maximum(np.abs(across) - half_width, np.abs(along - 0.045) - 0.455)
     round_ = np.clip(across / np.maximum(half_width, 1e-3), -1, 1)
@@ -232,10 +232,10 @@ def paint_hull(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.nda
     line = along + bend
     belt = np.abs(line + 0.245) - 0.022
     paint = np.maximum(canvas.inside(0.27 - line, rocket.length), canvas.inside(belt, rocket.length))
-    colour = blend(rocket.hull, rocket.accent, paint)
+    color = blend(rocket.hull, rocket.accent, paint)
     seams = np.minimum(np.abs(line - 0.225), np.abs(line + 0.19))
-    colour = colour * (1 - 0.30 * canvas.inside(seams - 0.004, rocket.length))[..., None]
-    canvas.cover(metal(colour, round_), canvas.inside(body, rocket.length))
+    color = color * (1 - 0.30 * canvas.inside(seams - 0.004, rocket.length))[..., None]
+    canvas.cover(metal(color, round_), canvas.inside(body, rocket.length))
     rim = smooth(0.55, 1.0, round_) * smooth(0.2, -0.4, along)
     canvas.shine((1.0, 0.5, 0.2), 0.45 * rim * canvas.inside(body, rocket.length))
     ridge = 0.024 * smooth(-0.13, -0.36, along)
@@ -244,7 +244,7 @@ def paint_hull(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.nda
 
 
 def paint_window(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.ndarray) -> None:
-    """A round window in a frame, with the sky's light in its upper left."""
+    """Paint a round window in a frame, with a reflection at the upper left."""
     up = along - 0.085
     distance = np.hypot(across, up)
     frame = blend((0.86, 0.88, 0.93), (0.34, 0.37, 0.46), np.clip(0.5 + 4.2 * across - 3.0 * up, 0, 1))
@@ -256,41 +256,39 @@ def paint_window(canvas: Canvas, rocket: Rocket, along: np.ndarray, across: np.n
 
 
 def hull_half_width(along: np.ndarray) -> np.ndarray:
-    """Half the hull's width at each place along its axis, in hull lengths: a drop, pointed in front."""
+    """Return half the hull's width along its axis, in hull lengths: a drop with its point in front."""
     t = np.clip((along + 0.41) / 0.91, 0, 1)
     return 0.152 * (1 - t) ** 0.62 * (0.64 + 1.9 * t - 0.1 * t**2)
 
 
-def metal(colour: Colour | np.ndarray, round_: np.ndarray) -> np.ndarray:
-    """`colour` on something round: `round_` is -1 at its lit left edge, 1 at its right one."""
+def metal(color: Color | np.ndarray, round_: np.ndarray) -> np.ndarray:
+    """Shade `color` (3,) or (H, W, 3) on a cylinder: `round_` (H, W) is -1 at its lit left edge, 1 at its right."""
     light = 0.42 + 0.58 * np.clip(0.80 - 0.62 * round_ - 0.30 * round_**2, 0, 1)
     streak = 0.35 * np.exp(-(((round_ + 0.42) / 0.16) ** 2))
-    lit = np.asarray(colour, np.float32) * light[..., None]
+    lit = np.asarray(color, np.float32) * light[..., None]
     return lit + streak[..., None] * (1 - lit)
 
 
-def blend(start: Colour | np.ndarray, end: Colour | np.ndarray, amount: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) from `start` where amount (H, W) is 0 to `end` where it is 1."""
+def blend(start: Color | np.ndarray, end: Color | np.ndarray, amount: np.ndarray) -> np.ndarray:
+    """Interpolate colors (H, W, 3) from `start` where amount (H, W) is 0 to `end` where it is 1."""
     start, end = np.asarray(start, np.float32), np.asarray(end, np.float32)
     return start + amount[..., None] * (end - start)
 
 
 def smooth(low: float, high: float, value: np.ndarray) -> np.ndarray:
-    """0 at `low` and before, 1 at `high` and after, smooth between; falls when low > high."""
+    """Smoothstep from 0 at `low` to 1 at `high`; falls if low > high."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def cloud(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """Fractal value noise in [0, 1]: four octaves of a smoothed lattice of random values."""
-    total = np.zeros_like(x)
-    for octave in range(4):
-        total += value_noise(x * 2**octave, y * 2**octave, seed * 8 + octave) * 0.5**octave
-    return total / 1.875
+    """Compute fractal value noise in [0, 1] of four octaves."""
+    octaves = (value_noise(x * 2**i, y * 2**i, seed * 8 + i) * 0.5**i for i in range(4))
+    return sum(octaves, np.zeros_like(x)) / 1.875
 
 
 def value_noise(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """The lattice's random values in [0, 1], joined smoothly between its whole numbers."""
+    """Interpolate the lattice's random values in [0, 1] smoothly."""
     column, row = np.floor(x), np.floor(y)
     right, below = smooth(0, 1, x - column), smooth(0, 1, y - row)
     top = lattice(column, row, seed) * (1 - right) + lattice(column + 1, row, seed) * right
@@ -299,7 +297,7 @@ def value_noise(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
 
 
 def lattice(column: np.ndarray, row: np.ndarray, seed: int) -> np.ndarray:
-    """A random value in [0, 1) for each whole place and seed, by mixing their bits (float32, of the shape given)."""
+    """Hash integer positions and a seed to float32 in [0, 1), in the shape of `column` and `row`."""
     mixed = column.astype(np.int64).astype(np.uint32) * np.uint32(0x9E3779B1)
     mixed ^= row.astype(np.int64).astype(np.uint32) * np.uint32(0x85EBCA77)
     mixed ^= np.uint32(seed * 0xC2B2AE3D & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Measures a clip: where the moving thing is in each frame, how alike two pictures are, how sharp one is."""
+"""Measure a clip: the position of the moving object per frame, the similarity of two images, the sharpness of one."""
 
 from __future__ import annotations
 
@@ -9,110 +9,112 @@ import torch
 
 from .clips import Mover, MovingScene, Plates, draw_plates, place, positions
 
-FAINT = 0.25
-"""A thing that is there with less than this share of its contrast is lost."""
+MIN_CONTRAST = 0.25
+"""An object with less than this fraction of its contrast is lost."""
 
 
 def track(images: torch.Tensor, scene: MovingScene) -> torch.Tensor:
-    """Where the scene's thing is in each frame: (F, 2) of x, y in picture heights from the picture's middle.
+    """Find the scene's object in each frame with a matched filter.
 
-    images  (F, H, W, 3) in [0, 1]
+    Let c be the difference of a frame to the scene's backdrop, and t that of the object at a position. The result is
+    the position with the largest <c, t> / |t|, interpolated between pixels. <c, t> / <t, t> is the object's contrast.
 
-    A matched filter: with c what a frame differs from the scene's backdrop, and t what it would differ with the thing
-    at a place, the place with the largest <c, t> / |t|, to a fraction of a pixel. <c, t> / <t, t> is then how much of
-    the thing's contrast is there; not a number below FAINT.
+    Args:
+        images: (F, H, W, 3) in [0, 1].
+        scene: The scene.
+
+    Returns:
+        (F, 2) x and y from the image's center in image heights. NaN below MIN_CONTRAST.
     """
     plates = draw_plates(scene)
-    light, hidden = _thing_in_the_middle(plates, scene.mover)
+    light, hidden = _draw_object(plates, scene.mover)
     backdrop, height = plates.backdrop, scene.height
     ones = torch.ones_like(backdrop)
-    energy = _at_each_place(
+    energy = _correlate(
         (ones, light.square()), (-2 * backdrop, light * hidden), (backdrop.square(), hidden.square())
     ).clamp_min(1e-6)
-    places = []
+    centers = []
     for frame in images.movedim(-1, 1):
         change = frame - backdrop
-        likeness = _at_each_place((change, light), (-change * backdrop, hidden))
-        row, column = _highest(likeness / energy.sqrt())
-        contrast = (likeness / energy)[round(row), round(column)]
+        correlation = _correlate((change, light), (-change * backdrop, hidden))
+        row, column = _find_peak(correlation / energy.sqrt())
+        contrast = (correlation / energy)[round(row), round(column)]
         x, y = (column + 0.5 - scene.width / 2) / height, (row + 0.5) / height - 0.5
-        places.append(torch.tensor([x, y]) if contrast >= FAINT else torch.full((2,), math.nan))
-    return torch.stack(places)
+        centers.append(torch.tensor([x, y]) if contrast >= MIN_CONTRAST else torch.full((2,), math.nan))
+    return torch.stack(centers)
 
 
-def _thing_in_the_middle(plates: Plates, mover: Mover) -> tuple[torch.Tensor, torch.Tensor]:
-    """The light that the thing adds and how much it hides, (3, 2H - 1, 2W - 1) each, its middle in the middle pixel."""
+def _draw_object(plates: Plates, mover: Mover) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the light that the object adds and the opacity, (3, 2H - 1, 2W - 1) each, centered in the center pixel."""
     height, width = plates.backdrop.shape[-2:]
-    grown = torch.zeros(3, 2 * height - 1, 2 * width - 1)
-    ratio = height / grown.shape[1]  # lengths are in picture heights, and this picture is higher
+    canvas = torch.zeros(3, 2 * height - 1, 2 * width - 1)
+    ratio = height / canvas.shape[1]  # lengths are in image heights, and this image is higher
     smaller = replace(mover, length=mover.length * ratio)
-    black, white = (place(Plates(grown + level, plates.sticker), smaller, torch.zeros(1, 2))[0] for level in (0.0, 1.0))
+    black, white = (
+        place(Plates(canvas + level, plates.sticker), smaller, torch.zeros(1, 2))[0] for level in (0.0, 1.0)
+    )
     return black, 1 - (white - black)
 
 
-def _at_each_place(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """(H, W): the sum over pairs of a picture (3, H, W) times a drawing of the thing, its middle at each pixel."""
+def _correlate(*pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Sum over pairs the correlation of an image (3, H, W) with an object centered at each pixel: (H, W)."""
     height, width = pairs[0][0].shape[-2:]
     shape = (3 * height, 3 * width)
-    products = [
-        torch.fft.rfft2(picture, shape) * torch.fft.rfft2(thing.flip(-2, -1), shape) for picture, thing in pairs
-    ]
-    whole = torch.fft.irfft2(torch.stack(products).sum(dim=0), shape).sum(dim=0)
-    return whole[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
+    products = [torch.fft.rfft2(image, shape) * torch.fft.rfft2(kernel.flip(-2, -1), shape) for image, kernel in pairs]
+    full = torch.fft.irfft2(torch.stack(products).sum(dim=0), shape).sum(dim=0)
+    return full[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
 
 
-def _highest(score: torch.Tensor) -> tuple[float, float]:
-    """(row, column) of the highest place of `score`, between pixels by the parabola through its neighbours."""
+def _find_peak(score: torch.Tensor) -> tuple[float, float]:
+    """Return (row, column) of the maximum, interpolated by the parabola through its neighbors."""
     row, column = divmod(int(score.argmax()), score.shape[1])
-    found = []
-    for index, line in ((row, score[:, column]), (column, score[row])):
-        shift = 0.0
-        if 0 < index < len(line) - 1:
-            before, here, after = line[index - 1 : index + 2].tolist()
-            shift = 0.5 * (after - before) / max(2 * here - before - after, 1e-12)
-        found.append(index + shift)
-    return found[0], found[1]
+    return _refine(row, score[:, column]), _refine(column, score[row])
+
+
+def _refine(index: int, line: torch.Tensor) -> float:
+    if not 0 < index < len(line) - 1:
+        return float(index)
+    before, peak, after = line[index - 1 : index + 2].tolist()
+    return index + 0.5 * (after - before) / max(2 * peak - before - after, 1e-12)
 
 
 def stays_inside(scene: MovingScene, frames: int, motion_bucket_id: float, fps: float) -> bool:
-    """Whether the whole thing, fire and all, is in the picture from the first frame to the last."""
+    """Return True if the whole object, with its flame, is in the image from the first frame to the last."""
     ends = positions(scene.mover, frames, motion_bucket_id, fps)[[0, -1]]
     corners = (ends[:, None] + _outline(scene.mover)).flatten(0, 1)
-    room = torch.tensor([scene.width / scene.height / 2, 0.5])
-    return bool((corners.abs() <= room).all())
+    return bool((corners.abs() <= torch.tensor([scene.width / scene.height / 2, 0.5])).all())
 
 
 def _outline(mover: Mover) -> torch.Tensor:
-    """(4, 2): corners of a box around the thing, from its middle, in picture heights."""
-    ahead, behind, aside = {"rocket": (0.5, -0.96, 0.27), "ball": (0.52, -0.52, 0.52)}.get(
-        mover.kind, (0.52, -0.5, 0.32)
-    )
+    """Return the corners (4, 2) of the object's bounding box relative to its center, in image heights."""
+    boxes = {"rocket": (0.5, -0.96, 0.27), "ball": (0.52, -0.52, 0.52)}
+    front, back, side = boxes.get(mover.kind, (0.52, -0.5, 0.32))
     turn = math.radians(mover.angle)
-    axis, side = torch.tensor([[math.sin(turn), -math.cos(turn)], [math.cos(turn), math.sin(turn)]])
-    corners = [along * axis + across * side for along in (ahead, behind) for across in (aside, -aside)]
+    forward, right = torch.tensor([[math.sin(turn), -math.cos(turn)], [math.cos(turn), math.sin(turn)]])
+    corners = [along * forward + across * right for along in (front, back) for across in (side, -side)]
     return torch.stack(corners) * mover.length * torch.tensor([mover.squash, 1.0])
 
 
-def moved(places: torch.Tensor) -> torch.Tensor:
-    """The way from the first of `places` (F, 2) to the last, (2,)."""
-    return places[-1] - places[0]
+def displacement(centers: torch.Tensor) -> torch.Tensor:
+    """Return the vector (2,) from the first of `centers` (F, 2) to the last."""
+    return centers[-1] - centers[0]
 
 
-def along(way: torch.Tensor, scene: MovingScene) -> float:
-    """How much of `way` (2,) lies in the scene's own direction."""
-    return float(way @ torch.tensor(scene.mover.direction))
+def along(vector: torch.Tensor, scene: MovingScene) -> float:
+    """Return the component of `vector` (2,) in the scene's direction."""
+    return float(vector @ torch.tensor(scene.mover.direction))
 
 
-def cosine(way: torch.Tensor, scene: MovingScene) -> float:
-    """The cosine between `way` (2,) and the scene's own direction."""
-    return along(way, scene) / max(float(way.norm()), 1e-9)
+def cosine(vector: torch.Tensor, scene: MovingScene) -> float:
+    """Return the cosine of the angle between `vector` (2,) and the scene's direction."""
+    return along(vector, scene) / max(float(vector.norm()), 1e-9)
 
 
-def psnr(images: torch.Tensor, others: torch.Tensor) -> float:
-    """Peak signal to noise ratio of images in [0, 1], in dB."""
-    return -10 * float((images - others).square().mean().clamp_min(1e-12).log10())
+def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the peak signal-to-noise ratio of images in [0, 1] in dB."""
+    return -10 * float((images - reference).square().mean().clamp_min(1e-12).log10())
 
 
 def sharpness(image: torch.Tensor) -> float:
-    """The mean square of the slopes of an image (H, W, 3): its gradient energy."""
+    """Return the gradient energy of an image (H, W, 3): the mean square of its differences."""
     return float(image.diff(dim=0).square().mean() + image.diff(dim=1).square().mean())

@@ -1,6 +1,7 @@
-"""Trains svd-nano's CLIP tower to say where a thing in a picture is, which way it points, and what it is.
+"""Train svd-nano's CLIP vision model to predict the position, direction and kind of the object in an image.
 
-The tower is frozen after. Words are what the real one learned from; this one learns from what a caption would say.
+The published model learned from captions; this one learns from the values that a caption would describe. It is frozen
+afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...svd_core.media.image_ops import clip_input_reference
-from .architecture import CLIP_VISION, FACTS
+from .architecture import CLIP_VISION, METADATA
 from .clips import KINDS, Plates, place
 from .train_vae import Pool
 from .training import Plan, train
@@ -22,56 +23,57 @@ if TYPE_CHECKING:
 BATCH = 24
 NAMES = sorted(set(KINDS))
 KIND_WEIGHT = 0.1
-TOLD = 6  # numbers that are read off: direction x, y; place x, y; length; squash
-WEIGHTS = (1.0, 1.0, 8.0, 8.0, 4.0, 2.0)  # of their squared errors; places and sizes vary less than directions
+TARGETS = 6  # direction x, y; position x, y; length; squash
+WEIGHTS = (1.0, 1.0, 8.0, 8.0, 4.0, 2.0)  # of their squared errors: positions and lengths vary less than directions
 
 
-def train_clip(
-    clip: CLIPVisionModelWithProjection, plan: Plan, out: Path, pool: Pool, batch: int = 1
-) -> torch.nn.Module:
-    """Train the tower in place, on the pool's device; gives the head that reads (TOLD numbers, kinds).
+def train_clip(clip: CLIPVisionModelWithProjection, plan: Plan, out: Path, pool: Pool, batch: int = 1) -> None:
+    """Train the model in place, on the pool's device. `batch` multiplies the batch size.
 
-    `batch` multiplies what a step sees.
+    A linear head, which is not kept, predicts TARGETS values and the logits of the kinds from an embedding.
     """
     device = pool.plates[0].backdrop.device
-    head = torch.nn.Linear(CLIP_VISION["projection_dim"], TOLD + len(NAMES), device=device)
+    head = torch.nn.Linear(CLIP_VISION["projection_dim"], TARGETS + len(NAMES), device=device)
     head.weight.data.zero_()
     head.bias.data.zero_()
 
-    def loss_of(_spent: float, generator: torch.Generator) -> torch.Tensor:
-        images, told, kinds = draw_labelled(pool, batch * BATCH, generator)
+    def loss_of(_progress: float, generator: torch.Generator) -> torch.Tensor:
+        images, targets, kinds = draw_labelled(pool, batch * BATCH, generator)
         with torch.autocast(device.type, torch.bfloat16):
             embedding = embed(clip, images)
-        said = head(embedding.float())
-        off = (said[:, :TOLD] - told.to(device)).square().mean(dim=0) @ torch.tensor(WEIGHTS, device=device)
-        return off + KIND_WEIGHT * torch.nn.functional.cross_entropy(said[:, TOLD:], kinds.to(device))
+        output = head(embedding.float())
+        error = (output[:, :TARGETS] - targets.to(device)).square().mean(dim=0) @ torch.tensor(WEIGHTS, device=device)
+        return error + KIND_WEIGHT * torch.nn.functional.cross_entropy(output[:, TARGETS:], kinds.to(device))
 
     train(torch.nn.ModuleDict({"clip": clip, "head": head}), plan, loss_of, out)
-    return head
 
 
 def embed(clip: CLIPVisionModelWithProjection, images: torch.Tensor) -> torch.Tensor:
-    """(B, D) embeddings of images (B, H, W, 3) in [0, 1], looked at as the encoder stage looks at them."""
-    pixels = clip_input_reference(images, CLIP_VISION["image_size"], FACTS.image_mean, FACTS.image_std)
+    """Embed images (B, H, W, 3) in [0, 1] to (B, D), preprocessed as in the encoder stage."""
+    pixels = clip_input_reference(images, CLIP_VISION["image_size"], METADATA.image_mean, METADATA.image_std)
     return clip(pixel_values=pixels.to(next(clip.parameters()).device)).image_embeds
 
 
 def draw_labelled(
     pool: Pool, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`count` pictures of the pool's movers, some of them mirrored: images (B, H, W, 3), told (B, TOLD), kinds (B,)."""
-    images, told, kinds = [], [], []
+    """Draw `count` images of the pool's movers, half of them mirrored.
+
+    Returns:
+        Images (B, H, W, 3), targets (B, TARGETS) and indices of kinds (B,).
+    """
+    images, targets, kinds = [], [], []
     size = len(pool.plates)
     for backdrop, index, mirrored in torch.randint(0, 2 * size, (count, 3), generator=generator).tolist():
         mover = pool.movers[index % size]
         shift = 0.15 * (2 * torch.rand(2, generator=generator) - 1)
-        at = torch.tensor([mover.x, mover.y]) + shift
+        position = torch.tensor([mover.x, mover.y]) + shift
         plates = Plates(pool.plates[backdrop % size].backdrop, pool.plates[index % size].sticker)
-        image = place(plates, mover, at[None])[0].movedim(0, -1)
-        numbers = torch.tensor([*mover.direction, *at.tolist(), mover.length, mover.squash])
+        image = place(plates, mover, position[None])[0].movedim(0, -1)
+        target = torch.tensor([*mover.direction, *position.tolist(), mover.length, mover.squash])
         if mirrored % 2:
-            image, numbers = image.flip(1), numbers * torch.tensor([-1, 1, -1, 1, 1, 1])
+            image, target = image.flip(1), target * torch.tensor([-1, 1, -1, 1, 1, 1])
         images.append(image)
-        told.append(numbers)
+        targets.append(target)
         kinds.append(NAMES.index(mover.kind))
-    return torch.stack(images), torch.stack(told), torch.tensor(kinds)
+    return torch.stack(images), torch.stack(targets), torch.tensor(kinds)

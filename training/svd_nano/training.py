@@ -1,6 +1,6 @@
-"""What training any part needs: a time to spend, averaged weights, a state on disk to go on from, a log of losses."""
+"""The training loop of all parts: a time budget, averaged weights, a state file to resume from, a log of losses."""
 
-# The model classes declare their parts as bare modules and their outputs as unions: a type checker cannot follow.
+# The model classes declare their submodules as plain modules and their outputs as unions: a type checker cannot follow.
 # pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
 # pyright: reportOptionalMemberAccess=false, reportArgumentType=false
 
@@ -30,20 +30,22 @@ LOG_EVERY = 25  # steps
 WARM_UP = 100  # steps
 STATE_KEY = "svd_nano_training"
 MOMENTS = ("momentum", "first", "second", "count")
-"""What the optimizer keeps of a parameter, as it is called in a state file."""
+"""Names of the optimizer's values of a parameter in a state file."""
 
 Loss = Callable[[float, torch.Generator], torch.Tensor]
-"""(how much of the time is spent, 0 to 1; the step's generator) -> the loss of one step."""
+"""(fraction of the time that has passed, 0 to 1; the step's generator) -> the loss of one step."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one part is trained.
+    """The training settings of one part.
 
-    minutes   time to spend, all runs that went on from each other together
-    rate      the largest learning rate; it rises over WARM_UP steps and falls to nothing along a cosine
-    seed      of the training; step i draws from seed + i
-    average   the averaged weights keep this share of themselves in a step
+    Attributes:
+        name: Name of the part and of its files.
+        minutes: Time of all runs that resume from each other.
+        rate: Peak learning rate. It rises over WARM_UP steps, then falls along a cosine.
+        seed: Step i draws from seed + i.
+        average: Decay of the exponential moving average of the weights, per step.
     """
 
     name: str
@@ -52,14 +54,14 @@ class Plan:
     seed: int
     average: float = 0.999
 
-    def rate_at(self, step: int, spent: float) -> float:
-        """The learning rate at `step`, when the share `spent` of the time has passed."""
-        return self.rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent)))
+    def rate_at(self, step: int, progress: float) -> float:
+        """Return the learning rate at `step`, after the fraction `progress` of the time."""
+        return self.rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass(eq=False)
 class State:
-    """Where training is; changed in place by `train`."""
+    """The state of a training, changed in place."""
 
     module: torch.nn.Module
     optimizer: Muon
@@ -70,20 +72,22 @@ class State:
 
 
 def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None:
-    """Train `module` for the plan's time, going on from what `out` holds; it comes out with its averaged weights.
+    """Train `module` in place and leave it with its averaged weights.
 
-    Leaves out/NAME.safetensors, from which a later run goes on, out/NAME.csv with step, seconds and loss, and
+    Writes out/NAME.safetensors, from which the next run resumes, out/NAME.csv with step, seconds and loss, and
     out/NAME.png, their curve.
-    Raises SettingError when the loss is not a number, or the state in `out` is another model's.
+
+    Raises:
+        SettingError: The loss is not finite, or the state in `out` is of another model.
     """
     module.train().requires_grad_(True)
     state = _begin(module, plan, out)
     saved = time.monotonic()
-    with float32_over_time(module):
+    with float32_temporal_convs(module):
         while state.seconds < plan.minutes * 60:
-            began = time.monotonic()
+            start = time.monotonic()
             _step(state, plan, loss_of)
-            state.seconds += time.monotonic() - began
+            state.seconds += time.monotonic() - start
             if time.monotonic() - saved > SAVE_EVERY:
                 _save(state, plan, out)
                 saved = time.monotonic()
@@ -95,132 +99,134 @@ def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None
 
 
 @contextlib.contextmanager
-def float32_over_time(module: torch.nn.Module) -> Iterator[None]:
-    """Convolve over time in float32 whatever autocast says, on a CPU.
+def float32_temporal_convs(module: torch.nn.Module) -> Iterator[None]:
+    """Compute Conv3d layers on a CPU in float32 inside the `with`, also under autocast.
 
-    torch 2.13 on CPUs with bfloat16 now and then gives gradients of small Conv3d weights that were never written.
+    torch 2.13 on CPUs with bfloat16 sometimes returns uninitialized gradients of small Conv3d weights.
     """
-    convolutions = [
+    convs = [
         each for each in module.modules() if isinstance(each, torch.nn.Conv3d) and each.weight.device.type == "cpu"
     ]
-    for each in convolutions:
-        each._conv_forward = functools.partial(_convolve_in_float32, each)
+    for each in convs:
+        each._conv_forward = functools.partial(_float32_conv, each)
     try:
         yield
     finally:
-        for each in convolutions:
+        for each in convs:
             del each._conv_forward
 
 
-def _convolve_in_float32(
-    convolution: torch.nn.Conv3d, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+def _float32_conv(
+    conv: torch.nn.Conv3d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    with torch.autocast(given.device.type, enabled=False):
-        return torch.nn.Conv3d._conv_forward(convolution, given.float(), weight, bias)
-
-
-def average_loss(state: State) -> float:
-    """The mean of the latest losses."""
-    latest = [loss for *_, loss in state.losses[-LOG_EVERY:]]
-    return sum(latest) / len(latest)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.nn.Conv3d._conv_forward(conv, x.float(), weight, bias)
 
 
 def _step(state: State, plan: Plan, loss_of: Loss) -> None:
-    spent = min(1.0, state.seconds / (plan.minutes * 60))
+    progress = min(1.0, state.seconds / (plan.minutes * 60))
     for group in state.optimizer.param_groups:
-        group["lr"] = plan.rate_at(state.step, spent)
+        group["lr"] = plan.rate_at(state.step, progress)
     generator = torch.Generator("cpu").manual_seed(plan.seed + state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    loss = loss_of(spent, generator)
+    loss = loss_of(progress, generator)
     value = loss.item()
     if not math.isfinite(value):
         raise SettingError(
-            f"training {plan.name} went astray at step {state.step}: the loss is {value}. Go on from the state that "
-            f"is saved with a smaller learning rate than {plan.rate:g}."
+            f"the loss of {plan.name} must be finite, got {value} at step {state.step}. Resume from the saved state "
+            f"with a learning rate below {plan.rate:g}."
         )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.module.parameters(), 1.0)
     state.optimizer.step()
-    _average(state, plan)
+    _update_average(state, plan)
     state.losses.append((state.step, round(state.seconds, 2), value))
     state.step += 1
     if state.step % LOG_EVERY == 0:
-        logger.info("%s: step %d, %.0f s, loss %.4f", plan.name, state.step, state.seconds, average_loss(state))
+        mean = sum(loss for *_, loss in state.losses[-LOG_EVERY:]) / LOG_EVERY
+        logger.info("%s: step %d, %.0f s, loss %.4f", plan.name, state.step, state.seconds, mean)
 
 
 @torch.no_grad()
-def _average(state: State, plan: Plan) -> None:
-    """Exponential moving average; short at first, so that the first weights are soon forgotten."""
-    keep = min(plan.average, (1 + state.step) / (10 + state.step))
+def _update_average(state: State, plan: Plan) -> None:
+    """Update the exponential moving average. Its decay starts small, so that the initial weights fade soon."""
+    decay = min(plan.average, (1 + state.step) / (10 + state.step))
     names, parameters = zip(*state.module.named_parameters(), strict=True)
-    torch._foreach_lerp_([state.averaged[name] for name in names], [each.detach() for each in parameters], 1 - keep)
+    torch._foreach_lerp_([state.averaged[name] for name in names], [each.detach() for each in parameters], 1 - decay)
 
 
 def _begin(module: torch.nn.Module, plan: Plan, out: Path) -> State:
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = Muon(module.named_parameters(), plan.rate)
     averaged = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    state = State(module, optimizer, averaged)
+    state = State(module, Muon(module.named_parameters(), plan.rate), averaged)
     path = out / f"{plan.name}.safetensors"
     if path.is_file():
         _restore(state, path)
-        logger.info("%s: going on from step %d, %.0f s", plan.name, state.step, state.seconds)
+        logger.info("%s: resuming from step %d, %.0f s", plan.name, state.step, state.seconds)
     return state
 
 
 def _save(state: State, plan: Plan, out: Path) -> None:
-    """Weights, averaged weights and the optimizer's moments, in one file that replaces the one before."""
-    from safetensors.torch import save_file
-
+    """Write the weights, averaged weights and moments to one file, then the log and the curve."""
     tensors = {f"average.{name}": tensor for name, tensor in state.averaged.items()}
     for name, parameter in state.module.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach()
         moments = state.optimizer.state.get(parameter, {})
         tensors |= {f"{kind}.{name}": moment for kind, moment in moments.items()}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    told = json.dumps({"step": state.step, "seconds": state.seconds, "losses": state.losses})
-    path = out / f"{plan.name}.safetensors"
-    save_file(tensors, path.with_suffix(".part"), metadata={STATE_KEY: told})
-    path.with_suffix(".part").replace(path)
+    values = {"step": state.step, "seconds": state.seconds, "losses": state.losses}
+    save_tensors(tensors, out / f"{plan.name}.safetensors", {STATE_KEY: json.dumps(values)})
     with (out / f"{plan.name}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("step", "seconds", "loss"), *state.losses])
     if state.losses:
         draw_curve(state.losses, plan.name, out / f"{plan.name}.png")
 
 
-def steps_done(name: str, out: Path) -> int:
-    """How many steps the part called `name` has been trained for in `out`; 0 when it has not begun."""
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that replaces an existing one only when it is complete."""
+    from safetensors.torch import save_file
+
+    part = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+    part.replace(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file. Empty if the file does not exist."""
     from safetensors import safe_open
 
-    path = out / f"{name}.safetensors"
     if not path.is_file():
-        return 0
-    with safe_open(path, "pt") as saved:
-        return json.loads(saved.metadata()[STATE_KEY])["step"]
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
-def _check_state(state: State, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise SettingError unless the file holds this module's weights, and moments of this optimizer."""
-    wanted = {name: tuple(parameter.shape) for name, parameter in state.module.named_parameters()}
-    kinds = {name.split(".", 1)[0] for name in shapes}
-    weights = {name.split(".", 1)[1]: shape for name, shape in shapes.items() if name.startswith("weight.")}
-    if weights != wanted or not kinds <= {"weight", "average", *MOMENTS}:
-        raise SettingError(f"{path} was written by another version of this training; begin again in another folder.")
+def steps_done(name: str, out: Path) -> int:
+    """Return the number of steps that the part `name` has been trained for in `out`, 0 if it has not begun."""
+    metadata = read_metadata(out / f"{name}.safetensors")
+    return json.loads(metadata[STATE_KEY])["step"] if metadata else 0
 
 
 def _restore(state: State, path: Path) -> None:
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as saved, torch.no_grad():
-        told = json.loads(saved.metadata()[STATE_KEY])
-        names = set(saved.keys())
-        _check_state(state, path, {name: tuple(saved.get_slice(name).get_shape()) for name in names})
-        for name, parameter in state.module.named_parameters():
-            parameter.copy_(saved.get_tensor(f"weight.{name}"))
-            state.averaged[name].copy_(saved.get_tensor(f"average.{name}"))
+    parameters = dict(state.module.named_parameters())
+    with safe_open(path, "pt") as file, torch.no_grad():
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        weights = {name: shape for name, shape in shapes.items() if name.startswith("weight.")}
+        kinds = {name.split(".", 1)[0] for name in shapes}
+        if weights != {f"weight.{name}": tuple(each.shape) for name, each in parameters.items()} or not kinds <= {
+            "weight",
+            "average",
+            *MOMENTS,
+        }:
+            raise SettingError(f"{path} is the state of another version of this training. Use another folder.")
+        for name, parameter in parameters.items():
+            parameter.copy_(file.get_tensor(f"weight.{name}"))
+            state.averaged[name].copy_(file.get_tensor(f"average.{name}"))
             for kind in MOMENTS:
-                if f"{kind}.{name}" in names:
+                if f"{kind}.{name}" in shapes:
                     device = "cpu" if kind == "count" else parameter.device
-                    state.optimizer.state[parameter][kind] = saved.get_tensor(f"{kind}.{name}").to(device)
-    state.step, state.seconds = told["step"], told["seconds"]
-    state.losses = [(step, seconds, loss) for step, seconds, loss in told["losses"]]
+                    state.optimizer.state[parameter][kind] = file.get_tensor(f"{kind}.{name}").to(device)
+    values = json.loads(read_metadata(path)[STATE_KEY])
+    state.step, state.seconds = values["step"], values["seconds"]
+    state.losses = [tuple(row) for row in values["losses"]]

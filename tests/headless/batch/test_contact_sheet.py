@@ -63,14 +63,14 @@ def test_images_of_a_task_are_its_frames(folder, tmp_path):
 
 
 def test_damaged_files_are_left_out(folder, tmp_path):
-    whole = moving(tmp_path)
-    media = [(b"", ".mp4"), (b"x" * 500, ".mp4"), (whole[:40], ".webp"), (b"GIF89a", ".gif"), (b"text", ".txt")]
+    video = moving(tmp_path)
+    media = [(b"", ".mp4"), (b"x" * 500, ".mp4"), (video[:40], ".webp"), (b"GIF89a", ".gif"), (b"text", ".txt")]
     rows = [row(number, "x") for number in range(len(media) + 3)]
     write_whole_plan(folder.plan_file, rows)
     for each, (content, suffix) in zip(rows, media, strict=False):
         commit_files(folder, each.task.id, [content], suffix)
     for each in rows[len(media) :]:
-        commit_files(folder, each.task.id, [whole], ".webp")
+        commit_files(folder, each.task.id, [video], ".webp")
     folder.record_file(rows[-1].task.id).write_text("{}")
     (folder.record_file(rows[-2].task.id).with_suffix(".webp")).write_bytes(b"")
     assert write_sheet(folder, tmp_path / "sheet.jpg") == 1

@@ -264,8 +264,8 @@ def test_a_sweep_deletes_files_of_dead_writers_only(folder):
     os.utime(tmp / names["old"], (1, 1))
     with folder.scratch(A) as alive:
         folder.sweep()
-        left = {path.name for path in tmp.iterdir()}
-        assert left == {alive.name, names["elsewhere"], names["strange"]}
+        names_in_tmp = {path.name for path in tmp.iterdir()}
+        assert names_in_tmp == {alive.name, names["elsewhere"], names["strange"]}
     RunFolder(folder.path / "nowhere").sweep()
 
 

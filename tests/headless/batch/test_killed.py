@@ -134,20 +134,6 @@ def test_a_full_disk_pauses_and_nothing_is_rendered_again(tmp_path):
     batch.check_videos()
 
 
-def test_a_lost_ledger_is_rebuilt(tmp_path):
-    batch = Batch.planned(tmp_path / "run", [*images(20), *images(2, "bad")], seconds=0.01)
-    with batch.driver("2") as driver:
-        wait_until(lambda: batch.states()["done"] >= 8)
-        kill(driver.pid)
-    for file in batch.path.glob("ledger*"):
-        file.unlink()
-    assert batch.run("2") == 0
-    assert batch.states() == {"done": 20, "failed": 2}
-    with sqlite3.connect(batch.path / "ledger.sqlite") as ledger:
-        assert dict(ledger.execute("SELECT state, count(*) FROM tasks GROUP BY state")) == {"done": 20, "failed": 2}
-    assert batch.count() <= 22 + 2
-
-
 def test_a_driver_that_is_interrupted_ends_its_workers_and_the_next_one_continues(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(40), seconds=0.1)
     with batch.driver("2") as driver:

@@ -63,7 +63,7 @@ def test_a_new_plan_keeps_states_and_attempts_and_deletes_other_tasks(ledger):
     ledger.plan([D, C, B])
     assert states(ledger) == {B.id: ("failed", 2, "x"), C.id: ("todo", 2, None), D.id: ("todo", 0, None)}
     assert todo(ledger) == [D, C]
-    assert not ledger.knows(A.id) and ledger.knows(B.id)
+    assert not ledger.has(A.id) and ledger.has(B.id)
 
 
 def test_a_renamed_image_has_its_new_name(ledger):

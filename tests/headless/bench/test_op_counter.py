@@ -1,4 +1,4 @@
-"""Counts of known computations; and the full-size models, which cost what the facts about them say."""
+"""Costs of known computations, and of the full-size models, which must agree with published numbers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from svd_stages.headless.bench.models import SIZES, build_unet, build_vae, empty_model
 from svd_stages.headless.bench.op_counter import Cost, count
 from svd_stages.svd_core.checkpoints.deferred_weights import is_deferrable
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
-from svd_stages.svd_core.models import vae_decoder as streaming
+from svd_stages.svd_core.models import vae_decoder
 from svd_stages.svd_core.models.components import SVDModel, SVDVae
-from svd_stages.svd_core.models.optimizations import ALL, Optimizations
+from svd_stages.svd_core.models.optimizations import ALL
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes, place_weights, spared_decode_bytes
 
 pytestmark = pytest.mark.slow
 
-META = torch.device("meta")
 FRAMES, HEIGHT, WIDTH = 25, 72, 128  # 1024x576
 GIB = 2**30
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=META)
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def test_a_product_and_a_sum_are_counted():
@@ -35,112 +35,101 @@ def test_a_product_and_a_sum_are_counted():
     assert cost == Cost(operations=2, moved=product + 2 * 4 * 32, flops=2 * 8 * 16 * 4, peak=4 * 32)
 
 
-def test_the_peak_is_what_lives_at_once():
+def test_the_peak_counts_tensors_that_are_alive_together():
     a = empty(100, dtype=torch.float32)
 
-    def one_after_the_other() -> None:
+    def add_in_turn() -> None:
         for _ in range(5):
             a + 1
 
-    assert count(one_after_the_other).peak <= 2 * 400
+    assert count(add_in_turn).peak <= 2 * 400
     assert count(lambda: [a + 1 for _ in range(5)]).peak == 5 * 400
 
 
 @pytest.fixture(scope="module")
 def unet() -> torch.nn.Module:
-    from diffusers import UNetSpatioTemporalConditionModel
+    return empty_model(build_unet, SIZES["full"])
 
-    with META:
-        module = UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20))
-    return module.to(META).half().eval().requires_grad_(False)
+
+@pytest.fixture(scope="module")
+def vae() -> torch.nn.Module:
+    return empty_model(build_vae, SIZES["full"])
 
 
 @pytest.fixture(scope="module")
 def stock(unet) -> Cost:
-    told = {"encoder_hidden_states": empty(1, 1, 1024), "added_time_ids": empty(1, 3), "return_dict": False}
-    return count(lambda: unet(empty(1, FRAMES, 8, HEIGHT, WIDTH), empty(), **told))
+    conditioning = {"encoder_hidden_states": empty(1, 1, 1024), "added_time_ids": empty(1, 3), "return_dict": False}
+    return count(lambda: unet(empty(1, FRAMES, 8, HEIGHT, WIDTH), empty(), **conditioning))
 
 
-def cost_of(unet, optimizations: Optimizations, chunk_rows: int | None = None) -> Cost:
-    latents, level = empty(FRAMES, 4, HEIGHT, WIDTH), torch.tensor(0.7)
-    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None], optimizations, chunk_rows)
-    return count(lambda: prepared(latents, level))
+def unet_cost(unet, frames=FRAMES, height=HEIGHT, width=WIDTH, **arguments) -> Cost:
+    latents, c_noise = empty(frames, 4, height, width), torch.tensor(0.7)
+    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), c_noise[None], **arguments)
+    return count(lambda: prepared(latents, c_noise))
 
 
-def test_the_stock_unet_costs_what_was_published_of_it(stock):
-    """45.43 TFLOP for 14 frames by Qualcomm's MobileVD page, 1.4 % more than counted here; 79.95 for 25."""
+def decoder_cost(vae, frames=FRAMES, height=HEIGHT, width=WIDTH) -> Cost:
+    return count(lambda: vae_decoder.decode(vae.decoder, empty(frames, 4, height, width)))
+
+
+def model_of(unet) -> SVDModel:
+    return SVDModel(unet, 0.18215, 0.002, 700.0, VideoDefaults())
+
+
+def test_the_stock_unet_costs_what_was_published(stock):
+    """Qualcomm's MobileVD page has 45.43 TFLOP for 14 frames, 1.4 % more than counted here; 79.95 for 25."""
     assert stock.flops == pytest.approx(79.95e12, rel=0.001)
     assert stock.peak == pytest.approx(3.71 * GIB, rel=0.01)
     assert 2000 < stock.operations < 2150
 
 
-def test_the_rewrites_leave_less_to_do(unet, stock):
-    ours = cost_of(unet, ALL)
+def test_the_optimized_unet_costs_less(unet, stock):
+    ours = unet_cost(unet)
     assert ours.flops <= 0.963 * stock.flops
     assert ours.operations <= 1183 and ours.operations <= 1183 / 2098 * stock.operations
     assert ours.moved <= 0.85 * stock.moved
     assert ours.peak <= 0.8 * stock.peak
 
 
-def test_a_whole_video_at_1024x576_fits_into_4_gib_and_in_6_with_its_weights_on_the_device(unet, vae):
-    """The larger of sampling and decoding; one part is on the device at a time."""
-    latents, level = empty(FRAMES, 4, HEIGHT, WIDTH), torch.tensor(0.7)
-    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None], stream=True)
-    streamed = count(lambda: prepared(latents, level)).peak
-    weights = sum(weight.numel() for weight in unet.parameters()) * 2
-    decoder = sum(weight.numel() for weight in vae.parameters()) * 2
-    spared = spared_decode_bytes(SVDVae(vae), FRAMES, 8 * HEIGHT, 8 * WIDTH)
-    decoding = decode_bytes(SVDVae(vae), FRAMES, 8 * HEIGHT, 8 * WIDTH)
-    assert max(streamed, spared + decoder) <= 2.7 * GIB
-    assert max(cost_of(unet, ALL).peak + weights, decoding + decoder) <= 5.4 * GIB
+def test_a_video_of_1024x576_fits_into_4_gib_with_streaming_and_into_6_with_resident_weights(unet, vae):
+    """The larger of sampling and decoding counts: one model is on the device at a time."""
+    unet_bytes, decoder_bytes = (2 * sum(weight.numel() for weight in each.parameters()) for each in (unet, vae))
+    size = (FRAMES, 8 * HEIGHT, 8 * WIDTH)
+    streamed = unet_cost(unet, stream=True).peak
+    assert max(streamed, spared_decode_bytes(SVDVae(vae), *size) + decoder_bytes) <= 2.7 * GIB
+    assert max(unet_cost(unet).peak + unet_bytes, decode_bytes(SVDVae(vae), *size) + decoder_bytes) <= 5.4 * GIB
 
 
-@pytest.mark.parametrize("switch", ["cross_attention", "blend", "qkv"])
-def test_each_of_these_rewrites_saves_bytes_of_its_own(unet, switch):
-    assert cost_of(unet, ALL).moved < 0.99 * cost_of(unet, replace(ALL, **{switch: False})).moved
-
-
-@pytest.fixture(scope="module")
-def vae() -> torch.nn.Module:
-    from diffusers import AutoencoderKLTemporalDecoder
-
-    with META:
-        module = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2
-        )
-    return module.to(META).half().eval().requires_grad_(False)
+@pytest.mark.parametrize("switch", ["constant_cross_attention", "precomputed_blend", "fused_qkv"])
+def test_each_of_these_optimizations_saves_memory_traffic(unet, switch):
+    assert unet_cost(unet).moved < 0.99 * unet_cost(unet, optimizations=replace(ALL, **{switch: False})).moved
 
 
 def test_the_whole_clip_is_decoded_in_a_sixth_of_the_memory(vae):
     latents, indicator = empty(FRAMES, 4, HEIGHT, WIDTH), empty(1, FRAMES)
-    whole = count(lambda: vae.decoder(latents, num_frames=FRAMES, image_only_indicator=indicator))
-    assert whole.peak == pytest.approx(28.1 * GIB, rel=0.01)
-    ours = count(lambda: streaming.decode(vae.decoder, latents, META))
+    stock = count(lambda: vae.decoder(latents, num_frames=FRAMES, image_only_indicator=indicator))
+    assert stock.peak == pytest.approx(28.1 * GIB, rel=0.01)
+    ours = decoder_cost(vae)
     assert ours.peak <= 5.0 * GIB
-    assert ours.moved <= 1.15 * whole.moved and ours.flops <= 1.03 * whole.flops
+    assert ours.moved <= 1.15 * stock.moved and ours.flops <= 1.03 * stock.flops
 
 
 @pytest.mark.parametrize("size", [(25, 72, 128), (14, 72, 128), (25, 40, 64), (14, 24, 40)])
-def test_memory_is_foretold_from_shapes(unet, vae, size):
-    """Never too little, and not much too much: most for a clip of little more than one slab, as the last one."""
+def test_memory_estimates_are_enough_and_not_much_too_high(unet, vae, size):
+    """The last clip, of little more than one tile, has the largest margin."""
     frames, height, width = size
-    latents, level = empty(frames, 4, height, width), torch.tensor(0.7)
-    prepared = PreparedUNet(unet, empty(1, 1, 1024), latents, empty(1, 3), level[None])
-    sampling = count(lambda: prepared(latents, level)).peak
-    model = SVDModel(unet, 0.18215, 0.002, 700.0, VideoDefaults())
-    assert sampling <= denoise_bytes(model, *size) <= 1.3 * sampling
-    decoding = count(lambda: streaming.decode(vae.decoder, latents, META)).peak
+    sampling, decoding = unet_cost(unet, *size).peak, decoder_cost(vae, *size).peak
+    assert sampling <= denoise_bytes(model_of(unet), *size) <= 1.3 * sampling
     assert decoding <= decode_bytes(SVDVae(vae), frames, 8 * height, 8 * width) <= 1.4 * decoding
 
 
 @pytest.mark.parametrize(("template", "stream"), [("under_8_gb", False), ("low_vram", True)])
-def test_a_template_says_what_the_plan_asks_for(unet, template, stream):
+def test_a_template_names_the_memory_that_the_plan_needs(unet, template, stream):
     note = (Path(__file__).parents[3] / "example_workflows" / f"{template}.json").read_text(encoding="utf-8")
-    said = map(float, re.findall(r"([\d.]+) GiB", note))
+    sizes = map(float, re.findall(r"([\d.]+) GiB", note))
     idle = sum(weight.nbytes for name, weight in unet.named_parameters() if is_deferrable(name))
-    model = SVDModel(unet, 0.18215, 0.002, 700.0, VideoDefaults())
-    need, room = denoise_bytes(model, FRAMES, HEIGHT, WIDTH), (3 if stream else 8) * GIB
-    plan = place_weights(model, need, torch.device("cuda"), room)
+    model, capacity = model_of(unet), (3 if stream else 8) * GIB
+    plan = place_weights(model, denoise_bytes(model, FRAMES, HEIGHT, WIDTH), torch.device("cuda"), capacity)
     assert plan.stream == stream
-    there = 0 if stream else sum(weight.nbytes for weight in unet.parameters()) - idle
-    assert round((plan.beside + there) / GIB, 1) in said
+    resident = 0 if stream else sum(weight.nbytes for weight in unet.parameters()) - idle
+    assert round((plan.beside + resident) / GIB, 1) in sizes

@@ -32,8 +32,8 @@ def encoder_dtypes(checkpoint) -> set[torch.dtype]:
 
 
 def other_dtypes(checkpoint) -> set[torch.dtype]:
-    others = (checkpoint.model.unet, checkpoint.clip_vision.encoder, checkpoint.vae.vae.decoder)
-    return {weight.dtype for module in others for weight in module.parameters()}
+    rest = (checkpoint.model.unet, checkpoint.clip_vision.encoder, checkpoint.vae.vae.decoder)
+    return {weight.dtype for module in rest for weight in module.parameters()}
 
 
 def metadata(**values) -> dict[str, str]:

@@ -1,16 +1,18 @@
-"""What the rewrites do on a CUDA device: errors beside diffusers' own, the same bits whatever is kept where."""
+"""The optimized models on a CUDA device: errors beside diffusers' own, bit-equal results wherever weights are."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from svd_stages.headless.bench import models
-from svd_stages.svd_core.models import tiled_layers
-from svd_stages.svd_core.models import unet as rewriting
-from svd_stages.svd_core.models import vae_decoder as streaming
-from svd_stages.svd_core.models import vae_encoder as encoding
-from svd_stages.svd_core.models.options import DEFAULT, ModelOptions
+from svd_stages.svd_core.models import tiled_layers, vae_decoder, vae_encoder
+from svd_stages.svd_core.models import unet as unet_module
+from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.runtime.memory import decode_bytes
+from tiny import randn
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,132 +21,127 @@ pytestmark = [
 
 SIZE = models.Size((64, 128, 256, 256), (1, 2, 4, 4), 128, (64, 64, 128, 128), 6, 16, 24)
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+C_NOISE = torch.tensor(0.7)
 
 
 @pytest.fixture(scope="module")
 def unet():
-    return models.drawn(models.build_unet(SIZE), seed=0)
+    return models.randomize(models.build_unet(SIZE), seed=0)
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    return models.drawn(models.build_vae(SIZE), seed=1).decoder
+    return models.randomize(models.build_vae(SIZE), seed=1).decoder
 
 
-def difference(found: torch.Tensor, truth: torch.Tensor) -> float:
-    return ((found.float().cpu() - truth).norm() / truth.norm()).item()
+def difference(result: torch.Tensor, truth: torch.Tensor) -> float:
+    return ((result.float().cpu() - truth).norm() / truth.norm()).item()
 
 
-def asked(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """x, image latents, embedding."""
+def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return x, image latents, embedding and time ids."""
     shape = (SIZE.frames, 4, SIZE.height, SIZE.width)
-    return normal(*shape).to(CUDA, dtype), normal(*shape, seed=1).to(CUDA, dtype), normal(1, 1, 128).to(CUDA, dtype)
+    tensors = (randn(*shape), randn(*shape, seed=1), randn(1, 1, 128))
+    return *(each.to(CUDA, dtype) for each in tensors), torch.tensor([[6.0, 127.0, 0.02]], device=CUDA)
 
 
 def stock_v(unet, dtype: torch.dtype) -> torch.Tensor:
-    x, latents, embeds = asked(dtype)
-    told = {"encoder_hidden_states": embeds, "added_time_ids": torch.tensor([[6.0, 127.0, 0.02]], device=CUDA)}
-    return unet(torch.cat([x, latents], dim=1)[None], torch.tensor(0.7, device=CUDA), **told, return_dict=False)[0][0]
+    x, latents, embeds, time_ids = inputs(dtype)
+    sample = torch.cat([x, latents], dim=1)[None]
+    conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids}
+    return unet(sample, C_NOISE.to(CUDA), **conditioning, return_dict=False)[0][0]
 
 
-def our_v(unet, dtype: torch.dtype, stream: bool = False, options: ModelOptions = DEFAULT) -> torch.Tensor:
-    x, latents, embeds = asked(dtype)
-    level, time_ids = torch.tensor(0.7), torch.tensor([[6.0, 127.0, 0.02]], device=CUDA)
-    return PreparedUNet(unet, embeds, latents, time_ids, level[None], stream=stream, options=options)(x, level)
+def prepare(unet, dtype: torch.dtype, **arguments) -> PreparedUNet:
+    _, latents, embeds, time_ids = inputs(dtype)
+    return PreparedUNet(unet, embeds, latents, time_ids, C_NOISE[None], **arguments)
+
+
+def our_v(unet, dtype: torch.dtype, **arguments) -> torch.Tensor:
+    return prepare(unet, dtype, **arguments)(inputs(dtype)[0], C_NOISE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_network_is_no_less_exact_than_diffusers(unet, dtype):
+def test_the_unet_is_no_less_exact_than_diffusers(unet, dtype):
     truth = stock_v(unet.to(CUDA, torch.float64), torch.float64).float().cpu()
     unet.to(dtype)
     assert difference(our_v(unet, dtype), truth) <= 1.05 * difference(stock_v(unet, dtype), truth)
     unet.to(CPU, torch.float32)
 
 
-def test_streamed_weights_give_the_same_bits_and_stay_on_the_cpu(unet):
-    wanted = our_v(unet.to(CUDA, torch.float16), torch.float16)
+def test_streamed_weights_give_bit_equal_results_and_stay_on_the_cpu(unet):
+    expected = our_v(unet.to(CUDA, torch.float16), torch.float16)
     unet.to(CPU)
-    assert torch.equal(our_v(unet, torch.float16, stream=True), wanted)
+    assert torch.equal(our_v(unet, torch.float16, stream=True), expected)
     assert {weight.device.type for weight in unet.parameters()} == {"cpu"}
     unet.float()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_decoder_is_no_less_exact_than_diffusers_and_the_store_has_no_say(decoder, monkeypatch, dtype):
-    latents = normal(SIZE.frames, 4, SIZE.height, SIZE.width) / 0.18215
+def test_the_decoder_is_no_less_exact_than_diffusers_wherever_activations_are(decoder, monkeypatch, dtype):
+    latents = randn(SIZE.frames, 4, SIZE.height, SIZE.width) / 0.18215
     indicator = torch.zeros((1, SIZE.frames), device=CUDA)
 
-    def stock(kind: torch.dtype) -> torch.Tensor:
-        decoder.to(CUDA, kind)
-        return decoder(latents.to(CUDA, kind), num_frames=SIZE.frames, image_only_indicator=indicator.to(kind))
+    def stock(dtype: torch.dtype) -> torch.Tensor:
+        decoder.to(CUDA, dtype)
+        return decoder(latents.to(CUDA, dtype), num_frames=SIZE.frames, image_only_indicator=indicator.to(dtype))
 
     truth = stock(torch.float64).float().cpu()
     theirs = difference(stock(dtype), truth)
-    monkeypatch.setattr(streaming, "TILE_NUMEL", 2**20)
-    kept, spared = (streaming.decode(decoder, latents.to(CUDA, dtype), store) for store in (CUDA, CPU))
-    assert torch.equal(kept.cpu(), spared)
-    assert difference(kept, truth) <= max(1.05 * theirs, 1e-5)
+    monkeypatch.setattr(vae_decoder, "TILE_NUMEL", 2**20)
+    on_device, offloaded = (vae_decoder.decode(decoder, latents.to(CUDA, dtype), offload) for offload in (False, True))
+    assert torch.equal(on_device.cpu(), offloaded)
+    assert difference(on_device, truth) <= max(1.05 * theirs, 1e-5)
     decoder.to(CPU, torch.float32)
 
 
-def test_the_peak_of_decoding_is_what_was_foretold(decoder):
-    from types import SimpleNamespace
-
-    from svd_stages.svd_core.runtime.memory import decode_bytes
-
-    latents = (normal(8, 4, 40, 64) / 0.18215).to(CUDA, torch.float16)
+def test_decoding_needs_at_most_the_estimate(decoder):
+    latents = (randn(8, 4, 40, 64) / 0.18215).to(CUDA, torch.float16)
     decoder.to(CUDA, torch.float16)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    streaming.decode(decoder, latents, CUDA)
+    vae_decoder.decode(decoder, latents)
     peak = torch.cuda.max_memory_allocated() - before
-    foretold = decode_bytes(SimpleNamespace(base_channels=64, itemsize=2, streams=True), 8, 320, 512)
-    assert peak <= 1.1 * foretold
+    assert peak <= 1.1 * decode_bytes(SimpleNamespace(base_channels=64, itemsize=2, streams=True), 8, 320, 512)
     decoder.to(CPU, torch.float32)
 
 
 @pytest.mark.parametrize("options", [{"compile": "regional"}, {"compile": "full"}, {"attention": "sdpa"}])
-def test_options_leave_the_network_no_less_exact(unet, options):
+def test_options_leave_the_unet_no_less_exact(unet, options):
     truth = stock_v(unet.to(CUDA, torch.float64), torch.float64).float().cpu()
     unet.half()
     theirs = difference(stock_v(unet, torch.float16), truth)
     assert difference(our_v(unet, torch.float16, options=ModelOptions(**options)), truth) <= 1.05 * theirs
-    assert not rewriting.COMPILERS[False].broken and not rewriting.COMPILED_STEP.broken
+    assert not unet_module.COMPILERS[False].broken and not unet_module.COMPILED_STEP.broken
     unet.to(CPU, torch.float32)
 
 
-def test_streamed_steps_repeat_to_the_bit(unet):
-    """From the second step on weights come ahead, on a stream of their own."""
-    x, latents, embeds = asked(torch.float16)
-    level, time_ids = torch.tensor(0.7), torch.tensor([[6.0, 127.0, 0.02]], device=CUDA)
+def test_streamed_steps_are_bit_equal_and_need_less_memory(unet):
+    """From the second step on weights are prefetched, on a CUDA stream of their own."""
 
-    def reserved(stream: bool) -> tuple[int, list[torch.Tensor]]:
+    def run(stream: bool) -> tuple[int, list[torch.Tensor]]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         unet.to(CPU if stream else CUDA, torch.float16)
-        prepared = PreparedUNet(unet, embeds, latents, time_ids, level[None], stream=stream)
-        answers = [prepared(x, level) for _ in range(4)]
-        return torch.cuda.max_memory_reserved(), answers
+        prepared, x = prepare(unet, torch.float16, stream=stream), inputs(torch.float16)[0]
+        results = [prepared(x, C_NOISE) for _ in range(4)]
+        return torch.cuda.max_memory_reserved(), results
 
-    there, wanted = reserved(stream=False)
-    coming, found = reserved(stream=True)
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    resident_bytes, expected = run(stream=False)
+    streamed_bytes, results = run(stream=True)
+    assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))
     weights = sum(weight.nbytes for weight in unet.parameters())
-    assert coming < there - weights / 2  # the host does not run ahead of the card
+    assert streamed_bytes < resident_bytes - weights / 2  # the CPU does not run ahead of the GPU
     unet.float()
 
 
-def test_a_large_picture_is_encoded_in_slabs_wherever_it_lies(monkeypatch):
-    encoder = models.drawn(models.build_vae(SIZE), seed=2).encoder.to(CUDA)
-    pixels = normal(1, 3, 128, 192).to(CUDA)
-    wanted = encoder.double()(pixels.double()).float().cpu()
+def test_a_large_image_is_encoded_in_tiles_wherever_activations_are(monkeypatch):
+    encoder = models.randomize(models.build_vae(SIZE), seed=2).encoder.to(CUDA)
+    pixels = randn(1, 3, 128, 192).to(CUDA)
+    expected = encoder.double()(pixels.double()).float().cpu()
     encoder.float()
     monkeypatch.setattr(tiled_layers, "TILING_THRESHOLD", 0)
     monkeypatch.setattr(tiled_layers, "TILE_NUMEL", 2**16)
-    kept, spared = (encoding.encode(encoder, pixels, store) for store in (CUDA, CPU))
-    assert torch.equal(kept, spared)
-    assert difference(kept, wanted) < 1e-3  # float32 products of a card may have ten bits
+    on_device, offloaded = (vae_encoder.encode(encoder, pixels, offload) for offload in (False, True))
+    assert torch.equal(on_device, offloaded)
+    assert difference(on_device, expected) < 1e-3  # a GPU's float32 products may have 10 bits (TF32)

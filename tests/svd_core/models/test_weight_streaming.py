@@ -1,4 +1,4 @@
-"""Weights that come to the device for as long as they are used."""
+"""Weights that are copied to the device for the time of their use."""
 
 from __future__ import annotations
 
@@ -8,74 +8,69 @@ import weakref
 import pytest
 import torch
 from error_checks import raises
-from svd_stages.svd_core.models import unet as rewriting
+from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.models.weight_streaming import WeightStreamer, streamed_bytes
 from tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
+WITHOUT_PREFETCH = ["enter", "fetch 0", "use 0", "enter", "fetch 1", "use 1"]
 
 
-def numbered(count: int) -> list[torch.nn.Linear]:
-    """Layers whose weights are their number."""
-    layers = [torch.nn.Linear(3, 2, bias=False) for _ in range(count)]
-    for number, layer in enumerate(layers):
-        layer.weight.data.fill_(number)
+@pytest.fixture
+def layers() -> list[torch.nn.Linear]:
+    """Three layers whose weights are their index."""
+    layers = [torch.nn.Linear(3, 2, bias=False) for _ in range(3)]
+    for index, layer in enumerate(layers):
+        layer.weight.data.fill_(index)
     return layers
 
 
-def walk(here: WeightStreamer, layers: list[torch.nn.Linear], log: list[str]) -> None:
-    """One step: through all layers, noting what happens when."""
+def run_step(weights: WeightStreamer, layers: list[torch.nn.Linear], log: list[str]) -> list[str]:
+    """Use all layers in order and return the events."""
+    log.clear()
     for layer in layers:
-        log.append("then")
-        with here(layer):
+        log.append("enter")
+        with weights(layer):
             log.append(f"use {int(layer.weight[0, 0])}")
+    return log
 
 
 @pytest.fixture
 def log(monkeypatch) -> list[str]:
-    noted: list[str] = []
-    copied = WeightStreamer._copied
+    events: list[str] = []
+    original = WeightStreamer._copy
 
-    def note(self, weight):
-        noted.append(f"fetch {int(weight[0, 0])}")
-        return copied(self, weight)
+    def copy(self, weight):
+        events.append(f"fetch {int(weight[0, 0])}")
+        return original(self, weight)
 
-    monkeypatch.setattr(WeightStreamer, "_copied", note)
-    return noted
-
-
-def test_a_part_is_fetched_while_the_one_before_it_is_computed(log):
-    layers = numbered(2)
-    here = WeightStreamer(CPU, ahead=True)
-    walk(here, layers, log)
-    assert log == ["then", "fetch 0", "use 0", "then", "fetch 1", "use 1"]  # nobody knows yet what follows
-    log.clear()
-    walk(here, layers, log)
-    assert log == ["then", "fetch 0", "use 0", "fetch 1", "then", "use 1", "fetch 0"]
+    monkeypatch.setattr(WeightStreamer, "_copy", copy)
+    return events
 
 
-def test_without_looking_ahead_a_part_is_fetched_when_its_turn_comes(log):
-    layers = numbered(2)
-    here = WeightStreamer(CPU, ahead=False)
+def test_a_layer_is_prefetched_from_the_second_step_on(log, layers):
+    weights = WeightStreamer(CPU, prefetch=True)
+    assert run_step(weights, layers[:2], log) == WITHOUT_PREFETCH
+    second = ["enter", "fetch 0", "use 0", "fetch 1", "enter", "use 1", "fetch 0"]
+    assert run_step(weights, layers[:2], log) == second
+
+
+def test_without_prefetch_a_layer_is_copied_when_it_is_used(log, layers):
+    weights = WeightStreamer(CPU, prefetch=False)
     for _ in range(2):
-        log.clear()
-        walk(here, layers, log)
-        assert log == ["then", "fetch 0", "use 0", "then", "fetch 1", "use 1"]
+        assert run_step(weights, layers[:2], log) == WITHOUT_PREFETCH
 
 
-def test_a_part_that_was_fetched_and_did_not_follow_is_dropped(log):
-    layers = numbered(3)
-    here = WeightStreamer(CPU, ahead=True)
-    walk(here, [layers[0], layers[1]], log)
-    with here(layers[0]):  # 1 is fetched ahead
+def test_a_prefetched_layer_that_does_not_follow_is_dropped(log, layers):
+    weights = WeightStreamer(CPU, prefetch=True)
+    run_step(weights, layers[:2], log)
+    with weights(layers[0]):  # prefetches layer 1
         pass
-    log.clear()
-    walk(here, [layers[2]], log)
-    assert log == ["then", "fetch 2", "use 2"] and not here._fetched
+    assert run_step(weights, layers[2:], log) == ["enter", "fetch 2", "use 2"] and not weights._prefetched
 
 
-def test_the_parameters_are_back_when_the_work_fails():
+def test_the_parameters_are_restored_after_an_error():
     layer = torch.nn.Linear(3, 2)
     before = dict(layer.named_parameters())
     with raises(ValueError, None, "failed"), WeightStreamer(CPU)(layer):
@@ -84,22 +79,22 @@ def test_the_parameters_are_back_when_the_work_fails():
     assert all(layer.get_parameter(name) is weight for name, weight in before.items())
 
 
-def test_what_is_there_at_once_is_foretold(monkeypatch):
-    """While a whole network is computed: the bytes of the copies that are alive."""
-    unet, alive, most = tiny_checkpoint().model.unet, [], []
-    copied = WeightStreamer._copied
+def test_the_copies_need_at_most_the_estimate(monkeypatch):
+    """Count the bytes of live copies while the UNet computes two steps."""
+    unet, copies, sizes = tiny_checkpoint().model.unet, [], []
+    original = WeightStreamer._copy
 
-    def counted(self, weight):
-        copy = copied(self, weight)
-        alive.append((weakref.ref(copy.untyped_storage()), copy.nbytes))
-        most.append(sum(size for storage, size in alive if storage() is not None))
-        return copy
+    def copy(self, weight):
+        result = original(self, weight)
+        copies.append((weakref.ref(result.untyped_storage()), result.nbytes))
+        sizes.append(sum(size for storage, size in copies if storage() is not None))
+        return result
 
-    monkeypatch.setattr(rewriting, "WeightStreamer", functools.partial(WeightStreamer, ahead=True))
+    monkeypatch.setattr(unet_module, "WeightStreamer", functools.partial(WeightStreamer, prefetch=True))
     embeds, latents = torch.randn(1, 1, 32), torch.randn(2, 4, 8, 8)
-    level = torch.tensor(0.7)
-    prepared = PreparedUNet(unet, embeds, latents, torch.tensor([[6.0, 127.0, 0.02]]), level[None], stream=True)
-    monkeypatch.setattr(WeightStreamer, "_copied", counted)
+    c_noise = torch.tensor(0.7)
+    prepared = PreparedUNet(unet, embeds, latents, torch.tensor([[6.0, 127.0, 0.02]]), c_noise[None], stream=True)
+    monkeypatch.setattr(WeightStreamer, "_copy", copy)
     for _ in range(2):
-        prepared(torch.randn(2, 4, 8, 8), level)
-    assert 0.5 * streamed_bytes(unet) < max(most) <= streamed_bytes(unet)
+        prepared(torch.randn(2, 4, 8, 8), c_noise)
+    assert 0.5 * streamed_bytes(unet) < max(sizes) <= streamed_bytes(unet)

@@ -163,8 +163,8 @@ def count_frames(path: Path) -> int:
     if path.suffix == ".mp4":
         with av.open(str(path)) as container:
             return sum((frame.width, frame.height) == size for frame in container.decode(video=0))
-    with Image.open(path) as picture:
-        return sum(frame.convert("RGB").size == size for frame in ImageSequence.Iterator(picture))
+    with Image.open(path) as image:
+        return sum(frame.convert("RGB").size == size for frame in ImageSequence.Iterator(image))
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])

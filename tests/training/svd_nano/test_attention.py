@@ -1,4 +1,4 @@
-"""Attention while training: the classes' own numbers and gradients, and the classes' own again afterwards."""
+"""The attention processors of the training: diffusers' results and gradients; diffusers' processors afterwards."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ import torch
 from svd_stages.training.svd_nano.architecture import new_modules
 from svd_stages.training.svd_nano.attention import attention_for_cpu
 
-
-@pytest.fixture(autouse=True)
-def _gradients(_no_gradients):
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("gradients")
 
 
 @pytest.fixture
 def unet():
-    """A UNet in which every weight has a say."""
-    made = new_modules(1).unet
+    """A UNet in which every weight influences the result."""
+    unet = new_modules(1).unet
     generator = torch.Generator().manual_seed(0)
-    for parameter in made.parameters():
+    for parameter in unet.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return made
+    return unet
 
 
 def run(unet) -> torch.Tensor:
@@ -33,7 +29,7 @@ def run(unet) -> torch.Tensor:
     ).sample
 
 
-def test_the_numbers_and_the_gradients_are_the_classes_own(unet):
+def test_results_and_gradients_are_those_of_diffusers(unet):
     stock = run(unet)
     stock.square().mean().backward()
     gradients = {name: each.grad.clone() for name, each in unet.named_parameters()}
@@ -43,7 +39,7 @@ def test_the_numbers_and_the_gradients_are_the_classes_own(unet):
         ours.square().mean().backward()
     assert torch.allclose(ours, stock, atol=1e-5 * stock.abs().max().item())
     for name, parameter in unet.named_parameters():
-        if parameter.grad is None:  # what one key's softmax leaves without a say
+        if parameter.grad is None:  # weights without influence in a softmax over one key
             assert ".attn2.to_q" in name or ".attn2.to_k" in name or ".norm2." in name, name
             assert gradients[name].abs().max() < 1e-6
         else:
@@ -51,8 +47,11 @@ def test_the_numbers_and_the_gradients_are_the_classes_own(unet):
             assert (parameter.grad - gradients[name]).abs().max() < 1e-3 * scale, name
 
 
-def test_afterwards_the_classes_own_attention_is_back(unet):
-    before = {name: type(each.processor) for name, each in unet.named_modules() if hasattr(each, "processor")}
+def test_diffusers_processors_are_restored_after_an_error(unet):
+    def processors() -> list[object]:
+        return [each.processor for each in unet.modules() if hasattr(each, "processor")]
+
+    before = processors()
     with pytest.raises(ZeroDivisionError), attention_for_cpu(unet):
         raise ZeroDivisionError
-    assert before == {name: type(each.processor) for name, each in unet.named_modules() if hasattr(each, "processor")}
+    assert processors() == before

@@ -1,4 +1,4 @@
-"""The optimizer: against the singular value decomposition, against torch's Adam, and on its own promises."""
+"""The optimizer, against the singular value decomposition and torch's Adam."""
 
 from __future__ import annotations
 
@@ -6,54 +6,47 @@ import pytest
 import torch
 from svd_stages.training.svd_nano.architecture import new_modules
 from svd_stages.training.svd_nano.muon import BETAS, DECAY, MOMENTUM, Muon, is_hidden, orthogonalize
+from tiny import randn
 
-
-@pytest.fixture(autouse=True)
-def _gradients(_no_gradients):
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = pytest.mark.usefixtures("gradients")
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 12, 40), (2, 40, 12)])
-def test_all_singular_values_become_about_one_in_their_own_directions(shape):
-    matrices = drawn(*shape)
-    got = orthogonalize(matrices)
+def test_all_singular_values_become_about_one(shape):
+    matrices = randn(*shape)
+    result = orthogonalize(matrices)
     u, _, v = torch.linalg.svd(matrices.double(), full_matrices=False)
-    along = torch.einsum("nik,nij,nkj->nk", u, got.double(), v)  # u^T got v, its diagonal
+    along = torch.einsum("nik,nij,nkj->nk", u, result.double(), v)  # the diagonal of u^T result v
     assert along.min() > 0.3  # the smallest directions of a random square matrix are far below the others
     assert along.median() > 0.65
     assert along.max() < 1.35
 
 
-def test_a_matrix_of_zeros_is_not_moved():
+def test_a_zero_matrix_stays_zero():
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 6)), torch.zeros(1, 4, 6))
 
 
-def test_what_is_no_hidden_matrix_is_stepped_as_torchs_adam_does():
-    ours, theirs = (torch.nn.Parameter(drawn(5)) for _ in range(2))
+def test_other_parameters_are_updated_as_by_torchs_adam():
+    ours, theirs = (torch.nn.Parameter(randn(5)) for _ in range(2))
     optimizer, reference = Muon([("bias", ours)], 0.01), torch.optim.Adam([theirs], lr=0.01, betas=BETAS)
     for step in range(5):
-        ours.grad, theirs.grad = drawn(5, seed=step), drawn(5, seed=step)
+        ours.grad, theirs.grad = randn(5, seed=step), randn(5, seed=step)
         optimizer.step()
         reference.step()
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_a_convolution_moves_as_its_flattened_matrix():
-    weight = torch.nn.Parameter(drawn(16, 12, 3, 3))
-    before, gradient = weight.detach().clone(), drawn(16, 12, 3, 3, seed=1)
+def test_a_convolution_is_updated_as_its_flattened_matrix():
+    weight = torch.nn.Parameter(randn(16, 12, 3, 3))
+    before, gradient = weight.detach().clone(), randn(16, 12, 3, 3, seed=1)
     weight.grad = gradient.clone()
     Muon([("conv1.weight", weight)], 0.01).step()
     nesterov = gradient.lerp(gradient * (1 - MOMENTUM), MOMENTUM)
-    move = orthogonalize(nesterov.reshape(1, 16, 108)).reshape(gradient.shape) * 0.2 * 108**0.5
-    assert torch.allclose(weight, before * (1 - 0.01 * DECAY) - 0.01 * move, atol=1e-6)
+    update = orthogonalize(nesterov.reshape(1, 16, 108)).reshape(gradient.shape) * 0.2 * 108**0.5
+    assert torch.allclose(weight, before * (1 - 0.01 * DECAY) - 0.01 * update, atol=1e-6)
 
 
-def test_inner_matrices_are_hidden_and_the_ends_are_not():
+def test_inner_matrices_are_hidden_and_the_first_and_last_are_not():
     unet = new_modules(1).unet
     hidden = {name for name, each in unet.named_parameters() if is_hidden(name, each)}
     assert "down_blocks.0.resnets.0.spatial_res_block.conv1.weight" in hidden
