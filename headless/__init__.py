@@ -1,7 +1,7 @@
 """Run graphs and animate images outside ComfyUI's page. Names are imported when they are first used."""
 
 import warnings
-from importlib import import_module  # noqa: TID251 (names of the table below)
+from importlib import import_module
 from typing import Any
 
 _NAMES = {

@@ -16,11 +16,11 @@ import pytest
 import torch
 from chain import Settings, decoded, sampled
 from error_checks import raises
+from faults import CALLS, change, wrap
 from mini import mini_checkpoint
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError
-from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
-from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.models.components import Checkpoint
 from svd_stages.svd_core.runtime.memory import Placement
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, get_runtime, use_runtime
 
@@ -98,27 +98,22 @@ class WatchedRuntime(LocalRuntime):
 def watched(boundaries: Boundaries) -> Iterator[None]:
     """What computes is a boundary too, before and after. What is decoded in 16 bits is NaN, and so decoded again."""
 
-    def around(name: str, call):
-        def called(*arguments, **options):
-            boundaries.cross(f"before {name}")
-            answer = call(*arguments, **options)
-            boundaries.cross(f"after {name}")
-            return answer
+    def crossing(name: str):
+        def wrapper(call):
+            def called(*arguments, **options):
+                boundaries.cross(f"before {name}")
+                result = call(*arguments, **options)
+                boundaries.cross(f"after {name}")
+                return result
 
-        return called
+            return called
 
-    def decode(self, *arguments, **options):
-        pixels = original(self, *arguments, **options)
-        return pixels if pixels.dtype == torch.float32 else pixels * float("nan")
+        return wrapper
 
-    original = SVDVae.decode_clip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SVDVae, "decode_clip", around("the decoder", decode))
-        patch.setattr(SVDVae, "_posterior_mode", around("the encoder", SVDVae._posterior_mode))
-        patch.setattr(SVDClipVision, "embed", around("the CLIP encoder", SVDClipVision.embed))
-        patch.setattr(PreparedUNet, "__init__", around("what is computed once", PreparedUNet.__init__))
-        patch.setattr(PreparedUNet, "__call__", around("the network", PreparedUNet.__call__))
-        patch.setattr(PreparedUNet, "_resnet", around("a block", PreparedUNet._resnet))
+        change(patch, "decoder", lambda pixels: pixels if pixels.dtype == torch.float32 else pixels * float("nan"))
+        for stage in CALLS:
+            wrap(patch, stage, crossing(stage))
         yield
 
 

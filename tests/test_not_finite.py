@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from error_checks import check_facts
+from faults import change, node, stage_graph
 from mini import mini_checkpoint
 from PIL import Image
 from svd_stages.headless.engines.embedded.engine import validate_and_execute
@@ -22,7 +23,7 @@ from svd_stages.headless.engines.graphs import Graph
 from svd_stages.nodes.compat.values import Model
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import NodeError, NonFiniteError
-from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
+from svd_stages.svd_core.models.components import Checkpoint, SVDVae
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
 
 INJECTIONS = int(os.environ.get("SVD_STAGES_INJECTIONS", "45"))
@@ -69,47 +70,37 @@ class Injection:
 
 
 def graph(injection: Injection) -> dict:
-    """A picture to PNGs, by nodes of ours or by core's."""
+    """Return a graph from an image to PNGs, by nodes of ours or by core's."""
     cond = {"positive": ["cond", 0], "negative": ["cond", 1]}
-    latent = ["sample", 0]
-    samplers = {
-        "SVDEulerSampler": {"model": ["ckpt", 0], "latent": ["cond", 2], "seed": 5, "steps": STEPS, **cond},
-        "KSampler": {
-            "model": ["core", 0], "latent_image": ["cond", 2], "seed": 5, "steps": STEPS, "cfg": 2.0,
-            "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0, **cond,
-        },
-        "SamplerCustomAdvanced": {
-            "noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0],
-            "latent_image": ["cond", 2],
-        },
-    }  # fmt: skip
-    ours = {"vae": ["ckpt", 2], "latent": latent, "mode": injection.decoder, "chunk_size": 1, "context": 1}
-    core = {"vae": ["core", 2], "samples": latent}
-    is_ours = injection.decoder in ("exact", "windowed")
+    latent = {"latent_image": ["cond", 2]}
+    values = {"seed": 5, "steps": STEPS}
+    core = {"cfg": 2.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
+    custom = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
+    samples = {"vae": ["core", 2], "samples": ["sample", 0]}
     tiles = {"tile_size": 64, "overlap": 0, "temporal_size": 64, "temporal_overlap": 8}
-    decoders = {"VAEDecode": core, "VAEDecodeTiled": {**core, **tiles}}
-    prompt = {
-        "load": ("LoadImage", {"image": "given.png"}),
-        "ckpt": ("SVDCheckpointLoader", {"checkpoint": "svd-nano", "precision": "auto"}),
-        "core": ("ImageOnlyCheckpointLoader", {"ckpt_name": "svd-nano"}),
-        "seen": ("SVDCLIPVisionEncode", {"clip_vision": ["ckpt", 1], "image": ["load", 0]}),
-        "enc": ("SVDVAEEncode", {"vae": ["ckpt", 2], "image": ["load", 0]}),
-        "cond": (
-            "SVDImageConditioning",
-            {"clip_vision_output": ["seen", 0], "image_latent": ["enc", 0], "video_frames": FRAMES},
-        ),
-        "noise": ("RandomNoise", {"noise_seed": 5}),
-        "guider": ("CFGGuider", {"model": ["core", 0], "cfg": 2.0, **cond}),
-        "euler": ("KSamplerSelect", {"sampler_name": "euler"}),
-        "sigmas": ("SVDSigmas", {"steps": STEPS}),
-        "sample": (injection.sampler, samplers[injection.sampler]),
-        "decode": (
-            "SVDTemporalVAEDecode" if is_ours else injection.decoder,
-            ours if is_ours else decoders[injection.decoder],
-        ),
-        "save": ("SaveImage", {"images": ["decode", 0], "filename_prefix": "video"}),
+    ours = stage_graph(values, mode=injection.decoder, chunk_size=1, context=1)
+    samplers = {
+        "SVDEulerSampler": ours["sample"],
+        "KSampler": node("KSampler", model=["core", 0], **latent, **values, **core, **cond),
+        "SamplerCustomAdvanced": node("SamplerCustomAdvanced", **latent, **custom),
     }
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in prompt.items()}
+    decoders = {
+        "VAEDecode": node("VAEDecode", **samples),
+        "VAEDecodeTiled": node("VAEDecodeTiled", **samples, **tiles),
+    }
+    return {
+        **ours,
+        "load": node("LoadImage", image="given.png"),
+        "ckpt": node("SVDCheckpointLoader", checkpoint="svd-nano", precision="auto"),
+        "core": node("ImageOnlyCheckpointLoader", ckpt_name="svd-nano"),
+        "noise": node("RandomNoise", noise_seed=5),
+        "guider": node("CFGGuider", model=["core", 0], cfg=2.0, **cond),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("SVDSigmas", steps=STEPS),
+        "sample": samplers[injection.sampler],
+        "decode": decoders.get(injection.decoder, ours["decode"]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="video"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -159,25 +150,10 @@ def inject(injection: Injection, patch: pytest.MonkeyPatch) -> list[bool]:
 
         patch.setattr(execution, "make_denoiser", denoiser)
     elif injection.stage == "decoder":
-        original_decode = SVDVae.decode_clip
-
-        def decode(self, *arguments, **options):
-            pixels = original_decode(self, *arguments, **options)
-            return injection.put(pixels) if strikes(pixels.dtype) else pixels
-
-        patch.setattr(SVDVae, "decode_clip", decode)
-    elif injection.stage == "encoder":
-        original_mode = SVDVae._posterior_mode
-        patch.setattr(SVDVae, "_posterior_mode", lambda *a, **k: injection.put(original_mode(*a, **k)))
-        came.append(True)
+        change(patch, "decoder", lambda pixels: injection.put(pixels) if strikes(pixels.dtype) else pixels)
     else:
-        original_embed = SVDClipVision.embed
-
-        def embed(self, pixels):
-            embeds, *others = original_embed(self, pixels)
-            return injection.put(embeds), *others
-
-        patch.setattr(SVDClipVision, "embed", embed)
+        put = {"encoder": injection.put, "clip": lambda result: (injection.put(result[0]), *result[1:])}
+        change(patch, injection.stage, put[injection.stage])
         came.append(True)
     return came
 

@@ -317,5 +317,5 @@ def test_each_is_refused_with_an_error_of_ours_that_has_a_code(answers):
     assert [each for each in of_strangers(answers) if each["name"] not in fine and "." not in each["code"]] == []
 
 
-def test_each_takes_two_seconds_and_two_hundred_megabytes_at_most(answers):
-    assert [each for each in of_strangers(answers) if each["seconds"] > 2 or each["grown"] > 200] == []
+def test_each_takes_ten_seconds_and_two_hundred_megabytes_at_most(answers):
+    assert [each for each in of_strangers(answers) if each["seconds"] > 10 or each["grown"] > 200] == []

@@ -169,7 +169,7 @@ def test_a_hint_comes_and_goes_with_the_value(page):
 def load_template(page, name: str) -> None:
     page.evaluate(
         """async ([folder, name]) => {
-            app.loadGraphData(await (await fetch(`/api/workflow_templates/${folder}/${name}.json`)).json());
+            await app.loadGraphData(await (await fetch(`/api/workflow_templates/${folder}/${name}.json`)).json());
             await svd.settled();
         }""",
         [FOLDER, name],

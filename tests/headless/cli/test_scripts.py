@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import svd_stages
 from error_checks import check_facts, raises
+from faults import node
 from svd_stages import headless
 from svd_stages.headless.cli.main import main
 from svd_stages.headless.graph import object_info
@@ -31,8 +32,8 @@ SMALL = {
 def small_graph() -> dict[str, Any]:
     """The quickstart, API format, small."""
     prompt = headless.open_graph(TEMPLATES / "quickstart_nano.json").prompt
-    for node in prompt.values():
-        node["inputs"] |= SMALL.get(node["class_type"], {})
+    for each in prompt.values():
+        each["inputs"] |= SMALL.get(each["class_type"], {})
     return prompt
 
 
@@ -56,14 +57,8 @@ def results(folder: Path, output: str = "output") -> dict[str, Path]:
     return {path.suffix: path for path in (folder / output).rglob("*") if path.is_file()}
 
 
-def shown(path: Path) -> str:
-    found = frames_sha256(path)
-    assert found is not None
-    return found
-
-
-SAVE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "made"}}
-PICTURE = {"1": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}}, "2": SAVE}
+SAVE = node("SaveImage", images=["1", 0], filename_prefix="made")
+PICTURE = {"1": node("LoadImage", image="rocket.png"), "2": SAVE}
 
 
 # Again from a result
@@ -73,16 +68,15 @@ PICTURE = {"1": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}}, 
 def test_a_result_makes_itself_again(made, ending):
     output = f"again{ending}"
     assert main(["run", str(results(made)[ending]), "--device", "cpu", *folders(made, output)]) == 0
-    again = results(made, output)
-    assert {end: shown(path) for end, path in again.items()} == {
-        end: shown(path) for end, path in results(made).items()
-    }
+    again, first = results(made, output), results(made)
+    assert again.keys() == first.keys()
+    assert [frames_sha256(again[end]) for end in first] == [frames_sha256(path) for path in first.values()]
 
 
 def test_the_graph_inside_a_result_is_the_one_that_ran(made):
     for path in results(made).values():
         opened = headless.open_graph(path)
-        assert {node["class_type"] for node in opened.prompt.values()} >= {"SVDEulerSampler", "SaveVideo"}
+        assert {each["class_type"] for each in opened.prompt.values()} >= {"SVDEulerSampler", "SaveVideo"}
         assert opened.prompt == headless.open_graph(made / "graph.json").prompt
 
 
@@ -93,13 +87,8 @@ def test_a_picture_without_a_graph_says_so(capsys):
 
 
 def test_a_hostile_graph_inside_a_picture_meets_the_same_door(tmp_path):
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
     for text in ('{"1": NaN}', "[" * 1000, '{"a": 1, "a": 2}', "{"):
-        info = PngInfo()
-        info.add_text("prompt", text)
-        Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+        with_text(tmp_path / "a.png", prompt=text)
         with pytest.raises(GraphError) as refused:
             headless.open_graph(tmp_path / "a.png")
         assert refused.value.code in ("graph.json", "graph.non_finite", "graph.too_large", "graph.duplicate_key")
@@ -131,8 +120,8 @@ def test_a_workflow_that_cannot_be_read_does_not_spoil_the_prompt(tmp_path, capl
 
 
 def test_a_webm_makes_itself_again(made):
-    webm = {"class_type": "SaveWEBM", "inputs": {"codec": "vp9", "fps": 6.0, "crf": 32.0, "filename_prefix": "w"}}
-    graph = {"1": PICTURE["1"], "2": {**webm, "inputs": {**webm["inputs"], "images": ["1", 0]}}}
+    webm = node("SaveWEBM", images=["1", 0], codec="vp9", fps=6.0, crf=32.0, filename_prefix="w")
+    graph = {"1": PICTURE["1"], "2": webm}
     command = ["--device", "cpu", *folders(made, "webm")]
     (made / "webm.json").write_text(json.dumps(graph))
     assert main(["run", str(made / "webm.json"), *command]) == 0
@@ -157,7 +146,7 @@ def test_the_manifest_says_what_the_result_was_made_from(made):
     assert set(files) == {path.relative_to(made / "output").as_posix() for path in results(made).values()}
     for name, file in files.items():
         path = made / "output" / name
-        assert file["frames_sha256"] == shown(path) and file["bytes"] == path.stat().st_size
+        assert file["frames_sha256"] == frames_sha256(path) and file["bytes"] == path.stat().st_size
         assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -168,15 +157,15 @@ def test_the_manifest_holds_no_path_of_the_machine(made):
 
 def test_the_frames_have_one_fingerprint_in_lossless_and_another_in_lossy_form(made):
     found = results(made)
-    assert shown(found[".webp"]) != shown(found[".mp4"])
+    assert frames_sha256(found[".webp"]) != frames_sha256(found[".mp4"])
     assert frames_sha256(made / "made.json") is None
 
 
 def test_pictures_are_found_where_their_names_say_and_long_texts_are_none(made):
     shutil.copy(TEMPLATES / "rocket.png", made / "output" / "earlier.png")
-    load = {"class_type": "LoadImage", "inputs": {"image": "earlier.png [output]"}}
-    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "long"}}
-    text = {"class_type": "PrimitiveString", "inputs": {"value": "x" * 300}}
+    load = node("LoadImage", image="earlier.png [output]")
+    save = node("SaveImage", images=["1", 0], filename_prefix="long")
+    text = node("PrimitiveString", value="x" * 300)
     (made / "long.json").write_text(json.dumps({"1": load, "2": save, "3": text}))
     command = ["run", str(made / "long.json"), "--manifest", str(made / "long_made.json"), *folders(made, "output")]
     assert main(command) == 0
@@ -328,8 +317,8 @@ def test_what_is_missing_is_one_json_line_each(tmp_path, capsys):
 def test_a_workflows_word_does_not_name_a_folder_outside(tmp_path):
     workflow = json.loads((TEMPLATES / "image_to_video.json").read_text())
     hostile = copy.deepcopy(workflow)
-    for node in hostile["nodes"]:
-        for model in node["properties"].get("models", []):
+    for each in hostile["nodes"]:
+        for model in each["properties"].get("models", []):
             model["directory"] = "../../etc"
     (model,) = [each for each in lacking(hostile, tmp_path) if each.kind == "model"]
     assert model.folder == str(tmp_path / "models" / "checkpoints")

@@ -42,9 +42,9 @@ def test_a_node_that_reaches_no_step_is_stopped_after_the_grace_time():
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), stopping_at_signals(lambda: None, grace=0.1):
         signal.raise_signal(signal.SIGTERM)
-        while time.monotonic() - start < 10:
+        while time.monotonic() - start < 60:
             time.sleep(0.01)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 def test_a_run_that_ended_in_time_is_not_interrupted_afterwards():

@@ -566,4 +566,4 @@ def test_the_executor_takes_little_time_for_a_node():
         began = time.process_time()
         Engine(nodes).run(prompt, ["show"])
         times.append(time.process_time() - began)
-    assert min(times) / count < 0.0002
+    assert min(times) / count < 0.001

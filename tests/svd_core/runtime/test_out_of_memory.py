@@ -10,6 +10,7 @@ import pytest
 import torch
 from chain import Settings, conditioned, decoded, sampled
 from error_checks import check_error, raises
+from faults import change, fail, node, raising, stage_graph, wrap
 from mini import mini_checkpoint
 from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer
@@ -17,8 +18,7 @@ from svd_stages.headless.batch.worker import explain_error
 from svd_stages.headless.graph import Engine, validate
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeError, SettingError, SVDStagesError
-from svd_stages.svd_core.models.components import Checkpoint, SVDClipVision, SVDVae
-from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.models.components import Checkpoint
 from svd_stages.svd_core.runtime import device_errors
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
 
@@ -58,17 +58,19 @@ class SmallMemory:
     def __init__(self, patch: pytest.MonkeyPatch, frames: int, error=SHORTAGES["a device"]) -> None:
         self.seen: list[int] = []
         self.made: list[weakref.ref] = []
-        original = SVDVae.decode_clip
 
-        def decode(vae, latents, offload_activations=False, on_part=None):
-            self.seen.append(len(latents))
-            if len(latents) > frames:
-                activations = latents.repeat(1, 64, 1, 1)
-                self.made.append(weakref.ref(activations))
-                raise error()
-            return original(vae, latents, offload_activations, on_part)
+        def wrapper(decode):
+            def call(vae, latents, *options):
+                self.seen.append(len(latents))
+                if len(latents) > frames:
+                    activations = latents.repeat(1, 64, 1, 1)
+                    self.made.append(weakref.ref(activations))
+                    raise error()
+                return decode(vae, latents, *options)
 
-        patch.setattr(SVDVae, "decode_clip", decode)
+            return call
+
+        wrap(patch, "decoder", wrapper)
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
@@ -103,19 +105,22 @@ def test_windows_adapt_where_the_user_wants_it_and_the_run_says_so(mini, latent,
 
 def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkeypatch):
     wanted = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
-    original, spared = SVDVae.decode_clip, []
+    offloads: list[bool] = []
 
-    def decode(vae, latents, offload_activations=False, on_part=None):
-        spared.append(offload_activations)
-        if not offload_activations:
-            raise SHORTAGES["a device"]()
-        return original(vae, latents, offload_activations, on_part)
+    def wrapper(decode):
+        def call(vae, latents, offload_activations=False, on_part=None):
+            offloads.append(offload_activations)
+            if not offload_activations:
+                raise SHORTAGES["a device"]()
+            return decode(vae, latents, offload_activations, on_part)
 
-    monkeypatch.setattr(SVDVae, "decode_clip", decode)
+        return call
+
+    wrap(monkeypatch, "decoder", wrapper)
     notes: list[RunWarning] = []
     with use_runtime(LocalRuntime(device_name="cpu", on_oom="adapt", on_note=notes.append)):
         assert torch.equal(decoded(mini, latent, "windowed", chunk_size=8, context=0)[0], wanted)
-    assert spared == [False, True, True] and notes == []
+    assert offloads == [False, True, True] and notes == []
 
 
 @pytest.mark.parametrize(("mode", "on_oom"), [("exact", "adapt"), ("windowed", "strict")])
@@ -139,35 +144,12 @@ def test_another_word_for_it_is_refused():
         LocalRuntime(on_oom="perhaps")  # pyright: ignore[reportArgumentType]
 
 
-def raising(error):
-    def call(*_, **__):
-        raise error()
-
-    return call
-
-
-def graph_of(steps: int) -> dict:
-    """A picture to frames; what samples comes last but one."""
-    cond = {"positive": ["cond", 0], "negative": ["cond", 1], "latent": ["cond", 2]}
-    nodes = {
-        "seen": ("SVDCLIPVisionEncode", {"clip_vision": ["ckpt", 1], "image": ["load", 0]}),
-        "enc": ("SVDVAEEncode", {"vae": ["ckpt", 2], "image": ["load", 0]}),
-        "cond": (
-            "SVDImageConditioning",
-            {"clip_vision_output": ["seen", 0], "image_latent": ["enc", 0], "video_frames": 2},
-        ),
-        "sample": ("SVDEulerSampler", {"model": ["ckpt", 0], "seed": 1, "steps": steps, **cond}),
-        "decode": ("SVDTemporalVAEDecode", {"vae": ["ckpt", 2], "latent": ["sample", 0]}),
-    }
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
-
-
 def test_sampling_that_runs_out_says_what_it_takes_and_the_next_prompt_uses_what_was_computed(monkeypatch):
     prompt = {
-        "file": {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}},
-        "load": {"class_type": "SVDResizeImage", "inputs": {"image": ["file", 0], "width": 64, "height": 64}},
-        "ckpt": {"class_type": "SVDCheckpointLoader", "inputs": {"checkpoint": "svd-nano", "precision": "fp32"}},
-        **graph_of(1),
+        "file": node("LoadImage", image="rocket.png"),
+        "load": node("SVDResizeImage", image=["file", 0], width=64, height=64),
+        "ckpt": node("SVDCheckpointLoader", checkpoint="svd-nano", precision="fp32"),
+        **stage_graph({"seed": 1, "steps": 1}),
     }
     engine, ran = Engine(headless.NODES, "classic"), []
 
@@ -183,7 +165,7 @@ def test_sampling_that_runs_out_says_what_it_takes_and_the_next_prompt_uses_what
             return engine.run(checked.prompt, [], keep=["decode"], on_event=tell).values["decode"][0][0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(PreparedUNet, "__call__", raising(SHORTAGES["a device"]))
+        fail(patch, "network", SHORTAGES["a device"])
         with raises(NodeError, "memory.exhausted", 2, "64x64", "SVDModelOptions", "stream") as raised:
             run(engine)
     assert raised.value.node_id == "sample"
@@ -193,11 +175,9 @@ def test_sampling_that_runs_out_says_what_it_takes_and_the_next_prompt_uses_what
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
-@pytest.mark.parametrize(
-    ("owner", "name", "fact"), [(SVDClipVision, "embed", "CLIP"), (SVDVae, "_posterior_mode", "64x64")]
-)
-def test_pictures_that_do_not_fit_are_told(mini, monkeypatch, owner, name, fact, shortage):
-    monkeypatch.setattr(owner, name, raising(SHORTAGES[shortage]))
+@pytest.mark.parametrize(("stage", "fact"), [("clip", "CLIP"), ("encoder", "64x64")])
+def test_images_that_do_not_fit_are_an_error(mini, monkeypatch, stage, fact, shortage):
+    fail(monkeypatch, stage, SHORTAGES[shortage])
     with raises(MemoryBudgetError, "memory.exhausted", fact):
         conditioned(mini, IMAGE, Settings(frames=2))
 
@@ -216,8 +196,8 @@ LOST = ("CUDA error: an illegal memory access was encountered", "CUDA error: uns
 @pytest.mark.parametrize("text", LOST)
 def test_a_device_that_breaks_is_an_error_of_its_own_and_ends_a_workers_process(mini, monkeypatch, text):
     given = {"load": [[IMAGE]], "ckpt": [[mini.model], [mini.clip_vision], [mini.vae]]}
-    monkeypatch.setattr(PreparedUNet, "__call__", raising(lambda: accelerator_error(text)))
-    checked = validate(graph_of(1), headless.NODES, precomputed=given, keep=["decode"])
+    fail(monkeypatch, "network", lambda: accelerator_error(text))
+    checked = validate(stage_graph({"seed": 1, "steps": 1}), headless.NODES, precomputed=given, keep=["decode"])
     with raises(NodeError, "device.lost", "sample") as raised:
         Engine(headless.NODES).run(checked.prompt, [], precomputed=given, keep=["decode"])
     assert text in str(raised.value) and raised.value.exit_status == 4
@@ -257,14 +237,8 @@ def test_float32_is_tried_in_the_memory_that_it_takes(latent, monkeypatch):
             asked.append(need)
             return super().on_device(part, need, after)
 
-    original = SVDVae.decode_clip
-
-    def overflowing(vae, latents, offload_activations=False, on_part=None):
-        pixels = original(vae, latents, offload_activations, on_part)
-        return pixels if pixels.dtype == torch.float32 else pixels * float("inf")
-
     decoded(mini, latent, "windowed", chunk_size=4, context=0)  # which lays out its convolutions, once
-    monkeypatch.setattr(SVDVae, "decode_clip", overflowing)
+    change(monkeypatch, "decoder", lambda pixels: pixels if pixels.dtype == torch.float32 else pixels * float("inf"))
     before = {name: weight for name, weight in mini.vae.module.named_parameters()}
     pointers = {name: weight.data_ptr() for name, weight in before.items()}
     with use_runtime(Asked(device_name="cpu")):
@@ -280,8 +254,8 @@ def test_sampling_and_decoding_are_right_after_each_other(mini, latent, monkeypa
     """A run that failed in each stage in turn, then a whole one."""
     settings = Settings(frames=2, steps=2)
     wanted = decoded(mini, sampled(mini, IMAGE, settings))[0]
-    for owner, name in ((SVDClipVision, "embed"), (SVDVae, "_posterior_mode"), (PreparedUNet, "__call__")):
+    for stage in ("clip", "encoder", "network"):
         with monkeypatch.context() as patch, pytest.raises(MemoryBudgetError):
-            patch.setattr(owner, name, raising(SHORTAGES["a device"]))
+            fail(patch, stage, SHORTAGES["a device"])
             sampled(mini, IMAGE, settings)
     assert torch.equal(decoded(mini, sampled(mini, IMAGE, settings))[0], wanted)

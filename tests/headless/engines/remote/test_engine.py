@@ -177,7 +177,7 @@ def test_stopping_does_not_wait_for_a_silent_server(folder):
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             remote.run(Graph(GRAPH), stop)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 9
 
 
 def fault(kind: str, name: str, value: Any) -> dict[str, Any]:

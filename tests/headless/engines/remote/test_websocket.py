@@ -230,7 +230,7 @@ def test_a_server_that_violates_the_protocol_and_stays_is_left():
         start = time.monotonic()
         with pytest.raises(ConnectionError):
             client.receive(0.3)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 8
         stop.set()
 
 
@@ -251,7 +251,7 @@ def test_pings_whose_pongs_are_never_read_do_not_block_close(monkeypatch):
         time.sleep(1)
         start = time.monotonic()
         client.close()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
         stop.set()
 
 
@@ -266,7 +266,7 @@ def test_endless_pings_do_not_block_receive():
     with connected(serve) as client:
         start = time.monotonic()
         assert client.receive(0.2) is None
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 8
         stop.set()
 
 
