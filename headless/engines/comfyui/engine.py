@@ -92,10 +92,9 @@ class ComfyUIEngine:
             for file in sorted(path for path in output.rglob("*") if path.is_file()):  # such as models
                 if file not in copied:
                     unreported.store_file("output", file.parent.relative_to(output).as_posix(), file.name)
-            faults = ""
-            if validation.node_errors:
-                faults = str(graph_error(None, validation.node_errors, graph.prompt, self.table))
-        return Report(results.files, ui, faults, validation.node_errors, notes)
+            node_errors = validation.node_errors
+            faults = str(graph_error(None, node_errors, graph.prompt, self.table)) if node_errors else ""
+        return Report(results.files, ui, faults, node_errors, notes)
 
     def _run(
         self, validation: Validation, prompt_id: str, graph: Graph, scratch: Path, on_event: OnEvent
