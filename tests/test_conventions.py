@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 OLD_NAMES = json.loads((ROOT / "tests/data/old_names.json").read_text())
 """Kind -> old name -> its name today. Parameters are too common in tests to be checked there."""
 
-LEFT = {"names in the package": 8, "names in tests": 0, "docstrings": 82}
+LEFT = {"names in the package": 3, "names in tests": 0, "docstrings": 30}
 """Leftovers that are still allowed. Lower them, never raise them."""
 
 LONGEST, MEDIAN, SENTENCES = 60, 8, 40
