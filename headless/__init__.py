@@ -1,8 +1,9 @@
 """Run graphs and animate images outside ComfyUI's page. Names are imported when they are first used."""
 
 import warnings
-from importlib import import_module
 from typing import Any
+
+from ..svd_core.utils.lazy_names import lazy_getattr
 
 _NAMES = {
     "DISPLAY_NAMES": "engines.graphs",
@@ -54,11 +55,12 @@ _DEPRECATED = {
 __all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
+_get = lazy_getattr(__name__, _NAMES)
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name. A name of version 0.1 gives a DeprecationWarning."""
     if name in _DEPRECATED:
         warnings.warn(f"headless.{name} is now headless.{_DEPRECATED[name]}", DeprecationWarning, stacklevel=2)
         name = _DEPRECATED[name]
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_NAMES[name]}", __name__), name)
+    return _get(name)

@@ -46,7 +46,6 @@ def flags(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[
 
 def test_flags_of_every_command_are_the_listed_ones():
     found = dict(flags(make_parser()))
-    found["animate"] = sorted({*found["animate"], "--decode-context"})  # being added
     assert found == NAMES["flags"]
 
 

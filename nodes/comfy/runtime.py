@@ -66,7 +66,7 @@ class ComfyRuntime:
         return _management().get_torch_device()
 
     @contextlib.contextmanager
-    def on_device(self, part: Any, need: int = 0, after: After = "default") -> Iterator[torch.device]:
+    def on_device(self, component: Any, need: int = 0, after: After = "default") -> Iterator[torch.device]:
         """Have ComfyUI load a component and free `need` more bytes. Other models are evicted as necessary.
 
         Afterwards ComfyUI keeps the component on the device until it needs the memory, unless `after` is "offload". If
@@ -75,8 +75,8 @@ class ComfyRuntime:
         from ...svd_core.runtime.device_errors import is_memory_error
         from . import model_patchers, parts
 
-        is_core = isinstance(part, (parts.CoreVae, parts.CoreClipVision))
-        patcher = part.patcher if is_core else model_patchers.patcher_of(part)
+        is_core = isinstance(component, (parts.CoreVae, parts.CoreClipVision))
+        patcher = component.patcher if is_core else model_patchers.patcher_of(component)
         model_patchers.load_all(patcher, need)
         try:
             yield patcher.load_device
@@ -89,16 +89,16 @@ class ComfyRuntime:
                 model_patchers.evict(patcher)
 
     @contextlib.contextmanager
-    def reserve_memory(self, part: Any, need: int) -> Iterator[torch.device]:
-        """Yield the device after ComfyUI moved `part` off it and freed `need` bytes in addition to its reserve."""
+    def reserve_memory(self, component: Any, need: int) -> Iterator[torch.device]:
+        """Yield the device after ComfyUI moved `component` off it and freed `need` bytes in addition to its reserve."""
         from . import model_patchers
 
         device, need = self.device(), need + _management().extra_reserved_memory()
-        model_patchers.evict(model_patchers.patcher_of(part))
+        model_patchers.evict(model_patchers.patcher_of(component))
         _management().free_memory(need, device)
         yield device
 
-    def capacity(self, part: Any) -> int:
+    def capacity(self, component: Any) -> int:
         """Return free bytes and those of evictable models, without ComfyUI's reserve."""
         management, device = _management(), self.device()
         loaded = [each for each in management.current_loaded_models if each.device == device]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -124,4 +123,11 @@ def test_names_of_version_0_1_are_deprecated_aliases():
             alias = getattr(headless, old)
         assert alias is getattr(headless, new)
     assert all(getattr(headless, name) is not None for name in headless.__all__)
-    assert Path(headless.PACKAGE / "svd_core").is_dir()
+
+
+def test_the_library_lists_its_public_names():
+    import svd_stages.svd_core as library
+
+    assert all(callable(getattr(library, name)) for name in library.__all__)
+    with pytest.raises(AttributeError):
+        library.nothing  # noqa: B018
