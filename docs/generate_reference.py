@@ -322,7 +322,9 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _is_code(value: Any) -> bool:
-    return isinstance(value, str) and CODE.fullmatch(value) is not None and not value.endswith(NOT_CODES)
+    if not isinstance(value, str) or CODE.fullmatch(value) is None or value.endswith(NOT_CODES):
+        return False
+    return not (ROOT / "headless" / value.replace(".", "/")).with_suffix(".py").exists()  # a module, not a code
 
 
 if __name__ == "__main__":
