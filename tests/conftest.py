@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def _no_gradients():
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logger_levels():
+    """Undo the levels that the command line's --vram and --compile set for the rest of the process."""
+    yield
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("svd_stages"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
