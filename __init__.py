@@ -1,7 +1,7 @@
-"""SVD Stages: Stable Video Diffusion as separate ComfyUI nodes, and the same graphs with no ComfyUI.
+"""SVD Stages: Stable Video Diffusion as separate ComfyUI nodes, and the same graphs without ComfyUI.
 
-ComfyUI's door (node tables, WEB_DIRECTORY), and the two Python calls `animate` and `run_graph`. Importing this package
-loads neither torch nor diffusers, touches no file and asks no device.
+ComfyUI's entry point (node tables, WEB_DIRECTORY), and the Python functions `animate` and `run_graph`. Importing this
+package loads neither torch nor diffusers, opens no file and uses no device.
 """
 
 import sys
@@ -25,7 +25,7 @@ if __package__:  # pytest also meets this file as a lone module, where relative 
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__version__"]
 
     def __getattr__(name: str) -> Any:
-        """`animate` and `run_graph`, loaded when asked for: inside ComfyUI nobody does."""
+        """Import `animate` or `run_graph` when it is first used. Inside ComfyUI nothing uses them."""
         if name in ("animate", "run_graph"):
             from . import headless
 

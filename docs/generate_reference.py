@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/reference: command-line.md, nodes.md and error-codes.md.
+"""Write the generated parts of docs/reference: command-line.md, nodes.md, error-codes.md and python.md.
 
     python docs/generate_reference.py           write the parts between the markers again
     python docs/generate_reference.py --check   write nothing; exit with 1 if a page is out of date
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import functools
 import inspect
 import re
@@ -62,6 +63,7 @@ def pages() -> dict[Path, str]:
         "command-line.md": {"commands": commands_text},
         "nodes.md": {"nodes": nodes_text, "compat": compat_text},
         "error-codes.md": {"classes": error_classes_text, "codes": codes_text},
+        "python.md": {"settings": settings_text},
     }
     made = {}
     for name, generators in parts.items():
@@ -236,6 +238,19 @@ def compat_text() -> str:
     others = {name: node for name, node in headless.NODES.items() if name not in NODE_CLASS_MAPPINGS}
     rows = ((f"`{name}`", inspect.cleandoc(node.DESCRIPTION)) for name, node in others.items())
     return f"{len(others)} nodes.\n\n{_table(('node', 'what it does without ComfyUI'), rows)}"
+
+
+def settings_text() -> str:
+    """Return the table of the fields of VideoSettings."""
+    from svd_stages.svd_core.pipeline import VideoSettings
+
+    rows = []
+    for setting in dataclasses.fields(VideoSettings):
+        about = setting.metadata
+        choices = f": {', '.join(f'`{each}`' for each in about['choices'])}" if "choices" in about else ""
+        default = "the checkpoint's" if setting.default is None else f"`{setting.default!r}`"
+        rows.append((f"`{setting.name}`", default, about["description"] + choices))
+    return _table(("setting", "default", "meaning"), rows)
 
 
 # errors

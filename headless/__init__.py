@@ -40,7 +40,7 @@ _NAMES = {
     "run_graph": "engines.choose",
     "write_text": "engines.graphs",
 }
-"""Public name -> the module that defines it."""
+"""Public name -> the module that it is imported from."""
 
 _DEPRECATED = {
     "Animation": "VideoSettings",

@@ -78,7 +78,7 @@ _backend: Backend | None = None
 
 
 def set_backend(backend: Backend) -> None:
-    """Set the backend of this process. The package's `__init__` calls it once."""
+    """Set the backend of this process. The package's `__init__` calls it, and the engine that starts ComfyUI."""
     global _backend
     _backend = backend
 

@@ -2,16 +2,16 @@
 
 Glossary
 --------
-B        videos (one per input image)
+B, N     videos, one per input image; N where each is sampled alone
 F        frames of one video
-N        sampling steps; sigmas are N + 1 numbers
+steps    sampling steps; sigmas are steps + 1 numbers
 H, W     height and width in pixels
 h, w     height and width in latent pixels, H / 8 and W / 8
 D        width of the CLIP image embedding, 1024 in the published models
 
 pixels           (B, 3, H, W) float32 in [-1, 1]; input and output of the VAE
 images           (B, H, W, 3) float32 in [0, 1]; ComfyUI's IMAGE. Noise augmentation leaves this range on purpose
-unscaled latents (F, 4, h, w) output of the VAE's encoder, input of its decoder; on every LATENT socket
+unscaled latents (F, 4, h, w), of N videos (N, F, 4, h, w): what the VAE encodes to and decodes; on LATENT sockets
 scaled latents   (B, F, 4, h, w) unscaled times the VAE's scaling_factor (0.18215); only inside the sampling loop
 image latent     (B, 4, h, w) posterior mode of the augmented input image, unscaled; concatenated to every frame
 embeds           (B, 1, D) CLIP embedding of the input image, the single token of cross-attention

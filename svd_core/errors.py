@@ -12,7 +12,7 @@ from typing import Any
 
 
 class SVDStagesError(Exception):
-    """Root of all errors that are the user's to read. `code` is stable, for programs: `<room>.<reason>`."""
+    """The base of all errors that users meet. `code` is stable, for programs: `<area>.<reason>`."""
 
     code = "error"
     exit_status = 4
@@ -38,7 +38,7 @@ class CheckpointError(SVDStagesError):
 
 
 class ImageError(SVDStagesError):
-    """An input picture is missing, unreadable or not usable."""
+    """An input image is missing, unreadable or not usable."""
 
     code = "image"
     exit_status = 3
@@ -56,7 +56,7 @@ class GraphError(SVDStagesError):
 
 
 class NodeError(SVDStagesError):
-    """A node raised while it ran. `__cause__` is what it raised; its exit status is the cause's when that is ours."""
+    """A node failed. `__cause__` is its exception; the exit status is the cause's if it is an error of this package."""
 
     code = "node"
 
@@ -68,14 +68,14 @@ class NodeError(SVDStagesError):
 
 
 class OutputError(SVDStagesError):
-    """A result could not be written where it was asked for."""
+    """A result could not be written to the requested path."""
 
     code = "output"
     exit_status = 4
 
 
 class BatchError(SVDStagesError):
-    """A batch cannot be planned or run as it is: its manifest, its run folder, another driver.
+    """A batch cannot be planned or run: its manifest or run folder is invalid, or another driver is running.
 
     Exit status 4 when rows or workers failed.
     """
@@ -90,7 +90,7 @@ class BatchError(SVDStagesError):
 
 
 class ServerError(SVDStagesError):
-    """A ComfyUI server cannot be reached, refuses the caller, or answers what no ComfyUI answers."""
+    """A ComfyUI server cannot be reached, refuses the request, or gives an invalid answer."""
 
     code = "server"
     exit_status = 3
@@ -111,7 +111,7 @@ class NonFiniteError(SVDStagesError):
 
 
 class DeviceLostError(SVDStagesError):
-    """The device is gone for this process: only another process can go on."""
+    """The device is unusable in this process. Only another process can continue."""
 
     code = "device.lost"
     exit_status = 4
@@ -132,10 +132,9 @@ class Interrupted(SVDStagesError):
 
 
 def printable(text: object, longest: int = 300) -> str:
-    """`text` fit for one line of a message, at most about `longest` letters of it: the middle of more is left out.
+    """Shorten a text to one line of about `longest` characters; the middle is left out.
 
-    What a terminal would obey or hide (line ends, escapes, marks that turn the reading direction, halves of letters)
-    is spelled out.
+    Characters that a terminal interprets or hides (line ends, escapes, direction marks, surrogates) are spelled out.
     """
     shown = str(text)
     if len(shown) > longest:
@@ -144,7 +143,7 @@ def printable(text: object, longest: int = 300) -> str:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Up to `count` names of `known` that look most like `name`, for the end of a message: "a", "b" or "c"."""
+    """Return up to `count` names of `known` that are most similar to `name`, for a message: "a", "b" or "c"."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.0)
     quoted = [f'"{each}"' for each in matches]
     if len(quoted) < 2:

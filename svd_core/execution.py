@@ -129,7 +129,7 @@ def _offloads_encoder(runtime: Runtime, vae: Vae, height: int, width: int, devic
     logger.info("encoding: takes about %s, %s are free", format_bytes(need), format_bytes(free))
     if offload_activations:
         least = encode_bytes(vae, height, width, offload_activations=True)
-        logger.info("encoding: activations lie on the CPU, which leaves about %s on the device", format_bytes(least))
+        logger.info("encoding: activations are kept on the CPU, about %s on the device", format_bytes(least))
     return offload_activations
 
 

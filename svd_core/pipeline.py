@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import SettingError
-from .models.options import CHOICES
+from .models.options import CHOICES, ModelOptions, merged
 from .utils.size_checks import check_multiple
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _setting(default: Any, description: str, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """The settings of a video. None means: what the checkpoint was trained for.
+    """The settings of a video. None means: what the checkpoint was trained for (decode_mode: exact).
 
     The command line's options, the arguments of `animate` and the table in the documentation are made from these
     fields. `model` is the name of the checkpoint, for callers that load it by name.
@@ -93,7 +93,7 @@ def image_to_video(
     """Animate images: one video per image.
 
     Args:
-        checkpoint: UNet, VAE and CLIP image encoder, as `checkpoints.load` returns them.
+        checkpoint: UNet, VAE and CLIP image encoder, see `checkpoints.load.load_checkpoint`.
         images: (N, H, W, 3) float32 in [0, 1], at any size.
         settings: Sizes, motion, guidance, decoding. Image i uses `settings.seed + i`.
         runtime: Places the components on the device, reports progress and receives warnings.
@@ -133,7 +133,8 @@ def image_to_video(
         pairs = make_conditioning_pairs(embeds, image_latents, micro)
         start = execution.SamplerInputs(empty_latents(image_latents, video.num_frames), video.noise, video.seed)
         on_stage("sample")
-        model = replace(checkpoint.model, options=replace(checkpoint.model.options, compile=video.compile))
+        options = merged(checkpoint.model.options, ModelOptions(compile=video.compile))
+        model = replace(checkpoint.model, options=options)
         curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
         latents = execution.sample(runtime, model, pairs, start, curve, execution.model_sigmas(model, video.steps))
         on_stage("decode")

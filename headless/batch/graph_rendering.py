@@ -42,7 +42,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     import torch
 
-PACKAGE = __name__.removesuffix(".headless.batch.graph_rendering")
+PACKAGE_NAME = __name__.removesuffix(".headless.batch.graph_rendering")
 PROBE = VideoSettings(width=64, height=64, num_frames=2, steps=1)
 """Each worker renders this with svd-nano before it gets tasks. Takes about a second."""
 _PROBE_SQUARES = 8
@@ -293,7 +293,7 @@ def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
 @contextmanager
 def _silently() -> Iterator[None]:
     """Suppress warnings about the video, which do not apply to the probe."""
-    logger = logging.getLogger(f"{PACKAGE}.svd_core.execution")
+    logger = logging.getLogger(f"{PACKAGE_NAME}.svd_core.execution")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -73,7 +73,7 @@ def animate(
 
     Raises:
         TypeError: An argument is not a field of `VideoSettings`.
-        SettingError, ImageError, CheckpointError, NodeError: See errors.py.
+        SettingError, ImageError, CheckpointError, GraphError, NodeError: See errors.py.
     """
     if output_type not in ("pt", "np", "pil"):
         raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
@@ -124,9 +124,7 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
     from ...svd_core.utils.output_files import free_names, scratch_folder_beside
 
     if not image.is_file():
-        raise ImageError(
-            f'there is no image file "{display_name(image)}"; give the path of a PNG, JPEG or WebP picture'
-        )
+        raise ImageError(f'there is no image file "{display_name(image)}"; give the path of a PNG, JPEG or WebP image')
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
     warnings: list[RunWarning] = []
@@ -142,7 +140,9 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
         paths = [output, *itertools.islice(free_names(output, 2), len(files) - 1)]
         for temporary, path in zip(files, paths, strict=True):
             os.replace(temporary, path)
-    return Report(paths, {}, notes=warnings)
+    entries = [{"filename": path.name, "subfolder": "", "type": "output"} for path in paths]
+    ui = {node_of_class(prompt, "SaveVideo"): {"images": entries, "animated": (True,)}}
+    return Report(paths, ui, notes=warnings)
 
 
 def _images(image: Any, background: Background, runtime: LocalRuntime) -> torch.Tensor:

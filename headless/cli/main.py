@@ -46,7 +46,7 @@ from .animate import animate_file
 from .batch import add_batch
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 
-PACKAGE = __name__.removesuffix(".headless.cli.main")
+PACKAGE_NAME = __name__.removesuffix(".headless.cli.main")
 """The name that this package was imported by: loggers below it are set by options."""
 
 Command = Callable[[argparse.Namespace, Console], None]
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
     if arguments.vram is not None:
         for planner in ("runtime.memory", "autoencoder.decode", "execution"):
-            logging.getLogger(f"{PACKAGE}.svd_core.{planner}").setLevel(logging.INFO)
+            logging.getLogger(f"{PACKAGE_NAME}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off":
-        logging.getLogger(f"{PACKAGE}.svd_core.models").setLevel(logging.INFO)
+        logging.getLogger(f"{PACKAGE_NAME}.svd_core.models").setLevel(logging.INFO)
     _quiet_libraries()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)

@@ -15,7 +15,7 @@ import torch
 from ..errors import MemoryBudgetError, NonFiniteError, SettingError
 from ..media.image_ops import to_images
 from ..models.components import Vae
-from ..runtime.memory import decode_bytes, format_bytes, spared_decode_bytes
+from ..runtime.memory import decode_bytes, format_bytes, offloaded_decode_bytes
 from ..utils.nan_checks import DAMAGED, first_nonfinite
 
 logger = logging.getLogger(__name__)
@@ -150,11 +150,9 @@ def needs_activation_offload(
     if need <= free:
         return False
     may_offload = vae.streams and device.type != "cpu"
-    least = spared_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_offload else need
+    least = offloaded_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_offload else need
     if least <= free:
-        logger.info(
-            "decoding: activations are kept on the CPU, which needs about %s on the device", format_bytes(least)
-        )
+        logger.info("decoding: activations are kept on the CPU, about %s on the device", format_bytes(least))
         return True
     if len(windows) > 1:
         return may_offload  # The user chose the windows: try.
@@ -174,7 +172,7 @@ def describe_memory_need(
 ) -> str:
     """Describe the memory that windows of height x width pixels need, the `free` bytes, and a fix."""
     frames = largest(windows)
-    estimate = spared_decode_bytes if vae.streams and device.type != "cpu" else decode_bytes
+    estimate = offloaded_decode_bytes if vae.streams and device.type != "cpu" else decode_bytes
     need = estimate(vae, frames, height, width)
     kept = max(window.stop - window.start for window in windows)
     context = CONTEXT if len(windows) == 1 else max(window.start - window.first for window in windows)

@@ -38,7 +38,7 @@ def sample_euler(
 
     Args:
         x: (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0].
-        sigmas: (N + 1,) float32 on the CPU, falling.
+        sigmas: (steps + 1,) float32 on the CPU, falling, or rising to invert a video.
         on_step: Called after each step. What it raises stops the loop.
 
     Raises:

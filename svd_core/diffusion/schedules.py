@@ -1,4 +1,4 @@
-"""Noise schedules: falling rows of noise levels sigma, (N + 1,) float32 on the CPU, ending in 0.
+"""Noise schedules: falling noise levels sigma, (steps + 1,) float32 on the CPU, ending in 0.
 
 `make_sigmas` makes the schedules of this package, computed in float64 and rounded once. `core_sigmas` makes the nine
 schedules of ComfyUI's samplers in float32 over ComfyUI's table of 1000 levels (comfy/samplers.py, calculate_sigmas;

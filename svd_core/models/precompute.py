@@ -49,7 +49,7 @@ class UNetConstants:
         embeds: (1, T, D) CLIP embedding.
         time_ids: (1, 3) micro-conditioning.
         num_frames: F.
-        c_noises: (N,) noise levels of the schedule.
+        c_noises: (steps,) the network's time inputs, ln(sigma) / 4, of the schedule.
         optimizations: The values to compute.
         weights: Provides the weights on the device.
     """

@@ -59,7 +59,8 @@ class PreparedUNet:
         embeds: (1, T, D) CLIP embedding. Cross-attention runs in each step if T is above 1.
         image_latents: (F, 4, h, w) concatenated to the noisy latents. Their device computes.
         time_ids: (1, 3) fps - 1, motion_bucket_id, noise_aug_strength.
-        c_noises: (N,) noise levels of the schedule. Other levels are possible and slower.
+        c_noises: (steps,) the network's time inputs, ln(sigma) / 4, of the schedule. Others are possible and
+            slower.
         optimizations: Exact optimizations to use.
         stream: Copy the weights of the UNet to the device block by block.
         options: Compilation, chunks and attention.

@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 DECODER_LIVE_TENSORS = 8  # full-size, first-width tensors alive in the decoder's last up block, at its time mixer
 SPATIAL_LIVE_TENSORS = 4  # of the largest of one frame, alive in the first convolutions of each of its up blocks
-SLAB_LIVE_TENSORS = 5  # slabs alive when a decoder that streams looks along the frames
+TILE_LIVE_TENSORS = 5  # tiles alive in the temporal layers of a decoder that streams
 ENCODER_LIVE_TENSORS = 4  # of the same kind, in the first ResNet of the encoder: input, norm, hidden, sum
-ENCODER_LYING_TENSORS = 2  # of a picture that is encoded in slabs: input, hidden
-DECODER_LYING_TENSORS = 4  # of a frame that is decoded in slabs: input of twice the width, hidden, output
-SPATIAL_SLAB_TENSORS = 6  # slabs alive there
+ENCODER_RESIDENT_TENSORS = 2  # of an image that is encoded in tiles: input, hidden
+DECODER_RESIDENT_TENSORS = 4  # of a frame that is decoded in tiles: input of twice the width, hidden, output
+SPATIAL_TILE_TENSORS = 6  # tiles alive there
 UNET_LIVE_TENSORS = 11  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
-WHOLE_UNET_LIVE_TENSORS = 28  # alive there when the UNet is called as it is, per frame
-PIECE_LIVE_TENSORS = 14  # of a piece of rows, in the same place: what the feed-forward makes of them
+STOCK_UNET_LIVE_TENSORS = 28  # alive there in the UNet without the optimized forward pass, per frame
+CHUNK_LIVE_TENSORS = 14  # of a chunk of rows, in the feed-forward layers of that transformer
 
 
 def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
@@ -42,23 +42,23 @@ def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int |
     frame = vae.base_channels * height * width * itemsize
     if not vae.streams:
         return DECODER_LIVE_TENSORS * frame * frames
-    lying = DECODER_LYING_TENSORS * frame if _is_cut(2 * frame) else 0
-    return frames * frame + lying + spared_decode_bytes(vae, frames, height, width, itemsize)
+    resident = DECODER_RESIDENT_TENSORS * frame if _is_tiled(2 * frame) else 0
+    return frames * frame + resident + offloaded_decode_bytes(vae, frames, height, width, itemsize)
 
 
-def spared_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
+def offloaded_decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
     """Return the peak bytes on the device if the decoder streams and keeps the clip's activations on the CPU."""
     from ..models.vae_decoder import TILE_NUMEL
 
     itemsize = itemsize or vae.itemsize
     frame, slab = vae.base_channels * height * width * itemsize, TILE_NUMEL * itemsize
     largest = (2 * frame, frame, frame // 4, frame // 16)  # of one frame, where the decoder comes up to each level
-    spatial = max(SPATIAL_SLAB_TENSORS * slab if _is_cut(each) else SPATIAL_LIVE_TENSORS * each for each in largest)
-    return max(spatial, SLAB_LIVE_TENSORS * min(slab, frames * frame))
+    spatial = max(SPATIAL_TILE_TENSORS * slab if _is_tiled(each) else SPATIAL_LIVE_TENSORS * each for each in largest)
+    return max(spatial, TILE_LIVE_TENSORS * min(slab, frames * frame))
 
 
-def _is_cut(size: int) -> bool:
-    """Return True if an image of `size` bytes is computed in slabs of rows."""
+def _is_tiled(size: int) -> bool:
+    """Return True if an image of `size` bytes is computed in tiles of rows."""
     from ..models import tiled_layers
 
     return size > tiled_layers.TILING_THRESHOLD
@@ -73,9 +73,9 @@ def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = 
     from ..models import tiled_layers
 
     numbers, most = vae.base_channels * height * width, 0
-    while vae.tiles_input and _is_cut(4 * numbers):  # each level has half of the one before
-        lying = 0 if offload_activations else ENCODER_LYING_TENSORS * numbers
-        most = max(most, lying + SPATIAL_SLAB_TENSORS * tiled_layers.TILE_NUMEL)
+    while vae.tiles_input and _is_tiled(4 * numbers):  # each level has half of the one before
+        resident = 0 if offload_activations else ENCODER_RESIDENT_TENSORS * numbers
+        most = max(most, resident + SPATIAL_TILE_TENSORS * tiled_layers.TILE_NUMEL)
         numbers //= 2
     return 4 * max(most, ENCODER_LIVE_TENSORS * numbers)
 
@@ -88,9 +88,9 @@ def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width
     rows = latent_height * latent_width * frames
     if unsupported_reason(model.unet) is None:
         together = rows if model.options.forward_chunking == "off" else min(rows, GPU_CHUNK_ROWS)
-        tensors = UNET_LIVE_TENSORS * rows + PIECE_LIVE_TENSORS * together
+        tensors = UNET_LIVE_TENSORS * rows + CHUNK_LIVE_TENSORS * together
     else:
-        tensors = WHOLE_UNET_LIVE_TENSORS * rows
+        tensors = STOCK_UNET_LIVE_TENSORS * rows
     return tensors * model.base_channels * itemsize_of(model.unet)
 
 

@@ -1,7 +1,7 @@
 """The interface to the surrounding program: device, memory, progress, warnings, folders, list of models.
 
 A runtime is passed to each stage. One process default remains, because ComfyUI runs nodes on its own threads, which
-inherit no context: an entry point sets it once, and a run or a test overrides it with `use_runtime`.
+inherit no context: an entry point sets it, and a run or a test overrides it with `use_runtime`.
 """
 
 from __future__ import annotations
@@ -276,11 +276,11 @@ class LocalRuntime:
 
 _default: Runtime = LocalRuntime()
 
-_override: ContextVar[Any] = ContextVar("svd_stages_host", default=None)
+_override: ContextVar[Any] = ContextVar("svd_stages_runtime", default=None)
 
 
 def set_runtime(runtime: Runtime) -> None:
-    """Set the default runtime of the process. An entry point calls it once."""
+    """Set the default runtime of the process. Entry points call it: the package's `__init__`, and the start of ComfyUI."""
     global _default
     _default = runtime
 

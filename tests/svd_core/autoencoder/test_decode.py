@@ -10,7 +10,7 @@ from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
 from svd_stages.svd_core.execution import decode
 from svd_stages.svd_core.media.image_ops import to_images
 from svd_stages.svd_core.models.components import SVDVae
-from svd_stages.svd_core.runtime.memory import decode_bytes, spared_decode_bytes
+from svd_stages.svd_core.runtime.memory import decode_bytes, offloaded_decode_bytes
 from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_exact_refuses_with_the_need_and_the_way_out(tiny):
 def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
     cuda, whole = torch.device("cuda"), plan_windows(25, 25, 0)
     need = decode_bytes(tiny.vae, 25, 576, 1024)
-    least = spared_decode_bytes(tiny.vae, 25, 576, 1024)
+    least = offloaded_decode_bytes(tiny.vae, 25, 576, 1024)
     assert least < need
     assert [needs_activation_offload(tiny.vae, whole, 72, 128, cuda, free) for free in (need, need - 1, least)] == [
         False,
