@@ -280,7 +280,7 @@ _override: ContextVar[Any] = ContextVar("svd_stages_runtime", default=None)
 
 
 def set_runtime(runtime: Runtime) -> None:
-    """Set the default runtime of the process. Entry points call it: the package's `__init__`, and the start of ComfyUI."""
+    """Set the default runtime of the process, as the package's `__init__` and the start of ComfyUI do."""
     global _default
     _default = runtime
 
