@@ -69,7 +69,7 @@ def add_batch(
     _add_run(retry_parser)
     retry_parser.add_argument(
         "--code", action="append", default=[], metavar="CODE", help="only those that failed with this code, as status "
-        "tells it, or a pattern: image.*; repeatable (default: all)",
+        "prints it, or a pattern: image.*; repeatable (default: all)",
     )  # fmt: skip
     _add_ledger(retry_parser)
     _add_export(add_command(parts, "export", _export, "give the videos names for people"))
@@ -78,7 +78,7 @@ def add_batch(
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", nargs="?", type=Path, metavar="MANIFEST_OR_FOLDER", help="CSV, JSON Lines or Parquet with a column "
-        "image and any of seed, name and NODE.INPUT; or a folder of pictures (default: what was planned in the run)",
+        "image and any of seed, name and NODE.INPUT; or a folder of images (default: what was planned in the run)",
     )  # fmt: skip
     _add_run(parser)
     parser.add_argument(

@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="svd-stages",
-        description="Stable Video Diffusion in stages: animate a picture, or run a graph, with or without ComfyUI.",
+        description="Stable Video Diffusion in stages: animate an image, or run a graph, with or without ComfyUI.",
     )
     parser.add_argument("--version", action="version", version=f"svd-stages {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -116,15 +116,15 @@ def _add_command(commands: Any, name: str, command: Command, help_text: str) -> 
     common = parser.add_argument_group("common options")
     common.add_argument(
         "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
-        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI this package lies in, else ./models)",
+        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI that contains this package, else ./models)",
     )  # fmt: skip
     common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     common.add_argument(
         "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
     )
     common.add_argument(
-        "--vram", type=_size, metavar="SIZE", help="get by with so much of the device's memory, such as 6G: the same "
-        "pixels, more slowly; says the plan",
+        "--vram", type=_size, metavar="SIZE", help="use at most so much of the device's memory, such as 6G: the same "
+        "pixels, more slowly; prints the plan",
     )  # fmt: skip
     common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -132,19 +132,19 @@ def _add_command(commands: Any, name: str, command: Command, help_text: str) -> 
 
 
 def _add_animate(commands: Any) -> None:
-    parser = _add_command(commands, "animate", animate, "animate a picture to an mp4")
+    parser = _add_command(commands, "animate", animate, "animate an image to an mp4")
     parser.add_argument(
         "image",
         type=Path,
         metavar="IMAGE",
-        help="PNG, JPEG, WebP, ...; an animated file makes a video of each of its pictures",
+        help="PNG, JPEG, WebP, ...; an animated file makes a video of each of its images",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="OUT.mp4",
-        help="default: the picture's name, in this folder, numbered when it is taken",
+        help="default: the image's name, in this folder, numbered if it is taken",
     )
     for setting in fields(VideoSettings):
         _add_setting(parser, setting)
@@ -180,15 +180,15 @@ def _add_run(commands: Any) -> None:
     _add_background(parser, "keep, with a note")
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE.json", help="write what the results were made from: graph, seeds, "
-        "versions, sha256 of models, pictures and frames",
+        "versions, sha256 of models, images and frames",
     )  # fmt: skip
     _add_on_oom(parser)
 
 
 def _add_background(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
-        "--background", type=_background, metavar="COLOUR", help="put transparent parts of pictures on it: white, "
-        "#336699, a grey level such as 0.5; keep: animate the colours that are hidden there, as ComfyUI does (default: "
+        "--background", type=_background, metavar="COLOUR", help="color behind transparent parts of images: white, "
+        "#336699, a grey level such as 0.5; keep: use the colors stored there, as ComfyUI does (default: "
         f"{default})",
     )  # fmt: skip
 

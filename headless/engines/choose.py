@@ -35,7 +35,7 @@ def choose_engine(
     if run_config.background not in (None, KEEP) and (comfyui is not None or server is not None):
         raise SettingError(
             "background works only without comfyui and server, because a ComfyUI loads images itself. Leave it out, "
-            "or put the image on its colour in the graph (ImageCompositeMasked).",
+            "or put the image on its color in the graph (ImageCompositeMasked).",
             code="setting.background",
         )
     if comfyui is not None and server is not None:
@@ -88,8 +88,8 @@ def run_graph(
             results are downloaded into output_dir. Models, device, precision and memory are the server's own.
         allowed: Class types or patterns (SVD*, Save*). A graph with other classes is refused before anything is
             imported. Empty: all classes that the engine knows.
-        background: The colour behind transparent parts of images that LoadImage reads, as in `animate`. "keep" and
-            None keep the hidden colours, as in ComfyUI. None adds a note.
+        background: The color behind transparent parts of images that LoadImage reads, as in `animate`. "keep" and
+            None keep the hidden colors, as in ComfyUI. None adds a note.
 
     Raises:
         SVDStagesError: One of its subclasses: GraphError, CheckpointError, ImageError, NodeError, SettingError,

@@ -39,7 +39,7 @@ def make_manifest(
         seconds: Duration of the run.
 
     Returns:
-        format, svd_stages, engine, versions, device, precision; background (the colour behind transparent parts of
+        format, svd_stages, engine, versions, device, precision; background (the color behind transparent parts of
         images); graph (API format, as it ran, redacted), graph_sha256, seeds ("node.input" -> number); models (node,
         input, name, files: None if they cannot be read); inputs and files (name, bytes, sha256; for results also
         frames_sha256, None without frames); notes (code, message and facts); seconds. Names are relative.

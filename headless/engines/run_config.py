@@ -23,8 +23,8 @@ class RunConfig:
         models: Models folders in ComfyUI's layout. Empty: the default folders.
         reporter: Called with (stage, done, total, unit).
         vram: Limit of device memory in bytes. None: all free memory.
-        background: The colour behind transparent parts of images that LoadImage reads. KEEP and None keep the hidden
-            colours, as in ComfyUI. None adds a note.
+        background: The color behind transparent parts of images that LoadImage reads. KEEP and None keep the hidden
+            colors, as in ComfyUI. None adds a note.
         on_oom: strict or adapt, see `svd_core.runtime.runtime.OnOom`.
         on_note: Called with each note when it occurs. The report lists the notes too.
     """

@@ -26,7 +26,7 @@ from ...graph.prompt import looks_like_link, name_node, run_order, sources_of, u
 MAX_PIXELS = 2**35
 """Largest video in pixels, all frames together: 384 GiB as float32, whatever the machine has."""
 PIXEL_BYTES = 12
-"""Bytes of a pixel of IMAGE: three colours in float32."""
+"""Bytes of a pixel of IMAGE: three colors in float32."""
 MIN_ITEMSIZE = 2
 """Bytes of a number in the narrowest precision of the models."""
 SCALE = 8
