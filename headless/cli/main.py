@@ -116,7 +116,7 @@ def _add_command(commands: Any, name: str, command: Command, help_text: str) -> 
     common = parser.add_argument_group("common options")
     common.add_argument(
         "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
-        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI that contains this package, else ./models)",
+        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI around this package, else ./models)",
     )  # fmt: skip
     common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     common.add_argument(
