@@ -32,7 +32,7 @@ CHANGING = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.sym
 
 
 class Watch:
-    """What an audit hook saw."""
+    """The events that the audit hook recorded."""
 
     def __init__(self) -> None:
         import svd_stages
@@ -67,7 +67,7 @@ class Watch:
             self.seen = seen
 
     def is_wrong(self, event: str, arguments: tuple[Any, ...]) -> bool:
-        """Whether this must not be."""
+        """Return True for a forbidden event."""
         if event in FORBIDDEN:
             return True
         if event == "import":
@@ -93,12 +93,12 @@ class Watch:
         )
 
     def is_below(self, path: Any, roots: list[str]) -> bool:
-        """Whether a path, links followed, lies in one of the roots."""
+        """Return True if a path, with links resolved, lies in one of the roots."""
         real = os.path.realpath(os.fsdecode(path))
         return any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots)
 
     def is_made_by_a_library(self) -> bool:
-        """Whether code without a file is made by Python itself or a library: dataclasses and named tuples are."""
+        """Return True if code without a file comes from Python or a library, such as dataclasses and named tuples."""
         frame = sys._getframe(3)
         while frame is not None and frame.f_code.co_filename == __file__:
             frame = frame.f_back
@@ -120,7 +120,7 @@ def graph(path: Path) -> None:
 
 
 def object_info(path: Path) -> None:
-    """What a server says of its nodes."""
+    """The node descriptions of a server."""
     from svd_stages.headless.graph import described_nodes, object_info, read_graph
 
     table = described_nodes(read_graph(path, finite=False))
@@ -180,7 +180,7 @@ def batch(path: Path) -> None:
 
 
 def control(path: Path) -> None:
-    """What the hook must see: it is no use if it does not."""
+    """The events that the hook must record; a hook that misses them proves nothing."""
     {
         "pickle": lambda: pickle.loads(path.read_bytes()),
         "process": lambda: subprocess.run(["true"], check=True),

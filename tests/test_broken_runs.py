@@ -96,7 +96,7 @@ class WatchedRuntime(LocalRuntime):
 
 @contextlib.contextmanager
 def watched(boundaries: Boundaries) -> Iterator[None]:
-    """What computes is a boundary too, before and after. What is decoded in 16 bits is NaN, and so decoded again."""
+    """Make computations boundaries too, before and after. Frames decoded in 16 bits is NaN, and so decoded again."""
 
     def crossing(name: str):
         def wrapper(call):

@@ -63,7 +63,7 @@ class Injection:
         )
 
     def put(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The same numbers but for one."""
+        """Return the numbers with one of them replaced."""
         numbers = numbers.clone()
         numbers[np.unravel_index(int(self.place * numbers.numel()), numbers.shape)] = self.value
         return numbers
@@ -134,7 +134,7 @@ def inject(injection: Injection, patch: pytest.MonkeyPatch) -> list[bool]:
     calls = iter(range(1000))
 
     def strikes(dtype: torch.dtype) -> bool:
-        """Whether this call is the one. Calls in float32 are second tries where precision is shorter."""
+        """Return True for the chosen call. Calls in float32 are second tries where precision is shorter."""
         again = injection.dtype != torch.float32 and dtype == torch.float32 and injection.stage == "decoder"
         hit = not injection.only_short if again else next(calls) == (injection.call if counts else 0)
         came.append(hit)
@@ -159,7 +159,7 @@ def inject(injection: Injection, patch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def in_full(checkpoint: Checkpoint) -> Checkpoint:
-    """The same numbers with a decoder in float32."""
+    """Compare with a decoder in float32: the numbers are equal."""
     return replace(checkpoint, vae=SVDVae(copy.deepcopy(checkpoint.vae.vae).float()))
 
 

@@ -275,7 +275,7 @@ def add_controls(to: Builder) -> None:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    """What came of each payload."""
+    """The outcome of each payload."""
     work = tmp_path_factory.mktemp("payloads").resolve()
     builder = Builder(work)
     for add in (add_pickles, add_graphs, add_media, add_manifests, add_parquet, add_runs, add_controls):

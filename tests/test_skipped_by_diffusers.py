@@ -98,7 +98,7 @@ def test_batches_of_any_size_give_a_video_of_each_picture():
 
 
 def in_float16(checkpoint: Checkpoint) -> Checkpoint:
-    """The same weights, rounded."""
+    """Return the weights, rounded."""
     unet, vae, clip = (
         copy.deepcopy(part.module).to(torch.float16)
         for part in (checkpoint.model, checkpoint.vae, checkpoint.clip_vision)

@@ -105,7 +105,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(runs, tmp_path_factory) -> tuple[dict[str, str], float]:
-    """What a run that nobody stops makes, and how long it takes, in seconds."""
+    """The results of an uninterrupted run, and its duration in seconds."""
     folder = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
     assert runs.run(*arguments(folder, clip_graph())) == 0

@@ -1,4 +1,4 @@
-"""What reaches us from others: packages by their hashes, and no way for text to become a program or a call home."""
+"""Check what comes from others: packages by their hashes, and no way for text to become a program or a call home."""
 
 from __future__ import annotations
 

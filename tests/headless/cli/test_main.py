@@ -441,7 +441,7 @@ def test_compile_puts_the_options_before_the_sampler():
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_a_stop_that_python_loses_ends_the_run_at_its_next_report(here, monkeypatch, form):
-    """What is raised while an object is cleared away is dropped."""
+    """Python drops exceptions that are raised in a finalizer."""
 
     class Unlucky:
         def __del__(self):

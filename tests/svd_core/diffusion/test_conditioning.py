@@ -1,4 +1,4 @@
-"""How the image latents of several pictures belong to the frames of one video."""
+"""Assign the image latents of several images to the frames of one video."""
 
 from __future__ import annotations
 

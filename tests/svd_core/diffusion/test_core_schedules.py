@@ -69,7 +69,7 @@ def test_beta_puts_even_shares_of_the_distribution_between_its_levels():
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_million_steps_are_no_work(scheduler):
-    """What 10,000 steps with a denoise of 0.01 ask for."""
+    """The schedule of 10,000 steps with a denoise of 0.01."""
     started = time.process_time()
     row = core_sigmas(scheduler, 1_000_000, TABLE)
     assert time.process_time() - started < 20

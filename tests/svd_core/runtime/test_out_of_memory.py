@@ -34,7 +34,7 @@ SHORTAGES = {
 
 
 def accelerator_error(text: str) -> RuntimeError:
-    """What torch raises for a device's error, since 2.8 of a class of its own."""
+    """Make the error that torch raises for a device; since 2.8 it has its own class."""
     kind = getattr(torch, "AcceleratorError", RuntimeError)
     return kind(text)
 
