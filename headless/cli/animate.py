@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...nodes.compat.saving import graph_metadata
-from ...svd_core.errors import ImageError, Interrupted, NodeError, SettingError, SVDStagesError
+from ...svd_core.errors import ImageError, Interrupted, SettingError
 from ...svd_core.media.alpha_compositing import GREY, Background, read_background
 from ...svd_core.media.image_io import as_images, display_name
 from ...svd_core.pipeline import VideoSettings, image_to_video
@@ -30,7 +30,7 @@ from ..engines.graphs import Report
 from ..engines.run_config import RunConfig
 from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class
 from ..graph import Prompt
-from ..graph.prompt import name_node, one_line
+from ..graph.explain import node_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,13 +202,7 @@ class _StageErrors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, Interrupted):
             return
-        class_type = STAGE_NODES[self._stage]
-        node_id = node_of_class(self._prompt, class_type)
-        text = one_line(str(error))
-        if not isinstance(error, SVDStagesError):
-            text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        message = f"{name_node(self._prompt, node_id)} failed: {text}"
-        raise NodeError(message, node_id=node_id, class_type=class_type, cause=error) from error
+        raise node_error(self._prompt, node_of_class(self._prompt, STAGE_NODES[self._stage]), error) from error
 
 
 def _as_output(videos: list[torch.Tensor], output_type: OutputType) -> Any:

@@ -21,9 +21,10 @@ from .cache_keys import CacheKeys
 from .call import Calls, Outcome, Part, call_mapped, call_node, hidden_values, input_lists, merge_results
 from .check_node import exception_info
 from .dynamic import DynamicPrompt
+from .explain import node_error
 from .node_schema import Declarations, is_output
 from .output_cache import Entry, Key, OutputCache
-from .prompt import Prompt, links_of, looks_like_link, name_node, one_line, run_order, sources_of, with_ancestors
+from .prompt import Prompt, links_of, looks_like_link, name_node, run_order, sources_of, with_ancestors
 from .ready_queue import ReadyQueue
 from .v3 import bound_function, class_function
 
@@ -520,18 +521,9 @@ class _Run:
 
     def node_error(self, node_id: str, cause: Exception) -> NodeError:
         """Return the error for a node that raised. It names the node of the original graph."""
-        text = one_line(str(cause))
-        if not isinstance(cause, SVDStagesError):
-            text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
         real = self.graph.get_real_node_id(node_id)
-        class_type = self.graph.get_node(node_id)["class_type"]
-        added = "" if real == node_id else f' (in "{class_type}", which it added to the graph)'
-        return NodeError(
-            f"{name_node(self.graph.original_prompt, real)} failed{added}: {text}",
-            node_id=real,
-            class_type=class_type,
-            cause=cause,
-        )
+        class_type = None if real == node_id else self.graph.get_node(node_id)["class_type"]
+        return node_error(self.graph.original_prompt, real, cause, class_type)
 
 
 def _lazy_link(node: Mapping[str, Any], name: str) -> tuple[str, int]:

@@ -5,10 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...svd_core.errors import NodeError, SVDStagesError
 from .prompt import name_node, one_line
 
 MAX_NAMED = 20
 """Faults that the paragraph describes. It only counts the others."""
+
+
+def node_error(prompt: Mapping[str, Any], node_id: str, cause: Exception, class_type: str | None = None) -> NodeError:
+    """Make the error for a node that raised.
+
+    Args:
+        prompt: The original graph.
+        node_id: The node of the original graph.
+        cause: Its exception.
+        class_type: The class that raised, if `node_id` added it to the graph. None: that of `node_id`.
+    """
+    text = one_line(str(cause))
+    if not isinstance(cause, SVDStagesError):
+        text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+    added = "" if class_type is None else f' (in "{class_type}", which it added to the graph)'
+    message = f"{name_node(prompt, node_id)} failed{added}: {text}"
+    class_type = class_type or prompt[node_id]["class_type"]
+    return NodeError(message, node_id=node_id, class_type=class_type, cause=cause)
 
 
 def explain(error: Mapping[str, Any] | None, node_errors: Mapping[str, Any], prompt: Mapping[str, Any]) -> str:
