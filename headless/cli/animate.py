@@ -28,7 +28,7 @@ from ...svd_core.runtime.runtime import (
 from ..engines.embedded.engine import validate_and_budget
 from ..engines.graphs import Report
 from ..engines.run_config import RunConfig
-from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class
+from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class, settings_of
 from ..graph import Prompt
 from ..graph.explain import node_error
 
@@ -104,8 +104,11 @@ def animate_images(images: torch.Tensor, settings: VideoSettings, runtime: Local
     prompt = image_to_video_graph(settings, runtime, "input.png").prompt
     prompt = {key: node for key, node in prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")}
     prompt = _validated(prompt, images, runtime, keep=(node_of_class(prompt, "SVDTemporalVAEDecode"),))
+    from ...svd_core import execution
+
     with _StageErrors(prompt) as stage:
-        return _load_and_animate(images, settings, runtime, stage)
+        checkpoint = execution.load(runtime, settings.model, "auto")
+        return image_to_video(checkpoint, images, settings_of(prompt, settings), runtime, stage)
 
 
 def animate_file(image: Path, output: Path, settings: VideoSettings, run_config: RunConfig) -> Report:
@@ -121,6 +124,7 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
         CheckpointError, GraphError: A model is missing; a setting is out of range, or memory cannot suffice.
         NodeError: A stage failed. `node_id` and `class_type` are those of its node.
     """
+    from ...svd_core import execution
     from ...svd_core.utils.output_files import free_names, scratch_folder_beside
 
     if not image.is_file():
@@ -134,7 +138,9 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
         images = _images(image, run_config.background or read_background(GREY), runtime)
         prompt = _validated(image_to_video_graph(settings, runtime, image.name).prompt, images, runtime)
         with _StageErrors(prompt) as stage:
-            videos = _load_and_animate(images, settings, runtime, stage)
+            checkpoint = execution.load(runtime, settings.model, "auto")
+            settings = settings_of(prompt, settings)
+            videos = image_to_video(checkpoint, images, settings, runtime, stage)
             stage("save")
             files = [_save(video, settings.fps, prompt, runtime) for video in videos]
         paths = [output, *itertools.islice(free_names(output, 2), len(files) - 1)]
@@ -161,16 +167,6 @@ def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep
     given = {node_of_class(prompt, "LoadImage"): [[images], [None]]}
     with use_runtime(runtime):
         return validate_and_budget(prompt, runtime, given, keep).prompt
-
-
-def _load_and_animate(
-    images: torch.Tensor, settings: VideoSettings, runtime: LocalRuntime, stage: _StageErrors
-) -> list[torch.Tensor]:
-    from ...svd_core import execution
-
-    stage("load")
-    checkpoint = execution.load(runtime, settings.model, "auto")
-    return image_to_video(checkpoint, images, settings, runtime, stage)
 
 
 def _save(video: torch.Tensor, fps: int, prompt: Prompt, runtime: LocalRuntime) -> Path:

@@ -6,7 +6,7 @@ It is embedded in the mp4 files of `animate`, and batches run it. Running it giv
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ...svd_core.checkpoints.inspect import read_defaults
@@ -93,6 +93,31 @@ def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:
 
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs, "_meta": {"title": DISPLAY_NAMES[class_type]}}
+
+
+_INPUTS = {
+    "width": ("SVDResizeImage", "width"),
+    "height": ("SVDResizeImage", "height"),
+    "fit": ("SVDResizeImage", "fit"),
+    "noise_aug_strength": ("SVDNoiseAugmentation", "noise_aug_strength"),
+    "seed": ("SVDNoiseAugmentation", "seed"),
+    "num_frames": ("SVDImageConditioning", "video_frames"),
+    "fps": ("SVDMicroConditioning", "fps"),
+    "motion_bucket_id": ("SVDMicroConditioning", "motion_bucket_id"),
+    "steps": ("SVDEulerSampler", "steps"),
+    "min_guidance": ("SVDEulerSampler", "min_guidance"),
+    "max_guidance": ("SVDEulerSampler", "max_guidance"),
+    "decode_mode": ("SVDTemporalVAEDecode", "mode"),
+    "decode_chunk": ("SVDTemporalVAEDecode", "chunk_size"),
+    "decode_context": ("SVDTemporalVAEDecode", "context"),
+}
+"""Field of VideoSettings -> the node class and input that `make_prompt` gives it to."""
+
+
+def settings_of(prompt: Prompt, settings: VideoSettings) -> VideoSettings:
+    """Return the settings with the values of a validated graph, in which "4" steps have become 4."""
+    inputs = {name: prompt[node_of_class(prompt, kind)]["inputs"] for name, (kind, _) in _INPUTS.items()}
+    return replace(settings, **{name: inputs[name][_INPUTS[name][1]] for name in _INPUTS})
 
 
 def node_of_class(prompt: Prompt, class_type: str) -> str:

@@ -26,8 +26,8 @@ def node_error(prompt: Mapping[str, Any], node_id: str, cause: Exception, class_
         text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
     added = "" if class_type is None else f' (in "{class_type}", which it added to the graph)'
     message = f"{name_node(prompt, node_id)} failed{added}: {text}"
-    class_type = class_type or prompt[node_id]["class_type"]
-    return NodeError(message, node_id=node_id, class_type=class_type, cause=cause)
+    raised_in: str = class_type or prompt[node_id]["class_type"]
+    return NodeError(message, node_id=node_id, class_type=raised_in, cause=cause)
 
 
 def explain(error: Mapping[str, Any] | None, node_errors: Mapping[str, Any], prompt: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -65,7 +66,8 @@ def make_denoiser(
     guided = bool((weights != 1.0).any())
     c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    calls = [_predictor(unet, side, frames, device, c_noises, optimizations, stream, options) for side in sides]
+    predictor = functools.partial(_predictor, unet, frames, device, c_noises, optimizations, stream, options)
+    calls = list(map(predictor, sides))
     per_frame = weights.to(device).view(1, frames, 1, 1, 1)
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -81,13 +83,13 @@ def make_denoiser(
 
 def _predictor(
     unet: torch.nn.Module,
-    side: Conditioning,
     frames: int,
     device: torch.device,
     c_noises: torch.Tensor,
     optimizations: Optimizations,
     stream: bool,
     options: ModelOptions,
+    side: Conditioning,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return the function (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> v (1, F, 4, h, w) float32 of one side."""
     dtype = next(unet.parameters()).dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,12 +27,12 @@ DEEPEST = 10
 
 
 def test_main_reaches_the_unet_in_few_frames(tmp_path, monkeypatch):
-    package, depths = str(headless.PACKAGE), []
+    package, depths = headless.PACKAGE, []
 
     def count_frames(self, *arguments, **options):
         frame, count = sys._getframe(1), 1  # 1: PreparedUNet.__init__ itself
         while frame.f_code is not main.__code__:
-            count += frame.f_code.co_filename.startswith(package)
+            count += Path(frame.f_code.co_filename).resolve().is_relative_to(package)
             frame = frame.f_back
         depths.append(count + 1)
         raise KeyboardInterrupt
@@ -92,6 +93,11 @@ def test_settings_are_declared_once():
     }
     with raises(TypeError, None, "steeps"):
         headless.animate(ROCKET, steeps=1)
+
+
+def test_text_is_read_as_the_number_that_validation_makes_of_it():
+    animated = headless.animate(ROCKET, width=64, height=64, num_frames="2", steps="1", seed="3")
+    assert torch.equal(animated, headless.animate(ROCKET, width=64, height=64, num_frames=2, steps=1, seed=3))
 
 
 def test_settings_without_values_are_those_of_the_checkpoint():
