@@ -17,6 +17,8 @@ from tiny import UNET_CONFIG
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc to measure memory")
 
+OVERHEAD = 32 * 2**20
+"""Bytes of modules, headers and the allocator. 12 to 20 MB were measured, for 130 MB of weights as for 250 MB."""
 WIDE = {**UNET_CONFIG, "block_out_channels": (64, 128, 256, 256), "num_attention_heads": (1, 2, 4, 4)}
 PROGRAM = """
 import sys
@@ -79,7 +81,7 @@ def test_loading_takes_little_more_memory_than_the_model(wide_file, precision):
     size, largest = model_size(wide_file, precision)
     assert size > 100e6
     taken = peak_of("load_checkpoint(sys.argv[1], sys.argv[2])", wide_file, precision)
-    assert size < taken <= 1.15 * size + largest, (taken, size, largest)
+    assert size < taken <= size + largest + OVERHEAD, (taken, size, largest)
 
 
 def test_converting_takes_a_small_part_of_the_models_memory(wide_file, tmp_path):
