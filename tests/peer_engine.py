@@ -10,7 +10,10 @@ from svd_stages.svd_core.errors import SVDStagesError
 
 
 class EmbeddedEngine:
-    """The embedded executor with the nodes that ComfyUI has loaded. ComfyUI's own executor raises if it is called."""
+    """The embedded executor with the nodes that ComfyUI has loaded. ComfyUI's own executor raises if it is called.
+
+    It has no cache of a fixed size, so it ignores `cache_lru`.
+    """
 
     def __init__(self, cache_lru: int | None = None):
         import execution
@@ -28,7 +31,7 @@ class EmbeddedEngine:
         ):
             setattr(owner, name, refuse)
         self._nodes = nodes.NODE_CLASS_MAPPINGS
-        self._engine = Engine(self._nodes, "classic" if cache_lru is None else cache_lru)
+        self._engine = Engine(self._nodes, "classic")
         self._prompt: dict[str, Any] = {}
 
     def validate(self, prompt: dict[str, Any], targets: list[str] | None):

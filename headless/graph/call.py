@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from ...svd_core.errors import SVDStagesError
-from .async_utils import resolve, run_in_contexts
 from .node_schema import Declaration
 from .prompt import looks_like_link, unwrap_value
 from .v3 import as_v1, is_v3
@@ -35,29 +31,6 @@ class Outcome:
     slots: list[list[Any]]
     ui: dict[str, list[Any]]
     parts: list[Part] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Calls:
-    """The calls of one node: each is its result, or the task that computes it."""
-
-    items: list[Any]
-
-    @property
-    def tasks(self) -> list[asyncio.Task]:
-        """The calls that are tasks."""
-        return [item for item in self.items if isinstance(item, asyncio.Task)]
-
-    def results(self) -> list[Any]:
-        """Return the results of all calls.
-
-        Raises:
-            SVDStagesError: A coroutine cancelled itself (`node.cancelled`).
-            Exception: Whatever a task raised.
-        """
-        if any(task.cancelled() for task in self.tasks):
-            raise SVDStagesError("the node's coroutine was cancelled, and not by the run", code="node.cancelled")
-        return [item.result() if isinstance(item, asyncio.Task) else item for item in self.items]
 
 
 def hidden_values(node_id: str, prompt: Any, dynamic_prompt: Any, extra_data: Mapping[str, Any]) -> HiddenValues:
@@ -107,52 +80,33 @@ def constant_lists(node: Mapping[str, Any], declaration: Declaration, node_id: s
     return input_lists(node, declaration, hidden_values(node_id, {}, None, {}), lambda source, slot: [None])
 
 
-def call_mapped(function: Callable[..., Any], lists: Mapping[str, list[Any]], whole_lists: bool) -> list[Any]:
+def call_mapped(
+    function: Callable[..., Any],
+    lists: Mapping[str, list[Any]],
+    whole_lists: bool,
+    blocked: Callable[[Any], Any] | None = None,
+) -> list[Any]:
     """Call `function` once for each index of the longest list, and return the results.
 
-    A shorter list repeats its last value. Without inputs there is one call. A call that would receive a blocker is
-    skipped. A coroutine function gives coroutines.
+    A shorter list repeats its last value. Without inputs there is one call. A coroutine function gives coroutines.
 
     Args:
         function: The function.
         lists: The lists by input name.
         whole_lists: If true, `function` is called once, with the lists themselves.
+        blocked: Returns the result of a call that would receive this blocker. None: such calls are skipped.
 
     Raises:
         SVDStagesError: A list is empty, so that it has no last value (`graph.empty_list`).
     """
-    calls = _arguments_of_calls(lists, whole_lists)
-    return [function(**arguments) for arguments in calls if _find_blocker(arguments, whole_lists) is None]
-
-
-def call_node(
-    function: Callable[..., Any],
-    lists: Mapping[str, list[Any]],
-    whole_lists: bool,
-    context: Callable[[], AbstractContextManager[Any]],
-    blocked: Callable[[Any], Any],
-) -> Calls:
-    """Call a node's function as `call_mapped` does, and start its coroutines.
-
-    Args:
-        function: The function.
-        lists: The lists by input name.
-        whole_lists: If true, `function` is called once, with the lists themselves.
-        context: Creates a context manager around each call, and around each step of a coroutine.
-        blocked: Returns the result of a call that would receive a blocker.
-    """
-    items = []
+    results = []
     for arguments in _arguments_of_calls(lists, whole_lists):
         blocker = _find_blocker(arguments, whole_lists)
-        if blocker is not None:
-            items.append(blocked(blocker))
-            continue
-        with context():
-            result = function(**arguments)
-        if inspect.iscoroutine(result):
-            result = asyncio.ensure_future(resolve(run_in_contexts(result, context)))
-        items.append(result)
-    return Calls(items)
+        if blocker is None:
+            results.append(function(**arguments))
+        elif blocked is not None:
+            results.append(blocked(blocker))
+    return results
 
 
 def _find_blocker(arguments: Mapping[str, Any], whole_lists: bool) -> Any:

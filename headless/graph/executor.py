@@ -9,21 +9,22 @@ The first failure ends the run. No function is recursive, because a graph may be
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
-from .async_utils import resolve, run_sync
+from .async_utils import resolve, run_in_contexts, run_sync
 from .cache_keys import CacheKeys
-from .call import Calls, Outcome, Part, call_mapped, call_node, hidden_values, input_lists, merge_results
+from .call import Outcome, Part, call_mapped, hidden_values, input_lists, merge_results
 from .check_node import exception_info
 from .dynamic import DynamicPrompt
 from .explain import node_error
 from .node_schema import Declarations, is_output
-from .output_cache import Entry, Key, OutputCache
+from .output_cache import Key, OutputCache
 from .prompt import Prompt, links_of, looks_like_link, name_node, run_order, sources_of, with_ancestors
 from .ready_queue import ReadyQueue
 from .v3 import bound_function, class_function
@@ -50,7 +51,7 @@ class Engine:
         cache: What is kept between runs, see `OutputCache`. With "once" the instances of nodes are not kept either.
     """
 
-    def __init__(self, nodes: Mapping[str, type], cache: str | int = "once"):
+    def __init__(self, nodes: Mapping[str, type], cache: str = "once"):
         self._nodes = nodes
         self._cache = OutputCache(cache)
         self._numbers: dict[Hashable, Key] = {}
@@ -106,15 +107,12 @@ class Engine:
             node_context=node_context,
             watch=watch or (lambda node_id, node, linked: nullcontext()),
         )
-        try:
-            return run_sync(run.run(outputs, keep))
-        finally:
-            self._cache.end()
+        return run_sync(run.run(outputs, keep))
 
 
 @dataclass(eq=False)
 class _Run:
-    """The state of one run. `unfinished` has nodes whose calls still run, and expansions whose added nodes do."""
+    """The state of one run. `started` has what is left to do of the nodes that are not done."""
 
     graph: DynamicPrompt
     declarations: Declarations
@@ -128,11 +126,12 @@ class _Run:
     node_context: Callable[[], AbstractContextManager[Any]]
     watch: Watch
     queue: ReadyQueue = field(default_factory=ReadyQueue)
-    unfinished: dict[str, Calls | Outcome] = field(default_factory=dict)
+    started: dict[str, AsyncIterator[None]] = field(default_factory=dict)
     executed: list[str] = field(default_factory=list)
     ui: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     registered: set[str] = field(default_factory=set)
     readers: Counter[str] = field(default_factory=Counter)
+    coroutine_done: asyncio.Event = field(default_factory=asyncio.Event)
     callback_error: BaseException | None = None
 
     def send_event(self, event: str, **data: Any) -> None:
@@ -147,7 +146,6 @@ class _Run:
 
     async def run(self, outputs: Collection[str], keep: Collection[str]) -> RunResult:
         prompt, wanted = self.graph.original_prompt, [*outputs, *keep]
-        self.coroutine_done = asyncio.Event()
         await self.assign_keys(wanted)
         needed = [node_id for node_id in prompt if node_id in self.keys and node_id not in self.precomputed]
         reads_graph = any(map(self.reads_graph, needed))
@@ -158,7 +156,7 @@ class _Run:
             self.cache.pin(self.keys[node_id])
             self.cache.put(self.keys[node_id], [list(values) for values in slots], {})
         self.send_event("execution_start")
-        cached = [node_id for node_id in needed if self.cache.get(self.keys[node_id]) is not None]
+        cached = [node_id for node_id in needed if self.keys[node_id] in self.cache]
         self.send_event("execution_cached", nodes=cached)
         for node_id in needed:
             self.queue.set_position(node_id)
@@ -169,7 +167,7 @@ class _Run:
         while len(self.queue):
             node_id = self.queue.take()
             if node_id is not None:
-                await self.run_guarded(node_id)
+                await self.advance(node_id)
                 await asyncio.sleep(0)  # let coroutines continue
             elif self.queue.suspended:
                 await self.wait_for_coroutine()
@@ -206,7 +204,7 @@ class _Run:
         try:
             await self.coroutine_done.wait()
         except BaseException:
-            self.send_event("execution_interrupted", **self.location(next(iter(self.unfinished))))
+            self.send_event("execution_interrupted", **self.location(min(self.queue.suspended)))
             raise
         self.coroutine_done.clear()
 
@@ -252,55 +250,60 @@ class _Run:
 
     def schedule(self, node_id: str) -> None:
         """Schedule a node and everything that it needs."""
-        if self.queue.add(node_id):
+        if node_id not in self.queue:
+            self.queue.add(node_id)
             self.add_reader(node_id)
-            self.schedule_sources([node_id])
+            self.require(node_id, self.links_needed(node_id))
 
-    def schedule_sources(self, new: list[str]) -> None:
-        """Schedule what new nodes need, unless it has run."""
-        while new:
-            dependent = new.pop()
-            if self.cache.is_complete(self.keys[dependent]):
-                continue
-            for source, slot in self.links_needed(dependent):
-                new += self.schedule_link(source, slot, dependent)
+    def require(self, node_id: str, links: Iterable[tuple[str, int]]) -> None:
+        """Let a node wait for the values of links, unless they are available. Schedule everything that they need."""
+        waiting = [(node_id, links)]
+        while waiting:
+            dependent, links = waiting.pop()
+            for source, slot in links:
+                if source not in self.queue:
+                    if self.cache.has(self.keys[source], slot):
+                        continue
+                    self.check_slots(source, slot + 1)
+                    self.queue.add(source)
+                    self.add_reader(source)
+                    waiting.append((source, self.links_needed(source)))
+                self.queue.link(source, dependent)
 
-    def schedule_link(self, source: str, slot: int, dependent: str) -> list[str]:
-        """Let `dependent` wait for a value, unless it is available. Return the source if it is newly scheduled."""
-        key = self.keys[source]
-        if source not in self.queue:
-            if self.cache.has(key, slot):
-                return []
-            self.check_slots(source, slot + 1)
-        new = [source] if self.queue.add(source) else []
-        if new:
-            self.add_reader(source)
-        self.queue.link(source, dependent)
-        return new
-
-    def links_needed(self, node_id: str) -> Iterable[tuple[str, int]]:
-        """Return the links that are not lazy."""
+    def links_needed(self, node_id: str) -> list[tuple[str, int]]:
+        """Return the links that are not lazy. None, if the node has run."""
+        if self.cache.is_complete(self.keys[node_id]):
+            return []
         node = self.graph.get_node(node_id)
         declared = self.declarations[node["class_type"]].inputs
-        for name, value in node["inputs"].items():
-            lazy = name in declared and declared[name].options.get("lazy")
-            if looks_like_link(value) and not lazy:
-                yield value[0], int(value[1])
+        lazy = {name for name, declared_input in declared.items() if declared_input.options.get("lazy")}
+        return links_of({"inputs": {name: value for name, value in node["inputs"].items() if name not in lazy}})
 
     def slots_read(self, node_id: str) -> set[tuple[Key, int]]:
         """Return everything that a node may read."""
         return {(self.keys[source], slot) for source, slot in links_of(self.graph.get_node(node_id))}
 
-    async def run_guarded(self, node_id: str) -> None:
-        """Run one node, and send an event if it fails or is interrupted."""
+    async def advance(self, node_id: str) -> None:
+        """Run one node until it is done or must wait. Send an event if it fails or is interrupted.
+
+        Raises:
+            NodeError: From whatever the node raised, except an interrupt.
+        """
+        if node_id not in self.started:
+            self.started[node_id] = self.run_node(node_id)
         try:
-            await self.run_one(node_id)
+            await anext(self.started[node_id], None)
         except (KeyboardInterrupt, Interrupted, asyncio.CancelledError):
             self.send_event("execution_interrupted", **self.location(node_id))
             raise
-        except SVDStagesError as error:
-            self.send_error(node_id, exception_info(error.__cause__ or error))
-            raise
+        except Exception as error:
+            if error is self.callback_error:
+                raise
+            is_node_error = isinstance(error, NodeError)
+            self.send_error(node_id, exception_info(error.__cause__ if is_node_error and error.__cause__ else error))
+            if is_node_error:
+                raise
+            raise self.node_error(node_id, error) from error
 
     def location(self, node_id: str) -> dict[str, Any]:
         """Return the position of the run as ComfyUI's events state it: a node of the original graph."""
@@ -312,55 +315,41 @@ class _Run:
         """Send ComfyUI's event, without the node's inputs, which may hold secrets and large images."""
         self.send_event("execution_error", **self.location(node_id), **info, current_inputs={}, current_outputs=[])
 
-    async def run_one(self, node_id: str) -> None:
-        """Run one node until it has its outputs or must wait."""
+    async def run_node(self, node_id: str) -> AsyncIterator[None]:
+        """Run one node. Yields where it must wait for other nodes or for its coroutines."""
         key = self.keys[node_id]
-        if node_id in self.unfinished or not self.cache.is_complete(key):
-            outcome = await self.compute(node_id)
-            if outcome is None:
-                return
+        node = self.graph.get_node(node_id)
+        node_class: Any = self.declarations[node["class_type"]].node_class
+        while not self.cache.is_complete(key):
+            calls = await self.begin(node_id, node, node_class)
+            if calls is None:
+                yield
+                continue
+            if self.suspend(node_id, calls):
+                yield
+            outcome = merge_results(_results_of(calls), node_class)
+            if outcome.parts is not None:
+                await self.expand(node_id, outcome.parts)
+                yield
+                outcome = self.join_expansion(outcome, node_class)
             real = self.graph.get_real_node_id(node_id)
             self.cache.put(key, outcome.slots, outcome.ui, None if real == node_id else real)
         self.check_slots(node_id, self.cache.slots_needed(key))
-        self.finish(node_id, self.cache[key])
+        self.finish(node_id, self.cache[key].ui)
 
-    def finish(self, node_id: str, entry: Entry) -> None:
+    def finish(self, node_id: str, ui: dict[str, list[Any]]) -> None:
         """Report the outputs of a node, and release the nodes that wait for it."""
-        if entry.ui and node_id not in self.ui:
-            self.ui[node_id] = entry.ui
+        if ui and node_id not in self.ui:
+            self.ui[node_id] = ui
             display_node = self.graph.get_display_node_id(node_id)
-            self.send_event("executed", node=node_id, display_node=display_node, output=entry.ui)
+            self.send_event("executed", node=node_id, display_node=display_node, output=ui)
         self.executed.append(node_id)
-        self.unfinished.pop(node_id, None)
+        del self.started[node_id]
         self.queue.done(node_id)
         self.remove_reader(node_id)
 
-    async def compute(self, node_id: str) -> Outcome | None:
-        """Return the outcome of a node. None if it must wait. Raises NodeError from whatever the node raises."""
-        node = self.graph.get_node(node_id)
-        node_class: Any = self.declarations[node["class_type"]].node_class
-        unfinished = self.unfinished.get(node_id)
-        try:
-            if isinstance(unfinished, Outcome):
-                return self.join_expansion(unfinished, node_class)
-            calls = unfinished or await self.begin(node_id, node, node_class)
-            if calls is None:
-                return None
-            pending = [task for task in calls.tasks if not task.done()]
-            if pending:
-                self.unfinished[node_id] = calls
-                self.suspend(node_id, pending)
-                return None
-            return await self.merge(node_id, calls.results(), node_class)
-        except Interrupted:
-            raise
-        except Exception as error:
-            if error is self.callback_error or isinstance(error, NodeError):
-                raise
-            raise self.node_error(node_id, error) from error
-
-    async def begin(self, node_id: str, node: Mapping[str, Any], node_class: Any) -> Calls | None:
-        """Call a node. Return None if it first needs lazy inputs."""
+    async def begin(self, node_id: str, node: Mapping[str, Any], node_class: Any) -> list[Any] | None:
+        """Call a node. Return the results, or tasks that compute them. Return None if it first needs lazy inputs."""
         hidden = hidden_values(node_id, self.graph.original_prompt, self.graph, self.extra_data)
         lists = input_lists(node, self.declarations[node["class_type"]], hidden, self.linked_values)
         whole_lists = getattr(node_class, "INPUT_IS_LIST", False)
@@ -373,21 +362,34 @@ class _Run:
             answers = [name for result in results if isinstance(result, (list, tuple)) for name in result]
             names = dict.fromkeys(name for name in answers if isinstance(name, str))
             requested = [name for name in names if name in missing or name not in lists]
-            for source, slot in [_lazy_link(node, name) for name in requested]:
-                self.schedule_sources(self.schedule_link(source, slot, node_id))
             if requested:
+                self.require(node_id, [_lazy_link(node, name) for name in requested])
                 self.queue.offer(node_id)
                 return None
         self.send_event("executing", node=node_id, display_node=self.graph.get_display_node_id(node_id))
         function = bound_function(instance, hidden)
         linked = {name: arguments[name] for name, value in node["inputs"].items() if looks_like_link(value)}
 
+        call = self.in_contexts(function, node_id, node, linked)
+        return call_mapped(call, arguments, whole_lists, lambda blocker: self.blocked(node_id, blocker))
+
+    def in_contexts(
+        self, function: Callable[..., Any], node_id: str, node: Mapping[str, Any], linked: Mapping[str, list[Any]]
+    ) -> Callable[..., Any]:
+        """Return a function that makes a call in contexts of its own. A coroutine becomes a task, step by step so."""
+
         @contextmanager
         def context() -> Iterator[None]:
             with self.node_context(), self.watch(node_id, node, linked):
                 yield
 
-        return call_node(function, arguments, whole_lists, context, lambda blocker: self.blocked(node_id, blocker))
+        def call(**inputs: Any) -> Any:
+            with context():
+                result = function(**inputs)
+            is_coroutine = inspect.iscoroutine(result)
+            return asyncio.ensure_future(resolve(run_in_contexts(result, context))) if is_coroutine else result
+
+        return call
 
     def instance_of(self, node_id: str, class_type: str, node_class: Any) -> Any:
         """Return the instance of a node. It stays the same as long as the node is in the graphs."""
@@ -401,16 +403,19 @@ class _Run:
         entry = self.cache.get(self.keys[source])
         return None if entry is None else entry.slots.get(slot)
 
-    def suspend(self, node_id: str, tasks: list[asyncio.Task]) -> None:
-        """Let a node wait until all its coroutines are done."""
-        self.queue.suspended.add(node_id)
+    def suspend(self, node_id: str, calls: list[Any]) -> bool:
+        """Let a node wait until all its coroutines are done. Return False if it has none."""
+        tasks = [call for call in calls if isinstance(call, asyncio.Task)]
 
         def resume(_: Any) -> None:
             self.queue.suspended.discard(node_id)
             self.queue.offer(node_id)
             self.coroutine_done.set()
 
-        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(resume)
+        if tasks:
+            self.queue.suspended.add(node_id)
+            asyncio.gather(*tasks, return_exceptions=True).add_done_callback(resume)
+        return bool(tasks)
 
     def blocked(self, node_id: str, blocker: Any) -> Any:
         """Return the result of a call that would receive a blocker. The blocker's message is reported once."""
@@ -420,17 +425,6 @@ class _Run:
         info = {"exception_type": "ExecutionBlocked", "traceback": []}
         self.send_error(node_id, {"exception_message": f"Execution Blocked: {message}", **info})
         return type(blocker)(None)
-
-    async def merge(self, node_id: str, results: list[Any], node_class: Any) -> Outcome | None:
-        """Return the outcome of a node's calls. None if they added nodes to the graph, which must run first."""
-        outcome = merge_results(results, node_class)
-        if outcome.parts is None:
-            return outcome
-        self.unfinished[node_id] = outcome
-        await self.expand(node_id, outcome.parts)
-        self.remove_reader(node_id)  # only the added nodes read its inputs now
-        self.queue.offer(node_id)
-        return None
 
     async def expand(self, node_id: str, parts: list[Part]) -> None:
         """Add the nodes of an expansion to the graph, and let `node_id` wait for those whose values it returns."""
@@ -457,8 +451,9 @@ class _Run:
         for new_id, node in new.items():
             if is_output(self.declarations.nodes[node["class_type"]]):
                 self.schedule(new_id)
-        for source, slot in links:
-            self.schedule_sources(self.schedule_link(source, slot, node_id))
+        self.require(node_id, links)
+        self.remove_reader(node_id)  # only the added nodes read its inputs now
+        self.queue.offer(node_id)
 
     async def assign_new_keys(self, new: Prompt, parent: str) -> None:
         """Assign cache keys to the nodes of an expansion, and to original nodes that only they read.
@@ -524,6 +519,15 @@ class _Run:
         real = self.graph.get_real_node_id(node_id)
         class_type = None if real == node_id else self.graph.get_node(node_id)["class_type"]
         return node_error(self.graph.original_prompt, real, cause, class_type)
+
+
+def _results_of(calls: list[Any]) -> list[Any]:
+    """Return the results of a node's calls that are done. Raises whatever a coroutine raised."""
+    try:
+        return [call.result() if isinstance(call, asyncio.Task) else call for call in calls]
+    except asyncio.CancelledError as error:
+        message = "the node's coroutine was cancelled, and not by the run"
+        raise SVDStagesError(message, code="node.cancelled") from error
 
 
 def _lazy_link(node: Mapping[str, Any], name: str) -> tuple[str, int]:

@@ -29,15 +29,12 @@ class ReadyQueue:
         """Put a node after all others in the order. Does not add it, and does nothing if it has a position."""
         self._position.setdefault(node_id, len(self._position))
 
-    def add(self, node_id: str) -> bool:
-        """Add a node. Return False if it was added before."""
-        if node_id in self._sources:
-            return False
+    def add(self, node_id: str) -> None:
+        """Add a node, which must not have been added before."""
         self.set_position(node_id)
         self._sources[node_id] = set()
-        self._dependents.setdefault(node_id, set())
+        self._dependents[node_id] = set()
         self.offer(node_id)
-        return True
 
     def link(self, source: str, dependent: str) -> None:
         """Let `dependent` wait for `source`. Both must have been added."""

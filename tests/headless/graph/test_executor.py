@@ -136,8 +136,8 @@ def test_an_error_in_an_added_node_names_the_node_of_the_file():
 
 def run_in_all_modes(prompt: dict[str, Any], nodes: dict[str, type]) -> dict[str, Any]:
     """Return the ui, which must not depend on how long values are kept."""
-    uis = [run(prompt, nodes, Engine(nodes, mode)).ui for mode in ("once", "classic", 0)]
-    assert uis[0] == uis[1] == uis[2]
+    uis = [run(prompt, nodes, Engine(nodes, mode)).ui for mode in ("once", "classic")]
+    assert uis[0] == uis[1]
     return uis[0]
 
 
@@ -228,7 +228,7 @@ def test_a_loop_that_clones_its_body_loads_once():
         other=node("Show", value=["body", 0]),
     )
     assert run_in_all_modes(prompt, {**TOYS, "Loop": Loop, "Load": Load})["show"] == {"value": ["12"]}
-    assert len(loads) == 3  # once in each of the three engines
+    assert len(loads) == 2  # once in each of the two engines
 
 
 def test_outputs_of_added_nodes_are_kept_with_their_parent_and_not_shared():
@@ -496,20 +496,18 @@ def added(first: int, second: int) -> dict[str, Any]:
     return shown(C, a=node("Number", value=first), b=node("Number", value=second), c=node("Add", a=A, b=B))
 
 
-@pytest.mark.parametrize("mode", ["classic", 50])
-def test_a_second_run_computes_changed_nodes_and_their_dependents(mode):
-    engine = Engine(TOYS, mode)
+def test_a_second_run_computes_changed_nodes_and_their_dependents():
+    engine = Engine(TOYS, "classic")
     assert run_ids(added(1, 2), TOYS, engine) == (["a", "b", "c", "show"], [], {"show": {"value": ["3"]}})
     assert run_ids(added(1, 2), TOYS, engine) == ([], ["a", "b", "c", "show"], {"show": {"value": ["3"]}})
     assert run_ids(added(1, 5), TOYS, engine) == (["b", "c", "show"], ["a"], {"show": {"value": ["6"]}})
 
 
-@pytest.mark.parametrize(("mode", "again"), [("classic", ["b", "c", "show"]), (50, [])])
-def test_classic_drops_outputs_that_the_next_graph_lacks_and_a_number_keeps_them(mode, again):
-    engine = Engine(TOYS, mode)
+def test_outputs_that_the_next_graph_lacks_are_dropped():
+    engine = Engine(TOYS, "classic")
     for second in (2, 5):
         run(added(1, second), TOYS, engine)
-    assert run_ids(added(1, 2), TOYS, engine)[0] == again
+    assert run_ids(added(1, 2), TOYS, engine)[0] == ["b", "c", "show"]
 
 
 def test_an_instance_lives_as_long_as_its_node():
@@ -542,13 +540,12 @@ def test_too_few_values_are_an_error_of_their_node_in_a_second_run_too():
         run(prompt | {"x": node("Show", value=["a", 1])}, TOYS, engine)
 
 
-@pytest.mark.parametrize("mode", ["classic", 3])
-def test_an_engine_does_not_grow_with_its_runs(mode):
-    engine = Engine(TOYS, mode)
+def test_an_engine_does_not_grow_with_its_runs():
+    engine = Engine(TOYS, "classic")
     sizes = []
     for value in range(40):
         run(shown(A, a=node("AlwaysChanged", value=value)), TOYS, engine)
-        sizes.append((len(engine._numbers), len(engine._cache._entries), len(engine._instances)))
+        sizes.append((len(engine._numbers), len(engine._cache), len(engine._instances)))
     assert sizes[-1] == sizes[10]
 
 
