@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..svd_core.runtime.runtime import forward_warnings, get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
@@ -18,16 +16,11 @@ class SVDResizeImage(StageNode):
     RETURN_TYPES = ("IMAGE", "INT", "INT")
     RETURN_NAMES = ("image", "width", "height")
     OUTPUT_TOOLTIPS = ("The resized image.", "Its width.", "Its height.")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": sockets.socket("IMAGE", "The picture to animate."),
-                **sockets.size(),
-                "fit": sockets.fit(),
-            }
-        }
+    INPUTS = {
+        "image": sockets.socket("IMAGE", "The picture to animate."),
+        **sockets.size(),
+        "fit": sockets.fit(),
+    }
 
     def run(self, image, width: int, height: int, fit: str) -> tuple:
         from ..svd_core.media.image_ops import resize_images
@@ -47,18 +40,13 @@ class SVDCLIPVisionEncode(StageNode):
     RETURN_TYPES = ("CLIP_VISION_OUTPUT",)
     RETURN_NAMES = ("clip_vision_output",)
     OUTPUT_TOOLTIPS = ("The CLIP embedding, usable by core's nodes too.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
-                "image": sockets.socket("IMAGE", "The picture as loaded."),
-                "preprocess": sockets.choice(
-                    ["reference", "center_crop"], "reference", "How the picture becomes CLIP's square."
-                ),
-            }
-        }
+    INPUTS = {
+        "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
+        "image": sockets.socket("IMAGE", "The picture as loaded."),
+        "preprocess": sockets.choice(
+            ["reference", "center_crop"], "reference", "How the picture becomes CLIP's square."
+        ),
+    }
 
     def run(self, clip_vision, image, preprocess: str) -> tuple:
         from ..svd_core import execution
@@ -82,16 +70,11 @@ class SVDNoiseAugmentation(StageNode):
         "The strength, for SVDMicroConditioning: the model must be told what was done.",
         "The seed, for SVDEulerSampler: with noise = diffusers one seed gives the diffusers pipeline's video.",
     )
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": sockets.socket("IMAGE", "The image at the video's size."),
-                "noise_aug_strength": sockets.noise_aug_strength(),
-                "seed": sockets.seed("Seed of the noise. Image i of many uses seed + i."),
-            }
-        }
+    INPUTS = {
+        "image": sockets.socket("IMAGE", "The image at the video's size."),
+        "noise_aug_strength": sockets.noise_aug_strength(),
+        "seed": sockets.seed("Seed of the noise. Image i of many uses seed + i."),
+    }
 
     def run(self, image, noise_aug_strength: float, seed: int) -> tuple:
         from ..svd_core.diffusion.noise_augmentation import augment_images
@@ -106,15 +89,10 @@ class SVDVAEEncode(StageNode):
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("The image latent, one sample per image, for SVDImageConditioning.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
-                "image": sockets.socket("IMAGE", "The image at the video's size, with its noise."),
-            }
-        }
+    INPUTS = {
+        "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
+        "image": sockets.socket("IMAGE", "The image at the video's size, with its noise."),
+    }
 
     def run(self, vae, image) -> tuple:
         from ..svd_core import execution
@@ -133,16 +111,11 @@ class SVDImageConditioning(StageNode):
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
     OUTPUT_TOOLTIPS = ("With the image.", "Without: zeros.", "The empty video, for the sampler.")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "clip_vision_output": sockets.socket("CLIP_VISION_OUTPUT", "The picture's CLIP embedding."),
-                "image_latent": sockets.socket("LATENT", "The encoded image, from SVDVAEEncode or VAEEncode."),
-                "video_frames": sockets.frames(),
-            }
-        }
+    INPUTS = {
+        "clip_vision_output": sockets.socket("CLIP_VISION_OUTPUT", "The picture's CLIP embedding."),
+        "image_latent": sockets.socket("LATENT", "The encoded image, from SVDVAEEncode or VAEEncode."),
+        "video_frames": sockets.frames(),
+    }
 
     def run(self, clip_vision_output, image_latent: dict, video_frames: int) -> tuple:
         from ..svd_core.diffusion.conditioning import MicroConditioning, empty_latents, prepare_conditioning
@@ -166,18 +139,13 @@ class SVDMicroConditioning(StageNode):
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "FLOAT")
     RETURN_NAMES = ("positive", "negative", "fps")
     OUTPUT_TOOLTIPS = ("With the image.", "Without.", "The fps again, for CreateVideo.")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "positive": sockets.socket("CONDITIONING", "From SVDImageConditioning."),
-                "negative": sockets.socket("CONDITIONING", "From SVDImageConditioning."),
-                "fps": sockets.fps(),
-                "motion_bucket_id": sockets.motion_bucket_id(),
-                "noise_aug_strength": sockets.noise_aug_strength(),
-            }
-        }
+    INPUTS = {
+        "positive": sockets.socket("CONDITIONING", "From SVDImageConditioning."),
+        "negative": sockets.socket("CONDITIONING", "From SVDImageConditioning."),
+        "fps": sockets.fps(),
+        "motion_bucket_id": sockets.motion_bucket_id(),
+        "noise_aug_strength": sockets.noise_aug_strength(),
+    }
 
     def run(self, positive, negative, fps: int, motion_bucket_id: int, noise_aug_strength: float) -> tuple:
         from ..svd_core.diffusion.conditioning import MicroConditioning

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from . import sockets, wire_formats
 from .backend import get_backend
 from .base import StageNode
@@ -19,16 +17,11 @@ class SVDToComfyModel(StageNode):
     RETURN_TYPES = ("MODEL", "CLIP_VISION", "VAE")
     RETURN_NAMES = ("model", "clip_vision", "vae")
     OUTPUT_TOOLTIPS = ("For LoRA loaders and KSampler.", "For SVD_img2vid_Conditioning.", "For VAEDecode.")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": sockets.socket("SVD_MODEL", "From SVDCheckpointLoader."),
-                "clip_vision": sockets.socket("SVD_CLIP_VISION", "From the same loader."),
-                "vae": sockets.socket("SVD_VAE", "From the same loader."),
-            }
-        }
+    INPUTS = {
+        "model": sockets.socket("SVD_MODEL", "From SVDCheckpointLoader."),
+        "clip_vision": sockets.socket("SVD_CLIP_VISION", "From the same loader."),
+        "vae": sockets.socket("SVD_VAE", "From the same loader."),
+    }
 
     def run(self, model, clip_vision, vae) -> tuple:
         return get_backend().convert_checkpoint(wire_formats.checkpoint(model, clip_vision, vae))
@@ -44,18 +37,13 @@ class SVDFrameGuider(StageNode):
     RETURN_TYPES = ("GUIDER",)
     RETURN_NAMES = ("guider",)
     OUTPUT_TOOLTIPS = ("For SamplerCustomAdvanced.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": sockets.socket("MODEL", "An SVD of ComfyUI's ImageOnlyCheckpointLoader."),
-                "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
-                "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
-                **sockets.guidance_range(),
-            },
-            "optional": {"guidance": sockets.guidance_curve()},
-        }
+    INPUTS = {
+        "model": sockets.socket("MODEL", "An SVD of ComfyUI's ImageOnlyCheckpointLoader."),
+        "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
+        "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
+        **sockets.guidance_range(),
+    }
+    OPTIONAL_INPUTS = {"guidance": sockets.guidance_curve()}
 
     def run(self, model, positive, negative, min_guidance: float, max_guidance: float, guidance=None) -> tuple:
         curve = wire_formats.guidance_curve(guidance, min_guidance, max_guidance)
@@ -72,16 +60,11 @@ class SVDFrameGuidance(StageNode):
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("For KSampler, SamplerCustom and other core samplers.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": sockets.socket("MODEL", "An SVD of ComfyUI's ImageOnlyCheckpointLoader."),
-                **sockets.guidance_range(),
-            },
-            "optional": {"guidance": sockets.guidance_curve()},
-        }
+    INPUTS = {
+        "model": sockets.socket("MODEL", "An SVD of ComfyUI's ImageOnlyCheckpointLoader."),
+        **sockets.guidance_range(),
+    }
+    OPTIONAL_INPUTS = {"guidance": sockets.guidance_curve()}
 
     def run(self, model, min_guidance: float, max_guidance: float, guidance=None) -> tuple:
         curve = wire_formats.guidance_curve(guidance, min_guidance, max_guidance)
@@ -95,10 +78,6 @@ class SVDEulerSamplerSelect(StageNode):
     RETURN_TYPES = ("SAMPLER",)
     RETURN_NAMES = ("sampler",)
     OUTPUT_TOOLTIPS = ("For SamplerCustom and SamplerCustomAdvanced.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {}}
 
     def run(self) -> tuple:
         return (get_backend().euler_sampler(),)

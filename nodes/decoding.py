@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..svd_core.runtime.runtime import get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
@@ -20,17 +18,12 @@ class SVDTemporalVAEDecode(StageNode):
     RETURN_NAMES = ("images",)
     OUTPUT_IS_LIST = (True,)
     OUTPUT_TOOLTIPS = ("The frames: one batch per video, so that a saver runs once per video.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
-                "latent": sockets.socket("LATENT", "The sampled video."),
-                "mode": sockets.decode_mode(),
-                **sockets.decode_window(),
-            }
-        }
+    INPUTS = {
+        "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
+        "latent": sockets.socket("LATENT", "The sampled video."),
+        "mode": sockets.decode_mode(),
+        **sockets.decode_window(),
+    }
 
     def run(self, vae, latent: dict, mode: str, chunk_size: int, context: int) -> tuple:
         from ..svd_core import execution

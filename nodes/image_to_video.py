@@ -12,6 +12,15 @@ _expansion_numbers = itertools.count(1)
 """One number per expansion, so that node ids are unique in this process."""
 
 
+def _raw_links(inputs: dict[str, sockets.Input]) -> dict[str, sockets.Input]:
+    """Declare that a link is passed to the stages instead of its value.
+
+    A stage then runs again only if its own inputs change, and lists are distributed over the stages as in a graph of
+    single nodes.
+    """
+    return {name: (kind, {**options, "rawLink": True}) for name, (kind, options) in inputs.items()}
+
+
 class SVDImageToVideo(StageNode):
     """Checkpoint, IMAGE, settings -> list of IMAGE, one batch of frames per image."""
 
@@ -23,10 +32,8 @@ class SVDImageToVideo(StageNode):
     RETURN_NAMES = ("images",)
     OUTPUT_IS_LIST = (True,)
     OUTPUT_TOOLTIPS = ("The frames: one batch per image, so that a saver runs once per video.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        inputs = {
+    INPUTS = _raw_links(
+        {
             "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
             "clip_vision": sockets.socket(sockets.EITHER_CLIP_VISION, "The CLIP image encoder, ours or ComfyUI's."),
             "vae": sockets.socket(sockets.EITHER_VAE, "The temporal VAE, ours or ComfyUI's."),
@@ -43,9 +50,7 @@ class SVDImageToVideo(StageNode):
             "decode_mode": sockets.decode_mode(),
             **sockets.decode_window(),
         }
-        # rawLink: a link is passed to the stages instead of its value. A stage then runs again only if its own inputs
-        # change, and lists are distributed over the stages as in a graph of single nodes.
-        return {"required": {name: (kind, {**options, "rawLink": True}) for name, (kind, options) in inputs.items()}}
+    )
 
     def run(
         self, model, clip_vision, vae, image, width: int, height: int, fit: str, video_frames: int, fps: int,
@@ -122,10 +127,7 @@ class SVDGatherVideos(StageNode):
     RETURN_TYPES = ("SVD_VIDEOS",)
     RETURN_NAMES = ("videos",)
     OUTPUT_TOOLTIPS = ("All videos as one value.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"images": sockets.socket("IMAGE", "Videos, one batch of frames each.")}}
+    INPUTS = {"images": sockets.socket("IMAGE", "Videos, one batch of frames each.")}
 
     def run(self, images: list) -> tuple:
         return (list(images),)

@@ -22,6 +22,13 @@ def validate_checkpoint_name(name: str | None) -> bool | str:
     return True
 
 
+PRECISION = sockets.choice(
+    ["auto", "fp16", "bf16", "fp32"],
+    "auto",
+    "Numbers the weights are kept in. auto: fp16 on CUDA (bf16 for a bf16 file), fp32 elsewhere.",
+)
+
+
 class SVDCheckpointLoader(StageNode):
     """Checkpoint name -> SVD_MODEL, SVD_CLIP_VISION, SVD_VAE."""
 
@@ -37,18 +44,8 @@ class SVDCheckpointLoader(StageNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         names = get_runtime().library.names()
-        return {
-            "required": {
-                "checkpoint": sockets.choice(
-                    names, names[0], "A file of models/checkpoints, a folder of models/diffusers, or svd-nano."
-                ),
-                "precision": sockets.choice(
-                    ["auto", "fp16", "bf16", "fp32"],
-                    "auto",
-                    "Numbers the weights are kept in. auto: fp16 on CUDA (bf16 for a bf16 file), fp32 elsewhere.",
-                ),
-            }
-        }
+        tooltip = "A file of models/checkpoints, a folder of models/diffusers, or svd-nano."
+        return {"required": {"checkpoint": sockets.choice(names, names[0], tooltip), "precision": PRECISION}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, checkpoint: str | None = None) -> bool | str:
@@ -62,6 +59,10 @@ class SVDCheckpointLoader(StageNode):
         return (loaded.model, loaded.clip_vision, loaded.vae)
 
 
+def _option(name: str, tooltip: str) -> sockets.Input:
+    return sockets.choice(list(CHOICES[name]), getattr(DEFAULT, name), tooltip)
+
+
 class SVDModelOptions(StageNode):
     """SVD_MODEL -> SVD_MODEL with other options and the same weights."""
 
@@ -73,35 +74,27 @@ class SVDModelOptions(StageNode):
     RETURN_TYPES = ("SVD_MODEL",)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The same network with these options, for SVDEulerSampler.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        def option(name: str, tooltip: str) -> sockets.Input:
-            return sockets.choice(list(CHOICES[name]), getattr(DEFAULT, name), tooltip)
-
-        return {
-            "required": {
-                "model": sockets.socket("SVD_MODEL", "The network of SVDCheckpointLoader."),
-                "memory": option(
-                    "memory",
-                    "auto: what fits. resident: the weights stay on the card. offload: there only while sampling. "
-                    "stream: block by block, least memory.",
-                ),
-                "forward_chunking": option(
-                    "forward_chunking",
-                    "auto: feed-forward and attention in pieces that save memory and cost no time. off: all at once.",
-                ),
-                "compile": option(
-                    "compile",
-                    "torch.compile. regional: the repeated pieces, seconds to minutes once. full: a whole step, "
-                    "minutes for every new size.",
-                ),
-                "attention": option(
-                    "attention",
-                    "auto: cuDNN's kernel on Hopper cards and later, else torch's choice. sdpa: torch's choice.",
-                ),
-            }
-        }
+    INPUTS = {
+        "model": sockets.socket("SVD_MODEL", "The network of SVDCheckpointLoader."),
+        "memory": _option(
+            "memory",
+            "auto: what fits. resident: the weights stay on the card. offload: there only while sampling. "
+            "stream: block by block, least memory.",
+        ),
+        "forward_chunking": _option(
+            "forward_chunking",
+            "auto: feed-forward and attention in pieces that save memory and cost no time. off: all at once.",
+        ),
+        "compile": _option(
+            "compile",
+            "torch.compile. regional: the repeated pieces, seconds to minutes once. full: a whole step, "
+            "minutes for every new size.",
+        ),
+        "attention": _option(
+            "attention",
+            "auto: cuDNN's kernel on Hopper cards and later, else torch's choice. sdpa: torch's choice.",
+        ),
+    }
 
     def run(self, model, memory: str, forward_chunking: str, compile: str, attention: str) -> tuple:
         svd_model = wire_formats.svd_model(model)

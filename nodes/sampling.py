@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from . import samplers, sockets, wire_formats
 from .backend import Request
 from .base import StageNode
@@ -16,28 +14,19 @@ class SVDSigmas(StageNode):
     RETURN_TYPES = ("SIGMAS",)
     RETURN_NAMES = ("sigmas",)
     OUTPUT_TOOLTIPS = ("steps + 1 falling noise levels, the last one 0.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "steps": sockets.steps(),
-                "schedule": sockets.choice(
-                    ["karras", "align_your_steps", "exponential"],
-                    "karras",
-                    "karras: the reference. align_your_steps: made for SVD and few steps. exponential: even in log.",
-                ),
-                "sigma_min": sockets.number(
-                    0.002, 0.0001, 10.0, 0.001, "Lower end of the noise range. SVD's is 0.002."
-                ),
-                "sigma_max": sockets.number(
-                    700.0, 0.1, 10000.0, 1.0, "Upper end of the range: the first noise level. SVD's is 700."
-                ),
-                "rho": sockets.number(
-                    7.0, 0.1, 100.0, 0.1, "Bend of the karras row: higher spends more steps on small noise."
-                ),
-            }
-        }
+    INPUTS = {
+        "steps": sockets.steps(),
+        "schedule": sockets.choice(
+            ["karras", "align_your_steps", "exponential"],
+            "karras",
+            "karras: the reference. align_your_steps: made for SVD and few steps. exponential: even in log.",
+        ),
+        "sigma_min": sockets.number(0.002, 0.0001, 10.0, 0.001, "Lower end of the noise range. SVD's is 0.002."),
+        "sigma_max": sockets.number(
+            700.0, 0.1, 10000.0, 1.0, "Upper end of the range: the first noise level. SVD's is 700."
+        ),
+        "rho": sockets.number(7.0, 0.1, 100.0, 0.1, "Bend of the karras row: higher spends more steps on small noise."),
+    }
 
     def run(self, steps: int, schedule: str, sigma_min: float, sigma_max: float, rho: float) -> tuple:
         from ..svd_core.diffusion.schedules import make_sigmas
@@ -52,19 +41,14 @@ class SVDGuidance(StageNode):
     RETURN_TYPES = ("SVD_GUIDANCE",)
     RETURN_NAMES = ("guidance",)
     OUTPUT_TOOLTIPS = ("The curve, for SVDEulerSampler.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "shape": sockets.choice(
-                    ["linear", "triangle", "constant"],
-                    "linear",
-                    "linear: min on the first frame, max on the last. triangle: max in the middle. constant: max.",
-                ),
-                **sockets.guidance_range("on the last frame, or in the middle"),
-            }
-        }
+    INPUTS = {
+        "shape": sockets.choice(
+            ["linear", "triangle", "constant"],
+            "linear",
+            "linear: min on the first frame, max on the last. triangle: max in the middle. constant: max.",
+        ),
+        **sockets.guidance_range("on the last frame, or in the middle"),
+    }
 
     def run(self, shape: str, min_guidance: float, max_guidance: float) -> tuple:
         from ..svd_core.diffusion.guidance import GuidanceCurve
@@ -82,30 +66,25 @@ class SVDEulerSampler(StageNode):
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("The video's latent, for SVDTemporalVAEDecode or VAEDecode.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
-                "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
-                "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
-                "latent": sockets.socket("LATENT", "The empty video, or a latent to go on from."),
-                "seed": sockets.seed("Seed of the starting noise. Video i of many uses seed + i."),
-                "steps": sockets.steps(),
-                **sockets.guidance_range(),
-                "noise": sockets.choice(
-                    ["comfyui", "diffusers", "none"],
-                    "comfyui",
-                    "Whose starting noise a seed means: core's KSampler's, the diffusers pipeline's, or none at all "
-                    "for a latent that still carries noise.",
-                ),
-            },
-            "optional": {
-                "sigmas": sockets.socket("SIGMAS", "Noise levels; overrides steps."),
-                "guidance": sockets.guidance_curve(),
-            },
-        }
+    INPUTS = {
+        "model": sockets.socket(sockets.EITHER_MODEL, "The denoising network, ours or ComfyUI's."),
+        "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
+        "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
+        "latent": sockets.socket("LATENT", "The empty video, or a latent to go on from."),
+        "seed": sockets.seed("Seed of the starting noise. Video i of many uses seed + i."),
+        "steps": sockets.steps(),
+        **sockets.guidance_range(),
+        "noise": sockets.choice(
+            ["comfyui", "diffusers", "none"],
+            "comfyui",
+            "Whose starting noise a seed means: core's KSampler's, the diffusers pipeline's, or none at all "
+            "for a latent that still carries noise.",
+        ),
+    }
+    OPTIONAL_INPUTS = {
+        "sigmas": sockets.socket("SIGMAS", "Noise levels; overrides steps."),
+        "guidance": sockets.guidance_curve(),
+    }
 
     def run(
         self, model, positive, negative, latent: dict, seed: int, steps: int,

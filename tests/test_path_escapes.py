@@ -97,7 +97,7 @@ def load_model(name):
                       (NODES["ImageOnlyCheckpointLoader"], "ckpt_name")):
         node.VALIDATE_INPUTS(**{key: name})
         try:
-            node().run(name, "auto") if key == "checkpoint" else node().load_checkpoint(name)
+            node().run(name, "auto") if key == "checkpoint" else node().run(name)
             return "loaded"
         except SVDStagesError as error:
             said = error
@@ -108,7 +108,7 @@ def load_picture(name):
     said = None
     for each in (name, name + " [output]", name + "[temp]", name + " [input]"):
         load.VALIDATE_INPUTS(each)
-        for step in (load.IS_CHANGED, load().load_image):
+        for step in (load.IS_CHANGED, load().run):
             try:
                 step(each)
             except SVDStagesError as error:
@@ -119,9 +119,9 @@ def load_picture(name):
 
 def save_result(name):
     said = []
-    savers = [lambda: NODES["SaveImage"]().save_images(images, name),
-              lambda: NODES["SaveAnimatedPNG"]().save_images(images, 6.0, 4, name),
-              lambda: NODES["SaveAnimatedWEBP"]().save_images(images, 6.0, name, True, 80, "fastest")]
+    savers = [lambda: NODES["SaveImage"]().run(images, name),
+              lambda: NODES["SaveAnimatedPNG"]().run(images, 6.0, 4, name),
+              lambda: NODES["SaveAnimatedWEBP"]().run(images, 6.0, name, True, 80, "fastest")]
     for save in savers:
         try:
             save()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...svd_core.runtime.runtime import get_runtime
 from ...svd_core.utils.warnings import RunWarning
 from .. import sockets, wire_formats
+from ..base import Node
 from . import inputs, scaling
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ...svd_core.models.components import Vae
 
 AUGMENTATION_SEED = 0
+UNUSED = "For other video models; SVD's frames are decoded one by one."
 IMAGE = ("IMAGE", {"tooltip": "The picture or pictures."})
 
 
@@ -40,7 +42,12 @@ def _encode(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     return execution.encode(get_runtime(), vae, cut)
 
 
-class SVD_img2vid_Conditioning:
+def _side(default: int, name: str) -> inputs.Input:
+    tooltip = f"{name} of the video in pixels. SVD was trained at 1024x576."
+    return inputs.integer(default, 16, sockets.LARGEST_SIDE, tooltip, step=8)
+
+
+class SVD_img2vid_Conditioning(Node):
     """IMAGE -> positive, negative CONDITIONING, empty LATENT, with core's arithmetic.
 
     CLIP sees the center square. The image is resized bilinearly after its longer side is cropped. The noise of
@@ -56,33 +63,26 @@ class SVD_img2vid_Conditioning:
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
     OUTPUT_TOOLTIPS = ("With the picture.", "Without: zeros.", "The empty video, for the sampler.")
-    FUNCTION = "encode"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        def side(default: int, name: str) -> inputs.Input:
-            tooltip = f"{name} of the video in pixels. SVD was trained at 1024x576."
-            return inputs.integer(default, 16, sockets.LARGEST_SIDE, tooltip, step=8)
-
-        level = (
+    INPUTS = {
+        "clip_vision": inputs.CLIP_VISION,
+        "init_image": inputs.socket("IMAGE", "The picture to animate."),
+        "vae": inputs.VAE,
+        "width": _side(1024, "Width"),
+        "height": _side(576, "Height"),
+        "video_frames": inputs.integer(14, 1, 4096, "Frames of the video: 14 for SVD, 25 for XT."),
+        "motion_bucket_id": inputs.integer(127, 1, 1023, "How much motion; 127 is the middle."),
+        "fps": inputs.integer(6, 1, 1024, "Frames per second the motion is made for."),
+        "augmentation_level": inputs.number(
+            0.0,
+            0.0,
+            10.0,
+            0.01,
             "Noise on the picture, of this deviation in [0, 1]: twice what SVDNoiseAugmentation adds for the same "
-            "number. Its seed is 0; SVDNoiseAugmentation lets you choose one."
-        )
-        return {
-            "required": {
-                "clip_vision": inputs.CLIP_VISION,
-                "init_image": inputs.socket("IMAGE", "The picture to animate."),
-                "vae": inputs.VAE,
-                "width": side(1024, "Width"),
-                "height": side(576, "Height"),
-                "video_frames": inputs.integer(14, 1, 4096, "Frames of the video: 14 for SVD, 25 for XT."),
-                "motion_bucket_id": inputs.integer(127, 1, 1023, "How much motion; 127 is the middle."),
-                "fps": inputs.integer(6, 1, 1024, "Frames per second the motion is made for."),
-                "augmentation_level": inputs.number(0.0, 0.0, 10.0, 0.01, level),
-            }
-        }
+            "number. Its seed is 0; SVDNoiseAugmentation lets you choose one.",
+        ),
+    }
 
-    def encode(
+    def run(
         self,
         clip_vision: Any,
         init_image: torch.Tensor,
@@ -121,29 +121,25 @@ class SVD_img2vid_Conditioning:
         )
 
 
-class CLIPVisionEncode:
+class CLIPVisionEncode(Node):
     """IMAGE -> CLIP_VISION_OUTPUT."""
 
     DESCRIPTION = "Embeds pictures with CLIP, as ComfyUI's core does."
     CATEGORY = "conditioning"
     RETURN_TYPES = ("CLIP_VISION_OUTPUT",)
     OUTPUT_TOOLTIPS = ("The embeddings, for SVDImageConditioning.",)
-    FUNCTION = "encode"
 
     _PREPROCESS = {"center": "center_crop", "none": "whole"}
+    INPUTS = {
+        "clip_vision": inputs.CLIP_VISION,
+        "image": IMAGE,
+        "crop": (
+            list(_PREPROCESS),
+            {"tooltip": "center looks at the middle square only, none at the whole picture, squeezed into a square."},
+        ),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "center looks at the middle square only, none at the whole picture, squeezed into a square."
-        return {
-            "required": {
-                "clip_vision": inputs.CLIP_VISION,
-                "image": IMAGE,
-                "crop": (list(cls._PREPROCESS), {"tooltip": tooltip}),
-            }
-        }
-
-    def encode(self, clip_vision: Any, image: torch.Tensor, crop: str) -> tuple[wire_formats.ClipVisionOutput]:
+    def run(self, clip_vision: Any, image: torch.Tensor, crop: str) -> tuple[wire_formats.ClipVisionOutput]:
         """Embed images (B, H, W, 3)."""
         from ...svd_core import execution
 
@@ -152,25 +148,21 @@ class CLIPVisionEncode:
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 
-class VAEEncode:
+class VAEEncode(Node):
     """IMAGE -> LATENT."""
 
     DESCRIPTION = "Encodes pictures into latents. What is over a multiple of 8 pixels is cut off evenly."
     CATEGORY = "latent"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The latents, one sample per picture.",)
-    FUNCTION = "encode"
+    INPUTS = {"pixels": IMAGE, "vae": inputs.VAE}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"pixels": IMAGE, "vae": inputs.VAE}}
-
-    def encode(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any]]:
+    def run(self, vae: Any, pixels: torch.Tensor) -> tuple[dict[str, Any]]:
         """Encode images (B, H, W, 3)."""
         return ({"samples": _encode(wire_formats.vae(vae), pixels)},)
 
 
-class VAEDecode:
+class VAEDecode(Node):
     """LATENT -> IMAGE, each video decoded as one clip.
 
     ComfyUI's core does so only if memory suffices for all frames, else in shorter clips. Here the result does not
@@ -181,13 +173,9 @@ class VAEDecode:
     CATEGORY = "latent"
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_TOOLTIPS = ("The frames.",)
-    FUNCTION = "decode"
+    INPUTS = {"samples": inputs.socket("LATENT", "The latent to decode."), "vae": inputs.VAE}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"samples": inputs.socket("LATENT", "The latent to decode."), "vae": inputs.VAE}}
-
-    def decode(self, vae: Any, samples: dict[str, Any]) -> tuple[torch.Tensor]:
+    def run(self, vae: Any, samples: dict[str, Any]) -> tuple[torch.Tensor]:
         """Return frames (F, H, W, 3) float32 in [0, 1]."""
         import torch
 
@@ -197,7 +185,7 @@ class VAEDecode:
         return (torch.cat(execution.decode(get_runtime(), wire_formats.vae(vae), clips, "exact", 1, 0)),)
 
 
-class VAEDecodeTiled:
+class VAEDecodeTiled(Node):
     """LATENT -> IMAGE, decoded frame by frame in tiles as in core: without the temporal layers' context."""
 
     DESCRIPTION = (
@@ -207,24 +195,18 @@ class VAEDecodeTiled:
     CATEGORY = "_for_testing"
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_TOOLTIPS = ("The frames.",)
-    FUNCTION = "decode"
+    INPUTS = {
+        "samples": inputs.socket("LATENT", "The latent to decode."),
+        "vae": inputs.VAE,
+        "tile_size": inputs.integer(512, 64, 4096, "Side of a tile in pixels.", step=32),
+        "overlap": inputs.integer(
+            64, 0, 4096, "What neighbouring tiles share, in pixels; at most a quarter of a tile.", step=32
+        ),
+        "temporal_size": inputs.integer(64, 8, 4096, UNUSED, step=4),
+        "temporal_overlap": inputs.integer(8, 4, 4096, UNUSED, step=4),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        overlap = "What neighbouring tiles share, in pixels; at most a quarter of a tile."
-        unused = "For other video models; SVD's frames are decoded one by one."
-        return {
-            "required": {
-                "samples": inputs.socket("LATENT", "The latent to decode."),
-                "vae": inputs.VAE,
-                "tile_size": inputs.integer(512, 64, 4096, "Side of a tile in pixels.", step=32),
-                "overlap": inputs.integer(64, 0, 4096, overlap, step=32),
-                "temporal_size": inputs.integer(64, 8, 4096, unused, step=4),
-                "temporal_overlap": inputs.integer(8, 4, 4096, unused, step=4),
-            }
-        }
-
-    def decode(
+    def run(
         self,
         vae: Any,
         samples: dict[str, Any],

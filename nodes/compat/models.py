@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ...svd_core.runtime.runtime import get_runtime
+from ..base import Node
 from ..loading import validate_checkpoint_name
 from . import inputs
 from .values import Guidance, Model, read_model
 
 
-class ImageOnlyCheckpointLoader:
+class ImageOnlyCheckpointLoader(Node):
     """Checkpoint name -> MODEL, CLIP_VISION, VAE."""
 
     DESCRIPTION = (
@@ -21,7 +22,6 @@ class ImageOnlyCheckpointLoader:
     CATEGORY = "loaders/video_models"
     RETURN_TYPES = ("MODEL", "CLIP_VISION", "VAE")
     OUTPUT_TOOLTIPS = ("The denoising network.", "The CLIP image encoder.", "The temporal VAE.")
-    FUNCTION = "load_checkpoint"
     FILE_INPUTS = ("ckpt_name",)
 
     @classmethod
@@ -34,7 +34,7 @@ class ImageOnlyCheckpointLoader:
         """Return True for a known or linked name, else a message with similar names."""
         return validate_checkpoint_name(ckpt_name)
 
-    def load_checkpoint(self, ckpt_name: str) -> tuple:
+    def run(self, ckpt_name: str) -> tuple:
         """Load the checkpoint in the precision of the run."""
         from ...svd_core import execution
 
@@ -42,7 +42,7 @@ class ImageOnlyCheckpointLoader:
         return (Model(loaded.model), loaded.clip_vision, loaded.vae)
 
 
-class VideoLinearCFGGuidance:
+class VideoLinearCFGGuidance(Node):
     """MODEL -> MODEL whose guidance is linear from min_cfg on the first frame to the sampler's cfg on the last.
 
     Unlike ComfyUI's core this is also correct if cfg is 1 and min_cfg is not: core then skips the negative conditioning
@@ -53,16 +53,15 @@ class VideoLinearCFGGuidance:
     CATEGORY = "sampling/video_models"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The same network, guided so.",)
-    FUNCTION = "patch"
     SHAPE = "linear"
+    INPUTS = {
+        "model": inputs.MODEL,
+        "min_cfg": inputs.number(
+            1.0, 0.0, 100.0, 0.5, "Guidance weight where it is least; 1 is no guidance.", round_to=0.01
+        ),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "Guidance weight where it is least; 1 is no guidance."
-        min_cfg = inputs.number(1.0, 0.0, 100.0, 0.5, tooltip, round_to=0.01)
-        return {"required": {"model": inputs.MODEL, "min_cfg": min_cfg}}
-
-    def patch(self, model: Any, min_cfg: float) -> tuple[Model]:
+    def run(self, model: Any, min_cfg: float) -> tuple[Model]:
         """Return a copy of the MODEL. Its former guidance is replaced."""
         return (replace(read_model(model), guidance=Guidance(self.SHAPE, min_cfg)),)
 

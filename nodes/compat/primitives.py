@@ -5,23 +5,24 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..base import Node
+
 LARGEST = sys.maxsize
 
 
-class _Primitive:
+class _Primitive(Node):
     """A node with one widget and one output of the type RETURN_TYPES[0]."""
 
     CATEGORY = "utils/primitive"
     RETURN_TYPES = ("STRING",)
     OUTPUT_TOOLTIPS = ("The value, for any number of inputs.",)
-    FUNCTION = "execute"
     OPTIONS: dict[str, Any] = {}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"value": (cls.RETURN_TYPES[0], {**cls.OPTIONS, "tooltip": "The value to give out."})}}
 
-    def execute(self, value: Any) -> tuple[Any]:
+    def run(self, value: Any) -> tuple[Any]:
         """Return the value."""
         return (value,)
 

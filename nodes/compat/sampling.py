@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...svd_core.errors import SettingError
 from .. import samplers, wire_formats
 from ..backend import Request
+from ..base import Node
 from . import inputs
 from .sigmas import sigma_table
 from .values import (
@@ -50,7 +51,18 @@ def _sample(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) 
     return samplers.sample_with_estimate(network, guider.positive, negative, latent, request)
 
 
-class _NamedSampler:
+_SCHEDULE_AND_CONDITIONING = {
+    "steps": inputs.steps(),
+    "cfg": inputs.CFG,
+    "sampler_name": inputs.SAMPLER_NAME,
+    "scheduler": inputs.SCHEDULER,
+    "positive": inputs.POSITIVE,
+    "negative": inputs.NEGATIVE,
+    "latent_image": inputs.LATENT_IMAGE,
+}
+
+
+class _NamedSampler(Node):
     """A node with the input sampler_name."""
 
     @classmethod
@@ -66,26 +78,14 @@ class KSampler(_NamedSampler):
     CATEGORY = "sampling"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent.",)
-    FUNCTION = "sample"
+    INPUTS = {
+        "model": inputs.MODEL,
+        "seed": inputs.SEED,
+        **_SCHEDULE_AND_CONDITIONING,
+        "denoise": inputs.DENOISE,
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": inputs.MODEL,
-                "seed": inputs.SEED,
-                "steps": inputs.steps(),
-                "cfg": inputs.CFG,
-                "sampler_name": inputs.SAMPLER_NAME,
-                "scheduler": inputs.SCHEDULER,
-                "positive": inputs.POSITIVE,
-                "negative": inputs.NEGATIVE,
-                "latent_image": inputs.LATENT_IMAGE,
-                "denoise": inputs.DENOISE,
-            }
-        }
-
-    def sample(
+    def run(
         self, model: Any, seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str,
         positive: Any, negative: Any, latent_image: Latent, denoise: float = 1.0,
     ) -> tuple[Latent]:  # fmt: skip
@@ -105,32 +105,20 @@ class KSamplerAdvanced(_NamedSampler):
     CATEGORY = "sampling"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent, or one that still carries noise.",)
-    FUNCTION = "sample"
+    INPUTS = {
+        "model": inputs.MODEL,
+        "add_noise": (["enable", "disable"], {"tooltip": "disable for a latent that still carries noise."}),
+        "noise_seed": inputs.SEED,
+        **_SCHEDULE_AND_CONDITIONING,
+        "start_at_step": inputs.integer(0, 0, 10000, "How many of the steps are left out at the beginning."),
+        "end_at_step": inputs.integer(10000, 0, 10000, "After which step it ends."),
+        "return_with_leftover_noise": (
+            ["disable", "enable"],
+            {"tooltip": "disable takes the rest of the noise off in the last step."},
+        ),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": inputs.MODEL,
-                "add_noise": (["enable", "disable"], {"tooltip": "disable for a latent that still carries noise."}),
-                "noise_seed": inputs.SEED,
-                "steps": inputs.steps(),
-                "cfg": inputs.CFG,
-                "sampler_name": inputs.SAMPLER_NAME,
-                "scheduler": inputs.SCHEDULER,
-                "positive": inputs.POSITIVE,
-                "negative": inputs.NEGATIVE,
-                "latent_image": inputs.LATENT_IMAGE,
-                "start_at_step": inputs.integer(0, 0, 10000, "How many of the steps are left out at the beginning."),
-                "end_at_step": inputs.integer(10000, 0, 10000, "After which step it ends."),
-                "return_with_leftover_noise": (
-                    ["disable", "enable"],
-                    {"tooltip": "disable takes the rest of the noise off in the last step."},
-                ),
-            }
-        }
-
-    def sample(
+    def run(
         self, model: Any, add_noise: str, noise_seed: int, steps: int, cfg: float, sampler_name: str, scheduler: str,
         positive: Any, negative: Any, latent_image: Latent, start_at_step: int, end_at_step: int,
         return_with_leftover_noise: str,
@@ -142,41 +130,34 @@ class KSamplerAdvanced(_NamedSampler):
         guider = cfg_guider(model, positive, negative, cfg)
         sigmas = core_sigmas(scheduler, steps, sigma_table(guider.model))
         sigmas = slice_sigmas(sigmas, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
-        return _sample(guider, Noise("comfyui" if add_noise == "enable" else "none", noise_seed), sigmas, latent_image)[
-            :1
-        ]
+        noise = Noise("comfyui" if add_noise == "enable" else "none", noise_seed)
+        return _sample(guider, noise, sigmas, latent_image)[:1]
 
 
-class _CustomSampler:
+class _CustomSampler(Node):
     CATEGORY = "sampling/custom_sampling"
     RETURN_TYPES = ("LATENT", "LATENT")
     RETURN_NAMES = ("output", "denoised_output")
     OUTPUT_TOOLTIPS = ("The latent after the last step.", "What the network took for clean in the last step.")
-    FUNCTION = "sample"
 
 
 class SamplerCustom(_CustomSampler):
     """MODEL, CONDITIONING, SAMPLER, SIGMAS, LATENT -> sampled LATENT, denoised estimate."""
 
     DESCRIPTION = "Walks a row of noise levels with a sampler."
+    INPUTS = {
+        "model": inputs.MODEL,
+        "add_noise": ("BOOLEAN", {"default": True, "tooltip": "Off for a latent that still carries noise."}),
+        "noise_seed": inputs.SEED,
+        "cfg": inputs.CFG,
+        "positive": inputs.POSITIVE,
+        "negative": inputs.NEGATIVE,
+        "sampler": inputs.SAMPLER,
+        "sigmas": inputs.SIGMAS,
+        "latent_image": inputs.LATENT_IMAGE,
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": inputs.MODEL,
-                "add_noise": ("BOOLEAN", {"default": True, "tooltip": "Off for a latent that still carries noise."}),
-                "noise_seed": inputs.SEED,
-                "cfg": inputs.CFG,
-                "positive": inputs.POSITIVE,
-                "negative": inputs.NEGATIVE,
-                "sampler": inputs.SAMPLER,
-                "sigmas": inputs.SIGMAS,
-                "latent_image": inputs.LATENT_IMAGE,
-            }
-        }
-
-    def sample(
+    def run(
         self, model: Any, add_noise: bool, noise_seed: int, cfg: float, positive: Any, negative: Any,
         sampler: Any, sigmas: torch.Tensor, latent_image: Latent,
     ) -> tuple[Latent, Latent]:  # fmt: skip
@@ -190,20 +171,15 @@ class SamplerCustomAdvanced(_CustomSampler):
     """NOISE, GUIDER, SAMPLER, SIGMAS, LATENT -> sampled LATENT, denoised estimate."""
 
     DESCRIPTION = "Walks a row of noise levels with a sampler, a guider and a noise."
+    INPUTS = {
+        "noise": inputs.socket("NOISE", "From RandomNoise or DisableNoise."),
+        "guider": inputs.socket("GUIDER", "From CFGGuider, BasicGuider or SVDFrameGuider."),
+        "sampler": inputs.SAMPLER,
+        "sigmas": inputs.SIGMAS,
+        "latent_image": inputs.LATENT_IMAGE,
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "noise": inputs.socket("NOISE", "From RandomNoise or DisableNoise."),
-                "guider": inputs.socket("GUIDER", "From CFGGuider, BasicGuider or SVDFrameGuider."),
-                "sampler": inputs.SAMPLER,
-                "sigmas": inputs.SIGMAS,
-                "latent_image": inputs.LATENT_IMAGE,
-            }
-        }
-
-    def sample(
+    def run(
         self, noise: Any, guider: Any, sampler: Any, sigmas: torch.Tensor, latent_image: Latent
     ) -> tuple[Latent, Latent]:
         """Sample the LATENT. Raises SettingError for sigmas that neither fall nor rise."""
@@ -218,42 +194,32 @@ class KSamplerSelect(_NamedSampler):
     CATEGORY = "sampling/custom_sampling/samplers"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = ("The sampler, for SamplerCustom and SamplerCustomAdvanced.",)
-    FUNCTION = "get_sampler"
+    INPUTS = {"sampler_name": inputs.SAMPLER_NAME}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sampler_name": inputs.SAMPLER_NAME}}
-
-    def get_sampler(self, sampler_name: str) -> tuple[EulerSampler]:
+    def run(self, sampler_name: str) -> tuple[EulerSampler]:
         """Return the Euler sampler. Raises SettingError for a sampler that needs ComfyUI."""
         raise_if_refused(validate_sampler_name(sampler_name))
         return (EulerSampler(),)
 
 
-class _MakesGuider:
+class _MakesGuider(Node):
     CATEGORY = "sampling/custom_sampling/guiders"
     RETURN_TYPES = ("GUIDER",)
     OUTPUT_TOOLTIPS = ("The guider, for SamplerCustomAdvanced.",)
-    FUNCTION = "get_guider"
 
 
 class CFGGuider(_MakesGuider):
     """MODEL, positive and negative CONDITIONING -> GUIDER."""
 
     DESCRIPTION = "Guidance by both conditionings, for SamplerCustomAdvanced."
+    INPUTS = {
+        "model": inputs.MODEL,
+        "positive": inputs.POSITIVE,
+        "negative": inputs.NEGATIVE,
+        "cfg": inputs.CFG,
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": inputs.MODEL,
-                "positive": inputs.POSITIVE,
-                "negative": inputs.NEGATIVE,
-                "cfg": inputs.CFG,
-            }
-        }
-
-    def get_guider(self, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Guider]:
+    def run(self, model: Any, positive: Any, negative: Any, cfg: float) -> tuple[Guider]:
         """Return a GUIDER with the MODEL's guidance over the frames."""
         return (cfg_guider(model, positive, negative, cfg),)
 
@@ -262,20 +228,16 @@ class BasicGuider(_MakesGuider):
     """MODEL, CONDITIONING -> GUIDER without guidance."""
 
     DESCRIPTION = "No guidance: the conditioning alone, for SamplerCustomAdvanced."
+    INPUTS = {"model": inputs.MODEL, "conditioning": inputs.POSITIVE}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": inputs.MODEL, "conditioning": inputs.POSITIVE}}
-
-    def get_guider(self, model: Any, conditioning: Any) -> tuple[Guider]:
+    def run(self, model: Any, conditioning: Any) -> tuple[Guider]:
         """Return a GUIDER. Sampling raises SettingError if the MODEL guides the frames by weights other than 1."""
         return (cfg_guider(model, conditioning, None, 1.0),)
 
 
-class _MakesNoise:
+class _MakesNoise(Node):
     CATEGORY = "sampling/custom_sampling/noise"
     RETURN_TYPES = ("NOISE",)
-    FUNCTION = "get_noise"
 
 
 class RandomNoise(_MakesNoise):
@@ -283,12 +245,9 @@ class RandomNoise(_MakesNoise):
 
     DESCRIPTION = "The starting noise of a seed, the same as KSampler's."
     OUTPUT_TOOLTIPS = ("The noise, for SamplerCustomAdvanced.",)
+    INPUTS = {"noise_seed": inputs.SEED}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"noise_seed": inputs.SEED}}
-
-    def get_noise(self, noise_seed: int) -> tuple[Noise]:
+    def run(self, noise_seed: int) -> tuple[Noise]:
         """Return noise that is drawn when its shape is known."""
         return (Noise("comfyui", noise_seed),)
 
@@ -299,10 +258,6 @@ class DisableNoise(_MakesNoise):
     DESCRIPTION = "No noise, for a latent that still carries some."
     OUTPUT_TOOLTIPS = ("No noise, for SamplerCustomAdvanced.",)
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {}}
-
-    def get_noise(self) -> tuple[Noise]:
+    def run(self) -> tuple[Noise]:
         """Return zeros of any shape."""
         return (Noise("none"),)

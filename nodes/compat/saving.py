@@ -15,12 +15,11 @@ from ...svd_core.runtime.runtime import Folder, forward_warnings, get_runtime
 from ...svd_core.utils.output_files import OutputPath, next_counter, resolve_prefix, save_numbered
 from ...svd_core.utils.redaction import redacted
 from ...svd_core.utils.warnings import RunWarning
+from ..base import Node
 from . import inputs
 
 if TYPE_CHECKING:
     import torch
-
-HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
 def filename_prefix(default: str, more: str = "") -> inputs.Input:
@@ -87,13 +86,12 @@ def _ui_entry(filename: str, output_path: OutputPath, kind: Folder) -> dict[str,
     return {"filename": filename, "subfolder": output_path.subfolder, "type": kind}
 
 
-class Saver:
-    """A node that writes files to the output folder."""
+class Saver(Node):
+    """A node that writes files, with the graph inside."""
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
-    FOLDER = "output"
-    FUNCTION = "save_images"
+    HIDDEN_INPUTS = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
 class SaveImage(Saver):
@@ -101,18 +99,12 @@ class SaveImage(Saver):
 
     DESCRIPTION = "Saves the input images to the output folder, with the graph inside."
     CATEGORY = "image"
+    INPUTS = {
+        "images": ("IMAGE", {"tooltip": "The images to save."}),
+        "filename_prefix": filename_prefix("ComfyUI", " %batch_num% is the image's place, from 0."),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The images to save."}),
-                "filename_prefix": filename_prefix("ComfyUI", " %batch_num% is the image's place, from 0."),
-            },
-            "hidden": HIDDEN,
-        }
-
-    def save_images(
+    def run(
         self,
         images: torch.Tensor,
         filename_prefix: str = "ComfyUI",
@@ -128,13 +120,9 @@ class PreviewImage(Saver):
 
     DESCRIPTION = "Saves the input images to the temporary folder, to look at and forget."
     CATEGORY = "image"
-    FOLDER = "temp"
+    INPUTS = {"images": ("IMAGE", {"tooltip": "The images to look at."})}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"images": ("IMAGE", {"tooltip": "The images to look at."})}, "hidden": HIDDEN}
-
-    def save_images(
+    def run(
         self, images: torch.Tensor, prompt: Any = None, extra_pnginfo: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Save images (B, H, W, 3 or 4) in [0, 1]."""
@@ -150,23 +138,18 @@ class SaveAnimatedWEBP(Saver):
     CATEGORY = "image/animation"
 
     _METHODS = {"default": 4, "fastest": 0, "slowest": 6}  # libwebp's method
+    INPUTS = {
+        "images": ("IMAGE", {"tooltip": "The frames of the animation."}),
+        "filename_prefix": filename_prefix("ComfyUI"),
+        "fps": inputs.fps(6.0, 0.01, 1000.0),
+        "lossless": ("BOOLEAN", {"default": True, "tooltip": "Keep every pixel; the file is larger."}),
+        "quality": inputs.integer(
+            80, 0, 100, "How good it looks; when lossless, how much work goes into a smaller file."
+        ),
+        "method": (list(_METHODS), {"tooltip": "fastest makes larger files, slowest smaller ones."}),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        quality = "How good it looks; when lossless, how much work goes into a smaller file."
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The frames of the animation."}),
-                "filename_prefix": filename_prefix("ComfyUI"),
-                "fps": inputs.fps(6.0, 0.01, 1000.0),
-                "lossless": ("BOOLEAN", {"default": True, "tooltip": "Keep every pixel; the file is larger."}),
-                "quality": inputs.integer(80, 0, 100, quality),
-                "method": (list(cls._METHODS), {"tooltip": "fastest makes larger files, slowest smaller ones."}),
-            },
-            "hidden": HIDDEN,
-        }
-
-    def save_images(
+    def run(
         self,
         images: torch.Tensor,
         fps: float,
@@ -192,20 +175,14 @@ class SaveAnimatedPNG(Saver):
 
     DESCRIPTION = "Saves the input images as one animated PNG in the output folder, with the graph inside."
     CATEGORY = "image/animation"
+    INPUTS = {
+        "images": ("IMAGE", {"tooltip": "The frames of the animation."}),
+        "filename_prefix": filename_prefix("ComfyUI"),
+        "fps": inputs.fps(6.0, 0.01, 1000.0),
+        "compress_level": inputs.integer(4, 0, 9, "How much work goes into a smaller file."),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The frames of the animation."}),
-                "filename_prefix": filename_prefix("ComfyUI"),
-                "fps": inputs.fps(6.0, 0.01, 1000.0),
-                "compress_level": inputs.integer(4, 0, 9, "How much work goes into a smaller file."),
-            },
-            "hidden": HIDDEN,
-        }
-
-    def save_images(
+    def run(
         self,
         images: torch.Tensor,
         fps: float,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
 from .. import wire_formats
+from ..base import Node
 from . import inputs
 from .values import Model, raise_if_refused, read_model
 
@@ -28,30 +29,24 @@ def read_sigmas(sigmas: Any) -> torch.Tensor:
     return row
 
 
-class _Scheduler:
+class _Scheduler(Node):
     CATEGORY = "sampling/custom_sampling/schedulers"
     RETURN_TYPES = ("SIGMAS",)
     OUTPUT_TOOLTIPS = ("The row of noise levels, for SamplerCustom.",)
-    FUNCTION = "get_sigmas"
 
 
 class BasicScheduler(_Scheduler):
     """A schedule over the model's range -> SIGMAS."""
 
     DESCRIPTION = "A schedule over the model's own range of noise levels."
+    INPUTS = {
+        "model": inputs.MODEL,
+        "scheduler": inputs.SCHEDULER,
+        "steps": inputs.steps(),
+        "denoise": inputs.DENOISE,
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": inputs.MODEL,
-                "scheduler": inputs.SCHEDULER,
-                "steps": inputs.steps(),
-                "denoise": inputs.DENOISE,
-            }
-        }
-
-    def get_sigmas(self, model: Any, scheduler: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
+    def run(self, model: Any, scheduler: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
         """Return the last `steps` steps of a schedule of steps / denoise; no levels for a denoise of 0."""
         from ...svd_core.diffusion.schedules import truncate_sigmas
 
@@ -62,19 +57,14 @@ class KarrasScheduler(_Scheduler):
     """Even steps in sigma^(1/rho) -> SIGMAS (Karras et al. 2022, equation 5)."""
 
     DESCRIPTION = "The schedule of Karras et al. between two noise levels. SVD's are 700 and 0.002."
+    INPUTS = {
+        "steps": inputs.steps(),
+        "sigma_max": inputs.sigma(14.614642, "Largest"),
+        "sigma_min": inputs.sigma(0.0291675, "Smallest"),
+        "rho": inputs.number(7.0, 0.0, 100.0, 0.01, "Bend of the row.", round_to=False),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "steps": inputs.steps(),
-                "sigma_max": inputs.sigma(14.614642, "Largest"),
-                "sigma_min": inputs.sigma(0.0291675, "Smallest"),
-                "rho": inputs.number(7.0, 0.0, 100.0, 0.01, "Bend of the row.", round_to=False),
-            }
-        }
-
-    def get_sigmas(self, steps: int, sigma_max: float, sigma_min: float, rho: float) -> tuple[torch.Tensor]:
+    def run(self, steps: int, sigma_max: float, sigma_min: float, rho: float) -> tuple[torch.Tensor]:
         """Return (steps + 1,) levels, the last 0."""
         import torch
 
@@ -87,18 +77,13 @@ class ExponentialScheduler(_Scheduler):
     """Even steps in log sigma -> SIGMAS."""
 
     DESCRIPTION = "A schedule even in log between two noise levels. SVD's are 700 and 0.002."
+    INPUTS = {
+        "steps": inputs.steps(),
+        "sigma_max": inputs.sigma(14.614642, "Largest"),
+        "sigma_min": inputs.sigma(0.0291675, "Smallest"),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "steps": inputs.steps(),
-                "sigma_max": inputs.sigma(14.614642, "Largest"),
-                "sigma_min": inputs.sigma(0.0291675, "Smallest"),
-            }
-        }
-
-    def get_sigmas(self, steps: int, sigma_max: float, sigma_min: float) -> tuple[torch.Tensor]:
+    def run(self, steps: int, sigma_max: float, sigma_min: float) -> tuple[torch.Tensor]:
         """Return (steps + 1,) levels, the last 0."""
         import torch
 
@@ -111,16 +96,11 @@ class AlignYourStepsScheduler(_Scheduler):
     """The published schedule for few steps -> SIGMAS."""
 
     DESCRIPTION = "The schedule that was fitted to SVD for few steps. Those of image models are refused."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model_type": (["SD1", "SDXL", "SVD"], {"tooltip": "For whom the row was fitted; here SVD."}),
-                "steps": inputs.steps(10),
-                "denoise": inputs.DENOISE,
-            }
-        }
+    INPUTS = {
+        "model_type": (["SD1", "SDXL", "SVD"], {"tooltip": "For whom the row was fitted; here SVD."}),
+        "steps": inputs.steps(10),
+        "denoise": inputs.DENOISE,
+    }
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_type: str | None = None) -> bool | str:
@@ -131,7 +111,7 @@ class AlignYourStepsScheduler(_Scheduler):
             return f'there is no schedule for "{model_type}". Use SVD.'
         return f'the schedule for "{model_type}" is for image models; only SVD runs without ComfyUI. Use SVD.'
 
-    def get_sigmas(self, model_type: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
+    def run(self, model_type: str, steps: int, denoise: float) -> tuple[torch.Tensor]:
         """Return the levels. Raises SettingError for another model than SVD."""
         from ...svd_core.diffusion.schedules import align_your_steps_part
 
@@ -139,25 +119,23 @@ class AlignYourStepsScheduler(_Scheduler):
         return (align_your_steps_part(steps, denoise),)
 
 
-class _Split:
+class _Split(Node):
     CATEGORY = "sampling/custom_sampling/sigmas"
     RETURN_TYPES = ("SIGMAS", "SIGMAS")
     RETURN_NAMES = ("high_sigmas", "low_sigmas")
     OUTPUT_TOOLTIPS = ("The noisy part, for a first sampler.", "The rest, for a second one.")
-    FUNCTION = "get_sigmas"
 
 
 class SplitSigmas(_Split):
     """SIGMAS -> its first steps, the others."""
 
     DESCRIPTION = "Cuts a row of noise levels in two after some steps."
+    INPUTS = {
+        "sigmas": inputs.SIGMAS,
+        "step": inputs.integer(0, 0, 10000, "How many steps the first row has."),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        step = inputs.integer(0, 0, 10000, "How many steps the first row has.")
-        return {"required": {"sigmas": inputs.SIGMAS, "step": step}}
-
-    def get_sigmas(self, sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, sigmas: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both parts. Both contain the level between them."""
         row = read_sigmas(sigmas)
         return row[: step + 1], row[step:]
@@ -167,12 +145,9 @@ class SplitSigmasDenoise(_Split):
     """SIGMAS -> its first steps, the last ones, which are a share of `denoise` of all."""
 
     DESCRIPTION = "Cuts a row of noise levels in two; the second part has this share of the steps."
+    INPUTS = {"sigmas": inputs.SIGMAS, "denoise": inputs.DENOISE}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sigmas": inputs.SIGMAS, "denoise": inputs.DENOISE}}
-
-    def get_sigmas(self, sigmas: torch.Tensor, denoise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, sigmas: torch.Tensor, denoise: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both parts. Both contain the level between them.
 
         As in core the first is empty if the last has no step.
@@ -182,20 +157,16 @@ class SplitSigmasDenoise(_Split):
         return row[:-last] if last else row[:0], row[-(last + 1) :]
 
 
-class FlipSigmas:
+class FlipSigmas(Node):
     """SIGMAS -> SIGMAS in reverse order."""
 
     DESCRIPTION = "Turns a row of noise levels round: sampling then finds the noise of a video."
     CATEGORY = "sampling/custom_sampling/sigmas"
     RETURN_TYPES = ("SIGMAS",)
     OUTPUT_TOOLTIPS = ("The row upwards; it begins at 0.0001 where it ended in 0.",)
-    FUNCTION = "get_sigmas"
+    INPUTS = {"sigmas": inputs.SIGMAS}
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"sigmas": inputs.SIGMAS}}
-
-    def get_sigmas(self, sigmas: torch.Tensor) -> tuple[torch.Tensor]:
+    def run(self, sigmas: torch.Tensor) -> tuple[torch.Tensor]:
         """Return the reversed levels."""
         from ...svd_core.diffusion.schedules import flip_sigmas
 

@@ -6,35 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
 from ...svd_core.media.video_io import Video, encode_mp4, encode_webm, exact_fps
+from ..base import Node
 from . import inputs
-from .saving import HIDDEN, Saver, filename_prefix, graph_metadata, save_animation
+from .saving import Saver, filename_prefix, graph_metadata, save_animation
 
 if TYPE_CHECKING:
     import torch
 
 
-class CreateVideo:
+class CreateVideo(Node):
     """IMAGE, frames per second -> VIDEO."""
 
     DESCRIPTION = "Create a video from images."
     CATEGORY = "image/video"
     RETURN_TYPES = ("VIDEO",)
     OUTPUT_TOOLTIPS = ("The images as a video, for SaveVideo.",)
-    FUNCTION = "create_video"
+    INPUTS = {
+        "images": ("IMAGE", {"tooltip": "The images to create a video from."}),
+        "fps": inputs.fps(30.0, 1.0, 120.0, step=1.0),
+    }
+    OPTIONAL_INPUTS = {
+        "audio": ("AUDIO", {"tooltip": "Sound for the video. Only ComfyUI can add it; leave it out here."})
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The images to create a video from."}),
-                "fps": inputs.fps(30.0, 1.0, 120.0, step=1.0),
-            },
-            "optional": {
-                "audio": ("AUDIO", {"tooltip": "Sound for the video. Only ComfyUI can add it; leave it out here."})
-            },
-        }
-
-    def create_video(self, images: torch.Tensor, fps: float, audio: Any = None) -> tuple[Video]:
+    def run(self, images: torch.Tensor, fps: float, audio: Any = None) -> tuple[Video]:
         """Make a video of images (F, H, W, 3) in [0, 1]. Raises SettingError if audio is connected."""
         if audio is not None:
             raise SettingError(
@@ -49,21 +44,14 @@ class SaveVideo(Saver):
 
     DESCRIPTION = "Saves the video to the output folder, with the graph inside."
     CATEGORY = "image/video"
-    FUNCTION = "save_video"
+    INPUTS = {
+        "video": ("VIDEO", {"tooltip": "The video to save."}),
+        "filename_prefix": filename_prefix("video/ComfyUI"),
+        "format": (["auto", "mp4"], {"default": "auto", "tooltip": "The kind of file; auto is mp4."}),
+        "codec": (["auto", "h264"], {"default": "auto", "tooltip": "How it is compressed; auto is h264."}),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "video": ("VIDEO", {"tooltip": "The video to save."}),
-                "filename_prefix": filename_prefix("video/ComfyUI"),
-                "format": (["auto", "mp4"], {"default": "auto", "tooltip": "The kind of file; auto is mp4."}),
-                "codec": (["auto", "h264"], {"default": "auto", "tooltip": "How it is compressed; auto is h264."}),
-            },
-            "hidden": HIDDEN,
-        }
-
-    def save_video(
+    def run(
         self,
         video: Video,
         filename_prefix: str,
@@ -84,22 +72,15 @@ class SaveWEBM(Saver):
 
     DESCRIPTION = "Saves the input images as a webm video in the output folder, with the graph inside."
     CATEGORY = "image/video"
+    INPUTS = {
+        "images": ("IMAGE", {"tooltip": "The frames of the video."}),
+        "filename_prefix": filename_prefix("ComfyUI"),
+        "codec": (["vp9", "av1"], {"tooltip": "How it is compressed; av1 makes smaller files, more slowly."}),
+        "fps": inputs.fps(24.0, 0.01, 1000.0),
+        "crf": inputs.number(32.0, 0, 63.0, 1, "How much is left out: higher makes smaller files that look worse."),
+    }
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        crf = "How much is left out: higher makes smaller files that look worse."
-        return {
-            "required": {
-                "images": ("IMAGE", {"tooltip": "The frames of the video."}),
-                "filename_prefix": filename_prefix("ComfyUI"),
-                "codec": (["vp9", "av1"], {"tooltip": "How it is compressed; av1 makes smaller files, more slowly."}),
-                "fps": inputs.fps(24.0, 0.01, 1000.0),
-                "crf": inputs.number(32.0, 0, 63.0, 1, crf),
-            },
-            "hidden": HIDDEN,
-        }
-
-    def save_images(
+    def run(
         self,
         images: torch.Tensor,
         codec: str,

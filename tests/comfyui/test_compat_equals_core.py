@@ -130,7 +130,7 @@ def test_pictures_load_as_in_core(core, ours):
     node = COMPAT_CLASS_MAPPINGS["LoadImage"]
     assert len(core.changed) >= 15
     for name, changed in core.changed.items():
-        images, mask = node().load_image(name)
+        images, mask = node().run(name)
         assert np.array_equal(images.numpy(), core.arrays[f"image {name}"]), name
         assert np.array_equal(mask.numpy(), core.arrays[f"mask {name}"]), name
         assert node.IS_CHANGED(name) == changed
@@ -138,14 +138,14 @@ def test_pictures_load_as_in_core(core, ours):
 
 @pytest.mark.parametrize("index", range(len(FACTORS)))
 def test_images_scale_by_a_factor_as_in_core(core, index):
-    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScaleBy"]().upscale(core.frames, **FACTORS[index])
+    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScaleBy"]().run(core.frames, **FACTORS[index])
     assert scaled.shape == core.arrays[f"scaled by {index}"].shape
     assert np.abs(scaled.numpy() - core.arrays[f"scaled by {index}"]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("index", range(len(SCALINGS)), ids=lambda index: "-".join(map(str, SCALINGS[index].values())))
 def test_images_scale_as_in_core(core, index):
-    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScale"]().upscale(core.frames, **SCALINGS[index])
+    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScale"]().run(core.frames, **SCALINGS[index])
     assert scaled.shape == core.arrays[f"scaled {index}"].shape
     assert np.abs(scaled.numpy() - core.arrays[f"scaled {index}"]).max() <= 1e-6
 
@@ -155,7 +155,7 @@ def save(core, node_id: str) -> dict:
     if node_id == "SaveAnimatedWEBP":
         inputs |= {"fps": 7.0, "lossless": True, "quality": 80, "method": "default"}
     if node_id == "SaveVideo":
-        (video,) = COMPAT_CLASS_MAPPINGS["CreateVideo"]().create_video(inputs.pop("images"), 7.0)
+        (video,) = COMPAT_CLASS_MAPPINGS["CreateVideo"]().run(inputs.pop("images"), 7.0)
         inputs |= {"video": video, "format": "auto", "codec": "auto"}
     if node_id == "SaveAnimatedPNG":
         inputs |= {"fps": 7.0, "compress_level": 4}
