@@ -1,4 +1,4 @@
-"""Make the graph of a video from its settings: the stages as nodes, from LoadImage to SaveVideo.
+"""Make the graph of a video from its settings: the template image_to_video with their values.
 
 It is embedded in the mp4 files of `animate`, and batches run it. Running it gives the frames of
 `pipeline.image_to_video`.
@@ -14,7 +14,10 @@ from ...svd_core.models.options import DEFAULT, ModelOptions
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import Runtime
 from ..graph import Prompt
-from .graphs import DISPLAY_NAMES, Graph
+from .graphs import Graph, open_graph
+from .run_config import PACKAGE
+
+TEMPLATE = PACKAGE / "example_workflows" / "image_to_video.json"
 
 STAGE_NODES = {
     "load": "SVDCheckpointLoader",
@@ -30,6 +33,27 @@ STAGE_NODES = {
 """The node of each stage of `animate`."""
 
 
+SETTING_INPUTS = {
+    "model": ("SVDCheckpointLoader", "checkpoint"),
+    "width": ("SVDResizeImage", "width"),
+    "height": ("SVDResizeImage", "height"),
+    "fit": ("SVDResizeImage", "fit"),
+    "noise_aug_strength": ("SVDNoiseAugmentation", "noise_aug_strength"),
+    "seed": ("SVDNoiseAugmentation", "seed"),
+    "num_frames": ("SVDImageConditioning", "video_frames"),
+    "fps": ("SVDMicroConditioning", "fps"),
+    "motion_bucket_id": ("SVDMicroConditioning", "motion_bucket_id"),
+    "steps": ("SVDEulerSampler", "steps"),
+    "min_guidance": ("SVDEulerSampler", "min_guidance"),
+    "max_guidance": ("SVDEulerSampler", "max_guidance"),
+    "noise": ("SVDEulerSampler", "noise"),
+    "decode_mode": ("SVDTemporalVAEDecode", "mode"),
+    "decode_chunk": ("SVDTemporalVAEDecode", "chunk_size"),
+    "decode_context": ("SVDTemporalVAEDecode", "context"),
+}
+"""Field of VideoSettings -> the node class and input that it sets. Other nodes get the value by links."""
+
+
 def image_to_video_graph(settings: VideoSettings, runtime: Runtime, image_name: str) -> Graph:
     """Return the graph of a video of the image file `image_name`.
 
@@ -42,82 +66,31 @@ def image_to_video_graph(settings: VideoSettings, runtime: Runtime, image_name: 
 
 
 def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:
-    """Return the graph of settings without None, in API format. Seed, strength and fps are set in one node each.
+    """Return the template's graph with settings without None, in API format.
 
-    Node ids and the order of inputs are those of the template image_to_video: batches of today are named by them.
+    Node ids and the order of inputs stay those of the template: batches of today are named by them.
     """
-    guidance = {"min_guidance": settings.min_guidance, "max_guidance": settings.max_guidance}
-    decoding = {"mode": settings.decode_mode, "chunk_size": settings.decode_chunk, "context": settings.decode_context}
-    prompt: Prompt = {
-        "2": _node("SVDCheckpointLoader", checkpoint=settings.model, precision="auto"),
-        "3": _node("LoadImage", image=image_name),
-        "4": _node("SVDCLIPVisionEncode", preprocess="reference", clip_vision=["2", 1], image=["3", 0]),
-        "5": _node(
-            "SVDResizeImage", width=settings.width, height=settings.height, fit=settings.fit, image=["3", 0]
-        ),
-        "7": _node(
-            "SVDNoiseAugmentation",
-            noise_aug_strength=settings.noise_aug_strength,
-            seed=settings.seed,
-            image=["5", 0],
-        ),
-        "6": _node("SVDVAEEncode", vae=["2", 2], image=["7", 0]),
-        "8": _node(
-            "SVDImageConditioning",
-            video_frames=settings.num_frames,
-            clip_vision_output=["4", 0],
-            image_latent=["6", 0],
-        ),
-        "9": _node(
-            "SVDMicroConditioning",
-            fps=settings.fps,
-            motion_bucket_id=settings.motion_bucket_id,
-            noise_aug_strength=["7", 1],
-            positive=["8", 0],
-            negative=["8", 1],
-        ),
-        "10": _node(
-            "SVDEulerSampler", seed=["7", 2], steps=settings.steps, **guidance, noise=settings.noise,
-            model=["2", 0], positive=["9", 0], negative=["9", 1], latent=["8", 2],
-        ),
-        "11": _node("SVDTemporalVAEDecode", **decoding, vae=["2", 2], latent=["10", 0]),
-        "12": _node("CreateVideo", fps=["9", 2], images=["11", 0]),
-        "13": _node("SaveVideo", filename_prefix="video", format="auto", codec="auto", video=["12", 0]),
-    }  # fmt: skip
+    prompt = open_graph(TEMPLATE).prompt
+    _inputs_of(prompt, "LoadImage")["image"] = image_name
+    _inputs_of(prompt, "SaveVideo")["filename_prefix"] = "video"
+    for name, (class_type, input_name) in SETTING_INPUTS.items():
+        _inputs_of(prompt, class_type)[input_name] = getattr(settings, name)
     if settings.compile != DEFAULT.compile:
         options = asdict(ModelOptions(compile=settings.compile))
-        prompt["options"] = {"class_type": "SVDModelOptions", "inputs": {"model": ["2", 0], **options}}
-        prompt["10"]["inputs"]["model"] = ["options", 0]
+        sampler = _inputs_of(prompt, "SVDEulerSampler")
+        prompt["options"] = {"class_type": "SVDModelOptions", "inputs": {"model": sampler["model"], **options}}
+        sampler["model"] = ["options", 0]
     return prompt
-
-
-def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": DISPLAY_NAMES[class_type]}}
-
-
-_INPUTS = {
-    "width": ("SVDResizeImage", "width"),
-    "height": ("SVDResizeImage", "height"),
-    "fit": ("SVDResizeImage", "fit"),
-    "noise_aug_strength": ("SVDNoiseAugmentation", "noise_aug_strength"),
-    "seed": ("SVDNoiseAugmentation", "seed"),
-    "num_frames": ("SVDImageConditioning", "video_frames"),
-    "fps": ("SVDMicroConditioning", "fps"),
-    "motion_bucket_id": ("SVDMicroConditioning", "motion_bucket_id"),
-    "steps": ("SVDEulerSampler", "steps"),
-    "min_guidance": ("SVDEulerSampler", "min_guidance"),
-    "max_guidance": ("SVDEulerSampler", "max_guidance"),
-    "decode_mode": ("SVDTemporalVAEDecode", "mode"),
-    "decode_chunk": ("SVDTemporalVAEDecode", "chunk_size"),
-    "decode_context": ("SVDTemporalVAEDecode", "context"),
-}
-"""Field of VideoSettings -> the node class and input that `make_prompt` gives it to."""
 
 
 def settings_of(prompt: Prompt, settings: VideoSettings) -> VideoSettings:
     """Return the settings with the values of a validated graph, in which "4" steps have become 4."""
-    inputs = {name: prompt[node_of_class(prompt, kind)]["inputs"] for name, (kind, _) in _INPUTS.items()}
-    return replace(settings, **{name: inputs[name][_INPUTS[name][1]] for name in _INPUTS})
+    values = {name: _inputs_of(prompt, kind)[input_name] for name, (kind, input_name) in SETTING_INPUTS.items()}
+    return replace(settings, **values)
+
+
+def _inputs_of(prompt: Prompt, class_type: str) -> dict[str, Any]:
+    return prompt[node_of_class(prompt, class_type)]["inputs"]
 
 
 def node_of_class(prompt: Prompt, class_type: str) -> str:
