@@ -18,8 +18,9 @@ from error_checks import check_facts
 from faults import change, node, stage_graph
 from mini import mini_checkpoint
 from PIL import Image
-from svd_stages.headless.engines.embedded.engine import validate_and_execute
-from svd_stages.headless.engines.graphs import Graph
+from svd_stages.headless.engines.embedded.engine import inference, validate_and_budget
+from svd_stages.headless.engines.graphs import NODES
+from svd_stages.headless.graph import Engine
 from svd_stages.nodes.compat.values import Model
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import NodeError, NonFiniteError
@@ -124,7 +125,8 @@ def run(injection: Injection, checkpoint: Checkpoint, image: torch.Tensor, folde
     }
     here = LocalRuntime(device_name="cpu", output_folder=folder, on_note=notes.append)
     with use_runtime(here):
-        validate_and_execute(Graph(graph(injection)), here, precomputed=given)
+        checked = validate_and_budget(graph(injection), here, given)
+        Engine(NODES).run(checked.prompt, checked.outputs, precomputed=given, node_context=inference)
     return [note for note in notes if note.code != "graph.note"]  # which are of validation
 
 

@@ -36,8 +36,8 @@ from ..engines.choose import choose_engine
 from ..engines.embedded.engine import EmbeddedEngine
 from ..engines.events import EventTranslator
 from ..engines.graph_errors import check_described
-from ..engines.graph_loading import check_allowed_nodes, read_source
-from ..engines.graphs import EMBEDDED_NODES, Graph, GraphEngine, check_place, describe_file, open_graph, write_text
+from ..engines.graph_loading import read_source
+from ..engines.graphs import EMBEDDED_NODES, GraphEngine, check_place, describe_file, open_graph, write_text
 from ..engines.manifest import make_manifest
 from ..engines.preflight import find_missing
 from ..engines.run_config import RunConfig, default_models_roots
@@ -308,11 +308,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages run`."""
     began = time.monotonic()
     run_config = _run_config(arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir)
-    source = _read_allowed(arguments)
+    source = read_source(arguments.graph, arguments.allowed)
     if arguments.manifest is not None:
         check_place(arguments.manifest)
     engine = _engine(arguments, run_config)
-    graph = _open_allowed(source, arguments, engine.table)
+    graph = open_graph(source, arguments.settings, engine.table, arguments.allowed)
     report = engine.run(graph, EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
     if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
@@ -325,13 +325,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages validate`."""
-    source = _read_allowed(arguments)
+    source = read_source(arguments.graph, arguments.allowed)
     run_config = _run_config(arguments, console, input_folder=arguments.input_dir)
     engine = _engine(arguments, run_config)
     table = engine.table if arguments.object_info is None else _table(arguments)
     for missing in find_missing(source, engine, run_config, arguments.settings, table):
         console.announce("missing", missing.describe(), **asdict(missing))
-    graph = _open_allowed(source, arguments, table)
+    graph = open_graph(source, arguments.settings, table, arguments.allowed)
     if arguments.object_info is None:
         checked = engine.check(graph)
     else:
@@ -453,22 +453,6 @@ def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path
         on_note=lambda note: console.event("note", **note.as_dict()),
         **folders,
     )
-
-
-def _read_allowed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the graph as it was saved, and check that it has allowed node classes only."""
-    source = read_source(arguments.graph)
-    if arguments.allowed:
-        check_allowed_nodes(source, arguments.allowed)
-    return source
-
-
-def _open_allowed(source: dict[str, Any], arguments: argparse.Namespace, table: NodeTable) -> Graph:
-    """Convert the graph, apply settings, and check its node classes again."""
-    graph = open_graph(source, arguments.settings, table)
-    if arguments.allowed:
-        check_allowed_nodes(graph.prompt, arguments.allowed)
-    return graph
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:

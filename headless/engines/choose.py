@@ -11,7 +11,7 @@ from ...svd_core.media.alpha_compositing import KEEP, read_background
 from ...svd_core.runtime.runtime import OnOom, Reporter, ignore_progress
 from .embedded.engine import EmbeddedEngine
 from .events import EventListener, EventTranslator
-from .graph_loading import Source, check_allowed_nodes, read_source
+from .graph_loading import Source, read_source
 from .graphs import GraphEngine, Report, open_graph
 from .run_config import RunConfig, as_list
 
@@ -95,19 +95,14 @@ def run_graph(
         SVDStagesError: One of its subclasses: GraphError, CheckpointError, ImageError, NodeError, SettingError,
             ServerError, Interrupted and others in svd_core.errors.
     """
-    source = read_source(graph)
-    if allowed:
-        check_allowed_nodes(source, as_list(allowed))
+    allowed = as_list(allowed)
+    source = read_source(graph, allowed)
     color = None if background is None else read_background(background)
     run_config = RunConfig(
         models, device, precision, input_dir, output_dir, on_progress, vram, background=color, on_oom=on_oom
     )
     engine = choose_engine(run_config, comfyui, custom_nodes, server)
-    opened = open_graph(source, settings, engine.table)
-    if allowed:
-        check_allowed_nodes(opened.prompt, as_list(allowed))
-    if isinstance(engine, EmbeddedEngine):  # its runtime reports the progress
-        return engine.run(opened)
+    opened = open_graph(source, settings, engine.table, allowed)
     return engine.run(opened, EventTranslator(opened.prompt, engine.table, _ProgressListener(on_progress)))
 
 

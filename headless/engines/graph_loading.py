@@ -30,23 +30,27 @@ MEDIA_HEADS = (b"\x89PNG", b"RIFF", b"\x1aE\xdf\xa3")
 """First bytes of a PNG, a WebP and a WebM. An mp4 has "ftyp" four bytes later."""
 
 
-def read_source(source: Source) -> dict[str, Any]:
-    """Read the graph in a file as it was saved, or copy a dict.
+def read_source(source: Source, allowed: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the graph in a file as it was saved, or copy a dict. Check its node classes if some are `allowed`.
 
     From an mp4, WebM, PNG or WebP this reads the graph that SaveVideo, SaveWEBM, SaveImage or SaveAnimatedWEBP
     embedded. An unreadable workflow beside a readable prompt is dropped with a warning.
 
     Raises:
         GraphError: The file is unreadable (`graph.file`), no graph is embedded (`graph.not_inside`), or the graph is
-            invalid as in `read_graph`.
+            invalid as in `read_graph`, or it has classes that are not allowed (`graph.not_allowed`).
         ImageError: The video or image is damaged.
     """
     if isinstance(source, Mapping):
-        return dict(source)
-    if not isinstance(source, (str, os.PathLike)):
+        graph = dict(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        graph = _read_embedded(path) if _is_media(path) else read_graph(path)
+    else:
         raise GraphError(f"a graph must be a file or a dict, got {type(source).__name__}", code="graph.shape")
-    path = Path(source)
-    return _read_embedded(path) if _is_media(path) else read_graph(path)
+    if allowed:
+        check_allowed_nodes(graph, allowed)
+    return graph
 
 
 def _is_media(path: Path) -> bool:
@@ -106,8 +110,9 @@ def class_types(graph: Mapping[str, Any]) -> set[str]:
 def check_allowed_nodes(graph: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raise GraphError (`graph.not_allowed`) if a graph names a class that no pattern in `allowed` matches.
 
-    Call it twice: for the file, before anything is imported, and for the converted graph, because a node pack may have
-    a class with the name of a virtual node. Nodes that a node adds while it runs are not checked.
+    `read_source` and `open_graph` both call it: for the file, before anything is imported, and for the converted graph,
+    because a node pack may have a class with the name of a virtual node. Nodes that a node adds while it runs are not
+    checked.
 
     Args:
         allowed: Class types or shell patterns: SVD*, Save*.

@@ -13,7 +13,7 @@ from ...svd_core.errors import ImageError
 from ...svd_core.runtime.runtime import RunWarning
 from ...svd_core.utils.output_files import replacing, scratch_folder_beside
 from ..graph import NodeTable, OnEvent, Prompt, Validation, apply_settings, is_ui_format, to_api, unwrap
-from .graph_loading import Source, read_source
+from .graph_loading import Source, check_allowed_nodes, read_source
 from .run_config import as_list
 
 NODES: dict[str, type] = {**NODE_CLASS_MAPPINGS, **COMPAT_CLASS_MAPPINGS}
@@ -28,6 +28,11 @@ class Graph:
 
     prompt: Prompt
     workflow: dict[str, Any] | None = None
+
+    @property
+    def extra_data(self) -> dict[str, Any]:
+        """Return ComfyUI's additional data of a run, from which savers embed the workflow."""
+        return {"extra_pnginfo": {"workflow": self.workflow}} if self.workflow else {}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Report:
     faults: str = ""
     node_errors: dict[str, Any] = field(default_factory=dict)
     notes: list[RunWarning] = field(default_factory=list)
+
+
+def ignore_events(event: str, data: Mapping[str, Any]) -> None:
+    """Ignore an event."""
 
 
 class GraphEngine(Protocol):
@@ -85,7 +94,7 @@ class GraphEngine(Protocol):
         """Validate a graph. Raise GraphError if any output cannot run (exit status 3 if only files are missing)."""
         ...
 
-    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent = ignore_events) -> Report:
         """Run the outputs that can run. The report holds the faults of the others.
 
         Args:
@@ -100,11 +109,12 @@ class GraphEngine(Protocol):
         ...
 
 
-def ignore_events(event: str, data: Mapping[str, Any]) -> None:
-    """Ignore an event."""
-
-
-def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = EMBEDDED_NODES) -> Graph:
+def open_graph(
+    source: Source,
+    settings: Sequence[str] = (),
+    table: NodeTable = EMBEDDED_NODES,
+    allowed: Sequence[str] = (),
+) -> Graph:
     """Read a graph in API or UI format and set values in it.
 
     Args:
@@ -112,15 +122,18 @@ def open_graph(source: Source, settings: Sequence[str] = (), table: NodeTable = 
         settings: "NODE.INPUT=VALUE" each. NODE is an id, a title, or a class that only one node has. The workflow is
             dropped if values are set, because it no longer describes the run.
         table: The nodes for conversion and settings.
+        allowed: Class types or patterns, see `check_allowed_nodes`. Empty: all classes.
 
     Raises:
-        GraphError: The graph cannot be read or converted, or a setting fits no input.
+        GraphError: The graph cannot be read or converted, has a class that is not allowed, or a setting fits no input.
         ImageError: The video or image is damaged.
     """
     settings = as_list(settings)
-    inner, workflow = unwrap(read_source(source))
+    inner, workflow = unwrap(read_source(source, allowed))
     if is_ui_format(inner):
         inner, workflow = to_api(inner, table.classes, table.display_names), inner
+    if allowed:
+        check_allowed_nodes(inner, allowed)
     if settings:
         return Graph(apply_settings(inner, settings, table.classes))
     return Graph(inner, workflow)

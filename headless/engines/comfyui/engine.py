@@ -77,7 +77,7 @@ class ComfyUIEngine:
                 raise graph_error(None, validation.node_errors, graph.prompt, self.table)
         return validation
 
-    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent = ignore_events) -> Report:
         """Validate and run. See `GraphEngine.run`. Raise SettingError if the output folder is not writable."""
         self._start()
         result = Path(self.run_config.output_folder) / "result"
@@ -86,7 +86,7 @@ class ComfyUIEngine:
         with scratch_folder_beside(result) as scratch, self._comfyui_in(scratch, graph, on_note) as copied:
             prompt_id = str(uuid.uuid4())
             validation = self._validate(graph, prompt_id)
-            ui, results = self._run(validation, prompt_id, graph, scratch, on_event or ignore_events)
+            ui, results = self._run(validation, prompt_id, graph, scratch, on_event)
             unreported = replace(results, fill=filled_from(scratch, link_or_copy))  # nodes no longer write there
             output = scratch / "output"
             for file in sorted(path for path in output.rglob("*") if path.is_file()):  # such as models
@@ -105,10 +105,11 @@ class ComfyUIEngine:
             on_event(event, results.with_files(data) if event == "executed" else data)
 
         results = Results.of_run(self.run_config.runtime(), filled_from(scratch))
-        extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
         on_event("queued", {})
         with stopping_at_signals(ComfyRunner.interrupt):
-            outcome = ComfyRunner().execute(validation.prompt, prompt_id, validation.outputs, extra, emit_with_files)
+            outcome = ComfyRunner().execute(
+                validation.prompt, prompt_id, validation.outputs, graph.extra_data, emit_with_files
+            )
         if outcome.event == "execution_interrupted":
             raise Interrupted("the run was stopped")
         if outcome.event == "execution_error":

@@ -10,7 +10,7 @@ from typing import Any
 
 from ....svd_core.errors import CheckpointError
 from ....svd_core.runtime.runtime import LocalRuntime, RunWarning, chain_callbacks, use_runtime
-from ...graph import Engine, NodeTable, OnEvent, Prompt, RunResult, Validation, explain, object_info, validate
+from ...graph import Engine, NodeTable, OnEvent, Prompt, Validation, explain, object_info, validate
 from ..graph_errors import raise_if_faulty, raise_if_nothing_runs
 from ..graphs import DISPLAY_NAMES, EMBEDDED_NODES, NODES, Graph, Report, check_place, ignore_events
 from ..results import named_files
@@ -56,21 +56,29 @@ class EmbeddedEngine:
             check_memory_budget(validation.prompt, validation.outputs, runtime)
         return validation
 
-    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent = ignore_events) -> Report:
         """Validate and run. See `GraphEngine.run`. Raise SettingError if the output folder is not writable."""
         notes: list[RunWarning] = []
         runtime = replace(self.run_config.runtime(), on_note=chain_callbacks(notes.append, self.run_config.on_note))
-        emit = on_event or ignore_events
 
         def emit_with_files(event: str, data: dict[str, Any]) -> None:
             files = {"files": written(runtime, {"": data["output"]})} if event == "executed" else {}
-            emit(event, {**data, **files})
+            on_event(event, {**data, **files})
 
         class_types = [node.get("class_type") for node in graph.prompt.values() if isinstance(node, dict)]
         with use_runtime(runtime):
             if any(getattr(NODES.get(str(each)), "FOLDER", None) == "output" for each in class_types):
                 check_place(runtime.output_folder / "result")
-            validation, result = validate_and_execute(graph, runtime, on_event=emit_with_files)
+            validation = validate_and_budget(graph.prompt, runtime)
+            emit_with_files("queued", {})
+            result = Engine(NODES).run(
+                validation.prompt,
+                validation.outputs,
+                extra_data=graph.extra_data,
+                on_event=emit_with_files,
+                node_context=inference,
+                watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
+            )
         faults = explain(None, validation.node_errors, validation.prompt) if validation.node_errors else ""
         return Report(written(runtime, result.ui), result.ui, faults, validation.node_errors, notes)
 
@@ -78,33 +86,6 @@ class EmbeddedEngine:
         """Describe every node of the table in the format of ComfyUI's /object_info."""
         with use_runtime(self.run_config.runtime()):
             return object_info(NODES, DISPLAY_NAMES)
-
-
-def validate_and_execute(
-    graph: Graph,
-    runtime: LocalRuntime,
-    on_event: OnEvent | None = None,
-    precomputed: Mapping[str, Sequence[list[Any]]] | None = None,
-) -> tuple[Validation, RunResult]:
-    """Validate a graph and run its valid outputs. `precomputed` is that of `Engine.run`.
-
-    Raises:
-        GraphError: No output can run, or a stage cannot fit into memory.
-        NodeError: A node failed.
-    """
-    validation = validate_and_budget(graph.prompt, runtime, precomputed)
-    if on_event is not None:
-        on_event("queued", {})
-    result = Engine(NODES).run(
-        validation.prompt,
-        validation.outputs,
-        extra_data={"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else None,
-        on_event=on_event,
-        precomputed=precomputed,
-        node_context=inference,
-        watch=mutation_check.InputCheck(validation.prompt) if mutation_check.is_enabled() else None,
-    )
-    return validation, result
 
 
 def validate_and_budget(

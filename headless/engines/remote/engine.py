@@ -115,7 +115,7 @@ class RemoteEngine:
         table = self._table_with_local_files(graph.prompt)
         return check_described(graph.prompt, table, f"the server at {self._server.address}")
 
-    def run(self, graph: Graph, on_event: OnEvent | None = None) -> Report:
+    def run(self, graph: Graph, on_event: OnEvent = ignore_events) -> Report:
         """Upload, queue, follow, download. See `GraphEngine.run`. If anything is raised here, the run is stopped there.
 
         Raises:
@@ -126,13 +126,12 @@ class RemoteEngine:
         check_place(self._run_config.runtime().output_folder / "result")
         client_id, prompt_id = uuid.uuid4().hex, str(uuid.uuid4())
         prompt = self._with_uploads(graph.prompt)
-        emit = on_event or ignore_events
         events = _RunEvents(self._server, self._policy, client_id, prompt_id)
         try:
             with events:
                 node_errors = self._queue(graph, prompt, client_id, prompt_id)
-                emit("queued", {"prompt_id": prompt_id})
-                return self._follow(events, prompt, node_errors, emit)
+                on_event("queued", {"prompt_id": prompt_id})
+                return self._follow(events, prompt, node_errors, on_event)
         except BaseException as error:
             if events.entry is None:
                 self._stop(prompt_id)
@@ -161,8 +160,7 @@ class RemoteEngine:
         Raises:
             GraphError: No output can run.
         """
-        extra = {"extra_pnginfo": {"workflow": graph.workflow}} if graph.workflow else {}
-        body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id, "extra_data": extra}
+        body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id, "extra_data": graph.extra_data}
         try:
             answer = self._server.post("/prompt", body)
         except ServerRejected as error:
