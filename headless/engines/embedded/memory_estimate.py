@@ -100,24 +100,23 @@ def _estimates(prompt: Prompt, runtime: LocalRuntime) -> Iterator[MemoryEstimate
     values = _follow_values(prompt)
     host, device = _host_memory(), _device_memory(runtime)
     for node_id, node in prompt.items():
-        get = _input_getter(node, values)
-        stage = STAGES.get(node["class_type"])
-        clip = stage.clip(get) if stage is not None else None
-        if stage is None or not isinstance(clip, Clip) or clip.pixels is None:
+        samples, decodes = node["class_type"] in SAMPLERS, node["class_type"] in DECODERS
+        get, clip = _input_getter(node, values), values.get((node_id, 0))
+        if not (samples or decodes) or not isinstance(clip, Clip) or clip.pixels is None:
             continue
         frames = clip.pixels * PIXEL_BYTES
         if clip.pixels > MAX_PIXELS:
             largest = MAX_PIXELS * PIXEL_BYTES
             yield MemoryEstimate(node_id, f"works on {clip}, which", frames, largest, limit="a video may take")
-        if stage.decodes:
+        if decodes:
             yield MemoryEstimate(node_id, f"makes {clip}, which", frames, host)
         if device is None:
             continue
-        unet, vae = base_channels(runtime, get("model" if stage.samples else "vae"))
-        if stage.samples:
+        unet, vae = base_channels(runtime, get("model" if samples else "vae"))
+        if samples:
             size = UNET_LIVE_TENSORS * unet * (clip.pixels // SCALE**2) * MIN_ITEMSIZE
             yield MemoryEstimate(node_id, f"samples {clip}, which", size, device)
-        if stage.decodes and get("mode" if "mode" in node["inputs"] else "decode_mode") == "exact":
+        if decodes and get("mode" if "mode" in node["inputs"] else "decode_mode") == "exact":
             size, work = vae * clip.pixels * MIN_ITEMSIZE, f"decodes {clip} as one clip, which"
             suggestion = "Use mode windowed, fewer frames or a smaller size"
             yield MemoryEstimate(node_id, work, size, max(device, host), suggestion)
@@ -125,15 +124,6 @@ def _estimates(prompt: Prompt, runtime: LocalRuntime) -> Iterator[MemoryEstimate
 
 Get = Callable[[str], Any]
 """Returns the value of an input by name: a constant, or what is known of a link's value. None if nothing is known."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A node that needs much memory. `clip` returns the clip that it works on."""
-
-    clip: Callable[[Get], Any]
-    samples: bool = False
-    decodes: bool = False
 
 
 def _video_size(get: Get) -> Clip:
@@ -159,16 +149,9 @@ def _pass_on(name: str, slots: int = 1) -> Callable[[Get], dict[int, Any]]:
     return lambda get: dict.fromkeys(range(slots), get(name))
 
 
-STAGES: dict[str, Stage] = {
-    "SVDEulerSampler": Stage(lambda get: get("latent"), samples=True),
-    "KSampler": Stage(lambda get: get("latent_image"), samples=True),
-    "KSamplerAdvanced": Stage(lambda get: get("latent_image"), samples=True),
-    "SamplerCustom": Stage(lambda get: get("latent_image"), samples=True),
-    "SVDTemporalVAEDecode": Stage(lambda get: get("latent"), decodes=True),
-    "VAEDecode": Stage(lambda get: get("samples"), decodes=True),
-    "VAEDecodeTiled": Stage(lambda get: get("samples"), decodes=True),
-    "SVDImageToVideo": Stage(_video_size, samples=True, decodes=True),
-}
+SAMPLERS = ("SVDEulerSampler", "KSampler", "KSamplerAdvanced", "SamplerCustom", "SVDImageToVideo")
+DECODERS = ("SVDTemporalVAEDecode", "VAEDecode", "VAEDecodeTiled", "SVDImageToVideo")
+"""The nodes that need much memory. The clip that they work on is that of their first output."""
 
 RULES: dict[str, Callable[[Get], dict[int, Any]]] = {
     "PrimitiveInt": _pass_on("value"),
@@ -190,6 +173,10 @@ RULES: dict[str, Callable[[Get], dict[int, Any]]] = {
     "KSamplerAdvanced": _pass_on("latent_image"),
     "SamplerCustom": _pass_on("latent_image", 2),
     "SamplerCustomAdvanced": _pass_on("latent_image", 2),
+    "SVDTemporalVAEDecode": _pass_on("latent"),
+    "VAEDecode": _pass_on("samples"),
+    "VAEDecodeTiled": _pass_on("samples"),
+    "SVDImageToVideo": lambda get: {0: _video_size(get)},
 }
 """Class type -> what is known of its outputs by slot: clips, numbers, names of checkpoints."""
 
