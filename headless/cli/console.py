@@ -7,59 +7,47 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 
-class Console(Protocol):
-    """The output of the command line."""
+class Console:
+    """The output of the command line.
 
-    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """Show progress; a `runtime.Reporter`. `node` is the id of the node that is running, if it is known."""
-        ...
-
-    def event(self, name: str, /, **values: Any) -> None:
-        """Print an engine's event: queued, cached, executing, executed. See headless/engines/events.py."""
-        ...
-
-    def announce(self, name: str, text: str, /, **values: Any) -> None:
-        """Print an event that people see, too: `missing` (a file or node of a graph), `batch` (who works)."""
-        ...
-
-    def result(self, text: str, **values: Any) -> None:
-        """Print the result: a sentence for people, values for programs."""
-        ...
-
-    def close(self) -> None:
-        """Close the progress bar."""
-        ...
-
-
-class _Stoppable:
-    """Raise KeyboardInterrupt at a progress report if the user asked to stop.
-
-    The signal's own KeyboardInterrupt can be lost: Python drops exceptions that are raised in finalizers.
+    A progress report raises KeyboardInterrupt if the user asked to stop. That of the signal itself can be lost: Python
+    drops exceptions that are raised in finalizers.
     """
 
     def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._is_stopped = is_stopped
 
-    def _raise_if_stopped(self) -> None:
+    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
+        """Show progress; a `runtime.Reporter`. `node` is the id of the node that is running, if it is known."""
         if self._is_stopped():
             raise KeyboardInterrupt
 
+    def event(self, name: str, /, **values: Any) -> None:
+        """Print an engine's event: queued, cached, executing, executed. See headless/engines/events.py."""
 
-class TerminalConsole(_Stoppable):
-    """A progress bar on stderr, results on stdout."""
+    def announce(self, name: str, text: str, /, **values: Any) -> None:
+        """Print an event that people see, too: `missing` (a file or node of a graph), `batch` (who works)."""
 
-    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(is_stopped)
-        self._bar: tqdm | None = None
+    def result(self, text: str, **values: Any) -> None:
+        """Print the result: a sentence for people, values for programs."""
+
+    def close(self) -> None:
+        """Close the progress bar."""
+
+
+class TerminalConsole(Console):
+    """A progress bar on stderr, results on stdout. People see no other events than those of `announce`."""
+
+    _bar: tqdm | None = None
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Open the stage's bar at 0, move it, and close it when it is complete."""
-        self._raise_if_stopped()
+        super().report(stage, done, total, unit, node)
         if done == 0:
             self.close()
             self._bar = tqdm(total=total, desc=f"{stage:<10}", unit=unit, file=sys.stderr, dynamic_ncols=True)
@@ -67,9 +55,6 @@ class TerminalConsole(_Stoppable):
             self._bar.update(done - self._bar.n)
             if done >= total:
                 self.close()
-
-    def event(self, name: str, /, **values: Any) -> None:
-        """Do nothing: people see the bars."""
 
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print the text on stderr."""
@@ -96,7 +81,7 @@ class LogAboveBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-class JsonConsole(_Stoppable):
+class JsonConsole(Console):
     """One JSON object a line on stdout: {"event": "progress", ...}, those of `event`, and {"event": "result", ...}.
 
     If the reader of stdout has gone, events are dropped and the run continues; the result raises BrokenPipeError.
@@ -109,7 +94,7 @@ class JsonConsole(_Stoppable):
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Print {"event": "progress", "stage", "done", "total", "unit"}, and "node" if it is known."""
-        self._raise_if_stopped()
+        super().report(stage, done, total, unit, node)
         node = node or self._node
         where = {} if node is None else {"node": node}
         self.event("progress", stage=stage, done=done, total=total, unit=unit, **where)
@@ -130,9 +115,6 @@ class JsonConsole(_Stoppable):
     def result(self, text: str, **values: Any) -> None:
         """Print {"event": "result", ...values}."""
         self._line("result", values)
-
-    def close(self) -> None:
-        """Do nothing: there is no bar."""
 
     def _line(self, event: str, values: dict[str, Any]) -> None:
         line = {"event": event, **values, **{"event": event}}  # first, and what it says whatever the values are
