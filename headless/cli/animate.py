@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...nodes.compat.saving import graph_metadata
+from ...nodes.compat.videos import SaveVideo
 from ...svd_core.errors import ImageError, Interrupted, SettingError
 from ...svd_core.media.alpha_compositing import GREY, Background, read_background
 from ...svd_core.media.image_io import as_images, display_name
@@ -170,16 +170,12 @@ def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep
 
 
 def _save(video: torch.Tensor, fps: int, prompt: Prompt, runtime: LocalRuntime) -> Path:
-    """Write a video (F, H, W, 3) with its graph to an mp4 in the output folder."""
-    from ...svd_core.media.video_io import encode_mp4, exact_fps
-    from ...svd_core.utils.output_files import resolve_prefix, save_numbered
+    """Write a video (F, H, W, 3) with its graph to an mp4 in the output folder, as the node SaveVideo does."""
+    from ...svd_core.media.video_io import Video, exact_fps
 
-    path = resolve_prefix(runtime.output_folder, "video", width=video.shape[2], height=video.shape[1])
-    warnings: list[RunWarning] = []
-    metadata, rate = graph_metadata(prompt, None), exact_fps(float(fps))
-    saved = save_numbered(path, "mp4", lambda file: warnings.extend(encode_mp4(file, video, rate, metadata)))
-    forward_warnings(runtime, warnings)
-    return runtime.output_folder / saved.filename
+    with use_runtime(runtime):
+        saved = SaveVideo().save_video(Video(video, exact_fps(float(fps))), "video", "auto", "auto", prompt)
+    return runtime.output_folder / saved["ui"]["images"][0]["filename"]
 
 
 class _StageErrors:
