@@ -21,7 +21,7 @@ from ...svd_core.models.components import SVDVae
 from ...svd_core.models.options import ModelOptions
 from ...svd_core.models.unet import COMPILED_STEP, COMPILERS, PreparedUNet
 from .measuring import Result, Variant, measure
-from .models import SIZES, build_unet, build_vae, empty_model, randomize, size_of
+from .models import SIZES, build_unet, build_vae, empty_model, randomize
 from .op_counter import Cost, count
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Bench:
     """Settings of the benchmark.
 
     Attributes:
-        size: "small" or "full".
+        size: A key of `SIZES`: small or full.
         device: The computing device.
         dtype: The dtype of the weights.
         turns: Timed calls per variant.
@@ -80,7 +80,7 @@ class _Models:
     """A random UNet and VAE, each twice on the device, and random inputs. References are diffusers' in float32."""
 
     def __init__(self, bench: Bench) -> None:
-        self._size, self._bench = size_of(bench.size), bench
+        self._size, self._bench = SIZES[bench.size], bench
         self._unet, self._vae = randomize(build_unet(self._size), seed=0), randomize(build_vae(self._size), seed=1)
         self._stock_unet, self._our_unet = (copy.deepcopy(self._unet).to(bench.device, bench.dtype) for _ in range(2))
         self._stock_vae, self._our_vae = (copy.deepcopy(self._vae).to(bench.device, bench.dtype) for _ in range(2))

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...svd_core.errors import SettingError
-
 
 @dataclass(frozen=True)
 class Size:
@@ -32,17 +30,6 @@ SIZES = {
     "full": Size((320, 640, 1280, 1280), (5, 10, 20, 20), 1024, (128, 256, 512, 512), 25, 72, 128),
 }
 """small is for a CPU; full is SVD-XT at 1024x576."""
-
-
-def size_of(name: str) -> Size:
-    """Return the size with this name.
-
-    Raises:
-        SettingError: There is none.
-    """
-    if name not in SIZES:
-        raise SettingError(f'the size must be one of {", ".join(SIZES)}, got "{name}"')
-    return SIZES[name]
 
 
 def build_unet(size: Size) -> Any:
