@@ -13,7 +13,6 @@ from ...svd_core.errors import CheckpointError, GraphError, ImageError, NodeErro
 from ..graph import NodeTable, Prompt, Validation, explain, raise_if_invalid, validate
 from ..graph.node_schema import DeclaredInput, read_declaration
 from ..graph.prompt import name_node, one_line
-from ..graph.validate import shape_fault
 from .graphs import EMBEDDED_NODES
 
 MODEL_FILES = (*CHECKPOINTS, *PICKLES, ".sft", ".pt2", ".pkl", ".gguf", ".onnx")
@@ -30,12 +29,6 @@ def check_described(prompt: Prompt, table: NodeTable, decided_by: str) -> Valida
     raise_if_faulty(validation, table)
     note = f"the nodes' own checks (VALIDATE_INPUTS) are left to {decided_by}, when the graph is run"
     return replace(validation, notes=[*validation.notes, note])
-
-
-def raise_if_misshapen(prompt: Any) -> None:
-    """Raise GraphError if `prompt` does not have the shape of a graph."""
-    if fault := shape_fault(prompt):
-        raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
 
 
 def raise_if_faulty(validation: Validation, table: NodeTable) -> None:

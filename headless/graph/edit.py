@@ -10,10 +10,9 @@ from typing import Any
 
 from ...svd_core.errors import GraphError, nearest
 from .check_node import check_finite
-from .explain import explain
 from .node_schema import DeclaredInput, read_declaration
 from .prompt import Prompt, looks_like_link, name_node, one_line, title_of, wrap_list
-from .validate import shape_fault
+from .validate import raise_if_misshapen
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +23,7 @@ def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, 
     Raises:
         GraphError: As `set_value`, and `graph.invalid_prompt` or `graph.too_large` if `prompt` is not a graph.
     """
-    if fault := shape_fault(prompt):
-        raise GraphError(explain(fault[0], {}, {}), code=f"graph.{fault[0]['type']}")
+    raise_if_misshapen(prompt)
     for setting in settings:
         prompt = set_value(prompt, setting, nodes)
     return prompt

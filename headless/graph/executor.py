@@ -25,7 +25,7 @@ from .dynamic import DynamicPrompt
 from .explain import node_error
 from .node_schema import Declarations, is_output
 from .output_cache import Key, OutputCache
-from .prompt import Prompt, links_of, looks_like_link, name_node, run_order, sources_of, with_ancestors
+from .prompt import Prompt, find_cycles, links_of, looks_like_link, name_node, run_order, sources_of, with_ancestors
 from .ready_queue import ReadyQueue
 from .v3 import bound_function, class_function
 
@@ -509,9 +509,9 @@ class _Run:
     def cycle(self) -> SVDStagesError:
         """Return the error for nodes that wait for each other. Only an expansion can cause it."""
         sources = self.queue.sources()
-        _, cycles = run_order(list(sources), sources)
-        error = _cycle_error(cycles[0])
-        self.send_error(self.graph.get_real_node_id(cycles[0][0]), exception_info(error))
+        cycle = find_cycles(sources, sources)[0]
+        error = _cycle_error(cycle)
+        self.send_error(self.graph.get_real_node_id(cycle[0]), exception_info(error))
         return error
 
     def node_error(self, node_id: str, cause: Exception) -> NodeError:

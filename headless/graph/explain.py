@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...svd_core.errors import NodeError, SVDStagesError
@@ -61,7 +61,11 @@ def _describe_fault(fault: Mapping[str, Any]) -> str:
     """Describe one error object, without its node."""
     info = fault["extra_info"]
     try:
-        sentence = _SENTENCES.get(fault["type"], _comfyuis_words)(fault, info)
+        sentence = _SENTENCES.get(fault["type"], _comfyuis_words)
+        if isinstance(sentence, str):
+            sentence = sentence.format_map({**info, "details": fault["details"]})
+        else:
+            sentence = sentence(fault, info)
     except (KeyError, TypeError, IndexError, ValueError):  # ComfyUI's own objects hold less than ours
         sentence = _comfyuis_words(fault, info)
     names = info.get("nearest")
@@ -82,10 +86,6 @@ def _bounds(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     bounds = [f"{word} {options[key]}" for key, word in (("min", "at least"), ("max", "at most")) if key in options]
     rounded = " (JavaScript rounds 2**64 - 1 to it)" if info["received_value"] == 2**64 else ""
     return f'input "{info["input_name"]}" must be {" and ".join(bounds)}, got {info["received_value"]}{rounded}'
-
-
-def _choice(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    return f'input "{info["input_name"]}" must be one of its options, got {info["received_value"]!r}'
 
 
 def _mismatch(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
@@ -119,20 +119,17 @@ def _missing_class(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     return f'the node type "{info["class_type"]}" is unknown'
 
 
-_SENTENCES = {
-    "required_input_missing": lambda fault, info: (
-        f'the required input "{info["input_name"]}" is missing; connect it or give it a value'
-    ),
+_SENTENCES: dict[str, str | Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
+    "required_input_missing": 'the required input "{input_name}" is missing; connect it or give it a value',
     "value_smaller_than_min": _bounds,
     "value_bigger_than_max": _bounds,
-    "value_not_in_list": _choice,
+    "value_not_in_list": 'input "{input_name}" must be one of its options, got {received_value!r}',
     "return_type_mismatch": _mismatch,
     "bad_linked_input": _bad_link,
     "invalid_input_type": _not_converted,
     "missing_node_type": _missing_class,
-    "custom_validation_failed": lambda fault, info: f"the node refuses its input: {fault['details']}",
-    "exception_during_validation": lambda fault, info: (
-        f"checking the node raised {info['exception_type']}: {info['exception_message']}"
-    ),
-    "dependency_cycle": lambda fault, info: f"the links form a cycle, {fault['details']}; remove one of them",
+    "custom_validation_failed": "the node refuses its input: {details}",
+    "exception_during_validation": "checking the node raised {exception_type}: {exception_message}",
+    "dependency_cycle": "the links form a cycle, {details}; remove one of them",
 }
+"""The description of an error object by its type: a template of its `extra_info` and `details`, or a function."""

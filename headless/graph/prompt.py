@@ -6,10 +6,10 @@ All functions are iterative, because a graph may be a chain of thousands of node
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from heapq import heapify, heappop, heappush
 from typing import Any
+
+from .ready_queue import ReadyQueue
 
 Prompt = dict[str, dict[str, Any]]
 Sources = Mapping[str, Sequence[str]]
@@ -85,7 +85,7 @@ def name_node(prompt: Mapping[str, Any], node_id: str) -> str:
 
 
 def with_ancestors(starts: Iterable[str], sources: Sources) -> set[str]:
-    """Return `starts` and every node that they need. With `dependents_of(sources)`: every node that needs them."""
+    """Return `starts` and every node that they need."""
     reached = set(starts)
     pending = list(reached)
     while pending:
@@ -94,15 +94,6 @@ def with_ancestors(starts: Iterable[str], sources: Sources) -> set[str]:
                 reached.add(source)
                 pending.append(source)
     return reached
-
-
-def dependents_of(sources: Sources) -> dict[str, list[str]]:
-    """Return the ids that read from each node, by node id."""
-    dependents = defaultdict(list)
-    for node_id, source_ids in sources.items():
-        for source in source_ids:
-            dependents[source].append(node_id)
-    return dict(dependents)
 
 
 def run_order(ids: Collection[str], sources: Sources) -> tuple[list[str], list[list[str]]]:
@@ -116,25 +107,21 @@ def run_order(ids: Collection[str], sources: Sources) -> tuple[list[str], list[l
         The order, and the cycles that keep the other nodes from running. A cycle is a path from a node to its sources,
         first id = last id. Every group of nodes that cannot run has at least one cycle in the list.
     """
-    position = {node_id: index for index, node_id in enumerate(ids)}
-    waiting_for = {node_id: sum(source in position for source in sources.get(node_id, ())) for node_id in ids}
-    dependents = dependents_of({node_id: sources.get(node_id, ()) for node_id in ids})
-    by_position = list(ids)
-    ready = [position[node_id] for node_id, count in waiting_for.items() if count == 0]
-    heapify(ready)
+    queue = ReadyQueue()
+    for node_id in ids:
+        queue.add(node_id)
+    for node_id in ids:
+        for source in sources.get(node_id, ()):
+            if source in queue:
+                queue.link(source, node_id)
     order = []
-    while ready:
-        node_id = by_position[heappop(ready)]
-        order.append(node_id)
-        for dependent in dependents.get(node_id, ()):
-            waiting_for[dependent] -= 1
-            if waiting_for[dependent] == 0:
-                heappush(ready, position[dependent])
-    stuck = {node_id: None for node_id, count in waiting_for.items() if count > 0}
-    return order, _find_cycles(stuck, sources)
+    while (ready := queue.take()) is not None:
+        order.append(ready)
+        queue.done(ready)
+    return order, find_cycles(queue.sources(), sources)
 
 
-def _find_cycles(stuck: Collection[str], sources: Sources) -> list[list[str]]:
+def find_cycles(stuck: Collection[str], sources: Sources) -> list[list[str]]:
     """Find cycles by following, from each stuck node, the first source that is stuck too."""
     cycles = []
     visited: set[str] = set()

@@ -20,7 +20,7 @@ from ...svd_core.errors import GraphError
 from .check_node import NodeCheck, Problem, ValidationContext, check_node, problem
 from .explain import explain
 from .node_schema import Declarations, is_output
-from .prompt import MAX_NODES, Prompt, dependents_of, name_node, run_order, sources_of, title_of, with_ancestors
+from .prompt import MAX_NODES, Prompt, name_node, run_order, sources_of, title_of, with_ancestors
 from .suggestions import Hints
 
 NodeErrors = dict[str, dict[str, Any]]
@@ -68,9 +68,12 @@ def validate(
     """
     precomputed = precomputed or {}
     hints = Hints()
-    fault = shape_fault(prompt) or _class_fault(prompt, nodes, precomputed, hints)
+    fault = shape_fault(prompt)
     if fault is not None:
-        return _refused(prompt, *fault)
+        return _refused(prompt, fault)
+    unknown = _class_faults(prompt, nodes, precomputed, hints)
+    if unknown:
+        return _refused(prompt, next(iter(unknown.values()))["errors"][0], unknown)
     outputs = []
     for node_id, node in prompt.items():
         is_target = (targets is None or node_id in targets) and is_output(nodes.get(node.get("class_type")))
@@ -109,16 +112,23 @@ def raise_if_invalid(validation: Validation) -> None:
     )
 
 
-def shape_fault(prompt: Any) -> tuple[Problem] | None:
+def raise_if_misshapen(prompt: Any) -> None:
+    """Raise GraphError if `prompt` does not have the shape of a graph (`graph.invalid_prompt`, `graph.too_large`)."""
+    fault = shape_fault(prompt)
+    if fault is not None:
+        raise GraphError(explain(fault, {}, {}), code=f"graph.{fault['type']}")
+
+
+def shape_fault(prompt: Any) -> Problem | None:
     """Return ComfyUI's error object for a value that is not a graph in API format, or None."""
 
-    def fault(message: str, details: str) -> tuple[Problem]:
-        return (problem("invalid_prompt", message, details),)
+    def fault(message: str, details: str) -> Problem:
+        return problem("invalid_prompt", message, details)
 
     if not isinstance(prompt, Mapping):
         return fault("The graph is not a JSON object", f"got {type(prompt).__name__}")
     if len(prompt) > MAX_NODES:
-        return (problem("too_large", f"A graph may have {MAX_NODES} nodes", f"it has {len(prompt)}"),)
+        return problem("too_large", f"A graph may have {MAX_NODES} nodes", f"it has {len(prompt)}")
     if isinstance(prompt.get("nodes"), list):
         return fault("The graph is in UI format; convert it to API format first", "it has a list of nodes")
     for node_id, node in prompt.items():
@@ -137,10 +147,10 @@ def shape_fault(prompt: Any) -> tuple[Problem] | None:
     return None
 
 
-def _class_fault(
+def _class_faults(
     prompt: Mapping[str, Any], nodes: Mapping[str, type], precomputed: Collection[str], hints: Hints
-) -> tuple[Problem, NodeErrors] | None:
-    """Find the nodes with a missing or unknown class. The first is ComfyUI's error, and all are node errors."""
+) -> NodeErrors:
+    """Return the errors of the nodes with a missing or unknown class."""
     node_errors: NodeErrors = {}
     near: dict[str, str | None] = {}
     for node_id, node in prompt.items():
@@ -151,7 +161,7 @@ def _class_fault(
             near[class_type] = hints.near(class_type, nodes)
         fault = _missing_class(node_id, node, near.get(str(class_type)))
         node_errors[node_id] = {"errors": [fault], "dependent_outputs": [], "class_type": class_type}
-    return (next(iter(node_errors.values()))["errors"][0], node_errors) if node_errors else None
+    return node_errors
 
 
 def _missing_class(node_id: str, node: Mapping[str, Any], nearest: str | None) -> Problem:
@@ -189,17 +199,18 @@ def _conclude(
     for node_id, check in checks.items():
         copy[node_id]["inputs"] = check.inputs
         notes.extend(f"{name_node(prompt, node_id)}: {note}" for note in check.notes)
-    faulty = {node_id: check.problems for node_id, check in checks.items() if check.problems}
-    failing = with_ancestors(faulty, dependents_of({node_id: sources[node_id] for node_id in checks}))
-    good = [node_id for node_id in outputs if node_id not in failing]
     node_errors: NodeErrors = {
-        node_id: {"errors": problems, "dependent_outputs": [], "class_type": prompt[node_id]["class_type"]}
-        for node_id, problems in faulty.items()
+        node_id: {"errors": check.problems, "dependent_outputs": [], "class_type": prompt[node_id]["class_type"]}
+        for node_id, check in checks.items()
+        if check.problems
     }
+    good = []
     for output in outputs:
-        if output in failing:
-            for node_id in with_ancestors([output], sources) & node_errors.keys():
-                node_errors[node_id]["dependent_outputs"].append(output)
+        faulty = with_ancestors([output], sources) & node_errors.keys() if node_errors else ()
+        for node_id in faulty:
+            node_errors[node_id]["dependent_outputs"].append(output)
+        if not faulty:
+            good.append(output)
     if good:
         return Validation(True, None, good, node_errors, copy, notes)
     lines = [f"{fault['message']}: {fault['details']}" for output in outputs for fault in checks[output].problems]

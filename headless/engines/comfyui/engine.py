@@ -19,8 +19,9 @@ from ....svd_core.utils.atomic_files import unfinished_folder
 from ....svd_core.utils.output_files import scratch_folder_beside
 from ....svd_core.utils.user_tempdir import private_folder
 from ...graph import NodeTable, OnEvent, Prompt, Validation
+from ...graph.validate import raise_if_misshapen
 from ..embedded.memory_estimate import check_memory_budget
-from ..graph_errors import graph_error, node_error, normalize_node_errors, raise_if_misshapen
+from ..graph_errors import graph_error, node_error, normalize_node_errors
 from ..graphs import Graph, Report, ignore_events
 from ..results import Fill, Results, file_inside, link_or_copy, place_inside
 from ..run_config import RunConfig

@@ -19,12 +19,12 @@ from ....svd_core.errors import ImageError, Interrupted, ServerError, SettingErr
 from ...graph import NodeTable, OnEvent, Prompt, Validation, described_nodes
 from ...graph.node_schema import read_declaration
 from ...graph.prompt import one_line
+from ...graph.validate import raise_if_misshapen
 from ..graph_errors import (
     check_described,
     graph_error,
     node_error,
     normalize_node_errors,
-    raise_if_misshapen,
     takes_uploads,
 )
 from ..graphs import Graph, Report, check_place, ignore_events
