@@ -13,9 +13,9 @@ import pytest
 from svd_stages.headless.graph import Validation
 
 HERE = Path(__file__).parent
+HAS_COMFYUI = bool(os.environ.get("COMFYUI_PATH") and os.environ.get("COMFYUI_PYTHON"))
 needs_comfyui = pytest.mark.skipif(
-    not (os.environ.get("COMFYUI_PATH") and os.environ.get("COMFYUI_PYTHON")),
-    reason="COMFYUI_PATH and COMFYUI_PYTHON do not name a ComfyUI checkout and its Python",
+    not HAS_COMFYUI, reason="COMFYUI_PATH and COMFYUI_PYTHON do not name a ComfyUI checkout and its Python"
 )
 
 

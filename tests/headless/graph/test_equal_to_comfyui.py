@@ -1,30 +1,42 @@
-"""Compare our validation and execution of toy graphs with ComfyUI's own."""
+"""Compare our validation and execution of toy graphs with ComfyUI's own.
+
+Without a ComfyUI, its answers are those of version 0.3.64 in tests/data. With one, SVD_STAGES_RECORD=FILE writes them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from svd_stages.headless.graph import Engine, validate
 from svd_stages.svd_core.errors import NodeError
 
-from .ask_comfyui import as_answer, ask_comfyui, needs_comfyui
+from .ask_comfyui import HAS_COMFYUI, as_answer, ask_comfyui
 from .cases import FAILING, INVALID, VALID, Case
 from .toys import TOYS
 
 CASES = VALID + FAILING + INVALID
-pytestmark = [pytest.mark.comfyui, needs_comfyui]
+RECORDED = Path(__file__).parents[2] / "data" / "toy_answers.json"
+pytestmark = pytest.mark.comfyui
 
 
 @pytest.fixture(scope="module")
 def comfyui(tmp_path_factory) -> dict[str, dict[str, Any]]:
     """ComfyUI's answers by case name."""
+    if not HAS_COMFYUI:
+        return json.loads(RECORDED.read_text("utf-8"))
     folder = tmp_path_factory.mktemp("peer")
     answers = ask_comfyui(folder, [{"prompt": case.prompt, "targets": case.targets} for case in CASES])
-    return {case.name: answer for case, answer in zip(CASES, answers, strict=True)}
+    by_name = {case.name: answer for case, answer in zip(CASES, answers, strict=True)}
+    if file := os.environ.get("SVD_STAGES_RECORD"):
+        lines = [f"{json.dumps(name)}: {json.dumps(answer)}" for name, answer in by_name.items()]
+        Path(file).write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+    return by_name
 
 
 def ours(case: Case) -> dict[str, Any]:
@@ -91,20 +103,13 @@ def test_decisions_errors_and_results_are_comfyuis_or_a_named_difference(comfyui
     assert different - {"dependents"} == set(case.differs) - {"dependents"}, (theirs, mine)
 
 
-def test_each_list_of_cases_has_the_decision_of_its_name(comfyui):
-    for case in CASES:
-        decided = ours(case)["ok"]
-        assert decided == (case not in INVALID), case.name
-        assert bool(failure(ours(case))) == (case in FAILING), case.name
-
-
 def test_exceptions_reach_the_event_with_their_type_and_text(comfyui):
-    for case in FAILING[:1]:
-        theirs, mine = (
-            next(data for event, data in answer["events"] if event == "execution_error")
-            for answer in (comfyui[case.name], ours(case))
-        )
-        assert theirs["exception_type"] == mine["exception_type"] == "ValueError"
-        assert theirs["exception_message"].strip() == mine["exception_message"].strip()
-        assert sorted(theirs["executed"]) == sorted(mine["executed"])
-        assert set(mine) <= set(theirs)
+    case = FAILING[0]
+    theirs, mine = (
+        next(data for event, data in answer["events"] if event == "execution_error")
+        for answer in (comfyui[case.name], ours(case))
+    )
+    assert theirs["exception_type"] == mine["exception_type"] == "ValueError"
+    assert theirs["exception_message"].strip() == mine["exception_message"].strip()
+    assert sorted(theirs["executed"]) == sorted(mine["executed"])
+    assert set(mine) <= set(theirs)

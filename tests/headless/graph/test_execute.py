@@ -22,21 +22,6 @@ def values(prompt, node_id, nodes=TOYS) -> list[list[Any]]:
     return run(prompt, nodes, keep=[node_id]).values[node_id]
 
 
-@pytest.mark.parametrize(
-    ("count_a", "count_b", "sums"),
-    [(1, 1, [0]), (3, 1, [0, 1, 2]), (1, 3, [0, 1, 2]), (4, 2, [0, 2, 3, 4]), (2, 4, [0, 2, 3, 4]), (3, 3, [0, 2, 4])],
-)
-def test_a_mapped_node_runs_for_the_longest_list_and_shorter_ones_repeat_their_last(count_a, count_b, sums):
-    prompt = graph(a=node("CountTo", count=count_a), b=node("CountTo", count=count_b), c=node("Add", a=A, b=B))
-    assert values(prompt, "c") == [sums]
-
-
-def test_mapping_then_joining_is_joining_then_mapping():
-    mapped = graph(a=node("CountTo", count=4), b=node("Add", a=A, b=1), c=node("SumList", values=B, offset=0))
-    joined = graph(a=node("CountTo", count=4), b=node("SumList", values=A, offset=4))
-    assert values(mapped, "c") == values(joined, "b") == [[10], [4]]
-
-
 def test_an_output_without_a_flag_is_dropped():
     """ComfyUI merges as many slots as OUTPUT_IS_LIST has."""
     assert values(graph(a=node("ShortOutputIsList", count=2)), "a") == [[0, 1]]
@@ -78,53 +63,6 @@ def test_sources_run_first_in_any_order_of_the_file():
     nodes = {str(index): node("Add", a=[str(index + 1), 0], b=index) for index in range(20)}
     nodes |= {"20": node("Number", value=0), "show": node("Show", value=["0", 0])}
     assert order_of(nodes) == [*[str(index) for index in range(20, -1, -1)], "show"]
-
-
-def test_only_what_the_outputs_need_runs():
-    checked = validate(two_outputs(node("Number", value=1), node("Number", value=2)), TOYS, ["y"])
-    events: Events = []
-    Engine(TOYS).run(checked.prompt, checked.outputs, on_event=lambda *event: events.append(event))
-    assert [data["node"] for event, data in events if event == "executing"] == ["b", "y"]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "order"),
-    [
-        (twins("Number", value=3), ["a", "c", "x"]),
-        (twins("NotIdempotent", value=3), ["a", "b", "c", "x"]),
-        (twins("AlwaysChanged", value=3), ["a", "b", "c", "x"]),
-        (twins("ChangedByValue", value=3, other=1), ["a", "c", "x"]),
-        (twins("NotIdempotent", "AlwaysChanged", value=3), ["a", "b", "c", "x"]),
-    ],
-)
-def test_equal_nodes_run_once_unless_their_class_prevents_it(prompt, order):
-    assert order_of(prompt) == order
-
-
-def test_a_node_that_knows_its_id_runs_for_each():
-    prompt = two_outputs(node("OwnId", value=3), node("OwnId", value=3))
-    assert run(prompt).ui == {"x": {"value": ["'3 in a'"]}, "y": {"value": ["'3 in b'"]}}
-
-
-def test_a_wrapped_list_reaches_the_node_as_one_value():
-    assert run(shown({"__value__": [1, 2]})).ui["show"] == {"value": ["[1, 2]"]}
-
-
-def test_equal_nodes_have_equal_sources_at_any_depth():
-    prompt = graph(a=node("Number", value=3), b=node("Number", value=3))
-    for level in range(5):
-        for side in "ab":
-            prompt[f"{side}{level}"] = node("Add", a=[f"{side}{level - 1}" if level else side, 0], b=level)
-    prompt |= {"x": node("Show", value=["a4", 0]), "y": node("Show", value=["b4", 0])}
-    assert len(order_of(prompt)) == 7
-    assert run(prompt).ui == {"x": {"value": ["13"]}, "y": {"value": ["13"]}}
-
-
-def test_nodes_behind_a_node_that_always_changes_are_not_equal():
-    changed = node("AlwaysChanged", value=3)
-    added = {"c": node("Add", a=A, b=1), "d": node("Add", a=B, b=1)}
-    prompt = graph(a=changed, b=changed, **added, x=node("Show", value=C), y=node("Show", value=D))
-    assert len(order_of(prompt)) == 6
 
 
 def test_is_changed_is_called_with_constants_and_none_for_links():
@@ -393,18 +331,6 @@ def test_a_result_that_is_not_a_tuple_is_an_error_of_the_node(value, kind):
 def test_result_forms(value, ui, slots):
     result = run(graph(a=node("Gives")), giving(value), keep=["a"])
     assert result.ui.get("a") == ui and result.values == {"a": slots}
-
-
-def test_too_few_outputs_are_an_error_of_the_node_that_returned_them():
-    with raises(NodeError, "node.result", "a", "GivesTooLittle", 1):
-        run(shown(["a", 1], a=node("GivesTooLittle")))
-
-
-def test_hidden_inputs_are_the_graph_the_workflow_and_the_id():
-    prompt = shown(A, a=node("Number", value=3), h=node("ShowHidden", value=A))
-    ui = run(prompt, extra_data={"extra_pnginfo": {"workflow": 1}}).ui["h"]
-    assert ui == {"me": ["h"], "ids": [["a", "h", "show"]], "info": [{"workflow": 1}], "same": [True]}
-    assert run(prompt).ui["h"]["info"] == [None]
 
 
 def test_nothing_is_kept_between_runs():
