@@ -1,6 +1,6 @@
 """Gives files from strangers to the package's doors while an audit hook watches; see test_payloads.py.
 
-    python payload_runner.py WORK, with WORK/attempts.json: a list of [name, door, path]
+    python payload_runner.py WORK, with WORK/attempts.json: a list of [name, door, path], or [name, "node", call]
 
 Prints a JSON list: for each attempt its name, the class and code of the error (or null), the seconds, how far the
 process grew in MB, and what the hook saw that must not be.
@@ -25,8 +25,8 @@ from peak_memory import peak_mb
 WORK = Path(sys.argv[1]).resolve()
 FORBIDDEN = {
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect",
-    "socket.getaddrinfo", "pickle.find_class", "urllib.Request", "sqlite3.enable_load_extension",
-    "sqlite3.load_extension", "webbrowser.open", "ftplib.connect", "smtplib.connect",
+    "socket.bind", "socket.getaddrinfo", "socket.sendto", "pickle.find_class", "urllib.Request",
+    "sqlite3.enable_load_extension", "sqlite3.load_extension", "webbrowser.open", "ftplib.connect", "smtplib.connect",
 }  # fmt: skip
 CHANGING = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "shutil.rmtree", "os.chmod"}
 
@@ -42,15 +42,7 @@ class Watch:
         libraries = [Path(each).resolve() for each in {sys.prefix, sys.base_prefix, *sys.path} if each]
         libraries = [each for each in libraries if not each.is_relative_to(WORK)]
         self.may_write = [str(WORK / "run"), str(WORK / "out"), str(temp_folder())]
-        system = [
-            "/proc",
-            "/sys",
-            "/dev/null",
-            "/dev/urandom",
-            "/etc/localtime",
-            "/etc/mime.types",
-            "/usr/share/zoneinfo",
-        ]
+        system = ["/proc", "/sys", "/dev/null", "/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo"]
         self.may_read = [str(WORK), str(package), *map(str, libraries), *system, *self.may_write]
         self.seen: list[str] | None = None
 
@@ -106,17 +98,40 @@ class Watch:
         return caller.endswith(("dataclasses.py", "collections/__init__.py", "typing.py", "/ast.py"))
 
 
+def run_config() -> Any:
+    """Return the settings of every run: folders in WORK."""
+    from svd_stages import headless
+
+    return headless.RunConfig([WORK / "models"], "cpu", input_folder=WORK / "input", output_folder=WORK / "out")
+
+
 def graph(path: Path) -> None:
     """Read, look for what is missing, check, and run if nothing is wrong."""
     from svd_stages import headless
 
-    around = headless.RunConfig([WORK / "models"], "cpu", input_folder=WORK / "input", output_folder=WORK / "out")
-    engine = headless.EmbeddedEngine(around)
+    engine = headless.EmbeddedEngine(run_config())
     source = headless.read_source(path)
-    headless.find_missing(source, engine, around)
+    headless.find_missing(source, engine, run_config())
     opened = headless.open_graph(source)
     engine.check(opened)
     engine.run(opened)
+
+
+def node(call: dict[str, Any]) -> None:
+    """Call a node's checks and its function with a value, as if it was linked; `images` is a picture."""
+    import torch
+    from svd_stages.headless import NODES
+    from svd_stages.svd_core.errors import SVDStagesError
+    from svd_stages.svd_core.runtime.runtime import use_runtime
+
+    node_class, value, others = NODES[call["class_type"]], call["value"], call["others"]
+    if "images" in others:
+        others["images"] = torch.rand(1, 16, 16, 3)
+    with use_runtime(run_config().runtime()):
+        for check in {"VALIDATE_INPUTS", "IS_CHANGED"} & set(dir(node_class)):
+            with contextlib.suppress(SVDStagesError):
+                getattr(node_class, check)(**value)
+        getattr(node_class(), node_class.FUNCTION)(**value, **others)
 
 
 def object_info(path: Path) -> None:
@@ -141,19 +156,6 @@ def picture(path: Path) -> None:
     load_image(path)
 
 
-def checkpoint(path: Path) -> None:
-    """A model, looked at and loaded by its name in a models folder."""
-    from svd_stages.svd_core import execution
-    from svd_stages.svd_core.checkpoints.inspect import inspect
-    from svd_stages.svd_core.checkpoints.library import ModelLibrary
-    from svd_stages.svd_core.errors import CheckpointError
-    from svd_stages.svd_core.runtime.runtime import LocalRuntime
-
-    with contextlib.suppress(CheckpointError):
-        inspect(path)
-    execution.load(LocalRuntime(ModelLibrary.from_roots([path.parent]), "cpu"), path.name, "auto")
-
-
 def manifest(path: Path) -> None:
     """A list of pictures: the first fault of a row is raised as the batch tells it."""
     from svd_stages.headless.batch.images import ImageFolder
@@ -170,13 +172,12 @@ def manifest(path: Path) -> None:
 
 def batch(path: Path) -> None:
     """A run folder: look, then go on with it."""
-    from svd_stages import headless
     from svd_stages.headless.batch.graph_batching import BatchRequest, batch_status, run_batch
     from svd_stages.svd_core.errors import BatchError
 
     with contextlib.suppress(BatchError):
         batch_status(path)
-    run_batch(BatchRequest(path), headless.RunConfig([WORK / "models"], "cpu"))
+    run_batch(BatchRequest(path), run_config())
 
 
 def control(path: Path) -> None:
@@ -192,8 +193,8 @@ def control(path: Path) -> None:
     }[path.suffix[1:] or "pickle"]()
 
 
-DOORS: dict[str, Callable[[Path], None]] = {
-    door.__name__: door for door in (graph, object_info, metadata, picture, checkpoint, manifest, batch, control)
+DOORS: dict[str, Callable[[Any], None]] = {
+    door.__name__: door for door in (graph, node, object_info, metadata, picture, manifest, batch, control)
 }
 
 
@@ -217,6 +218,7 @@ def warm_up() -> None:
     PIL.Image.init()
     for door, name in ((picture, "input/rocket.png"), (metadata, "input/rocket.png"), (manifest, "warm.csv")):
         door(WORK / name)
+    graph(WORK / "warm.json")
     try:
         import pyarrow.parquet  # noqa: F401
 
@@ -237,7 +239,7 @@ def main() -> None:
         before, began = peak_mb(), time.process_time()
         watch.seen, error = [], None
         try:
-            DOORS[door](WORK / path)
+            DOORS[door](WORK / path if isinstance(path, str) else path)
         except BaseException as raised:
             error = raised
         finally:
@@ -246,7 +248,14 @@ def main() -> None:
         ours = isinstance(error, SVDStagesError)
         code = getattr(error, "code", None) if ours else None
         kind = None if error is None else type(error).__name__
-        told = {"name": name, "error": kind, "ours": ours, "code": code, "says": str(error)[:300]}
+        told = {
+            "name": name,
+            "error": kind,
+            "ours": ours,
+            "code": code,
+            "says": str(error)[:300],
+            "length": len(str(error)),
+        }
         answers.append({**told, "seconds": time.process_time() - began, "grown": grown, "seen": seen})
     print(json.dumps(answers))
 

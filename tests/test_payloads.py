@@ -1,12 +1,12 @@
-"""Files from strangers at every door, under an audit hook: nothing of theirs runs, nothing is opened elsewhere.
+"""Files and names from strangers at every door, under an audit hook: nothing of theirs runs or is opened elsewhere.
 
 The hook (payload_runner.py) sees code, processes, connections, unpickling, and files outside of the folders at hand.
+tests/svd_core/checkpoints/test_hostile_models.py has the models.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import pickle
@@ -16,7 +16,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,11 @@ from svd_stages.headless.graph.read import MAX_BYTES
 RUNNER = Path(__file__).with_name("payload_runner.py")
 TEMPLATES = headless.PACKAGE / "example_workflows"
 EVIL = "import os; os.system('touch executed')"
+NAMES = [
+    *json.loads(Path(__file__).with_name("data").joinpath("names_outside.json").read_text()),
+    "../" * 3400 + "secret",
+]
+"""Names that try to lead out of a folder to a file called secret. {root} is a folder above."""
 
 
 class Runs:
@@ -43,15 +47,15 @@ class Builder:
 
     def __init__(self, work: Path):
         self.work = work
-        self.attempts: list[tuple[str, str, str]] = []
+        self.attempts: list[tuple[str, str, Any]] = []
         for name in ("input", "models", "out", "run"):
-            (work / name).mkdir()
+            (work / name).mkdir(parents=True)
         shutil.copy(TEMPLATES / "rocket.png", work / "input")
         (work / "warm.csv").write_text("image\ninput/rocket.png\n")
         (work / "evil_payload.py").write_text(EVIL + "\nclass Renderer: pass\n")
-        self.prompt = headless.open_graph(
-            TEMPLATES / "image_to_video.json", ["SVDCheckpointLoader.checkpoint=svd-nano"]
-        ).prompt
+        settings = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
+        self.prompt = headless.image_to_video_graph(settings, headless.RunConfig().runtime(), "rocket.png").prompt
+        (work / "warm.json").write_text(json.dumps(self.prompt))
         self.id = {node["class_type"]: node_id for node_id, node in self.prompt.items()}
 
     def add(self, name: str, door: str, path: str, content: bytes | str | None = None) -> Path:
@@ -69,6 +73,11 @@ class Builder:
         prompt[self.id[node]]["inputs"] |= given
         prompt[self.id[node]] |= keys
         self.add(name, "graph", f"graphs/{len(self.attempts)}.json", json.dumps(prompt))
+
+    def node(self, class_type: str, key: str, value: str, **others: Any) -> None:
+        """A call of a node with this value, as it comes over a link."""
+        call = {"class_type": class_type, "value": {key: value}, "others": others}
+        self.attempts.append((f"{class_type} {value}", "node", call))
 
     def run(self, name: str, settings: Any = None, plan: list[Any] | None = None, **more: Any) -> Path:
         """A run folder as a stranger may have made it."""
@@ -90,31 +99,12 @@ class Builder:
 def add_pickles(to: Builder) -> None:
     for protocol in (0, 2, 4, 5):
         content = pickle.dumps(Runs(), protocol)
-        to.add(f"pickle {protocol} as a checkpoint", "checkpoint", f"models/{protocol}.safetensors", content)
-        to.add(f"pickle {protocol} as a ckpt", "checkpoint", f"models/{protocol}.ckpt", content)
         to.add(f"pickle {protocol} as a picture", "picture", f"input/{protocol}.png", content)
         to.add(f"pickle {protocol} as a graph", "graph", f"graphs/pickle{protocol}.json", content)
     content = pickletools.optimize(pickle.dumps(Runs(), 4))
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("archive/data.pkl", content)
-        archive.writestr("archive/version", "3")
-    for name in ("zip.safetensors", "zip.pt", "zip.pth"):
-        to.add(f"torch's zip as {name}", "checkpoint", f"models/{name}", zipped.getvalue())
-    for part in ("unet", "vae", "image_encoder"):
-        config = {"_class_name": "EvilModel", "auto_map": {"AutoModel": "evil_payload.Renderer"}}
-        to.add("", "checkpoint", f"models/folder/{part}/config.json", json.dumps(config))
-        to.add("", "checkpoint", f"models/folder/{part}/diffusion_pytorch_model.bin", zipped.getvalue())
-        del to.attempts[-2:]
-    index = {"_class_name": ["evil_payload", "Renderer"], "unet": ["evil_payload", "Renderer"]}
-    to.add("", "checkpoint", "models/folder/model_index.json", json.dumps(index))
-    to.attempts.pop()
-    to.add("a diffusers folder of pickles and code", "checkpoint", "models/folder")
     for ending in ("csv", "jsonl", "parquet"):
         to.add(f"a pickle as a manifest.{ending}", "manifest", f"manifests/pickle.{ending}", content)
     to.add("a pickle as an mp4", "metadata", "media/a.mp4", b"\0\0\0\x20ftypisom" + content)
-    to.add("a pickle inside a header of safetensors", "checkpoint", "models/inside.safetensors",
-           struct.pack("<Q", len(content)) + content)  # fmt: skip
 
 
 def add_graphs(to: Builder) -> None:
@@ -125,11 +115,9 @@ def add_graphs(to: Builder) -> None:
     to.graph("code for a choice", "SVDEulerSampler", {"noise": code})
     to.graph("code for a checkpoint", "SVDCheckpointLoader", {"checkpoint": f"{{{code}}}"})
     to.graph("a format string", "SVDCheckpointLoader", {"checkpoint": "{0.__class__.__mro__[1].__subclasses__}"})
-    for number, prefix in enumerate(("../../evil", "/tmp/evil", "a/../../../evil", "x\0y", "%date:%/../../../evil")):
-        image = {"class_type": "LoadImage", "inputs": {"image": "rocket.png"}}
-        saver = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}}
-        to.add(f"a prefix {prefix!r}", "graph", f"graphs/prefix{number}.json", json.dumps({"1": image, "2": saver}))
-    for name in ("../../../etc/passwd", "/etc/passwd", "evil_payload.py", "link.png", "http://127.0.0.1:9/a.png"):
+    for prefix in ("../../evil", "%date:%/../../../evil"):
+        to.graph(f"a prefix {prefix!r}", "SaveVideo", {"filename_prefix": prefix})
+    for name in ("../../../etc/passwd", "evil_payload.py", "link.png", "http://127.0.0.1:9/a.png"):
         to.graph(f"a picture called {name}", "LoadImage", {"image": name})
     (to.work / "input" / "link.png").symlink_to("/etc/passwd")
     shutil.copy(to.work / "evil_payload.py", to.work / "input")
@@ -138,6 +126,7 @@ def add_graphs(to: Builder) -> None:
     to.add("a page with a node that evaluates", "graph", "graphs/page.json", json.dumps(page))
     prefix = {"id": 2, "type": "SaveImage", "widgets_values": [f"%{code}.x% %date:{code}% %SaveImage.__class__%"]}
     to.add("code in a date of a page", "graph", "graphs/date.json", json.dumps({"nodes": [prefix], "links": []}))
+    to.graph("a whole run", "LoadImage", {})
     spec = {"input": {"required": {"x": [{"__import__": "evil_payload"}]}}, "python_module": "evil_payload"}
     to.add("a description of nodes", "object_info", "graphs/info.json", json.dumps({"evil_payload.Renderer": spec}))
 
@@ -267,6 +256,29 @@ def add_runs(to: Builder) -> None:
     ledger.close()
 
 
+def add_names(to: Builder) -> None:
+    """Each name as a model's, a picture's and a result's, beside secrets in every form and links that lead to them."""
+    root = to.work.parent
+    for folder in (root, root / "inside_twin", root / "outside"):
+        folder.mkdir(exist_ok=True)
+        for end in ("", ".safetensors", ".png"):
+            shutil.copy(TEMPLATES / "rocket.png", folder / f"secret{end}")
+    for folder in (to.work / "input", to.work / "out"):
+        (folder / "link").symlink_to(root / "outside")
+        (folder / "chain").symlink_to("link")
+        (folder / "secret_link.png").symlink_to(root / "secret.png")
+    for name in (each.replace("{root}", str(root)) for each in NAMES):
+        model, picture = (name + end if name.strip("./") else name for end in (".safetensors", ".png"))
+        to.node("SVDCheckpointLoader", "checkpoint", model, precision="auto")
+        to.node("ImageOnlyCheckpointLoader", "ckpt_name", model)
+        for annotation in ("", " [output]", "[temp]", " [input]"):
+            to.node("LoadImage", "image", picture + annotation)
+        to.node("SaveImage", "filename_prefix", name, images=None)
+        to.node("SaveAnimatedPNG", "filename_prefix", name, images=None, fps=6.0, compress_level=4)
+        webp = {"fps": 6.0, "lossless": True, "quality": 80, "method": "fastest"}
+        to.node("SaveAnimatedWEBP", "filename_prefix", name, images=None, **webp)
+
+
 def add_controls(to: Builder) -> None:
     content = pickle.dumps(Runs())
     for kind in ("pickle", "process", "network", "read", "write", "code", "import"):
@@ -275,23 +287,30 @@ def add_controls(to: Builder) -> None:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    """The outcome of each payload."""
-    work = tmp_path_factory.mktemp("payloads").resolve()
+    """The outcome of each payload. Nothing was changed beside the folder at hand, and only the control was executed."""
+    root = tmp_path_factory.mktemp("payloads").resolve()
+    work = root / "inside"
     builder = Builder(work)
-    for add in (add_pickles, add_graphs, add_media, add_manifests, add_parquet, add_runs, add_controls):
+    for add in (add_pickles, add_graphs, add_media, add_manifests, add_parquet, add_runs, add_names, add_controls):
         add(builder)
     (work / "attempts.json").write_text(json.dumps(builder.attempts))
     paths = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(work)])
     environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(work / "run")}
+    before = outside(work)
     ran = subprocess.run(
         [sys.executable, RUNNER, work], cwd=work, env=environment, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = {each["name"]: each for each in json.loads(ran.stdout.splitlines()[-1])}
-    assert len(found) == len(builder.attempts) > 90
-    executed = work / "executed"
-    assert executed.exists()  # by the control alone
+    assert len(found) == len(builder.attempts) > 450
+    assert (work / "executed").exists() and outside(work) == before
     return found
+
+
+def outside(work: Path) -> dict[Path, bytes]:
+    """Return the files and folders beside a folder, with what is in them."""
+    paths = [path for path in work.parent.rglob("*") if not path.is_relative_to(work)]
+    return {path: b"" if path.is_dir() else path.read_bytes() for path in paths}
 
 
 def of_strangers(answers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -307,14 +326,20 @@ def test_the_hook_sees_what_must_not_be(answers):
     assert len(controls) == 7 and all(each["seen"] for each in controls.values())
 
 
-def test_each_is_refused_with_an_error_of_ours_that_has_a_code(answers):
-    fine = {"nested lists", "a description of nodes"}
-    import pprint
+def test_each_is_refused_with_an_error_of_ours_that_has_a_code_but_those_that_do_no_harm(answers):
+    harmless = {"nested lists", "a description of nodes", "a whole run"}
+    refused = [each for each in of_strangers(answers) if each["name"] not in harmless]
+    refused = [each for each in refused if each["error"] or not each["name"].startswith("Save")]
+    assert [each for each in refused if not each["ours"] or "." not in each["code"]] == []
+    assert [each for each in refused if each["length"] >= 2500] == []
+    assert answers["a whole run"]["error"] is None
 
-    pprint.pprint([e for e in answers.values() if not e["ours"]], width=200)
-    others = [each for each in of_strangers(answers) if not each["ours"] and each["name"] not in fine]
-    assert others == []
-    assert [each for each in of_strangers(answers) if each["name"] not in fine and "." not in each["code"]] == []
+
+@pytest.mark.parametrize("saver", ["SaveImage", "SaveAnimatedPNG", "SaveAnimatedWEBP"])
+def test_prefixes_that_stay_inside_are_saved(answers, saver):
+    saved = {name for name in NAMES if (each := answers.get(f"{saver} {name}")) and each["error"] is None}
+    assert {"con", "C:secret", "~/secret", "..%2fsecret"} <= saved
+    assert saved.isdisjoint({"../secret", "link/secret", "chain/secret", "/etc/passwd", "\0", "\ud800"})
 
 
 def test_each_takes_ten_seconds_and_two_hundred_megabytes_at_most(answers):
