@@ -1,4 +1,4 @@
-"""Check what no linter checks: import cycles, tried imports, tensors in dataclasses, and what importing does.
+"""Check what no linter checks: import cycles, who reaches out, tensors in dataclasses, and what importing does.
 
 Most rules are in pyproject.toml: import directions are import-linter contracts; banned calls and modules, prints, bare
 excepts and missing docstrings are ruff rules.
@@ -11,31 +11,45 @@ import graphlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TypeVar
 
 import pytest
+from sources import ROOT, imports, nodes_of
 
-Node = TypeVar("Node", bound=ast.AST)
-
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("headless", "nodes", "svd_core")
 MODEL_CLASSES = {"AutoencoderKLTemporalDecoder", "UNetSpatioTemporalConditionModel"}
 """The classes that may be imported from diffusers."""
 
-TREES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
+MAY_REACH_OUT = {
+    "socket": {
+        "headless/engines/remote/client.py": "--server",
+        "headless/batch/ray_pool.py": "Ray: this machine's name",
+        "headless/batch/folder.py": "this machine's name",
+        "headless/batch/lock.py": "this machine's name",
+        "headless/batch/worker.py": "this machine's name",
+        "svd_core/utils/atomic_files.py": "this machine's name",
+    },
+    "ssl": {},
+    "websockets": {"headless/engines/remote/websocket.py": "--server"},
+    "http": {"headless/engines/remote/client.py": "--server"},
+    "urllib": {"headless/engines/remote/client.py": "--server"},
+    "huggingface_hub": {
+        "svd_core/checkpoints/download.py": "download",
+        "svd_core/checkpoints/build_modules.py": "the name of an error",
+    },
+    "ray": {"headless/batch/ray_pool.py": "Ray"},
+    "subprocess": {"headless/batch/process_pool.py": "this Python, for workers of a batch"},
+    "multiprocessing": {},
+    "ctypes": {"headless/graph/async_utils.py": "an exception into the thread that runs coroutines"},
+    "pip": {},
+    "requests": {},
+    "httpx": {},
+    "aiohttp": {},
+    "pickle": {},
+    "marshal": {},
+    "shelve": {},
+    "joblib": {},
+    "yaml": {},
 }
-
-
-def nodes_of(kind: type[Node]) -> Iterator[tuple[str, Node]]:
-    """Yield ("file:line", node) of every syntax node of this kind in the package."""
-    for path, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, kind):
-                yield f"{path}:{node.lineno}", node  # pyright: ignore[reportAttributeAccessIssue]
+"""Modules that reach a network, other programs or code in data, and the only files that may import them, with why."""
 
 
 def test_import_contracts_are_kept():
@@ -55,10 +69,15 @@ def test_no_files_import_each_other_in_a_cycle():
 
 
 def test_only_model_classes_are_imported_from_diffusers():
-    imports = [(place, node.module, {each.name for each in node.names}) for place, node in nodes_of(ast.ImportFrom)]
-    imports += [(place, alias.name, {alias.name}) for place, node in nodes_of(ast.Import) for alias in node.names]
-    diffusers = [each for each in imports if (each[1] or "").split(".")[0] == "diffusers"]
+    diffusers = [each for each in imports() if each[1].split(".")[0] == "diffusers"]
     assert diffusers and [each for each in diffusers if each[1] != "diffusers" or each[2] - MODEL_CLASSES] == []
+
+
+def test_only_known_files_can_reach_a_network_another_program_or_code_in_data():
+    found = {name: set() for name in MAY_REACH_OUT}
+    for place, module, _ in imports():
+        found.get(module.split(".")[0], set()).add(place.split(":")[0])
+    assert found == {name: set(files) for name, files in MAY_REACH_OUT.items()}
 
 
 def _caught_names(handler: ast.ExceptHandler) -> set[str]:

@@ -1,8 +1,8 @@
-"""The package as people get it: a wheel with every file that is not a test, and a folder under custom_nodes."""
+"""The package as people get it: a wheel, a folder under custom_nodes, and packages of others, known by their hashes."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -11,9 +11,20 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from PIL import Image
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, COMFY = PYPROJECT["project"], PYPROJECT["tool"]["comfy"]
+LOCKS = ("requirements-dev.lock", ".ci/audit.lock")
 NOT_SHIPPED = (
     "tests/",
     "training/",
@@ -102,52 +113,63 @@ assert module.WEB_DIRECTORY == "./web"
 
 
 def test_metadata_follows_the_registrys_rules():
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11")
-    import tomllib
-
-    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    project, comfy = metadata["project"], metadata["tool"]["comfy"]
-    assert re.fullmatch(r"[a-z][a-z0-9._-]{0,99}", project["name"]) and "comfyui" not in project["name"].lower()
-    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
-    assert project["urls"]["Repository"] and comfy["PublisherId"] and comfy["DisplayName"]
-    assert "web" not in comfy  # WEB_DIRECTORY says it; both would load every script twice
     import svd_stages
 
-    assert svd_stages.__version__ == project["version"]
+    assert re.fullmatch(r"[a-z][a-z0-9._-]{0,99}", PROJECT["name"]) and "comfyui" not in PROJECT["name"].lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"]) and svd_stages.__version__ == PROJECT["version"]
+    assert PROJECT["urls"]["Repository"] and COMFY["PublisherId"] and COMFY["DisplayName"]
+    assert "web" not in COMFY  # WEB_DIRECTORY says it; both would load every script twice
 
 
 def test_the_registrys_icon_is_a_small_square_in_the_repository():
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11")
-    import tomllib
-
-    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    repository = metadata["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
-    place = metadata["tool"]["comfy"]["Icon"].removeprefix(f"{repository}/main/")
-    with Image.open(ROOT / place) as icon:
+    repository = PROJECT["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
+    with Image.open(ROOT / COMFY["Icon"].removeprefix(f"{repository}/main/")) as icon:
         assert icon.width == icon.height <= 400
 
 
-def test_nothing_we_install_pins_or_replaces_torch():
-    requirements = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    names = {re.split(r"[<>=!~\[ ]", line)[0].lower() for line in requirements if line}
-    assert names == {"diffusers", "transformers", "accelerate", "websockets"}
-    assert not any("==" in line or "<" in line for line in requirements)
+def test_requirements_txt_asks_for_declared_packages_and_pins_or_replaces_no_torch():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert {each.name for each in wanted} == {"diffusers", "transformers", "accelerate", "websockets"}
+    assert all(str(each) in map(str, map(Requirement, PROJECT["dependencies"])) for each in wanted)
+    assert not any("==" in str(each.specifier) or "<" in str(each.specifier) for each in wanted)
 
 
-def test_every_declared_dependency_is_importable():
-    for name in (
-        "torch",
-        "diffusers",
-        "transformers",
-        "accelerate",
-        "safetensors",
-        "numpy",
-        "PIL",
-        "av",
-        "tqdm",
-        "psutil",
-        "websockets",
-    ):
-        assert importlib.util.find_spec(name), name
+def test_every_declared_dependency_is_installed_in_a_version_that_it_allows():
+    for each in map(Requirement, PROJECT["dependencies"]):
+        assert each.specifier.contains(importlib.metadata.version(each.name), prereleases=True), str(each)
+
+
+def locked(lock: str) -> dict[str, list[tuple[Requirement, int]]]:
+    """Name -> its requirements (one for each kind of machine or Python) with the number of hashes."""
+    found: dict[str, list[tuple[Requirement, int]]] = {}
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
+    for entry in re.split(r"(?m)^(?=\S)", "\n".join(lines)):
+        if entry.strip():
+            text, *hashes = re.split(r"\\?\s+--hash=", entry.strip())
+            requirement = Requirement(text.strip())
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each.rstrip(" \\")) for each in hashes), text
+            found.setdefault(canonicalize_name(requirement.name), []).append((requirement, len(hashes)))
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_is_one_version_known_by_its_hashes_and_comes_from_no_named_place(lock):
+    for name, entries in locked(lock).items():
+        for requirement, hashes in entries:
+            (specifier,) = requirement.specifier
+            assert specifier.operator == "==" and hashes and requirement.url is None, name
+    assert not re.search(r"https?://|--index|--find-links|--extra", (ROOT / lock).read_text())
+
+
+def test_what_the_project_needs_is_locked_in_a_version_that_it_allows_and_torch_is_left_to_the_machine():
+    found = locked("requirements-dev.lock")
+    wanted = sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
+    for each in map(Requirement, wanted):
+        name = canonicalize_name(each.name)
+        if name == "torch":
+            assert name not in found
+            continue
+        versions = [next(iter(entry.specifier)).version for entry, _ in found[name]]
+        assert all(each.specifier.contains(Version(version)) for version in versions), (str(each), versions)
+    assert not [name for name in found if name.startswith(("nvidia", "cuda", "triton"))]
