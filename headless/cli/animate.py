@@ -174,7 +174,7 @@ def _save(video: torch.Tensor, fps: int, prompt: Prompt, runtime: LocalRuntime) 
     from ...svd_core.media.video_io import Video, exact_fps
 
     with use_runtime(runtime):
-        saved = SaveVideo().save_video(Video(video, exact_fps(float(fps))), "video", "auto", "auto", prompt)
+        saved = SaveVideo().run(Video(video, exact_fps(float(fps))), "video", "auto", "auto", prompt)
     return runtime.output_folder / saved["ui"]["images"][0]["filename"]
 
 
