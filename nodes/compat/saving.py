@@ -87,10 +87,11 @@ def _ui_entry(filename: str, output_path: OutputPath, kind: Folder) -> dict[str,
 
 
 class Saver(Node):
-    """A node that writes files, with the graph inside."""
+    """A node that writes files to FOLDER, with the graph inside. Engines and batches look for those of "output"."""
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    FOLDER = "output"
     HIDDEN_INPUTS = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
@@ -120,6 +121,7 @@ class PreviewImage(Saver):
 
     DESCRIPTION = "Saves the input images to the temporary folder, to look at and forget."
     CATEGORY = "image"
+    FOLDER = "temp"
     INPUTS = {"images": ("IMAGE", {"tooltip": "The images to look at."})}
 
     def run(
