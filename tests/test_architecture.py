@@ -141,7 +141,18 @@ print(json.dumps({
 """
 """Import a module and report its side effects. Listing the folders of the import path is allowed."""
 
-HEAVY = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "PIL", "ray", "huggingface_hub"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "av",
+    "PIL",
+    "ray",
+    "huggingface_hub",
+}
 
 
 @pytest.mark.parametrize(

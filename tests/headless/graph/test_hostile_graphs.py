@@ -1,12 +1,14 @@
 """Open bad graphs: each is refused with a code and its faulty node, and nothing runs.
 
-The rows are those of the project's table of threats to graphs.
+The rows are those of the project's table of threats to graphs. Variants of a fault that one function finds are with
+the tests of that function: test_read.py, test_convert.py, test_subgraphs.py, test_validate.py and cases.py.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -74,13 +76,6 @@ def text(name: str, code: str, content: bytes | str, says: str = "") -> Row:
     return Row(name, code, None, lambda: content, says)
 
 
-def inserted(token: str) -> str:
-    """Return a graph with a token that is not valid JSON, or not a useful number, as a value."""
-    prompt = copy.deepcopy(BASE)
-    prompt[SAMPLER]["inputs"]["max_guidance"] = "TOKEN"
-    return json.dumps(prompt).replace('"TOKEN"', token)
-
-
 def ring(length: int) -> Callable[[dict[str, Any]], Any]:
     """Link many samplers by their latents in a cycle."""
 
@@ -96,11 +91,6 @@ def ring(length: int) -> Callable[[dict[str, Any]], Any]:
 def linked(node: str, name: str, *link: Any, says: str = "", code: str = "graph.bad_linked_input") -> Row:
     """Create a row of a bad link."""
     return value(node, name, list(link), code, says, f"{BASE[node]['class_type']}.{name} <- {json.dumps(link)[:40]}")
-
-
-def subgraph(inside: Any) -> Callable[[dict[str, Any]], Any]:
-    """Add definitions of subgraphs to a graph in UI format."""
-    return lambda graph: graph.update(definitions={"subgraphs": inside})
 
 
 def too_many_boxes(graph: dict[str, Any]) -> None:
@@ -122,83 +112,42 @@ ROWS = [
     linked(DECODER, "latent", "99", 0, says="99"),
     linked(DECODER, "latent", "", 0),
     linked(DECODER, "latent", SAMPLER, -1, says="-1"),
-    linked(DECODER, "latent", SAMPLER, 1, says="1"),
-    linked(DECODER, "latent", SAMPLER, 10**30),
-    linked(DECODER, "latent", SAMPLER, 0.5, says="0.5"),
-    linked(DECODER, "latent", SAMPLER, "0", says="'0'"),
-    linked(DECODER, "latent", SAMPLER, True, says="True"),
-    linked(DECODER, "latent", SAMPLER, None),
-    linked(DECODER, "latent", SAMPLER, [0]),
     linked(DECODER, "latent", int(SAMPLER), 0, says=f"'{SAMPLER}' {SAMPLER}"),
-    linked(DECODER, "latent", None, 0),
-    linked(DECODER, "latent", [SAMPLER], 0),
-    linked(DECODER, "latent", SAMPLER),
     linked(DECODER, "latent", SAMPLER, 0, 0),
     linked(DECODER, "latent", LOADER, 0, code="graph.return_type_mismatch", says="LATENT"),
-    linked(SAMPLER, "steps", LOADER, 0, code="graph.return_type_mismatch", says="INT"),
     api("a required link is gone", "graph.required_input_missing", DECODER, lambda p: p[DECODER]["inputs"].pop("latent")
         and None, "latent"),
     # G7, G17: classes
     api("an unknown class", "graph.missing_node_type", SAMPLER, lambda p: p[SAMPLER].update(class_type="SVDEulerSampl"),
         "SVDEulerSampl SVDEulerSampler"),
     api("no class", "graph.missing_node_type", SAMPLER, lambda p: p[SAMPLER].pop("class_type") and None, "class_type"),
-    api("a class called as a module of Python", "graph.missing_node_type", SAMPLER,
-        lambda p: p[SAMPLER].update(class_type="os.system")),
     api("a class called as a method", "graph.missing_node_type", SAMPLER,
         lambda p: p[SAMPLER].update(class_type="__class__")),
-    api("a node that evaluates Python", "graph.missing_node_type", "e",
-        lambda p: p.update(e={"class_type": "EvaluateInts", "inputs": {"python_expression": "__import__('os')"}})),
     api("a node that runs a command", "graph.missing_node_type", "e",
         lambda p: p.update(e={"class_type": "RunCommand", "inputs": {"command": "id"}})),
-    api("a node that fetches", "graph.missing_node_type", "e",
-        lambda p: p.update(e={"class_type": "LoadImageFromUrl", "inputs": {"image": "http://localhost/"}})),
     # G8: shapes
     api("a class that is a list", "graph.invalid_prompt", None,
         lambda p: p[SAMPLER].update(class_type=["SVDEulerSampler"]), "class_type"),
-    api("a class that is an object", "graph.invalid_prompt", None, lambda p: p[SAMPLER].update(class_type={})),
     api("a node that is a number", "graph.invalid_prompt", None, lambda p: p.update({SAMPLER: 5}), f"#{SAMPLER} int"),
-    api("a node that is null", "graph.invalid_prompt", None, lambda p: p.update({SAMPLER: None})),
-    api("inputs that are a list", "graph.invalid_prompt", None, lambda p: p[SAMPLER].update(inputs=[])),
-    api("no inputs", "graph.invalid_prompt", None, lambda p: p[SAMPLER].pop("inputs") and None),
     api("a list at the top", "graph.shape", None, lambda p: [p]),
-    api("a number at the top", "graph.shape", None, lambda p: 5),
     api("nothing in it", "graph.prompt_no_outputs", None, lambda p: {}),
     api("nothing that is saved", "graph.prompt_no_outputs", None,
         lambda p: {key: node for key, node in p.items() if not node["class_type"].startswith(("Save", "Preview"))},
         "SaveVideo"),
     # G9: JSON by the letter
-    text("NaN", "graph.non_finite", inserted("NaN"), "NaN"),
-    text("Infinity", "graph.non_finite", inserted("-Infinity")),
-    text("a number that overflows", "graph.non_finite", inserted("1e999")),
-    text("a whole number of 5000 digits", "graph.json", inserted("9" * 5000)),
-    text("half of a surrogate pair", "graph.encoding", inserted('"\\ud800"')),
-    text("a key twice", "graph.duplicate_key", '{"1": {}, "1": {}}', '"1"'),
+    text("NaN", "graph.non_finite", json.dumps({**BASE, "nan": math.nan}), "NaN"),
     text("Latin-1", "graph.encoding", '{"é": 1}'.encode("latin-1")),
     text("UTF-16", "graph.encoding", json.dumps(BASE).encode("utf-16")),
     text("cut in the middle", "graph.json", json.dumps(BASE)[:500]),
     text("empty", "graph.json", b""),
-    text("zeros", "graph.json", b"\0" * 100),
     text("a page of HTML", "graph.json", "<!DOCTYPE html><title>404</title>"),
-    text("single quotes", "graph.json", "{'a': 1}"),
-    text("two graphs", "graph.json", "{}{}"),
     text("a pickle", "graph.encoding", b"\x80\x04\x95\x1a\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94"),
     # G10: seeds
     value(SAMPLER, "seed", -1, "graph.value_smaller_than_min", "seed 0 -1"),
     value(SAMPLER, "seed", 2**64, "graph.value_bigger_than_max", f"seed {2**64 - 1} {2**64} JavaScript"),
-    value(SAMPLER, "seed", 2**70, "graph.value_bigger_than_max"),
-    value(SAMPLER, "seed", 1e30, "graph.value_bigger_than_max"),
-    value(SAMPLER, "seed", True, "graph.invalid_input_type", "seed True"),
     value(SAMPLER, "seed", 1.9, "graph.invalid_input_type", "seed 1.9"),
-    value(SAMPLER, "seed", "0x10", "graph.invalid_input_type"),
-    value(SAMPLER, "seed", "1.9", "graph.invalid_input_type"),
-    value(SAMPLER, "seed", "", "graph.invalid_input_type"),
-    value(SAMPLER, "seed", None, "graph.invalid_input_type"),
-    value(SAMPLER, "seed", {}, "graph.invalid_input_type"),
     # other values
-    value(SAMPLER, "max_guidance", "nan", "graph.invalid_input_type", "max_guidance nan"),
     value(SAMPLER, "max_guidance", "1e999", "graph.invalid_input_type", "max_guidance 1e999"),
-    value(SAMPLER, "steps", 0, "graph.value_smaller_than_min"),
-    value(SAMPLER, "steps", "many", "graph.invalid_input_type"),
     value(SAMPLER, "noise", "comfy", "graph.value_not_in_list", "comfy comfyui"),
     value(DECODER, "mode", ["exact"], "graph.bad_linked_input"),
     value(LOADER, "checkpoint", "../../etc/passwd", "graph.custom_validation_failed", "../../etc/passwd"),
@@ -209,8 +158,6 @@ ROWS = [
     value(ID["LoadImage"], "image", "a\0b.png", "graph.custom_validation_failed"),
     # G11, G12: sizes
     value(SAMPLER, "steps", [1, 2, 3], "graph.bad_linked_input", "steps [1, 2, 3]"),
-    value(SAMPLER, "steps", [1] * 100_000, "graph.bad_linked_input"),
-    value(SAMPLER, "steps", "9" * 100_000, "graph.invalid_input_type"),
     text("a string of a megabyte and more", "graph.too_large", json.dumps({"a": "x" * 1_048_577}), "1048577"),
     text("an escaped string of a megabyte and more", "graph.too_large", '{"a": "' + "\\n" * 600_000 + '"}'),
     text("nested 65 deep", "graph.too_large", '{"a":' * 65 + "1" + "}" * 65, "64"),
@@ -226,14 +173,10 @@ ROWS = [
     api("16384 x 16384 pixels x 4096 frames", "graph.too_expensive", SAMPLER, lambda p: p[RESIZE]["inputs"].update(
         EXPENSIVE) or p[ID["SVDImageConditioning"]]["inputs"].update(video_frames=4096), "4096 16384x16384"),
     # the page's format
-    page("nodes without ids", "graph.shape", lambda g: g["nodes"][0].pop("id") and None),
     page("two nodes of one id", "graph.shape", lambda g: g["nodes"][0].update(id=g["nodes"][1]["id"])),
-    page("links of two numbers", "graph.shape", lambda g: g.update(links=[[1, 2]])),
     page("links that are text", "graph.shape", lambda g: g.update(links="all")),
     page("an unknown box", "graph.missing_node_type", lambda g: g["nodes"].append({"id": 77, "type": "X"}), "77 X"),
     page("a group node", "graph.unsupported", lambda g: g["nodes"].append({"id": 77, "type": "workflow>x"}), "77"),
-    page("a subgraph without an id", "graph.shape", subgraph([{}])),
-    page("a subgraph that is text", "graph.shape", subgraph(["x"])),
     page("a subgraph that contains itself", "graph.shape", contain_itself, "78"),
 ]  # fmt: skip
 
@@ -255,10 +198,6 @@ def test_a_bad_graph_is_refused_by_its_code_and_node_in_a_second_and_nothing_run
         assert error.node_errors[row.node]["class_type"] == class_type
     assert message.isprintable() and len(message) < 2000
     assert calls == [] and not run_config.runtime().output_folder.exists()
-
-
-def test_there_are_more_than_ninety_rows_with_different_names():
-    assert len({row.name for row in ROWS}) == len(ROWS) > 90
 
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1, "123", 7.0, "18446744073709551615"])

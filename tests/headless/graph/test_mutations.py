@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from svd_stages import headless
 from svd_stages.headless.graph import Engine, explain, validate
-from svd_stages.headless.graph.check_node import check_finite
 from svd_stages.headless.graph.node_schema import CONVERTED, Declarations, DeclaredInput
 from svd_stages.headless.graph.prompt import is_wrapped, looks_like_link, unwrap_value, with_ancestors
 from svd_stages.svd_core.errors import GraphError, NodeError
@@ -43,6 +42,8 @@ DIFFERENCES = {
     "shape": "ComfyUI raises for a value that is not a graph or not a node, at the latest when the graph runs",
 }
 """Intended differences by name."""
+RAISING = {"link", "compare", "class"}
+"""The differences where ComfyUI raises."""
 EXCEPTIONS = {"exception_during_validation", "exception_during_inner_validation"}
 Fault = tuple[str, str | None]
 """The type of an error, and its input."""
@@ -134,71 +135,56 @@ class Comparison:
 
     def compare_node(self, node_id: str, checked: bool) -> bool:
         """Return True if the faults of a node differ. Unexpected differences are recorded."""
-        theirs = faults_of(self.theirs, node_id)
-        kept, may, raising, names = self.translated(node_id)
+        theirs, shared, names = faults_of(self.theirs, node_id), Counter[Fault](), set[str]()
+        for error in errors_of(self.mine, node_id):
+            name = self.classify(node_id, error)
+            if name is None:
+                shared[fault_of(error)] += 1
+            else:
+                names.add(name)
         defaults = Counter({each: 1 for each in theirs if self.is_default(node_id, each)})
-        exceptions = [kind for kind, _ in theirs if kind in EXCEPTIONS]
-        if exceptions:
-            names = raising or self.other_exception(node_id, defaults)
-            if not names or len(theirs) != 1:
-                self.unexpected.append(f"{node_id}: ComfyUI's exception, ours {faults_of(self.mine, node_id)}")
+        if any(kind in EXCEPTIONS for kind, _ in theirs):
+            names = names & RAISING or self.other_exception(node_id, defaults)
+            is_expected = bool(names) and len(theirs) == 1
         elif not theirs and not checked:
-            names = {"behind"}
+            names, is_expected = {"behind"}, True
         else:
+            is_expected = not names & RAISING and not shared - theirs and (bool(names) or theirs == shared + defaults)
             names |= {"default"} if defaults else set()
-            extra = theirs - kept - defaults - may
-            if raising or extra or kept - theirs:
-                self.unexpected.append(f"{node_id}: ComfyUI's {theirs}, ours {faults_of(self.mine, node_id)}")
+        if not is_expected:
+            self.unexpected.append(f"{node_id}: ComfyUI's {theirs}, ours {faults_of(self.mine, node_id)}")
         self.names |= names
         return bool(names)
 
-    def translated(self, node_id: str) -> tuple[Counter[Fault], Counter[Fault], set[str], set[str]]:
-        """Sort our faults: those that ComfyUI has too, those that it may have instead, and the names of differences
-        where it raises, and where it has no fault."""
-        kept: Counter[Fault] = Counter()
-        may: Counter[Fault] = Counter()
-        raising, names = set(), set()
-        for error in self.mine["node_errors"].get(node_id, {"errors": []})["errors"]:
-            name, raises = self.classify(node_id, error)
-            if name is None:
-                kept[fault_of(error)] += 1
-            elif raises:
-                raising.add(name)
-            else:
-                names.add(name)
-                kinds = ("return_type_mismatch", "value_smaller_than_min", "value_bigger_than_max", "value_not_in_list")
-                may += Counter({(kind, fault_of(error)[1]): 1 for kind in kinds if name in ("slot", "finite", "flag")})
-        return kept, may, raising, names
-
-    def classify(self, node_id: str, error: dict[str, Any]) -> tuple[str | None, bool]:
-        """Return the name of the difference that an error of ours is (or None), and True if ComfyUI raises there."""
+    def classify(self, node_id: str, error: dict[str, Any]) -> str | None:
+        """Return the name of the difference that an error of ours is, or None."""
         kind, name = fault_of(error)
         declared = self.declared(node_id, name)
         if kind == "dependency_cycle":
-            return "cycle", False
+            return "cycle"
         if kind == "exception_during_validation":
             values = self.prompt[node_id]["inputs"].values()
             wrapped = any(is_wrapped(value) and looks_like_link(unwrap_value(value)) for value in values)
-            return ("wrapped", False) if wrapped else ("class", True)
+            return "wrapped" if wrapped else "class"
         if kind == "bad_linked_input" and error["details"] != name:
             source, slot = self.prompt[node_id]["inputs"][name]
             if declared is None:
-                return "undeclared", False
+                return "undeclared"
             known = isinstance(source, str) and source in self.prompt
             count = len(NODES[self.prompt[source]["class_type"]].RETURN_TYPES) if known else 0
             if isinstance(slot, int) and -count <= slot < count:
-                return "slot", False
-            return "link", True
+                return "slot"
+            return "link"
         if kind == "invalid_input_type":
             return unfit(declared, unwrap_value(self.prompt[node_id]["inputs"][name]), error["extra_info"])
         class_type = self.prompt[node_id]["class_type"]  # core declares combos of these two without their options
         is_new = declared is not None and (declared.kind == "COMBO" or class_type in ("CreateVideo", "SaveVideo"))
         has_validator = hasattr(NODES[class_type], "VALIDATE_INPUTS")
         if kind == "value_not_in_list" and error["extra_info"]["received_value"] is None and has_validator:
-            return "null", False
+            return "null"
         if kind == "value_not_in_list" and is_new:
-            return "list", False
-        return None, False
+            return "list"
+        return None
 
     def other_exception(self, node_id: str, defaults: Counter[Fault]) -> set[str]:
         """Return the difference that makes ComfyUI raise: it follows a cycle, or calls a class without an input."""
@@ -228,18 +214,16 @@ class Comparison:
         return dict(self.declarations[self.prompt[node_id]["class_type"]].inputs)
 
 
-def unfit(declared: DeclaredInput | None, value: Any, info: dict[str, Any]) -> tuple[str | None, bool]:
+def unfit(declared: DeclaredInput | None, value: Any, info: dict[str, Any]) -> str | None:
     """Return the result of `Comparison.classify` for a value that is not of its input's type."""
-    with pytest.raises(ValueError) as not_finite:
-        check_finite(math.nan)
-    if info["exception_message"] == str(not_finite.value):
-        return "finite", False
+    if "finite" in info["exception_message"]:
+        return "finite"
     fraction = isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value))
     if declared and (declared.kind == "BOOLEAN" or (declared.is_seed and fraction)):
-        return "flag", False
+        return "flag"
     if declared and declared.kind not in CONVERTED and {"min", "max"} & declared.options.keys():
-        return "compare", True
-    return None, False
+        return "compare"
+    return None
 
 
 def fault_of(error: dict[str, Any]) -> Fault:
@@ -247,7 +231,11 @@ def fault_of(error: dict[str, Any]) -> Fault:
 
 
 def faults_of(answer: dict[str, Any], node_id: str) -> Counter[Fault]:
-    return Counter(fault_of(error) for error in answer["node_errors"].get(node_id, {"errors": []})["errors"])
+    return Counter(map(fault_of, errors_of(answer, node_id)))
+
+
+def errors_of(answer: dict[str, Any], node_id: str) -> list[dict[str, Any]]:
+    return answer["node_errors"].get(node_id, {"errors": []})["errors"]
 
 
 def kind_of(answer: dict[str, Any]) -> str | None:
