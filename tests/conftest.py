@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +57,20 @@ def picture() -> Image.Image:
 def images(picture: Image.Image) -> torch.Tensor:
     """Return `picture` as IMAGE (1, 170, 250, 3) in [0, 1], like LoadImage."""
     return torch.from_numpy(np.array(picture)).float()[None] / 255.0
+
+
+@pytest.fixture(scope="session")
+def full_disk():
+    """Return a context manager that limits files to `at` bytes, by the operating system."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limit(at: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,23 +150,6 @@ def same_modules() -> Callable[[Checkpoint, Checkpoint], None]:
             torch.testing.assert_close(dict(module.state_dict()), dict(reference.state_dict()), rtol=0, atol=0)
 
     return check
-
-
-@pytest.fixture(scope="session")
-def full_disk():
-    """Return a context manager that limits files to `at` bytes, by the operating system."""
-    resource = pytest.importorskip("resource")
-
-    @contextmanager
-    def limit(at: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (at, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limit
 
 
 @pytest.fixture
