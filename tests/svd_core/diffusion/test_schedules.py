@@ -25,16 +25,7 @@ def test_karras_equals_diffusers(steps):
     assert torch.allclose(make_sigmas("karras", steps), scheduler.sigmas, rtol=1e-6, atol=0)
 
 
-def test_karras_of_four_steps_is_the_published_row():
-    wanted = torch.tensor([700.0, 70.5408, 2.2691, 0.002, 0.0])
-    assert torch.allclose(make_sigmas("karras", 4), wanted, rtol=1e-4, atol=0)
-
-
-def test_align_your_steps_keeps_the_published_knots():
-    assert torch.allclose(make_sigmas("align_your_steps", 10), torch.tensor([*ALIGN_YOUR_STEPS[:-1], 0.0]), rtol=1e-6)
-
-
-@pytest.mark.parametrize("steps", [4, 5, 20, 25])
+@pytest.mark.parametrize("steps", [4, 5, 10, 20, 25])
 def test_align_your_steps_is_log_linear_between_the_knots(steps):
     numpy = pytest.importorskip("numpy")
     knots = numpy.log(ALIGN_YOUR_STEPS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from error_checks import check_facts, raises
-from PIL import Image
 from svd_stages.svd_core.errors import ImageError, SettingError
 from svd_stages.svd_core.media.image_ops import (
     clip_input_center_crop,
@@ -114,11 +112,6 @@ def test_each_image_of_a_batch_equals_its_single_run(fit):
     together = resize_images(images, 64, 128, fit)[0]
     for index in range(3):
         assert torch.equal(together[index : index + 1], resize_images(images[index : index + 1], 64, 128, fit)[0])
-
-
-def test_the_filter_equals_pillows_lanczos(picture, images):
-    expected = np.asarray(picture.resize((192, 128), Image.Resampling.LANCZOS))
-    assert torch.equal(resize_images(images, 192, 128, "stretch")[0][0], torch.from_numpy(expected / np.float32(255)))
 
 
 def test_pixels_and_images_convert_back_and_forth():
