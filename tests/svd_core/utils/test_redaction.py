@@ -12,6 +12,7 @@ from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.cli.main import main
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 from svd_stages.svd_core.utils.redaction import is_secret_name, redacted, redacted_text
+from ui_cases import Sheet
 
 KEY, TOKEN, WORD = "Zq7-fake-key-93x", "hf_" + "aB3" * 8, "hunter2"
 PATHS = (
@@ -83,35 +84,22 @@ def test_hostile_texts_are_redacted_in_linear_time():
 
 def graph_with_secrets() -> dict:
     """Return a small graph in UI format that runs, with secrets and paths in all usual places."""
-    inputs = [{"name": "image", "type": "COMBO", "widget": {"name": "image"}, "link": None}]
-    inputs.append({"name": "password", "type": "STRING", "widget": {"name": "password"}, "link": None})
-    load = {"id": 1, "type": "LoadImage", "widgets_values": ["rocket.png", WORD], "inputs": inputs, "order": 0}
-    load |= {"title": f"from {PATHS[0]}", "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1, 2, 3, 4, 5]}]}
-    nodes, links = [load], []
+    sheet = Sheet()
+    widgets = {"image": ("COMBO", None, True), "password": ("STRING", None, True)}
+    load = sheet.add("LoadImage", ["rocket.png", WORD], widgets, title=f"from {PATHS[0]}")
     savers = {
         "SaveImage": ["a"], "SaveAnimatedWEBP": ["b", 6, True, 80, "fastest"], "SaveAnimatedPNG": ["c", 6, 4],
         "SaveWEBM": ["d", "vp9", 24, 32], "CreateVideo": [7],
     }  # fmt: skip
-    for number, (kind, values) in enumerate(savers.items(), 1):
-        slot = {"name": "images", "type": "IMAGE", "link": number}
-        node = {
-            "id": number + 1,
-            "type": kind,
-            "inputs": [slot],
-            "outputs": [],
-            "widgets_values": values,
-            "order": number,
-        }
-        nodes.append(node | {"properties": {"source": PATHS[1], "hf_token": TOKEN}})
-        links.append([number, 1, 0, number + 1, 0, "IMAGE"])
-    nodes[-1]["outputs"] = [{"name": "VIDEO", "type": "VIDEO", "links": [6]}]
-    video = {"name": "video", "type": "VIDEO", "link": 6}
-    nodes.append({"id": 7, "type": "SaveVideo", "inputs": [video], "widgets_values": ["e", "auto", "auto"], "order": 9})
-    links.append([6, 6, 0, 7, 0, "VIDEO"])
+    for kind, values in savers.items():
+        outputs = ("VIDEO",) if kind == "CreateVideo" else ()
+        properties = {"source": PATHS[1], "hf_token": TOKEN}
+        last = sheet.add(kind, values, {"images": ("IMAGE", (load, 0))}, outputs, properties=properties)
+    sheet.add("SaveVideo", ["e", "auto", "auto"], {"video": ("VIDEO", (last, 0))}, ())
     note = f"my api key: {KEY}, see {PATHS[2]} and {PATHS[3]}\nAuthorization: Bearer {TOKEN}"
-    nodes.append({"id": 8, "type": "MarkdownNote", "widgets_values": [note], "inputs": [], "order": 10})
+    sheet.add("MarkdownNote", [note], outputs=())
     extra = {"api_key": KEY, "seen": list(PATHS), "login": {"credentials": {"user": KEY}}, PATHS[0]: 1}
-    return {"nodes": nodes, "links": links, "extra": extra, "version": 0.4}
+    return {**sheet.workflow(), "extra": extra}
 
 
 @pytest.fixture
