@@ -51,8 +51,9 @@ def decode_in_tiles(
 
     images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
     for index, frame in enumerate(latents.split(1)):
-        passes = {shape: _blended(decode, frame, shape, overlap) for shape in _different(frame, shapes)}
-        pixels = torch.stack([passes[_fitted(frame, shape)] for shape in shapes]).mean(0)
+        fitted = [_fitted(frame, shape) for shape in shapes]
+        passes = {shape: _blended(decode, frame, shape, overlap) for shape in set(fitted)}
+        pixels = torch.stack([passes[shape] for shape in fitted]).mean(0)
         try:
             check_finite_pixels(pixels, index, len(latents))
             images[index] = to_images(pixels)[0]
@@ -67,10 +68,6 @@ def decode_in_tiles(
 def _fitted(frame: torch.Tensor, shape: tuple[int, int]) -> tuple[int, int]:
     """Return a tile's shape, limited to the frame's size."""
     return min(shape[0], frame.shape[2]), min(shape[1], frame.shape[3])
-
-
-def _different(frame: torch.Tensor, shapes: tuple[tuple[int, int], ...]) -> set[tuple[int, int]]:
-    return {_fitted(frame, shape) for shape in shapes}
 
 
 def _blended(
