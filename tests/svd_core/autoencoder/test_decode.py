@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from error_checks import check_facts, raises
+from error_checks import raises
 from svd_stages.svd_core.autoencoder.decode import decode_windows, needs_activation_offload, plan_windows
 from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
-from svd_stages.svd_core.execution import decode
 from svd_stages.svd_core.media.image_ops import to_images
-from svd_stages.svd_core.models.components import SVDVae
 from svd_stages.svd_core.runtime.memory import decode_bytes, offloaded_decode_bytes
-from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 CPU = torch.device("cpu")
 
@@ -73,13 +70,6 @@ def test_the_observer_sees_frames_go_by_and_can_stop(tiny, latents):
     assert sorted(seen) == seen and set(seen) == {0, 1, 2, 3}
 
 
-def test_exact_refuses_with_the_need_and_the_way_out(tiny):
-    whole = plan_windows(7, 7, 0)
-    assert needs_activation_offload(tiny.vae, whole, 8, 8, CPU, free=2**40) is False
-    with raises(MemoryBudgetError, "memory", 7, "64x64", "MiB", "SVDTemporalVAEDecode", "windowed", "chunk_size"):
-        needs_activation_offload(tiny.vae, whole, 8, 8, CPU, free=2**20)
-
-
 def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
     cuda, whole = torch.device("cuda"), plan_windows(25, 25, 0)
     need = decode_bytes(tiny.vae, 25, 576, 1024)
@@ -92,25 +82,6 @@ def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
     ]
     with pytest.raises(MemoryBudgetError):
         needs_activation_offload(tiny.vae, whole, 72, 128, cuda, least - 1)
-
-
-def test_decoding_is_tried_again_with_less_memory_and_says_so(tiny, latents, monkeypatch, caplog):
-    """The device has less than it said: the second attempt spares it, and the frames are the same."""
-    wanted = decode(LocalRuntime(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
-    asked = []
-
-    def short_of_memory(self, seen, offload_activations=False, on_part=None):
-        asked.append(offload_activations)
-        if not offload_activations:
-            raise torch.cuda.OutOfMemoryError
-        return original(self, seen, offload_activations, on_part)
-
-    original = SVDVae.decode_clip
-    monkeypatch.setattr(SVDVae, "decode_clip", short_of_memory)
-    images = decode(LocalRuntime(device_name="cpu"), tiny.vae, latents[None], "exact", 8, 2)[0]
-    assert asked == [False, True] and torch.equal(images, wanted)
-    assert [each.levelname for each in caplog.records] == ["WARNING"]
-    check_facts(caplog.text, "CPU")
 
 
 def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():

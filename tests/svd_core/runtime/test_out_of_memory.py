@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chain import Settings, conditioned, decoded, sampled
-from error_checks import check_error, raises
+from chain import Settings, conditioned, decoded
+from error_checks import check_error, check_facts, raises
 from faults import change, fail, node, raising, stage_graph, wrap
 from mini import mini_checkpoint
 from svd_stages import headless
@@ -103,7 +103,7 @@ def test_windows_adapt_where_the_user_wants_it_and_the_run_says_so(mini, latent,
     assert [(note.code, note.facts) for note in notes] == [("memory.smaller_windows", facts)]
 
 
-def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkeypatch):
+def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkeypatch, caplog):
     wanted = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
     offloads: list[bool] = []
 
@@ -121,6 +121,8 @@ def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkey
     with use_runtime(LocalRuntime(device_name="cpu", on_oom="adapt", on_note=notes.append)):
         assert torch.equal(decoded(mini, latent, "windowed", chunk_size=8, context=0)[0], wanted)
     assert offloads == [False, True, True] and notes == []
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    check_facts(caplog.text, "CPU")
 
 
 @pytest.mark.parametrize(("mode", "on_oom"), [("exact", "adapt"), ("windowed", "strict")])
@@ -248,14 +250,3 @@ def test_float32_is_tried_in_the_memory_that_it_takes(latent, monkeypatch):
     after = dict(mini.vae.module.named_parameters())
     assert all(after[name] is weight for name, weight in before.items())
     assert {name: weight.data_ptr() for name, weight in after.items()} == pointers
-
-
-def test_sampling_and_decoding_are_right_after_each_other(mini, latent, monkeypatch):
-    """A run that failed in each stage in turn, then a whole one."""
-    settings = Settings(frames=2, steps=2)
-    wanted = decoded(mini, sampled(mini, IMAGE, settings))[0]
-    for stage in ("clip", "encoder", "network"):
-        with monkeypatch.context() as patch, pytest.raises(MemoryBudgetError):
-            fail(patch, stage, SHORTAGES["a device"])
-            sampled(mini, IMAGE, settings)
-    assert torch.equal(decoded(mini, sampled(mini, IMAGE, settings))[0], wanted)
