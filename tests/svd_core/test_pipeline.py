@@ -14,6 +14,7 @@ from svd_stages import headless
 from svd_stages.headless.cli.main import main, make_parser
 from svd_stages.headless.engines.video_graph import STAGE_NODES
 from svd_stages.svd_core import execution
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import NodeError, NonFiniteError, SettingError
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.pipeline import STAGES, VideoSettings, image_to_video
@@ -60,12 +61,6 @@ def test_the_embedded_graph_makes_the_same_file(tmp_path):
     assert report.files[0].read_bytes() == mp4.read_bytes()
 
 
-def headless_defaults():
-    from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
-
-    return VideoDefaults()
-
-
 def test_settings_are_declared_once():
     names = {field.name for field in fields(VideoSettings)}
     assert names <= set(inspect.signature(headless.animate).parameters)
@@ -85,13 +80,13 @@ def test_text_is_read_as_the_number_that_validation_makes_of_it():
 
 
 def test_settings_without_values_are_those_of_the_checkpoint():
-    settings = VideoSettings(height=64, decode_mode=None).with_defaults(headless_defaults())
+    settings = VideoSettings(height=64, decode_mode=None).with_defaults(VideoDefaults())
     assert (settings.width, settings.height, settings.num_frames) == (1024, 64, 25)
     assert settings.decode_mode == "exact"
     with raises(SettingError, "setting", "width", 100):
-        VideoSettings(width=100).with_defaults(headless_defaults())
+        VideoSettings(width=100).with_defaults(VideoDefaults())
     with raises(SettingError, "setting", "fps", 7.5):
-        VideoSettings(fps=7.5).with_defaults(headless_defaults())
+        VideoSettings(fps=7.5).with_defaults(VideoDefaults())
 
 
 @pytest.mark.parametrize("stage", ["load", "embed", "encode", "sample", "decode"])
