@@ -61,17 +61,17 @@ class NodeError(SVDStagesError):
     code = "node"
 
     def __init__(self, message: str, *, node_id: str, class_type: str, cause: BaseException):
-        super().__init__(message, code=getattr(cause, "code", None) if isinstance(cause, SVDStagesError) else None)
+        super().__init__(message)
         self.node_id = node_id
         self.class_type = class_type
-        self.exit_status = cause.exit_status if isinstance(cause, SVDStagesError) else 4
+        if isinstance(cause, SVDStagesError):
+            self.code, self.exit_status = cause.code, cause.exit_status
 
 
 class OutputError(SVDStagesError):
     """A result could not be written to the requested path."""
 
     code = "output"
-    exit_status = 4
 
 
 class BatchError(SVDStagesError):
@@ -100,21 +100,18 @@ class MemoryBudgetError(SVDStagesError):
     """A stage needs more memory than is available."""
 
     code = "memory"
-    exit_status = 4
 
 
 class NonFiniteError(SVDStagesError):
     """NaN or infinity in a result. No file is written."""
 
     code = "numbers"
-    exit_status = 4
 
 
 class DeviceLostError(SVDStagesError):
     """The device is unusable in this process. Only another process can continue."""
 
     code = "device.lost"
-    exit_status = 4
 
 
 class MissingExtraError(SVDStagesError):
