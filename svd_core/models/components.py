@@ -163,14 +163,12 @@ class SVDModel:
     @property
     def base_channels(self) -> int:
         """Channels of the UNet's first level; 320 in the published models."""
-        config: Any = self.unet.config
-        return config.block_out_channels[0]
+        return self.unet.config["block_out_channels"][0]
 
     @property
     def embedding_width(self) -> int:
         """D, the width of the CLIP embedding; 1024 in the published models."""
-        config: Any = self.unet.config
-        width = config.cross_attention_dim
+        width = self.unet.config["cross_attention_dim"]
         return width if isinstance(width, int) else width[0]
 
 
@@ -260,14 +258,12 @@ class SVDVae:
     @property
     def force_upcast(self) -> bool:
         """True if the encoder must compute in float32."""
-        config: Any = self.vae.config
-        return config.force_upcast
+        return self.vae.config["force_upcast"]
 
     @property
     def base_channels(self) -> int:
         """Channels of the first level; 128 in the published models."""
-        config: Any = self.vae.config
-        return config.block_out_channels[0]
+        return self.vae.config["block_out_channels"][0]
 
 
 @dataclass(frozen=True, eq=False)
