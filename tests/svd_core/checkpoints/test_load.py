@@ -15,8 +15,10 @@ from error_checks import check_facts, raises
 from safetensors.torch import load_file
 from svd_stages.svd_core.checkpoints.convert import save_single_file
 from svd_stages.svd_core.checkpoints.load import load_checkpoint, resolve_dtypes
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import CheckpointError, SettingError
-from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, save_tiny_folder, to_be_saved
+from svd_stages.svd_core.models.components import Checkpoint
+from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, random_checkpoint, save_tiny_folder, to_be_saved
 
 VISUAL = "conditioner.embedders.0.open_clip.model.visual."
 OUT_BIAS = "model.diffusion_model.out.2.bias"
@@ -199,24 +201,13 @@ def test_the_second_vae_encodes_when_both_are_in_the_file(tiny, one_file, tmp_pa
     assert torch.equal(loaded.vae.vae.encoder.conv_in.weight, tiny.vae.vae.encoder.conv_in.weight)
 
 
-def shaped(tiny, unet: dict, vae: dict, clip: dict):
-    """Make the tiny SVD with other settings of its modules and random weights."""
-    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    with torch.random.fork_rng(devices=[]):
-        new_unet = UNetSpatioTemporalConditionModel(**{**UNET_CONFIG, "num_frames": 14, **unet})
-        new_vae = AutoencoderKLTemporalDecoder(**{**VAE_CONFIG, **vae})
-        new_clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**{**CLIP_CONFIG, **clip}))
-    return replace(
-        tiny,
-        model=replace(tiny.model, unet=new_unet.eval()),
-        vae=replace(tiny.vae, vae=new_vae.eval()),
-        clip_vision=replace(tiny.clip_vision, encoder=new_clip.eval()),
-    )
+def shaped(unet: dict, vae: dict, clip: dict) -> Checkpoint:
+    """Make the tiny SVD with other settings of its modules."""
+    configs = {**UNET_CONFIG, **unet}, {**VAE_CONFIG, **vae}, {**CLIP_CONFIG, **clip}
+    return random_checkpoint(*configs, VideoDefaults(num_frames=14))
 
 
-def test_a_model_of_another_depth_is_described_in_its_file(tiny, tmp_path, same_modules):
+def test_a_model_of_another_depth_is_described_in_its_file(tmp_path, same_modules):
     kinds = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
     unet = {
         "block_out_channels": (64, 64, 128),
@@ -227,13 +218,13 @@ def test_a_model_of_another_depth_is_described_in_its_file(tiny, tmp_path, same_
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
     }
     vae = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
-    other = shaped(tiny, unet, vae, {"num_hidden_layers": 3})
+    other = shaped(unet, vae, {"num_hidden_layers": 3})
     same_modules(load_checkpoint(save_single_file(other, tmp_path / "other.safetensors")), other)
 
 
-def test_a_narrow_model_of_the_published_depth_needs_no_metadata(tiny, tmp_path, same_modules, edit_tensors):
+def test_a_narrow_model_of_the_published_depth_needs_no_metadata(tmp_path, same_modules, edit_tensors):
     widths = {"block_out_channels": (64,) * 4, "num_attention_heads": (1,) * 4}
-    other = shaped(tiny, widths, {}, {"hidden_size": 80, "num_attention_heads": 1, "num_hidden_layers": 32})
+    other = shaped(widths, {}, {"hidden_size": 80, "num_attention_heads": 1, "num_hidden_layers": 32})
     path = save_single_file(other, tmp_path / "other.safetensors")
     same_modules(load_checkpoint(edit_tensors(path, tmp_path / "bare.safetensors", metadata={})), other)
 
