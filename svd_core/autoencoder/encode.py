@@ -8,17 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import NonFiniteError, SettingError
-from ..media.image_ops import (
-    PREPROCESSES,
-    clip_input_center_crop,
-    clip_input_reference,
-    clip_input_whole,
-    to_pixels,
-)
+from ..media.image_ops import clip_input_center_crop, clip_input_reference, clip_input_whole, to_pixels
 from ..models.components import ClipVision, Vae
 from ..utils.nan_checks import DAMAGED, is_finite
 from ..utils.size_checks import check_multiple
 from ..utils.tensor_checks import check_images
+
+PREPROCESSES = {"reference": clip_input_reference, "center_crop": clip_input_center_crop, "whole": clip_input_whole}
+"""Preparation of CLIP's input by the name of its setting."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +55,7 @@ def embed_images(
     """
     if preprocess not in PREPROCESSES:
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
-    pixels = _PREPROCESS[preprocess](
+    pixels = PREPROCESSES[preprocess](
         check_images(images), clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std
     )
     # One image at a time, so that each equals its single run bit by bit.
@@ -68,9 +65,6 @@ def embed_images(
         _check(outputs[-1][0], "the CLIP encoder", "numbers.embedding")
         on_image(len(outputs))
     return ImageEmbedding(*(torch.cat(rows).float().cpu() for rows in zip(*outputs, strict=True)))
-
-
-_PREPROCESS = {"reference": clip_input_reference, "center_crop": clip_input_center_crop, "whole": clip_input_whole}
 
 
 def encode_images(

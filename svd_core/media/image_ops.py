@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FITS = ("stretch", "crop", "pad")
-PREPROCESSES = ("reference", "center_crop", "whole")
 VISIBLE_STRETCH = 1.1
 """Stretching an image more than this in one direction is visible."""
 
