@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..models.optimizations import ALL, Optimizations, unsupported_reason
+from ..models.optimizations import unsupported_reason
 from ..models.options import DEFAULT, ModelOptions
 from ..models.unet import PreparedUNet
 from .conditioning import Conditioning
@@ -45,7 +45,6 @@ def make_denoiser(
     weights: torch.Tensor,
     device: torch.device,
     sigmas: torch.Tensor | None = None,
-    optimizations: Optimizations = ALL,
     stream: bool = False,
     options: ModelOptions = DEFAULT,
 ) -> Denoiser:
@@ -66,7 +65,7 @@ def make_denoiser(
     guided = bool((weights != 1.0).any())
     c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    predictor = functools.partial(_predictor, unet, frames, device, c_noises, optimizations, stream, options)
+    predictor = functools.partial(_predictor, unet, frames, device, c_noises, stream, options)
     calls = list(map(predictor, sides))
     per_frame = weights.to(device).view(1, frames, 1, 1, 1)
 
@@ -86,7 +85,6 @@ def _predictor(
     frames: int,
     device: torch.device,
     c_noises: torch.Tensor,
-    optimizations: Optimizations,
     stream: bool,
     options: ModelOptions,
     side: Conditioning,
@@ -98,9 +96,7 @@ def _predictor(
     time_ids = side.micro.time_ids().to(device)
     obstacle = unsupported_reason(unet)
     if obstacle is None:
-        prepared = PreparedUNet(
-            unet, embeds, image_latents[0], time_ids, c_noises, optimizations, stream=stream, options=options
-        )
+        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, stream, options)
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
     logger.info("the UNet runs without the optimized forward pass: %s", obstacle)
 

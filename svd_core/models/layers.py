@@ -47,26 +47,27 @@ def to_channels_last(module: nn.Module) -> None:
                 set_weight(layer, layer.weight.detach().contiguous(memory_format=layout))
 
 
-def norm_silu(x: torch.Tensor, norm: Any, in_place: bool = True, run: Run = run_eager) -> torch.Tensor:
-    """Apply a group norm, then SiLU; `in_place` is about the SiLU. x stays unchanged."""
-    return run(group_norm_silu, x, norm.weight, norm.bias, norm.num_groups, norm.eps, in_place)
+def uses_channels_last(device: torch.device) -> bool:
+    """Return True on a CPU. Group norms of other devices may return the other memory format: not measured yet."""
+    return device.type == "cpu"
 
 
-def group_norm_silu(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, in_place: bool
-) -> torch.Tensor:
+def norm_silu(x: torch.Tensor, norm: Any, run: Run = run_eager) -> torch.Tensor:
+    """Apply a group norm, then SiLU. x stays unchanged."""
+    return run(group_norm_silu, x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def group_norm_silu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
     """Compute `norm_silu` from tensors alone."""
-    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=in_place)
+    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=True)
 
 
-def resnet_block(
-    x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, in_place: bool = True, run: Run = run_eager
-) -> torch.Tensor:
+def resnet_block(x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, run: Run = run_eager) -> torch.Tensor:
     """Apply a ResnetBlock2D. `bias` (C,) replaces conv1's: it includes the time embedding."""
     conv1 = block.conv1
-    hidden = norm_silu(x, block.norm1, in_place, run)
+    hidden = norm_silu(x, block.norm1, run)
     hidden = F.conv2d(hidden, conv1.weight, conv1.bias if bias is None else bias, conv1.stride, conv1.padding)
-    hidden = block.conv2(norm_silu(hidden, block.norm2, in_place, run))
+    hidden = block.conv2(norm_silu(hidden, block.norm2, run))
     return hidden.add_(x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
@@ -112,20 +113,6 @@ def temporal_conv(video: torch.Tensor, module: Any, bias: torch.Tensor | None = 
     """Apply a Conv3d with kernel (3, 1, 1) to (1, C, F, H W), as a 2D convolution with kernel (3, 1)."""
     bias = module.bias if bias is None else bias
     return F.conv2d(video, module.weight.flatten(3), bias, padding=(1, 0))
-
-
-def alpha_blend_(spatial: torch.Tensor, temporal: torch.Tensor, mixer: Any, alpha: float | None) -> torch.Tensor:
-    """Blend two branches: spatial + alpha (temporal - spatial). Without `alpha` the AlphaBlender is called instead.
-
-    Both branches are (F, C, H, W) or rows (F, N, C).
-    """
-    if alpha is not None:
-        return spatial.lerp_(temporal, alpha)
-    image_only_indicator = spatial.new_zeros((1, len(spatial)))
-    if spatial.ndim == 4:  # AlphaBlender takes (1, C, F, H, W) or (F, N, C)
-        branches = (branch.transpose(0, 1)[None] for branch in (spatial, temporal))
-        return mixer(*branches, image_only_indicator)[0].transpose(0, 1)
-    return mixer(spatial, temporal, image_only_indicator)
 
 
 def feed_forward_(rows: torch.Tensor, norm: Any, net: Any, chunk_rows: int | None, run: Run) -> torch.Tensor:

@@ -1,38 +1,8 @@
-"""Optimizations of the UNet that keep its results, and the check that a network is one they were written for."""
+"""The check that a network is one whose forward pass this package can replace by an optimized one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-
-
-@dataclass(frozen=True)
-class Optimizations:
-    """Switches of the exact optimizations of the UNet. All are on by default.
-
-    Attributes:
-        constant_cross_attention: Cross-attention to the single CLIP token is that token's value, as softmax over one
-            key is 1. Computed once per video.
-        precomputed_blend: AlphaBlender becomes one weighted sum with a number; divisions by 1.0 are dropped.
-        precomputed_embeddings: Embeddings of timestep, frame index and micro-conditioning are computed once per video,
-            with the bias of the convolution before them.
-        fused_qkv: Query, key and value projections of self-attention are one matrix product.
-        chunked_feed_forward: Feed-forward and attention run on chunks of rows that fit into the cache, in place.
-        channels_last: Channels-last memory format throughout; temporal convolutions become 2D convolutions on a view.
-        inplace_silu: SiLU works in place on the output of the group norm.
-    """
-
-    constant_cross_attention: bool = True
-    precomputed_blend: bool = True
-    precomputed_embeddings: bool = True
-    fused_qkv: bool = True
-    chunked_feed_forward: bool = True
-    channels_last: bool = True
-    inplace_silu: bool = True
-
-
-ALL = Optimizations()
 
 REIMPLEMENTED = frozenset(
     {

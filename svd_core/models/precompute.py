@@ -12,16 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import layers
-from .optimizations import Optimizations, is_plain_linear
+from .optimizations import is_plain_linear
 from .weight_streaming import WeightContext, resident_weights
 
 
 @dataclass(frozen=True, eq=False)
 class BlockConstants:
-    """Values of one UNet block that stay constant over all sampling steps.
+    """Values of one transformer block that stay constant over all sampling steps.
 
     Attributes:
-        blend_alpha: Weight of the temporal branch, 0 to 1. None if AlphaBlender must compute it.
         qkv_weight: (3C, C) query, key and value weights of self-attention. A view of the model's weights.
             None if there are three projections, or if `concat_qkv` is set.
         concat_qkv: True if weights are streamed and the (3C, C) matrix must be built on each call.
@@ -30,7 +29,6 @@ class BlockConstants:
         context: (F, T, D) embeddings per frame. None if `output_bias` is set.
     """
 
-    blend_alpha: float | None = None
     qkv_weight: torch.Tensor | None = None
     concat_qkv: bool = False
     output_bias: torch.Tensor | None = None
@@ -50,7 +48,6 @@ class UNetConstants:
         time_ids: (1, 3) micro-conditioning.
         num_frames: F.
         c_noises: (steps,) the network's time inputs, ln(sigma) / 4, of the schedule.
-        optimizations: The values to compute.
         weights: Provides the weights on the device.
     """
 
@@ -61,14 +58,12 @@ class UNetConstants:
         time_ids: torch.Tensor,
         num_frames: int,
         c_noises: torch.Tensor,
-        optimizations: Optimizations,
         weights: WeightContext = resident_weights,
     ) -> None:
         self._unet, self._embeds, self._num_frames, self._weights = unet, embeds, num_frames, weights
         context = embeds.expand(num_frames, -1, -1)
-        if optimizations.channels_last:
-            layers.to_channels_last(unet)
         self._blocks: dict[nn.Module, BlockConstants] = {}
+        self._blend_alphas: dict[nn.Module, float] = {}
         self._frame_embeddings: dict[nn.Module, torch.Tensor] = {}
         self._resnets: list[Any] = []
         for module in unet.modules():
@@ -76,28 +71,28 @@ class UNetConstants:
             if kind == "SpatioTemporalResBlock":
                 self._resnets += [module.spatial_res_block, module.temporal_res_block]
             if kind in ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel"):
-                alpha = layers.blend_alpha(module.time_mixer) if optimizations.precomputed_blend else None
-                self._blocks[module] = BlockConstants(blend_alpha=alpha)
-            if kind == "TransformerSpatioTemporalModel" and optimizations.precomputed_embeddings:
+                self._blend_alphas[module] = layers.blend_alpha(module.time_mixer)
+            if kind == "TransformerSpatioTemporalModel":
                 self._frame_embeddings[module] = self._embed_frames(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
-                self._blocks[module] = _transformer_constants(module, context, optimizations, weights)
+                self._blocks[module] = _transformer_constants(module, context, weights)
         with weights(unet.add_embedding):
             flat = unet.add_time_proj(time_ids.flatten()).reshape(1, -1)
             self._added_embedding = unet.add_embedding(flat.to(embeds.dtype))  # (1, E)
-        self._levels: dict[float, int] = {}
-        if optimizations.precomputed_embeddings:
-            self._levels = {level: index for index, level in enumerate(c_noises.tolist())}
-            self._biases = self._compute_biases(c_noises)
+        self._levels = {level: index for index, level in enumerate(c_noises.tolist())}
+        self._biases = self._compute_biases(c_noises)
 
     def of(self, block: nn.Module) -> BlockConstants:
-        """Return the constants of a block."""
+        """Return the constants of a transformer block."""
         return self._blocks[block]
+
+    def blend_alpha(self, block: nn.Module) -> float:
+        """Return the weight of the temporal branch of a block with a `time_mixer`, 0 to 1."""
+        return self._blend_alphas[block]
 
     def frame_embedding(self, transformer: nn.Module) -> torch.Tensor:
         """Return the embedding of the frame index in a TransformerSpatioTemporalModel, (F, 1, C)."""
-        embedding = self._frame_embeddings.get(transformer)
-        return embedding if embedding is not None else self._embed_frames(transformer)
+        return self._frame_embeddings[transformer]
 
     def _embed_frames(self, transformer: Any) -> torch.Tensor:
         indices = transformer.time_proj(torch.arange(self._num_frames, device=self._embeds.device))
@@ -124,13 +119,11 @@ class UNetConstants:
         return biases
 
 
-def _transformer_constants(
-    block: Any, context: torch.Tensor, optimizations: Optimizations, weights: WeightContext
-) -> BlockConstants:
-    fused = optimizations.fused_qkv and fuse_qkv(block.attn1)
+def _transformer_constants(block: Any, context: torch.Tensor, weights: WeightContext) -> BlockConstants:
+    fused = fuse_qkv(block.attn1)
     concat_qkv = fused and weights is not resident_weights
     qkv_weight = fused_qkv_weight(block.attn1) if fused and not concat_qkv else None
-    if not optimizations.constant_cross_attention or block.attn2 is None:
+    if context.shape[1] != 1 or block.attn2 is None:
         return BlockConstants(qkv_weight=qkv_weight, concat_qkv=concat_qkv, context=context)
     with weights(block.attn2):
         output = block.attn2.to_out[0](block.attn2.to_v(context[:1]))[0, 0]

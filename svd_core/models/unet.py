@@ -1,6 +1,15 @@
 """An optimized UNet for one video and one side of guidance: values that stay constant over steps are computed once.
 
-Computes diffusers' UNetSpatioTemporalConditionModel on its own modules and weights, faster by `Optimizations`.
+Computes diffusers' UNetSpatioTemporalConditionModel on its own modules and weights, with equal results:
+
+- Cross-attention to the single CLIP token is that token's value, as softmax over one key is 1: once per video.
+- AlphaBlender is one weighted sum with a number.
+- Embeddings of timestep, frame index and micro-conditioning are computed once per video, with the bias of the
+  convolution before them.
+- Query, key and value projections of self-attention are one matrix product.
+- Feed-forward and attention run on chunks of rows that fit into the cache, in place.
+- On a CPU the memory format is channels-last: temporal convolutions are 2D convolutions on a view.
+
 Only the weights outlive a video: a LoRA or a patch that changes them takes effect on the next one. UNets with replaced
 modules or hooks are not supported (`optimizations.unsupported_reason`).
 """
@@ -21,7 +30,6 @@ from torch import nn
 from . import layers
 from .attention_backend import SdpaContext, choose_sdpa, default_sdpa
 from .compile import CompiledStep, RegionalCompiler, Run, run_eager
-from .optimizations import ALL, Optimizations
 from .options import DEFAULT, ModelOptions
 from .precompute import BlockConstants, UNetConstants
 from .weight_streaming import PRECOMPUTED_MODULES, WeightContext, WeightStreamer, resident_weights
@@ -61,7 +69,6 @@ class PreparedUNet:
         time_ids: (1, 3) fps - 1, motion_bucket_id, noise_aug_strength.
         c_noises: (steps,) the network's time inputs, ln(sigma) / 4, of the schedule. Others are possible and
             slower.
-        optimizations: Exact optimizations to use.
         stream: Copy the weights of the UNet to the device block by block.
         options: Compilation, chunks and attention.
     """
@@ -73,33 +80,28 @@ class PreparedUNet:
         image_latents: torch.Tensor,
         time_ids: torch.Tensor,
         c_noises: torch.Tensor,
-        optimizations: Optimizations = ALL,
         stream: bool = False,
         options: ModelOptions = DEFAULT,
     ) -> None:
         device = image_latents.device
-        if embeds.shape[1] != 1:
-            optimizations = replace(optimizations, constant_cross_attention=False)
-        if device.type != "cpu":  # group norms there may return the other memory format: not measured yet
-            optimizations = replace(optimizations, channels_last=False)
         if options.compile == "full" and stream:
             logger.info("streamed weights cannot be compiled as a whole step: compiling the repeated blocks instead")
             options = replace(options, compile="regional")
-        self._unet, self._image_latents, self._optimizations = unet, image_latents, optimizations
-        self._compute = _compute_options(options, device, optimizations)
+        self._unet, self._image_latents = unet, image_latents
+        self._channels_last = layers.uses_channels_last(device)
+        if self._channels_last:
+            layers.to_channels_last(unet)
+        self._compute = _compute_options(options, device)
         self._step = COMPILED_STEP if options.compile == "full" else PreparedUNet._forward
-        precomputed = optimizations.constant_cross_attention and optimizations.precomputed_embeddings
-        skip = PRECOMPUTED_MODULES if precomputed else frozenset()
+        skip = PRECOMPUTED_MODULES if embeds.shape[1] == 1 else frozenset()
         self._weights: WeightContext = WeightStreamer(device, skip) if stream else resident_weights
         all_weights: WeightContext = WeightStreamer(device) if stream else resident_weights
-        self._constants = UNetConstants(
-            unet, embeds, time_ids, len(image_latents), c_noises, optimizations, all_weights
-        )
+        self._constants = UNetConstants(unet, embeds, time_ids, len(image_latents), c_noises, all_weights)
 
     def __call__(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         """Predict v at noise level c_noise ()."""
         sample = torch.cat([x, self._image_latents], dim=1)
-        if self._optimizations.channels_last:
+        if self._channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
         return self._step(self, sample, self._constants.conv_biases(c_noise))
 
@@ -130,23 +132,19 @@ class PreparedUNet:
                 with weights(upsampler):
                     x = upsampler(x, skips[-1].shape[-2:] if forward_upsample_size else None)
         with weights(unet.conv_norm_out, unet.conv_out):
-            x = layers.norm_silu(x, unet.conv_norm_out, self._optimizations.inplace_silu, self._compute.run)
+            x = layers.norm_silu(x, unet.conv_norm_out, self._compute.run)
             return unet.conv_out(x)
 
     def _resnet(self, x: torch.Tensor, block: Any, conv_biases: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
         """Apply a SpatioTemporalResBlock."""
-        in_place, run = self._optimizations.inplace_silu, self._compute.run
-        spatial, temporal = block.spatial_res_block, block.temporal_res_block
-        alpha = self._constants.of(block).blend_alpha
+        run, spatial, temporal = self._compute.run, block.spatial_res_block, block.temporal_res_block
         with self._weights(block):
-            hidden = layers.resnet_block(x, spatial, conv_biases[spatial], in_place, run)
-            video = layers.norm_silu(layers.to_video(hidden), temporal.norm1, in_place, run)
+            hidden = layers.resnet_block(x, spatial, conv_biases[spatial], run)
+            video = layers.norm_silu(layers.to_video(hidden), temporal.norm1, run)
             video = layers.temporal_conv(video, temporal.conv1, conv_biases[temporal])
-            video = layers.temporal_conv(layers.norm_silu(video, temporal.norm2, in_place, run), temporal.conv2)
+            video = layers.temporal_conv(layers.norm_silu(video, temporal.norm2, run), temporal.conv2)
             residual = layers.from_video(video, like=hidden)
-            if alpha is None:
-                return layers.alpha_blend_(hidden, hidden + residual, block.time_mixer, None)
-            return hidden.add_(residual, alpha=alpha)
+            return hidden.add_(residual, alpha=self._constants.blend_alpha(block))
 
     def _attention(self, block: Any, index: int, x: torch.Tensor) -> torch.Tensor:
         """Apply a block's TransformerSpatioTemporalModel, if it has any."""
@@ -157,11 +155,11 @@ class PreparedUNet:
         with self._weights(model):
             rows = model.proj_in(layers.to_rows(model.norm(x)))
             frame_embedding = constants.frame_embedding(model)
-            alpha = constants.of(model).blend_alpha
+            alpha = constants.blend_alpha(model)
             for spatial, temporal in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
                 rows = spatial_block_(rows, spatial, constants.of(spatial), self._compute)
                 mixed = temporal_block_(rows + frame_embedding, temporal, constants.of(temporal), self._compute)
-                rows = layers.alpha_blend_(rows, mixed, model.time_mixer, alpha)
+                rows = rows.lerp_(mixed, alpha)
             return layers.from_rows(model.proj_out(rows), like=x) + x
 
 
@@ -169,11 +167,11 @@ COMPILED_STEP = CompiledStep(PreparedUNet._forward)
 """The compiled whole steps of this process."""
 
 
-def _compute_options(options: ModelOptions, device: torch.device, optimizations: Optimizations) -> ComputeOptions:
+def _compute_options(options: ModelOptions, device: torch.device) -> ComputeOptions:
     on_cpu = device.type == "cpu"
-    chunked = optimizations.chunked_feed_forward and options.forward_chunking == "auto"
+    chunk_rows = CPU_CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS
     return ComputeOptions(
-        chunk_rows=(CPU_CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS) if chunked else None,
+        chunk_rows=chunk_rows if options.forward_chunking == "auto" else None,
         run=COMPILERS[on_cpu] if options.compile == "regional" else run_eager,
         spatial_sdpa=choose_sdpa(device) if options.attention == "auto" else default_sdpa,
     )

@@ -77,7 +77,7 @@ class _ClipDecoder:
         self._decoder, self._device, self._dtype = decoder, latents.device, latents.dtype
         self._store = torch.device("cpu") if offload_activations else latents.device
         self._on_progress = on_progress
-        self._channels_last = _uses_channels_last(latents.device)
+        self._channels_last = layers.uses_channels_last(latents.device)
         if self._channels_last:
             layers.to_channels_last(decoder)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
@@ -195,11 +195,6 @@ class _ClipDecoder:
     def _advance(self, result: torch.Tensor) -> None:
         self._done += result.numel()
         self._on_progress(min(1.0, self._done / self._total))
-
-
-def _uses_channels_last(device: torch.device) -> bool:
-    """Return True on a CPU. Group norms of other devices may return the other memory format: not measured yet."""
-    return device.type == "cpu"
 
 
 def _activation_sizes(decoder: Any, latents: torch.Tensor) -> tuple[list[int], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from svd_stages.svd_core.checkpoints.deferred_weights import is_deferrable
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.models import vae_decoder
 from svd_stages.svd_core.models.components import SVDModel, SVDVae
-from svd_stages.svd_core.models.optimizations import ALL
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes, offloaded_decode_bytes, place_weights
 
@@ -84,11 +82,12 @@ def test_the_stock_unet_costs_what_was_published(stock):
 
 
 def test_the_optimized_unet_costs_less(unet, stock):
+    """Each bound is so close that the loss of any one optimization exceeds one of them."""
     ours = unet_cost(unet)
     assert ours.flops <= 0.963 * stock.flops
-    assert ours.operations <= 1183 and ours.operations <= 1183 / 2098 * stock.operations
-    assert ours.moved <= 0.85 * stock.moved
-    assert ours.peak <= 0.8 * stock.peak
+    assert ours.operations <= 1100 and ours.operations <= 1100 / 2098 * stock.operations
+    assert ours.moved <= 0.805 * stock.moved
+    assert ours.peak <= 0.6 * stock.peak
 
 
 def test_a_video_of_1024x576_fits_into_4_gib_with_streaming_and_into_6_with_resident_weights(unet, vae):
@@ -98,11 +97,6 @@ def test_a_video_of_1024x576_fits_into_4_gib_with_streaming_and_into_6_with_resi
     streamed = unet_cost(unet, stream=True).peak
     assert max(streamed, offloaded_decode_bytes(SVDVae(vae), *size) + decoder_bytes) <= 2.7 * GIB
     assert max(unet_cost(unet).peak + unet_bytes, decode_bytes(SVDVae(vae), *size) + decoder_bytes) <= 5.4 * GIB
-
-
-@pytest.mark.parametrize("switch", ["constant_cross_attention", "precomputed_blend", "fused_qkv"])
-def test_each_of_these_optimizations_saves_memory_traffic(unet, switch):
-    assert unet_cost(unet).moved < 0.99 * unet_cost(unet, optimizations=replace(ALL, **{switch: False})).moved
 
 
 def test_the_whole_clip_is_decoded_in_a_sixth_of_the_memory(vae):

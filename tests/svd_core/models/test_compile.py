@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from error_checks import check_facts
 from svd_stages.svd_core.models import attention_backend, compile, layers
 from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.compile import CompiledStep, RegionalCompiler
-from svd_stages.svd_core.models.optimizations import ALL, Optimizations
 from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
 from tiny import randn, tiny_checkpoint
@@ -52,11 +50,11 @@ def traced_only(monkeypatch):
     use_backend(monkeypatch, "eager")
 
 
-def predict(unet, mode: str, size=(5, 16, 24), seed: int = 0, level: int = 0, optimizations: Optimizations = ALL):
+def predict(unet, mode: str, size=(5, 16, 24), seed: int = 0, level: int = 0):
     frames, height, width = size
     embeds, latents = randn(1, 1, 32, seed=seed + 2), randn(frames, 4, height, width, seed=seed + 1)
     options = ModelOptions(compile=mode)
-    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, optimizations, options=options)
+    prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, options=options)
     return prepared(randn(frames, 4, height, width), C_NOISES[level])
 
 
@@ -100,8 +98,9 @@ def test_functions_compiled_off_the_cpu_take_every_size(unet, traced_only, monke
     """Sizes include one frame and a level of one pixel; the memory format is that of either kind of device."""
     compiler = unet_module.COMPILERS[False]
     monkeypatch.setitem(unet_module.COMPILERS, True, compiler)
+    monkeypatch.setattr(layers, "uses_channels_last", lambda device: channels_last)
     for size in ((5, 16, 24), (5, 8, 8), (1, 16, 24), (1, 8, 8), (2, 9, 13), (14, 16, 16)):
-        check_equal(unet, "regional", size, optimizations=replace(ALL, channels_last=channels_last))
+        check_equal(unet, "regional", size)
     assert not compiler.broken
     # a function that met torch's recompile limit would be cached itself
     assert all(compiled not in layers.COMPILABLE_OFF_CPU for compiled in compiler._compiled.values())

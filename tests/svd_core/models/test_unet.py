@@ -1,18 +1,18 @@
-"""The optimized UNet against diffusers' own forward on the same modules, switch by switch."""
+"""The optimized UNet against diffusers' own forward on the same modules."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import fields
 
 import diffusers
 import pytest
 import torch
 from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from svd_stages.svd_core.diffusion.denoiser import make_denoiser
+from svd_stages.svd_core.models import layers
 from svd_stages.svd_core.models import unet as unet_module
-from svd_stages.svd_core.models.optimizations import ALL, Optimizations, unsupported_reason
+from svd_stages.svd_core.models.optimizations import unsupported_reason
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.models.weight_streaming import WeightStreamer
 from tiny import randn, tiny_checkpoint
@@ -20,7 +20,6 @@ from tiny import randn, tiny_checkpoint
 FRAMES, HEIGHT, WIDTH = 5, 16, 24
 C_NOISES = torch.tensor([0.7, -0.3])
 TIME_IDS = torch.tensor([[6.0, 127.0, 0.02]])
-SWITCHES = [field.name for field in fields(Optimizations)]
 TOLERANCE = 1e-5
 
 
@@ -61,18 +60,11 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-CASES = [
-    pytest.param(ALL, id="all"),
-    pytest.param(Optimizations(**dict.fromkeys(SWITCHES, False)), id="none"),
-    *(pytest.param(Optimizations(**{each: each == name for each in SWITCHES}), id=name) for name in SWITCHES),
-    *(pytest.param(Optimizations(**{name: False}), id=f"all but {name}", marks=pytest.mark.slow) for name in SWITCHES),
-]
-
-
-@pytest.mark.parametrize("optimizations", CASES)
-def test_each_optimization_alone_and_all_together_give_diffusers_result(unet, optimizations):
+@pytest.mark.parametrize("channels_last", [True, False], ids=["CPU", "other devices"])
+def test_the_result_is_diffusers_in_the_memory_format_of_each_device(unet, monkeypatch, channels_last):
+    monkeypatch.setattr(layers, "uses_channels_last", lambda device: channels_last)
     expected = stock(copy.deepcopy(unet))
-    assert difference(optimized(unet, optimizations=optimizations), expected) < TOLERANCE
+    assert difference(optimized(unet), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (10, 8)])

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from svd_stages.svd_core.models import vae_decoder
+from svd_stages.svd_core.models import layers, vae_decoder
 from svd_stages.svd_core.models.group_norm import GroupNormStatistics
 from tiny import randn, tiny_checkpoint
 
@@ -57,7 +57,7 @@ def test_tile_sizes_agree_and_one_tile_size_is_deterministic(vae, monkeypatch):
 def test_the_memory_format_of_other_devices(vae, monkeypatch, tile):
     """Channels-last is used on a CPU only; other devices run the same code on other strides."""
     monkeypatch.setattr(vae_decoder, "TILE_NUMEL", tile)
-    monkeypatch.setattr(vae_decoder, "_uses_channels_last", lambda device: False)
+    monkeypatch.setattr(layers, "uses_channels_last", lambda device: False)
     latents = clip(5, 8, 12)
     assert difference(vae_decoder.decode(vae.decoder, latents), reference(vae, latents)) < TOLERANCE
 
