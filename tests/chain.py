@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from svd_stages import NODE_CLASS_MAPPINGS
+from svd_stages.headless import NODES
 from svd_stages.svd_core.models.components import Checkpoint
 
 
@@ -27,7 +27,7 @@ class Settings:
 
 def call(class_type: str, **inputs):
     """Run a node as ComfyUI does: by its table, by its FUNCTION, with keywords."""
-    node = NODE_CLASS_MAPPINGS[class_type]()
+    node = NODES[class_type]()
     return getattr(node, node.FUNCTION)(**inputs)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from chain import call
 from error_checks import raises
-from svd_stages.nodes import NODE_CLASS_MAPPINGS
-from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS
+from svd_stages.headless import NODES
 from svd_stages.svd_core.errors import ImageError, NonFiniteError, SettingError, SVDStagesError
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 from svd_stages.svd_core.utils.tensor_checks import check_images
@@ -21,12 +21,6 @@ IMAGE = torch.rand(1, 64, 64, 3, generator=SEED)
 LATENT = torch.randn(2, 4, 8, 8, generator=SEED)
 SIGMAS = torch.tensor([700.0, 10.0, 0.0])
 EMBEDS = torch.randn(1, 32, generator=SEED)
-
-
-def run(node: str, **inputs: Any) -> tuple:
-    """Return the outputs of a node."""
-    kind = {**COMPAT_CLASS_MAPPINGS, **NODE_CLASS_MAPPINGS}[node]
-    return getattr(kind(), kind.FUNCTION)(**inputs)
 
 
 MALFORMED: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -75,49 +69,73 @@ def with_one(plain: torch.Tensor, value: float) -> torch.Tensor:
     return changed
 
 
-def animating_nodes(tiny) -> dict[str, Callable[[Any], tuple]]:
-    """Return calls of the nodes that take an IMAGE to animate it."""
-    size = {"width": 64, "height": 64}
-    core = {"video_frames": 2, "motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0}
-    clip, vae = {"clip_vision": tiny.clip_vision}, {"vae": tiny.vae}
-    return {
-        "SVDResizeImage": lambda it: run("SVDResizeImage", image=it, fit="crop", **size),
-        "SVDCLIPVisionEncode": lambda it: run("SVDCLIPVisionEncode", image=it, preprocess="reference", **clip),
-        "SVDNoiseAugmentation": lambda it: run("SVDNoiseAugmentation", image=it, noise_aug_strength=0.1, seed=1),
-        "SVDVAEEncode": lambda it: run("SVDVAEEncode", image=it, **vae),
-        "CLIPVisionEncode": lambda it: run("CLIPVisionEncode", image=it, crop="center", **clip),
-        "VAEEncode": lambda it: run("VAEEncode", pixels=it, **vae),
-        "SVD_img2vid_Conditioning": lambda it: run(
-            "SVD_img2vid_Conditioning", init_image=it, **clip, **vae, **size, **core
-        ),
-    }  # fmt: skip
+SIZE = {"width": 64, "height": 64}
+CORE = {"video_frames": 2, "motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0}
+ANIMATING_NODES = {
+    "SVDResizeImage": ("image", {"fit": "crop", **SIZE}),
+    "SVDCLIPVisionEncode": ("image", {"preprocess": "reference"}),
+    "SVDNoiseAugmentation": ("image", {"noise_aug_strength": 0.1, "seed": 1}),
+    "SVDVAEEncode": ("image", {}),
+    "CLIPVisionEncode": ("image", {"crop": "center"}),
+    "VAEEncode": ("pixels", {}),
+    "SVD_img2vid_Conditioning": ("init_image", {**SIZE, **CORE}),
+}
+"""Nodes that take an IMAGE to animate it: the name of that input, and the others except parts of a checkpoint."""
+WEBP = {"fps": 6, "lossless": True, "quality": 80, "method": "default"}
+PASSING_NODES = {
+    "ImageScale": ("image", {"upscale_method": "bilinear", "width": 32, "height": 32, "crop": "center"}),
+    "ImageScaleBy": ("image", {"upscale_method": "area", "scale_by": 0.5}),
+    "ImageFromBatch": ("image", {"batch_index": 0, "length": 1}),
+    "SaveImage": ("images", {}),
+    "SaveAnimatedWEBP": ("images", {"filename_prefix": "a", **WEBP}),
+    "SaveVideo": ("video", {"filename_prefix": "a", "format": "auto", "codec": "auto"}),
+}
+"""The other nodes that take an IMAGE."""
+SAMPLING = {"seed": 0, "steps": 1, "min_guidance": 1.0, "max_guidance": 3.0, "noise": "comfyui"}
 
 
-def passing_nodes() -> dict[str, Callable[[Any], tuple]]:
-    """Return calls of the other nodes that take an IMAGE."""
-    return {
-        "ImageScale": lambda it: run(
-            "ImageScale", image=it, upscale_method="bilinear", width=32, height=32, crop="center"
-        ),
-        "ImageScaleBy": lambda it: run("ImageScaleBy", image=it, upscale_method="area", scale_by=0.5),
-        "ImageFromBatch": lambda it: run("ImageFromBatch", image=it, batch_index=0, length=1),
-        "SaveImage": lambda it: run("SaveImage", images=it),
-        "SaveAnimatedWEBP": lambda it: run(
-            "SaveAnimatedWEBP", images=it, fps=6, filename_prefix="a", lossless=True, quality=80, method="default"
-        ),
-        "SaveVideo": lambda it: run(
-            "SaveVideo",
-            video=run("CreateVideo", images=it, fps=7.0)[0],
-            filename_prefix="a",
-            format="auto",
-            codec="auto",
-        ),
-    }
+def conditioning_pair() -> dict[str, Any]:
+    """Return positive and negative conditioning of one video."""
+    embeds = EMBEDS[:, None]
+    entry = [embeds, {"concat_latent_image": LATENT[:1], "fps": 7}]
+    return {"positive": [entry], "negative": [[embeds * 0, dict(entry[1])]]}
 
 
-ANIMATING_NODES = ["SVDResizeImage", "SVDCLIPVisionEncode", "SVDNoiseAugmentation", "SVDVAEEncode", "CLIPVisionEncode",
-               "VAEEncode", "SVD_img2vid_Conditioning"]  # fmt: skip
-PASSING_NODES = ["ImageScale", "ImageScaleBy", "ImageFromBatch", "SaveImage", "SaveAnimatedWEBP", "SaveVideo"]
+def embedding(embeds: Any = EMBEDS) -> SimpleNamespace:
+    """Return a CLIP_VISION_OUTPUT."""
+    return SimpleNamespace(image_embeds=embeds)
+
+
+LATENT_NODES = {
+    "SVDTemporalVAEDecode": ("latent", {"mode": "exact", "chunk_size": 8, "context": 2}),
+    "VAEDecode": ("samples", {}),
+    "SVDImageConditioning": ("image_latent", {"clip_vision_output": embedding(), "video_frames": 2}),
+    "SVDEulerSampler": ("latent", {**conditioning_pair(), **SAMPLING}),
+    "LatentUpscaleBy": ("samples", {"upscale_method": "bilinear", "scale_by": 2.0}),
+}
+"""Nodes that take a LATENT."""
+INPUTS: dict[str, tuple[str, dict[str, Any]]] = {**ANIMATING_NODES, **PASSING_NODES, **LATENT_NODES}
+
+
+def run(tiny, node: str, value: Any, **changes: Any) -> tuple:
+    """Return the outputs of a node for a value of its main input."""
+    name, others = INPUTS[node]
+    if name == "video":
+        (value,) = call("CreateVideo", images=value, fps=7.0)
+    parts = {"model": tiny.model, "clip_vision": tiny.clip_vision, "vae": tiny.vae}
+    needed = {part: parts[part] for part in NODES[node].INPUT_TYPES()["required"] if part in parts}
+    return call(node, **{name: value, **needed, **others, **changes})
+
+
+def sample(tiny, samples: torch.Tensor = LATENT, **changes: Any) -> tuple:
+    """Return the output of SVDEulerSampler."""
+    return run(tiny, "SVDEulerSampler", {"samples": samples}, **changes)
+
+
+def join(output: Any) -> tuple:
+    """Return the outputs of SVDImageConditioning for a CLIP_VISION_OUTPUT."""
+    latent = {"samples": LATENT[:1]}
+    return call("SVDImageConditioning", clip_vision_output=output, image_latent=latent, video_frames=2)
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
@@ -150,16 +168,16 @@ def with_gradients(tmp_path):
 @pytest.mark.parametrize("malformed", MALFORMED)
 def test_malformed_images_are_refused_by_every_animating_node(tiny, node, malformed):
     with pytest.raises(ImageError) as caught:
-        animating_nodes(tiny)[node](MALFORMED[malformed](IMAGE))
+        run(tiny, node, MALFORMED[malformed](IMAGE))
     assert len(str(caught.value)) > 20
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("node", PASSING_NODES)
 @pytest.mark.parametrize("malformed", [each for each in MALFORMED if each not in NOT_FINITE])
-def test_malformed_images_are_refused_by_other_nodes(tmp_path, node, malformed):
+def test_malformed_images_are_refused_by_other_nodes(tiny, tmp_path, node, malformed):
     with pytest.raises(SVDStagesError):
-        passing_nodes()[node](MALFORMED[malformed](IMAGE))
+        run(tiny, node, MALFORMED[malformed](IMAGE))
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -168,8 +186,8 @@ def test_malformed_images_are_refused_by_other_nodes(tmp_path, node, malformed):
 def test_every_form_of_an_image_gives_equal_results(tiny, node, form):
     image = PLAIN[form](IMAGE)
     before = image.detach().clone()
-    result = animating_nodes(tiny)[node](image)
-    assert same(result, animating_nodes(tiny)[node](IMAGE))
+    result = run(tiny, node, image)
+    assert same(result, run(tiny, node, IMAGE))
     assert torch.equal(image.detach(), before)
     assert not any(tensor.requires_grad for tensor in tensors_in(result))
 
@@ -178,26 +196,25 @@ def test_every_form_of_an_image_gives_equal_results(tiny, node, form):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves_are_taken_as_the_numbers_they_are(tiny, node, dtype):
     half = IMAGE.to(dtype)
-    assert same(animating_nodes(tiny)[node](half), animating_nodes(tiny)[node](half.float()))
+    assert same(run(tiny, node, half), run(tiny, node, half.float()))
 
 
 @pytest.mark.parametrize("node", ANIMATING_NODES)
 def test_grey_is_taken_as_colour_and_alpha_is_left_out(tiny, node):
     grey = IMAGE[..., :1]
-    call = animating_nodes(tiny)[node]
-    assert same(call(torch.cat([IMAGE, IMAGE[..., :1]], -1)), call(IMAGE))
+    assert same(run(tiny, node, torch.cat([IMAGE, grey], -1)), run(tiny, node, IMAGE))
     if node == "SVD_img2vid_Conditioning":
         return  # core's resize comes first, and takes colour only
-    assert same(call(grey), call(grey.expand(-1, -1, -1, 3)))
+    assert same(run(tiny, node, grey), run(tiny, node, grey.expand(-1, -1, -1, 3)))
 
 
 @pytest.mark.parametrize(
     "node", [each for each in ANIMATING_NODES if each not in ("SVD_img2vid_Conditioning", "SVDNoiseAugmentation")]
 )
 def test_a_batch_is_each_of_its_images(tiny, node):
-    call = animating_nodes(tiny)[node]
     images = torch.cat([IMAGE, 1 - IMAGE])
-    for batch, first, second in zip(*map(tensors_in, map(call, (images, images[:1], images[1:]))), strict=True):
+    results = (tensors_in(run(tiny, node, each)) for each in (images, images[:1], images[1:]))
+    for batch, first, second in zip(*results, strict=True):
         assert torch.equal(batch, torch.cat([first, second]))
 
 
@@ -212,7 +229,7 @@ def test_images_of_another_scale_are_refused_with_their_range(scale):
 @pytest.mark.parametrize("side", [16, 128])
 def test_noise_of_every_strength_that_a_node_takes_passes(strength, side):
     images = torch.rand(4, side, side, 3, generator=torch.Generator().manual_seed(0))
-    noisy = run("SVDNoiseAugmentation", image=images, noise_aug_strength=strength, seed=3)[0]
+    noisy = call("SVDNoiseAugmentation", image=images, noise_aug_strength=strength, seed=3)[0]
     assert torch.equal(check_images(noisy), noisy)
     as_core = images + strength * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(check_images(as_core), as_core)
@@ -221,98 +238,63 @@ def test_noise_of_every_strength_that_a_node_takes_passes(strength, side):
 # LATENT
 
 
-def latent_nodes(tiny) -> dict[str, Callable[[Any], tuple]]:
-    embeds, conditioning = SimpleNamespace(image_embeds=EMBEDS), conditioning_pair()
-    return {
-        "SVDTemporalVAEDecode": lambda it: run(
-            "SVDTemporalVAEDecode", vae=tiny.vae, latent=it, mode="exact", chunk_size=8, context=2
-        ),
-        "VAEDecode": lambda it: run("VAEDecode", vae=tiny.vae, samples=it),
-        "SVDImageConditioning": lambda it: run(
-            "SVDImageConditioning", clip_vision_output=embeds, image_latent=it, video_frames=2
-        ),
-        "SVDEulerSampler": lambda it: run("SVDEulerSampler", model=tiny.model, latent=it, **conditioning, **SAMPLING),
-        "LatentFromBatch": lambda it: run("LatentFromBatch", samples=it, batch_index=0, length=1),
-        "LatentUpscaleBy": lambda it: run("LatentUpscaleBy", samples=it, upscale_method="bilinear", scale_by=2.0),
-    }
-
-
-SAMPLING = {"seed": 0, "steps": 1, "min_guidance": 1.0, "max_guidance": 3.0, "noise": "comfyui"}
-LATENT_NODES = ["SVDTemporalVAEDecode", "VAEDecode", "SVDImageConditioning", "SVDEulerSampler", "LatentUpscaleBy"]
-
-
-def conditioning_pair() -> dict[str, Any]:
-    """Return positive and negative conditioning of one video."""
-    embeds = EMBEDS[:, None]
-    entry = [embeds, {"concat_latent_image": LATENT[:1], "fps": 7}]
-    return {"positive": [entry], "negative": [[embeds * 0, dict(entry[1])]]}
-
-
 @pytest.mark.parametrize("node", LATENT_NODES)
 @pytest.mark.parametrize("malformed", MALFORMED)
 def test_malformed_latents_are_refused_by_every_node(tiny, node, malformed):
     samples = MALFORMED[malformed](LATENT)
     with raises(*expected_error(malformed, "latent")):
-        latent_nodes(tiny)[node]({"samples": samples})
+        run(tiny, node, {"samples": samples})
     for latent in ({}, samples, None):
         with raises(SettingError, "setting", "samples", type(latent).__name__):
-            latent_nodes(tiny)[node](latent)
+            run(tiny, node, latent)
 
 
 @pytest.mark.parametrize("malformed", ["nothing", "a text", "integers", "another device", "a single number", "sparse"])
-def test_malformed_latents_are_not_cut(tiny, malformed):
+def test_malformed_latents_are_not_cut(malformed):
     with pytest.raises(SettingError):
-        latent_nodes(tiny)["LatentFromBatch"]({"samples": MALFORMED[malformed](LATENT)})
+        call("LatentFromBatch", samples={"samples": MALFORMED[malformed](LATENT)}, batch_index=0, length=1)
 
 
 def test_an_image_on_a_latents_wire_is_refused(tiny):
     with raises(SettingError, "setting", "samples", "Tensor"):
-        latent_nodes(tiny)["VAEDecode"](IMAGE)
+        run(tiny, "VAEDecode", IMAGE)
     with raises(SettingError, "setting", "height/8", 64):
-        latent_nodes(tiny)["VAEDecode"]({"samples": IMAGE})
+        run(tiny, "VAEDecode", {"samples": IMAGE})
 
 
 @pytest.mark.parametrize("form", PLAIN)
 def test_every_form_of_a_latent_gives_equal_results_and_is_not_changed(tiny, form):
     samples = PLAIN[form](LATENT)
     before = samples.detach().clone()
-    call = latent_nodes(tiny)["SVDEulerSampler"]
-    assert same(call({"samples": samples}), call({"samples": LATENT}))
+    assert same(sample(tiny, samples), sample(tiny))
     assert torch.equal(samples.detach(), before)
 
 
 def test_a_latent_full_of_noise_is_taken(tiny):
-    assert run(
-        "SVDEulerSampler", model=tiny.model, latent={"samples": LATENT * 2000}, **conditioning_pair(), **SAMPLING
-    )
+    assert sample(tiny, LATENT * 2000)
 
 
 # CLIP_VISION_OUTPUT
 
 
 @pytest.mark.parametrize("malformed", [each for each in MALFORMED if each not in ("one axis less", "one axis more")])
-def test_malformed_embeddings_are_refused(tiny, malformed):
+def test_malformed_embeddings_are_refused(malformed):
     embeds = MALFORMED[malformed](torch.randn(1, 32, generator=SEED))
     refusal, code = expected_error(malformed, "embedding")
     if malformed in ("empty", "empty inside", "a single number"):
         code = "embedding"  # the code of a wrong shape
     for output, refused in (
-        (SimpleNamespace(image_embeds=embeds), (refusal, code, "CLIP")),
+        (embedding(embeds), (refusal, code, "CLIP")),
         (embeds, (SettingError, "setting", "SVDCLIPVisionEncode", type(embeds).__name__)),
     ):
         with raises(*refused):
-            run("SVDImageConditioning", clip_vision_output=output, image_latent={"samples": LATENT[:1]}, video_frames=2)
+            join(output)
 
 
 def test_an_embedding_of_other_axes_is_refused_with_its_shape():
     for embeds in (torch.zeros(32), torch.zeros(1, 1, 32)):
         with raises(SettingError, "embedding", 32):
-            run(
-                "SVDImageConditioning",
-                clip_vision_output=SimpleNamespace(image_embeds=embeds),
-                image_latent={"samples": LATENT[:1]},
-                video_frames=2,
-            )
+            join(embedding(embeds))
 
 
 # CONDITIONING
@@ -328,7 +310,7 @@ def test_malformed_numbers_in_a_conditioning_are_refused(tiny, malformed, place)
     else:
         sides["positive"] = [[embeds, {**keys, "concat_latent_image": MALFORMED[malformed](LATENT[:1])}]]
     with raises(*expected_error(malformed, "conditioning"), "positive"):
-        run("SVDEulerSampler", model=tiny.model, latent={"samples": LATENT}, **sides, **SAMPLING)
+        sample(tiny, **sides)
 
 
 @pytest.mark.parametrize("conditioning", [None, "text", 5, [5], [[]], [[torch.zeros(1)]], [[torch.zeros(1), None]], {}],
@@ -336,16 +318,16 @@ def test_malformed_numbers_in_a_conditioning_are_refused(tiny, malformed, place)
 def test_malformed_conditioning_is_refused_by_sampler_and_micro_conditioning(tiny, conditioning):
     sides = {**conditioning_pair(), "positive": conditioning}
     with raises(SettingError, "setting", "positive", "CONDITIONING"):
-        run("SVDEulerSampler", model=tiny.model, latent={"samples": LATENT}, **sides, **SAMPLING)
+        sample(tiny, **sides)
     if conditioning != {}:
         with raises(SettingError, "setting", "CONDITIONING", type(conditioning).__name__):
-            run("SVDMicroConditioning", **sides, fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
+            call("SVDMicroConditioning", **sides, fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
 
 
 def test_sampling_leaves_conditioning_and_latent_alone(tiny):
     sides, latent = conditioning_pair(), {"samples": LATENT.clone(), "svd": {"frames": 2}}
     before = copy.deepcopy((sides, latent))
-    run("SVDEulerSampler", model=tiny.model, latent=latent, **sides, **SAMPLING)
+    run(tiny, "SVDEulerSampler", latent, **sides)
     assert same(before, (sides, latent))
 
 
@@ -358,14 +340,7 @@ def test_malformed_sigmas_are_refused(tiny, malformed):
     if row is None:
         return  # an optional input that is not connected
     with raises(SettingError, "setting", "sigmas"):
-        run(
-            "SVDEulerSampler",
-            model=tiny.model,
-            latent={"samples": LATENT},
-            sigmas=row,
-            **conditioning_pair(),
-            **SAMPLING,
-        )
+        sample(tiny, sigmas=row)
 
 
 @pytest.mark.parametrize("malformed", ["nothing", "a text", "a list", "integers", "sparse", "another device"])
@@ -373,12 +348,11 @@ def test_malformed_sigmas_are_refused(tiny, malformed):
 def test_malformed_sigmas_are_not_cut_or_flipped(node, malformed):
     more = {"SplitSigmas": {"step": 1}, "SplitSigmasDenoise": {"denoise": 0.5}, "FlipSigmas": {}}[node]
     with raises(SettingError, "setting", "sigmas"):
-        run(node, sigmas=MALFORMED[malformed](SIGMAS), **more)
+        call(node, sigmas=MALFORMED[malformed](SIGMAS), **more)
 
 
 @pytest.mark.parametrize("form", PLAIN)
 def test_every_form_of_sigmas_gives_equal_results(tiny, form):
     row = PLAIN[form](SIGMAS)
-    inputs = {"model": tiny.model, "latent": {"samples": LATENT}, **conditioning_pair(), **SAMPLING}
-    assert same(run("SVDEulerSampler", sigmas=row, **inputs), run("SVDEulerSampler", sigmas=SIGMAS, **inputs))
+    assert same(sample(tiny, sigmas=row), sample(tiny, sigmas=SIGMAS))
     assert torch.equal(row.detach().float(), SIGMAS)

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from chain import call as run
 from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
@@ -36,11 +37,6 @@ def folders(tmp_path):
     chosen = {f"{kind}_folder": tmp_path / kind for kind in ("input", "output", "temp")}
     with use_runtime(LocalRuntime(**chosen)):
         yield tmp_path
-
-
-def run(node_id: str, **inputs):
-    node = NODES[node_id]()
-    return getattr(node, node.FUNCTION)(**inputs)
 
 
 def clip(frames: int = 3, height: int = 16, width: int = 24) -> torch.Tensor:

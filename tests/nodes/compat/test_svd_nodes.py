@@ -10,6 +10,7 @@ import logging
 
 import pytest
 import torch
+from chain import call as run
 from error_checks import check_facts, raises
 from svd_stages.headless import NODES
 from svd_stages.headless.graph.validate import raise_if_invalid, validate
@@ -32,11 +33,6 @@ ROUNDED = 1e-3
 def _on_the_cpu():
     with use_runtime(LocalRuntime(device_name="cpu")):
         yield
-
-
-def run(class_type: str, **inputs):
-    node = NODES[class_type]()
-    return getattr(node, node.FUNCTION)(**inputs)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +65,17 @@ def ours(model, conditioned: tuple, low: float, high: float) -> dict:
     conditioning = {"positive": positive, "negative": negative, "latent": latent}
     numbers = {"seed": 4, "steps": 2, "min_guidance": low, "max_guidance": high, "noise": "comfyui"}
     return run("SVDEulerSampler", model=model, **conditioning, **numbers)[0]
+
+
+def schedule(model: Model, steps: int, scheduler: str = "karras", denoise: float = 1.0) -> torch.Tensor:
+    return run("BasicScheduler", model=model, scheduler=scheduler, steps=steps, denoise=denoise)[0]
+
+
+def custom_advanced(guider, sigmas: torch.Tensor, latent: dict, **changes) -> tuple[dict, dict]:
+    """Sample with SamplerCustomAdvanced, without noise unless `changes` names some."""
+    (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
+    values = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    return run("SamplerCustomAdvanced", **{**values, **changes})
 
 
 def far(one: dict, other: dict) -> float:
@@ -167,8 +174,7 @@ def test_ksampler_leaves_no_level_out_of_a_row_that_is_longer_than_asked(model, 
 def test_a_row_of_one_level_puts_its_noise_on_the_latent(model, conditioned):
     """So a schedule that is split after 0 steps can be continued like any other."""
     positive, negative, latent = conditioned
-    (row,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
-    first, rest = run("SplitSigmas", sigmas=row, step=0)
+    first, rest = run("SplitSigmas", sigmas=schedule(model, 2), step=0)
     (sampler,) = run("KSamplerSelect", sampler_name="euler")
     wires = {"model": model, "cfg": 3.0, "positive": positive, "negative": negative, "sampler": sampler}
 
@@ -186,27 +192,23 @@ def test_a_row_of_one_level_puts_its_noise_on_the_latent(model, conditioned):
 
 def test_samplers_of_parts_are_ksampler(model, conditioned):
     positive, negative, latent = conditioned
-    (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
     (sampler,), (noise,) = run("KSamplerSelect", sampler_name="ddim"), run("RandomNoise", noise_seed=4)
     (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
-    wires = {"sampler": sampler, "sigmas": sigmas, "latent_image": latent}
-    output, estimate = run("SamplerCustomAdvanced", noise=noise, guider=guider, **wires)
+    wires = {"sampler": sampler, "sigmas": schedule(model, 2)}
+    output, estimate = custom_advanced(guider, latent=latent, noise=noise, **wires)
     all_at_once = ksampler(model, conditioned)
     assert torch.equal(output["samples"], all_at_once["samples"])
     assert far(estimate, output) < 1e-3  # the last step lands on the estimate
-    conditioning = {"positive": positive, "negative": negative}
+    conditioning = {"positive": positive, "negative": negative, "latent_image": latent}
     custom = run("SamplerCustom", model=model, add_noise=True, noise_seed=4, cfg=3.0, **conditioning, **wires)
     assert torch.equal(custom[0]["samples"], all_at_once["samples"])
 
 
 def test_before_the_last_step_the_estimate_is_cleaner_than_the_output(model, conditioned):
-    (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=3, denoise=1.0)
-    high, _ = run("SplitSigmas", sigmas=sigmas, step=1)
+    high, _ = run("SplitSigmas", sigmas=schedule(model, 3), step=1)
     positive, _, latent = conditioned
-    (guider,) = run("BasicGuider", model=model, conditioning=positive)
-    (noise,), (sampler,) = run("RandomNoise", noise_seed=4), run("SVDEulerSamplerSelect")
-    wires = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": high, "latent_image": latent}
-    output, estimate = run("SamplerCustomAdvanced", **wires)
+    (guider,), (noise,) = run("BasicGuider", model=model, conditioning=positive), run("RandomNoise", noise_seed=4)
+    output, estimate = custom_advanced(guider, high, latent, noise=noise)
     assert estimate["samples"].std() < output["samples"].std()
 
 
@@ -215,19 +217,17 @@ def test_sampling_upwards_and_down_again_comes_back(model, conditioned):
     positive, _, _ = conditioned
     video = {"samples": positive[0][1]["concat_latent_image"].expand(FRAMES, -1, -1, -1)}
     (guider,) = run("BasicGuider", model=model, conditioning=positive)
-    (sampler,), (none,) = run("KSamplerSelect", sampler_name="euler"), run("DisableNoise")
     row = torch.linspace(0.02, 0.0, 5)
     (up,) = run("FlipSigmas", sigmas=row)
-    wires = {"noise": none, "guider": guider, "sampler": sampler}
-    noisy, _ = run("SamplerCustomAdvanced", sigmas=up, latent_image=video, **wires)
-    back, _ = run("SamplerCustomAdvanced", sigmas=row, latent_image=noisy, **wires)
+    noisy, _ = custom_advanced(guider, up, video)
+    back, _ = custom_advanced(guider, row, noisy)
     assert far(noisy, video) > 5 * far(back, video)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_is_offered_and_makes_sigmas(model, scheduler):
     assert tuple(values.SCHEDULER_NAMES) == SCHEDULERS
-    (sigmas,) = run("BasicScheduler", model=model, scheduler=scheduler, steps=4, denoise=0.5)
+    sigmas = schedule(model, 4, scheduler, denoise=0.5)
     assert len(sigmas) == 5 and sigmas[-1] == 0
 
 
@@ -235,10 +235,8 @@ def test_basic_guider_cannot_guide_over_the_frames(model, conditioned):
     (guided,) = run("VideoLinearCFGGuidance", model=model, min_cfg=2.0)
     positive, _, latent = conditioned
     (guider,) = run("BasicGuider", model=guided, conditioning=positive)
-    (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
-    wires = {"noise": noise, "sampler": sampler, "sigmas": torch.tensor([1.0, 0.0]), "latent_image": latent}
     with raises(SettingError, "setting", "BasicGuider", "CFGGuider"):
-        run("SamplerCustomAdvanced", guider=guider, **wires)
+        custom_advanced(guider, torch.tensor([1.0, 0.0]), latent)
 
 
 def test_a_noise_mask_is_refused(model, conditioned):
@@ -314,11 +312,10 @@ def test_a_linked_method_for_images_does_not_resize_latents():
 def test_a_value_of_another_type_is_refused(model, conditioned, class_type, socket):
     positive, negative, latent = conditioned
     (guider,) = run("CFGGuider", model=model, positive=positive, negative=negative, cfg=3.0)
-    (noise,), (sampler,) = run("DisableNoise"), run("KSamplerSelect", sampler_name="euler")
-    wires = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": torch.tensor([1.0, 0.0])}
+    wires = {"guider": guider, "sigmas": torch.tensor([1.0, 0.0])}
     wires[socket] = torch.ones(1, 2) if socket == "sigmas" else "something else"
     with raises(SettingError, "setting", socket, *([] if socket == "sigmas" else [class_type, "str"])):
-        run("SamplerCustomAdvanced", latent_image=latent, **wires)
+        custom_advanced(latent=latent, **wires)
 
 
 # VAE and CLIP
@@ -374,10 +371,8 @@ def test_our_checkpoint_goes_to_cores_samplers(tiny, conditioned):
     positive, negative, latent = conditioned
     conditioning = {"positive": positive, "negative": negative, "min_guidance": 1.0, "max_guidance": 3.0}
     (guider,) = run("SVDFrameGuider", model=model, **conditioning)
-    (sigmas,) = run("BasicScheduler", model=model, scheduler="karras", steps=2, denoise=1.0)
     (noise,), (sampler,) = run("RandomNoise", noise_seed=4), run("SVDEulerSamplerSelect")
-    wires = {"noise": noise, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
-    output, _ = run("SamplerCustomAdvanced", guider=guider, **wires)
+    output, _ = custom_advanced(guider, schedule(model, 2), latent, noise=noise, sampler=sampler)
     assert torch.equal(output["samples"], sampled["samples"])
 
 
