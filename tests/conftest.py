@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from svd_stages.headless.engines.signals import STOP_SIGNALS
 from svd_stages.svd_core.models.components import Checkpoint
 from tiny import tiny_checkpoint
 
@@ -35,6 +37,15 @@ def _logger_levels():
     for name in logging.root.manager.loggerDict:
         if name.startswith("svd_stages"):
             logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def signal_handlers():
+    """Restore the signal handlers after the test."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

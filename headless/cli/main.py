@@ -41,6 +41,7 @@ from ..engines.graphs import EMBEDDED_NODES, GraphEngine, check_place, describe_
 from ..engines.manifest import make_manifest
 from ..engines.preflight import find_missing
 from ..engines.run_config import RunConfig, default_models_roots
+from ..engines.signals import STOP_SIGNALS
 from ..graph import NodeTable, described_nodes, read_graph
 from .animate import animate_file
 from .batch import add_batch
@@ -64,9 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "compile", "off") != "off":
         logging.getLogger(f"{PACKAGE_NAME}.svd_core.models").setLevel(logging.INFO)
     _quiet_libraries()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

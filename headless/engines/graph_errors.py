@@ -85,7 +85,7 @@ def node_error(data: Mapping[str, Any], prompt: Prompt) -> NodeError:
     text = one_line(str(data.get("exception_message", "")), MAX_MESSAGE)
     error_class = _error_class(kind)
     if error_class is None:
-        cause: Exception = RuntimeError(f"{kind}: {text}\n{''.join(map(str, _list(data.get('traceback'))))}")
+        cause: Exception = RuntimeError(f"{kind}: {text}\n{''.join(map(str, list_or_empty(data.get('traceback'))))}")
         text = ": ".join(part for part in (kind.rpartition(".")[2], text) if part)
     else:
         cause = error_class(text)
@@ -111,14 +111,13 @@ def _error_class(name: str) -> type[SVDStagesError] | None:
 
 def normalize_node_errors(node_errors: Any) -> dict[str, dict[str, Any]]:
     """Return ComfyUI's errors by node id with every key present, whatever a server sent."""
-    entries = node_errors.items() if isinstance(node_errors, Mapping) else ()
     return {
         str(node_id): {
-            "errors": [_normalize_fault(fault) for fault in _list(entry.get("errors"))],
-            "dependent_outputs": [str(output) for output in _list(entry.get("dependent_outputs"))],
+            "errors": [_normalize_fault(fault) for fault in list_or_empty(entry.get("errors"))],
+            "dependent_outputs": [str(output) for output in list_or_empty(entry.get("dependent_outputs"))],
             "class_type": entry["class_type"] if isinstance(entry.get("class_type"), str) else "",
         }
-        for node_id, entry in entries
+        for node_id, entry in mapping_or_empty(node_errors).items()
         if isinstance(entry, Mapping)
     }
 
@@ -126,12 +125,17 @@ def normalize_node_errors(node_errors: Any) -> dict[str, dict[str, Any]]:
 def _normalize_fault(fault: Any) -> dict[str, Any]:
     if not isinstance(fault, Mapping):
         fault = {"message": str(fault)}
-    extra = fault.get("extra_info")
     texts = {key: one_line(str(fault.get(key) or ""), MAX_MESSAGE) for key in ("type", "message", "details")}
-    return {**texts, "extra_info": dict(extra) if isinstance(extra, Mapping) else {}}
+    return {**texts, "extra_info": dict(mapping_or_empty(fault.get("extra_info")))}
 
 
-def _list(value: Any) -> list[Any]:
+def mapping_or_empty(value: Any) -> Mapping[str, Any]:
+    """Return `value` if it is an object of JSON, else an empty one: a server may send anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def list_or_empty(value: Any) -> list[Any]:
+    """Return `value` if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""The signals that ask a program to stop. Windows has no SIGHUP."""
 GRACE = 3.0
 """Seconds for a node to reach its next step. Process managers often send SIGKILL ten seconds after SIGTERM."""
 
@@ -44,7 +45,7 @@ def stopping_at_signals(interrupt: Callable[[], Any], grace: float = GRACE) -> I
             logger.warning("stopping at the node's next step; a second signal stops at once")
 
     if threading.current_thread() is threading.main_thread():
-        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        for number in STOP_SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):
                 before[number] = handler

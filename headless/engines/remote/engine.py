@@ -23,6 +23,8 @@ from ...graph.validate import raise_if_misshapen
 from ..graph_errors import (
     check_described,
     graph_error,
+    list_or_empty,
+    mapping_or_empty,
     node_error,
     normalize_node_errors,
     takes_uploads,
@@ -90,10 +92,9 @@ class RemoteEngine:
 
     def versions(self) -> dict[str, str]:
         """Return the versions that the server reports: its own, and those of its Python and torch."""
-        stats = self._get("/system_stats")
-        system = stats.get("system") if isinstance(stats, Mapping) else None
+        system = mapping_or_empty(mapping_or_empty(self._get("/system_stats")).get("system"))
         keys = {"comfyui": "comfyui_version", "python": "python_version", "torch": "pytorch_version"}
-        versions = {name: system.get(key) for name, key in keys.items()} if isinstance(system, Mapping) else {}
+        versions = {name: system.get(key) for name, key in keys.items()}
         return {name: one_line(value, 100) for name, value in versions.items() if isinstance(value, str)}
 
     def _get(self, route: str) -> Any:
@@ -146,9 +147,8 @@ class RemoteEngine:
             on_event(event, results.with_files(data) if event == "executed" else data)
         entry = events.entry or {}
         _raise_failure(entry, prompt)
-        outputs = entry.get("outputs")
         ui = {}
-        for node, output in outputs.items() if isinstance(outputs, Mapping) else ():
+        for node, output in mapping_or_empty(entry.get("outputs")).items():
             results.store(output)
             ui[str(node)] = results.renamed(output)
         faults = str(graph_error(None, node_errors, prompt, self.table)) if node_errors else ""
@@ -229,7 +229,7 @@ class RemoteEngine:
                 "--max-upload-size limits the size of a file.",
                 code="server.upload",
             ) from None
-        name = answer.get("name") if isinstance(answer, Mapping) else None
+        name = mapping_or_empty(answer).get("name")
         if not isinstance(name, str):
             raise _unexpected("/upload/image")
         return f"{subfolder}/{name}"
@@ -311,8 +311,7 @@ class _RunEvents:
     def _history_entry(self) -> Mapping[str, Any] | None:
         """Return the run's entry in /history, None while it runs or the server does not answer."""
         try:
-            history = self._server.get(f"/history/{self._prompt_id}")
-            entry = history.get(self._prompt_id) if isinstance(history, Mapping) else None
+            entry = mapping_or_empty(self._server.get(f"/history/{self._prompt_id}")).get(self._prompt_id)
             if isinstance(entry, Mapping):
                 return entry
             running, pending = _queued_ids(self._server.get("/queue"))
@@ -341,8 +340,7 @@ def _queued_ids(queue: Any) -> tuple[list[str], list[str]]:
     """Return the prompt ids of the running and of the waiting runs in an answer of /queue."""
     lists = []
     for key in ("queue_running", "queue_pending"):
-        items = queue.get(key) if isinstance(queue, Mapping) else None
-        items = items if isinstance(items, list) else []
+        items = list_or_empty(mapping_or_empty(queue).get(key))
         lists.append([str(item[1]) for item in items if isinstance(item, list) and len(item) > 1])
     return lists[0], lists[1]
 
@@ -352,12 +350,12 @@ def _parse_event(message: str | bytes | None, prompt_id: str) -> tuple[str | Non
 
     "queued" is an event of this package only, so a server cannot send it.
     """
-    content = None
+    content: Mapping[str, Any] = {}
     if isinstance(message, str):
         with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(message)
-    data = content.get("data") if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping) or not isinstance(data, Mapping) or data.get("prompt_id") != prompt_id:
+            content = mapping_or_empty(json.loads(message))
+    data = mapping_or_empty(content.get("data"))
+    if data.get("prompt_id") != prompt_id:
         return None, {}
     event = content.get("type")
     return (event, dict(data)) if isinstance(event, str) and event != "queued" else (None, {})
@@ -372,10 +370,8 @@ def _is_end(event: str | None, data: Mapping[str, Any]) -> bool:
 
 def _raise_failure(entry: Mapping[str, Any], prompt: Prompt) -> None:
     """Raise NodeError or Interrupted if the run's entry in /history says so."""
-    status = entry.get("status")
-    status = status if isinstance(status, Mapping) else {}
-    messages = status.get("messages")
-    for message in messages if isinstance(messages, list) else ():
+    status = mapping_or_empty(entry.get("status"))
+    for message in list_or_empty(status.get("messages")):
         if not isinstance(message, list) or len(message) != 2 or not isinstance(message[1], Mapping):
             continue
         event, data = message

@@ -5,27 +5,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from svd_stages.headless.cli.main import _StopSignal
-from svd_stages.headless.engines.signals import SIGNALS, stopping_at_signals
+from svd_stages.headless.engines.signals import STOP_SIGNALS, stopping_at_signals
 
-NUMBERS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 HANDLERS = {"Python's": signal.default_int_handler, "the command line's": _StopSignal()}
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """Restore the signal handlers after each test."""
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 @pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_the_first_signal_interrupts_and_the_second_raises(number, handler):
     interrupts = []
     signal.signal(number, handler)
