@@ -98,16 +98,11 @@ def _cell(text: str) -> str:
 # commands
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of `svd-stages`."""
-    from svd_stages.headless.cli.main import make_parser
-
-    return make_parser()
-
-
 def commands_text() -> str:
     """Return the section of each command, and the options that all of them have."""
-    commands = list(_commands(command_parser()))
+    from svd_stages.headless.cli.main import make_parser
+
+    commands = list(_commands(make_parser()))
     common = next(group for group in _groups(commands[0][1]) if group.title == "common options")
     parts = [f"## Options of every command\n\n{_options_table(common)}"]
     for name, parser in commands:

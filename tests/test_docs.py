@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from svd_stages.__main__ import main
+from svd_stages.headless.cli.main import main, make_parser
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -173,7 +173,7 @@ def check_shell(block: Block) -> None:
     """Parse each svd-stages command of a block that is not run. Raises AssertionError for a wrong option."""
     for arguments in svd_stages_commands(block.code):
         try:
-            reference().command_parser().parse_args(arguments)
+            make_parser().parse_args(arguments)
         except SystemExit as error:
             raise AssertionError(f"{block.where}: svd-stages {shlex.join(arguments)} cannot be parsed") from error
 
