@@ -5,9 +5,7 @@ It runs nothing. A test sets what happens to a queued prompt: the events, the fi
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import threading
 import time
@@ -20,6 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from svd_stages.headless import DISPLAY_NAMES, NODES
 from svd_stages.headless.graph import object_info
+from websockets.frames import Frame, Opcode
+from websockets.utils import accept_key
 
 
 @dataclass
@@ -156,11 +156,10 @@ class Handler(BaseHTTPRequestHandler):
     def websocket(self) -> None:
         """Send the events of the prompt when there is one, then keep the connection open."""
         peer = self.peer
-        accepted = hashlib.sha1(f"{self.headers['Sec-WebSocket-Key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode())
         self.send_response(101)
         self.send_header("Upgrade", "websocket")
         self.send_header("Connection", "Upgrade")
-        self.send_header("Sec-WebSocket-Accept", base64.b64encode(accepted.digest()).decode())
+        self.send_header("Sec-WebSocket-Accept", accept_key(self.headers["Sec-WebSocket-Key"]))
         self.end_headers()
         self.close_connection = True
         with contextlib.suppress(OSError):
@@ -176,9 +175,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.002)
 
     def send(self, message: dict[str, Any]) -> None:
-        text = json.dumps(message).encode()
-        size = bytes([len(text)]) if len(text) < 126 else b"\x7e" + len(text).to_bytes(2, "big")
-        self.connection.sendall(b"\x81" + size + text)
+        self.connection.sendall(Frame(Opcode.TEXT, json.dumps(message).encode()).serialize(mask=False))
 
     def record(self, path: str, body: bytes) -> None:
         self.peer.requests.append((self.command, path, dict(self.headers), body))

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from error_checks import check_facts
+from faults import change
 from PIL import Image
 from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer, RenderSettings
 from svd_stages.headless.batch.tasks import Task
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core.media.hashing import file_sha256
-from svd_stages.svd_core.models.components import SVDVae
 
 EXAMPLES = headless.PACKAGE / "example_workflows"
 SMALL = {
@@ -37,15 +37,13 @@ def folder(tmp_path, monkeypatch) -> Path:
         node["inputs"] |= SMALL.get(node["class_type"], {})
     graph = {key: node for key, node in graph.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")}
     (tmp_path / "graph.json").write_text(json.dumps(graph))
-    original = SVDVae.decode_clip
 
-    def decode(vae, latents, *arguments, **options):
-        pixels = original(vae, latents, *arguments, **options).clone()
+    def overflow(pixels: torch.Tensor) -> torch.Tensor:
         if pixels.dtype == torch.float16:
             pixels[0, 1, 5, 7] = float("inf")
         return pixels
 
-    monkeypatch.setattr(SVDVae, "decode_clip", decode)
+    change(monkeypatch, "decoder", overflow)
     return tmp_path
 
 

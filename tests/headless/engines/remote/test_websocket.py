@@ -312,11 +312,3 @@ def test_a_silent_server_is_a_timeout(drop):
             open_websocket(url, timeout=0.2)
         done.set()
     assert isinstance(error.value.__cause__, TimeoutError)
-
-
-def test_a_refused_connection_is_an_error():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with raises(ConnectionError) as error:
-        open_websocket(f"ws://127.0.0.1:{port}/ws")
-    assert isinstance(error.value.__cause__, ConnectionRefusedError)
