@@ -60,11 +60,11 @@ SCHEDULER_CONFIG = {
 }
 
 
-def tiny_checkpoint(num_frames: int = 14, seed: int = 0) -> Checkpoint:
-    """Create a tiny float32 SVD on the CPU, the same for the same arguments; its VAE needs a float32 encoder."""
+def tiny_checkpoint(num_frames: int = 14, seed: int = 0, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Create a tiny SVD on the CPU, the same for the same arguments; its VAE needs a float32 encoder."""
     low, high = (1.0, 2.5) if num_frames == 14 else (1.5, 3.0)
     defaults = VideoDefaults(num_frames=num_frames, width=64, height=64, min_guidance=low, max_guidance=high)
-    return random_checkpoint(UNET_CONFIG, VAE_CONFIG, CLIP_CONFIG, defaults, seed)
+    return random_checkpoint(UNET_CONFIG, VAE_CONFIG, CLIP_CONFIG, defaults, seed, dtype)
 
 
 def random_checkpoint(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from svd_stages.svd_core.checkpoints.convert import save_single_file
 from svd_stages.svd_core.checkpoints.safetensors_header import DTYPE_BYTES
 from svd_stages.svd_core.models.components import Checkpoint
-from tiny import save_tiny_folder, tiny_checkpoint
+from tiny import save_tiny_folder
 
 Described = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -47,19 +47,6 @@ def folder(tiny: Checkpoint, tmp_path_factory) -> Path:
 def copied(folder, tmp_path) -> Path:
     """A copy of the diffusers folder."""
     return Path(shutil.copytree(folder, tmp_path / "copied"))
-
-
-@pytest.fixture(scope="session")
-def in_dtype() -> Callable[..., Checkpoint]:
-    """Return a function that makes the tiny SVD in another dtype."""
-
-    def convert(dtype: torch.dtype, **settings: int) -> Checkpoint:
-        checkpoint = tiny_checkpoint(**settings)
-        for module in (checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder):
-            module.to(dtype)
-        return checkpoint
-
-    return convert
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,8 @@ def test_diffusers_own_pipeline_loads_the_converted_folder_and_makes_the_same_vi
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_dtypes_are_kept(dtype, tmp_path, in_dtype):
-    path = save_single_file(in_dtype(dtype), tmp_path / "half.safetensors")
+def test_dtypes_are_kept(dtype, tmp_path):
+    path = save_single_file(tiny_checkpoint(dtype=dtype), tmp_path / "half.safetensors")
     assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
     folder = convert_checkpoint(path, tmp_path / "half")
     weights = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")

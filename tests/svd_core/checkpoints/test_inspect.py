@@ -19,7 +19,7 @@ from svd_stages.svd_core.checkpoints.inspect import inspect, read_defaults
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults, sidecar_path, write_sidecar
 from svd_stages.svd_core.errors import CheckpointError
-from tiny import save_tiny_folder
+from tiny import save_tiny_folder, tiny_checkpoint
 
 UNET = "model.diffusion_model."
 SPATIAL = {
@@ -108,8 +108,8 @@ def test_a_file_with_frames_in_its_metadata_needs_no_note(one_file):
     assert (inspection.family, inspection.usable, inspection.num_frames, inspection.notes) == ("SVD", True, 14, ())
 
 
-def test_a_folder_is_recognized_with_its_variants(in_dtype, tmp_path):
-    half = in_dtype(torch.float16, num_frames=25)
+def test_a_folder_is_recognized_with_its_variants(tmp_path):
+    half = tiny_checkpoint(num_frames=25, dtype=torch.float16)
     inspection = inspect(save_tiny_folder(tmp_path / "half", half, variant="fp16"))
     summary = (inspection.kind, inspection.family, inspection.usable, inspection.num_frames)
     assert summary == ("diffusers folder", "SVD", True, 25)

@@ -18,7 +18,7 @@ from svd_stages.svd_core.checkpoints.load import load_checkpoint, resolve_dtypes
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import CheckpointError, SettingError
 from svd_stages.svd_core.models.components import Checkpoint
-from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, random_checkpoint, save_tiny_folder, to_be_saved
+from tiny import CLIP_CONFIG, UNET_CONFIG, VAE_CONFIG, random_checkpoint, save_tiny_folder, tiny_checkpoint, to_be_saved
 
 VISUAL = "conditioner.embedders.0.open_clip.model.visual."
 OUT_BIAS = "model.diffusion_model.out.2.bias"
@@ -253,8 +253,8 @@ def test_unused_tensors_are_ignored_and_logged_once(one_file, tmp_path, tiny, sa
     assert "denoiser" not in unknown
 
 
-def test_the_weight_variant_of_a_folder_follows_the_precision(tiny, copied, tmp_path, in_dtype):
-    half = in_dtype(torch.float16, seed=1)
+def test_the_weight_variant_of_a_folder_follows_the_precision(tiny, copied, tmp_path):
+    half = tiny_checkpoint(seed=1, dtype=torch.float16)
     save_tiny_folder(tmp_path / "half", half, variant="fp16")
     for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model"):
         shutil.copyfile(tmp_path / "half" / f"{name}.fp16.safetensors", copied / f"{name}.fp16.safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from error_checks import check_facts, raises
-from svd_stages.svd_core.errors import ImageError, SettingError
+from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.media.image_ops import (
     clip_input_center_crop,
     clip_input_reference,
@@ -16,7 +16,6 @@ from svd_stages.svd_core.media.image_ops import (
     to_pixels,
 )
 from svd_stages.svd_core.utils.size_checks import check_multiple
-from svd_stages.svd_core.utils.tensor_checks import check_images
 
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SIZES = [(250, 170), (1024, 576), (64, 300), (224, 224), (100, 90)]
@@ -125,32 +124,6 @@ def test_pixels_and_images_convert_back_and_forth():
 def test_a_size_error_names_the_nearest_valid_sizes(value, nearest):
     with raises(SettingError, "setting", "width", value, *nearest):
         check_multiple("width", value, 64)
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.zeros((1, 1, 1, 3)),
-        torch.zeros((1, 15, 200, 3)),
-        torch.zeros((64, 64, 3)),
-        torch.zeros((1, 64, 64, 2)),
-        torch.zeros((0, 64, 64, 3)),
-        torch.full((1, 64, 64, 3), float("nan")),
-        torch.full((1, 64, 64, 3), float("inf")),
-    ],
-)
-def test_invalid_images_are_refused(images):
-    with pytest.raises(ImageError):
-        check_images(images)
-
-
-def test_alpha_is_dropped_and_grey_repeated_without_touching_the_input():
-    images = random_images(32, 32)
-    with_alpha = torch.cat([images, torch.zeros((1, 32, 32, 1))], dim=-1)
-    before = with_alpha.clone()
-    assert torch.equal(check_images(with_alpha), images)
-    assert torch.equal(with_alpha, before)
-    assert check_images(images[..., :1]).shape == (1, 32, 32, 3)
 
 
 def test_an_unknown_fit_is_refused(images):
