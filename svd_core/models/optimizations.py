@@ -1,4 +1,4 @@
-"""The check that a network is one whose forward pass this package can replace by an optimized one."""
+"""Check that a network is one whose forward pass this package can replace by an optimized one."""
 
 from __future__ import annotations
 

@@ -49,6 +49,11 @@ class UNetConstants:
         num_frames: F.
         c_noises: (steps,) the network's time inputs, ln(sigma) / 4, of the schedule.
         weights: Provides the weights on the device.
+
+    Attributes:
+        blocks: Constants of each transformer block.
+        blend_alphas: Weight of the temporal branch of each block with a `time_mixer`, 0 to 1.
+        frame_embeddings: Embedding of the frame index in each TransformerSpatioTemporalModel, (F, 1, C).
     """
 
     def __init__(
@@ -62,37 +67,25 @@ class UNetConstants:
     ) -> None:
         self._unet, self._embeds, self._num_frames, self._weights = unet, embeds, num_frames, weights
         context = embeds.expand(num_frames, -1, -1)
-        self._blocks: dict[nn.Module, BlockConstants] = {}
-        self._blend_alphas: dict[nn.Module, float] = {}
-        self._frame_embeddings: dict[nn.Module, torch.Tensor] = {}
+        self.blocks: dict[nn.Module, BlockConstants] = {}
+        self.blend_alphas: dict[nn.Module, float] = {}
+        self.frame_embeddings: dict[nn.Module, torch.Tensor] = {}
         self._resnets: list[Any] = []
         for module in unet.modules():
             kind = type(module).__name__
             if kind == "SpatioTemporalResBlock":
                 self._resnets += [module.spatial_res_block, module.temporal_res_block]
             if kind in ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel"):
-                self._blend_alphas[module] = layers.blend_alpha(module.time_mixer)
+                self.blend_alphas[module] = layers.blend_alpha(module.time_mixer)
             if kind == "TransformerSpatioTemporalModel":
-                self._frame_embeddings[module] = self._embed_frames(module)
+                self.frame_embeddings[module] = self._embed_frames(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
-                self._blocks[module] = _transformer_constants(module, context, weights)
+                self.blocks[module] = _transformer_constants(module, context, weights)
         with weights(unet.add_embedding):
             flat = unet.add_time_proj(time_ids.flatten()).reshape(1, -1)
             self._added_embedding = unet.add_embedding(flat.to(embeds.dtype))  # (1, E)
         self._levels = {level: index for index, level in enumerate(c_noises.tolist())}
         self._biases = self._compute_biases(c_noises)
-
-    def of(self, block: nn.Module) -> BlockConstants:
-        """Return the constants of a transformer block."""
-        return self._blocks[block]
-
-    def blend_alpha(self, block: nn.Module) -> float:
-        """Return the weight of the temporal branch of a block with a `time_mixer`, 0 to 1."""
-        return self._blend_alphas[block]
-
-    def frame_embedding(self, transformer: nn.Module) -> torch.Tensor:
-        """Return the embedding of the frame index in a TransformerSpatioTemporalModel, (F, 1, C)."""
-        return self._frame_embeddings[transformer]
 
     def _embed_frames(self, transformer: Any) -> torch.Tensor:
         indices = transformer.time_proj(torch.arange(self._num_frames, device=self._embeds.device))

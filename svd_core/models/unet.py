@@ -144,7 +144,7 @@ class PreparedUNet:
             video = layers.temporal_conv(video, temporal.conv1, conv_biases[temporal])
             video = layers.temporal_conv(layers.norm_silu(video, temporal.norm2, run), temporal.conv2)
             residual = layers.from_video(video, like=hidden)
-            return hidden.add_(residual, alpha=self._constants.blend_alpha(block))
+            return hidden.add_(residual, alpha=self._constants.blend_alphas[block])
 
     def _attention(self, block: Any, index: int, x: torch.Tensor) -> torch.Tensor:
         """Apply a block's TransformerSpatioTemporalModel, if it has any."""
@@ -154,11 +154,11 @@ class PreparedUNet:
         model, constants = attentions[index], self._constants
         with self._weights(model):
             rows = model.proj_in(layers.to_rows(model.norm(x)))
-            frame_embedding = constants.frame_embedding(model)
-            alpha = constants.blend_alpha(model)
+            frame_embedding = constants.frame_embeddings[model]
+            alpha = constants.blend_alphas[model]
             for spatial, temporal in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
-                rows = spatial_block_(rows, spatial, constants.of(spatial), self._compute)
-                mixed = temporal_block_(rows + frame_embedding, temporal, constants.of(temporal), self._compute)
+                rows = spatial_block_(rows, spatial, constants.blocks[spatial], self._compute)
+                mixed = temporal_block_(rows + frame_embedding, temporal, constants.blocks[temporal], self._compute)
                 rows = rows.lerp_(mixed, alpha)
             return layers.from_rows(model.proj_out(rows), like=x) + x
 
