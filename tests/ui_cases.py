@@ -30,6 +30,7 @@ class Sheet:
         self.nodes: list[dict[str, Any]] = []
         self.links: list[dict[str, Any]] = []
         self.ports: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
+        self.subgraphs: dict[str, Sheet] = {}
         self._ids = itertools.count(100 * (1 + sum(map(ord, name)) % 89) + 1 if name else 1)
 
     def add(
@@ -92,14 +93,15 @@ class Sheet:
             **self.ports, "widgets": [], "nodes": self.nodes, "groups": [], "links": self.links, "extra": {},
         }  # fmt: skip
 
-    def workflow(self, *subgraphs: Sheet, as_objects: bool = False) -> dict[str, Any]:
-        """Return the file. A subgraph must come before those that contain it."""
+    def workflow(self, as_objects: bool = False) -> dict[str, Any]:
+        """Return the file."""
         links: list[Any] = self.links if as_objects else [list(link.values()) for link in self.links]
         fields: dict[str, Any] = {"last_node_id": 9999, "last_link_id": 50, "nodes": self.nodes, "links": links}
         if as_objects:
             fields = {"state": {"lastGroupId": 0, "lastNodeId": 9999, "lastLinkId": 50, "lastRerouteId": 0}, **fields}
             del fields["last_node_id"], fields["last_link_id"]
-        definitions = {"definitions": {"subgraphs": [each.definition() for each in subgraphs]}} if subgraphs else {}
+        subgraphs = [each.definition() for each in self.subgraphs.values()]
+        definitions = {"definitions": {"subgraphs": subgraphs}} if subgraphs else {}
         return {**fields, "groups": [], "config": {}, "extra": {}, "version": 1 if as_objects else 0.4, **definitions}
 
 
@@ -120,6 +122,7 @@ def save(sheet: Sheet, images: Source | None, prefix: str = "made", **more: Any)
 
 def instance(sheet: Sheet, inside: Sheet, values: Any, sources: Sequence[Source | None], **more: Any) -> int:
     """Add an instance of a subgraph, with its inputs linked in order."""
+    sheet.subgraphs |= inside.subgraphs | {inside.id: inside}
     slots = {
         port["name"]: (port["type"], source, *((True,) if port["type"] == "INT" else ()))
         for port, source in zip(inside.ports["inputs"], sources, strict=True)
@@ -141,11 +144,12 @@ GRAPHS: dict[str, dict[str, Any]] = {}
 
 
 def graph(as_objects: bool = False) -> Callable:
-    """Create a decorator for a function that fills a sheet and returns its subgraphs, if it has any."""
+    """Create a decorator for a function that fills a sheet."""
 
-    def register(build: Callable[[Sheet], list[Sheet] | None]) -> None:
+    def register(build: Callable[[Sheet], None]) -> None:
         sheet = Sheet()
-        GRAPHS[build.__name__] = sheet.workflow(*(build(sheet) or ()), as_objects=as_objects)
+        build(sheet)
+        GRAPHS[build.__name__] = sheet.workflow(as_objects)
 
     return register
 
@@ -195,7 +199,6 @@ def a_primitive_that_leaves_its_subgraph(sheet):
     inside.output("side", "INT", (number, 0))
     inner_id = instance(sheet, inside, None, [])
     save(sheet, scale(sheet, load(sheet), 128, {"width": (inner_id, 0)}))
-    return [inside]
 
 
 @graph()
@@ -266,7 +269,6 @@ def a_subgraph_with_a_promoted_width(sheet):
     inside = shrink()
     small = instance(sheet, inside, [192], [load(sheet), None])
     save(sheet, (small, 0))
-    return [inside]
 
 
 @graph(as_objects=True)
@@ -275,14 +277,12 @@ def two_instances_with_values_of_their_own(sheet):
     image = load(sheet)
     for width in (64, 256):
         save(sheet, (instance(sheet, inside, [width], [image, None]), 0), f"w{width}")
-    return [inside]
 
 
 @graph()
 def an_instance_without_values_of_its_own(sheet):
     inside = shrink(width=160)
     save(sheet, (instance(sheet, inside, None, [load(sheet), None]), 0))
-    return [inside]
 
 
 @graph()
@@ -292,7 +292,6 @@ def a_promoted_width_that_is_linked(sheet):
         "SVDResizeImage", [320, 192, "stretch"], {"image": ("IMAGE", load(sheet))}, ("IMAGE", "INT", "INT")
     )
     save(sheet, (instance(sheet, inside, [192], [(size, 0), (size, 1)]), 0))
-    return [inside]
 
 
 @graph()
@@ -300,7 +299,6 @@ def a_primitive_into_a_promoted_width(sheet):
     inside = shrink()
     number = sheet.add("PrimitiveNode", [320, "fixed"], outputs=("INT",))
     save(sheet, (instance(sheet, inside, [192], [load(sheet), (number, 0)]), 0))
-    return [inside]
 
 
 @graph()
@@ -309,7 +307,6 @@ def a_port_that_leads_to_two_widgets(sheet):
     image, side = inside.input("picture", "IMAGE"), inside.input("side", "INT")
     inside.output("small", "IMAGE", scale(inside, image, 100, {"width": side, "height": side}))
     save(sheet, (instance(sheet, inside, [224], [load(sheet), None]), 0))
-    return [inside]
 
 
 @graph()
@@ -320,14 +317,12 @@ def a_subgraph_in_a_subgraph(sheet):
     second = instance(middle, inner, [96], [(first, 0), None])
     middle.output("smaller", "IMAGE", (second, 0))
     save(sheet, (instance(sheet, middle, [288], [load(sheet), None]), 0))
-    return [inner, middle]
 
 
 @graph()
 def a_bypassed_instance(sheet):
     inside = shrink()
     save(sheet, (instance(sheet, inside, [192], [load(sheet), None], mode=BYPASSED), 0))
-    return [inside]
 
 
 @graph()
@@ -336,7 +331,6 @@ def a_muted_instance(sheet):
     image = load(sheet)
     save(sheet, (instance(sheet, inside, [192], [image, None], mode=MUTED), 0))
     save(sheet, image, "kept")
-    return [inside]
 
 
 @graph()
@@ -349,7 +343,6 @@ def bypass_mute_and_reroute_inside(sheet):
     inner_id = instance(sheet, inside, None, [load(sheet)])
     for slot in range(2):
         save(sheet, (inner_id, slot), f"slot{slot}")
-    return [inside]
 
 
 @graph()
@@ -357,7 +350,6 @@ def an_output_node_inside(sheet):
     inside = Sheet("Keeps")
     save(inside, scale(inside, inside.input("picture", "IMAGE")), "inside")
     instance(sheet, inside, None, [load(sheet)])
-    return [inside]
 
 
 @graph()
@@ -366,7 +358,6 @@ def a_width_shown_by_proxy(sheet):
     box = str(inside.nodes[0]["id"])
     proxies = {"proxyWidgets": [[box, "width"], [box, "crop"]]}
     save(sheet, (instance(sheet, inside, [352, "center"], [load(sheet)], properties=proxies), 0))
-    return [inside]
 
 
 @graph()
@@ -376,7 +367,6 @@ def widgets_shown_by_proxy_with_prefixes_and_previews(sheet):
     shown = [[box, f"{box}: width"], [box, "$$canvas-image-preview"], [box, "no_such_widget"], [box, "height"]]
     values = [352, "preview", 5, 80]
     save(sheet, (instance(sheet, inside, values, [load(sheet)], properties={"proxyWidgets": shown}), 0))
-    return [inside]
 
 
 @graph()
@@ -384,7 +374,6 @@ def a_linked_width_shown_by_proxy(sheet):
     inside = shrink()
     proxies = {"proxyWidgets": [[str(inside.nodes[0]["id"]), "height"], ["-1", "wide"]]}
     save(sheet, (instance(sheet, inside, [72, 416], [load(sheet), None], properties=proxies), 0))
-    return [inside]
 
 
 @graph()
@@ -394,7 +383,6 @@ def a_primitive_inside_shown_by_proxy(sheet):
     inside.output("small", "IMAGE", scale(inside, inside.input("picture", "IMAGE"), 64, {"width": (number, 0)}))
     proxies = {"proxyWidgets": [[str(number), "value"]]}
     save(sheet, (instance(sheet, inside, [480], [load(sheet)], properties=proxies), 0))
-    return [inside]
 
 
 @graph()
@@ -404,7 +392,6 @@ def a_nested_width_shown_by_proxy(sheet):
     middle.output("small", "IMAGE", (inner_id, 0))
     proxies = {"proxyWidgets": [[str(inner_id), "wide"]]}
     save(sheet, (instance(sheet, middle, [544], [load(sheet)], properties=proxies), 0))
-    return [inner, middle]
 
 
 def a_muted_instance_inside():
@@ -415,4 +402,4 @@ def a_muted_instance_inside():
     instance(middle, inner, None, [image], mode=MUTED)
     middle.output("same", "IMAGE", scale(middle, image))
     save(sheet, (instance(sheet, middle, None, [load(sheet)]), 0))
-    return sheet.workflow(inner, middle)
+    return sheet.workflow()

@@ -15,7 +15,7 @@ from svd_stages.svd_core.errors import CheckpointError, GraphError, Interrupted,
 
 from .cases import A, B, C, D, two_outputs
 from .running import Events, order_of, run
-from .toys import ANY, TOYS, ChangedByValue, graph, node, shown, toy, twins
+from .toys import ANY, TOYS, ChangedByValue, giving, graph, node, shown, toy, twins
 
 
 def values(prompt, node_id, nodes=TOYS) -> list[list[Any]]:
@@ -296,15 +296,6 @@ def test_each_call_of_a_node_is_inside_the_node_context():
 
     run(shown(A, a=node("CountTo", count=3)), node_context=context)
     assert calls == ["in", "out"] * 4  # CountTo once, Show for each of three
-
-
-def giving(value: Any) -> dict[str, type]:
-    @toy({}, gives=("INT",), OUTPUT_NODE=True)
-    class Gives:
-        def run(self):
-            return value
-
-    return {"Gives": Gives}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from svd_stages.svd_core.errors import GraphError, Interrupted, NodeError
 
 from .cases import A, B, C
 from .running import Events, order_of, run, run_ids
-from .toys import TOYS, graph, node, shown, toy
+from .toys import TOYS, giving, graph, node, shown, toy
 
 # Lazy inputs
 
@@ -300,19 +300,10 @@ def test_releasing_values_changes_no_result_and_runs_nothing_twice(seed):
 # Blockers
 
 
-def giving(value: Any, gives: tuple[str, ...] = ("INT", "INT")) -> dict[str, type]:
-    @toy({}, gives=gives)
-    class Gives:
-        def run(self):
-            return value
-
-    return {**LAZY, "Gives": Gives}
-
-
 @pytest.mark.parametrize("value", [(ExecutionBlocker(None), 5), {"result": (ExecutionBlocker(None), 5)}])
 def test_nodes_that_receive_a_blocker_do_not_run_and_others_do(value):
     prompt = graph(a=node("Gives"), b=node("Add", a=A, b=1), x=node("Show", value=B), show=node("Show", value=["a", 1]))
-    assert run(prompt, giving(value)).ui == {"show": {"value": ["5"]}}
+    assert run(prompt, giving(value, ("INT", "INT"))).ui == {"show": {"value": ["5"]}}
 
 
 def test_a_blocker_instead_of_a_result_blocks_all_outputs_and_its_message_is_reported_once():
@@ -327,7 +318,8 @@ def test_a_blocker_instead_of_a_result_blocks_all_outputs_and_its_message_is_rep
 
 def test_check_lazy_status_is_not_called_with_a_blocker():
     prompt = shown(C, g=node("Gives"), c=node("Switch", pick=["g", 0], yes=["g", 1], no=1))
-    assert run(prompt, giving((ExecutionBlocker(None), 5), ("BOOLEAN", "INT"))).ui == {}
+    nodes = {**LAZY, **giving((ExecutionBlocker(None), 5), ("BOOLEAN", "INT"))}
+    assert run(prompt, nodes).ui == {}
 
 
 # Coroutines

@@ -270,6 +270,11 @@ def node(class_type: str, title: str | None = None, /, **inputs):
     return {**fields, "_meta": {"title": title}} if title else fields
 
 
+def giving(value, gives=("INT",)):
+    """Return the toys and an output node "Gives" whose function returns `value`."""
+    return {**TOYS, "Gives": toy({}, gives=gives, OUTPUT_NODE=True)(type("Gives", (), {"run": lambda self: value}))}
+
+
 def graph(**nodes):
     """Create a graph. The keywords are the node ids."""
     return nodes
