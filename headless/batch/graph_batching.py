@@ -30,6 +30,7 @@ from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig
 from ..engines.video_graph import image_to_video_graph
 from ..graph import Prompt, apply_settings, find_target, validate
+from ..graph.node_schema import return_types
 from ..graph.validate import shape_fault
 from .contact_sheet import write_sheet
 from .driver import Driver, Options, Progress, Watch
@@ -308,7 +309,7 @@ def _plan(
     with use_runtime(runtime):
         graph = apply_settings(_graph(request, before, run_config), (), NODES)
         image = image_input(graph)
-        checked = validate(graph, NODES, precomputed={image[0]: None})
+        checked = validate(graph, NODES, precomputed={image[0]: return_types(NODES["LoadImage"])})
         raise_if_faulty(checked, EMBEDDED_NODES)
         check_memory_budget(checked.prompt, checked.outputs, runtime)
         canonical = canonical_graph(graph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,11 @@ MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class ValidationContext:
-    """The graph around a node. `precomputed` has the number of outputs of nodes that do not run (None: unknown)."""
+    """The graph around a node. `precomputed` has the outputs of nodes that do not run."""
 
     prompt: Mapping[str, Any]
     declarations: Declarations
-    precomputed: Mapping[str, int | None]
+    precomputed: Mapping[str, Collection[Any]]
     hints: Hints
 
 
@@ -127,7 +127,7 @@ def _check_input(
 def _check_type(declared: DeclaredInput, check: NodeCheck, context: ValidationContext, typed: bool) -> Problem | None:
     """Record the type that a valid link brings, and return the problem with it."""
     name, link = declared.name, check.inputs[declared.name]
-    received = check.received[name] = _received_type(link, context)
+    received = check.received[name] = _output_types(link[0], context)[link[1]]
     if received is None or typed or types_match(received, declared.kind):
         return None
     return problem(
@@ -186,10 +186,10 @@ def _check_link(name: str, link: list[Any], context: ValidationContext, config: 
         elif not isinstance(slot, int) or isinstance(slot, bool):
             details = f"{name}, slot {_shown(slot)} is not an integer"
         else:
-            count = _output_count(source, context)
-            if count is None or 0 <= slot < count:
+            types = _output_types(source, context)
+            if 0 <= slot < len(types):
                 return None
-            slots = f"slots 0 to {count - 1}" if count else "no outputs"
+            slots = f"slots 0 to {len(types) - 1}" if types else "no outputs"
             details = f'{name}, slot {slot} is out of range: linked node "{source}" has {slots}'
     message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
     return _value_problem("bad_linked_input", message, details, name, config, link, nearest)
@@ -205,19 +205,12 @@ def _value_problem(
     return fault
 
 
-def _output_count(source: str, context: ValidationContext) -> int | None:
-    """Return the number of outputs of a linked node. None if it is unknown."""
-    if source in context.precomputed:
-        return context.precomputed[source]
-    return len(return_types(context.declarations.nodes[context.prompt[source]["class_type"]]))
-
-
-def _received_type(link: list[Any], context: ValidationContext) -> Any:
-    """Return the type that a link brings. None for a precomputed node of an unknown class."""
-    node = context.prompt.get(link[0])
-    node_class = context.declarations.nodes.get(node["class_type"]) if isinstance(node, Mapping) else None
-    types = return_types(node_class)
-    return types[link[1]] if link[1] < len(types) else None
+def _output_types(source: str, context: ValidationContext) -> list[Any]:
+    """Return the types of a linked node's outputs. None for an output of a precomputed node of an unknown class."""
+    node = context.prompt.get(source)
+    types = return_types(context.declarations.nodes.get(node["class_type"])) if isinstance(node, Mapping) else []
+    count = len(context.precomputed.get(source, types))
+    return [*types, *[None] * (count - len(types))][:count]
 
 
 def _convert(declared: DeclaredInput, check: NodeCheck) -> Problem | None:

@@ -53,7 +53,7 @@ def validate(
     nodes: Mapping[str, type],
     targets: Collection[str] | None = None,
     *,
-    precomputed: Mapping[str, Collection[Any] | None] | None = None,
+    precomputed: Mapping[str, Collection[Any]] | None = None,
     keep: Collection[str] = (),
 ) -> Validation:
     """Check a graph against node classes. Never raises for its content, and does not change it.
@@ -63,7 +63,6 @@ def validate(
         nodes: Node classes by class type.
         targets: Ids of the output nodes to run. None: all.
         precomputed: Outputs of nodes that do not run, as in `Engine.run`. They are not checked and need not exist.
-            None instead of outputs: their number is unknown.
         keep: Ids of other nodes that count as outputs, because the caller needs their values.
     """
     precomputed = precomputed or {}
@@ -81,8 +80,7 @@ def validate(
             outputs.append(node_id)
     if not outputs:
         return _refused(prompt, problem("prompt_no_outputs", "Prompt has no outputs", ""))
-    counts = {node_id: None if values is None else len(values) for node_id, values in precomputed.items()}
-    context = ValidationContext(prompt, Declarations(nodes), counts, hints)
+    context = ValidationContext(prompt, Declarations(nodes), precomputed, hints)
     sources = {node_id: [] if node_id in precomputed else sources_of(node) for node_id, node in prompt.items()}
     needed = with_ancestors(outputs, sources)
     ids = [node_id for node_id in prompt if node_id in needed and node_id not in precomputed]

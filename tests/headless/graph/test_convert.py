@@ -153,12 +153,6 @@ def test_a_widget_whose_link_leads_nowhere_keeps_its_saved_value(mode):
     assert inputs_of(sampler_with(99, NUMBER, links=[TO_STEPS]), "1")["steps"] == 30
 
 
-def test_a_primitive_gives_its_value():
-    primitive = box(2, "PrimitiveNode", [12, "fixed"], outputs=["INT"])
-    workflow = sampler_with(1, primitive, links=[TO_STEPS])
-    assert inputs_of(workflow, "1")["steps"] == 12 and list(to_api(workflow, NODES)) == ["1"]
-
-
 def between(*boxes: dict[str, Any], links: Any, wanted: str = "IMAGE") -> Any:
     """Return the input of node 9, whose link is number 1, behind `boxes`."""
     name, kind = ("images", "Save") if wanted == "IMAGE" else ("anything", "SaveAny")

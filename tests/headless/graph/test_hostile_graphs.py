@@ -200,28 +200,6 @@ def test_a_bad_graph_is_refused_by_its_code_and_node_in_a_second_and_nothing_run
     assert calls == [] and not run_config.runtime().output_folder.exists()
 
 
-@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1, "123", 7.0, "18446744073709551615"])
-def test_a_seed_is_any_integer_of_64_bits(seed, run_config, calls):
-    prompt = copy.deepcopy(BASE)
-    prompt[SAMPLER]["inputs"]["seed"] = seed
-    checked = headless.EmbeddedEngine(run_config).check(headless.open_graph(prompt))
-    assert checked.prompt[SAMPLER]["inputs"]["seed"] == int(seed)
-
-
-@pytest.mark.parametrize("flag", [True, False, 0, 1, 0.0, 1.0])
-def test_a_flag_is_true_or_false_or_their_numbers_and_the_rest_is_named(flag, run_config, calls):
-    prompt = copy.deepcopy(BASE)
-    prompt["b"] = {"class_type": "SaveAnimatedWEBP", "inputs": {
-        "images": [DECODER, 0], "filename_prefix": "x", "fps": 7, "lossless": flag, "quality": 80, "method": "default",
-    }}  # fmt: skip
-    engine = headless.EmbeddedEngine(run_config)
-    assert engine.check(headless.open_graph(prompt)).prompt["b"]["inputs"]["lossless"] is bool(flag)
-    for other in ("false", "true", "", None, 2, -1, {}, 0.5):
-        prompt["b"]["inputs"]["lossless"] = other
-        with raises(GraphError, "graph.some_outputs", "b", "SaveAnimatedWEBP", "lossless", repr(other)):
-            engine.check(headless.open_graph(prompt))
-
-
 def test_ignored_and_filled_in_values_are_in_notes_warnings_and_manifest(run_config, caplog):
     """G15, G16."""
     loader = {"class_type": "LoadImage", "inputs": {"image": "rocket.png", "colour": "red"}}

@@ -103,6 +103,15 @@ def test_numbers_that_are_not_finite_and_deep_nesting_are_refused_inside_values_
     assert not validate(undeclared, TOYS).ok
 
 
+def test_a_flag_is_true_or_false_or_their_numbers():
+    for flag in (True, False, 0, 1, 0.0, 1.0):
+        checked = validate(shown(A, a=node("Flag", flag=flag)), TOYS)
+        assert checked.prompt["a"]["inputs"]["flag"] is bool(flag)
+    for other in ("false", "true", "", None, 2, -1, {}, 0.5):
+        with raises(GraphError, "graph.invalid_input_type", "a", "Flag", repr(other)):
+            raise_if_invalid(validate(shown(A, a=node("Flag", flag=other)), TOYS))
+
+
 def test_a_cycle_is_named_with_its_path():
     prompt = shown(
         ["c", 0],
@@ -168,11 +177,6 @@ def test_errors_repeat_only_the_start_of_long_values():
     for value in ("9" * 100_000 + "x", [1] * 100_000):
         checked = validate(shown(A, a=node("Number", value=value)), TOYS)
         assert len(repr(checked.node_errors)) < 5000
-
-
-def test_a_seed_that_javascript_rounded_up_is_explained():
-    with raises(GraphError, "graph.value_bigger_than_max", "seed", 2**64 - 1, 2**64, "JavaScript"):
-        raise_if_invalid(validate(shown(A, a=node("Seed", seed=2**64)), TOYS))
 
 
 def test_kept_nodes_are_outputs_and_precomputed_ones_are_not_checked():
