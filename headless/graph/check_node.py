@@ -53,6 +53,11 @@ class NodeCheck:
     notes: list[str] = field(default_factory=list)
     received: dict[str, Any] = field(default_factory=dict)
 
+    def add(self, fault: Problem | None) -> None:
+        """Add an error object, if it is one."""
+        if fault is not None:
+            self.problems.append(fault)
+
 
 def problem(kind: str, message: str, details: str, **extra_info: Any) -> Problem:
     """Create an error object as ComfyUI does."""
@@ -82,8 +87,9 @@ def check_node(node_id: str, context: ValidationContext) -> NodeCheck:
         arguments, takes_all = _validator_arguments(declaration)
         for declared in declaration.inputs.values():
             exempt = takes_all or declared.name in arguments
-            _check_input(declared, check, context, exempt=exempt, typed="input_types" in arguments)
-        _check_undeclared(declaration, check, context)
+            check.add(_check_input(declared, check, context, exempt=exempt, typed="input_types" in arguments))
+        for name in [name for name in check.inputs if name not in declaration.inputs]:
+            check.add(_check_undeclared(name, declaration, check, context))
         if arguments or takes_all:
             check.problems.extend(_call_validator(node_id, declaration, check, arguments, takes_all))
     except Exception as error:
@@ -106,22 +112,19 @@ def _without_secrets(fault: Problem, check: NodeCheck) -> Problem:
 
 def _check_input(
     declared: DeclaredInput, check: NodeCheck, context: ValidationContext, *, exempt: bool, typed: bool
-) -> None:
+) -> Problem | None:
     """Check one declared input. VALIDATE_INPUTS checks its value if `exempt`, and the types of links if `typed`."""
     name = declared.name
     if name not in check.inputs:
-        _fill_default(declared, check)
-        return
+        return _fill_default(declared, check)
     value = check.inputs[name]
     if isinstance(value, list):
-        fault = _check_link(name, value, context, declared.config) or _check_type(declared, check, context, typed)
-    else:
-        fault = _convert(declared, check)
-        is_null_choice = declared.choices is not None and check.inputs[name] is None
-        if fault is None and (not exempt or is_null_choice):  # VALIDATE_INPUTS gets None for links too
-            fault = check_value(declared, unwrap_value(check.inputs[name]), context.hints)
-    if fault is not None:
-        check.problems.append(fault)
+        return _check_link(name, value, context, declared.config) or _check_type(declared, check, context, typed)
+    fault = _convert(declared, check)
+    is_null_choice = declared.choices is not None and check.inputs[name] is None
+    if fault is None and (not exempt or is_null_choice):  # VALIDATE_INPUTS gets None for links too
+        return check_value(declared, unwrap_value(check.inputs[name]), context.hints)
+    return fault
 
 
 def _check_type(declared: DeclaredInput, check: NodeCheck, context: ValidationContext, typed: bool) -> Problem | None:
@@ -141,35 +144,33 @@ def _check_type(declared: DeclaredInput, check: NodeCheck, context: ValidationCo
     )
 
 
-def _fill_default(declared: DeclaredInput, check: NodeCheck) -> None:
+def _fill_default(declared: DeclaredInput, check: NodeCheck) -> Problem | None:
     """Fill in the declared default of a missing widget, so that graphs saved before a node got an input still run."""
+    name = declared.name
     if not declared.required:
-        return
-    if "default" in declared.options and declared.is_widget:
-        value = declared.options["default"]
-        check.inputs[declared.name] = wrap_list(value)
-        check.notes.append(f'input "{declared.name}" is missing; its default {_shown(value)} is used')
-        return
-    check.problems.append(
-        problem("required_input_missing", "Required input is missing", declared.name, input_name=declared.name)
-    )
+        return None
+    if "default" not in declared.options or not declared.is_widget:
+        return problem("required_input_missing", "Required input is missing", name, input_name=name)
+    value = declared.options["default"]
+    check.inputs[name] = wrap_list(value)
+    check.notes.append(f'input "{name}" is missing; its default {_shown(value)} is used')
+    return None
 
 
-def _check_undeclared(declaration: Declaration, check: NodeCheck, context: ValidationContext) -> None:
-    """Check inputs that the class does not declare. Its function gets their links, but not their constants."""
-    for name, value in check.inputs.items():
-        if name in declaration.inputs:
-            continue
-        if looks_like_link(value):
-            fault = _check_link(name, value, context, None)
-            check.problems.extend([fault] if fault else [])
-            continue
-        if name not in declaration.hidden:
-            check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
-        try:
-            check_finite(value)
-        except ValueError as error:
-            check.problems.append(_not_converted(DeclaredInput(name, False, "*", {}), value, error))
+def _check_undeclared(
+    name: str, declaration: Declaration, check: NodeCheck, context: ValidationContext
+) -> Problem | None:
+    """Check an input that the class does not declare. Its function gets a link, but not a constant."""
+    value = check.inputs[name]
+    if looks_like_link(value):
+        return _check_link(name, value, context, None)
+    if name not in declaration.hidden:
+        check.notes.append(f'input "{name}" is not declared by {declaration.class_type}; its value is ignored')
+    try:
+        check_finite(value)
+    except ValueError as error:
+        return _not_converted(DeclaredInput(name, False, "*", {}), value, error)
+    return None
 
 
 def _check_link(name: str, link: list[Any], context: ValidationContext, config: Any) -> Problem | None:

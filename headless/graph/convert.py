@@ -20,7 +20,6 @@ from .ui_graph import (
     BYPASSED,
     INPUT_NODE,
     MUTED,
-    UIGraph,
     UIInput,
     UILink,
     UINode,
@@ -190,7 +189,6 @@ class _Resolver:
     workflow: Workflow
     nodes: Mapping[str, type]
     _known: dict[tuple[str, str, str], tuple[str, int] | None] = field(default_factory=dict)
-    _setters: dict[int, dict[str, list[UINode]]] = field(default_factory=dict)
 
     def follow(self, scope: Scope, slot: UIInput) -> tuple[str, int] | _Constant | None:
         """Return the (node id, slot) or constant that an input gets, or None.
@@ -265,11 +263,11 @@ class _Resolver:
 
     def _find_setter(self, scope: Scope, getter: UINode) -> tuple[Scope, UINode]:
         """Return the only Set node with the name of a Get node: in the same graph, else in an outer one."""
-        name = str(_first_value(getter))
+        name = str(getter.first_value)
         matches: list[tuple[Scope, UINode]] = []
         searched: Scope | None = scope
         while searched is not None and not matches:
-            matches = [(searched, node) for node in self._setters_in(searched.graph).get(name, ())]
+            matches = [(searched, node) for node in searched.graph.setters.get(name, ())]
             searched = searched.outer
         if len(matches) != 1:
             raise GraphError(
@@ -279,25 +277,11 @@ class _Resolver:
             )
         return matches[0]
 
-    def _setters_in(self, graph: UIGraph) -> dict[str, list[UINode]]:
-        """Return the Set nodes of a graph by name."""
-        if id(graph) not in self._setters:
-            by_name: dict[str, list[UINode]] = {}
-            for node in graph.nodes.values():
-                if node.type == "SetNode":
-                    by_name.setdefault(str(_first_value(node)), []).append(node)
-            self._setters[id(graph)] = by_name
-        return self._setters[id(graph)]
-
 
 def _primitive_value(scope: Scope, node: UINode) -> _Constant | None:
     if (node.id, "value") in scope.overrides:
         return _Constant(scope.overrides[node.id, "value"])
-    return _Constant(node.values[0]) if isinstance(node.values, list) and node.values else None
-
-
-def _first_value(node: UINode) -> Any:
-    return node.values[0] if isinstance(node.values, list) and node.values else None
+    return _Constant(node.first_value) if isinstance(node.values, list) and node.values else None
 
 
 def _bypass_input(node: UINode, output: int, wanted: str) -> UIInput | None:

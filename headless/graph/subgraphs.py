@@ -36,6 +36,7 @@ class Scope:
         path: Prefix of its nodes' ids: "", "5:" or "5:3:".
         instance: The node that is the instance. None for the main graph.
         outer: The scope of that node. None for the main graph.
+        enclosing: The subgraphs that it is inside of, including its own.
         inner: The instances inside, by node id.
         port_values: Values of the instance's promoted inputs, by port.
         overrides: Widget values set by outer scopes, by (node id, widget).
@@ -45,6 +46,7 @@ class Scope:
     path: str = ""
     instance: UINode | None = None
     outer: Scope | None = None
+    enclosing: frozenset[str] = frozenset()
     inner: dict[str, Scope] = field(default_factory=dict)
     port_values: dict[int, Any] = field(default_factory=dict)
     overrides: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -102,16 +104,14 @@ def _page_order(node: UINode) -> tuple[int, int, str]:
 
 def _open_instance(promotion: _Promotion, outer: Scope, node: UINode) -> Scope:
     """Create the scope of one instance."""
-    ancestor, depth = outer, 1
-    while ancestor.instance is not None:
-        if ancestor.instance.type == node.type:
-            raise wrong_shape(f"the subgraph of node {outer.path}{node.id} contains itself")
-        if depth > MAX_DEPTH:
-            raise GraphError(f"subgraphs may be nested {MAX_DEPTH} levels deep.", code="graph.too_large")
-        ancestor, depth = ancestor.outer or outer, depth + 1
+    if node.type in outer.enclosing:
+        raise wrong_shape(f"the subgraph of node {outer.path}{node.id} contains itself")
+    if len(outer.enclosing) > MAX_DEPTH:
+        raise GraphError(f"subgraphs may be nested {MAX_DEPTH} levels deep.", code="graph.too_large")
     graph = promotion.workflow.subgraphs[node.type]
     port_values = dict(promotion.port_values(node))
-    scope = Scope(graph, f"{outer.path}{node.id}:", node, outer, port_values=port_values)
+    enclosing = outer.enclosing | {node.type}
+    scope = Scope(graph, f"{outer.path}{node.id}:", node, outer, enclosing, port_values=port_values)
     for (node_id, widget), value in promotion.proxy_values(node, graph):
         promotion.set_widget(scope, node_id, widget, value)
     for (node_id, widget), value in outer.overrides.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from ...svd_core.errors import GraphError
@@ -48,6 +49,11 @@ class UINode:
     properties: Mapping[str, Any]
 
     @property
+    def first_value(self) -> Any:
+        """The value of a primitive, or the name of a Get or Set node. None if it is not saved."""
+        return self.values[0] if isinstance(self.values, list) and self.values else None
+
+    @property
     def is_active(self) -> bool:
         """True if the node is neither muted nor bypassed."""
         return self.mode not in (MUTED, BYPASSED)
@@ -79,6 +85,15 @@ class UIGraph:
     links: dict[str, UILink]
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
+
+    @cached_property
+    def setters(self) -> dict[str, list[UINode]]:
+        """The Set nodes by name."""
+        by_name: dict[str, list[UINode]] = {}
+        for node in self.nodes.values():
+            if node.type == "SetNode":
+                by_name.setdefault(str(node.first_value), []).append(node)
+        return by_name
 
 
 @dataclass(frozen=True, eq=False)
