@@ -23,8 +23,9 @@ from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.ledger import Ledger, reconcile
 from svd_stages.headless.batch.lock import Shard, parse_shard, run_lock
 from svd_stages.headless.batch.plan import PlannedRow, read_plan, write_plan
+from svd_stages.headless.batch.spool import open_spool
 from svd_stages.headless.batch.tasks import Task, digest, task_id
-from svd_stages.headless.batch.worker import Setup, open_spool, tidy_spool
+from svd_stages.headless.batch.worker import Setup
 from svd_stages.headless.batch.worker_pool import Answer, Pool
 
 TESTS = Path(__file__).parent
@@ -142,7 +143,7 @@ def commit_files(
     folder: RunFolder, task_id: str, contents: Sequence[bytes], suffix: str = ".mp4", **record: Any
 ) -> bool:
     """Commit a task with files of these contents. The record has the first bytes of each as `says`."""
-    with folder.scratch(task_id) as scratch:
+    with folder.scratch() as scratch:
         files = [
             (scratch / f"{number}{suffix}", {"says": each[:3].decode("latin-1")})
             for number, each in enumerate(contents)
@@ -284,9 +285,7 @@ def main() -> int:
         return 9
     finally:
         pool.close()
-        spool = open_spool(batch.setup().spool)
-        tidy_spool(spool, batch.folder)
-        spool.remove_if_empty()
+        open_spool(batch.setup().spool).tidy(batch.folder)
     return 0
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import BatchError, SVDStagesError
+from .folder import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 PROBE_TOLERANCE = 2
 """Of 255. Kernels may add in another order, which changes the last digits."""
@@ -20,24 +25,27 @@ class Environment:
     Attributes:
         makes: Values that must be equal on all workers: versions of libraries, precision.
         probes: Kind of device -> a small render, bytes in hex.
-        where: Path of the file, for messages.
+        path: The file.
     """
 
     makes: dict[str, str] = field(default_factory=dict)
     probes: dict[str, str] = field(default_factory=dict)
-    where: str = "env.json"
+    path: Path = Path("env.json")
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], where: str) -> Environment:
-        """Read the fields of a file. Values that are not text are dropped."""
-        return cls(_texts(fields.get("makes")), _texts(fields.get("probes")), where)
+    def read(cls, path: Path) -> Environment:
+        """Read a file, which may be missing or damaged. Values that are not text are dropped."""
+        fields = read_json(path) or {}
+        return cls(_texts(fields.get("makes")), _texts(fields.get("probes")), path)
 
-    def as_dict(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields for JSON, merged into those that other drivers wrote meanwhile."""
-        return {
-            "makes": {**self.makes, **_texts(before.get("makes"))},
-            "probes": {**self.probes, **_texts(before.get("probes"))},
-        }
+    def save(self) -> None:
+        """Merge into what other drivers wrote meanwhile. A full disk is only logged: it has stopped the driver."""
+        before = Environment.read(self.path)
+        merged = {"makes": {**self.makes, **before.makes}, "probes": {**self.probes, **before.probes}}
+        try:
+            write_json(self.path, merged)
+        except SVDStagesError as error:
+            logger.warning("env.json was not written: %s", error)
 
     def check_worker(self, answer: Mapping[str, Any]) -> SVDStagesError | None:
         """Compare a worker's answer to `hello` with the reference. Return the reason to refuse it, or None."""
@@ -58,7 +66,7 @@ class Environment:
         return None
 
     def _refusal(self, reason: str) -> SVDStagesError:
-        message = f"{reason}. Make this worker equal, or delete {self.where} to continue with the workers of now."
+        message = f"{reason}. Make this worker equal, or delete {self.path} to continue with the workers of now."
         return BatchError(message, code="batch.worker_differs", exit_status=4)
 
 

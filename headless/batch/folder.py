@@ -17,16 +17,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
-import socket
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...svd_core.media.hashing import file_sha256
+from ...svd_core.utils.atomic_files import remove_abandoned, unfinished_folder
 from ...svd_core.utils.output_files import flush_to_disk, put_under_new_name, replacing
 from ...svd_core.utils.redaction import redacted_text
 from ...svd_core.utils.safe_open import open_regular_file
@@ -34,8 +31,6 @@ from ...svd_core.utils.safe_open import open_regular_file
 ID_LENGTH = 64
 _LARGEST = 64 * 1024 * 1024
 """Bytes of a JSON file of a run. A graph has at most 32 MB."""
-_ABANDONED_AFTER = 24 * 3600
-"""Seconds after which files of another machine in tmp/ are assumed to have no writer any more."""
 
 
 @dataclass
@@ -95,40 +90,25 @@ class RunFolder:
 
     def read_record(self, task_id: str) -> dict[str, Any] | None:
         """Return a task's record. None if there is none, it is damaged, or it is another task's."""
-        record = _read_json(self.record_file(task_id))
+        record = read_json(self.record_file(task_id))
         return record if record is not None and _is_record(record, task_id) else None
 
     def read_settings(self) -> dict[str, Any] | None:
         """Return run.json. None if nothing was planned, or the file is damaged."""
-        return _read_json(self.settings_file)
+        return read_json(self.settings_file)
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write run.json."""
-        _write_json(self.settings_file, settings)
+        write_json(self.settings_file, settings)
 
     def is_done(self, task_id: str) -> bool:
         """Return True if a task's record and all its files exist."""
         record = self.read_record(task_id)
         return record is not None and all(path.is_file() for path in self.media_files(record))
 
-    def read_environment(self) -> dict[str, Any]:
-        """Return env.json. Empty if there is none, or it is damaged."""
-        return _read_json(self.environment_file) or {}
-
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Write env.json."""
-        _write_json(self.environment_file, environment)
-
-    @contextlib.contextmanager
-    def scratch(self, task_id: str) -> Iterator[Path]:
+    def scratch(self) -> contextlib.AbstractContextManager[Path]:
         """Create a folder on the disk of the videos, and delete it afterwards."""
-        name = f"{task_id[:16]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
-        folder = self.path / "tmp" / name
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return unfinished_folder(self.path / "tmp")
 
     def commit(self, task_id: str, files: Sequence[tuple[Path, Mapping[str, Any]]], record: Mapping[str, Any]) -> bool:
         """Put a task's files in place, then its record.
@@ -173,11 +153,11 @@ class RunFolder:
 
     def write_failure(self, task_id: str, failure: Mapping[str, Any]) -> None:
         """Write why a task failed, without secrets and absolute paths."""
-        _write_json(self.failure_file(task_id), {"task": task_id, **redacted_text(failure)})
+        write_json(self.failure_file(task_id), {"task": task_id, **redacted_text(failure)})
 
     def read_failure(self, task_id: str) -> dict[str, Any] | None:
         """Return why a task failed. None if it did not."""
-        return _read_json(self.failure_file(task_id))
+        return read_json(self.failure_file(task_id))
 
     def forget_failure(self, task_id: str) -> None:
         """Delete the failure, so that the task is retried."""
@@ -185,71 +165,33 @@ class RunFolder:
 
     def scan(self) -> RunDirScan:
         """List all names in out/, and read the files in failed/. Records are not read: that would take minutes."""
-        scan = RunDirScan()
-        for folder in (self.path / "out").glob("*/*"):
-            records, media = set(), set()
-            for entry in _entries(folder):
-                name = entry.name
-                if not name.endswith(".json"):
-                    media.add(name[:ID_LENGTH])
-                elif entry.stat().st_size:  # on disks without hard links an empty file reserves a name
-                    records.add(name[:ID_LENGTH])
-            scan.done |= records & media
-            scan.orphans |= media - records
-            scan.strays |= records - media
-        for name in _names(self.failed_folder):
-            if name.endswith(".json") and len(name) == ID_LENGTH + 5:
-                failure = _read_json(self.failed_folder / name)
-                if failure is not None:
-                    scan.failed[name[:ID_LENGTH]] = failure
-        return scan
+        records, media, failed = set(), set(), {}
+        for path in (self.path / "out").glob("*/*/*"):
+            if path.suffix != ".json":
+                media.add(path.name[:ID_LENGTH])
+            elif path.stat().st_size:  # on disks without hard links an empty file reserves a name
+                records.add(path.name[:ID_LENGTH])
+        for path in self.failed_folder.glob("*.json"):
+            failure = read_json(path) if len(path.stem) == ID_LENGTH else None
+            if failure is not None:
+                failed[path.stem] = failure
+        return RunDirScan(records & media, media - records, records - media, failed)
 
     def forget_unfinished(self, task_id: str) -> None:
         """Delete a record without its video, or a video without its record."""
-        for name in _names(self._folder_of(task_id)):
-            if name.startswith(task_id):
-                with contextlib.suppress(OSError):
-                    (self._folder_of(task_id) / name).unlink()
+        for path in self._folder_of(task_id).glob(f"{task_id}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def sweep(self) -> None:
-        """Delete leftovers in tmp/: those of dead processes of this machine, and those older than a day."""
-        if (self.path / "tmp").is_symlink():  # its target may be anything
-            return
-        for name in _names(self.path / "tmp"):
-            path = self.path / "tmp" / name
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                _, host, pid, _ = name.rsplit(".", 3)
-                is_dead = host == _host() and not _is_running(int(pid))
-                if is_dead or time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
-                    shutil.rmtree(path, ignore_errors=True)
+        """Delete leftovers of killed writers in tmp/."""
+        remove_abandoned(self.path / "tmp")
 
     def _folder_of(self, task_id: str) -> Path:
         return self.path / "out" / task_id[:2] / task_id[2:4]
 
 
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder)]
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "-") or "host"
-
-
-def _is_running(pid: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(pid)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object of an untrusted file. None if there is none."""
     try:
         with open_regular_file(path) as stream:
@@ -274,7 +216,8 @@ def _is_file_entry(entry: Any) -> bool:
     return is_plain and type(size) is int and isinstance(sha256, str)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object to a file. Raises OutputError."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 

@@ -46,8 +46,9 @@ from .manifest import read_rows
 from .model_hashes import code_version, facts_of
 from .plan import Binding, PlannedRow, Totals, plan_rows, read_plan, write_plan
 from .report import Status, status_of
+from .spool import open_spool
 from .tasks import digest
-from .worker import Setup, open_spool, tidy_spool
+from .worker import Setup
 from .worker_pool import Pool
 
 logger = logging.getLogger(__name__)
@@ -146,12 +147,12 @@ def run_batch(
         if status.left:
             with _pool(folder, settings, run_config, workers, status.left) as pool:
                 begin(pool.name, status)
-                environment = Environment.from_dict(folder.read_environment(), str(folder.environment_file))
+                environment = Environment.read(folder.environment_file)
                 copying_watch = _also_copying(watch, folder, ledger)
                 try:
                     Driver(folder, ledger, pool, options, copying_watch, environment).run()
                 finally:
-                    _save_environment(environment, folder)
+                    environment.save()
             status = status_of(folder, ledger, totals)
         if status.counts["done"] and (workers.shard or Shard()).count == 1:
             write_sheet(folder, folder.path / "contact_sheet.jpg")
@@ -195,14 +196,6 @@ def _also_copying(watch: Watch, folder: RunFolder, ledger: Ledger) -> Watch:
 def _copy_of(ledger: Path, folder: RunFolder) -> Path:
     """Return the path of the copy of a ledger that is elsewhere."""
     return folder.path / f"{ledger.stem}-copy.sqlite"
-
-
-def _save_environment(environment: Environment, folder: RunFolder) -> None:
-    """Write env.json. A full disk is only logged, so that it does not hide the driver's own error."""
-    try:
-        folder.write_environment(environment.as_dict(folder.read_environment()))
-    except SVDStagesError as error:
-        logger.warning("env.json was not written: %s", error)
 
 
 def batch_status(run: str | os.PathLike) -> Status:
@@ -494,6 +487,4 @@ def _pool(
         yield pool
     finally:
         pool.close()
-        spool = open_spool(setup.spool)
-        tidy_spool(spool, folder)
-        spool.remove_if_empty()
+        open_spool(setup.spool).tidy(folder)

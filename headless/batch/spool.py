@@ -8,17 +8,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...svd_core.utils.atomic_files import remove_abandoned, unfinished_folder
+from ...svd_core.utils.user_tempdir import private_folder
+from .folder import RunFolder
 from .rendering import Rendered
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
 
@@ -36,21 +42,18 @@ class Spool:
 
         if self.path is None:
             return
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._remove_abandoned(task_id)
-        temporary = self.path / f".{task_id}.{os.getpid()}"
         metadata = {
             "facts": json.dumps(rendered.facts),
             "notes": json.dumps(list(rendered.notes)),
             "sum": _checksum(rendered.arrays),
         }
-        try:
-            save_file(dict(rendered.arrays), temporary, metadata=metadata)
-            os.replace(temporary, self.path / f"{task_id}{_SUFFIX}")
-        except SafetensorError as error:  # raised for a full disk
-            raise OSError(errno.EIO, str(error), str(temporary)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        name = f"{task_id}{_SUFFIX}"
+        with unfinished_folder(self.path) as temporary:
+            try:
+                save_file(dict(rendered.arrays), temporary / name, metadata=metadata)
+            except SafetensorError as error:  # raised for a full disk
+                raise OSError(errno.EIO, str(error), str(self.path)) from error
+            os.replace(temporary / name, self.path / name)
 
     def find(self, task_id: str) -> Rendered | None:
         """Return the render of a task. None if there is none, or it is damaged."""
@@ -74,27 +77,25 @@ class Spool:
             with contextlib.suppress(OSError):
                 (self.path / f"{task_id}{_SUFFIX}").unlink()
 
-    def ids(self) -> Iterator[str]:
-        """Yield the ids of the tasks that have a render."""
+    def tidy(self, folder: RunFolder) -> None:
+        """Delete leftovers of killed writers, the renders of tasks that are done or failed, and an empty spool."""
+        if self.path is None:
+            return
+        remove_abandoned(self.path)
+        for file in self.path.glob(f"*{_SUFFIX}"):
+            if folder.is_done(file.stem) or folder.failure_file(file.stem).exists():
+                self.drop(file.stem)
         with contextlib.suppress(OSError):
-            yield from (name.removesuffix(_SUFFIX) for name in os.listdir(self.path or "") if name.endswith(_SUFFIX))
+            self.path.rmdir()
 
-    def remove_if_empty(self) -> None:
-        """Delete the folder if it has no renders."""
-        if self.path is not None:
-            self._remove_abandoned("")
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
 
-    def _remove_abandoned(self, task_id: str) -> None:
-        """Delete temporary files of killed writers, of one task or, for "", of all."""
-        import psutil
-
-        assert self.path is not None
-        for path in self.path.glob(f".{task_id}*"):
-            pid = path.name.rpartition(".")[2]
-            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                path.unlink(missing_ok=True)
+def open_spool(name: str) -> Spool:
+    """Return this machine's spool of a run. Without a private folder, a spool that keeps nothing."""
+    try:
+        return Spool(private_folder("batch", name))
+    except OSError as error:
+        logger.warning("renders cannot be kept on this machine: %s", error)
+        return Spool(None)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -19,10 +19,9 @@ from typing import Any
 
 from ...svd_core.errors import SVDStagesError
 from ...svd_core.utils.redaction import redacted
-from ...svd_core.utils.user_tempdir import private_folder
 from .folder import RunFolder
 from .rendering import Rendered, Renderer, make_renderer
-from .spool import Spool
+from .spool import open_spool
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ class Worker:
             logger.exception("this worker cannot start")
             return {"refused": {"code": "error", "message": f"{type(error).__name__}: {error}", "exit_status": 4}}
         self._renderer, self._greeting = renderer, greeting
-        tidy_spool(self._spool, self._folder)
+        self._spool.tidy(self._folder)
         return {"host": socket.gethostname(), "pid": os.getpid(), **self._environment}
 
     def work(
@@ -167,7 +166,7 @@ class Worker:
         """Write the task's files and its record, and put both in place."""
         began = time.monotonic()
         try:
-            with self._folder.scratch(task.id) as scratch:
+            with self._folder.scratch() as scratch:
                 files = self._renderer.encode(task, rendered, scratch)
                 encoding = time.monotonic() - began
                 record = {
@@ -230,22 +229,6 @@ def explain_error(error: BaseException) -> Outcome:
     if isinstance(error, OSError):
         return {"state": "failed", "code": "output.failed", "message": message}
     return {"state": "failed", "code": f"error.{type(error).__name__}", "message": str(error) or repr(error)}
-
-
-def open_spool(name: str) -> Spool:
-    """Return this machine's spool of a run. Without a private folder, a spool that keeps nothing."""
-    try:
-        return Spool(private_folder("batch", name))
-    except OSError as error:
-        logger.warning("renders cannot be kept on this machine: %s", error)
-        return Spool(None)
-
-
-def tidy_spool(spool: Spool, folder: RunFolder) -> None:
-    """Delete the renders of tasks that are done or failed."""
-    for task_id in list(spool.ids()):
-        if folder.is_done(task_id) or folder.failure_file(task_id).exists():
-            spool.drop(task_id)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

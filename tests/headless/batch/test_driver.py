@@ -181,19 +181,22 @@ def test_a_ledger_that_cannot_be_written_ends_the_batch(tmp_path, monkeypatch):
         drive(Batch.planned(tmp_path / "run", images(4)), Scripted())
 
 
-def test_workers_with_other_libraries_or_precision_than_the_first_are_refused():
-    environment = Environment(where="run/env.json")
+def test_workers_with_other_libraries_or_precision_than_the_first_are_refused(tmp_path):
+    path = tmp_path / "env.json"
+    environment = Environment.read(path)
     answer = {"host": "h", "device": "card", "makes": {"torch": "2.13", "precision": "auto on cuda"}, "probe": "10"}
     assert environment.check_worker(answer) is None
-    again = Environment.from_dict(environment.as_dict({}), "run/env.json")
+    environment.save()
+    again = Environment.read(path)
     assert again.check_worker(answer) is None
     other = again.check_worker({**answer, "makes": {"torch": "2.13", "precision": "auto on cpu"}})
-    check_error(other, "batch.worker_differs", "precision", "cpu", "cuda", "run/env.json")
+    check_error(other, "batch.worker_differs", "precision", "cpu", "cuda", path)
     faulty = again.check_worker({**answer, "probe": "20"})
-    check_error(faulty, "batch.worker_differs", "card", "run/env.json")
-    damaged = Environment.from_dict({"makes": 5, "probes": {"card": "no hex", "cpu": 7}}, "env.json")
+    check_error(faulty, "batch.worker_differs", "card", path)
+    path.write_text('{"makes": 5, "probes": {"card": "no hex", "cpu": 7}}')
+    damaged = Environment.read(path)
     assert damaged.probes == {"card": "no hex"}
-    check_error(damaged.check_worker(answer), "batch.worker_differs", "card", "env.json")
+    check_error(damaged.check_worker(answer), "batch.worker_differs", "card", path)
 
 
 def test_after_a_death_the_tasks_of_that_worker_are_retried_alone(tmp_path):

@@ -208,7 +208,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range(first, 150 if first == 0 else 1_000_000):
     task_id = f"{number:064x}"
-    with folder.scratch(task_id) as scratch:
+    with folder.scratch() as scratch:
         (scratch / "x.mp4").write_bytes(name.encode() * 20000)
         if folder.commit(task_id, [(scratch / "x.mp4", {})], {"by": name}):
             print(number, flush=True)
@@ -239,36 +239,6 @@ def test_one_of_two_processes_wins_each_task_and_a_killed_one_leaves_nothing_inc
     assert list((folder.path / "tmp").iterdir()) == []
 
 
-def test_a_scratch_folder_is_deleted_also_on_errors(folder):
-    with pytest.raises(KeyError), folder.scratch(A) as scratch:
-        (scratch / "x.mp4").write_bytes(b"x")
-        raise KeyError
-    assert not scratch.exists()
-    with folder.scratch(A) as one, folder.scratch(A) as two:
-        assert one != two
-
-
-def test_a_sweep_deletes_files_of_dead_writers_only(folder):
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    tmp = folder.path / "tmp"
-    names = {
-        "dead": f"x.{folder_module._host()}.{child.pid}.ab",
-        "elsewhere": f"x.another-host.{child.pid}.ab",
-        "old": "x.another-host.1.ab",
-        "strange": "notes",
-    }
-    for name in names.values():
-        (tmp / name).mkdir(parents=True)
-        (tmp / name / "x.mp4").touch()
-    os.utime(tmp / names["old"], (1, 1))
-    with folder.scratch(A) as alive:
-        folder.sweep()
-        names_in_tmp = {path.name for path in tmp.iterdir()}
-        assert names_in_tmp == {alive.name, names["elsewhere"], names["strange"]}
-    RunFolder(folder.path / "nowhere").sweep()
-
-
 def test_a_scan_lists_complete_and_incomplete_tasks(folder):
     assert folder.scan() == RunDirScan()
     ids = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5)]
@@ -297,14 +267,12 @@ def test_failures_are_read_as_written_and_forgotten(folder):
     assert folder.scan() == RunDirScan()
 
 
-def test_settings_and_the_environment_are_read_as_written_and_damage_is_none(folder):
-    assert folder.read_settings() is None and folder.read_environment() == {}
+def test_settings_are_read_as_written_and_damage_is_none(folder):
+    assert folder.read_settings() is None
     folder.write_settings({"graph": {"1": {}}})
-    folder.write_environment({"probes": {"cpu": "ab"}})
-    assert folder.read_settings() == {"graph": {"1": {}}} and folder.read_environment() == {"probes": {"cpu": "ab"}}
-    for file in (folder.settings_file, folder.environment_file):
-        file.write_text("{")
-    assert folder.read_settings() is None and folder.read_environment() == {}
+    assert folder.read_settings() == {"graph": {"1": {}}}
+    folder.settings_file.write_text("{")
+    assert folder.read_settings() is None
 
 
 def test_an_empty_record_is_none(folder):

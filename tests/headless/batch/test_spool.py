@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from batches import commit_files
+from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.rendering import Rendered
 from svd_stages.headless.batch.spool import Spool
+from svd_stages.svd_core.utils.atomic_files import unfinished_folder
 
-A, B = "a" * 64, "b" * 64
+A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def rendered(seed: int = 0) -> Rendered:
 
 
 def test_a_render_is_found_as_it_was(spool):
-    assert spool.find(A) is None and list(spool.ids()) == []
+    assert spool.find(A) is None
     spool.keep(A, rendered(1))
     spool.keep(B, rendered(2))
     kept = spool.find(A)
@@ -35,12 +36,11 @@ def test_a_render_is_found_as_it_was(spool):
     assert kept.arrays.keys() == {"9 0 0"}
     assert np.array_equal(kept.arrays["9 0 0"], rendered(1).arrays["9 0 0"])
     assert kept.arrays["9 0 0"].dtype == np.uint8
-    assert set(spool.ids()) == {A, B}
     spool.keep(A, rendered(3))
     assert np.array_equal(spool.find(A).arrays["9 0 0"], rendered(3).arrays["9 0 0"])
     spool.drop(A)
     spool.drop(A)
-    assert spool.find(A) is None and list(spool.ids()) == [B]
+    assert spool.find(A) is None and spool.find(B) is not None
 
 
 def test_a_damaged_render_is_not_found(spool):
@@ -79,26 +79,18 @@ def test_a_full_disk_raises_and_leaves_no_file(spool, monkeypatch):
     assert list(spool.path.iterdir()) == []
 
 
-def test_files_of_a_killed_writer_are_deleted(spool):
-    spool.path.mkdir()
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    (spool.path / f".{A}.{child.pid}").write_bytes(b"half")
-    assert list(spool.ids()) == [] and spool.find(A) is None
-    spool.keep(A, rendered())
-    assert [path.name[0] for path in spool.path.iterdir()] == ["a"]
-    spool.drop(A)
-    (spool.path / f".{B}.{child.pid}").write_bytes(b"half")
-    spool.remove_if_empty()
+def test_tidying_keeps_renders_of_unfinished_tasks_and_files_of_running_writers(spool, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    spool.tidy(folder)
+    for task_id in (A, B, C):
+        spool.keep(task_id, rendered())
+    commit_files(folder, A, [b"done"])
+    folder.write_failure(B, {"code": "x"})
+    spool.tidy(folder)
+    assert [path.stem for path in spool.path.iterdir()] == [C]
+    spool.drop(C)
+    with unfinished_folder(spool.path):
+        spool.tidy(folder)
+        assert spool.path.exists()
+    spool.tidy(folder)
     assert not spool.path.exists()
-
-
-def test_a_folder_with_renders_or_running_writers_is_kept(spool):
-    spool.remove_if_empty()
-    spool.keep(A, rendered())
-    spool.remove_if_empty()
-    assert list(spool.ids()) == [A]
-    spool.drop(A)
-    (spool.path / f".{B}.{os.getpid()}").write_bytes(b"half")
-    spool.remove_if_empty()
-    assert spool.path.exists()

@@ -50,7 +50,7 @@ def test_plan_and_ledger_of_the_default_graph_are_byte_equal(tmp_path, monkeypat
 
 def test_records_and_failures_are_byte_equal(tmp_path):
     folder, task_id = RunFolder(tmp_path), "ab" * 32
-    with folder.scratch(task_id) as scratch:
+    with folder.scratch() as scratch:
         (scratch / "x.MP4").write_bytes(b"video")
         folder.commit(task_id, [(scratch / "x.MP4", {"frames_sha256": "f"})], {"seed": 7})
     sha256 = "0cab1c9617404faf2b24e221e189ca5945813e14d3f766345b09ca13bbe28ffc"
