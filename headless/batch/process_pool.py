@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import worker_main
@@ -26,6 +27,23 @@ _EARLY_DEATHS = 8
 """Consecutive early deaths after which restarts are delayed."""
 
 
+@dataclass(eq=False)
+class _Process:
+    """A process of a worker.
+
+    Attributes:
+        is_asked: It has a request that is not answered.
+        has_begun: It has started this request.
+        is_ending: It was killed by `ProcessPool.end`.
+    """
+
+    worker: int
+    popen: subprocess.Popen[str]
+    is_asked: bool = False
+    has_begun: bool = False
+    is_ending: bool = False
+
+
 class ProcessPool:
     """A `Pool` of processes.
 
@@ -36,134 +54,105 @@ class ProcessPool:
 
     def __init__(self, setup: Setup, environments: Sequence[Mapping[str, str]]):
         self._setup, self._environments = setup, environments
-        self._answers: queue.Queue[tuple[Answer | None, int]] = queue.Queue()
-        self._begun: set[int] = set()  # pids of processes that have started their request
-        self._asked: dict[int, int] = {}  # worker -> pid of the process that has an unanswered request
-        self._ending: dict[int, int] = {}  # worker -> pid of the process that was killed by `end` and is not dead yet
-        self._early_deaths = [0] * len(environments)
-        self._lock = threading.Lock()
-        self._closed = False
-        self._processes: list[subprocess.Popen[str]] = []
-        with self._lock:  # a process that dies at once must not be restarted before the list is complete
-            for worker in self.workers:
-                self._processes.append(self._start(worker))
-
-    @property
-    def name(self) -> str:
-        """See `Pool.name`."""
-        count = len(self._environments)
-        return f"{count} {'process' if count == 1 else 'processes'}"
-
-    @property
-    def workers(self) -> Sequence[int]:
-        """See `Pool.workers`."""
-        return range(len(self._environments))
+        self.workers = range(len(environments))
+        self.name = f"{len(self.workers)} {'process' if len(self.workers) == 1 else 'processes'}"
+        self._messages: queue.Queue[tuple[_Process, Answer | None]] = queue.Queue()
+        self._early_deaths = [0] * len(self.workers)
+        self._processes = [self._start(worker) for worker in self.workers]
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
         """See `Pool.ask`. A process that has just died does not get the request; its death is the answer."""
         process = self._processes[worker]
-        self._asked[worker] = process.pid
-        _write_line(process, [call, arguments])
+        process.is_asked, process.has_begun = True, False
+        _write_line(process.popen, [call, arguments])
 
     def answers(self, timeout: float) -> list[Answer]:
         """See `Pool.answers`. A process that died has been restarted when its death is returned."""
-        messages: list[tuple[Answer | None, int]] = []
+        messages: list[tuple[_Process, Answer | None]] = []
         with contextlib.suppress(queue.Empty):
-            messages.append(self._answers.get(timeout=timeout) if timeout > 0 else self._answers.get_nowait())
+            messages.append(self._messages.get(timeout=timeout))
             while True:
-                messages.append(self._answers.get_nowait())
-        answers = [self._to_driver(answer, pid) for answer, pid in messages]
+                messages.append(self._messages.get_nowait())
+        answers = [self._to_driver(process, answer) for process, answer in messages]
         return [answer for answer in answers if answer is not None]
 
-    def _to_driver(self, answer: Answer | None, pid: int) -> Answer | None:
-        """Translate a message of a worker process for the driver. None means: ignore it.
+    def _to_driver(self, process: _Process, answer: Answer | None) -> Answer | None:
+        """Translate a message of a process for the driver. None means: ignore it.
 
-        - No answer: the process started its task. Recorded, not forwarded.
+        - No answer: the process started its request. Recorded, not forwarded.
         - An answer of a process that is being terminated: ignored. Its exit will be reported.
-        - The exit of a process whose replacement already has the request: ignored. The replacement answers.
-        - The exit of a process that had not started its task: reported without a task, so nobody is blamed.
+        - The exit of a process that had not started its request: reported without one, so nobody is blamed.
         """
         if answer is None:
-            self._begun.add(pid)
+            process.has_begun = True
             return None
-        is_ending = self._ending.get(answer.worker) == pid
-        if answer.died is None and is_ending:
+        if answer.died is None:
+            process.is_asked = False
+            return None if process.is_ending else answer
+        if not self._restart(process, answer):
             return None
-        had_begun = pid in self._begun
-        self._begun.discard(pid)
-        if is_ending:
-            del self._ending[answer.worker]
-        requested_pid = self._asked.get(answer.worker)
-        if answer.died is not None and requested_pid not in (None, pid):
-            return None
-        self._asked.pop(answer.worker, None)
-        is_idle_death = answer.died is not None and requested_pid is not None and not had_begun
-        return Answer(answer.worker) if is_idle_death else answer
+        return Answer(process.worker) if process.is_asked and not process.has_begun else answer
 
     def end(self, worker: int) -> None:
         """See `Pool.end`."""
-        process = self._processes[worker]
-        self._ending[worker] = process.pid
-        process.kill()
+        self._processes[worker].is_ending = True
+        self._processes[worker].popen.kill()
 
     def close(self) -> None:
         """See `Pool.close`."""
-        with self._lock:
-            self._closed = True
         for process in self._processes:
-            process.kill()
+            process.popen.kill()
         for process in self._processes:
-            process.wait()
-            for stream in (process.stdin, process.stdout):
+            process.popen.wait()
+            for stream in (process.popen.stdin, process.popen.stdout):
                 with contextlib.suppress(OSError):
                     if stream is not None:
                         stream.close()
 
-    def _start(self, worker: int) -> subprocess.Popen[str]:
+    def _start(self, worker: int) -> _Process:
         """Start a process, send it the setup, and start a thread that reads its answers."""
-        environment = {**os.environ, **self._environments[worker]}
-        process = subprocess.Popen(  # noqa: S603 this Python with a module of this package, no untrusted arguments
+        popen = subprocess.Popen(  # noqa: S603 this Python with a module of this package, no untrusted arguments
             [sys.executable, "-m", worker_main.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env=environment,
+            env={**os.environ, **self._environments[worker]},
             start_new_session=True,  # Ctrl-C must reach only the driver
         )
-        _write_line(process, vars(self._setup))
-        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+        _write_line(popen, vars(self._setup))
+        process = _Process(worker, popen)
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         return process
 
-    def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
-        """Queue the answers of a process. When it dies, start another one and queue its death."""
-        began = time.monotonic()
-        assert process.stdout is not None
-        for line in process.stdout:
+    def _listen(self, process: _Process) -> None:
+        """Queue the answers of a process and then its death."""
+        began, worker = time.monotonic(), process.worker
+        assert process.popen.stdout is not None
+        for line in process.popen.stdout:
             if line == worker_main.BEGUN:
-                self._answers.put((None, process.pid))
+                self._messages.put((process, None))
                 continue
             with contextlib.suppress(ValueError):  # an incomplete line of a killed process
-                self._answers.put((Answer(worker, json.loads(line)), process.pid))
-        status = process.wait()
+                self._messages.put((process, Answer(worker, json.loads(line))))
+        status = process.popen.wait()
         is_early = time.monotonic() - began < _LONGEST_WAIT
         self._early_deaths[worker] = self._early_deaths[worker] + 1 if is_early else 0
         if self._early_deaths[worker] > _EARLY_DEATHS:
             time.sleep(min(_LONGEST_WAIT, 2.0 ** min(10, self._early_deaths[worker] - _EARLY_DEATHS)))
-        while not self._restart(worker):
-            time.sleep(1.0)
-        self._answers.put((Answer(worker, died=_describe_exit(status)), process.pid))
+        self._messages.put((process, Answer(worker, died=_describe_exit(status))))
 
-    def _restart(self, worker: int) -> bool:
-        """Start a process, unless the pool is closed. Return False if the system cannot start one now."""
-        with self._lock:
-            try:
-                if not self._closed:
-                    self._processes[worker] = self._start(worker)
-                return True
-            except OSError as error:
-                logger.warning("no process can be started for worker %d: %s", worker + 1, error)
-                return False
+    def _restart(self, process: _Process, death: Answer) -> bool:
+        """Start another process. If the system cannot start one now, return False and queue the death again."""
+        try:
+            self._processes[process.worker] = self._start(process.worker)
+            return True
+        except OSError as error:
+            logger.warning("no process can be started for worker %d: %s", process.worker + 1, error)
+            retry = threading.Timer(1.0, self._messages.put, [(process, death)])
+            retry.daemon = True
+            retry.start()
+            return False
 
 
 def _write_line(process: subprocess.Popen[str], value: Any) -> None:

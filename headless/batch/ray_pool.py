@@ -12,11 +12,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from ...svd_core.errors import BatchError
 from ...svd_core.utils.optional_deps import require_extra
+from .report import counted
 from .worker import Setup, Worker
 from .worker_pool import Answer
 
@@ -60,20 +60,11 @@ class RayPool:
             raise BatchError(message, code="batch.no_workers")
         actor = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)(_Actor)
         self._actors = [actor.remote(json.dumps(vars(setup))) for _ in range(min(count or capacity, capacity))]
+        count, nodes = len(self._actors), sum(1 for node in ray.nodes() if node["Alive"])
+        self.workers = range(count)
+        self.name = f"{counted(count, 'worker')} on Ray, {counted(nodes, 'node')}"
         self._asked: dict[Any, int] = {}
         self._ending: set[int] = set()
-
-    @property
-    def name(self) -> str:
-        """See `Pool.name`."""
-        nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
-        count = len(self._actors)
-        return f"{count} {'worker' if count == 1 else 'workers'} on Ray, {nodes} {'node' if nodes == 1 else 'nodes'}"
-
-    @property
-    def workers(self) -> Sequence[int]:
-        """See `Pool.workers`."""
-        return range(len(self._actors))
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
         """See `Pool.ask`."""

@@ -163,7 +163,7 @@ def test_the_answer_of_a_process_that_is_killed_is_ignored(tmp_path, start_pool)
     pool.ask(0, "hello", "a")
     assert wait_for(pool).value["device"] == "fake"
     pool.ask(0, "work", "a", task_of(images(2)[0]).as_dict(), None, 1)
-    wait_until(lambda: pool._answers.qsize() == 2)  # that it has begun, and the answer, which nobody has read
+    wait_until(lambda: pool._messages.qsize() == 2)  # that it has begun, and the answer, which nobody has read
     pool.end(0)
     answer = wait_for(pool)
     assert answer.died == "killed by signal 9" and pool.answers(0.2) == []
@@ -176,9 +176,8 @@ def test_a_request_to_a_dead_process_is_answered_by_the_next_one(tmp_path, start
     pool = start_pool(batch)
     pool.ask(0, "hello", "a")
     wait_for(pool)
-    first = pool._processes[0]
-    kill(first.pid)
-    wait_until(lambda: pool._processes[0] is not first)
+    pool._processes[0].popen.kill()
+    pool._processes[0].popen.wait()
     pool.ask(0, "work", "a", batch.tasks()[0].as_dict(), None, 1)
     answer = wait_for(pool)
     assert (answer.value, answer.died) == (None, None) and pool.answers(0.3) == []
@@ -202,7 +201,7 @@ def test_processes_that_die_between_requests_lose_nothing_and_blame_no_row(tmp_p
             for answer in answers:
                 if type(answer.value) is list and len(events) // 7 not in killed:
                     killed.add(len(events) // 7)
-                    kill(pool._processes[answer.worker].pid)
+                    kill(pool._processes[answer.worker].popen.pid)
             return answers
 
     drive(batch, Deadly(), Options(attempts=10), events=events)  # several kills may meet one row
@@ -236,7 +235,7 @@ def test_a_restart_that_fails_is_retried(tmp_path, monkeypatch, caplog, start_po
     batch = Batch.planned(tmp_path / "run", images(4))
     pool = start_pool(batch)
     monkeypatch.setattr(process_pool.subprocess, "Popen", sometimes)
-    kill(pool._processes[0].pid)
+    kill(pool._processes[0].popen.pid)
     drive(batch, pool)
     assert batch.states() == {"done": 4} and not failures
     check_facts(caplog.text, "ENOMEM", 1)
