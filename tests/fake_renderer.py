@@ -38,11 +38,9 @@ class FakeRenderer:
         return dict(self._config.get("describe", {}))
 
     def probe(self) -> dict[str, Any]:
-        return {"device": "fake", "makes": self._config.get("makes", {}), "probe": "00ff"}
+        return {"device": "fake", "makes": {}, "probe": "00ff"}
 
     def prepare(self, task: Task) -> str:
-        if "unreadable" in task.image:
-            raise ImageError(f"{task.image} cannot be read", code="image.damaged")
         return task.image
 
     def render(self, task: Task, prepared: str) -> Rendered:

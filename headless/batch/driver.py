@@ -19,7 +19,7 @@ import math
 import secrets
 import sqlite3
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,21 +76,19 @@ class Progress:
     Attributes:
         total: All tasks.
         before: Tasks that were finished before this driver started.
-        done, failed, quarantined: Tasks finished by this driver.
+        counts: Tasks finished by this driver, by state.
         began: Clock time of its start.
     """
 
     total: int
     before: int
-    done: int = 0
-    failed: int = 0
-    quarantined: int = 0
+    counts: Counter[State] = field(default_factory=Counter)
     began: float = field(default_factory=time.monotonic)
 
     @property
     def finished(self) -> int:
         """Tasks finished by this driver."""
-        return self.done + self.failed + self.quarantined
+        return self.counts.total()
 
     @property
     def rate(self) -> float:
@@ -244,10 +242,12 @@ class Driver:
 
     def _is_at_limit(self) -> bool:
         """Return True if enough videos are done or assigned, or too many tasks have failed."""
-        if self._options.failures is not None and self.progress.finished - self.progress.done >= self._options.failures:
+        done = self.progress.counts["done"]
+        failed = self.progress.finished - done
+        if self._options.failures is not None and failed >= self._options.failures:
             return True
         assigned = sum(not queued.is_finished for queued in self._assigned())
-        return self._options.limit is not None and self.progress.done + assigned >= self._options.limit
+        return self._options.limit is not None and done + assigned >= self._options.limit
 
     def _is_needed(self) -> bool:
         """Return True if there will be a task for a worker that is not ready yet."""
@@ -276,9 +276,7 @@ class Driver:
         else:
             for outcome in answer.value:
                 self._take_outcome(slot, outcome)
-            if slot.encoding is not None:  # its outcome is missing, though the worker encodes nothing any more
-                self._handle_death(slot, request, "it lost a video")
-            elif request == "work":
+            if request == "work":
                 slot.encoding, slot.rendering = slot.rendering, None
 
     def _welcome(self, slot: _Slot, answer: dict[str, Any]) -> None:
@@ -299,10 +297,9 @@ class Driver:
     def _take_outcome(self, slot: _Slot, outcome: dict[str, Any]) -> None:
         if slot.rendering is not None and outcome["task"] == slot.rendering.task.id:
             queued, slot.rendering = slot.rendering, None
-        elif slot.encoding is not None and outcome["task"] == slot.encoding.task.id:
+        else:
             queued, slot.encoding = slot.encoding, None
-        else:  # the worker does not have this task any more
-            return
+        assert queued is not None and queued.task.id == outcome["task"]
         if queued.is_finished:
             return
         if outcome["state"] == "done":
@@ -337,15 +334,11 @@ class Driver:
         """Record the final state of a task. `is_ours`: a worker of this driver rendered it."""
         queued.is_finished = True
         self._update(queued, state, code)
+        self.progress.counts[state] += 1
         if state == "done":
-            self.progress.done += 1
             self._pause = self._options.pause
-            if seconds is not None:
-                self._seconds.append(seconds)
-        elif state == "failed":
-            self.progress.failed += 1
-        else:
-            self.progress.quarantined += 1
+        if seconds is not None:
+            self._seconds.append(seconds)
         task = queued.task
         event = {"task": task.id, "image": task.image, "state": state, "made": is_ours and state == "done"}
         self._watch(self.progress, event if code is None else {**event, "code": code})

@@ -7,15 +7,14 @@ import filecmp
 import itertools
 import string
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...svd_core.errors import BatchError, OutputError
 from ...svd_core.utils.output_files import copy_to_new_name, free_names, replacing
 from .folder import RunFolder
-from .plan import PlannedRow
-from .report import finished_rows
+from .plan import PlannedRow, read_plan
+from .tasks import Task
 
 FIELDS = ("name", "seed", "row", "task")
 TABLE = "clips.csv"
@@ -54,20 +53,25 @@ def export(
         OutputError: A file cannot be written.
     """
     _check_template(template)
-    rows = list(finished_rows(folder))
-    frequency = Counter(row.name for row, _ in rows)
+    rows = [
+        (row, row.task, record)
+        for row in read_plan(folder.plan_file)
+        if row.task is not None and (record := folder.read_record(row.task.id)) is not None
+    ]
+    frequency = Counter(row.name for row, _, _ in rows)
     made = kept = 0
     with replacing(target / TABLE) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["row", "name", "image", "seed", "task", "file"])
-        for row, record in rows:
+        for row, task, record in rows:
             row_template = template or ("{name}_{seed}" if frequency[row.name] > 1 else "{name}")
-            for path, media in _names(target, row_template, row, folder.media_files(record)):
-                placed, is_new = _place(media, path, target, copies)
+            stem = _stem(row_template, row, task)
+            for number, media in enumerate(folder.media_files(record), 1):
+                name = stem if number == 1 else f"{stem}_{number:05}"
+                placed, is_new = _place(media, target / f"{name}{media.suffix}", target, copies)
                 made, kept = made + is_new, kept + (not is_new)
-                assert row.task is not None
                 file = placed.relative_to(target).as_posix()
-                table.writerow([row.number, row.name, row.task.image, row.task.seed, row.task.id, file])
+                table.writerow([row.number, row.name, task.image, task.seed, task.id, file])
     return Exported(made, kept)
 
 
@@ -83,14 +87,11 @@ def _check_template(template: str | None) -> None:
         raise BatchError(f'names must be made of {expected}, got "{(template or "")[:60]}".', code="batch.names")
 
 
-def _names(target: Path, template: str, row: PlannedRow, files: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield (name, file) for each file of a row."""
-    assert row.task is not None
-    seed = "" if row.task.seed is None else row.task.seed
-    task = row.task.id[:12]
-    stem = _safe_name(template.format(name=row.name, seed=seed, row=row.number, task=task)) or task
-    for number, file in enumerate(files, 1):
-        yield target / f"{stem if number == 1 else f'{stem}_{number:05}'}{file.suffix}", file
+def _stem(template: str, row: PlannedRow, task: Task) -> str:
+    """Return the name of a row's files below the target, without suffix."""
+    seed = "" if task.seed is None else task.seed
+    name = template.format(name=row.name, seed=seed, row=row.number, task=task.id[:12])
+    return _safe_name(name) or task.id[:12]
 
 
 def _safe_name(name: str) -> str:

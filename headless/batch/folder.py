@@ -27,6 +27,7 @@ from ...svd_core.utils.atomic_files import remove_abandoned, unfinished_folder
 from ...svd_core.utils.output_files import flush_to_disk, put_under_new_name, replacing
 from ...svd_core.utils.redaction import redacted_text
 from ...svd_core.utils.safe_open import open_regular_file
+from .tasks import has_types
 
 ID_LENGTH = 64
 _LARGEST = 64 * 1024 * 1024
@@ -209,11 +210,9 @@ def _is_record(record: Mapping[str, Any], task_id: str) -> bool:
 
 
 def _is_file_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
+    if not has_types(entry, {"name": (str,), "bytes": (int,), "sha256": (str,)}):
         return False
-    name, size, sha256 = (entry.get(key) for key in ("name", "bytes", "sha256"))
-    is_plain = isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
-    return is_plain and type(size) is int and isinstance(sha256, str)
+    return entry["name"] == os.path.basename(entry["name"]) and entry["name"] not in ("", ".", "..")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -44,10 +44,10 @@ from .ledger import Ledger, reconcile
 from .lock import Shard, active_drivers, ledger_lock, planning_lock, run_lock
 from .manifest import read_rows
 from .model_hashes import code_version, facts_of
-from .plan import Binding, PlannedRow, Totals, plan_rows, read_plan, write_plan
+from .plan import Binding, PlannedRow, Totals, no_plan, plan_rows, read_plan, write_plan
 from .report import Status, status_of
 from .spool import open_spool
-from .tasks import digest
+from .tasks import digest, has_types
 from .worker import Setup
 from .worker_pool import Pool
 
@@ -210,21 +210,20 @@ def batch_status(run: str | os.PathLike) -> Status:
 def retry_batch(
     run: str | os.PathLike, patterns: Sequence[str] = ("*",), ledger_file: str | os.PathLike | None = None
 ) -> int:
-    """Reset failed and quarantined tasks whose code matches a pattern (`image.*`), and return their number.
+    """Delete the failures of tasks whose code matches a pattern (`image.*`), and return their number.
 
-    The next run renders them again. Raises BatchError, also while a driver works on the run.
+    The next run renders these tasks again. Raises BatchError, also while a driver works on the run.
     """
     with _opened(BatchRequest(run, ledger=ledger_file), LOCAL_WORKERS) as (folder, ledger):
         _take_plan(folder, ledger, None)
         reconcile(folder, ledger)
         matching = [
             task_id
-            for task_id, _, code in ledger.failed()
+            for task_id, code in ledger.failed()
             if any(fnmatch.fnmatchcase(code, pattern) for pattern in patterns)
         ]
         for task_id in matching:
             folder.forget_failure(task_id)
-        ledger.retry(matching)
         return len(matching)
 
 
@@ -233,7 +232,7 @@ def _opened(request: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder
     """Lock and open the run folder and the ledger."""
     folder = RunFolder(Path(request.run))
     if request.source is None and not folder.settings_file.is_file():
-        raise _nothing_planned(folder.path)
+        raise no_plan(folder.path)
     check_place(folder.settings_file)
     shard = workers.shard or Shard()
     with run_lock(folder.path, shard):
@@ -267,11 +266,6 @@ def default_ledger(folder: RunFolder, shard: Shard) -> Path:
             message = f"no local disk for the ledger ({error.filename}: {error.strerror}). Give a path (--ledger FILE)."
             raise BatchError(message, code="batch.ledger") from error
     return caches / digest(os.path.realpath(folder.path))[:16] / name
-
-
-def _nothing_planned(run: Path) -> BatchError:
-    message = f"{run} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
-    return BatchError(message, code="batch.no_plan")
 
 
 def _is_on_network(path: Path) -> bool:
@@ -332,8 +326,8 @@ def _plan(
         "image": list(image),
         "seeds": seeds,
         "images": os.path.abspath(root),
-        "models": sorted(models.sums),
-        "shared": facts_of(models.sums),
+        "models": sorted(models),
+        "shared": facts_of(models),
         "precision": run_config.precision,
         "background": background,
     }
@@ -414,7 +408,7 @@ def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[
     """Store the tasks of the existing plan in the ledger. Return the totals and the content of run.json."""
     settings = folder.read_settings()
     if settings is None:
-        raise _nothing_planned(folder.path)
+        raise no_plan(folder.path)
     _check_settings(settings, folder)
     return _store_tasks(read_plan(folder.plan_file, settings.get("plan")), ledger, shard), settings
 
@@ -423,10 +417,10 @@ def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
     """Raise BatchError unless run.json has the form that `_plan` writes. A run folder may be untrusted."""
     graph: Any = settings.get("graph")
     image: Any = settings.get("image")
-    texts = [settings.get(key) for key in ("run_id", "plan", "images", "precision")]
+    texts = dict.fromkeys(("run_id", "plan", "images", "precision"), (str,))
     lists = [settings.get(key) for key in ("image", "seeds", "models")]
-    is_valid = all(isinstance(text, str) for text in texts) and all(map(_is_texts, lists))
-    if not is_valid or shape_fault(graph) is not None or not isinstance(settings.get("shared"), dict):
+    is_valid = has_types(settings, {**texts, "shared": (dict,)}) and all(map(_is_texts, lists))
+    if not is_valid or shape_fault(graph) is not None:
         fault = "a field is missing or has another type"
     elif not _RUN_ID.fullmatch(settings["run_id"]):  # it becomes the name of a folder
         fault = "its run_id is invalid"
@@ -464,13 +458,15 @@ def _pool(
     config = RenderSettings(
         graph=settings["graph"],
         image=settings["image"],
-        images=settings["images"],
+        run_config={
+            "models": [os.path.abspath(root) for root in run_config.models_roots()],
+            "device": run_config.device,
+            "precision": settings["precision"],
+            "input_folder": settings["images"],
+            "vram": run_config.vram,
+            "background": _background_of(settings),
+        },
         models=settings["models"],
-        roots=[os.path.abspath(root) for root in run_config.models_roots()],
-        device=run_config.device,
-        precision=settings["precision"],
-        vram=run_config.vram,
-        background=_background_of(settings),
         threads=workers.threads,
     )
     setup = Setup(
@@ -478,7 +474,7 @@ def _pool(
         run_id=settings["run_id"],
         spool=f"{settings['run_id']}-{__version__}",
         runner=RUNNER,
-        config=config.as_dict(),
+        config=vars(config),
         shared=settings["shared"],
     )
     memory = memory_needed(settings["models"], run_config.runtime())

@@ -59,12 +59,17 @@ def without(graph: Prompt, inputs: Iterable[Sequence[str]]) -> Prompt:
     return graph
 
 
-class ModelHashes:
-    """The sha256 of the checkpoints that a graph and its rows name. Each is hashed once."""
+class ModelHashes(dict[str, str]):
+    """Name -> sha256 of the checkpoints that a graph and its rows name. A missing one is hashed."""
 
     def __init__(self, graph: Prompt, runtime: LocalRuntime):
+        super().__init__()
         self._graph, self._runtime = graph, runtime
-        self.sums: dict[str, str] = {}
+
+    def __missing__(self, name: str) -> str:
+        """Hash a checkpoint. Raises CheckpointError."""
+        self[name] = sha256 = model_sha256(self._runtime.library.find(name))
+        return sha256
 
     def of_graph(self) -> dict[str, str]:
         """Return "NODE.INPUT" -> sha256 of the graph's models. Raises CheckpointError."""
@@ -75,13 +80,7 @@ class ModelHashes:
 
     def of_values(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Return "NODE.INPUT" -> sha256 of the values that name a model. Raises CheckpointError."""
-        return {name: self.sum_of(value) for name, value in values.items() if _names_model(name) and type(value) is str}
-
-    def sum_of(self, name: str) -> str:
-        """Return the sha256 of a checkpoint. Raises CheckpointError."""
-        if name not in self.sums:
-            self.sums[name] = model_sha256(self._runtime.library.find(name))
-        return self.sums[name]
+        return {name: self[value] for name, value in values.items() if _names_model(name) and type(value) is str}
 
 
 def _names_model(name: str) -> bool:
@@ -124,7 +123,7 @@ class Values:
     def _value(self, target: Target, text: str) -> Any:
         value = read_value(target, text)
         if _names_model(target.name):
-            self._models.sum_of(value)
+            _ = self._models[value]  # raises CheckpointError
             return value
         fault = check_value(target.declared, value, Hints())
         if fault is not None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...nodes.compat.folders import annotated_file
 from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError
-from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.hashing import frames_sha256
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import RunWarning, use_runtime
@@ -33,7 +32,7 @@ from ..engines.preflight import MODEL_FOLDERS
 from ..engines.run_config import RunConfig
 from ..graph import Engine, Prompt, validate, with_value
 from ..graph.node_schema import return_types
-from ..graph.prompt import looks_like_link, name_node
+from ..graph.prompt import links_of, name_node
 from .images import check_unchanged
 from .model_hashes import facts_of, model_sha256
 from .rendering import Rendered
@@ -52,35 +51,21 @@ STORED = ("IMAGE", "FLOAT", "INT", "STRING", "BOOLEAN")
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """Configuration of a `GraphRenderer`. The fields are JSON values.
+    """Configuration of a `GraphRenderer`. The fields are JSON values, and `vars(settings)` is the form for JSON.
 
     Attributes:
         graph: API format, without the rows' values.
         image: (node id, input) that takes the image.
-        images: The folder of images.
+        run_config: Fields of the RunConfig: folder of images, folders of models, device, precision, ...
         models: Names of the checkpoints that rows render with.
-        roots: Folders of checkpoints.
-        device: "auto" or a device of torch.
-        precision: "auto", "fp32", "fp16" or "bf16".
-        vram: Limit of the device's memory in bytes. None: all that is free.
-        background: Color below transparent parts of the rows' images.
         threads: Threads of torch on a CPU.
     """
 
     graph: Prompt
     image: Sequence[str]
-    images: str
+    run_config: Mapping[str, Any]
     models: Sequence[str] = ()
-    roots: Sequence[str] = ()
-    device: str = "auto"
-    precision: str = "auto"
-    vram: int | None = None
-    background: Background | None = None
     threads: int = 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON. `RenderSettings(**fields)` is the inverse."""
-        return dict(vars(self))
 
 
 class GraphRenderer:
@@ -91,14 +76,7 @@ class GraphRenderer:
 
         self._settings = settings = RenderSettings(**config)
         torch.set_num_threads(settings.threads)  # the number of threads changes the order of additions
-        self._runtime = RunConfig(
-            settings.roots,
-            settings.device,
-            settings.precision,
-            input_folder=settings.images,
-            vram=settings.vram,
-            background=settings.background,
-        ).runtime()
+        self._runtime = RunConfig(**settings.run_config).runtime()
         self._engine = Engine(NODES, "classic")  # caches the outputs that the next graph has, too: the models
         self._cut = cut_before_savers(settings.graph)
 
@@ -122,10 +100,10 @@ class GraphRenderer:
         device = self._runtime.device()
         squares = torch.nn.functional.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), _PROBE_SQUARES)
         if not squares.isfinite().all():
-            message = f"{device} renders NaN or infinity at precision {self._settings.precision}. Try fp32."
+            message = f"{device} renders NaN or infinity at precision {self._runtime.precision}. Try fp32."
             raise SettingError(message, code="batch.worker_differs")
         makes = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
-        makes["precision"] = f"{self._settings.precision} on {device.type}"
+        makes["precision"] = f"{self._runtime.precision} on {device.type}"
         if device.type == "cpu":
             makes["threads"] = str(self._settings.threads)
         probe = bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
@@ -144,8 +122,9 @@ class GraphRenderer:
     def prepare(self, task: Task) -> list[list[Any]]:
         """Return the outputs of the LoadImage node, each as a list. Raises ImageError."""
         node_id, name = self._settings.image
-        if not os.path.isdir(self._settings.images):  # a temporarily unavailable disk is not the row's fault
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self._settings.images)
+        images = self._runtime.input_folder
+        if not images.is_dir():  # a temporarily unavailable disk is not the row's fault
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(images))
         with use_runtime(self._runtime):
             path = annotated_file(task.image)
             check_unchanged(path, task.image_sha256)
@@ -168,17 +147,13 @@ class GraphRenderer:
             keep = [node_id for node_id in dict(self._cut.slots) if node_id not in outputs]
             result = self._engine.run(checked.prompt, [], precomputed=outputs, keep=keep, node_context=inference)
         values = {**result.values, **outputs}
-        packed = pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
+        packed = _pack({(node_id, slot): values[node_id][slot] for node_id, slot in self._cut.slots})
         return replace(packed, notes=[note.as_dict() for note in notes])
 
     def encode(self, task: Task, rendered: Rendered, folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         """Run the savers, which write into `folder`. Raises NodeError, OutputError."""
         runtime = replace(self._runtime, output_folder=folder)
-        outputs: dict[str, list[list[Any]]] = {}
-        for (node_id, slot), values in unpack(rendered).items():
-            slots = outputs.setdefault(node_id, [])
-            slots += [[] for _ in range(slot + 1 - len(slots))]
-            slots[slot] = values
+        outputs = _unpack(rendered)
         with use_runtime(runtime):
             checked = validate(self._prompt(task), NODES, self._cut.savers, precomputed=outputs)
             raise_if_faulty(checked, EMBEDDED_NODES)
@@ -186,15 +161,11 @@ class GraphRenderer:
         files = written(runtime, result.ui)
         return [(path, {"frames_sha256": frames_sha256(path)}) for path in files]
 
-    def is_lost(self, error: BaseException | None) -> bool:
+    def is_lost(self, error: BaseException) -> bool:
         """See `Renderer.is_lost`. Too little memory does not break the device."""
         from ...svd_core.runtime.device_errors import is_device_lost
 
-        while error is not None:
-            if isinstance(error, DeviceLostError) or is_device_lost(error):
-                return True
-            error = error.__cause__
-        return False
+        return isinstance(error, DeviceLostError) or is_device_lost(error)
 
     def _prompt(self, task: Task) -> Prompt:
         """Return the graph with a task's values and image."""
@@ -227,7 +198,7 @@ def cut_before_savers(prompt: Prompt) -> GraphSplit:
     after, pending = set(savers), list(savers)
     slots: dict[tuple[str, int], None] = {}
     while pending:
-        for source, slot in _links(prompt[pending.pop()]):
+        for source, slot in links_of(prompt[pending.pop()]):
             if "VIDEO" in getattr(_node_class(prompt[source]), "RETURN_TYPES", ()):
                 pending += [source] if source not in after else []
                 after.add(source)
@@ -247,7 +218,7 @@ def _check_stored(prompt: Prompt, source: str, slot: int) -> None:
         raise GraphError(message, code="graph.not_saved")
 
 
-def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
+def _pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
     """Store the values at the cut: images (F, H, W, C) in [0, 1] as uint8, rounded as savers do, and plain values.
 
     Raises:
@@ -276,18 +247,24 @@ def pack(values: Mapping[tuple[str, int], list[Any]]) -> Rendered:
     return Rendered(arrays, facts)
 
 
-def unpack(rendered: Rendered) -> dict[tuple[str, int], list[Any]]:
-    """Return the values of `pack`. Images are float32 in [0, 1]; savers round them to the same uint8."""
+def _unpack(rendered: Rendered) -> dict[str, list[list[Any]]]:
+    """Return the outputs of each node at the cut, by slot; other slots are empty.
+
+    Images are float32 in [0, 1]; savers round them to the same uint8.
+    """
     import torch
 
-    values: dict[tuple[str, int], list[Any]] = {}
+    outputs: dict[str, list[list[Any]]] = {}
     for name, entries in rendered.facts.items():
         node_id, _, slot = name.rpartition(" ")
-        values[node_id, int(slot)] = [
-            torch.from_numpy(rendered.arrays[entry["array"]]).float() / 255 if "array" in entry else entry["value"]
-            for entry in entries
-        ]
-    return values
+        slots = outputs.setdefault(node_id, [])
+        slots += [[] for _ in range(int(slot) + 1 - len(slots))]
+        for entry in entries:
+            is_array = "array" in entry
+            slots[int(slot)].append(
+                torch.from_numpy(rendered.arrays[entry["array"]]).float() / 255 if is_array else entry["value"]
+            )
+    return outputs
 
 
 @contextmanager
@@ -304,10 +281,6 @@ def _silently() -> Iterator[None]:
 
 def _node_class(node: Mapping[str, Any]) -> type | None:
     return NODES.get(str(node.get("class_type")))
-
-
-def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    return ((value[0], int(value[1])) for value in node["inputs"].values() if looks_like_link(value))
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ...svd_core.errors import ImageError
@@ -17,9 +17,7 @@ from .ledger import Ledger
 READERS = 8
 """Threads that hash. They wait for the disk, and hashing releases the GIL."""
 _GROUP = 64
-"""Files that a thread takes at a time."""
-_QUICK = 0.0002
-"""Seconds per file. Below this, threads are slower than none."""
+"""Files that a thread takes at a time, because small ones are hashed faster than they are handed over."""
 
 
 @dataclass(frozen=True)
@@ -48,42 +46,37 @@ class ImageFolder:
     root: Path
     base: Path
     ledger: Ledger
-    _real_folders: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._real_root = os.path.realpath(self.root)
         self._real_base = os.path.realpath(self.base)
+        self._real_folder = cache(os.path.realpath)
 
     def resolve(self, paths: Sequence[str]) -> dict[str, Image | ImageError]:
         """Return the image, or the error, of each path of a manifest."""
         images: dict[str, Image | ImageError] = {}
-        located: list[tuple[str, str, str, os.stat_result]] = []
+        located: dict[str, tuple[str, str, tuple[int, int]]] = {}
         for path in dict.fromkeys(paths):
             try:
-                located.append((path, *self._locate(path)))
+                located[path] = self._locate(path)
             except ImageError as error:
                 images[path] = error
-        known = self.ledger.known_images([real for _, _, real, _ in located])
-        to_hash = []
-        for path, name, real, status in located:
-            size, changed, sha256 = known.get(real, (None, None, ""))
-            if (size, changed) == (status.st_size, status.st_mtime_ns):
-                images[path] = Image(name, sha256)
-            else:
-                to_hash.append((path, name, real, status))
-        hashes = _hash_all([real for _, _, real, _ in to_hash])
-        hashed = []
-        for (path, name, real, status), sha256 in zip(to_hash, hashes, strict=True):
-            if isinstance(sha256, ImageError):
-                images[path] = sha256
-            else:
-                images[path] = Image(name, sha256)
-                hashed.append((real, status.st_size, status.st_mtime_ns, sha256))
-        self.ledger.remember_images(hashed)
+        states = {real: state for _, real, state in located.values()}
+        known = self.ledger.known_images(list(states))
+        hashes: dict[str, str | ImageError] = {
+            real: sha256 for real, (*state, sha256) in known.items() if tuple(state) == states[real]
+        }
+        changed = [real for real in states if real not in hashes]
+        hashes.update(zip(changed, _hash_all(changed), strict=True))
+        hashed = [(real, hashes[real]) for real in changed]
+        self.ledger.remember_images([(real, *states[real], each) for real, each in hashed if isinstance(each, str)])
+        for path, (name, real, _) in located.items():
+            sha256 = hashes[real]
+            images[path] = Image(name, sha256) if isinstance(sha256, str) else sha256
         return images
 
-    def _locate(self, path: str) -> tuple[str, str, os.stat_result]:
-        """Return (name below the root, real path, status).
+    def _locate(self, path: str) -> tuple[str, str, tuple[int, int]]:
+        """Return (name below the root, real path, (bytes, time of change in ns)).
 
         Raises:
             ImageError: The path is outside of the root, missing, not a regular file, or not UTF-8.
@@ -93,10 +86,7 @@ class ImageFolder:
         if not path.isprintable() and path != (escaped := path.encode("utf-8", "backslashreplace").decode()):
             raise ImageError(f'the name of "{escaped}" is not UTF-8. Rename the file.', code="image.name")
         folder, last = os.path.split(os.path.join(self._real_base, path))
-        real_folder = self._real_folders.get(folder)
-        if real_folder is None:
-            real_folder = self._real_folders[folder] = os.path.realpath(folder)
-        real = os.path.join(real_folder, last)
+        real = os.path.join(self._real_folder(folder), last)
         try:
             status = os.lstat(real)
             if stat.S_ISLNK(status.st_mode) or last in ("", ".", ".."):
@@ -111,19 +101,13 @@ class ImageFolder:
             raise ImageError(message, code="image.outside")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f'"{path}" is not a regular file. Give the path of an image.', code="image.missing")
-        return real[len(inside) :].replace(os.sep, "/"), real, status
+        return real[len(inside) :].replace(os.sep, "/"), real, (status.st_size, status.st_mtime_ns)
 
 
 def _hash_all(paths: Sequence[str]) -> Iterator[str | ImageError]:
-    """Hash files in order: with threads, unless the first group was read quickly."""
-    began = time.monotonic()
-    yield from map(_hash_one, paths[:_GROUP])
-    rest = paths[_GROUP:]
-    if time.monotonic() - began < _QUICK * _GROUP:
-        yield from map(_hash_one, rest)
-        return
+    """Hash files in order, with threads."""
+    groups = [paths[start : start + _GROUP] for start in range(0, len(paths), _GROUP)]
     with ThreadPoolExecutor(READERS) as pool:
-        groups = [rest[start : start + _GROUP] for start in range(0, len(rest), _GROUP)]
         for hashes in pool.map(lambda group: [_hash_one(path) for path in group], groups):
             yield from hashes
 

@@ -60,18 +60,14 @@ class Ledger:
     def __init__(self, path: Path | None):
         """Open or create the file. None: in memory. Raises BatchError if the file is not a ledger."""
         self.path = path
-        with _translate_errors(path), contextlib.ExitStack() as on_error:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _check_head(path)
-            self._db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
-            on_error.callback(self._db.close)
-            self._db.execute("PRAGMA trusted_schema=OFF")  # expressions in an untrusted file must not call functions
-            if not _is_ledger(self._db):
-                self._db.executescript(_TABLES)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")  # the last changes may be lost: the run folder has them
-            on_error.pop_all()
+        try:
+            self._db = _open(path)
+        except sqlite3.DatabaseError as error:
+            message = f"the ledger {path} cannot be used: {error}. Delete it. It is rebuilt from the run folder."
+            raise BatchError(message, code="batch.ledger") from error
+        except OSError as error:
+            message = f"the ledger {path} cannot be created: {error.strerror}. Give a path on a local disk."
+            raise BatchError(message, code="batch.ledger") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -94,29 +90,22 @@ class Ledger:
             db.execute("DROP TABLE planned")
 
     def apply_scan(self, scan: RunDirScan) -> None:
-        """Set the states that the run folder shows. A task that was running when a driver ended becomes todo."""
-        with self._transaction() as db:
-            db.execute("CREATE TEMP TABLE scanned (id TEXT PRIMARY KEY, state TEXT, code TEXT) WITHOUT ROWID")
-            db.executemany(
-                "INSERT OR REPLACE INTO scanned VALUES (?, ?, ?)",
-                (
-                    (task_id, "quarantined" if failure.get("quarantined") else "failed", str(failure.get("code")))
-                    for task_id, failure in scan.failed.items()
-                ),
-            )
-            db.executemany(
-                "INSERT OR REPLACE INTO scanned VALUES (?, 'done', NULL)", ((task_id,) for task_id in scan.done)
-            )
-            db.execute(
-                "UPDATE tasks SET state = 'todo', code = NULL, "
-                "attempts = CASE WHEN state = 'quarantined' THEN 0 ELSE attempts END "
-                "WHERE state != 'todo' AND id NOT IN (SELECT id FROM scanned)"
-            )
-            db.execute(
-                "UPDATE tasks SET state = scanned.state, code = scanned.code FROM scanned "
-                "WHERE tasks.id = scanned.id AND (tasks.state != scanned.state OR tasks.code IS NOT scanned.code)"
-            )
-            db.execute("DROP TABLE scanned")
+        """Set the states that the run folder shows.
+
+        A task that was running when a driver ended becomes todo. If the failure of a task was deleted, it becomes todo
+        with 0 attempts used.
+        """
+        found: dict[str, tuple[State, str | None]] = {}
+        for task_id, failure in scan.failed.items():
+            found[task_id] = "quarantined" if failure.get("quarantined") else "failed", str(failure.get("code"))
+        found.update(dict.fromkeys(scan.done, ("done", None)))
+        changes = []
+        for task_id, before, code, attempts in self._db.execute("SELECT id, state, code, attempts FROM tasks"):
+            state, new_code = found.get(task_id, ("todo", None))
+            if (state, new_code) != (before, code):
+                is_reset = state == "todo" and before in ("failed", "quarantined")
+                changes.append(LedgerUpdate(task_id, state, 0 if is_reset else attempts, new_code))
+        self.record(changes)
 
     def todo(self, after: int, count: int) -> list[tuple[int, Task, int]]:
         """Return up to `count` tasks to do after a place in the plan, as (place, task, attempts)."""
@@ -155,23 +144,13 @@ class Ledger:
             )
         )
 
-    def retry(self, task_ids: Iterable[str]) -> None:
-        """Set tasks to todo, with 0 attempts used."""
-        with self._transaction() as db:
-            db.executemany(
-                "UPDATE tasks SET state = 'todo', attempts = 0, code = NULL WHERE id = ?",
-                ((task_id,) for task_id in task_ids),
-            )
-
     def done(self) -> Iterator[str]:
         """Yield the ids of the tasks that are done."""
         return (task_id for (task_id,) in self._db.execute("SELECT id FROM tasks WHERE state = 'done'"))
 
-    def failed(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (id, state, code) of each task that failed or was quarantined."""
-        return self._db.execute(
-            "SELECT id, state, coalesce(code, '') FROM tasks WHERE state IN ('failed', 'quarantined')"
-        )
+    def failed(self) -> Iterator[tuple[str, str]]:
+        """Yield (id, code) of each task that failed or was quarantined."""
+        return self._db.execute("SELECT id, coalesce(code, '') FROM tasks WHERE state IN ('failed', 'quarantined')")
 
     def known_images(self, paths: Sequence[str]) -> dict[str, tuple[int, int, str]]:
         """Return path -> (bytes, time of change in ns, sha256) of the images that were hashed before."""
@@ -225,17 +204,22 @@ def reconcile(folder: RunFolder, ledger: Ledger) -> None:
     ledger.apply_scan(scan)
 
 
-@contextlib.contextmanager
-def _translate_errors(path: Path | None) -> Iterator[None]:
-    """Convert errors of opening a ledger to BatchError."""
+def _open(path: Path | None) -> sqlite3.Connection:
+    """Open or create a ledger. Raises sqlite3.DatabaseError, OSError."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_head(path)
+    db = sqlite3.connect(":memory:" if path is None else path, isolation_level=None)
     try:
-        yield
-    except sqlite3.DatabaseError as error:
-        message = f"the ledger {path} cannot be used: {error}. Delete it. It is rebuilt from the run folder."
-        raise BatchError(message, code="batch.ledger") from error
-    except OSError as error:
-        message = f"the ledger {path} cannot be created: {error.strerror}. Give a path on a local disk."
-        raise BatchError(message, code="batch.ledger") from error
+        db.execute("PRAGMA trusted_schema=OFF")  # expressions in an untrusted file must not call functions
+        if not _is_ledger(db):
+            db.executescript(_TABLES)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")  # the last changes may be lost: the run folder has them
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _check_head(path: Path) -> None:

@@ -16,7 +16,7 @@ from ...svd_core.utils.output_files import replacing
 from ...svd_core.utils.safe_open import open_regular_file
 from .images import Image, ImageFolder
 from .manifest import Row
-from .tasks import Task, derived_seed, digest, read_task, task_id
+from .tasks import Task, derived_seed, digest, has_types, read_task, task_id
 
 _GROUP = 4096
 """Rows whose images are hashed together."""
@@ -166,12 +166,16 @@ def write_plan(path: Path, head: str, planned: Iterable[PlannedRow]) -> Iterator
 def _read_row(fields: Mapping[str, Any]) -> PlannedRow:
     """Return a row as `write_plan` wrote it. Raises ValueError, KeyError or TypeError for anything else."""
     task = read_task(fields["task"]) if "task" in fields else None
-    image = fields.get("image", task.image if task else "")
-    texts = fields["name"], image, fields.get("code", ""), fields.get("message", "")
-    if type(fields["row"]) is not int or not all(isinstance(text, str) for text in texts):
+    row = {"image": task.image, "code": "", "message": "", **fields} if task else fields
+    if not has_types(row, {"row": (int,), **dict.fromkeys(("name", "image", "code", "message"), (str,))}):
         raise ValueError("row must be an integer, and name, image, code and message must be text")
-    name, image, code, message = texts
-    return PlannedRow(fields["row"], name, image, task, code, message)
+    return PlannedRow(row["row"], row["name"], row["image"], task, row["code"], row["message"])
+
+
+def no_plan(run: Path) -> BatchError:
+    """Return the error of a run folder without a plan."""
+    message = f"{run} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
+    return BatchError(message, code="batch.no_plan")
 
 
 def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
@@ -190,9 +194,7 @@ def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
                     raise ValueError(f"a line has more than {LONGEST_LINE} characters")
                 yield _read_row(json.loads(line))
     except FileNotFoundError as error:
-        run = path.parent
-        message = f"{run} has no plan. Give the manifest: svd-stages batch run MANIFEST --graph GRAPH.json --run {run}"
-        raise BatchError(message, code="batch.no_plan") from error
+        raise no_plan(path.parent) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         message = f"the plan {path} cannot be read ({error}). Give the manifest again. Finished videos are kept."
         raise BatchError(message, code="batch.plan") from error

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +16,6 @@ from typing import Any
 from . import worker_main
 from .worker import LOST_DEVICE, Setup
 from .worker_pool import Answer
-
-logger = logging.getLogger(__name__)
-
-_LONGEST_WAIT = 60.0
-"""Longest delay in seconds before a process is restarted. A death within this time of the start is an early one."""
-_EARLY_DEATHS = 8
-"""Consecutive early deaths after which restarts are delayed."""
 
 
 @dataclass(eq=False)
@@ -56,19 +47,26 @@ class ProcessPool:
         self._setup, self._environments = setup, environments
         self.workers = range(len(environments))
         self.name = f"{len(self.workers)} {'process' if len(self.workers) == 1 else 'processes'}"
-        self._messages: queue.Queue[tuple[_Process, Answer | None]] = queue.Queue()
-        self._early_deaths = [0] * len(self.workers)
-        self._processes = [self._start(worker) for worker in self.workers]
+        self._messages: queue.Queue[tuple[_Process | None, Answer | None]] = queue.Queue()
+        self._processes: dict[int, _Process] = {}
 
     def ask(self, worker: int, call: str, *arguments: Any) -> None:
-        """See `Pool.ask`. A process that has just died does not get the request; its death is the answer."""
-        process = self._processes[worker]
+        """See `Pool.ask`. Start a process if the worker has none, because its death was returned.
+
+        A process that has just died does not get the request; its death is the answer. If the system cannot start a
+        process now, the answer is that of a worker that is not ready yet.
+        """
+        try:
+            process = self._processes.get(worker) or self._start(worker)
+        except OSError as error:
+            self._messages.put((None, Answer(worker, {"again": f"no process can be started: {error}"})))
+            return
         process.is_asked, process.has_begun = True, False
         _write_line(process.popen, [call, arguments])
 
     def answers(self, timeout: float) -> list[Answer]:
-        """See `Pool.answers`. A process that died has been restarted when its death is returned."""
-        messages: list[tuple[_Process, Answer | None]] = []
+        """See `Pool.answers`."""
+        messages: list[tuple[_Process | None, Answer | None]] = []
         with contextlib.suppress(queue.Empty):
             messages.append(self._messages.get(timeout=timeout))
             while True:
@@ -76,21 +74,23 @@ class ProcessPool:
         answers = [self._to_driver(process, answer) for process, answer in messages]
         return [answer for answer in answers if answer is not None]
 
-    def _to_driver(self, process: _Process, answer: Answer | None) -> Answer | None:
+    def _to_driver(self, process: _Process | None, answer: Answer | None) -> Answer | None:
         """Translate a message of a process for the driver. None means: ignore it.
 
+        - No process: it could not be started.
         - No answer: the process started its request. Recorded, not forwarded.
         - An answer of a process that is being terminated: ignored. Its exit will be reported.
         - The exit of a process that had not started its request: reported without one, so nobody is blamed.
         """
+        if process is None:
+            return answer
         if answer is None:
             process.has_begun = True
             return None
         if answer.died is None:
             process.is_asked = False
             return None if process.is_ending else answer
-        if not self._restart(process, answer):
-            return None
+        del self._processes[process.worker]
         return Answer(process.worker) if process.is_asked and not process.has_begun else answer
 
     def end(self, worker: int) -> None:
@@ -100,9 +100,9 @@ class ProcessPool:
 
     def close(self) -> None:
         """See `Pool.close`."""
-        for process in self._processes:
+        for process in self._processes.values():
             process.popen.kill()
-        for process in self._processes:
+        for process in self._processes.values():
             process.popen.wait()
             for stream in (process.popen.stdin, process.popen.stdout):
                 with contextlib.suppress(OSError):
@@ -121,38 +121,20 @@ class ProcessPool:
             start_new_session=True,  # Ctrl-C must reach only the driver
         )
         _write_line(popen, vars(self._setup))
-        process = _Process(worker, popen)
+        process = self._processes[worker] = _Process(worker, popen)
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         return process
 
     def _listen(self, process: _Process) -> None:
         """Queue the answers of a process and then its death."""
-        began, worker = time.monotonic(), process.worker
         assert process.popen.stdout is not None
         for line in process.popen.stdout:
             if line == worker_main.BEGUN:
                 self._messages.put((process, None))
                 continue
             with contextlib.suppress(ValueError):  # an incomplete line of a killed process
-                self._messages.put((process, Answer(worker, json.loads(line))))
-        status = process.popen.wait()
-        is_early = time.monotonic() - began < _LONGEST_WAIT
-        self._early_deaths[worker] = self._early_deaths[worker] + 1 if is_early else 0
-        if self._early_deaths[worker] > _EARLY_DEATHS:
-            time.sleep(min(_LONGEST_WAIT, 2.0 ** min(10, self._early_deaths[worker] - _EARLY_DEATHS)))
-        self._messages.put((process, Answer(worker, died=_describe_exit(status))))
-
-    def _restart(self, process: _Process, death: Answer) -> bool:
-        """Start another process. If the system cannot start one now, return False and queue the death again."""
-        try:
-            self._processes[process.worker] = self._start(process.worker)
-            return True
-        except OSError as error:
-            logger.warning("no process can be started for worker %d: %s", process.worker + 1, error)
-            retry = threading.Timer(1.0, self._messages.put, [(process, death)])
-            retry.daemon = True
-            retry.start()
-            return False
+                self._messages.put((process, Answer(process.worker, json.loads(line))))
+        self._messages.put((process, Answer(process.worker, died=_describe_exit(process.popen.wait()))))
 
 
 def _write_line(process: subprocess.Popen[str], value: Any) -> None:

@@ -6,7 +6,6 @@ constructed once in each worker process with a dict of JSON values. The batch im
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +64,8 @@ class Renderer(Protocol):
         ...
 
     def is_lost(self, error: BaseException) -> bool:
-        """Return True if the device is unusable for the rest of this process, as after an illegal address."""
+        """Return True if the device is unusable for the rest of this process, as after an illegal address.
+
+        Called with the error and each of its causes.
+        """
         ...
-
-
-def make_renderer(runner: str, config: Mapping[str, Any]) -> Renderer:
-    """Construct the renderer at an import path `module:name`. The path never comes from a file of the run folder."""
-    return pkgutil.resolve_name(runner)(config)

@@ -11,7 +11,7 @@ from typing import Any
 from ...svd_core.media.hashing import file_sha256
 from .folder import RunFolder
 from .ledger import Ledger, State
-from .plan import PlannedRow, Totals, read_plan
+from .plan import Totals
 
 _SAMPLED = 200
 """Records that are read to estimate the seconds per video."""
@@ -140,11 +140,3 @@ def _find_fault(path: Path, entry: Mapping[str, Any]) -> str:
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     return ""
-
-
-def finished_rows(folder: RunFolder) -> Iterator[tuple[PlannedRow, dict[str, Any]]]:
-    """Yield each row of the plan whose video is done, with its record."""
-    for row in read_plan(folder.plan_file):
-        record = None if row.task is None else folder.read_record(row.task.id)
-        if record is not None:
-            yield row, record

@@ -12,6 +12,7 @@ from typing import Any
 MAX_SEED = 2**53
 """Derived seeds are below this, because JavaScript keeps integers only up to here."""
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_TASK_TYPES = {"id": (str,), "image": (str,), "image_sha256": (str,), "values": (dict,), "seed": (int, type(None))}
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -44,15 +45,14 @@ def read_task(fields: Any) -> Task:
     Raises:
         ValueError: The fields are not a task's. The id is checked because it becomes part of file names.
     """
-    if not isinstance(fields, dict) or not fields.keys() <= Task.__dataclass_fields__.keys():
-        raise ValueError("a task has other fields than expected")
-    task = Task(**fields)
-    texts = (task.id, task.image, task.image_sha256)
-    if not all(isinstance(text, str) for text in texts) or not _ID.fullmatch(task.id):
-        raise ValueError("id, image and image_sha256 of a task must be text, and the id 64 hex digits")
-    if not isinstance(task.values, dict) or not (task.seed is None or type(task.seed) is int):
-        raise ValueError("values of a task must be an object, and its seed an integer or null")
-    return task
+    if not has_types(fields, _TASK_TYPES) or fields.keys() != _TASK_TYPES.keys() or not _ID.fullmatch(fields["id"]):
+        raise ValueError(f"a task must have {', '.join(_TASK_TYPES)}, and an id of 64 hex digits")
+    return Task(**fields)
+
+
+def has_types(value: Any, types: Mapping[str, tuple[type, ...]]) -> bool:
+    """Return True if an untrusted JSON value is an object with fields of these types. A boolean is not an integer."""
+    return isinstance(value, dict) and all(type(value.get(name)) in kinds for name, kinds in types.items())
 
 
 def canonical(value: Any) -> str:

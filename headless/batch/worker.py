@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pkgutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 from ...svd_core.errors import SVDStagesError
 from ...svd_core.utils.redaction import redacted
 from .folder import RunFolder
-from .rendering import Rendered, Renderer, make_renderer
+from .rendering import Rendered, Renderer
 from .spool import open_spool
 from .tasks import Task
 
@@ -53,7 +54,7 @@ class Setup:
         run: The run folder.
         run_id: From run.json. A worker that reads another one, or none, does not see the same disk.
         spool: Name of the folder for renders on each machine. Differs between runs and between versions.
-        runner: Import path of the renderer, see `rendering`.
+        runner: Import path `module:name` of the renderer, see `rendering`. Never read from a file of the run folder.
         config: Argument of the renderer.
         shared: Expected result of `Renderer.describe`.
     """
@@ -95,7 +96,7 @@ class Worker:
         self._prepared.clear()
         try:
             self._check_run_folder()
-            renderer = make_renderer(self._setup.runner, self._setup.config)
+            renderer: Renderer = pkgutil.resolve_name(self._setup.runner)(self._setup.config)
             own = dict(renderer.describe())
             if own != dict(self._setup.shared):
                 raise SVDStagesError(_describe_difference(own, self._setup.shared), code="batch.worker_differs")
@@ -203,7 +204,7 @@ class Worker:
 
     def _failure(self, task: Task, error: Exception) -> Outcome:
         """Convert an error to an outcome. A lost device ends the process, which the driver counts as an attempt."""
-        if self._renderer.is_lost(error):
+        if any(map(self._renderer.is_lost, error_chain(error))):
             logger.error("the device is lost: %s", error)
             os._exit(LOST_DEVICE)
         return {"task": task.id, **explain_error(error)}
@@ -211,7 +212,7 @@ class Worker:
 
 def explain_error(error: BaseException) -> Outcome:
     """Classify an error as `failed` or `again`, see `Outcome`."""
-    chain = list(_chain(error))
+    chain = list(error_chain(error))
     numbers = {each.errno for each in chain if isinstance(each, OSError)}
     message = f"{error.filename or 'a file'}: {error.strerror or error}." if isinstance(error, OSError) else str(error)
     code = error.code if isinstance(error, SVDStagesError) else ""
@@ -231,7 +232,7 @@ def explain_error(error: BaseException) -> Outcome:
     return {"state": "failed", "code": f"error.{type(error).__name__}", "message": str(error) or repr(error)}
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and its causes."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:

@@ -143,7 +143,12 @@ def test_seeds_go_into_every_seed_of_the_graph(photos):
     assert one(photos, {"seed": 11}, graph=two).task.values == {"9.seed": 11, "20.seed": 11}
     derived = one(photos, {}, graph=two).task
     assert derived.values == {"9.seed": derived.seed, "20.seed": derived.seed}
+    assert derived.seed != one(photos, {"8.fps": 3}, graph=two).task.seed
     assert one(photos, {"20.seed": 12, "seed": 11}, graph=two).task.values == {"9.seed": 11, "20.seed": 12}
+    partly = one(photos, {"20.seed": 12}, graph=two).task
+    assert partly.values == {"9.seed": partly.seed, "20.seed": 12}
+    by_columns = one(photos, {"9.seed": 5, "20.seed": 12}, graph=two).task
+    assert by_columns.values == {"9.seed": 5, "20.seed": 12} and by_columns.seed == 5
 
 
 def test_a_seed_that_is_linked_is_left_to_its_source(photos):
@@ -153,7 +158,7 @@ def test_a_seed_that_is_linked_is_left_to_its_source(photos):
     assert f"{SAMPLER}.seed" not in one(photos, {}, graph=linked).task.values
 
 
-def test_ids_do_not_depend_on_order_or_folder_or_the_graph_s_seed_and_image(photos, tmp_path):
+def test_ids_do_not_depend_on_order_folder_titles_or_the_graph_s_seed_and_image(photos, tmp_path):
     rows = [{"image": f"{name}.png", "SVDMicroConditioning.fps": 5 + number} for number, name in enumerate("abc")]
     first = ids(plan(photos, rows))
     assert len(set(first.values())) == 3
@@ -162,8 +167,12 @@ def test_ids_do_not_depend_on_order_or_folder_or_the_graph_s_seed_and_image(phot
         assert ids(plan(photos, rows, changed(node, name, value), run=f"graph-{name}")) == first
     shutil.copytree(photos, tmp_path / "elsewhere" / "pictures")
     assert ids(plan(tmp_path / "elsewhere" / "pictures", rows)) == first
-    plain = {name: {**node, "_meta": {}} for name, node in reversed(GRAPH.items())}
-    assert ids(plan(photos, rows[:0] + [{**row} for row in rows], plain, run="plain")).keys() == first.keys()
+    untitled = {name: {**node, "_meta": {}} for name, node in reversed(GRAPH.items())}
+    without_effect = {
+        "look": {"class_type": "PreviewImage", "inputs": {"images": ["10", 0]}},
+        "noise": {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}},
+    }
+    assert ids(plan(photos, rows, {**untitled, **without_effect}, run="untitled")) == first
 
 
 def test_ids_depend_on_other_values_of_the_graph(photos):

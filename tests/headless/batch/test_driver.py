@@ -120,16 +120,6 @@ def test_a_process_that_died_idle_loses_no_video_and_no_row_is_blamed(tmp_path):
     assert [call for _, call, _, _ in pool.asked].count("hello") == 2
 
 
-def test_an_outcome_of_a_task_that_the_worker_does_not_have_is_ignored(tmp_path):
-    class Chatters(Scripted):
-        def answers(self, timeout: float) -> list[Answer]:
-            late = {"task": "f" * 64, "state": "done", "seconds": 1.0, "is_ours": True}
-            answers = super().answers(timeout)
-            return [Answer(each.worker, [late, *each.value]) if type(each.value) is list else each for each in answers]
-
-    assert run(tmp_path / "run", 5, Chatters()) == dict.fromkeys(images(5), "done")
-
-
 def test_a_worker_that_is_not_ready_yet_is_asked_again(tmp_path):
     tries: list[int] = []
 

@@ -256,23 +256,6 @@ def test_an_interrupted_plan_is_not_run(work_dir, photos, graph, capsys):
     assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
 
 
-def test_titles_and_nodes_without_effect_do_not_change_ids(work_dir, photos, graph):
-    def ids() -> set[str]:
-        assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
-        return {row.task.id for row in graph_batching.read_plan(work_dir / "run" / "plan.jsonl") if row.task}
-
-    before, prompt = ids(), json.loads(graph.read_text())
-    (decoder,) = [key for key, node in prompt.items() if node["class_type"] == "SVDTemporalVAEDecode"]
-    prompt["look"] = {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}
-    prompt["noise"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}}
-    prompt[decoder]["_meta"] = {"title": "another"}
-    graph.write_text(json.dumps(prompt))
-    assert ids() == before
-    prompt[decoder]["inputs"]["context"] = 3
-    graph.write_text(json.dumps(prompt))
-    assert ids().isdisjoint(before)
-
-
 def test_measuring_a_row_that_fails_reports_why(work_dir, photos, graph, capsys):
     for name in ("a.png", "b.png", "more/c.png"):
         content = (photos / name).read_bytes()

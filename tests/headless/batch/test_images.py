@@ -111,9 +111,7 @@ def test_an_image_is_hashed_once_as_long_as_it_does_not_change(root, ledger, mon
     assert read[3:] == ["b.png"]
 
 
-@pytest.mark.parametrize("quick", [0.0, 10.0])
-def test_many_images_have_their_own_hashes_with_threads_and_without(root, ledger, monkeypatch, quick):
-    monkeypatch.setattr(images_module, "_QUICK", quick)
+def test_many_images_have_their_own_hashes(root, ledger):
     names = [f"{number}.png" for number in range(300)]
     for name in names:
         (root / name).write_bytes(name.encode() * 1000)

@@ -10,14 +10,12 @@ import errno
 import os
 import random
 import signal
-import socket
 import sqlite3
 import time
 
 import psutil
 import pytest
 from batches import TIMEOUT, Batch, images, kill, task_of, wait_until, workers_of
-from svd_stages.headless.batch.lock import active_drivers
 
 
 @pytest.fixture(params=["processes", "ray"])
@@ -47,37 +45,33 @@ def test_a_driver_that_is_killed_costs_the_renders_of_its_workers(tmp_path, engi
     for count in (60, 120):
         with batch.driver("4", *engine) as driver:
             wait_until(lambda count=count: batch.count() >= count)
+            workers = workers_of(driver.pid)
             kill(driver.pid)
             driver.wait()
+            if not engine:  # processes end by themselves; Ray's actors belong to its own servers
+                assert len(workers) == 4
+                wait_until(lambda workers=workers: not any(map(is_running, workers)))
     assert batch.run("4", *engine) == 0, batch.driver_log()
     assert batch.states() == {"done": 200}
     assert batch.count() <= 200 + 2 * 4
     batch.check_videos()
 
 
-def test_a_worker_that_dies_while_the_disk_is_full_loses_nothing(tmp_path, engine):
+def test_a_full_disk_pauses_and_a_worker_that_dies_meanwhile_loses_nothing(tmp_path, engine):
     full = tmp_path / "full"
-    batch = Batch.planned(tmp_path / "run", images(20), seconds=0.05, full=str(full))
+    batch = Batch.planned(tmp_path / "run", images(30), seconds=0.05, full=str(full))
     with batch.driver("2", *engine) as driver:
         wait_until(lambda: batch.states()["done"] >= 4)
         full.touch()
         wait_until(lambda: os.strerror(errno.ENOSPC) in batch.driver_log())
+        time.sleep(1.5)  # a driver that does not pause would render many rows
+        assert batch.count() < 30, "it continues to render while the disk is full"
         kill(workers_of(driver.pid)[0])
         full.unlink()
         assert driver.wait(TIMEOUT) == 0, batch.driver_log()
-    assert batch.states() == {"done": 20}
+    assert batch.states() == {"done": 30}
+    assert batch.count() <= 31
     batch.check_videos()
-
-
-def test_the_workers_of_a_killed_driver_end_by_themselves(tmp_path):
-    batch = Batch.planned(tmp_path / "run", images(50), seconds=0.2)
-    with batch.driver("2") as driver:
-        wait_until(lambda: batch.count() >= 4)
-        workers = workers_of(driver.pid)
-        assert len(workers) == 2
-        kill(driver.pid)
-        driver.wait()
-        wait_until(lambda: not any(map(is_running, workers)))
 
 
 def is_running(pid: int) -> bool:
@@ -118,22 +112,6 @@ def test_only_the_row_that_kills_its_worker_is_quarantined(tmp_path, name, optio
     assert failure["code"] == code and all(attempt in text for text in failure["attempts"])
 
 
-def test_a_full_disk_pauses_and_nothing_is_rendered_again(tmp_path):
-    full = tmp_path / "full"
-    batch = Batch.planned(tmp_path / "run", images(30), seconds=0.01, full=str(full))
-    with batch.driver("2") as driver:
-        wait_until(lambda: batch.states()["done"] >= 5)
-        full.touch()
-        wait_until(lambda: os.strerror(errno.ENOSPC) in batch.driver_log())
-        time.sleep(1.5)  # a driver that does not pause would render many rows
-        assert batch.count() < 30, "it continues to render while the disk is full"
-        full.unlink()
-        assert driver.wait(TIMEOUT) == 0
-    assert batch.states() == {"done": 30}
-    assert batch.count() == 30
-    batch.check_videos()
-
-
 def test_a_driver_that_is_interrupted_ends_its_workers_and_the_next_one_continues(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(40), seconds=0.1)
     with batch.driver("2") as driver:
@@ -147,23 +125,6 @@ def test_a_driver_that_is_interrupted_ends_its_workers_and_the_next_one_continue
     assert batch.run("2") == 0
     assert batch.states() == {"done": 40}
     assert batch.count() <= 40 + 2
-
-
-def test_a_second_driver_is_refused_and_the_first_continues(tmp_path):
-    hold = tmp_path / "full"
-    batch = Batch.planned(tmp_path / "run", images(20), full=str(hold))
-    hold.touch()  # the first driver cannot finish before the others were refused
-    with batch.driver("1") as first:
-        wait_until(lambda: batch.count() >= 1)
-        assert batch.run("1") == 9
-        assert "batch.another_driver" in batch.driver_log()
-        assert active_drivers(batch.path) == [f"process {first.pid} on {socket.gethostname()}"]
-        assert batch.run("1", "shard", "1/2") == 9
-        hold.unlink()
-        assert first.wait(TIMEOUT) == 0
-    assert active_drivers(batch.path) == []
-    assert batch.states() == {"done": 20}
-    assert batch.count() == 20
 
 
 def test_shards_in_three_processes_render_each_row_once(tmp_path):

@@ -20,7 +20,7 @@ def task(name: str, image: str = "a.png") -> Task:
     return Task(hashlib.sha256(name.encode()).hexdigest(), image, "0" * 64, {"9.seed": 1}, 1)
 
 
-A, B, C, D = map(task, "abcd")
+A, B, C, D, E = map(task, "abcde")
 
 
 @pytest.fixture
@@ -38,18 +38,13 @@ def states(ledger: Ledger) -> dict[str, tuple]:
     return {each: tuple(rest) for each, *rest in rows}
 
 
-def test_tasks_have_the_order_of_the_plan_without_duplicates(ledger):
-    ledger.plan([B, A, B, C, A])
-    assert todo(ledger) == [B, A, C]
-    assert ledger.counts() == {"todo": 3, "running": 0, "done": 0, "failed": 0, "quarantined": 0}
-
-
-def test_pages_of_tasks_to_do_have_each_task_once(ledger):
+def test_pages_of_tasks_to_do_have_the_order_of_the_plan_and_each_task_once(ledger):
     tasks = [task(str(number)) for number in range(57)]
     rng = random.Random(1)
     for _ in range(4):
         rng.shuffle(tasks)
-        ledger.plan(tasks)
+        ledger.plan([*tasks, *tasks[:20]])
+        assert ledger.counts() == {"todo": 57, "running": 0, "done": 0, "failed": 0, "quarantined": 0}
         paged, place = [], -1
         while page := ledger.todo(place, 5):
             place = page[-1][0]
@@ -60,16 +55,11 @@ def test_pages_of_tasks_to_do_have_each_task_once(ledger):
 def test_a_new_plan_keeps_states_and_attempts_and_deletes_other_tasks(ledger):
     ledger.plan([A, B, C])
     ledger.record([LedgerUpdate(A.id, "done", 1), LedgerUpdate(B.id, "failed", 2, "x"), LedgerUpdate(C.id, "todo", 2)])
-    ledger.plan([D, C, B])
+    renamed = task("c", "new.png")
+    ledger.plan([D, renamed, B])
     assert states(ledger) == {B.id: ("failed", 2, "x"), C.id: ("todo", 2, None), D.id: ("todo", 0, None)}
-    assert todo(ledger) == [D, C]
+    assert todo(ledger) == [D, renamed]
     assert not ledger.has(A.id) and ledger.has(B.id)
-
-
-def test_a_renamed_image_has_its_new_name(ledger):
-    ledger.plan([task("a", "old.png")])
-    ledger.plan([task("a", "new.png")])
-    assert [each.image for each in todo(ledger)] == ["new.png"]
 
 
 def test_a_plan_that_fails_changes_nothing(ledger):
@@ -101,7 +91,7 @@ def test_a_plan_that_fails_changes_nothing(ledger):
 def test_the_run_folder_determines_the_state(ledger, before, scan, after, code):
     ledger.plan([A])
     ledger.record([LedgerUpdate(A.id, before, 2, "old" if before in ("failed", "quarantined") else None)])
-    is_reset = after == "todo" and before == "quarantined"
+    is_reset = after == "todo" and before in ("failed", "quarantined")
     for _ in range(2):
         ledger.apply_scan(scan)
         assert states(ledger)[A.id] == (after, 0 if is_reset else 2, code)
@@ -113,36 +103,15 @@ def test_tasks_outside_the_plan_are_ignored(ledger):
     assert ledger.counts()["done"] == sum(ledger.counts().values()) == 1
 
 
-def test_retried_tasks_have_no_attempts_used(ledger):
-    ledger.plan([A, B, C])
-    ledger.record(
-        [LedgerUpdate(A.id, "quarantined", 3, "x"), LedgerUpdate(B.id, "failed", 1, "y"), LedgerUpdate(C.id, "done", 1)]
-    )
-    assert {each: (state, code) for each, state, code in ledger.failed()} == {
-        A.id: ("quarantined", "x"),
-        B.id: ("failed", "y"),
-    }
-    ledger.retry([A.id])
-    assert ledger.todo(-1, 9) == [(0, A, 0)]
-    assert ledger.counts()["failed"] == ledger.counts()["done"] == 1 and list(ledger.done()) == [C.id]
-
-
-def test_reasons_are_counted_the_most_frequent_first(ledger):
-    ledger.plan([A, B, C, D])
-    ledger.record(
-        [
-            LedgerUpdate(A.id, "failed", 1, "rare"),
-            LedgerUpdate(B.id, "failed", 1, "often"),
-            LedgerUpdate(C.id, "failed", 1, "often"),
-            LedgerUpdate(D.id, "quarantined", 3, "often"),
-        ]
-    )
+def test_failures_are_listed_and_counted_the_most_frequent_first(ledger):
+    ledger.plan([A, B, C, D, E])
+    codes = {A.id: "rare", B.id: "often", C.id: "often", D.id: "often"}
+    failures = [LedgerUpdate(each, "quarantined" if each == D.id else "failed", 1, codes[each]) for each in codes]
+    ledger.record([*failures, LedgerUpdate(E.id, "done", 1)])
+    assert dict(ledger.failed()) == codes and list(ledger.done()) == [E.id]
     reasons = ledger.codes()
-    assert [(state, code, count) for state, code, count, _ in reasons] == [
-        ("failed", "often", 2),
-        ("quarantined", "often", 1),
-        ("failed", "rare", 1),
-    ]
+    expected = [("failed", "often", 2), ("quarantined", "often", 1), ("failed", "rare", 1)]
+    assert [(state, code, count) for state, code, count, _ in reasons] == expected
     assert reasons[0][3] in (B.id, C.id)
 
 

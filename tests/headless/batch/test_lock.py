@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from error_checks import check_facts, raises
-from svd_stages.headless.batch.lock import Shard, ledger_lock, parse_shard, run_lock
+from svd_stages.headless.batch.lock import Shard, active_drivers, ledger_lock, parse_shard, run_lock
 from svd_stages.svd_core.errors import BatchError
 
 HOLDER = """
@@ -51,8 +52,10 @@ def hold(tmp_path):
 def test_a_second_driver_is_refused_until_the_first_is_killed(tmp_path, hold):
     holder = hold("1/1")
     refuses(tmp_path, "1/1", holder.pid)
+    assert active_drivers(tmp_path) == [f"process {holder.pid} on {socket.gethostname()}"]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
+    assert active_drivers(tmp_path) == []
     with run_lock(tmp_path, Shard()):
         refuses(tmp_path, "1/1", os.getpid())
     with run_lock(tmp_path, Shard()):

@@ -214,7 +214,7 @@ def test_types_that_only_parquet_has_are_faulty_rows(tmp_path):
         assert fault_of(tmp_path / "m.parquet") == "manifest.seed"
 
 
-def test_a_folder_has_its_images_sorted_without_hidden_and_linked_ones(tmp_path):
+def test_a_folder_has_its_images_sorted_without_hidden_and_linked_ones_and_results(tmp_path):
     photos = tmp_path / "photos"
     for name in ("b/2.JPG", "b/10.png", "a.webp", ".hidden.png", ".git/x.png", "notes.txt", "c.png.part"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +223,9 @@ def test_a_folder_has_its_images_sorted_without_hidden_and_linked_ones(tmp_path)
     (tmp_path / "elsewhere" / "x.png").touch()
     (photos / "link").symlink_to(tmp_path / "elsewhere")
     (photos / "round").symlink_to(photos)
+    (photos / "run" / "drivers").mkdir(parents=True)  # a run folder, whose images are results
+    for name in ("run.json", "contact_sheet.jpg"):
+        (photos / "run" / name).touch()
     rows = list(read_rows(photos))
     assert [row.image for row in rows] == ["a.webp", "b/10.png", "b/2.JPG"]
     assert [row.number for row in rows] == [1, 2, 3]

@@ -13,10 +13,8 @@ from svd_stages.headless.batch.images import ImageFolder
 from svd_stages.headless.batch.ledger import Ledger
 from svd_stages.headless.batch.manifest import Row
 from svd_stages.headless.batch.plan import Binding, PlannedRow, Totals, plan_rows, read_plan
-from svd_stages.headless.batch.tasks import MAX_SEED, canonical, derived_seed, task_id
+from svd_stages.headless.batch.tasks import MAX_SEED, canonical, derived_seed
 from svd_stages.svd_core.errors import BatchError, SettingError
-
-SHA = "a" * 64
 
 
 def values_of(columns):
@@ -55,20 +53,6 @@ def test_equal_values_have_the_same_canonical_text():
             canonical([value])
 
 
-def test_each_input_changes_the_id():
-    one = task_id("shared", SHA, {"1.x": 1, "2.y": 2})
-    assert one == task_id("shared", SHA, {"2.y": 2, "1.x": 1})
-    different = [
-        task_id("other", SHA, {"1.x": 1, "2.y": 2}),
-        task_id("shared", "b" * 64, {"1.x": 1, "2.y": 2}),
-        task_id("shared", SHA, {"1.x": 2, "2.y": 1}),
-        task_id("shared", SHA, {"1.x": 1}),
-        task_id("shared", SHA, {"1.x": "1", "2.y": 2}),
-    ]
-    assert len({one, *different}) == 6
-    assert all(len(each) == 64 and set(each) <= set("0123456789abcdef") for each in different)
-
-
 def test_derived_seeds_fill_the_range_that_json_keeps_exactly():
     seeds = [derived_seed(f"{number:064x}", {}) for number in range(2000)]
     assert len(set(seeds)) == 2000
@@ -79,36 +63,6 @@ def test_equal_images_with_different_names_are_one_task(photos):
     one, twin, again = plan(photos, [row("a.png"), row("twin.png"), row("./sub/../a.png")])
     assert one.task.id == twin.task.id == again.task.id
     assert one.task.seed == twin.task.seed
-
-
-def test_shared_settings_change_all_ids_and_no_seed(photos):
-    (one,) = plan(photos, [row("a.png")])
-    (other,) = plan(photos, [row("a.png")], Binding(values_of, ["9.seed"], {"graph": "h"}))
-    assert one.task.id != other.task.id and one.task.seed == other.task.seed
-
-
-def test_a_row_s_seed_goes_to_every_seed_input_and_a_missing_one_is_derived(photos):
-    binding = Binding(values_of, ["9.seed", "12.noise_seed"], {})
-    named, derived, other = plan(photos, [row("a.png", 7), row("a.png"), row("a.png", fps=3)], binding)
-    assert named.task.seed == 7 and named.task.values == {"9.seed": 7, "12.noise_seed": 7}
-    assert set(derived.task.values.values()) == {derived.task.seed}
-    assert derived.task.seed != other.task.seed
-
-
-def test_a_column_for_a_seed_input_is_not_overwritten(photos):
-    binding = Binding(values_of, ["9.seed", "12.noise_seed"], {})
-    one, two, with_seed = plan(
-        photos,
-        [
-            Row(1, "a.png", {"9.seed": 5}),
-            Row(2, "a.png", {"9.seed": 5, "12.noise_seed": 6}),
-            Row(3, "a.png", {"9.seed": 5}, seed=8),
-        ],
-        binding,
-    )
-    assert one.task.values["9.seed"] == 5 and one.task.values["12.noise_seed"] == one.task.seed
-    assert two.task.values == {"9.seed": 5, "12.noise_seed": 6} and two.task.seed == 5
-    assert with_seed.task.values == {"9.seed": 5, "12.noise_seed": 8}
 
 
 def test_a_faulty_row_has_its_error_and_the_others_are_planned(photos):

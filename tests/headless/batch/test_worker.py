@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import Batch, drive, images, kill, task_of, wait_until
+from batches import Batch, drive, images, task_of, wait_until
 from error_checks import check_facts, raises
 from svd_stages.headless.batch import process_pool
 from svd_stages.headless.batch.driver import Options
-from svd_stages.headless.batch.manifest import read_rows
 from svd_stages.headless.batch.process_pool import ProcessPool
 from svd_stages.headless.batch.spool import open_spool
 from svd_stages.headless.batch.worker import Worker, explain_error
@@ -110,12 +108,6 @@ def test_a_task_that_failed_in_encoding_is_rendered_again_on_retry(tmp_path):
     assert batch.count() == 2
 
 
-def test_the_spool_is_deleted_after_the_run(tmp_path):
-    batch = Batch.planned(tmp_path / "run", [*images(3), "ok-crashes_in_encoding.png"])
-    assert batch.run("1") == 0
-    assert not (user_tempdir.temp_folder() / "batch" / batch.setup().spool).exists()
-
-
 def test_a_temporary_folder_of_another_user_is_not_used(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(user_tempdir, "temp_folder", lambda: tmp_path / "ours")
     assert user_tempdir.private_folder("a", "b") == tmp_path / "ours" / "a" / "b"
@@ -185,32 +177,6 @@ def test_a_request_to_a_dead_process_is_answered_by_the_next_one(tmp_path, start
     assert wait_for(pool).value["device"] == "fake"
 
 
-def test_processes_that_die_between_requests_lose_nothing_and_blame_no_row(tmp_path, start_pool):
-    batch = Batch.planned(tmp_path / "run", images(60), seconds=0.01)
-    pool = start_pool(batch, 2)
-    events: list[dict[str, Any]] = []
-    killed: set[int] = set()
-
-    class Deadly:
-        """The pool, with processes that are killed just after they answered."""
-
-        name, workers, ask, end, close = pool.name, pool.workers, pool.ask, pool.end, pool.close
-
-        def answers(self, timeout: float) -> list[Answer]:
-            answers = pool.answers(timeout)
-            for answer in answers:
-                if type(answer.value) is list and len(events) // 7 not in killed:
-                    killed.add(len(events) // 7)
-                    kill(pool._processes[answer.worker].popen.pid)
-            return answers
-
-    drive(batch, Deadly(), Options(attempts=10), events=events)  # several kills may meet one row
-    assert batch.states() == {"done": 60} and len(events) == 60 and len(killed) >= 5
-    with sqlite3.connect(batch.path / "ledger.sqlite") as ledger:
-        assert ledger.execute("SELECT sum(attempts) FROM tasks").fetchone()[0] <= len(killed)
-    batch.check_videos()
-
-
 def test_a_worker_that_cannot_start_now_asks_for_a_retry(tmp_path, monkeypatch):
     batch = Batch.planned(tmp_path / "run", images(2), describe={"fails": "3"})
     worker = Worker(replace(batch.setup(), shared={"fails": "3"}))
@@ -224,7 +190,7 @@ def test_a_worker_that_cannot_start_now_asks_for_a_retry(tmp_path, monkeypatch):
     assert worker.hello("a")["device"] == "fake"
 
 
-def test_a_restart_that_fails_is_retried(tmp_path, monkeypatch, caplog, start_pool):
+def test_a_process_that_cannot_be_started_now_is_started_later(tmp_path, monkeypatch, caplog, start_pool):
     start, failures = subprocess.Popen, [OSError(errno.ENOMEM, "ENOMEM")] * 2
 
     def sometimes(*arguments: Any, **named: Any) -> Any:
@@ -233,26 +199,16 @@ def test_a_restart_that_fails_is_retried(tmp_path, monkeypatch, caplog, start_po
         return start(*arguments, **named)
 
     batch = Batch.planned(tmp_path / "run", images(4))
-    pool = start_pool(batch)
     monkeypatch.setattr(process_pool.subprocess, "Popen", sometimes)
-    kill(pool._processes[0].popen.pid)
-    drive(batch, pool)
+    drive(batch, start_pool(batch), Options(pause=0.01))
     assert batch.states() == {"done": 4} and not failures
     check_facts(caplog.text, "ENOMEM", 1)
 
 
-def test_a_run_folder_inside_the_folder_of_images_is_skipped(tmp_path):
-    (tmp_path / "a.png").touch()
-    batch = Batch.planned(tmp_path / "videos", images(1))
-    (batch.path / "drivers").mkdir()
-    (batch.path / "contact_sheet.jpg").touch()
-    assert [row.image for row in read_rows(Path(tmp_path))] == ["a.png"]
-
-
-@pytest.mark.parametrize(("image", "codes"), [("ok-1.png", []), ("noted-1.png", ["fake.note"])])
-def test_notes_of_a_render_are_in_its_record(tmp_path, image, codes):
-    batch = Batch.planned(tmp_path / "run", [image])
+def test_a_run_keeps_notes_in_records_and_deletes_its_spool(tmp_path):
+    batch = Batch.planned(tmp_path / "run", ["ok-1.png", "noted-1.png", "ok-crashes_in_encoding.png"])
     assert batch.run("1") == 0
-    (task,) = batch.tasks()
-    record = batch.folder.read_record(task.id)
-    assert record is not None and [note["code"] for note in record["notes"]] == codes
+    records = [batch.folder.read_record(task.id) for task in batch.tasks()]
+    notes = [record and [note["code"] for note in record["notes"]] for record in records]
+    assert notes == [[], ["fake.note"], None]
+    assert not (user_tempdir.temp_folder() / "batch" / batch.setup().spool).exists()

@@ -54,8 +54,8 @@ def rendered(logo: Path, background, image: str = "logo.png") -> torch.Tensor:
     with use_runtime(runtime):
         graph = image_to_video_graph(QUICK, runtime, "logo.png").prompt
     loader = next(key for key, node in graph.items() if node["class_type"] == "LoadImage")
-    settings = RenderSettings(graph, [loader, "image"], str(logo.parent), background=background)
-    renderer = GraphRenderer(json.loads(json.dumps(settings.as_dict())))
+    settings = RenderSettings(graph, [loader, "image"], {"input_folder": str(logo.parent), "background": background})
+    renderer = GraphRenderer(json.loads(json.dumps(vars(settings))))
     task = Task("t", image, file_sha256(logo.parent / image), {})
     (array,) = renderer.render(task, renderer.prepare(task)).arrays.values()
     return torch.from_numpy(array)

@@ -100,8 +100,10 @@ def test_each_task_of_a_batch_has_its_own_notes(folder):
     graph = json.loads((folder / "graph.json").read_text())
     (image,) = [key for key, node in graph.items() if node["class_type"] == "LoadImage"]
     (saver,) = [key for key, node in graph.items() if node["class_type"].startswith("Save")]
-    settings = RenderSettings(graph, (image, "image"), str(folder / "input"), device="cpu", precision="fp16")
-    renderer = GraphRenderer(settings.as_dict())
+    settings = RenderSettings(
+        graph, (image, "image"), {"input_folder": folder / "input", "device": "cpu", "precision": "fp16"}
+    )
+    renderer = GraphRenderer(vars(settings))
 
     def notes(name: str, prefix: str) -> list[str]:
         path = folder / "input" / name
