@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,17 @@ from ..batch.lock import active_drivers, parse_shard
 from ..batch.manifest import parse_seeds
 from ..batch.report import Status, counted, damaged
 from .console import Console
-
-MakeRunConfig = Callable[[argparse.Namespace, Console], headless.RunConfig]
-AddBackground = Callable[[argparse.ArgumentParser, str], None]
-AddCommand = Callable[..., argparse.ArgumentParser]
+from .options import add_background, add_command, make_run_config
 
 
-def add_batch(
-    commands: Any, add_command: AddCommand, make_run_config: MakeRunConfig, add_background: AddBackground
-) -> None:
-    """Add `batch` with its own commands.
-
-    Args:
-        commands: The subparsers of `svd-stages`.
-        add_command: Adds a command with the options that all commands have: (commands, name, run, help).
-        make_run_config: Converts the common options.
-        add_background: Adds the option for the background of transparent parts: (parser, its default in words).
-    """
+def add_batch(commands: Any) -> None:
+    """Add `batch` with its own commands to the subparsers of `svd-stages`."""
     text = "many images to videos, on many processes or machines; stopped or killed, the same command goes on"
     parser = commands.add_parser("batch", help=text, description=text[0].upper() + text[1:] + ".")
     parts = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def run(arguments: argparse.Namespace, console: Console) -> None:
-        _run(arguments, make_run_config(arguments, console), console)
-
-    def plan(arguments: argparse.Namespace, console: Console) -> None:
-        _plan(arguments, make_run_config(arguments, console), console)
-
-    run_parser = add_command(parts, "run", run, "make the video of each row that has none yet")
+    run_parser = add_command(parts, "run", _run, "make the video of each row that has none yet")
     _add_source(run_parser)
-    add_background(run_parser, "that of the run, else grey 0.5, and with --graph keep")
     _add_engine(run_parser)
     run_parser.add_argument("--limit", type=_count, metavar="N", help="stop after N videos")
     run_parser.add_argument(
@@ -56,10 +36,9 @@ def add_batch(
         "95 of 100 take, at least ten minutes)",
     )  # fmt: skip
     plan_parser = add_command(
-        parts, "plan", plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
+        parts, "plan", _plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
     )
     _add_source(plan_parser)
-    add_background(plan_parser, "that of the run, else grey 0.5, and with --graph keep")
     plan_parser.add_argument("--workers", type=_count, default=1, metavar="N", help="tell the time for so many")
     plan_parser.add_argument("--measure", action="store_true", help="make the first video, to tell how long all take")
     status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs")
@@ -100,6 +79,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="DIR", help="the folder that all images lie in (default: that of the manifest)"
     )
     _add_ledger(parser)
+    add_background(parser, "that of the run, else grey 0.5, and with --graph keep")
 
 
 def _add_ledger(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +125,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copy", action="store_true", help="copies, instead of second names of the same files")
 
 
-def _run(arguments: argparse.Namespace, run_config: headless.RunConfig, console: Console) -> None:
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    run_config = make_run_config(arguments, console)
     shard = parse_shard(arguments.shard) if arguments.shard else None
     workers = headless.Workers(arguments.workers, arguments.ray, shard, arguments.threads)
     options = Options(deadline=arguments.deadline, limit=arguments.limit)
@@ -169,8 +150,8 @@ def _run(arguments: argparse.Namespace, run_config: headless.RunConfig, console:
     _raise_if_failed(status, arguments.run_folder)
 
 
-def _plan(arguments: argparse.Namespace, run_config: headless.RunConfig, console: Console) -> None:
-    request = _request(arguments)
+def _plan(arguments: argparse.Namespace, console: Console) -> None:
+    request, run_config = _request(arguments), make_run_config(arguments, console)
     if request.source is None:
         raise BatchError("batch plan needs a manifest or a folder of images.", code="batch.no_source")
     status = headless.plan_batch(request, run_config)

@@ -13,14 +13,13 @@ import itertools
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -28,8 +27,7 @@ from typing import Any
 
 from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED, EMBEDDED_FILE
-from ...svd_core.errors import GraphError, Interrupted, NodeError, SettingError, SVDStagesError
-from ...svd_core.media.alpha_compositing import Background, read_background
+from ...svd_core.errors import GraphError, Interrupted, NodeError, SVDStagesError
 from ...svd_core.pipeline import OF_CHECKPOINT, VideoSettings
 from ...svd_core.utils.redaction import redacted_text
 from ..engines.choose import choose_engine
@@ -46,11 +44,10 @@ from ..graph import NodeTable, described_nodes, read_graph
 from .animate import animate_file
 from .batch import add_batch
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
+from .options import add_background, add_command, make_run_config
 
 PACKAGE_NAME = __name__.removesuffix(".headless.cli.main")
 """The name that this package was imported by: loggers below it are set by options."""
-
-Command = Callable[[argparse.Namespace, Console], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,33 +103,12 @@ def make_parser() -> argparse.ArgumentParser:
         _add_download, _add_bench,
     ):  # fmt: skip
         add(commands)
-    add_batch(commands, _add_command, _run_config, _add_background)
-    return parser
-
-
-def _add_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    parser.set_defaults(command=command)
-    common = parser.add_argument_group("common options")
-    common.add_argument(
-        "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
-        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI around this package, else ./models)",
-    )  # fmt: skip
-    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    common.add_argument(
-        "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
-    )
-    common.add_argument(
-        "--vram", type=_size, metavar="SIZE", help="use at most so much of the device's memory, such as 6G: the same "
-        "pixels, more slowly; prints the plan",
-    )  # fmt: skip
-    common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_batch(commands)
     return parser
 
 
 def _add_animate(commands: Any) -> None:
-    parser = _add_command(commands, "animate", animate, "animate an image to an mp4")
+    parser = add_command(commands, "animate", animate, "animate an image to an mp4")
     parser.add_argument(
         "image",
         type=Path,
@@ -148,7 +124,7 @@ def _add_animate(commands: Any) -> None:
     )
     for setting in fields(VideoSettings):
         _add_setting(parser, setting)
-    _add_background(parser, "grey 0.5")
+    add_background(parser, "grey 0.5")
     _add_on_oom(parser)
 
 
@@ -174,10 +150,10 @@ def _add_on_oom(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(commands: Any) -> None:
-    parser = _add_command(commands, "run", run, "run a saved graph, API or UI format")
+    parser = add_command(commands, "run", run, "run a saved graph, API or UI format")
     _add_graph(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="default: output")
-    _add_background(parser, "keep, with a note")
+    add_background(parser, "keep, with a note")
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE.json", help="write what the results were made from: graph, seeds, "
         "versions, sha256 of models, images and frames",
@@ -185,16 +161,8 @@ def _add_run(commands: Any) -> None:
     _add_on_oom(parser)
 
 
-def _add_background(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--background", type=_background, metavar="COLOUR", help="color behind transparent parts of images: white, "
-        "#336699, a grey level such as 0.5; keep: use the colors stored there, as ComfyUI does (default: "
-        f"{default})",
-    )  # fmt: skip
-
-
 def _add_validate(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "validate", validate, "check a graph without running it: what is missing, and what is wrong"
     )
     _add_graph(parser)
@@ -233,7 +201,7 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    parser = _add_command(commands, "convert", convert, "convert a UI-format graph to API format")
+    parser = add_command(commands, "convert", convert, "convert a UI-format graph to API format")
     parser.add_argument("graph", type=Path, metavar="UI.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="API.json")
     _add_object_info(parser)
@@ -247,11 +215,11 @@ def _add_object_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_nodes(commands: Any) -> None:
-    _add_command(commands, "nodes", nodes, "list the nodes; with --json in the shape of ComfyUI's /object_info")
+    add_command(commands, "nodes", nodes, "list the nodes; with --json in the shape of ComfyUI's /object_info")
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
+    parser = add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
     parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER", help=f"or {EMBEDDED}")
     parser.add_argument(
         "--verify", action="store_true", help="read every number as well, and see that all are finite (no NaN)"
@@ -259,7 +227,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _add_convert_checkpoint(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands,
         "convert-checkpoint",
         convert_checkpoint,
@@ -276,12 +244,12 @@ def _add_convert_checkpoint(commands: Any) -> None:
 
 
 def _add_download(commands: Any) -> None:
-    parser = _add_command(commands, "download", download, "fetch a known checkpoint from the hub, checked by sha256")
+    parser = add_command(commands, "download", download, "fetch a known checkpoint from the hub, checked by sha256")
     parser.add_argument("name", metavar="NAME", help="svd, svd-xt, svd-xt-1-1, ...; an unknown name lists all")
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, "bench", bench, "measure this package against stock diffusers on this machine, in minutes"
     )
     parser.add_argument(
@@ -300,14 +268,16 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
         **{each.name: options[each.name] for each in fields(VideoSettings) if each.name in options}
     )
     output = arguments.output or _free_name(arguments.image.stem)
-    report = animate_file(arguments.image, output, settings, _run_config(arguments, console))
+    report = animate_file(arguments.image, output, settings, make_run_config(arguments, console))
     _say_files(report.files, time.monotonic() - began, console)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages run`."""
     began = time.monotonic()
-    run_config = _run_config(arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir)
+    run_config = make_run_config(
+        arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
+    )
     source = read_source(arguments.graph, arguments.allowed)
     if arguments.manifest is not None:
         check_place(arguments.manifest)
@@ -326,7 +296,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages validate`."""
     source = read_source(arguments.graph, arguments.allowed)
-    run_config = _run_config(arguments, console, input_folder=arguments.input_dir)
+    run_config = make_run_config(arguments, console, input_folder=arguments.input_dir)
     engine = _engine(arguments, run_config)
     table = engine.table if arguments.object_info is None else _table(arguments)
     for missing in find_missing(source, engine, run_config, arguments.settings, table):
@@ -351,7 +321,7 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 
 def nodes(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages nodes`."""
-    info = EmbeddedEngine(_run_config(arguments, console)).object_info()
+    info = EmbeddedEngine(make_run_config(arguments, console)).object_info()
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
         return
@@ -370,7 +340,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
         return
     from ...svd_core.checkpoints.inspect import verify
 
-    verified = verify(inspection.path, _run_config(arguments, console).runtime().progress)
+    verified = verify(inspection.path, make_run_config(arguments, console).runtime().progress)
     text = f"{inspection.describe()}\n  {verified.describe()}"
     console.result(text, **inspection.as_dict(), verified=asdict(verified))
 
@@ -379,7 +349,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages convert-checkpoint`."""
     from ...svd_core.checkpoints.convert import convert_checkpoint as convert_it
 
-    progress = _run_config(arguments, console).runtime().progress
+    progress = make_run_config(arguments, console).runtime().progress
     convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.frames)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
@@ -389,7 +359,7 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     from ...svd_core.checkpoints.download import download as download_it
 
     root = Path(arguments.models[0]) if arguments.models else default_models_roots()[0]
-    path = download_it(arguments.name, root, _run_config(arguments, console).runtime().progress)
+    path = download_it(arguments.name, root, make_run_config(arguments, console).runtime().progress)
     console.result(f"{path} is complete", output=path)
 
 
@@ -400,7 +370,7 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
     from ...svd_core.checkpoints.load import resolve_dtypes
     from ..bench import compare, report
 
-    runtime = _run_config(arguments, console).runtime()
+    runtime = make_run_config(arguments, console).runtime()
     device = runtime.device()
     dtype = resolve_dtypes(arguments.precision, device, torch.float32, force_upcast=False).compute
     size = arguments.size or ("full" if device.type == "cuda" else "small")
@@ -411,21 +381,6 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
         measured = compare.compare(replace(planned, on_call=lambda: advance(next(done))))
     counted = compare.full_size_costs()
     console.result(report.as_text(facts, measured, counted), **report.as_values(facts, measured, counted))
-
-
-def _size(text: str) -> int:
-    """Parse a size in bytes: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as for GPU memory."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f'a size is a number with K, M or G, such as 6G, and not "{text}"')
-    return int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
-
-
-def _background(text: str) -> Background:
-    try:
-        return read_background(text)
-    except SettingError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _by_name(checkpoint: Path) -> Path:
@@ -439,20 +394,6 @@ def _free_name(stem: str) -> Path:
 
     first = Path(f"{stem}.mp4")
     return next(free_names(first, 2)) if first.exists() else first
-
-
-def _run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> RunConfig:
-    return RunConfig(
-        models=arguments.models,
-        device=arguments.device,
-        precision=arguments.precision,
-        reporter=console.report,
-        vram=arguments.vram,
-        background=getattr(arguments, "background", None),
-        on_oom=getattr(arguments, "on_oom", "strict"),
-        on_note=lambda note: console.event("note", **note.as_dict()),
-        **folders,
-    )
 
 
 def _table(arguments: argparse.Namespace) -> NodeTable:

@@ -1,0 +1,77 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...svd_core.errors import SettingError
+from ...svd_core.media.alpha_compositing import Background, read_background
+from ..engines.run_config import RunConfig
+from .console import Console
+
+Command = Callable[[argparse.Namespace, Console], None]
+
+
+def add_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+    """Add a command with the options that all commands have."""
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(command=command)
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
+        "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI around this package, else ./models)",
+    )  # fmt: skip
+    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    common.add_argument(
+        "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
+    )
+    common.add_argument(
+        "--vram", type=_size, metavar="SIZE", help="use at most so much of the device's memory, such as 6G: the same "
+        "pixels, more slowly; prints the plan",
+    )  # fmt: skip
+    common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_background(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option for the background of transparent parts. `default` is its default in words."""
+    parser.add_argument(
+        "--background", type=_background, metavar="COLOUR", help="color behind transparent parts of images: white, "
+        "#336699, a grey level such as 0.5; keep: use the colors stored there, as ComfyUI does (default: "
+        f"{default})",
+    )  # fmt: skip
+
+
+def make_run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> RunConfig:
+    """Convert the options that all commands have."""
+    return RunConfig(
+        models=arguments.models,
+        device=arguments.device,
+        precision=arguments.precision,
+        reporter=console.report,
+        vram=arguments.vram,
+        background=getattr(arguments, "background", None),
+        on_oom=getattr(arguments, "on_oom", "strict"),
+        on_note=lambda note: console.event("note", **note.as_dict()),
+        **folders,
+    )
+
+
+def _size(text: str) -> int:
+    """Parse a size in bytes: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as for GPU memory."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f'a size is a number with K, M or G, such as 6G, and not "{text}"')
+    return int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
+
+
+def _background(text: str) -> Background:
+    try:
+        return read_background(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
