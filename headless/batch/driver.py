@@ -255,10 +255,9 @@ class Driver:
 
     def _is_over(self) -> bool:
         """Return True if no task is left to do or to wait for. Raises BatchError if no worker can be used."""
-        if all(slot.refusal for slot in self._slots):
-            refusal = self._slots[0].refusal
-            assert refusal is not None
-            raise refusal
+        refusals = [slot.refusal for slot in self._slots if slot.refusal is not None]
+        if len(refusals) == len(self._slots):
+            raise refusals[0]
         if next(self._assigned(), None) is not None or time.monotonic() < self._paused_until:
             return False
         return self._is_at_limit() or self._queue.is_empty()
@@ -269,8 +268,11 @@ class Driver:
         request, slot.request = slot.request, None
         if answer.died is not None:
             self._handle_death(slot, request, "it hung" if slot.is_hung else answer.died)
-        elif answer.value is None:
-            self._handle_idle_death(slot, request)
+        elif answer.value is None:  # it had died before, so the task to render was never started
+            if slot.rendering is not None:
+                self._put_back(slot.rendering)
+                slot.rendering = None
+            self._handle_death(slot, request, "it died while it was idle")
         elif request == "hello":
             self._welcome(slot, answer.value)
         else:
@@ -309,19 +311,8 @@ class Driver:
         elif outcome["why"] == "no_space":
             self._wait_for_space(outcome["message"])
             self._put_back(queued)
-        elif outcome["why"] == "memory":  # another worker may have more, or this one later
-            queued.shortages += 1
-            if queued.shortages >= self._options.attempts:
-                self._fail(queued, {"code": outcome["code"], "message": outcome["message"]})
-            else:
-                self._retry_later(queued, queued.shortages, elsewhere=True)
         else:
-            queued.tries += 1
-            if queued.tries > TEMPORARY_TRIES:
-                message = f"{outcome['message']} The error persisted in {queued.tries} tries."
-                self._fail(queued, {"code": "output.failed", "message": message})
-            else:
-                self._retry_later(queued, queued.tries)
+            self._retry_later(queued, outcome)
 
     def _finish(
         self,
@@ -349,9 +340,17 @@ class Driver:
         self._failures[task.id] = {**failure, **context}
         self._finish(queued, state, failure["code"])
 
-    def _retry_later(self, queued: QueuedTask, tries: int, elsewhere: bool = False) -> None:
-        queued.not_before = time.monotonic() + self._retry_delay(tries)
-        self._put_back(queued, elsewhere)
+    def _retry_later(self, queued: QueuedTask, outcome: dict[str, Any]) -> None:
+        """Retry a task after an error that may be over later, unless it persists."""
+        is_memory = outcome["why"] == "memory"  # another worker may have more
+        queued.tries[outcome["why"]] += 1
+        tries = queued.tries[outcome["why"]]
+        if tries < (self._options.attempts if is_memory else TEMPORARY_TRIES + 1):
+            queued.not_before = time.monotonic() + self._retry_delay(tries)
+            self._put_back(queued, elsewhere=is_memory)
+        else:
+            message = f"{outcome['message']} The error persisted in {tries} tries."
+            self._fail(queued, {"code": outcome["code"], "message": message})
 
     def _retry_delay(self, tries: int) -> float:
         """Return the seconds to wait before the next try."""
@@ -393,13 +392,6 @@ class Driver:
                 else:
                     self._put_back(queued)
         slot.rendering = slot.encoding = slot.reserved = None
-
-    def _handle_idle_death(self, slot: _Slot, request: str | None) -> None:
-        """Handle a process that died before it got the request: the task to render was never started."""
-        queued, slot.rendering = slot.rendering, None
-        if queued is not None:
-            self._put_back(queued)
-        self._handle_death(slot, request, "it died while it was idle")
 
     def _count_attempt(self, queued: QueuedTask, slot: _Slot, how: str, is_hung: bool) -> None:
         queued.attempts += 1

@@ -441,13 +441,13 @@ def _is_texts(value: Any) -> bool:
 def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConfig) -> Prompt:
     """Return the graph of all rows, with the settings applied."""
     if request.graph is not None:
-        return open_graph(request.graph, request.settings).prompt
-    if before.get("graph") and request.model is None:
-        return open_graph({"prompt": before["graph"]}, request.settings).prompt
-    shipped = image_to_video_graph(
-        VideoSettings(model=request.model or EMBEDDED), run_config.runtime(), "image.png"
-    ).prompt
-    return open_graph({"prompt": shipped}, request.settings).prompt
+        source = request.graph
+    elif before.get("graph") and request.model is None:
+        source = {"prompt": before["graph"]}
+    else:
+        video = VideoSettings(model=request.model or EMBEDDED)
+        source = {"prompt": image_to_video_graph(video, run_config.runtime(), "image.png").prompt}
+    return open_graph(source, request.settings).prompt
 
 
 @contextmanager

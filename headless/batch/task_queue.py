@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from .ledger import Ledger
@@ -27,8 +27,7 @@ class QueuedTask:
         begun: Clock time at which its render was requested.
         put_back: Clock time at which it was queued again.
         not_before: Clock time before which it is not retried.
-        tries: Retries after temporary errors of a disk or network.
-        shortages: Retries after memory ran out.
+        tries: Retries by reason: `memory` ran out, or a `temporary` error of a disk or network.
         is_finished: It is done, failed or quarantined.
         deaths: One line per attempt.
     """
@@ -41,8 +40,7 @@ class QueuedTask:
     begun: float = 0.0
     put_back: float = 0.0
     not_before: float = 0.0
-    tries: int = 0
-    shortages: int = 0
+    tries: Counter[str] = field(default_factory=Counter)
     is_finished: bool = False
     deaths: list[str] = field(default_factory=list)
 

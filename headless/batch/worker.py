@@ -41,8 +41,8 @@ Outcome = dict[str, Any]
 
 - done: seconds (None if it was done before), is_ours
 - failed: code, message, node_id, class_type. A retry would fail again.
-- again: why, message. A retry may succeed: no_space, when space is free; temporary, later; memory, on another worker
-  (`code` is the error if none succeeds)
+- again: why, message. A retry may succeed: no_space, when space is free; temporary, later; memory, on another worker.
+  `code` is the error if the last one fails, too
 """
 
 
@@ -223,7 +223,7 @@ def explain_error(error: BaseException) -> Outcome:
     if code.partition(".")[0] == "memory":
         return {"state": "again", "why": "memory", "code": code, "message": message}
     if numbers & TEMPORARY:
-        return {"state": "again", "why": "temporary", "message": message}
+        return {"state": "again", "why": "temporary", "code": "output.failed", "message": message}
     if isinstance(error, SVDStagesError):
         node = {"node_id": getattr(error, "node_id", None), "class_type": getattr(error, "class_type", None)}
         return {"state": "failed", "code": code, "message": str(error), **node}

@@ -82,7 +82,8 @@ def test_temporary_errors_are_retried_and_persistent_ones_fail(tmp_path, monkeyp
     def answer(task: dict[str, Any], worker: int) -> Any:
         tries = sum(image == task["image"] for _, _, image, _ in pool.asked)
         stays = task["image"] == images(3)[0]
-        temporary = {"task": task["id"], "state": "again", "why": "temporary", "message": "EIO."}
+        error = {"why": "temporary", "code": "output.failed", "message": "EIO."}
+        temporary = {"task": task["id"], "state": "again", **error}
         return temporary if stays or (task["image"] == images(3)[1] and tries < 3) else None
 
     pool = Scripted(answer=answer)
