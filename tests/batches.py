@@ -285,7 +285,7 @@ def main() -> int:
         return 9
     finally:
         pool.close()
-        open_spool(batch.setup().spool).tidy(batch.folder)
+        open_spool(batch.setup().spool).clean(batch.folder)
     return 0
 
 

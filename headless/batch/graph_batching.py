@@ -483,4 +483,4 @@ def _pool(
         yield pool
     finally:
         pool.close()
-        open_spool(setup.spool).tidy(folder)
+        open_spool(setup.spool).clean(folder)

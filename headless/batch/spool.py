@@ -77,7 +77,7 @@ class Spool:
             with contextlib.suppress(OSError):
                 (self.path / f"{task_id}{_SUFFIX}").unlink()
 
-    def tidy(self, folder: RunFolder) -> None:
+    def clean(self, folder: RunFolder) -> None:
         """Delete leftovers of killed writers, the renders of tasks that are done or failed, and an empty spool."""
         if self.path is None:
             return

@@ -110,7 +110,7 @@ class Worker:
             logger.exception("this worker cannot start")
             return {"refused": {"code": "error", "message": f"{type(error).__name__}: {error}", "exit_status": 4}}
         self._renderer, self._greeting = renderer, greeting
-        self._spool.tidy(self._folder)
+        self._spool.clean(self._folder)
         return {"host": socket.gethostname(), "pid": os.getpid(), **self._environment}
 
     def work(

@@ -79,18 +79,18 @@ def test_a_full_disk_raises_and_leaves_no_file(spool, monkeypatch):
     assert list(spool.path.iterdir()) == []
 
 
-def test_tidying_keeps_renders_of_unfinished_tasks_and_files_of_running_writers(spool, tmp_path):
+def test_cleaning_keeps_renders_of_unfinished_tasks_and_files_of_running_writers(spool, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    spool.tidy(folder)
+    spool.clean(folder)
     for task_id in (A, B, C):
         spool.keep(task_id, rendered())
     commit_files(folder, A, [b"done"])
     folder.write_failure(B, {"code": "x"})
-    spool.tidy(folder)
+    spool.clean(folder)
     assert [path.stem for path in spool.path.iterdir()] == [C]
     spool.drop(C)
     with unfinished_folder(spool.path):
-        spool.tidy(folder)
+        spool.clean(folder)
         assert spool.path.exists()
-    spool.tidy(folder)
+    spool.clean(folder)
     assert not spool.path.exists()
