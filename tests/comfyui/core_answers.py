@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from importlib import import_module
 
 import numpy as np
 
@@ -64,58 +63,6 @@ def unet_step(model, inputs) -> np.ndarray:
     return answer.numpy()
 
 
-def sampled(model, positive, negative, latent, settings) -> np.ndarray:
-    """Return the latent of core's KSampler(euler, karras) with VideoLinearCFGGuidance, (F, 4, h, w) unscaled."""
-    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
-
-    core_nodes = import_module("nodes")  # ComfyUI's nodes.py; an import statement would read as our folder
-    seed, steps, low, high = settings.tolist()
-    (guided,) = VideoLinearCFGGuidance().patch(model, low)
-    (answer,) = core_nodes.KSampler().sample(
-        guided, int(seed), int(steps), high, "euler", "karras", positive, negative, latent, 1.0
-    )
-    return answer["samples"].numpy()
-
-
-def conditioning_arrays(conditioning, name: str) -> dict[str, np.ndarray]:
-    """Convert a CONDITIONING of one entry to arrays, to exchange it between programs."""
-    [[embeds, keys]] = conditioning
-    micro = [keys["fps"], keys["motion_bucket_id"], keys["augmentation_level"]]
-    image_latent = keys["concat_latent_image"]
-    return {f"{name}_embeds": embeds.numpy(), f"{name}_image": image_latent.numpy(), f"{name}_micro": np.array(micro)}
-
-
-def conditioning_from(arrays, name: str) -> list:
-    """Rebuild the CONDITIONING from the arrays of `conditioning_arrays`."""
-    import torch
-
-    fps, bucket, strength = arrays[f"{name}_micro"].tolist()
-    keys = {"fps": fps, "motion_bucket_id": bucket, "augmentation_level": strength}
-    keys["concat_latent_image"] = torch.from_numpy(arrays[f"{name}_image"])
-    return [[torch.from_numpy(arrays[f"{name}_embeds"]), keys]]
-
-
-def borders(model, clip_vision, vae, inputs) -> dict[str, np.ndarray]:
-    """Return core's samples with our conditioning, core's conditioning, and core's samples with that."""
-    import torch
-    from comfy_extras.nodes_video_model import SVD_img2vid_Conditioning
-
-    ours = conditioning_from(inputs, "ours_positive"), conditioning_from(inputs, "ours_negative")
-    _, height, width, _ = inputs["image"].shape
-    frames, fps, bucket, strength = inputs["core_settings"].tolist()
-    positive, negative, latent = SVD_img2vid_Conditioning().encode(
-        clip_vision, torch.from_numpy(inputs["image"]), vae, width, height, int(frames), int(bucket), int(fps), strength
-    )
-    empty = {"samples": torch.from_numpy(inputs["ours_latent"])}
-    return {
-        **conditioning_arrays(positive, "core_positive"),
-        **conditioning_arrays(negative, "core_negative"),
-        "core_latent": latent["samples"].numpy(),
-        "sampled_ours": sampled(model, *ours, empty, inputs["ours_sampling"]),
-        "sampled_core": sampled(model, positive, negative, latent, inputs["core_sampling"]),
-    }
-
-
 def answer(model, clip_vision, vae, conditioning_vae, inputs) -> dict[str, np.ndarray]:
     """Return core's results by name."""
     import torch
@@ -131,7 +78,6 @@ def answer(model, clip_vision, vae, conditioning_vae, inputs) -> dict[str, np.nd
         "images": vae.decode(latents).numpy(),
         "embedding": clip_vision.model(pixel_values=clip_pixels, intermediate_output=-2)[2].numpy(),
         "center_crop_embedding": clip_vision.encode_image(image, crop=True).image_embeds.numpy(),
-        **borders(model, clip_vision, vae, inputs),
     }
 
 

@@ -53,18 +53,14 @@ def run(node: type, inputs: dict):
     return getattr(node(), node.FUNCTION)(**inputs)
 
 
-def save_video(classes: dict, questions: dict, frames) -> dict:
-    """Run CreateVideo and SaveVideo. A V3 node finds hidden inputs on a clone of its class."""
-    video = classes["CreateVideo"].execute(images=frames, fps=questions["fps"]).args[0]
-    hidden = {"PROMPT": questions["prompt"], "EXTRA_PNGINFO": questions["extra_pnginfo"]}
-    saver = classes["SaveVideo"].PREPARE_CLASS_CLONE(hidden)
-    return saver.execute(video, questions["prefix"], "auto", "auto").ui.as_dict()
-
-
-def save_webm(classes: dict, questions: dict, inputs: dict) -> dict:
-    """Run SaveWEBM with its hidden inputs."""
-    hidden = {"PROMPT": questions["prompt"], "EXTRA_PNGINFO": questions["extra_pnginfo"]}
-    return classes["SaveWEBM"].PREPARE_CLASS_CLONE(hidden).execute(**inputs).ui.as_dict()
+def save(classes: dict, node_id: str, inputs: dict, graphs: dict) -> dict:
+    """Run a saving node with its hidden inputs. A V3 node finds them on a clone of its class."""
+    if node_id == "SaveVideo":
+        inputs["video"] = classes["CreateVideo"].execute(images=inputs.pop("images"), fps=7.0).args[0]
+    if not hasattr(classes[node_id], "GET_SCHEMA"):
+        return run(classes[node_id], {**inputs, **graphs})
+    hidden = {name.upper(): graph for name, graph in graphs.items()}
+    return {"ui": classes[node_id].PREPARE_CLASS_CLONE(hidden).execute(**inputs).ui.as_dict()}
 
 
 def main(folder: Path) -> None:
@@ -86,18 +82,10 @@ def main(folder: Path) -> None:
     for index, inputs in enumerate(questions["factors"]):
         arrays[f"scaled by {index}"] = run(classes["ImageScaleBy"], {"image": frames, **inputs})[0].numpy()
     graph = {"prompt": questions["prompt"], "extra_pnginfo": questions["extra_pnginfo"]}
-    webp = {"fps": questions["fps"], "lossless": True, "quality": 80, "method": "default"}
-    prefix = {"filename_prefix": questions["prefix"]}
-    webm = {"fps": questions["fps"], "codec": "vp9", "crf": 20.0}
+    common = {"images": frames, "filename_prefix": questions["prefix"]}
     results = {
-        "SaveImage": run(classes["SaveImage"], {"images": frames, **prefix, **graph}),
-        "SaveAnimatedWEBP": run(classes["SaveAnimatedWEBP"], {"images": frames, **webp, **prefix, **graph}),
-        "SaveVideo": {"ui": save_video(classes, questions, frames)},
-        "SaveAnimatedPNG": run(
-            classes["SaveAnimatedPNG"],
-            {"images": frames, "fps": questions["fps"], "compress_level": 4, **prefix, **graph},
-        ),
-        "SaveWEBM": {"ui": save_webm(classes, questions, {"images": frames, **webm, **prefix})},
+        node_id: save(classes, node_id, {**common, **settings}, graph)
+        for node_id, settings in questions["savers"].items()
     }
     definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in questions["nodes"]}
     changed = {name: classes["LoadImage"].IS_CHANGED(name) for name in questions["pictures"]}

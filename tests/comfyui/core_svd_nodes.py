@@ -1,10 +1,10 @@
-"""Run small graphs with an SVD checkpoint on ComfyUI's own nodes: `python core_svd_nodes.py FOLDER [flags]`.
+"""Run a graph of SVD nodes on ComfyUI's own node classes: `python core_svd_nodes.py FOLDER [flags]`.
 
 Runs in ComfyUI's Python with its checkout on PYTHONPATH, without the package. FOLDER has questions.json ({"checkpoint":
-file, "graphs": {name: graph}}) and pair.npy, two images. The script writes answers.npz into it. In a graph, the id
-"pair" means both images, "image" the first one, "load" the checkpoint's three models. The output of "answer" is
-written. Flags are ComfyUI's own. Before each node torch's global generator, the source of core's augmentation noise,
-gets the seed 0.
+file, "graph": graph, "answers": node ids}) and pair.npy, two images. The script writes the outputs of the nodes in
+"answers" to answers.npz. In the graph, the id "pair" means both images, "image" the first one, "load" the checkpoint's
+three models. Flags are ComfyUI's own. Before each node torch's global generator, the source of core's augmentation
+noise, gets the seed 0.
 """
 
 from __future__ import annotations
@@ -19,14 +19,10 @@ import numpy as np
 
 
 def evaluate(classes: Mapping[str, Any], graph: Mapping[str, dict], known: dict[str, tuple], node_id: str) -> tuple:
-    """Return the outputs of node `node_id` of an API-format graph.
-
-    `known` holds outputs by node id, and caches computed outputs by the content of their nodes, for other graphs.
-    """
+    """Return the outputs of node `node_id` of an API-format graph. `known` holds outputs by node id, and gets more."""
     import torch
 
-    key = node_id if node_id in known else json.dumps(content_of(graph, known, node_id))
-    if key not in known:
+    if node_id not in known:
         node = graph[node_id]
         inputs = {
             name: evaluate(classes, graph, known, value[0])[value[1]] if isinstance(value, list) else value
@@ -34,25 +30,13 @@ def evaluate(classes: Mapping[str, Any], graph: Mapping[str, dict], known: dict[
         }
         torch.manual_seed(0)
         kind = classes[node["class_type"]]
-        known[key] = kind.execute(**inputs).args if hasattr(kind, "GET_SCHEMA") else run(kind, inputs)
-    return known[key]
+        known[node_id] = kind.execute(**inputs).args if hasattr(kind, "GET_SCHEMA") else run(kind, inputs)
+    return known[node_id]
 
 
 def run(kind: Any, inputs: dict[str, Any]) -> tuple:
     """Run a node of the V1 API."""
     return getattr(kind(), kind.FUNCTION)(**inputs)
-
-
-def content_of(graph: Mapping[str, dict], known: Mapping[str, tuple], node_id: str) -> list:
-    """Return the node with all that it depends on, without the ids of unknown nodes."""
-    node = graph[node_id]
-    inputs = {
-        name: value
-        if not isinstance(value, list) or value[0] in known
-        else [content_of(graph, known, value[0]), value[1]]
-        for name, value in node["inputs"].items()
-    }
-    return [node["class_type"], inputs]
 
 
 def arrays(name: str, value: Any) -> dict[str, np.ndarray]:
@@ -85,8 +69,8 @@ def main(folder: Path) -> None:
     answers = {}
     with torch.inference_mode():
         known = {"pair": (pair,), "image": (pair[:1],), "load": (loaded[0], loaded[3], loaded[2])}
-        for name, graph in questions["graphs"].items():
-            answers |= arrays(name, tuple(evaluate(classes, graph, known, "answer")))
+        for name in questions["answers"]:
+            answers |= arrays(name, tuple(evaluate(classes, questions["graph"], known, name)))
     np.savez(folder / "answers.npz", **answers)
 
 

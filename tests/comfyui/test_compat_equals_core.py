@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chain import call
 from PIL import Image
 from svd_stages.headless.engines.graph_loading import read_embedded_graphs
 from svd_stages.nodes.compat import COMPAT_CLASS_MAPPINGS, COMPAT_DISPLAY_NAME_MAPPINGS
@@ -29,6 +30,14 @@ SCALINGS = [
 ]
 GRAPH = {"prompt": {"1": {"class_type": "é"}}, "extra_pnginfo": {"workflow": {"nodes": [1.5]}, "more": "text"}}
 PREFIX = "sub/%width%x%height%"
+SAVERS = {
+    "SaveImage": {},
+    "SaveAnimatedWEBP": {"fps": 7.0, "lossless": True, "quality": 80, "method": "default"},
+    "SaveVideo": {"format": "auto", "codec": "auto"},
+    "SaveAnimatedPNG": {"fps": 7.0, "compress_level": 4},
+    "SaveWEBM": {"fps": 7.0, "codec": "vp9", "crf": 20.0},
+}
+"""Saving nodes and their inputs besides images and prefix."""
 FACTORS = [
     {"upscale_method": method, "scale_by": factor}
     for method in ("bilinear", "area", "lanczos")
@@ -75,8 +84,8 @@ def core(comfyui, tmp_path_factory):
     frames = RNG.random((3, HEIGHT, WIDTH, 3), dtype=np.float32)
     frames[1] = np.round(frames[1] * 255) / 255
     pictures = make_pictures(folder / "input")
-    questions = {"pictures": pictures, "scalings": SCALINGS, "factors": FACTORS, "fps": 7.0, "prefix": PREFIX, **GRAPH}
-    questions["nodes"] = list(COMPAT_CLASS_MAPPINGS)
+    questions = {"pictures": pictures, "scalings": SCALINGS, "factors": FACTORS, "prefix": PREFIX, **GRAPH}
+    questions |= {"nodes": list(COMPAT_CLASS_MAPPINGS), "savers": SAVERS}
     (folder / "questions.json").write_text(json.dumps(questions))
     np.savez(folder / "questions.npz", frames=frames)
     comfyui.run(SCRIPT, folder)
@@ -138,35 +147,27 @@ def test_pictures_load_as_in_core(core, ours):
 
 @pytest.mark.parametrize("index", range(len(FACTORS)))
 def test_images_scale_by_a_factor_as_in_core(core, index):
-    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScaleBy"]().run(core.frames, **FACTORS[index])
+    (scaled,) = call("ImageScaleBy", image=core.frames, **FACTORS[index])
     assert scaled.shape == core.arrays[f"scaled by {index}"].shape
     assert np.abs(scaled.numpy() - core.arrays[f"scaled by {index}"]).max() <= 1e-6
 
 
 @pytest.mark.parametrize("index", range(len(SCALINGS)), ids=lambda index: "-".join(map(str, SCALINGS[index].values())))
 def test_images_scale_as_in_core(core, index):
-    (scaled,) = COMPAT_CLASS_MAPPINGS["ImageScale"]().run(core.frames, **SCALINGS[index])
+    (scaled,) = call("ImageScale", image=core.frames, **SCALINGS[index])
     assert scaled.shape == core.arrays[f"scaled {index}"].shape
     assert np.abs(scaled.numpy() - core.arrays[f"scaled {index}"]).max() <= 1e-6
 
 
 def save(core, node_id: str) -> dict:
-    inputs: dict[str, Any] = {"images": core.frames, "filename_prefix": PREFIX, **GRAPH}
-    if node_id == "SaveAnimatedWEBP":
-        inputs |= {"fps": 7.0, "lossless": True, "quality": 80, "method": "default"}
+    images = {"images": core.frames}
     if node_id == "SaveVideo":
-        (video,) = COMPAT_CLASS_MAPPINGS["CreateVideo"]().run(inputs.pop("images"), 7.0)
-        inputs |= {"video": video, "format": "auto", "codec": "auto"}
-    if node_id == "SaveAnimatedPNG":
-        inputs |= {"fps": 7.0, "compress_level": 4}
-    if node_id == "SaveWEBM":
-        inputs |= {"fps": 7.0, "codec": "vp9", "crf": 20.0}
-    node = COMPAT_CLASS_MAPPINGS[node_id]
-    return getattr(node(), node.FUNCTION)(**inputs)
+        images = {"video": call("CreateVideo", images=core.frames, fps=7.0)[0]}
+    return call(node_id, filename_prefix=PREFIX, **images, **SAVERS[node_id], **GRAPH)
 
 
 def test_files_have_the_names_results_and_graphs_of_core(core, ours):
-    for node_id in ("SaveImage", "SaveAnimatedWEBP", "SaveVideo", "SaveAnimatedPNG", "SaveWEBM"):
+    for node_id in SAVERS:
         result = save(core, node_id)
         assert json.loads(json.dumps(result)) == core.results[node_id]
         for entry in result["ui"]["images"]:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfyui.test_inside_comfyui import frames_of, make_base, nano_graph, node
-from PIL import Image
+from comfyui.test_inside_comfyui import make_base, nano_graph, node, saved_graph
+from PIL import Image, ImageSequence
 from svd_stages.headless import Graph, RunConfig
 from svd_stages.headless.engines.remote.engine import RemoteEngine
 
@@ -234,6 +234,12 @@ def clips(workspace, tmp_path_factory) -> dict[str, tuple[list[dict[str, Any]], 
     return by_engine
 
 
+def frames_of(animation: Path) -> np.ndarray:
+    """Return the frames (F, H, W, 3) from 0 to 255."""
+    with Image.open(animation) as opened:
+        return np.stack([np.asarray(frame.convert("RGB"), dtype=int) for frame in ImageSequence.Iterator(opened)])
+
+
 def test_our_nodes_give_the_same_frames_on_all_engines(clips, workspace):
     webp = {engine: folder / "nano_00001_.webp" for engine, (_, folder) in clips.items()}
     assert frames_of(webp["embedded"]).shape == (FRAMES, 64, 64, 3)
@@ -254,29 +260,10 @@ def test_progress_of_the_sampler_is_told_step_by_step_with_its_node(clips):
         assert all(line["stage"] and line["unit"] for line in steps)
 
 
-def core_graph() -> dict:
-    """Return a small graph of core's SVD nodes, from an image to frames."""
-    return {
-        "load": node("ImageOnlyCheckpointLoader", ckpt_name="random.safetensors"),
-        "picture": PICTURE,
-        "condition": node(
-            "SVD_img2vid_Conditioning", clip_vision=["load", 1], init_image=["picture", 0], vae=["load", 2],
-            width=64, height=64, video_frames=FRAMES, motion_bucket_id=127, fps=6, augmentation_level=0.0,
-        ),
-        "guide": node("VideoLinearCFGGuidance", model=["load", 0], min_cfg=1.0),
-        "sample": node(
-            "KSampler", model=["guide", 0], seed=7, steps=STEPS, cfg=2.5, sampler_name="euler", scheduler="karras",
-            positive=["condition", 0], negative=["condition", 1], latent_image=["condition", 2], denoise=1.0,
-        ),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
-        "save": node("SaveImage", images=["decode", 0], filename_prefix="core/frame"),
-    }  # fmt: skip
-
-
 def test_core_s_svd_graph_gives_exactly_the_server_s_frames(workspace, random_checkpoints, tmp_path):
     checkpoints = workspace.base / "models" / "checkpoints"
     (checkpoints / "random.safetensors").symlink_to(random_checkpoints / "with_conditioning_encoder.safetensors")
-    (tmp_path / "graph.json").write_text(json.dumps(core_graph()))
+    (tmp_path / "graph.json").write_text(json.dumps(saved_graph("core_graph")))
     names = [f"core/frame_{number:05}_.png" for number in range(1, FRAMES + 1)]
     for engine, python in (("remote", sys.executable), ("comfyui", workspace.python)):
         command = workspace.command(engine, tmp_path / "graph.json", "--output-dir", str(tmp_path / engine))

@@ -10,21 +10,17 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from comfyui.core_answers import CONDITIONING_ENCODER, conditioning_arrays, conditioning_from
-from svd_stages.nodes.conditioning import SVDImageConditioning, SVDMicroConditioning
-from svd_stages.nodes.sampling import SVDEulerSampler
+from comfyui.core_answers import CONDITIONING_ENCODER
 from svd_stages.svd_core.autoencoder.decode import decode_windows, plan_windows
 from svd_stages.svd_core.autoencoder.encode import embed_images, encode_images
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.diffusion.conditioning import MicroConditioning
 from svd_stages.svd_core.models.components import Checkpoint
-from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow]
 
@@ -39,9 +35,6 @@ MICRO = MicroConditioning(fps=7, motion_bucket_id=127, noise_aug_strength=0.02)
 
 KEY_BIASES = ("to_k.bias", "k_proj.bias")
 """Attention does not depend on these: they add one number to all scores of a query."""
-
-SAMPLINGS = {"ours": (1, 3, 1.0, 3.0), "core": (5, 4, 2.5, 1.5)}
-"""Origin of the conditioning -> seed, steps, min_guidance, max_guidance."""
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +53,7 @@ def inputs() -> dict[str, Any]:
         "image": source.random((1, 64, 128, 3)).astype(np.float32),
         "latents": normal(FRAMES, 4, 8, 8),
         "clip_pixels": normal(1, 3, 224, 224),
-        "core_settings": np.array([FRAMES, 12, 180, 0.1]),  # frames, fps, motion_bucket_id, augmentation_level
-        **our_conditioning(normal(1, 1024), normal(1, 4, 8, 16)),
-        **{f"{side}_sampling": np.array(settings) for side, settings in SAMPLINGS.items()},
     }
-
-
-def our_conditioning(embeds: np.ndarray, image_latent: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the conditioning of our nodes for core's KSampler, as arrays."""
-    embedding, encoded = (
-        SimpleNamespace(image_embeds=torch.from_numpy(embeds)),
-        {"samples": torch.from_numpy(image_latent)},
-    )
-    positive, negative, latent = SVDImageConditioning().run(embedding, encoded, FRAMES)
-    positive, negative, _ = SVDMicroConditioning().run(positive, negative, 7, 127, 0.02)
-    conditioning = {**conditioning_arrays(positive, "ours_positive"), **conditioning_arrays(negative, "ours_negative")}
-    return {**conditioning, "ours_latent": latent["samples"].numpy()}
 
 
 @pytest.fixture(scope="module")
@@ -157,18 +135,6 @@ def test_clip_embedding_equals_core(ours, core, inputs):
 def test_center_crop_embedding_equals_core(ours, core, inputs):
     embedding = embed_images(ours.clip_vision, torch.from_numpy(inputs["image"]), "center_crop", CPU)
     assert difference(embedding.image_embeds, core["center_crop_embedding"]) < TOLERANCE
-
-
-@pytest.mark.parametrize("side", ["ours", "core"])
-def test_our_sampler_equals_core_sampler_on_the_conditioning_of_either(ours, core, inputs, side):
-    """Both samplers get the same CONDITIONING and LATENT."""
-    values = {**inputs, **core}
-    seed, steps, low, high = SAMPLINGS[side]
-    positive, negative = (conditioning_from(values, f"{side}_{each}") for each in ("positive", "negative"))
-    empty = {"samples": torch.from_numpy(values[f"{side}_latent"])}
-    with use_runtime(LocalRuntime(device_name="cpu")):
-        (latent,) = SVDEulerSampler().run(ours.model, positive, negative, empty, seed, steps, low, high, "comfyui")
-    assert difference(latent["samples"], core[f"sampled_{side}"]) < TOLERANCE
 
 
 @torch.inference_mode(False)
