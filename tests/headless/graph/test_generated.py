@@ -61,8 +61,9 @@ def code_of(path: Path, run_config: headless.RunConfig) -> str:
         headless.find_missing(source, engine, run_config, table=TABLE)
         headless.check_described(headless.open_graph(source, table=TABLE).prompt, TABLE, "here")
         engine.check(headless.open_graph(source))
+        engine.check(headless.open_graph(source, ["a.value=1"]))
     except OURS as error:
-        assert str(error).isprintable() and len(str(error)) < 20_000, error
+        assert str(error).isprintable() and len(str(error)) < 20_000 and error.exit_status in (2, 3), error
         json.dumps(error.node_errors if isinstance(error, GraphError) else None, default=str)
         return error.code
     return "valid"
