@@ -19,7 +19,8 @@ from svd_stages.headless.graph.validate import validate
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
-FOLDER = Path(__file__).parents[1] / "example_workflows"
+TESTS = Path(__file__).parent
+FOLDER = TESTS.parent / "example_workflows"
 RECIPES = ("model_offload", "compile_unet", "under_8_gb", "low_vram")
 """image_to_video with SVDModelOptions before the sampler."""
 NAMES = ("image_to_video", "more_motion", "one_node", "quickstart_nano", *RECIPES)
@@ -27,64 +28,31 @@ WITH_CORE = ("core_loader_our_stages", "our_loader_core_sampler", "reordered_sta
 """Templates with nodes of ComfyUI's core. tests/comfyui runs them in ComfyUI, this file with compat nodes."""
 NOTE = "MarkdownNote"
 TITLE_BAR = 30  # pixels above a node's position
-LARGE = {"width": 1024, "height": 576, "fit": "stretch"}
-
-# Widget values of the loaded template, by class.
-VALUES: dict[str, dict[str, dict[str, Any]]] = {
-    "image_to_video": {
-        "LoadImage": {"image": "rocket.png"},
-        "SVDCheckpointLoader": {"checkpoint": "svd_xt.safetensors", "precision": "auto"},
-        "SVDResizeImage": LARGE,
-        "SVDCLIPVisionEncode": {"preprocess": "reference"},
-        "SVDNoiseAugmentation": {"noise_aug_strength": 0.02, "seed": 0},
-        "SVDImageConditioning": {"video_frames": 25},
-        "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 127},
-        "SVDEulerSampler": {"steps": 25, "min_guidance": 1.0, "max_guidance": 3.0, "noise": "diffusers"},
-        "SVDTemporalVAEDecode": {"mode": "exact", "chunk_size": 8, "context": 2},
-        "SaveVideo": {"filename_prefix": "video/svd", "format": "auto", "codec": "auto"},
-    },
-    "quickstart_nano": {
-        "LoadImage": {"image": "rocket.png"},
-        "SVDCheckpointLoader": {"checkpoint": "svd-nano", "precision": "auto"},
-        "SVDResizeImage": {"width": 128, "height": 128, "fit": "crop"},
-        "SVDCLIPVisionEncode": {"preprocess": "reference"},
-        "SVDImageConditioning": {"video_frames": 14},
-        "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.0},
-        "SVDEulerSampler": {"seed": 0, "steps": 25, "min_guidance": 1.0, "max_guidance": 2.5, "noise": "comfyui"},
-        "SVDTemporalVAEDecode": {"mode": "exact", "chunk_size": 8, "context": 2},
-        "SaveVideo": {"filename_prefix": "video/svd-nano", "format": "auto", "codec": "auto"},
-        "SaveAnimatedWEBP": {"filename_prefix": "svd-nano", "lossless": True, "quality": 80, "method": "default"},
-    },
+VALUES: dict[str, dict[str, dict[str, Any]]] = json.loads((TESTS / "data/template_values.json").read_text())
+"""Template -> class -> widget values of its node."""
+OPTIONS = {
+    "model": ("SVDCheckpointLoader", 0),
+    "memory": "auto",
+    "forward_chunking": "auto",
+    "compile": "off",
+    "attention": "auto",
 }
-VALUES["one_node"] = {
-    **{name: VALUES["image_to_video"][name] for name in ("LoadImage", "SVDCheckpointLoader", "SaveVideo")},
-    "SVDImageToVideo": {
-        **LARGE, "video_frames": 25, "fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02, "seed": 0,
-        "steps": 25, "min_guidance": 1.0, "max_guidance": 3.0, "decode_mode": "exact", "chunk_size": 8, "context": 2,
+OTHER_INPUTS: dict[str, dict[str, dict[str, Any]]] = {
+    "more_motion": {
+        "SVDNoiseAugmentation": {"noise_aug_strength": 0.1},
+        "SVDMicroConditioning": {"motion_bucket_id": 180},
     },
-    "CreateVideo": {"fps": 7},
-}  # fmt: skip
-VALUES["more_motion"] = {
-    **VALUES["image_to_video"],
-    "SVDNoiseAugmentation": {"noise_aug_strength": 0.1, "seed": 0},
-    "SVDMicroConditioning": {"fps": 7, "motion_bucket_id": 180},
+    "model_offload": {"SVDModelOptions": {"memory": "offload"}, "SVDTemporalVAEDecode": {"mode": "windowed"}},
+    "compile_unet": {"SVDModelOptions": {"compile": "regional"}},
+    "under_8_gb": {
+        "SVDModelOptions": {"memory": "offload"},
+        "SVDTemporalVAEDecode": {"mode": "windowed", "chunk_size": 2},
+    },
+    "low_vram": {"SVDModelOptions": {"memory": "stream"}},
 }
-OPTIONS = {"memory": "auto", "forward_chunking": "auto", "compile": "off", "attention": "auto"}
-for recipe, options, decode in (
-    ("model_offload", {"memory": "offload"}, ("windowed", 8)),
-    ("compile_unet", {"compile": "regional"}, ("exact", 8)),
-    ("under_8_gb", {"memory": "offload"}, ("windowed", 2)),
-    ("low_vram", {"memory": "stream"}, ("exact", 8)),
-):
-    VALUES[recipe] = {
-        **VALUES["image_to_video"],
-        "SVDModelOptions": {**OPTIONS, **options},
-        "SVDTemporalVAEDecode": {"mode": decode[0], "chunk_size": decode[1], "context": 2},
-    }
+"""Template -> class -> inputs that differ from those of image_to_video, and from OPTIONS."""
 
 ALL = pytest.mark.parametrize("name", NAMES + WITH_CORE)
-EACH = pytest.mark.parametrize("name", NAMES)
-LARGE_ONES = pytest.mark.parametrize("name", ["image_to_video", "more_motion", *RECIPES])
 RUN_EACH = pytest.mark.parametrize(
     "name",
     [
@@ -122,16 +90,15 @@ def prompt(name: str, runtime) -> dict[str, dict[str, Any]]:
     return to_api(load(name), NODES, DISPLAY_NAMES)
 
 
-def inputs_of(prompt: dict[str, dict[str, Any]], class_type: str) -> dict[str, Any]:
-    """Return the inputs of the only node of this class."""
-    (inputs,) = [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
-    return inputs
-
-
-def source_of(prompt: dict[str, dict[str, Any]], class_type: str, name: str) -> tuple[str, int]:
-    """Return the (class, output slot) that an input is linked to."""
-    node_id, slot = inputs_of(prompt, class_type)[name]
-    return prompt[node_id]["class_type"], slot
+def inputs_by_class(prompt: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return class -> inputs of its node. A link is the (class, output slot) that it comes from."""
+    return {
+        node["class_type"]: {
+            name: (prompt[value[0]]["class_type"], value[1]) if isinstance(value, list) else value
+            for name, value in node["inputs"].items()
+        }
+        for node in prompt.values()
+    }
 
 
 # The files
@@ -298,51 +265,40 @@ def test_a_template_is_valid_without_notes(name, prompt):
     assert outputs == ({"SaveVideo", "SaveAnimatedWEBP"} if name == "quickstart_nano" else {"SaveVideo"})
 
 
-@EACH
+@pytest.mark.parametrize("name", VALUES)
 def test_the_values_land_on_their_inputs(name, prompt):
-    for class_type, values in VALUES[name].items():
-        inputs = inputs_of(prompt, class_type)
-        assert {key: value for key, value in inputs.items() if not isinstance(value, list)} == values, class_type
+    inputs = inputs_by_class(prompt)
+    for class_type, expected in VALUES[name].items():
+        values = {key: value for key, value in inputs[class_type].items() if not isinstance(value, tuple)}
+        assert values == expected, class_type
 
 
-@LARGE_ONES
-def test_seed_strength_and_fps_are_set_in_one_place(name, prompt):
-    assert source_of(prompt, "SVDEulerSampler", "seed") == ("SVDNoiseAugmentation", 2)
-    assert source_of(prompt, "SVDMicroConditioning", "noise_aug_strength") == ("SVDNoiseAugmentation", 1)
-    assert source_of(prompt, "CreateVideo", "fps") == ("SVDMicroConditioning", 2)
+@pytest.mark.parametrize("name", OTHER_INPUTS)
+def test_a_variant_is_image_to_video_with_a_few_other_inputs(name, prompt):
+    expected = inputs_by_class(to_api(load("image_to_video"), NODES, DISPLAY_NAMES))
+    if name in RECIPES:
+        expected["SVDModelOptions"] = OPTIONS
+        expected["SVDEulerSampler"]["model"] = ("SVDModelOptions", 0)
+    for class_type, others in OTHER_INPUTS[name].items():
+        expected[class_type] = {**expected[class_type], **others}
+    assert inputs_by_class(prompt) == expected
 
 
-def test_the_quickstart_sets_fps_in_one_place_and_conditions_on_no_noise(runtime):
-    prompt = to_api(load("quickstart_nano"), NODES)
-    for saver in ("CreateVideo", "SaveAnimatedWEBP"):
-        assert source_of(prompt, saver, "fps") == ("SVDMicroConditioning", 2)
-    assert source_of(prompt, "SVDVAEEncode", "image") == ("SVDResizeImage", 0)
-    assert inputs_of(prompt, "SVDMicroConditioning")["noise_aug_strength"] == 0
+@pytest.mark.parametrize("name", ["image_to_video"])
+def test_seed_strength_and_fps_are_set_in_one_place_and_clip_sees_the_image_as_loaded(name, prompt):
+    inputs = inputs_by_class(prompt)
+    assert inputs["SVDEulerSampler"]["seed"] == ("SVDNoiseAugmentation", 2)
+    assert inputs["SVDMicroConditioning"]["noise_aug_strength"] == ("SVDNoiseAugmentation", 1)
+    assert inputs["CreateVideo"]["fps"] == ("SVDMicroConditioning", 2)
+    assert inputs["SVDCLIPVisionEncode"]["image"] == ("LoadImage", 0)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "one_node"])
-def test_clip_sees_the_image_as_loaded(name, prompt):
-    assert source_of(prompt, "SVDCLIPVisionEncode", "image") == ("LoadImage", 0)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_samples_with_its_options(name, prompt):
-    assert source_of(prompt, "SVDEulerSampler", "model") == ("SVDModelOptions", 0)
-    assert source_of(prompt, "SVDModelOptions", "model") == ("SVDCheckpointLoader", 0)
-
-
-def test_more_motion_is_image_to_video_with_two_other_numbers(runtime):
-    one, other = (to_api(load(name), NODES) for name in ("image_to_video", "more_motion"))
-    changed = {
-        (node["class_type"], key): (value, other[node_id]["inputs"][key])
-        for node_id, node in one.items()
-        for key, value in node["inputs"].items()
-        if value != other[node_id]["inputs"][key]
-    }
-    assert changed == {
-        ("SVDNoiseAugmentation", "noise_aug_strength"): (0.02, 0.1),
-        ("SVDMicroConditioning", "motion_bucket_id"): (127, 180),
-    }
+@pytest.mark.parametrize("name", ["quickstart_nano"])
+def test_the_quickstart_sets_fps_in_one_place_and_conditions_on_no_noise(name, prompt):
+    inputs = inputs_by_class(prompt)
+    assert inputs["CreateVideo"]["fps"] == inputs["SaveAnimatedWEBP"]["fps"] == ("SVDMicroConditioning", 2)
+    assert inputs["SVDVAEEncode"]["image"] == ("SVDResizeImage", 0)
+    assert inputs["SVDCLIPVisionEncode"]["image"] == ("LoadImage", 0)
 
 
 # The result
