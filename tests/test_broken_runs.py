@@ -15,14 +15,13 @@ from itertools import cycle
 import pytest
 import torch
 from chain import Settings, decoded, sampled
-from error_checks import raises
 from faults import CALLS, change, wrap
-from mini import mini_checkpoint
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError
 from svd_stages.svd_core.models.components import Checkpoint
 from svd_stages.svd_core.runtime.memory import Placement
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, get_runtime, use_runtime
+from tiny import mini_checkpoint
 
 ALL = os.environ.get("SVD_STAGES_BOUNDARIES") == "all"
 SETTINGS = Settings(frames=2, steps=2)
@@ -190,16 +189,3 @@ def test_a_checkpoint_whose_loading_broke_loads_again(error):
     for one, other in ((wanted.model, again.model), (wanted.vae, again.vae), (wanted.clip_vision, again.clip_vision)):
         states = zip(one.module.state_dict().items(), other.module.state_dict().items(), strict=True)
         assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in states)
-
-
-def test_what_a_watcher_of_steps_raises_ends_sampling_and_no_more(tiny):
-    """`on_step` of the core function, which no node hands on."""
-    from svd_stages.svd_core.diffusion.sampling import sample_euler
-
-    def stop(step) -> None:
-        raise SystemExit(step.done)
-
-    x = torch.ones((1, 2, 4, 8, 8))
-    with raises(SystemExit, 1):
-        sample_euler(lambda x, sigma: x / 2, x, torch.tensor([2.0, 1.0, 0.0]), stop)
-    assert torch.equal(x, torch.ones_like(x))

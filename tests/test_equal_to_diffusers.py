@@ -9,8 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from chain import Settings, conditioned, decoded, pipeline_frames, sampled
-from mini import mini_checkpoint
-from tiny import tiny_pipeline
+from tiny import mini_checkpoint, tiny_pipeline
 
 # Three steps or more: with two, one step leads from sigma 700 to 0.002 and rounds x, then about 2000, to 1.2e-4 in
 # float32 in both programs; a difference of 1e-6 in the image latent then shows as one such unit.

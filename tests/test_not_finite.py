@@ -16,7 +16,6 @@ import pytest
 import torch
 from error_checks import check_facts
 from faults import change, node, stage_graph
-from mini import mini_checkpoint
 from PIL import Image
 from svd_stages.headless.engines.embedded.engine import inference, validate_and_budget
 from svd_stages.headless.engines.graphs import NODES
@@ -26,6 +25,7 @@ from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import NodeError, NonFiniteError
 from svd_stages.svd_core.models.components import Checkpoint, SVDVae
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
+from tiny import mini_checkpoint
 
 INJECTIONS = int(os.environ.get("SVD_STAGES_INJECTIONS", "45"))
 FRAMES, STEPS = 2, 2

@@ -60,11 +60,29 @@ SCHEDULER_CONFIG = {
 }
 
 
+MINI_UNET_CONFIG = {
+    **UNET_CONFIG,
+    "block_out_channels": (32, 64),
+    "num_attention_heads": (1, 1),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+}
+MINI_VAE_CONFIG = {**VAE_CONFIG, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+MINI_CLIP_CONFIG = {**CLIP_CONFIG, "patch_size": 112}
+
+
 def tiny_checkpoint(num_frames: int = 14, seed: int = 0, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Create a tiny SVD on the CPU, the same for the same arguments; its VAE needs a float32 encoder."""
     low, high = (1.0, 2.5) if num_frames == 14 else (1.5, 3.0)
     defaults = VideoDefaults(num_frames=num_frames, width=64, height=64, min_guidance=low, max_guidance=high)
     return random_checkpoint(UNET_CONFIG, VAE_CONFIG, CLIP_CONFIG, defaults, seed, dtype)
+
+
+def mini_checkpoint(dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Create a smaller one, for tests that run it hundreds of times, with the same weights in any dtype."""
+    defaults = VideoDefaults(num_frames=2, width=64, height=64)
+    return random_checkpoint(MINI_UNET_CONFIG, MINI_VAE_CONFIG, MINI_CLIP_CONFIG, defaults, dtype=dtype)
 
 
 def random_checkpoint(

@@ -12,7 +12,6 @@ import torch
 from chain import Settings, conditioned, decoded
 from error_checks import check_error, check_facts, raises
 from faults import change, fail, node, raising, stage_graph, wrap
-from mini import mini_checkpoint
 from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer
 from svd_stages.headless.batch.worker import error_chain, explain_error
@@ -22,6 +21,7 @@ from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeE
 from svd_stages.svd_core.models.components import Checkpoint
 from svd_stages.svd_core.runtime import device_errors
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
+from tiny import mini_checkpoint
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 B."
 SHORTAGES = {
