@@ -169,6 +169,11 @@ def run_bash(block: Block, lines: list[str]) -> None:
     assert done.returncode == 0, f"{block.where}: {done.stdout}{done.stderr}"
 
 
+def check_block(block: Block) -> None:
+    """Check a block that is not run. Raises AssertionError for what does not exist."""
+    (check_python if block.language == "python" else check_shell)(block)
+
+
 def check_shell(block: Block) -> None:
     """Parse each svd-stages command of a block that is not run. Raises AssertionError for a wrong option."""
     for arguments in svd_stages_commands(block.code):
@@ -245,16 +250,14 @@ WITH_BLOCKS = [page for page in PAGES if "```" in page.read_text(encoding="utf-8
 def test_the_code_blocks_of_a_page_run_in_order(page, checkout, monkeypatch):
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks_of(page):
-        if block.language == "python":
-            if block.needs:
-                check_python(block)
-            else:
-                exec(compile(block.code, block.where, "exec"), names)
-        elif block.language in TESTED:
-            if block.needs:
-                check_shell(block)
-            else:
-                run_shell(block, monkeypatch)
+        if block.language not in TESTED:
+            continue
+        if block.needs:
+            check_block(block)
+        elif block.language == "python":
+            exec(compile(block.code, block.where, "exec"), names)
+        else:
+            run_shell(block, monkeypatch)
 
 
 def page_with(tmp_path: Path, text: str) -> Path:
@@ -280,43 +283,30 @@ def test_a_block_cannot_escape_the_test(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("language", "code"),
     [
-        "svd-stages animate photo.jpg --more-motion\n",
-        "A=1 svd-stages run graph.json && svd-stages animat photo.jpg\n",
-        "svd-stages run graph.json \\\n    --oputput-dir videos\n",
-        "if ! python -m svd_stages validate --graph g.json 2> log; then\n    echo bad\nfi\n",
+        ("sh", "svd-stages animate photo.jpg --more-motion\n"),
+        ("sh", "A=1 svd-stages run graph.json && svd-stages animat photo.jpg\n"),
+        ("sh", "svd-stages run graph.json \\\n    --oputput-dir videos\n"),
+        ("sh", "if ! python -m svd_stages validate --graph g.json 2> log; then\n    echo bad\nfi\n"),
+        ("python", "from svd_stages import animat\n"),
+        ("python", "import svd_stages\nsvd_stages.animat('a.png')\n"),
+        ("python", "import svd_stages\nsvd_stages.animate('a.png', motion=3)\n"),
+        ("python", "from svd_stages import headless\nheadless.run_batches()\n"),
     ],
 )
-def test_a_wrong_option_in_a_block_that_is_not_run_is_noticed(tmp_path, code, capsys):
-    (block,) = blocks_of(page_with(tmp_path, f"<!-- needs: weights, gpu -->\n```sh\n{code}```\n"))
+def test_a_wrong_option_or_name_in_a_block_that_is_not_run_is_noticed(tmp_path, language, code):
+    (block,) = blocks_of(page_with(tmp_path, f"<!-- needs: weights, gpu -->\n```{language}\n{code}```\n"))
     assert block.needs == {"weights", "gpu"}
     with pytest.raises(AssertionError):
-        check_shell(block)
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from svd_stages import animat\n",
-        "import svd_stages\nsvd_stages.animat('a.png')\n",
-        "import svd_stages\nsvd_stages.animate('a.png', motion=3)\n",
-        "from svd_stages import headless\nheadless.run_batches()\n",
-    ],
-)
-def test_a_wrong_name_in_a_block_that_is_not_run_is_noticed(tmp_path, code):
-    (block,) = blocks_of(page_with(tmp_path, f"<!-- needs: server -->\n```python\n{code}```\n"))
-    with pytest.raises(AssertionError):
-        check_python(block)
+        check_block(block)
 
 
 def test_a_failing_command_of_a_shell_block_is_noticed(tmp_path, monkeypatch):
-    (block,) = blocks_of(page_with(tmp_path, "```sh\nfalse\nsvd-stages nodes\n```\n"))
-    with pytest.raises(AssertionError):
-        run_shell(block, monkeypatch)
-    (block,) = blocks_of(page_with(tmp_path, "```sh\nsvd-stages inspect nothing.safetensors\n```\n"))
-    with pytest.raises(AssertionError):
-        run_shell(block, monkeypatch)
+    for code in ("false\nsvd-stages nodes\n", "svd-stages inspect nothing.safetensors\n"):
+        (block,) = blocks_of(page_with(tmp_path, f"```sh\n{code}```\n"))
+        with pytest.raises(AssertionError):
+            run_shell(block, monkeypatch)
 
 
 # links

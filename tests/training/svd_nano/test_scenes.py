@@ -58,15 +58,6 @@ def test_the_flame_is_behind_the_rocket(angle):
     assert abs(x * math.cos(turn) + y * math.sin(turn)) < 0.05
 
 
-def test_rendering_is_deterministic_and_leaves_the_global_random_state():
-    before = np.random.get_state(legacy=False)
-    first = render(Scene(), WIDTH, HEIGHT)
-    after = np.random.get_state(legacy=False)
-    assert np.array_equal(before["state"]["key"], after["state"]["key"])
-    assert before["state"]["pos"] == after["state"]["pos"]
-    assert np.array_equal(first, render(Scene(), WIDTH, HEIGHT))
-
-
 @pytest.mark.parametrize(
     "other",
     [Scene(sky=Sky(seed=8)), Scene(planet=Planet(seed=4)), Scene(rocket=Rocket(seed=12))],
