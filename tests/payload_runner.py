@@ -202,29 +202,18 @@ def warm_up() -> None:
     """Load what is loaded lazily, so that the watch sees what files do and not what libraries do."""
     import mimetypes
 
-    import av
-    import diffusers.models.autoencoders.autoencoder_kl_temporal_decoder
-    import filelock
-    import numpy
+    import filelock  # noqa: F401
     import PIL.Image
-    import psutil
     import torch
-    from svd_stages import headless
-    from svd_stages.headless.batch import graph_batching
+    from svd_stages.headless.batch import graph_batching  # noqa: F401
 
-    assert all((av, diffusers, filelock, numpy, psutil, torch, headless, graph_batching))
     torch.set_num_threads(1)
     mimetypes.init()
     PIL.Image.init()
+    graph(WORK / "warm.json")
     for door, name in ((picture, "input/rocket.png"), (metadata, "input/rocket.png"), (manifest, "warm.csv")):
         door(WORK / name)
-    graph(WORK / "warm.json")
-    try:
-        import pyarrow.parquet  # noqa: F401
-
-        manifest(WORK / "warm.parquet")
-    except ImportError:
-        pass
+    manifest(WORK / "warm.parquet")
 
 
 def main() -> None:

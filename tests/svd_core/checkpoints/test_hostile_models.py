@@ -15,9 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostile_models as hostile
 import pytest
 from svd_stages.svd_core.checkpoints.library import ModelLibrary
+
+from . import hostile_models as hostile
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc to measure memory")
 

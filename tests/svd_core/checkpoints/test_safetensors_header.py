@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from error_checks import raises
-from hostile_models import Marker, framed, tensor
 from svd_stages.svd_core.checkpoints.inspect import inspect
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.checkpoints.safetensors_header import read_header
 from svd_stages.svd_core.errors import CheckpointError
+
+from .hostile_models import Marker, framed, tensor
 
 
 @pytest.mark.parametrize("length", [0x80, 0x4B50])

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import av
-import killed_writers
 import pytest
 from error_checks import raises
 from PIL import Image, ImageSequence
 from svd_stages.svd_core.errors import OutputError, SettingError
 from svd_stages.svd_core.utils import output_files
+
+from . import killed_writers
 
 NOON = time.struct_time((2026, 3, 4, 12, 5, 9, 2, 63, 0))
 
