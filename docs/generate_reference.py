@@ -3,16 +3,13 @@
     python docs/generate_reference.py           write the parts between the markers again
     python docs/generate_reference.py --check   write nothing; exit with 1 if a page is out of date
 
-A page is written by hand outside of `<!-- generated: NAME -->` and `<!-- end of generated: NAME -->`. The meanings in
-error-codes.md are written by hand, too: the generator keeps them and fails on a code that has none.
+A page is written by hand outside of `<!-- generated: NAME -->` and `<!-- end of generated: NAME -->`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import functools
 import inspect
 import re
 import sys
@@ -22,17 +19,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-SOURCES = ("*.py", "svd_core/**/*.py", "nodes/**/*.py", "headless/**/*.py")
-
-CODE = re.compile(
-    r"(augmentation|batch|checkpoint|comfyui|device|graph|image|manifest|memory|node|numbers|output|server|setting|video)"
-    r"\.[a-z0-9_]+"
-)
-NOT_CODES = (".py", ".png", ".json", ".jsonl", ".mp4", ".csv", ".txt", ".md", ".input")
-"""Endings of texts that have the form of a code and are something else."""
-OF_ROWS = ("batch.hung", "batch.killed", "manifest.image", "manifest.row", "manifest.value")
-"""Codes of rows of a batch. The batch goes on, and its exit status is 4."""
-NO_MEANING = "**no meaning yet**"
 
 Row = tuple[str, ...]
 
@@ -42,19 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the generated parts of docs/reference.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     check = parser.parse_args(arguments).check
-    problems = []
-    for page, text in pages().items():
-        if NO_MEANING in text:
-            problems.append(f"{page.relative_to(ROOT)}: write the meaning of each code marked {NO_MEANING}")
-        if text == page.read_text(encoding="utf-8"):
-            continue
+    outdated = {page: text for page, text in pages().items() if text != page.read_text(encoding="utf-8")}
+    for page, text in outdated.items():
         if check:
-            problems.append(f"{page.relative_to(ROOT)} is out of date: run python docs/generate_reference.py")
+            sys.stderr.write(f"{page.relative_to(ROOT)} is out of date: run python docs/generate_reference.py\n")
         else:
             page.write_text(text, encoding="utf-8")
-    for problem in problems:
-        sys.stderr.write(problem + "\n")
-    return 1 if problems else 0
+    return 1 if check and outdated else 0
 
 
 def pages() -> dict[Path, str]:
@@ -62,7 +42,7 @@ def pages() -> dict[Path, str]:
     parts = {
         "command-line.md": {"commands": commands_text},
         "nodes.md": {"nodes": nodes_text, "compat": compat_text},
-        "error-codes.md": {"classes": error_classes_text, "codes": codes_text},
+        "error-codes.md": {"classes": error_classes_text},
         "python.md": {"settings": settings_text},
     }
     made = {}
@@ -70,7 +50,7 @@ def pages() -> dict[Path, str]:
         page = REFERENCE / name
         text = page.read_text(encoding="utf-8")
         for part, generate in generators.items():
-            text = _replace_part(text, part, generate(text) if generate is codes_text else generate())
+            text = _replace_part(text, part, generate())
         made[page] = text
     return made
 
@@ -253,88 +233,15 @@ def settings_text() -> str:
 
 def error_classes_text() -> str:
     """Return the table of the exception classes."""
-    rows = []
-    for name, kind in _error_classes().items():
-        first = inspect.getdoc(kind) or ""
-        rows.append((f"`{name}`", f"`{kind.code}`", str(kind.exit_status), first.split("\n\n")[0]))
-    return _table(("class", "code", "exit status", "meaning"), rows)
-
-
-@functools.cache
-def _error_classes() -> dict[str, Any]:
     from svd_stages.svd_core import errors
 
-    found = inspect.getmembers(errors, inspect.isclass)
-    ours = [each for each in found if issubclass(each[1], errors.SVDStagesError)]
-    return dict(sorted(ours, key=lambda each: inspect.getsourcelines(each[1])[1]))
-
-
-def codes_text(page: str) -> str:
-    """Return the table of the codes in the source. The meanings are those of `page`."""
-    kept = dict(re.findall(r"^\| `([\w.]+)` \| [^|]* \| ((?:[^|]|\\\|)+) \|$", page, re.MULTILINE))
-    rows = []
-    for code, statuses in sorted(codes().items()):
-        rows.append((f"`{code}`", " or ".join(sorted(statuses)) or "none"))
-    lines = [
-        "| " + " | ".join((code, status, kept.get(code.strip("`"), NO_MEANING).strip())) + " |" for code, status in rows
+    defined = (each for each in vars(errors).values() if isinstance(each, type))
+    rows = [
+        (f"`{kind.__name__}`", f"`{kind.code}`", str(kind.exit_status), (inspect.getdoc(kind) or "").split("\n\n")[0])
+        for kind in defined
+        if issubclass(kind, errors.SVDStagesError)
     ]
-    return "\n".join(["| code | exit status | meaning |", "| --- | --- | --- |", *lines])
-
-
-def codes() -> dict[str, set[str]]:
-    """Return each code in the source and the exit statuses that it comes with. A warning has none.
-
-    A code is a text `DOMAIN.REASON`: `code="..."` of an error, the first argument of a warning, or anywhere else.
-    Raises ValueError for a `code="..."` in an unknown domain.
-    """
-    found: dict[str, set[str]] = {}
-    for path in sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)}):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        of_calls: set[ast.expr] = set()
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            for node, status in _codes_of_call(call):
-                of_calls.add(node)
-                found.setdefault(_literal(node), set()).update({status} - {""})
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and node not in of_calls and _is_code(node.value):
-                code = str(node.value)
-                found.setdefault(code, set()).add(_usual_status(code))
-    return found
-
-
-def _codes_of_call(call: ast.Call) -> Iterator[tuple[ast.expr, str]]:
-    """Yield each code in the arguments of a call to an error class or a warning, with its exit status, "" for none."""
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    given = {keyword.arg: keyword.value for keyword in call.keywords}
-    code, classes = given.get("code"), _error_classes()
-    if name in classes and code is not None and isinstance(_literal(code), str):
-        if "." in _literal(code) and CODE.fullmatch(_literal(code)) is None:
-            raise ValueError(f'the code "{_literal(code)}" is in no known domain')
-        status = _literal(given["exit_status"]) if "exit_status" in given else classes[name].exit_status
-        yield code, str(status)
-    elif any(word in name.lower() for word in ("note", "warn")):
-        first = call.args[0] if call.args else code
-        if first is not None and _is_code(_literal(first)):
-            yield first, ""
-
-
-def _usual_status(code: str) -> str:
-    """Return the exit status of the class that has the errors of this domain."""
-    domain = code.partition(".")[0]
-    if code in OF_ROWS:
-        return "4"
-    domain = {"manifest": "batch", "video": "setting", "comfyui": "setting"}.get(domain, domain)
-    return next((str(each.exit_status) for each in _error_classes().values() if each.code.startswith(domain)), "4")
-
-
-def _literal(node: ast.expr) -> Any:
-    return node.value if isinstance(node, ast.Constant) else None
-
-
-def _is_code(value: Any) -> bool:
-    if not isinstance(value, str) or CODE.fullmatch(value) is None or value.endswith(NOT_CODES):
-        return False
-    return not (ROOT / "headless" / value.replace(".", "/")).with_suffix(".py").exists()  # a module, not a code
+    return _table(("class", "code", "exit status", "meaning"), rows)
 
 
 if __name__ == "__main__":

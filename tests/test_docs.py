@@ -373,10 +373,3 @@ def test_images_of_docs_are_small():
 def test_generated_tables_are_up_to_date(capsys):
     status = reference().main(["--check"])
     assert status == 0, capsys.readouterr().err
-
-
-def test_a_code_without_a_meaning_is_noticed(monkeypatch, capsys):
-    page = "<!-- generated: codes -->\n| `setting.background` | 2 | A colour. |\n<!-- end of generated: codes -->"
-    table = reference().codes_text(page)
-    assert "| `setting.background` | 2 | A colour. |" in table
-    assert reference().NO_MEANING in table

@@ -20,6 +20,7 @@ import pytest
 from sources import PACKAGES, ROOT, nodes_of
 from svd_stages import headless
 from svd_stages.headless.cli.main import make_parser
+from svd_stages.svd_core import errors
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.errors import ImageError, NodeError
 
@@ -66,6 +67,17 @@ def _is_module(text: str) -> bool:
 
 def _sets_code(node: ast.Assign) -> bool:
     return isinstance(node.targets[0], ast.Name) and node.targets[0].id == "code"
+
+
+def test_the_page_of_error_codes_lists_them_with_their_exit_statuses():
+    page = (ROOT / "docs/reference/error-codes.md").read_text(encoding="utf-8").partition("## All codes")[2]
+    statuses = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+) \| [^|]", page, re.MULTILINE))
+    assert statuses.keys() - {"embedding"} == {code for code in NAMES["codes"] if "." in code}
+    for where, call in nodes_of(ast.Call, folders=PACKAGES):
+        given = {each.arg: getattr(each.value, "value", None) for each in call.keywords}
+        kind = getattr(errors, getattr(call.func, "id", ""), None)
+        if isinstance(kind, type) and issubclass(kind, errors.SVDStagesError) and "." in str(given.get("code")):
+            assert str(given.get("exit_status", kind.exit_status)) in statuses[given["code"]].split(" or "), where
 
 
 def test_events_and_their_fields_are_the_listed_ones():
