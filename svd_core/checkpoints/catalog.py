@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import CheckpointError
 from .model_metadata import VideoDefaults
-
-COMMUNITY = "Stability AI Community License (commercial use has terms: stability.ai/license)"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class CatalogEntry:
     hub_id: str
     files: tuple[CatalogFile, ...]
     defaults: VideoDefaults
-    licence: str = COMMUNITY
-    gated: bool = False
+    licence: str
+    gated: bool
 
     @property
     def page(self) -> str:
@@ -54,85 +54,16 @@ class CatalogEntry:
         return len(self.files) > 1
 
 
-SVD = VideoDefaults(num_frames=14, min_guidance=1.0, max_guidance=2.5)
-SVD_XT = VideoDefaults(num_frames=25, min_guidance=1.5, max_guidance=3.0)
-CONFIGS = tuple(
-    CatalogFile(path, approx_bytes=1_000)
-    for path in (
-        "model_index.json",
-        "feature_extractor/preprocessor_config.json",
-        "image_encoder/config.json",
-        "scheduler/scheduler_config.json",
-        "unet/config.json",
-        "vae/config.json",
-    )
-)
-CLIP_AND_VAE_FP16 = (
-    CatalogFile("image_encoder/model.fp16.safetensors", approx_bytes=1_264_000_000),
-    CatalogFile("vae/diffusion_pytorch_model.fp16.safetensors", approx_bytes=196_000_000),
-)
+def _read_catalog() -> tuple[CatalogEntry, ...]:
+    """Read catalog.json: the fields of CatalogEntry and CatalogFile."""
+    catalog = []
+    for entry in json.loads((Path(__file__).parent / "catalog.json").read_text(encoding="utf-8")):
+        files = tuple(CatalogFile(**file) for file in entry.pop("files"))
+        catalog.append(CatalogEntry(files=files, defaults=VideoDefaults(**entry.pop("defaults")), **entry))
+    return tuple(catalog)
 
 
-def _fp16_folder(name: str, hub_id: str, unet: CatalogFile, defaults: VideoDefaults) -> CatalogEntry:
-    return CatalogEntry(name, hub_id, (*CONFIGS, *CLIP_AND_VAE_FP16, unet), defaults)
-
-
-CATALOG = (
-    CatalogEntry(
-        name="svd",
-        hub_id="stabilityai/stable-video-diffusion-img2vid",
-        files=(CatalogFile("svd.safetensors", approx_bytes=9_560_000_000),),
-        defaults=SVD,
-    ),
-    CatalogEntry(
-        name="svd-xt",
-        hub_id="stabilityai/stable-video-diffusion-img2vid-xt",
-        files=(
-            CatalogFile(
-                "svd_xt.safetensors",
-                approx_bytes=9_559_625_980,
-                bytes=9_559_625_980,
-                sha256="b2652c23d64a1da5f14d55011b9b6dce55f2e72e395719f1cd1f8a079b00a451",
-            ),
-        ),
-        defaults=SVD_XT,
-    ),
-    CatalogEntry(
-        name="svd-xt-1-1",
-        hub_id="stabilityai/stable-video-diffusion-img2vid-xt-1-1",
-        files=(
-            CatalogFile(
-                "svd_xt_1_1.safetensors",
-                approx_bytes=4_780_000_000,
-                sha256="69ccfea1bb45dd63b3ba8b6cfe8b0d45d780995dfdde590aeaa97cc567018d33",
-            ),
-        ),
-        gated=True,
-        licence="Stable Video Diffusion 1.1 Non-Commercial Community License",
-        defaults=SVD_XT,
-    ),
-    _fp16_folder(
-        name="svd-diffusers-fp16",
-        hub_id="stabilityai/stable-video-diffusion-img2vid",
-        unet=CatalogFile(
-            "unet/diffusion_pytorch_model.fp16.safetensors",
-            approx_bytes=3_050_000_000,
-            sha256="cb552818963e736506c6693ffc279d59df423d63aced38902ea4373ab1fd2932",
-        ),
-        defaults=SVD,
-    ),
-    _fp16_folder(
-        name="svd-xt-diffusers-fp16",
-        hub_id="stabilityai/stable-video-diffusion-img2vid-xt",
-        unet=CatalogFile(
-            "unet/diffusion_pytorch_model.fp16.safetensors",
-            approx_bytes=3_049_435_868,
-            bytes=3_049_435_868,
-            sha256="9fbc02e90f37d422f5e3a4aeaee95f6629dc8c45ca211b951626e930daf2bddf",
-        ),
-        defaults=SVD_XT,
-    ),
-)
+CATALOG = _read_catalog()
 
 
 def find_entry(name: str) -> CatalogEntry:

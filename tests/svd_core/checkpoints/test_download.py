@@ -131,7 +131,7 @@ def entry(body, monkeypatch) -> CatalogEntry:
     """A single-file entry in the catalog, called "small"."""
     file = CatalogFile(FILE, len(body), len(body), hashlib.sha256(body).hexdigest())
     defaults = VideoDefaults(num_frames=14, min_guidance=1.0, max_guidance=2.5)
-    entry = CatalogEntry("small", "somebody/something", (file,), defaults)
+    entry = CatalogEntry("small", "somebody/something", (file,), defaults, licence="none", gated=False)
     monkeypatch.setattr(catalog, "CATALOG", (entry,))
     return entry
 
