@@ -19,6 +19,8 @@ from .safetensors_writer import write_safetensors
 from .stable_file import open_model_file
 
 INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+IMAGE_PROCESSOR = "feature_extractor/preprocessor_config.json"
 PIPELINE = "StableVideoDiffusionPipeline"
 MAX_CONFIG_BYTES = 1_000_000
 MAX_CONFIG_VALUES = 50_000  # an index of shards has two for each tensor
@@ -28,30 +30,10 @@ UNSAVED_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "architectur
 """Settings that a library writes about itself, and `num_frames`, which is written only if known."""
 OWN_METADATA = ("width", "height", "min_guidance", "max_guidance")
 """Metadata that diffusers' config files have no field for."""
-SCHEDULER_CONFIG = {  # SVD scheduler/scheduler_config.json
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-    "use_karras_sigmas": True,
-}
-IMAGE_PROCESSOR_CONFIG = {  # SVD feature_extractor/preprocessor_config.json
-    "image_processor_type": "CLIPImageProcessor",
-    "feature_extractor_type": "CLIPFeatureExtractor",
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-}
+PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "published_configs.json").read_text(encoding="utf-8")
+)
+"""Config files of the published folders, without the values that ModelMetadata holds."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +133,8 @@ def read_folder_metadata(path: Path) -> ModelMetadata:
     """
     index = read_index(path)
     unet, vae = (read_config(path / part.folder / "config.json") for part in (UNET, VAE))
-    scheduler = read_config(path / "scheduler" / "scheduler_config.json")
-    processor = read_config(path / "feature_extractor" / "preprocessor_config.json")
+    scheduler = read_config(path / SCHEDULER)
+    processor = read_config(path / IMAGE_PROCESSOR)
     values = {
         "num_frames": unet.get("num_frames"),
         "scaling_factor": vae.get("scaling_factor"),
@@ -252,7 +234,7 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
         weights = path / part.folder / f"{part.stem}.safetensors"
         write_safetensors(weights, component.tensors, {"format": "pt"}, on_tensor)
     sigmas = {"sigma_max": metadata.sigma_max, "sigma_min": metadata.sigma_min}
-    write_config(path / "scheduler" / "scheduler_config.json", {**SCHEDULER_CONFIG, **sigmas})
+    write_config(path / SCHEDULER, {**PUBLISHED_CONFIGS[SCHEDULER], **sigmas})
     size = opened.clip.config["image_size"]
     preprocessing = {
         "image_mean": metadata.image_mean,
@@ -260,7 +242,7 @@ def write_folder(opened: OpenCheckpoint, path: Path, on_tensor: Callable[[], Non
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
     }
-    write_config(path / "feature_extractor" / "preprocessor_config.json", {**IMAGE_PROCESSOR_CONFIG, **preprocessing})
+    write_config(path / IMAGE_PROCESSOR, {**PUBLISHED_CONFIGS[IMAGE_PROCESSOR], **preprocessing})
     index = {
         "_class_name": PIPELINE,
         **{part.folder: [part.library, part.class_name] for part in COMPONENTS},

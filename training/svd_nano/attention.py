@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from diffusers import UNetSpatioTemporalConditionModel
 
 MIN_TOKENS = 64
 """Tokens from which matrix products are faster than the fused kernel, on two cores with AVX512-BF16."""
@@ -47,15 +50,14 @@ def self_attention(
 
 
 @contextlib.contextmanager
-def attention_for_cpu(unet: torch.nn.Module) -> Iterator[None]:
-    """Use these processors inside the `with`, in the attentions of `unet` that are on a CPU."""
-    blocks = [each for each in unet.modules() if hasattr(each, "attn1") and hasattr(each, "attn2")]
-    processors = [(block.attn1.processor, block.attn2.processor) for block in blocks]
+def attention_for_cpu(unet: UNetSpatioTemporalConditionModel) -> Iterator[None]:
+    """Use these processors inside the `with`, if `unet` is on a CPU."""
+    originals = unet.attn_processors
     try:
-        for block in blocks:
-            if block.attn1.to_q.weight.device.type == "cpu":
-                block.attn1.processor, block.attn2.processor = self_attention, one_token_attention
+        if unet.device.type == "cpu":
+            unet.set_attn_processor(
+                {name: self_attention if ".attn1." in name else one_token_attention for name in originals}
+            )
         yield
     finally:
-        for block, originals in zip(blocks, processors, strict=True):
-            block.attn1.processor, block.attn2.processor = originals
+        unet.set_attn_processor(originals)

@@ -6,6 +6,7 @@ seed determines the scene. Positions and lengths are in image heights, positions
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,15 +68,17 @@ class Mover:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The static background: a night sky with a planet, or smooth patches on a gradient of two colors."""
+    """The static background: a night sky, or smooth patches on a gradient of two colors.
 
-    night: bool
-    seed: int
-    low: Color
-    high: Color
-    patches: Color
-    cells: float
-    planet: Planet | None
+    Attributes:
+        sky: Seed and colors. The patches have the color of the nebula.
+        cells: Patches per image height. None: a night sky.
+        planet: A planet in the night sky.
+    """
+
+    sky: Sky
+    cells: float | None = None
+    planet: Planet | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def _make_mover(choose: np.random.Generator, kind: str, aspect: float) -> Mover:
     if kind == "ball":
         angle = 90.0 if choose.random() < 0.5 else 270.0
     length = float(choose.uniform(*{"rocket": (0.30, 0.62), "ball": (0.22, 0.36)}.get(kind, (0.28, 0.46))))
-    body, accent = _contrasting(choose)
+    accent = _hue(choose.uniform(0, 1), 0.85, choose.uniform(0.75, 1.0))
+    body = _hue(choose.uniform(0, 1), choose.uniform(0.0, 0.25), choose.uniform(0.88, 1.0))
     mover = Mover(kind, 0.0, 0.0, angle, length, squash, body, accent, int(choose.integers(1 << 20)))
     x, y = _start(choose, mover, aspect)
     return replace(mover, x=x, y=y)
@@ -145,18 +149,9 @@ def _start(choose: np.random.Generator, mover: Mover, aspect: float) -> tuple[fl
     return start[0], start[1]
 
 
-def _contrasting(choose: np.random.Generator) -> tuple[Color, Color]:
-    """Draw a light and a saturated color."""
-    strong = _hue(choose.uniform(0, 1), 0.85, choose.uniform(0.75, 1.0))
-    light = _hue(choose.uniform(0, 1), choose.uniform(0.0, 0.25), choose.uniform(0.88, 1.0))
-    return light, strong
-
-
 def _hue(hue: float, saturation: float, value: float) -> Color:
-    """Convert hue in [0, 1), saturation and value in [0, 1] to a color."""
-    ramp = [abs((hue * 6 + shift) % 6 - 3) - 1 for shift in (0, 4, 2)]
-    red, green, blue = (float(value * (1 - saturation + saturation * min(max(each, 0), 1))) for each in ramp)
-    return red, green, blue
+    """Convert a hue, of which 1 is a full turn, and saturation and value in [0, 1] to a color."""
+    return colorsys.hsv_to_rgb(hue % 1, saturation, value)
 
 
 def _make_backdrop(choose: np.random.Generator, kind: str) -> Backdrop:
@@ -166,7 +161,7 @@ def _make_backdrop(choose: np.random.Generator, kind: str) -> Backdrop:
     value = choose.uniform(0.25, 0.55)
     low, high = _hue(hue, 0.5, value), _hue(hue + choose.uniform(-0.15, 0.15), 0.5, value * choose.uniform(0.55, 0.8))
     patches = _hue(hue + choose.uniform(0.2, 0.8), 0.55, choose.uniform(0.4, 0.75))
-    return Backdrop(False, seed, low, high, patches, float(choose.uniform(1.6, 4.0)), None)
+    return Backdrop(Sky(seed, low, high, patches), cells=float(choose.uniform(1.6, 4.0)))
 
 
 def _make_night(choose: np.random.Generator, seed: int) -> Backdrop:
@@ -179,7 +174,7 @@ def _make_night(choose: np.random.Generator, seed: int) -> Backdrop:
         x, y = side * choose.uniform(0.25, 0.6), choose.uniform(0.3, 0.6)
         light = _hue(choose.uniform(0.0, 0.15), 0.6, 0.98)
         planet = Planet(float(x), float(y), float(choose.uniform(0.25, 0.5)), light, (0.7, 0.3, 0.38), seed + 9)
-    return Backdrop(True, seed, low, high, _hue(hue + 0.03, 0.6, 0.62), 2.2, planet)
+    return Backdrop(Sky(seed, low, high, _hue(hue + 0.03, 0.6, 0.62)), planet=planet)
 
 
 def draw_plates(scene: MovingScene) -> Plates:
@@ -189,17 +184,17 @@ def draw_plates(scene: MovingScene) -> Plates:
 
 def draw_backdrop(backdrop: Backdrop, width: int, height: int) -> torch.Tensor:
     """Draw a backdrop (3, H, W) float32 in [0, 1]."""
-    canvas = Canvas.empty(width, height)
-    if backdrop.night:
-        paint_clouds(canvas, Sky(backdrop.seed, backdrop.low, backdrop.high, backdrop.patches))
+    canvas, sky = Canvas.empty(width, height), backdrop.sky
+    if backdrop.cells is None:
+        paint_clouds(canvas, sky)
         if backdrop.planet is not None:
             paint_planet(canvas, backdrop.planet)
     else:
         down = np.clip(canvas.y + 0.5 + 0.3 * canvas.x, 0, 1)
-        canvas.cover(blend(backdrop.high, backdrop.low, down), np.ones_like(down))
+        canvas.cover(blend(sky.high, sky.low, down), np.ones_like(down))
         x, y = canvas.x * backdrop.cells, canvas.y * backdrop.cells
-        patches = 0.65 * value_noise(x, y, backdrop.seed) + 0.35 * value_noise(2 * x, 2 * y, backdrop.seed + 1)
-        canvas.cover(backdrop.patches, np.clip(1.6 * patches - 0.35, 0, 1))
+        patches = 0.65 * value_noise(x, y, sky.seed) + 0.35 * value_noise(2 * x, 2 * y, sky.seed + 1)
+        canvas.cover(sky.nebula, np.clip(1.6 * patches - 0.35, 0, 1))
     return torch.from_numpy(np.ascontiguousarray(np.clip(canvas.colors, 0, 1).transpose(2, 0, 1)))
 
 
@@ -250,8 +245,7 @@ def _axes(canvas: Canvas, angle: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _paint_rocket(canvas: Canvas, mover: Mover) -> None:
     flame = 0.35 + 0.15 * (mover.seed % 7) / 6
-    glass = (0.30, 0.68, 0.92)
-    rocket = Rocket(0.0, 0.0, mover.angle, 0.5, flame, mover.body, mover.accent, glass, mover.seed)
+    rocket = Rocket(0.0, 0.0, mover.angle, 0.5, flame, mover.body, mover.accent, seed=mover.seed)
     paint_rocket(canvas, rocket)
 
 

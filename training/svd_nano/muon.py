@@ -1,4 +1,4 @@
-"""The optimizer of svd-nano: Muon for hidden matrices, Adam for all other parameters.
+"""The optimizer of svd-nano's hidden matrices: Muon. torch's Adam updates all other parameters.
 
 Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (github.com/KellerJordan/Muon): each step
 moves a matrix by about the same amount in all its singular directions. Liu et al. 2025 (arXiv:2502.16982, equation 4)
@@ -17,59 +17,36 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.: a x + b x^3 + c x^5 takes (0, 1] to about 1 in five steps
 ITERATIONS = 5
 MOMENTUM = 0.95
-BETAS = (0.9, 0.99)
 DECAY = 0.01
 NOT_HIDDEN = ("conv_in", "conv_out", "embedding", "pos_embed", "head")
 """Parts of names of matrices whose rows or columns are colors, latents or numbers, not hidden features."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizes `named` parameters. The `lr` of each group may change between steps."""
+    """Optimizes hidden matrices. The `lr` may change between steps."""
 
-    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], lr: float) -> None:
-        params: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-        for name, parameter in named:
-            params[is_hidden(name, parameter)].append(parameter)
-        groups = [{"params": each, "hidden": hidden} for hidden, each in params.items() if each]
-        super().__init__(groups, {"lr": lr})
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float) -> None:
+        super().__init__([{"params": list(params)}], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            params = [each for each in group["params"] if each.grad is not None]
-            (self._muon_step if group["hidden"] else self._adam_step)(params, group["lr"])
-
-    def _muon_step(self, params: list[Any], lr: float) -> None:
+        (group,) = self.param_groups
         by_shape: dict[tuple[int, int], list[Any]] = defaultdict(list)
-        for parameter in params:
-            by_shape[parameter.shape[0], parameter[0].numel()].append(parameter)
-        for (rows, columns), group in by_shape.items():
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.shape[0], parameter[0].numel()].append(parameter)
+        for (rows, columns), params in by_shape.items():
             updates = []
-            for parameter in group:
+            for parameter in params:
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
                 updates.append(parameter.grad.lerp(state["momentum"], MOMENTUM).reshape(rows, columns))
-            scale = 0.2 * max(rows, columns) ** 0.5  # arXiv:2502.16982, equation 4
-            for parameter, update in zip(group, orthogonalize(torch.stack(updates)), strict=True):
-                parameter.mul_(1 - lr * DECAY).add_(update.reshape(parameter.shape), alpha=-lr * scale)
-
-    def _adam_step(self, params: list[Any], lr: float) -> None:
-        """Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1."""
-        for parameter in params:
-            state = self.state[parameter]
-            if not state:
-                state.update(
-                    first=torch.zeros_like(parameter), second=torch.zeros_like(parameter), count=torch.zeros(())
-                )
-            first, second, count = state["first"], state["second"], state["count"]
-            count += 1
-            first.lerp_(parameter.grad, 1 - BETAS[0])
-            second.lerp_(parameter.grad.square(), 1 - BETAS[1])
-            denominator = (second / (1 - BETAS[1] ** count.item())).sqrt_().add_(1e-8)
-            parameter.addcdiv_(first, denominator, value=-lr / (1 - BETAS[0] ** count.item()))
+            scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5  # arXiv:2502.16982, equation 4
+            for parameter, update in zip(params, orthogonalize(torch.stack(updates)), strict=True):
+                parameter.mul_(1 - group["lr"] * DECAY).add_(update.reshape(parameter.shape), alpha=-scale)
 
 
 def is_hidden(name: str, parameter: torch.Tensor) -> bool:

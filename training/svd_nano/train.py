@@ -50,11 +50,7 @@ class Minutes:
 
 
 def train_nano(
-    out: Path,
-    minutes: Minutes,
-    device: torch.device,
-    batch: int = 1,
-    modules: NanoModules | None = None,
+    out: Path, minutes: Minutes, device: torch.device, batch: int = 1, modules: NanoModules | None = None
 ) -> NanoModules:
     """Train all parts. Resumes from the states in `out`, else starts from `modules`, else from random weights.
 
@@ -73,8 +69,8 @@ def train_nano(
     train_vae(modules.vae, Plan("vae", minutes.vae, rate=1.2e-3, seed=1), out, pool, batch)
     train_clip(modules.clip, Plan("clip", minutes.clip, rate=1.5e-3, seed=2), out, pool, batch)
     scaled = [replace(size, count=batch * size.count, batch=batch * size.batch) for size in SIZES]
-    sets = load_latents(modules, out, device, scaled)
-    train_unet(modules.unet, Plan("unet", minutes.unet, rate=1e-3, seed=3), out, sets, device)
+    sets = load_latents(modules, out, scaled)
+    train_unet(modules.unet, Plan("unet", minutes.unet, rate=1e-3, seed=3), out, sets)
     train_decoder(modules.vae, Plan("decoder", minutes.decoder, rate=8e-4, seed=4), out, pool, batch)
     return modules.to("cpu")
 
@@ -91,7 +87,7 @@ def load_modules(path: Path) -> NanoModules:
     return NanoModules(checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder)
 
 
-def load_latents(modules: NanoModules, out: Path, device: torch.device, sizes: list[ClipSize]) -> list[Latents]:
+def load_latents(modules: NanoModules, out: Path, sizes: list[ClipSize]) -> list[Latents]:
     """Load the encoded clips of all sizes from `out`, encoding those that are missing or older than the encoders."""
     from safetensors.torch import load_file
 
@@ -101,7 +97,7 @@ def load_latents(modules: NanoModules, out: Path, device: torch.device, sizes: l
         path = out / f"latents-{size.width}x{size.height}.safetensors"
         metadata = {**encoders, "count": str(size.count)}
         if read_metadata(path) != metadata:
-            latents = encode_clips(modules, size, CLIP_SEEDS << 4 * index, METADATA.defaults().num_frames, device)
+            latents = encode_clips(modules, size, CLIP_SEEDS << 4 * index, METADATA.defaults().num_frames)
             tensors = {name: value for name, value in vars(latents).items() if isinstance(value, torch.Tensor)}
             save_tensors(tensors, path, metadata)
         sets.append(Latents(**load_file(path), batch=size.batch))

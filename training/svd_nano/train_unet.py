@@ -77,21 +77,15 @@ class Latents:
     batch: int
 
 
-def train_unet(
-    unet: UNetSpatioTemporalConditionModel,
-    plan: Plan,
-    out: Path,
-    sets: Sequence[Latents],
-    device: torch.device,
-) -> None:
-    """Train the UNet in place on `device`: first mostly on the first of `sets`, then on all, mostly the second.
+def train_unet(unet: UNetSpatioTemporalConditionModel, plan: Plan, out: Path, sets: Sequence[Latents]) -> None:
+    """Train the UNet in place, on its device: first mostly on the first of `sets`, then on all, mostly the second.
 
     Moving parts have a larger weight at first, and the same weight as all others from PLAIN on.
     """
 
     def loss_of(progress: float, generator: torch.Generator) -> torch.Tensor:
         extra = MOVING_WEIGHT * max(0.0, 1 - progress / PLAIN)
-        return unet_loss(unet, _choose_set(sets, progress, generator), generator, device, extra)
+        return unet_loss(unet, _choose_set(sets, progress, generator), generator, extra)
 
     with attention_for_cpu(unet):
         train(unet, plan, loss_of, out)
@@ -109,17 +103,14 @@ def _choose_set(sets: Sequence[Latents], progress: float, generator: torch.Gener
 
 
 def unet_loss(
-    unet: UNetSpatioTemporalConditionModel,
-    latents: Latents,
-    generator: torch.Generator,
-    device: torch.device,
-    extra: float = 0.0,
+    unet: UNetSpatioTemporalConditionModel, latents: Latents, generator: torch.Generator, extra: float = 0.0
 ) -> torch.Tensor:
     """Compute the squared error of v for a batch of `latents`, weighted up to 1 + `extra` where something moves.
 
     At 0 this is SVD's objective. With `extra` the best v is biased towards motion wherever the motion is uncertain. It
     helps at the beginning, when the few moving pixels have little influence.
     """
+    device = unet.device
     chosen = torch.randint(0, len(latents.denoised), (latents.batch,), generator=generator)
     variants = torch.randint(0, latents.images.shape[1], (latents.batch,), generator=generator)
     kept = (torch.rand(latents.batch, generator=generator) >= DROPPED).float()
@@ -168,20 +159,19 @@ def choose_motion(generator: torch.Generator, frames: int) -> tuple[float, float
 
 
 @torch.no_grad()
-def encode_clips(modules: NanoModules, size: ClipSize, first_seed: int, frames: int, device: torch.device) -> Latents:
+def encode_clips(modules: NanoModules, size: ClipSize, first_seed: int, frames: int) -> Latents:
     """Draw and encode `size.count` clips of `frames` frames, with seeds from `first_seed` on."""
     rows = []
     for seed in range(first_seed, first_seed + size.count):
-        rows.append(_encode_clip(modules, size, seed, frames, device))
+        rows.append(_encode_clip(modules, size, seed, frames))
         if len(rows) % 100 == 0:
             logger.info("encoded %d of %d clips of %dx%d", len(rows), size.count, size.width, size.height)
     return Latents(*(torch.stack(column) for column in zip(*rows, strict=True)), batch=size.batch)
 
 
-def _encode_clip(
-    modules: NanoModules, size: ClipSize, seed: int, frames: int, device: torch.device
-) -> tuple[torch.Tensor, ...]:
+def _encode_clip(modules: NanoModules, size: ClipSize, seed: int, frames: int) -> tuple[torch.Tensor, ...]:
     """Return the fields of `Latents` for one clip."""
+    device = modules.vae.device
     generator = torch.Generator("cpu").manual_seed(seed)
     fps, bucket = choose_motion(generator, frames)
     clip = render_clip(make_scene(seed, size.width, size.height), frames, bucket, fps).to(device)

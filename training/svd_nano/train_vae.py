@@ -41,9 +41,9 @@ class Pool:
     movers: Sequence[Mover]
 
 
-def draw_pool(seeds: range, device: torch.device, size: int = 128) -> Pool:
-    """Draw the square scenes of these seeds."""
-    scenes = [make_scene(seed, size, size) for seed in seeds]
+def draw_pool(seeds: range, device: torch.device) -> Pool:
+    """Draw the scenes of these seeds."""
+    scenes = [make_scene(seed) for seed in seeds]
     plates = [draw_plates(scene) for scene in scenes]
     return Pool(
         [Plates(each.backdrop.to(device), each.sticker.to(device)) for each in plates],

@@ -21,7 +21,7 @@ import torch
 
 from ...svd_core.errors import SettingError
 from .curve import draw_curve
-from .muon import Muon
+from .muon import Muon, is_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,9 @@ SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 25  # steps
 WARM_UP = 100  # steps
 STATE_KEY = "svd_nano_training"
-MOMENTS = ("momentum", "first", "second", "count")
-"""Names of the optimizer's values of a parameter in a state file."""
+BETAS = (0.9, 0.99)
+MOMENTS = ("momentum", "exp_avg", "exp_avg_sq", "step")
+"""Names of the optimizers' values of a parameter in a state file."""
 
 Loss = Callable[[float, torch.Generator], torch.Tensor]
 """(fraction of the time that has passed, 0 to 1; the step's generator) -> the loss of one step."""
@@ -64,11 +65,16 @@ class State:
     """The state of a training, changed in place."""
 
     module: torch.nn.Module
-    optimizer: Muon
+    muon: Muon
+    adam: torch.optim.Adam
     averaged: dict[str, torch.Tensor]
     step: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def moments(self, name: str, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """Return the optimizer's values of a parameter."""
+        return (self.muon if is_hidden(name, parameter) else self.adam).state[parameter]
 
 
 def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None:
@@ -125,10 +131,10 @@ def _float32_conv(
 
 def _step(state: State, plan: Plan, loss_of: Loss) -> None:
     progress = min(1.0, state.seconds / (plan.minutes * 60))
-    for group in state.optimizer.param_groups:
-        group["lr"] = plan.rate_at(state.step, progress)
+    for optimizer in (state.muon, state.adam):
+        optimizer.param_groups[0]["lr"] = plan.rate_at(state.step, progress)
     generator = torch.Generator("cpu").manual_seed(plan.seed + state.step)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.module.zero_grad()
     loss = loss_of(progress, generator)
     value = loss.item()
     if not math.isfinite(value):
@@ -138,7 +144,8 @@ def _step(state: State, plan: Plan, loss_of: Loss) -> None:
         )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.module.parameters(), 1.0)
-    state.optimizer.step()
+    state.muon.step()
+    state.adam.step()
     _update_average(state, plan)
     state.losses.append((state.step, round(state.seconds, 2), value))
     state.step += 1
@@ -158,7 +165,9 @@ def _update_average(state: State, plan: Plan) -> None:
 def _begin(module: torch.nn.Module, plan: Plan, out: Path) -> State:
     out.mkdir(parents=True, exist_ok=True)
     averaged = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    state = State(module, Muon(module.named_parameters(), plan.rate), averaged)
+    hidden = [each for name, each in module.named_parameters() if is_hidden(name, each)]
+    others = [each for name, each in module.named_parameters() if not is_hidden(name, each)]
+    state = State(module, Muon(hidden, plan.rate), torch.optim.Adam(others, plan.rate, BETAS), averaged)
     path = out / f"{plan.name}.safetensors"
     if path.is_file():
         _restore(state, path)
@@ -171,8 +180,7 @@ def _save(state: State, plan: Plan, out: Path) -> None:
     tensors = {f"average.{name}": tensor for name, tensor in state.averaged.items()}
     for name, parameter in state.module.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach()
-        moments = state.optimizer.state.get(parameter, {})
-        tensors |= {f"{kind}.{name}": moment for kind, moment in moments.items()}
+        tensors |= {f"{kind}.{name}": moment for kind, moment in state.moments(name, parameter).items()}
     values = {"step": state.step, "seconds": state.seconds, "losses": state.losses}
     save_tensors(tensors, out / f"{plan.name}.safetensors", {STATE_KEY: json.dumps(values)})
     with (out / f"{plan.name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -213,20 +221,16 @@ def _restore(state: State, path: Path) -> None:
     with safe_open(path, "pt") as file, torch.no_grad():
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         weights = {name: shape for name, shape in shapes.items() if name.startswith("weight.")}
-        kinds = {name.split(".", 1)[0] for name in shapes}
-        if weights != {f"weight.{name}": tuple(each.shape) for name, each in parameters.items()} or not kinds <= {
-            "weight",
-            "average",
-            *MOMENTS,
-        }:
+        unknown = {name.split(".", 1)[0] for name in shapes} - {"weight", "average", *MOMENTS}
+        if unknown or weights != {f"weight.{name}": tuple(each.shape) for name, each in parameters.items()}:
             raise SettingError(f"{path} is the state of another version of this training. Use another folder.")
         for name, parameter in parameters.items():
             parameter.copy_(file.get_tensor(f"weight.{name}"))
             state.averaged[name].copy_(file.get_tensor(f"average.{name}"))
             for kind in MOMENTS:
                 if f"{kind}.{name}" in shapes:
-                    device = "cpu" if kind == "count" else parameter.device
-                    state.optimizer.state[parameter][kind] = file.get_tensor(f"{kind}.{name}").to(device)
+                    device = "cpu" if kind == "step" else parameter.device
+                    state.moments(name, parameter)[kind] = file.get_tensor(f"{kind}.{name}").to(device)
     values = json.loads(read_metadata(path)[STATE_KEY])
     state.step, state.seconds = values["step"], values["seconds"]
     state.losses = [tuple(row) for row in values["losses"]]

@@ -138,13 +138,13 @@ def test_the_state_of_another_module_raises_an_error(monkeypatch, tmp_path):
 
 def test_clips_are_encoded_again_after_more_training_of_the_vae(modules, monkeypatch, tmp_path):
     size = [ClipSize(64, 64, count=1, batch=1)]
-    (first,) = load_latents(modules, tmp_path, CPU, size)
+    (first,) = load_latents(modules, tmp_path, size)
     changed = new_modules(2).eval().requires_grad_(False)
-    (kept,) = load_latents(changed, tmp_path, CPU, size)
+    (kept,) = load_latents(changed, tmp_path, size)
     assert torch.equal(kept.denoised, first.denoised)
     learner = line()
     train(learner, Plan("vae", steps(monkeypatch, 2), 0.01, 1), loss_of(learner), tmp_path)
-    (fresh,) = load_latents(changed, tmp_path, CPU, size)
+    (fresh,) = load_latents(changed, tmp_path, size)
     assert not torch.allclose(fresh.denoised, first.denoised, atol=0.1)
 
 
@@ -169,7 +169,7 @@ def test_the_denoiser_turns_v_target_into_the_denoised_latents(sigma):
 
 
 def test_the_unet_learns_from_encoded_clips_with_fps_minus_one(modules):
-    latents = train_unet.encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3, device=CPU)
+    latents = train_unet.encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3)
     assert latents.denoised.shape == (2, 3, 4, 8, 8)
     assert latents.images.shape == (2, 3, 4, 8, 8)
     assert (latents.strengths[:, 0] == 0).all()
@@ -178,7 +178,7 @@ def test_the_unet_learns_from_encoded_clips_with_fps_minus_one(modules):
     losses = []
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
     for _ in range(3):
-        loss = train_unet.unet_loss(unet, latents, torch.Generator().manual_seed(3), CPU)
+        loss = train_unet.unet_loss(unet, latents, torch.Generator().manual_seed(3))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
