@@ -235,11 +235,10 @@ def error_classes_text() -> str:
     """Return the table of the exception classes."""
     from svd_stages.svd_core import errors
 
-    defined = (each for each in vars(errors).values() if isinstance(each, type))
     rows = [
         (f"`{kind.__name__}`", f"`{kind.code}`", str(kind.exit_status), (inspect.getdoc(kind) or "").split("\n\n")[0])
-        for kind in defined
-        if issubclass(kind, errors.SVDStagesError)
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.SVDStagesError)
     ]
     return _table(("class", "code", "exit status", "meaning"), rows)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -22,13 +23,15 @@ FORKS.set_forkserver_preload(
 
 
 def start(*arguments: str, log: Path) -> BaseProcess:
-    """Start `svd-stages` with these arguments in a fork; what it prints goes to `log`."""
-    process = FORKS.Process(target=_run, args=(arguments, log), daemon=True)
+    """Start `svd-stages` with these arguments in a fork, and wait until it runs. What it prints goes to `log`."""
+    begun = FORKS.Event()
+    process = FORKS.Process(target=_run, args=(arguments, log, begun), daemon=True)
     process.start()
+    assert begun.wait(300)  # a signal before that would stop multiprocessing, not the program
     return process
 
 
-def _run(arguments: tuple[str, ...], log: Path) -> None:
+def _run(arguments: tuple[str, ...], log: Path, begun: Event) -> None:
     import torch
     from svd_stages.headless.cli.main import main
 
@@ -37,4 +40,5 @@ def _run(arguments: tuple[str, ...], log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    begun.set()
     sys.exit(main(list(arguments)))

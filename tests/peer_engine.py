@@ -68,7 +68,7 @@ class ComfyUIEngine:
     def __init__(self, cache_lru: int | None = None):
         from svd_stages.headless.engines.comfyui.executor import ComfyRunner
 
-        self._runner = ComfyRunner(cache_lru)
+        self._runner = ComfyRunner(cache_lru or 0)
 
     def validate(self, prompt: dict[str, Any], targets: list[str] | None):
         """Return (ok, error, outputs that can run, errors by node id)."""

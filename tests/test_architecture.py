@@ -22,7 +22,6 @@ MAY_REACH_OUT = {
     "socket": {
         "headless/engines/remote/client.py": "--server",
         "headless/batch/ray_pool.py": "Ray: this machine's name",
-        "headless/batch/folder.py": "this machine's name",
         "headless/batch/lock.py": "this machine's name",
         "headless/batch/worker.py": "this machine's name",
         "svd_core/utils/atomic_files.py": "this machine's name",

@@ -15,7 +15,7 @@ from ...svd_core.media.image_ops import clip_input_reference
 from .architecture import CLIP_VISION, METADATA
 from .clips import KINDS, Plates, place
 from .train_vae import Pool
-from .training import Plan, train
+from .training import Plan, mixed_precision, train
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
@@ -39,7 +39,7 @@ def train_clip(clip: CLIPVisionModelWithProjection, plan: Plan, out: Path, pool:
 
     def loss_of(_progress: float, generator: torch.Generator) -> torch.Tensor:
         images, targets, kinds = draw_labelled(pool, batch * BATCH, generator)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             embedding = embed(clip, images)
         output = head(embedding.float())
         error = (output[:, :TARGETS] - targets.to(device)).square().mean(dim=0) @ torch.tensor(WEIGHTS, device=device)

@@ -26,7 +26,7 @@ from .architecture import METADATA, NanoModules
 from .attention import attention_for_cpu
 from .clips import REACH, frame_distance, make_scene, render_clip
 from .train_clip import embed
-from .training import Plan, train
+from .training import Plan, mixed_precision, train
 
 if TYPE_CHECKING:
     from diffusers import UNetSpatioTemporalConditionModel
@@ -124,7 +124,7 @@ def unet_loss(
     sample = torch.cat([scaled, image[:, None].expand_as(denoised)], dim=2)
     embeds = (latents.embeds[chosen] * kept[:, None, None]).to(device)
     ids = time_ids(latents.motion[chosen], latents.strengths[chosen, variants]).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         v = unet(sample, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
     error = (v.float() - v_target(denoised, noisy, sigma)).square()
     weight = moving_weight(denoised, extra)
@@ -181,7 +181,7 @@ def _encode_clip(modules: NanoModules, size: ClipSize, seed: int, frames: int) -
     strengths[0] = 0.0
     noise = torch.randn((VARIANTS - 1, *pixels.shape[1:]), generator=generator)
     augmented = pixels[:1] + (strengths[1:, None, None, None] * noise).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         latents = modules.vae.encode(torch.cat([pixels, augmented])).latent_dist.mean.float().cpu()
     denoised, images = latents[:frames] * METADATA.scaling_factor, torch.cat([latents[:1], latents[frames:]])
     embeds = embed(modules.clip, clip[:1]).float().cpu()

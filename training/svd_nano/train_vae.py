@@ -19,7 +19,7 @@ import torch
 
 from .architecture import METADATA
 from .clips import Mover, Plates, draw_plates, make_scene, place, positions
-from .training import Plan, steps_done, train
+from .training import Plan, mixed_precision, steps_done, train
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
@@ -71,7 +71,7 @@ def train_decoder(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool
     def loss_of(_progress: float, generator: torch.Generator) -> torch.Tensor:
         frames = int(torch.randint(2, 5, (), generator=generator))
         pixels = _draw_batch(pool, frames, batch, 6, generator)
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with mixed_precision(pixels.device):
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.mean
             noise = torch.randn(latents.shape, generator=generator).to(pixels.device)
@@ -113,7 +113,7 @@ def vae_loss(
     vae: AutoencoderKLTemporalDecoder, pixels: torch.Tensor, frames: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Compute `reconstruction_loss` of pixels (N frames, 3, H, W) in [-1, 1], plus the weighted KL divergence."""
-    with torch.autocast(pixels.device.type, torch.bfloat16):
+    with mixed_precision(pixels.device):
         posterior = vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)
         decoded = vae.decode(posterior.mean + posterior.std * noise, num_frames=frames).sample

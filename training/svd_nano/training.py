@@ -77,6 +77,12 @@ class State:
         return (self.muon if is_hidden(name, parameter) else self.adam).state[parameter]
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Return autocast to bfloat16, switched off on CPUs that compute bfloat16 in software, many times slower."""
+    is_fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "AMX")
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_fast)
+
+
 def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None:
     """Train `module` in place and leave it with its averaged weights.
 

@@ -35,11 +35,10 @@ class RunOutcome:
 class ComfyRunner:
     """ComfyUI's executor. It caches the results of the last graph, or the last `cache` results."""
 
-    def __init__(self, cache: int | None = None):
-        kind = execution.CacheType.CLASSIC if cache is None else execution.CacheType.LRU
-        size = cache or 0
+    def __init__(self, cache: int = 0):
+        kind = execution.CacheType.LRU if cache else execution.CacheType.CLASSIC
         newer = "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters
-        options: dict[str, Any] = {"cache_args": {"lru": size, "ram": 0.0}} if newer else {"cache_size": size}
+        options: dict[str, Any] = {"cache_args": {"lru": cache, "ram": 0.0}} if newer else {"cache_size": cache}
         self._executor = execution.PromptExecutor(_EventServer(ignore_events), cache_type=kind, **options)
 
     @staticmethod
