@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..svd_core.diffusion.sampling import SamplerStep
-    from ..svd_core.execution import SamplerInputs
 
 
 def get_sampler(model: Any) -> Sampler:
@@ -45,15 +44,16 @@ def sample_with_estimate(
     import torch
 
     from ..svd_core import execution
+    from ..svd_core.diffusion.schedules import validate_sigmas
 
-    start = _sampler_inputs(latent, request.noise, request.seed)
-    count = start.latents.shape[0]
+    sigmas = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
+    start = _noisy_latents(model, latent, request.noise, request.seed, validate_sigmas(sigmas)[0])
+    count = len(start)
     conditioning_pairs = zip(
         wire_formats.read_conditioning(positive, count, "positive"),
         wire_formats.read_conditioning(negative, count, "negative"),
         strict=True,
     )
-    sigmas = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
     denoised: dict[int, torch.Tensor] = {}
 
     def keep_last(video: int, step: SamplerStep) -> None:
@@ -66,16 +66,14 @@ def sample_with_estimate(
 
 def add_noise(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> dict[str, Any]:
     """Return the LATENT with starting noise of level `sigma`, a scalar tensor."""
+    noisy = _noisy_latents(model, latent, noise, seed, sigma)
+    return wire_formats.write_latent(noisy / model.scaling_factor, like=latent)
+
+
+def _noisy_latents(model: SVDModel, latent: dict[str, Any], noise: str, seed: int, sigma: torch.Tensor) -> torch.Tensor:
+    """Return a LATENT at noise level sigma (): (N, F, 4, h, w) scaled. Raises SettingError if it has a noise mask."""
     from ..svd_core import execution
-
-    return wire_formats.write_latent(
-        execution.add_noise(model, _sampler_inputs(latent, noise, seed), sigma), like=latent
-    )
-
-
-def _sampler_inputs(latent: dict[str, Any], noise: str, seed: int) -> SamplerInputs:
-    """Read the starting latents of a LATENT. Raises SettingError if it has a noise mask."""
-    from ..svd_core.execution import SamplerInputs
+    from ..svd_core.diffusion.sampling import draw_noise
 
     videos = wire_formats.read_latent(latent)
     if latent.get("noise_mask") is not None:
@@ -83,4 +81,5 @@ def _sampler_inputs(latent: dict[str, Any], noise: str, seed: int) -> SamplerInp
             "a model of SVD Stages cannot sample a latent with a noise_mask. Remove the mask, or run the graph in "
             "ComfyUI with a MODEL of its ImageOnlyCheckpointLoader."
         )
-    return SamplerInputs(videos.clips, noise, seed, videos.batch_index)
+    starting_noise = draw_noise(noise, seed, videos.clips.shape, videos.batch_index)
+    return execution.noisy_latents(model, videos.clips, starting_noise, sigma)

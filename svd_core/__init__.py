@@ -33,10 +33,10 @@ _NAMES = {
     "VideoSettings": "pipeline",
     "image_to_video": "pipeline",
     # its stages on a runtime: placement, progress, memory
-    "SamplerInputs": "execution",
     "load": "execution",
     "embed": "execution",
     "encode": "execution",
+    "noisy_latents": "execution",
     "sample": "execution",
     "decode": "execution",
     "decode_tiled": "execution",
@@ -49,7 +49,7 @@ _NAMES = {
     "GuidanceCurve": "diffusion.guidance",
     "make_denoiser": "diffusion.denoiser",
     "sample_euler": "diffusion.sampling",
-    "starting_noise": "diffusion.sampling",
+    "draw_noise": "diffusion.sampling",
     # the autoencoder and the CLIP image encoder
     "embed_images": "autoencoder.encode",
     "encode_images": "autoencoder.encode",

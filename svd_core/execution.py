@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -31,8 +30,7 @@ from .checkpoints.library import EMBEDDED
 from .diffusion.conditioning import Conditioning
 from .diffusion.denoiser import make_denoiser
 from .diffusion.guidance import GuidanceCurve
-from .diffusion.noise_augmentation import seed_for_index
-from .diffusion.sampling import SamplerStep, sample_euler, starting_noise, starting_point
+from .diffusion.sampling import SamplerStep, sample_euler, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError
 from .models.components import Checkpoint, ClipVision, SVDModel, Vae
@@ -45,22 +43,8 @@ from .utils.tensor_checks import check_images
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, eq=False)
-class SamplerInputs:
-    """The starting latents and noise of N videos.
-
-    Attributes:
-        latents: (N, F, 4, h, w) float32 unscaled latents to which the noise is added. Zeros for a new video.
-        noise: comfyui, diffusers or none, see `diffusion.sampling.starting_noise`.
-        seed: Seed of video 0. Video i uses seed + i.
-        batch_index: ComfyUI's frame numbers of a latent that was cut from a longer one. For a single video only.
-    """
-
-    latents: torch.Tensor
-    noise: str
-    seed: int
-    batch_index: Sequence[int] | None = None
+OnStep = Callable[[int, SamplerStep], torch.Tensor | None]
+"""Called with the index of the video and each step."""
 
 
 def load(runtime: Runtime, name: str, precision: str) -> Checkpoint:
@@ -137,17 +121,19 @@ def sample(
     runtime: Runtime,
     model: SVDModel,
     conditioning_pairs: Sequence[tuple[Conditioning, Conditioning]],
-    start: SamplerInputs,
+    start: torch.Tensor,
     curve: GuidanceCurve,
     sigmas: torch.Tensor,
-    on_step: Callable[[int, SamplerStep], None] = lambda video, step: None,
+    on_step: OnStep = lambda video, step: None,
 ) -> torch.Tensor:
     """Sample N videos one after the other, each as in its single run.
 
     Args:
         conditioning_pairs: (positive, negative) conditioning of each video.
+        start: (N, F, 4, h, w) scaled latents at noise level sigmas[0], see `noisy_latents`.
         sigmas: (steps + 1,) falling noise levels, or rising ones, which invert a video to its noise.
-        on_step: Called with the index of the video and each step. What it raises stops the work.
+        on_step: Called with the index of the video and each step. A tensor that it returns replaces the step's x. What
+            it raises stops the work.
 
     Returns:
         (N, F, 4, h, w) float32 CPU unscaled latents.
@@ -157,12 +143,10 @@ def sample(
         NonFiniteError: NaN or infinity in the inputs or the results.
     """
     sigmas = validate_sigmas(sigmas)
-    check_input(start.latents, "the latent to sample")
-    if start.batch_index is not None and len(conditioning_pairs) > 1:
-        raise SettingError("a latent with batch_index must hold one video; sample the videos of the batch on their own")
+    check_input(start, "the latent to sample")
     for positive, negative in conditioning_pairs:
-        _check_latent_size(start.latents, positive.image_latent, "positive")
-        _check_latent_size(start.latents, negative.image_latent, "negative")
+        _check_latent_size(start, positive.image_latent, "positive")
+        _check_latent_size(start, negative.image_latent, "negative")
         _check_embeds(model, positive.embeds, negative.embeds)
         for name, side in (("positive", positive), ("negative", negative)):
             check_input(side.embeds, f"the {name} conditioning", "numbers.conditioning")
@@ -171,7 +155,7 @@ def sample(
         side.embeds.shape[1] != 1 for pair in conditioning_pairs for side in pair
     ):
         model.load_deferred()
-    size = _size_of(start.latents)
+    size = _size_of(start)
     need = denoise_bytes(model, *size)
     capacity = runtime.capacity(model)
     placement = place_weights(model, need, runtime.device(), capacity)
@@ -195,11 +179,11 @@ def _sample_videos(
     runtime: Runtime,
     model: SVDModel,
     conditioning_pairs: Sequence[tuple[Conditioning, Conditioning]],
-    start: SamplerInputs,
+    start: torch.Tensor,
     curve: GuidanceCurve,
     sigmas: torch.Tensor,
     placement: Placement,
-    on_step: Callable[[int, SamplerStep], None],
+    on_step: OnStep,
 ) -> torch.Tensor:
     """Sample validated inputs, with the weights where `placement` says."""
     per_video = len(sigmas) - 1
@@ -211,10 +195,10 @@ def _sample_videos(
             else runtime.on_device(model, placement.activation_bytes, placement.after)
         ) as device,
     ):
-        weights = curve.weights(start.latents.shape[1])
+        weights = curve.weights(start.shape[1])
         videos = []
         for index, (positive, negative) in enumerate(conditioning_pairs):
-            x = _starting_video(model, start, index, sigmas[0]).to(device)
+            x = start[index : index + 1].to(device)
             denoise = make_denoiser(
                 model.unet,
                 positive,
@@ -230,10 +214,15 @@ def _sample_videos(
     return torch.cat(videos)
 
 
-def add_noise(model: SVDModel, start: SamplerInputs, sigma: torch.Tensor) -> torch.Tensor:
-    """Return the noisy latents from which `sample` starts at noise level sigma (): (N, F, 4, h, w), unscaled."""
-    videos = [_starting_video(model, start, index, sigma) for index in range(len(start.latents))]
-    return torch.cat(videos) / model.scaling_factor
+def noisy_latents(model: SVDModel, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Add noise to unscaled latents: scaled latents of the same shape, from which `sample` starts.
+
+    Args:
+        latents: (N, F, 4, h, w) float32. Zeros for a new video.
+        noise: Unit Gaussian noise of the same shape, see `diffusion.sampling.draw_noise`.
+        sigma: () float32 noise level.
+    """
+    return starting_point(latents * model.scaling_factor, noise, sigma, model.sigma_max)
 
 
 def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
@@ -414,14 +403,14 @@ def _warn_float32(runtime: Runtime, nonfinite: list[tuple[int, Window]]) -> None
 
 
 def _step_callback(
-    runtime: Runtime, advance: Advance, index: int, per_video: int, on_step: Callable[[int, SamplerStep], None]
-) -> Callable[[SamplerStep], None]:
+    runtime: Runtime, advance: Advance, index: int, per_video: int, on_step: OnStep
+) -> Callable[[SamplerStep], torch.Tensor | None]:
     """Return a callback that reports each step of video `index`. The videos before it are done."""
 
-    def report(step: SamplerStep) -> None:
+    def report(step: SamplerStep) -> torch.Tensor | None:
         advance(index * per_video + step.done)
         runtime.show(step.denoised[0])
-        on_step(index, step)
+        return on_step(index, step)
 
     return report
 
@@ -430,14 +419,6 @@ def _size_of(latents: torch.Tensor) -> tuple[int, int, int]:
     """Return (F, h, w) of (N, F, 4, h, w)."""
     _, frames, _, height, width = latents.shape
     return frames, height, width
-
-
-def _starting_video(model: SVDModel, start: SamplerInputs, index: int, sigma: torch.Tensor) -> torch.Tensor:
-    """Return video `index` at noise level sigma: (1, F, 4, h, w) float32 scaled latents."""
-    latents = start.latents[index]
-    frames, _, height, width = latents.shape
-    noise = starting_noise(start.noise, seed_for_index(start.seed, index), frames, height, width, start.batch_index)
-    return starting_point(latents * model.scaling_factor, noise, sigma, model.sigma_max)[None]
 
 
 def _check_embeds(model: SVDModel, positive: torch.Tensor, negative: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ of diffusers' `StableVideoDiffusionPipeline`. Importing this module loads no tor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoints.model_metadata import VideoDefaults
+    from .diffusion.conditioning import Conditioning, MicroConditioning
     from .models.components import Checkpoint
     from .runtime.runtime import Runtime
 
@@ -111,33 +112,98 @@ def image_to_video(
     import torch
 
     from . import execution
-    from .diffusion.conditioning import MicroConditioning, empty_latents, make_conditioning_pairs
+    from .diffusion.conditioning import MicroConditioning
     from .diffusion.guidance import GuidanceCurve
-    from .diffusion.noise_augmentation import augment_images
     from .media.image_ops import resize_images
     from .runtime.runtime import forward_warnings
 
     video: Any = settings.with_defaults(checkpoint.model.defaults)  # no field is None
+    options = merged(checkpoint.model.options, ModelOptions(compile=video.compile))
+    model = replace(checkpoint.model, options=options)
     with torch.inference_mode():
         on_stage("resize")
         resized, warnings = resize_images(images, video.width, video.height, video.fit)
         forward_warnings(runtime, warnings)
-        on_stage("embed")
-        embeds = execution.embed(runtime, checkpoint.clip_vision, images, "reference").image_embeds
-        on_stage("augment")
-        augmented = augment_images(resized, video.noise_aug_strength, video.seed)
-        on_stage("encode")
-        image_latents = execution.encode(runtime, checkpoint.vae, augmented)
-        on_stage("condition")
+        noise = VideoNoise.from_seed(video.seed, video.noise, resized, video.num_frames)
         micro = MicroConditioning(video.fps, video.motion_bucket_id, video.noise_aug_strength)
-        pairs = make_conditioning_pairs(embeds, image_latents, micro)
-        start = execution.SamplerInputs(empty_latents(image_latents, video.num_frames), video.noise, video.seed)
+        pairs = condition_images(checkpoint, [images], resized, noise, micro, runtime, on_stage)
         on_stage("sample")
-        options = merged(checkpoint.model.options, ModelOptions(compile=video.compile))
-        model = replace(checkpoint.model, options=options)
+        sigmas = execution.model_sigmas(model, video.steps)
         curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
-        latents = execution.sample(runtime, model, pairs, start, curve, execution.model_sigmas(model, video.steps))
+        latents = execution.sample(runtime, model, pairs, noise.start(sigmas[0]), curve, sigmas)
         on_stage("decode")
         return execution.decode(
             runtime, checkpoint.vae, latents, video.decode_mode, video.decode_chunk, video.decode_context
         )
+
+
+@dataclass(frozen=True, eq=False)
+class VideoNoise:
+    """The random numbers of new videos: unit Gaussian, float32.
+
+    Attributes:
+        augmentation: (B, H, W, 3), added to the images.
+        starting: (N, F, 4, h, w), the latents before the first step. N is a multiple of B: the videos of an image
+            follow each other.
+    """
+
+    augmentation: torch.Tensor
+    starting: torch.Tensor
+
+    @classmethod
+    def from_seed(cls, seed: int, kind: str, images: torch.Tensor, frames: int) -> VideoNoise:
+        """Draw the noise of one video for each of images (B, H, W, 3). Image i uses `seed + i`.
+
+        Raises:
+            SettingError: The seed is out of range, or unknown `kind`, see `diffusion.sampling.starting_noise`.
+        """
+        from .autoencoder.decode import SCALE
+        from .diffusion.noise_augmentation import draw_augmentation_noise
+        from .diffusion.sampling import draw_noise
+
+        count, height, width, _ = images.shape
+        starting = draw_noise(kind, seed, (count, frames, 4, height // SCALE, width // SCALE))
+        return cls(draw_augmentation_noise(seed, images.shape), starting)
+
+    def start(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Return the scaled latents (N, F, 4, h, w) of new videos at the model's largest noise level, sigma ()."""
+        return self.starting * (sigma**2 + 1) ** 0.5
+
+
+def condition_images(
+    checkpoint: Checkpoint,
+    images: Sequence[torch.Tensor],
+    resized: torch.Tensor,
+    noise: VideoNoise,
+    micro: MicroConditioning,
+    runtime: Runtime,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> list[tuple[Conditioning, Conditioning]]:
+    """Embed, augment and encode B images: the (positive, negative) conditioning of each of N videos.
+
+    Args:
+        images: For the CLIP image encoder: batches (b, H, W, 3) in [0, 1], each of any size, of B images in all.
+        resized: (B, height, width, 3), the same images at the size of the video.
+        noise: Of the images and of N videos.
+        micro: fps, motion_bucket_id, noise_aug_strength.
+        runtime, on_stage: See `image_to_video`.
+
+    Raises:
+        ImageError, MemoryBudgetError, NonFiniteError: As `image_to_video`.
+    """
+    import torch
+
+    from . import execution
+    from .diffusion.conditioning import make_conditioning_pairs
+
+    on_stage("embed")
+    embeds = [execution.embed(runtime, checkpoint.clip_vision, each, "reference").image_embeds for each in images]
+    on_stage("augment")
+    augmented = resized + micro.noise_aug_strength / 2 * noise.augmentation
+    on_stage("encode")
+    image_latents = execution.encode(runtime, checkpoint.vae, augmented)
+    on_stage("condition")
+    copies = len(noise.starting) // len(resized)
+    return make_conditioning_pairs(
+        torch.cat(embeds).repeat_interleave(copies, 0), image_latents.repeat_interleave(copies, 0), micro
+    )

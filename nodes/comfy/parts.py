@@ -33,6 +33,11 @@ class CoreVae:
         return self.vae.first_stage_model.decoder.ch
 
     @property
+    def scale(self) -> int:
+        """Pixels per latent pixel: 8, as core assumes for its image VAEs."""
+        return 8
+
+    @property
     def itemsize(self) -> int:
         """Bytes of one number of the decoder's dtype."""
         return self._dtype.itemsize

@@ -116,7 +116,7 @@ def decode_windows(
     Raises:
         NonFiniteError: A frame holds NaN or infinity, and there is no `on_nonfinite`.
     """
-    images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
+    images = torch.empty((latents.shape[0], vae.scale * latents.shape[2], vae.scale * latents.shape[3], 3))
     report = on_frames or (lambda done: None)
     for window in windows:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -37,13 +38,18 @@ def augment_images(images: torch.Tensor, noise_aug_strength: float, seed: int) -
     if not (math.isfinite(noise_aug_strength) and noise_aug_strength >= 0):
         raise SettingError(f"noise_aug_strength must be 0 or more, got {noise_aug_strength}; 0.02 is the usual value")
     images = check_images(images)
-    return torch.stack(
-        [
-            image
-            + noise_aug_strength / 2 * augmentation_noise(make_generator(seed_for_index(seed, index)), *image.shape[:2])
-            for index, image in enumerate(images)
-        ]
-    )
+    return images + noise_aug_strength / 2 * draw_augmentation_noise(seed, images.shape)
+
+
+def draw_augmentation_noise(seed: int, shape: Sequence[int]) -> torch.Tensor:
+    """Draw the augmentation noise of images (B, H, W, 3), unit Gaussian. Image i uses the seed `seed + i`.
+
+    Raises:
+        SettingError: The seed is out of range.
+    """
+    count, height, width, _ = shape
+    generators = [make_generator(seed_for_index(seed, index)) for index in range(count)]
+    return torch.stack([augmentation_noise(generator, height, width) for generator in generators])
 
 
 def augment_images_as_core(images: torch.Tensor, level: float, seed: int) -> torch.Tensor:

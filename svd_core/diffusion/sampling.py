@@ -11,7 +11,7 @@ import torch
 from ..errors import NonFiniteError, SettingError
 from ..utils.nan_checks import DAMAGED, is_finite
 from .denoiser import Denoiser
-from .noise_augmentation import augmentation_noise, make_generator
+from .noise_augmentation import augmentation_noise, make_generator, seed_for_index
 
 NOISES = ("comfyui", "diffusers", "none")
 
@@ -28,7 +28,10 @@ class SamplerStep:
 
 
 def sample_euler(
-    denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: Callable[[SamplerStep], None] | None = None
+    denoise: Denoiser,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    on_step: Callable[[SamplerStep], torch.Tensor | None] = lambda step: None,
 ) -> torch.Tensor:
     """Follow the probability-flow ODE from sigmas[0] to sigmas[-1] with Euler steps.
 
@@ -39,7 +42,8 @@ def sample_euler(
     Args:
         x: (1, F, 4, h, w) float32 scaled latents at noise level sigmas[0].
         sigmas: (steps + 1,) float32 on the CPU, falling, or rising to invert a video.
-        on_step: Called after each step. What it raises stops the loop.
+        on_step: Called after each step. If it returns a tensor, the next step starts from it in place of x. What it
+            raises stops the loop.
 
     Raises:
         NonFiniteError: A step gave NaN or infinity.
@@ -56,8 +60,8 @@ def sample_euler(
                 f"used, {DAMAGED}",
                 code="numbers.latent",
             )
-        if on_step is not None:
-            on_step(SamplerStep(index + 1, steps, sigma.item(), x, denoised))
+        changed = on_step(SamplerStep(index + 1, steps, sigma.item(), x, denoised))
+        x = x if changed is None else changed
     return x
 
 
@@ -70,6 +74,24 @@ def starting_point(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tens
     """
     at_largest = sigma.item() >= sigma_max * (1 - 1e-5)
     return latents + noise * ((sigma**2 + 1) ** 0.5 if at_largest else sigma)
+
+
+def draw_noise(kind: str, seed: int, shape: Sequence[int], batch_index: Sequence[int] | None = None) -> torch.Tensor:
+    """Draw the starting noise of N videos, each as in its single run: video i uses the seed `seed + i`.
+
+    Args:
+        kind: comfyui, diffusers or none, see `starting_noise`.
+        shape: (N, F, 4, h, w), the result's.
+        batch_index: ComfyUI's frame numbers of a latent that was cut from a longer one. For a single video only.
+
+    Raises:
+        SettingError: batch_index with several videos, or as `starting_noise` does.
+    """
+    videos, frames, _, height, width = shape
+    if batch_index is not None and videos > 1:
+        raise SettingError("a latent with batch_index must hold one video; sample the videos of the batch on their own")
+    seeds = [seed_for_index(seed, video) for video in range(videos)]
+    return torch.stack([starting_noise(kind, each, frames, height, width, batch_index) for each in seeds])
 
 
 def starting_noise(

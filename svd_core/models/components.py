@@ -46,6 +46,11 @@ class Vae(Protocol):
         ...
 
     @property
+    def scale(self) -> int:
+        """Pixels per latent pixel, each way; 8 in the published models."""
+        ...
+
+    @property
     def itemsize(self) -> int:
         """Bytes per element of the decoder's dtype."""
         ...
@@ -187,6 +192,12 @@ class SVDVae:
     def identity(self) -> object:
         """The object itself: it is never copied."""
         return self
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent pixel, each way; 8 in the published models."""
+        config: Any = self.vae.config
+        return 2 ** (len(config.block_out_channels) - 1)
 
     @property
     def itemsize(self) -> int:
