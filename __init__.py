@@ -1,7 +1,8 @@
 """SVD Stages: Stable Video Diffusion as separate ComfyUI nodes, and the same graphs without ComfyUI.
 
-ComfyUI's entry point (node tables, WEB_DIRECTORY), and the Python functions `animate` and `run_graph`. Importing this
-package loads neither torch nor diffusers, opens no file and uses no device.
+ComfyUI's entry point (node tables, WEB_DIRECTORY), and the Python interface: `animate`, `run_graph`, and diffusers'
+`StableVideoDiffusionPipeline`, `load_image` and `export_to_video`. Importing this package loads neither torch nor
+diffusers, opens no file and uses no device.
 """
 
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 if __package__:  # pytest also meets this file as a lone module, where relative imports have no meaning
     from ._version import __version__
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    from .svd_core.utils.lazy_names import lazy_getattr
 
     if "comfy.model_management" in sys.modules:
         from .nodes.comfy import use_comfyui
@@ -24,10 +26,17 @@ if __package__:  # pytest also meets this file as a lone module, where relative 
     WEB_DIRECTORY = "./web"
     __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__version__"]
 
-    def __getattr__(name: str) -> Any:
-        """Import `animate` or `run_graph` when it is first used. Inside ComfyUI nothing uses them."""
-        if name in ("animate", "run_graph"):
-            from . import headless
+    _get = lazy_getattr(
+        __name__,
+        {
+            "animate": "headless.cli.animate",
+            "run_graph": "headless.engines.choose",
+            "StableVideoDiffusionPipeline": "svd_core.diffusers_pipeline.pipeline",
+            "load_image": "svd_core.diffusers_pipeline.inputs",
+            "export_to_video": "svd_core.diffusers_pipeline.outputs",
+        },
+    )
 
-            return getattr(headless, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import a function or class when it is first used. Inside ComfyUI nothing uses them."""
+        return _get(name)

@@ -17,6 +17,7 @@ from sources import ROOT, imports, nodes_of
 
 MODEL_CLASSES = {"AutoencoderKLTemporalDecoder", "UNetSpatioTemporalConditionModel"}
 """The classes that may be imported from diffusers."""
+PIPELINE = "svd_core/diffusers_pipeline/"
 
 MAY_REACH_OUT = {
     "socket": {
@@ -29,10 +30,14 @@ MAY_REACH_OUT = {
     "ssl": {},
     "websockets": {"headless/engines/remote/websocket.py": "--server"},
     "http": {"headless/engines/remote/client.py": "--server"},
-    "urllib": {"headless/engines/remote/client.py": "--server"},
+    "urllib": {
+        "headless/engines/remote/client.py": "--server",
+        "svd_core/diffusers_pipeline/inputs.py": "load_image of an address",
+    },
     "huggingface_hub": {
         "svd_core/checkpoints/download.py": "download",
         "svd_core/checkpoints/build_modules.py": "the name of an error",
+        "svd_core/diffusers_pipeline/loading.py": "from_pretrained of a name of the hub",
     },
     "ray": {"headless/batch/ray_pool.py": "Ray"},
     "subprocess": {"headless/batch/process_pool.py": "this Python, for workers of a batch"},
@@ -67,9 +72,16 @@ def test_no_files_import_each_other_in_a_cycle():
     ).prepare()
 
 
-def test_only_model_classes_are_imported_from_diffusers():
+def test_only_model_classes_and_the_base_of_pipelines_are_imported_from_diffusers():
     diffusers = [each for each in imports() if each[1].split(".")[0] == "diffusers"]
-    assert diffusers and [each for each in diffusers if each[1] != "diffusers" or each[2] - MODEL_CLASSES] == []
+    others = [each for each in diffusers if each[1] != "diffusers" or each[2] - MODEL_CLASSES]
+    assert {(name.split(":")[0], module, *names) for name, module, names in others} == {
+        (f"{PIPELINE}pipeline.py", "diffusers", "DiffusionPipeline"),
+        (f"{PIPELINE}pipeline.py", "diffusers.utils", "BaseOutput"),
+        (f"{PIPELINE}pipeline.py", "diffusers.utils.torch_utils", "randn_tensor"),
+        (f"{PIPELINE}loading.py", "diffusers", "EulerDiscreteScheduler"),
+        (f"{PIPELINE}loading.py", "diffusers.utils", "logging"),
+    }
 
 
 def test_only_known_files_can_reach_a_network_another_program_or_code_in_data():

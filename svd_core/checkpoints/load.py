@@ -38,7 +38,11 @@ class Dtypes:
 
 
 def load_checkpoint(
-    path: str | Path, precision: str = "auto", device: torch.device | str = "cpu", defer_unused: bool = False
+    path: str | Path,
+    precision: str = "auto",
+    device: torch.device | str = "cpu",
+    defer_unused: bool = False,
+    variant: str | None = None,
 ) -> Checkpoint:
     """Load the checkpoint at `path`: a single .safetensors file in Stability's layout, or a diffusers folder.
 
@@ -49,6 +53,7 @@ def load_checkpoint(
         device: Device that the modules will compute on. Only precision "auto" depends on it.
         defer_unused: Leave weights on disk that a video with one CLIP token does not use. `model.load_deferred()` reads
             them. Until then the UNet's own forward fails, and only this package's sampling works.
+        variant: Variant of a folder's weights to prefer; "" for the files without one. None: that of the precision.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged, incomplete, not finite, or of another family.
@@ -58,7 +63,8 @@ def load_checkpoint(
 
     device = torch.device(device)
     variants = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    variant = variants[resolve_dtypes(precision, device, torch.float32, force_upcast=True).compute]
+    if variant is None:
+        variant = variants[resolve_dtypes(precision, device, torch.float32, force_upcast=True).compute]
     with open_checkpoint(path, variant) as opened, torch.inference_mode(False), torch.no_grad():
         stored = torch.bfloat16 if "BF16" in opened.stored_dtypes() else torch.float32
         dtypes = resolve_dtypes(precision, device, stored, opened.metadata.force_upcast)

@@ -95,6 +95,23 @@ def load_image(path: str | os.PathLike, background: Background | None = None) ->
     return LoadedImage(images, mask, tuple(run_warnings))
 
 
+def open_image(path: str | os.PathLike, stream: IO[bytes] | None = None) -> Image.Image:
+    """Open the first image of a file with Pillow, decoded, not yet turned as EXIF says.
+
+    Args:
+        path: The file, or a name for messages if `stream` is given.
+        stream: The content.
+
+    Raises:
+        ImageError: As `load_image`.
+    """
+    name = display_name(path)
+    with _refuse_truncated_files(), stream or _open_file(Path(path), name) as file, _translate_pillow_errors(name):
+        image = _open_image(name, file)
+        image.load()
+        return image
+
+
 def _decode(name: str, stream: IO[bytes], run_warnings: list[RunWarning]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return images (B, H, W, 3) and mask (B, H, W), or None without transparency. Append to `run_warnings`."""
     image = _open_image(name, stream)

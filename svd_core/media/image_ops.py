@@ -47,7 +47,7 @@ def crop_to_multiple(images: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def resize_images(
-    images: torch.Tensor, width: int, height: int, fit: str
+    images: torch.Tensor, width: int, height: int, fit: str, multiple: int = 64
 ) -> tuple[torch.Tensor, tuple[RunWarning, ...]]:
     """Resize images (B, H, W, 3) to (B, height, width, 3) with the Lanczos filter (support 3, antialiased).
 
@@ -56,10 +56,11 @@ def resize_images(
 
     Args:
         images: Values in [0, 1].
-        width: A multiple of 64.
-        height: A multiple of 64.
+        width: A multiple of `multiple`.
+        height: A multiple of `multiple`.
         fit: `stretch` ignores the aspect ratio (as diffusers does), `crop` keeps it and crops the center, `pad` keeps
             it and repeats the edge pixels.
+        multiple: 64 for the published UNet, whose latents are halved three times.
 
     Returns:
         The images, and a warning if stretching is visible.
@@ -68,8 +69,8 @@ def resize_images(
         SettingError: Invalid size or fit.
         ImageError: See `check_images`.
     """
-    check_multiple("width", width, 64)
-    check_multiple("height", height, 64)
+    check_multiple("width", width, multiple)
+    check_multiple("height", height, multiple)
     if fit not in FITS:
         raise SettingError(f'fit must be one of {", ".join(FITS)}, got "{fit}".')
     images = check_images(images)

@@ -291,6 +291,16 @@ def encode_apng(
     )
 
 
+def encode_gif(file: Path, frames: torch.Tensor, fps: float | Fraction) -> None:
+    """Encode an animated GIF with Pillow: 256 colors a frame, durations of whole hundredths of a second, a loop.
+
+    Raises OSError if the disk failed.
+    """
+    first, following = _pil_frames(frames)
+    durations = _frame_durations(len(frames), fps, unit=10)
+    first.save(file, format="GIF", save_all=True, append_images=following, duration=durations, loop=0)
+
+
 def encode_png(file: Path, frame: torch.Tensor, metadata: Metadata | None = None, compress_level: int = 4) -> None:
     """Encode one frame (H, W, 3 or 4) as an 8-bit PNG with Pillow. Metadata goes to tEXt chunks as in ComfyUI.
 
@@ -314,10 +324,10 @@ def _pil_frames(frames: torch.Tensor) -> tuple[Image.Image, list[Image.Image]]:
     return first, following
 
 
-def _frame_durations(count: int, fps: float | Fraction) -> list[int]:
-    """Return durations in milliseconds. Each frame begins at the millisecond nearest to its exact time."""
-    starts = [round(index * 1000 / exact_fps(fps)) for index in range(count + 1)]
-    return [max(1, end - start) for start, end in itertools.pairwise(starts)]
+def _frame_durations(count: int, fps: float | Fraction, unit: int = 1) -> list[int]:
+    """Return durations in milliseconds. Each frame begins at the multiple of `unit` nearest to its exact time."""
+    starts = [unit * round(index * 1000 / unit / exact_fps(fps)) for index in range(count + 1)]
+    return [max(unit, end - start) for start, end in itertools.pairwise(starts)]
 
 
 def check_frames(frames: torch.Tensor, channels: tuple[int, ...] = (3, 4)) -> None:

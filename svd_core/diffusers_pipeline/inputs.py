@@ -1,0 +1,97 @@
+"""Read the `image` argument of a pipeline call, and a picture from a path or URL, as diffusers does."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import IO, Any
+
+import torch
+from PIL import Image, ImageOps
+
+from ..errors import ImageError
+from ..media.image_io import MAX_FILE_BYTES, as_images, open_image
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 60.0
+"""Seconds that a download may take in all."""
+BLOCK = 1 << 20
+"""Bytes that are read at a time."""
+
+
+def read_images(image: Any) -> list[torch.Tensor]:
+    """Return the images of a pipeline call, each (1, H, W, 3) float32 in [0, 1].
+
+    Args:
+        image: A PIL image or an array (H, W, 3), a tensor (B, 3, H, W) or (3, H, W) in [0, 1], or a list of those.
+
+    Raises:
+        ImageError: Anything else, or values of another scale.
+        TypeError: A path or URL. `load_image` reads those.
+    """
+    if isinstance(image, (list, tuple)):
+        return [each for item in image for each in read_images(item)]
+    if isinstance(image, (str, bytes)):
+        raise TypeError("image must be a PIL image, an array, a tensor or a list of them; read paths with load_image")
+    if isinstance(image, torch.Tensor):
+        if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
+            raise ImageError(f"an image tensor must be (batch, 3, height, width), got {tuple(image.shape)}")
+        image = image.movedim(-3, -1)
+        if image.min() < 0:
+            raise ImageError(
+                f"an image tensor must be in [0, 1], got {image.min():g}; convert [-1, 1] with x / 2 + 0.5"
+            )
+    images, warnings = as_images(image)
+    for warning in warnings:
+        logger.warning("%s", warning.text)
+    return list(images.split(1))
+
+
+def load_image(
+    image: str | Image.Image, convert_method: Callable[[Image.Image], Image.Image] | None = None
+) -> Image.Image:
+    """Load an image from a path or an http(s) URL, upright as EXIF says, in RGB. As `diffusers.utils.load_image`.
+
+    Args:
+        image: A path, a URL of at most `MAX_FILE_BYTES` that answers within `TIMEOUT` seconds, or a PIL image.
+        convert_method: Called in place of the conversion to RGB.
+
+    Raises:
+        ImageError: The file is missing, damaged, too large, of another format, or cannot be downloaded.
+        TypeError: `image` is neither.
+    """
+    if isinstance(image, str):
+        is_url = image.startswith(("http://", "https://"))
+        image = open_image(image, _download(image) if is_url else None)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image must be a path, an http(s) URL or a PIL image, got {type(image).__name__}")
+    upright = ImageOps.exif_transpose(image)
+    return convert_method(upright) if convert_method is not None else upright.convert("RGB")
+
+
+def _download(url: str) -> IO[bytes]:
+    """Return the content of a URL. Raises ImageError if it is too large, too slow or not there."""
+    deadline = time.monotonic() + TIMEOUT
+    content = io.BytesIO()
+    request = urllib.request.Request(url, headers={"User-Agent": "svd-stages"})  # noqa: S310 - http(s) only
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - http(s) only
+            while block := answer.read1(BLOCK):
+                content.write(block)
+                if content.tell() > MAX_FILE_BYTES:
+                    raise ImageError(f'"{url}" must have at most {MAX_FILE_BYTES} bytes', code="image.too_large")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it took more than {TIMEOUT:g} seconds")
+    except (OSError, ValueError) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
+        raise ImageError(
+            f'"{url}" cannot be downloaded: {reason}. Check the address, or download it in a browser.',
+            code="image.download",
+        ) from error
+    content.seek(0)
+    return content

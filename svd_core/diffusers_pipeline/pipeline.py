@@ -1,0 +1,371 @@
+"""StableVideoDiffusionPipeline: the arguments, shapes and defaults of diffusers' class, computed by this package."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from .. import execution
+from ..checkpoints.model_metadata import VideoDefaults
+from ..diffusion.conditioning import MicroConditioning
+from ..diffusion.guidance import GuidanceCurve
+from ..diffusion.noise_augmentation import make_generator
+from ..diffusion.sampling import SamplerStep
+from ..diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas
+from ..errors import SettingError
+from ..media.image_ops import resize_images
+from ..models.components import Checkpoint, ModelComponent, SVDClipVision, SVDModel, SVDVae
+from ..models.options import ModelOptions
+from ..pipeline import VideoNoise, condition_images
+from ..runtime.runtime import After, LocalRuntime
+from .inputs import read_images
+from .loading import (
+    NAMES,
+    Components,
+    check_scheduler,
+    find_folder,
+    load_file,
+    load_folder,
+    refuse_unsupported,
+)
+from .outputs import OUTPUT_TYPES, as_output
+
+logger = logging.getLogger(__name__)
+
+Generators = torch.Generator | list[torch.Generator] | None
+CALLBACK_TENSORS = ["latents"]
+
+
+@dataclass
+class StableVideoDiffusionPipelineOutput(BaseOutput):
+    """The result of a call: `frames`, see `StableVideoDiffusionPipeline.__call__`."""
+
+    frames: Any
+
+
+@dataclass(frozen=True)
+class _PipelineRuntime(LocalRuntime):
+    """A runtime that leaves each component on the device where it found it."""
+
+    @contextlib.contextmanager
+    def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
+        """Move a component to the device, and back to where it was unless `after` is keep."""
+        before, device = next(component.module.parameters()).device, self.device()
+        component.module.to(device)
+        try:
+            yield device
+        finally:
+            if after != "keep":
+                component.module.to(before)
+
+
+def _levels(model: SVDModel, steps: int, sigmas: Sequence[float] | None) -> torch.Tensor:
+    """Return the noise levels of a call, (steps + 1,) float32. Raises SettingError if they do not fall."""
+    if sigmas is None:
+        return execution.model_sigmas(model, steps)
+    return check_sigmas(torch.tensor(sigmas, dtype=torch.float32))
+
+
+def _resize(images: Sequence[torch.Tensor], width: int, height: int, checkpoint: Checkpoint) -> torch.Tensor:
+    """Stretch images to (B, height, width, 3). Raises SettingError for a size that the UNet cannot halve evenly."""
+    config: Any = checkpoint.model.unet.config
+    step = checkpoint.vae.scale * 2 ** (len(config.block_out_channels) - 1)
+    return torch.cat([resize_images(each, width, height, "stretch", step)[0] for each in images])
+
+
+class StableVideoDiffusionPipeline(DiffusionPipeline):
+    """Animate images. The interface of diffusers' class of this name; this package computes.
+
+    Loaded once, it serves many calls. `to`, `save_pretrained`, `components` and `set_progress_bar_config` are those of
+    diffusers' base class.
+
+    Differences from diffusers: several videos are sampled one after the other, so each equals its single run, and a
+    callback sees the latents (1, F, 4, h, w) of one; `decode_chunk_size` never mixes two videos; with
+    `num_videos_per_prompt` the videos of an image follow each other; sampling computes in float32 between network
+    calls, also with float16 weights.
+
+    The arguments of a call, its result and its errors:
+
+    Args:
+        image: A PIL image, a tensor (B, 3, H, W) in [0, 1], an array (H, W, 3), or a list of those.
+        height: Pixels. A multiple of 64 for the published models, see `image_ops.resize_images`.
+        width: Pixels, likewise.
+        num_frames: None: what the UNet was trained for.
+        num_inference_steps: Sampling steps.
+        sigmas: Noise levels in place of those of the steps, falling, the last one 0.
+        min_guidance_scale: Guidance weight of the first frame.
+        max_guidance_scale: Guidance weight of the last frame. Without guidance if it is 1 or below.
+        fps: Frames per second of the motion, 1 or more.
+        motion_bucket_id: Amount of motion.
+        noise_aug_strength: Standard deviation of the noise added to the image in [-1, 1].
+        decode_chunk_size: Frames that are decoded at a time. None: all as one clip, with no more memory.
+        num_videos_per_prompt: Videos of each image.
+        generator: The source of all noise; a list has one for each video. None: torch's own, or `seed`.
+        latents: Unit Gaussian starting noise (videos, F, 4, h, w) in place of the generator's.
+        output_type: pil, np, pt or latent.
+        callback_on_step_end: Called with (pipeline, step, timestep, {"latents": (1, F, 4, h, w) scaled}). The
+            "latents" in its result replace them.
+        callback_on_step_end_tensor_inputs: ["latents"].
+        return_dict: False: return the frames themselves.
+        seed: In place of `generator`: the seed of one on the CPU.
+        guidance_shape: linear, triangle or constant, see `GuidanceCurve`.
+        decode_context: Frames that a chunk sees on each side of it.
+        compile: off, regional or full, see `ModelOptions`.
+        vram: Bytes of the device's memory to use. None: all that is free.
+
+    Returns:
+        `frames`, for B * num_videos_per_prompt videos. pil: lists of images; np: (videos, F, H, W, 3); pt: (videos,
+        F, 3, H, W) in [0, 1]; latent: scaled latents (videos, F, 4, h, w).
+
+    Raises:
+        SettingError, ValueError: A setting is out of range.
+        ImageError: The image is not usable.
+        MemoryBudgetError: A stage does not fit into memory.
+        NonFiniteError: NaN or infinity in a result.
+    """
+
+    model_cpu_offload_seq = "image_encoder->unet->vae"
+    _callback_tensor_inputs = CALLBACK_TENSORS
+
+    def __init__(
+        self,
+        vae: Any,
+        image_encoder: Any,
+        unet: Any,
+        scheduler: Any,
+        feature_extractor: Any,
+    ) -> None:
+        """Combine components: diffusers' VAE, UNet and scheduler, transformers' CLIP image encoder and processor.
+
+        Raises:
+            SettingError: The scheduler is not SVD's.
+        """
+        super().__init__()
+        check_scheduler(scheduler)
+        self.register_modules(
+            vae=vae,
+            image_encoder=image_encoder,
+            unet=unet,
+            scheduler=scheduler,
+            feature_extractor=feature_extractor,
+        )
+        self._offload_to: torch.device | None = None
+        self._memory = "auto"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Any:
+        """Load a diffusers folder, or download one from the hub.
+
+        The folder is read with the limits and checks of `load_checkpoint`: only .safetensors, only known settings.
+
+        Args:
+            pretrained_model_name_or_path: A folder with model_index.json, or a name of the hub.
+            arguments: `torch_dtype` or `dtype`: float32 (default), float16, bfloat16, or a dict by component.
+                `variant`: "fp16". `unet=`, `scheduler=`...: a component to use in place of the folder's. `revision`,
+                `token`, `cache_dir`, `local_files_only`, `force_download`: for the hub.
+
+        Raises:
+            CheckpointError: The folder is missing, damaged, incomplete or of another model.
+            SettingError: An argument is not supported, such as custom_pipeline or use_safetensors=False.
+            TypeError: An argument is unknown.
+        """
+        refuse_unsupported(arguments)
+        variant = arguments.get("variant")
+        folder = find_folder(pretrained_model_name_or_path, variant, arguments)
+        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        pipeline = cls._from_components(load_folder(folder, dtype, variant), arguments)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **arguments: Any) -> Any:
+        """Load a single .safetensors file in Stability's layout. Arguments and errors as in `from_pretrained`."""
+        refuse_unsupported(arguments)
+        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        return cls._from_components(load_file(pretrained_model_link_or_path, dtype), arguments)
+
+    @classmethod
+    def _from_components(cls, components: Components, arguments: dict[str, Any]) -> Any:
+        given = {name: arguments[name] for name in NAMES if arguments.get(name) is not None}
+        return cls(**components._replace(**given)._asdict())
+
+    def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True, **arguments: Any) -> None:
+        """Save as diffusers does, always as .safetensors. Stock diffusers loads the folder."""
+        if not safe_serialization:
+            logger.warning("save_pretrained saves .safetensors: safe_serialization=False would write pickles")
+        super().save_pretrained(save_directory, safe_serialization=True, **arguments)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or convert the components as diffusers does. A device ends offloading."""
+        if "device" in kwargs or any(isinstance(each, (str, torch.device)) for each in args):
+            self._offload_to, self._memory = None, "auto"
+        return super().to(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Keep each component on the CPU, and on the device only while it computes.
+
+        Without an accelerator it does nothing and warns, where diffusers raises.
+        """
+        self._enable_offload("offload", gpu_id, device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As `enable_model_cpu_offload`, and stream the UNet's weights to the device block by block: least memory."""
+        self._enable_offload("stream", gpu_id, device)
+
+    def _enable_offload(self, memory: str, gpu_id: int | None, device: torch.device | str | None) -> None:
+        target = torch.device(device) if device is not None else LocalRuntime().device()
+        if target.type == "cpu":
+            logger.warning("there is no accelerator to offload from; everything runs on the CPU")
+            return
+        self.to("cpu")
+        self._offload_to = target if gpu_id is None else torch.device(target.type, gpu_id)
+        self._memory = memory
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """The device that computes."""
+        return self._offload_to or self.device
+
+    @property
+    def guidance_scale(self) -> torch.Tensor:
+        """Guidance weight of each frame in the last call, (F,)."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """True if the last call used guidance."""
+        return bool((self._guidance_scale > 1).any())
+
+    @property
+    def num_timesteps(self) -> int:
+        """Sampling steps of the last call."""
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        height: int | None = 576,
+        width: int | None = 1024,
+        num_frames: int | None = None,
+        num_inference_steps: int = 25,
+        sigmas: Sequence[float] | None = None,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float = 3.0,
+        fps: int = 7,
+        motion_bucket_id: int = 127,
+        noise_aug_strength: float = 0.02,
+        decode_chunk_size: int | None = None,
+        num_videos_per_prompt: int | None = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str | None = "pil",
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+        *,
+        seed: int | None = None,
+        guidance_shape: str = "linear",
+        decode_context: int = 0,
+        compile: str = "off",
+        vram: int | None = None,
+    ) -> Any:
+        """Animate images. The arguments, the result and the errors are described at the class."""
+        if output_type not in OUTPUT_TYPES:
+            raise SettingError(f'output_type must be one of {", ".join(OUTPUT_TYPES)}, got "{output_type}"')
+        if set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
+            raise SettingError(f"a callback can get {CALLBACK_TENSORS}, got {callback_on_step_end_tensor_inputs}")
+        checkpoint = self._checkpoint(compile)
+        model, runtime = checkpoint.model, _PipelineRuntime(device_name=str(self._execution_device), vram=vram)
+        frames = num_frames or model.defaults.num_frames
+        levels = _levels(model, num_inference_steps, sigmas)
+        curve = GuidanceCurve(guidance_shape, min_guidance_scale, max_guidance_scale)
+        curve = curve if max_guidance_scale > 1 else GuidanceCurve("constant", 1.0, 1.0)
+        self._guidance_scale, self._num_timesteps = curve.weights(frames), len(levels) - 1
+        images = read_images(image)
+        resized = _resize(images, width or model.defaults.width, height or model.defaults.height, checkpoint)
+        shape = (len(images) * (num_videos_per_prompt or 1), frames)
+        generator = make_generator(seed) if generator is None and seed is not None else generator
+        noise = self._draw_noise(resized, shape, checkpoint.vae.scale, generator, latents)
+        micro = MicroConditioning(fps, motion_bucket_id, noise_aug_strength)
+        pairs = condition_images(checkpoint, images, resized, noise, micro, runtime)
+        progress_bar: Any = self.progress_bar
+        with progress_bar(total=self._num_timesteps * len(pairs)) as bar:
+            on_step = self._step_callback(bar.update, callback_on_step_end)
+            sampled = execution.sample(runtime, model, pairs, noise.start(levels[0]), curve, levels, on_step)
+        if output_type == "latent":
+            result: Any = sampled * model.scaling_factor
+        else:
+            chunk, mode = (decode_chunk_size, "windowed") if decode_chunk_size else (frames, "exact")
+            clips = execution.decode(runtime, checkpoint.vae, sampled, mode, chunk, decode_context)
+            result = as_output(clips, output_type)
+        return StableVideoDiffusionPipelineOutput(frames=result) if return_dict else result
+
+    def _checkpoint(self, compile: str) -> Checkpoint:
+        """Return the components as this package's. They are read anew at each call, because users replace them."""
+        check_scheduler(self.scheduler)
+        config, scheduler = self.unet.config, self.scheduler.config
+        defaults = VideoDefaults(num_frames=config.num_frames or VideoDefaults.num_frames)
+        model = SVDModel(
+            self.unet,
+            self.vae.config.scaling_factor,
+            scheduler.sigma_min or SIGMA_MIN,
+            scheduler.sigma_max or SIGMA_MAX,
+            defaults,
+            options=ModelOptions(memory=self._memory, compile=compile),
+            identity=self.unet,
+        )
+        processor = self.feature_extractor
+        clip = SVDClipVision(self.image_encoder, tuple(processor.image_mean), tuple(processor.image_std))
+        return Checkpoint(model, clip, SVDVae(self.vae))
+
+    def _draw_noise(
+        self,
+        images: torch.Tensor,
+        videos_and_frames: tuple[int, int],
+        scale: int,
+        generator: Generators,
+        latents: torch.Tensor | None,
+    ) -> VideoNoise:
+        """Draw all noise in diffusers' order: first that of images (B, H, W, 3), then that of the videos."""
+        count, height, width, _ = images.shape
+        augmentation = self._randn((count, 3, height, width), generator, torch.float32).movedim(1, -1)
+        if latents is None:
+            shape = (*videos_and_frames, 4, height // scale, width // scale)
+            latents = self._randn(shape, generator, self.image_encoder.dtype)
+        return VideoNoise(augmentation, latents.detach().float().cpu())
+
+    def _randn(self, shape: tuple[int, ...], generator: Generators, dtype: torch.dtype) -> torch.Tensor:
+        """Draw noise as diffusers does, in the order of its calls: float32 on the CPU.
+
+        Raises:
+            SettingError: A list of generators is too short.
+        """
+        if isinstance(generator, list) and 1 < len(generator) < shape[0]:
+            raise SettingError(f"{shape[0]} videos need as many generators, got {len(generator)}")
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=dtype).float().cpu()
+
+    def _step_callback(self, advance: Callable[[int], Any], callback: Any) -> execution.OnStep:
+        """Return the callback of `execution.sample` that moves the progress bar and calls the user's."""
+
+        def on_step(video: int, step: SamplerStep) -> torch.Tensor | None:
+            advance(1)
+            if callback is None:
+                return None
+            timestep = torch.tensor(0.25 * math.log(step.sigma))
+            changed = callback(self, step.done - 1, timestep, {"latents": step.x})
+            return changed["latents"].to(step.x) if "latents" in changed else None
+
+        return on_step

@@ -1,0 +1,146 @@
+"""Load, save and convert pipelines, and refuse what stock diffusers would run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from error_checks import raises
+from svd_stages.svd_core.checkpoints.convert import convert_checkpoint
+from svd_stages.svd_core.diffusers_pipeline.pipeline import StableVideoDiffusionPipeline
+from svd_stages.svd_core.errors import CheckpointError, SettingError
+from tiny import mini_checkpoint, tiny_checkpoint, tiny_pipeline
+
+SHORT = {"height": 64, "width": 64, "num_frames": 2, "num_inference_steps": 1, "output_type": "np", "seed": 0}
+IMAGE = np.linspace(0, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in the published layout that stock diffusers wrote, without a variant and as fp16."""
+    path = tmp_path_factory.mktemp("models") / "svd"
+    tiny_pipeline(mini_checkpoint()).save_pretrained(path)
+    tiny_pipeline(mini_checkpoint(torch.float16)).save_pretrained(path, variant="fp16")
+    return path
+
+
+def frames_of(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(IMAGE, **SHORT).frames
+
+
+def test_a_folder_of_diffusers_loads_and_the_saved_one_loads_there(folder, tmp_path):
+    from diffusers import StableVideoDiffusionPipeline as Stock
+
+    ours = StableVideoDiffusionPipeline.from_pretrained(folder)
+    ours.save_pretrained(tmp_path / "saved")
+    stock = Stock.from_pretrained(tmp_path / "saved")
+    weights = ours.unet.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in stock.unet.state_dict().items())
+    again = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert np.array_equal(frames_of(again), frames_of(ours))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_component_has_the_dtype_that_was_asked_for(folder, dtype):
+    loaded = StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, variant="fp16")
+    assert {loaded.unet.dtype, loaded.vae.dtype, loaded.image_encoder.dtype} == {dtype}
+    assert {weight.dtype for weight in loaded.vae.parameters()} == {dtype}
+
+
+def test_a_variant_is_loaded_or_missed(folder, tmp_path):
+    half = StableVideoDiffusionPipeline.from_pretrained(folder, variant="fp16")
+    full = StableVideoDiffusionPipeline.from_pretrained(folder)
+    assert torch.equal(half.unet.conv_in.weight, full.unet.conv_in.weight.half().float())
+    assert not torch.equal(half.unet.conv_in.weight, full.unet.conv_in.weight)
+    with raises(SettingError, "checkpoint.variant", "bf16"):
+        StableVideoDiffusionPipeline.from_pretrained(folder, variant="bf16")
+
+
+def test_a_single_file_loads(tmp_path):
+    tiny_pipeline(tiny_checkpoint()).save_pretrained(tmp_path / "folder")
+    file = convert_checkpoint(tmp_path / "folder", tmp_path / "svd.safetensors")
+    single = StableVideoDiffusionPipeline.from_single_file(file)
+    assert np.array_equal(
+        frames_of(single), frames_of(StableVideoDiffusionPipeline.from_pretrained(tmp_path / "folder"))
+    )
+
+
+def test_a_given_component_takes_the_place_of_the_folders(folder):
+    unet = mini_checkpoint().model.unet
+    assert StableVideoDiffusionPipeline.from_pretrained(folder, unet=unet).unet is unet
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"custom_pipeline": "somebody/pipeline"},
+        {"trust_remote_code": True},
+        {"quantization_config": {"load_in_8bit": True}},
+        {"device_map": "balanced"},
+        {"use_safetensors": False},
+    ],
+)
+def test_an_argument_that_runs_code_or_is_not_kept_is_refused(folder, argument):
+    with raises(SettingError, "pipeline.unsupported", next(iter(argument))):
+        StableVideoDiffusionPipeline.from_pretrained(folder, **argument)
+
+
+def test_an_unknown_argument_is_refused(folder):
+    with pytest.raises(TypeError):
+        StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtpye=torch.float16)
+
+
+def changed(folder, tmp_path, file: str, **values):
+    """Copy the folder with other values in one of its JSON files."""
+    copy = tmp_path / "changed"
+    shutil.copytree(folder, copy)
+    path = copy / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return copy
+
+
+def test_a_folder_that_names_code_of_its_own_is_refused(folder, tmp_path):
+    copy = changed(folder, tmp_path, "model_index.json", unet=["my_unet", "UNetSpatioTemporalConditionModel2"])
+    (copy / "unet" / "my_unet.py").write_text("raise SystemExit('this ran')")
+    with raises(CheckpointError, "checkpoint.family"):
+        StableVideoDiffusionPipeline.from_pretrained(copy)
+
+
+def test_a_folder_with_another_scheduler_is_refused(folder, tmp_path):
+    copy = changed(folder, tmp_path, "scheduler/scheduler_config.json", prediction_type="epsilon")
+    with raises(SettingError, "pipeline.scheduler", "epsilon"):
+        StableVideoDiffusionPipeline.from_pretrained(copy)
+
+
+def test_a_folder_of_pickles_is_refused(folder, tmp_path):
+    copy = tmp_path / "pickles"
+    shutil.copytree(folder, copy)
+    for file in (copy / "unet").glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    with raises(CheckpointError, "checkpoint.pickle"):
+        StableVideoDiffusionPipeline.from_pretrained(copy)
+
+
+def test_a_missing_folder_is_said_without_asking_the_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with raises(CheckpointError, "checkpoint.not_found", "nowhere"):
+        StableVideoDiffusionPipeline.from_pretrained("nowhere")
+
+
+def test_a_name_of_the_hub_is_fetched_with_the_files_that_are_read_alone(folder, monkeypatch):
+    calls = []
+
+    def fetch(name, **arguments):
+        calls.append((name, arguments))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    StableVideoDiffusionPipeline.from_pretrained("org/svd", variant="fp16", revision="main", token="t")
+    ((name, arguments),) = calls
+    assert (name, arguments["revision"], arguments["token"]) == ("org/svd", "main", "t")
+    assert "unet/*.fp16*.safetensors" in arguments["allow_patterns"]
+    assert not any(pattern.endswith((".bin", ".py", "*")) for pattern in arguments["allow_patterns"])
