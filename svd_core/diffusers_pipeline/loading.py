@@ -37,13 +37,13 @@ REFUSED = {
     "custom_revision": "it would run a program of somebody else",
     "trust_remote_code": "it would run a program from the checkpoint's folder",
     "quantization_config": "the weights are loaded as they are stored",
-    "device_map": "call to, enable_model_cpu_offload or enable_sequential_cpu_offload on the pipeline",
     "original_config": "the settings of a single file are read from its tensors",
 }
 """Arguments of diffusers' `from_pretrained` and `from_single_file` -> why they are refused."""
 IGNORED = ("low_cpu_mem_usage", "use_safetensors", "max_memory", "offload_folder", "offload_state_dict", "dduf_file")
 FIXED_SCHEDULER = ("prediction_type", "timestep_spacing", "timestep_type", "use_karras_sigmas")
 """Scheduler settings that must have the values of SVD: this package's sampling computes with those."""
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -62,11 +62,18 @@ def refuse_unsupported(arguments: Mapping[str, Any]) -> None:
     for name, reason in REFUSED.items():
         if arguments.get(name):
             raise SettingError(f"{name} is not supported: {reason}", code="pipeline.unsupported")
+    placement = arguments.get("device_map")
+    if placement is not None and (isinstance(placement, Mapping) or str(placement).split(":")[0] not in DEVICES):
+        raise SettingError(
+            f"device_map must be one device, got {placement!r}; call to, enable_model_cpu_offload or "
+            "enable_sequential_cpu_offload on the pipeline",
+            code="pipeline.unsupported",
+        )
     if arguments.get("use_safetensors") is False:
         raise SettingError(
             "use_safetensors=False is not supported: a pickle can run any program", code="pipeline.unsupported"
         )
-    known = {*NAMES, *HUB_ARGUMENTS, *REFUSED, *IGNORED, "torch_dtype", "dtype", "variant"}
+    known = {*NAMES, *HUB_ARGUMENTS, *REFUSED, *IGNORED, "torch_dtype", "dtype", "variant", "device_map"}
     if unknown := sorted(arguments.keys() - known):
         raise TypeError(f"from_pretrained has no argument {unknown[0]!r}")
 

@@ -171,8 +171,9 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: A folder with model_index.json, or a name of the hub.
             arguments: `torch_dtype` or `dtype`: float32 (default), float16, bfloat16, or a dict by component.
-                `variant`: "fp16". `unet=`, `scheduler=`...: a component to use in place of the folder's. `revision`,
-                `token`, `cache_dir`, `local_files_only`, `force_download`: for the hub.
+                `variant`: "fp16". `device_map`: a device to move to. `unet=`, `scheduler=`...: a component to use in
+                place of the folder's. `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`: for the
+                hub.
 
         Raises:
             CheckpointError: The folder is missing, damaged, incomplete or of another model.
@@ -197,7 +198,8 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
     @classmethod
     def _from_components(cls, components: Components, arguments: dict[str, Any]) -> Any:
         given = {name: arguments[name] for name in NAMES if arguments.get(name) is not None}
-        return cls(**components._replace(**given)._asdict())
+        pipeline = cls(**components._replace(**given)._asdict())
+        return pipeline if arguments.get("device_map") is None else pipeline.to(arguments["device_map"])
 
     def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True, **arguments: Any) -> None:
         """Save as diffusers does, always as .safetensors. Stock diffusers loads the folder."""
