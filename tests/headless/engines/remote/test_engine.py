@@ -123,7 +123,8 @@ def test_a_lost_websocket_is_opened_again(folder):
     with serving(success(hangs_up_after=3)) as peer:
         report, listener = run(peer)
     assert sum(path == "/ws" for _, path, _, _ in peer.requests) == 2
-    assert report.files and [name for name, _ in listener.events].count("executing") == 2
+    # events of a run that ended meanwhile are not waited for
+    assert report.files and "executing" in [name for name, _ in listener.events]
 
 
 def test_results_arrive_without_a_websocket(folder):
