@@ -29,7 +29,7 @@ if __package__:  # pytest also meets this file as a lone module, where relative 
     _get = lazy_getattr(
         __name__,
         {
-            "animate": "headless.cli.animate",
+            "animate": "headless.animation.render",
             "run_graph": "headless.engines.choose",
             "StableVideoDiffusionPipeline": "svd_core.diffusers_pipeline.pipeline",
             "load_image": "svd_core.diffusers_pipeline.inputs",

@@ -23,7 +23,7 @@ from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingE
 from ...svd_core.media.hashing import frames_sha256
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import RunWarning, use_runtime
-from ..cli.animate import animate_images
+from ..animation.render import animate_images
 from ..engines.embedded.engine import inference, written
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...svd_core.errors import SettingError
 from ...svd_core.media.alpha_compositing import Background, read_background
+from ..engines.graphs import describe_file
 from ..engines.run_config import RunConfig
 from .console import Console
 
@@ -60,6 +61,22 @@ def make_run_config(arguments: argparse.Namespace, console: Console, **folders: 
         on_note=lambda note: console.event("note", **note.as_dict()),
         **folders,
     )
+
+
+def add_on_oom(parser: argparse.ArgumentParser) -> None:
+    """Add --on-oom."""
+    parser.add_argument(
+        "--on-oom", choices=("strict", "adapt"), default="strict", help="when memory runs out while windows are "
+        "decoded: an error, or smaller windows, which give other pixels and are noted (default: strict)",
+    )  # fmt: skip
+
+
+def print_files(files: list[Path], seconds: float, console: Console) -> None:
+    """Print the result of a command that wrote files."""
+    described = [describe_file(path) for path in files]
+    lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
+    lines.append(f"{seconds:.1f} s in all")
+    console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
 
 
 def _size(text: str) -> int:

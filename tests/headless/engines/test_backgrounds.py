@@ -13,10 +13,10 @@ import torch
 from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
+from svd_stages.headless.animation.render import VideoSettings, image_to_video_graph
 from svd_stages.headless.batch.graph_rendering import GraphRenderer, RenderSettings
 from svd_stages.headless.batch.images import file_sha256
 from svd_stages.headless.batch.tasks import Task
-from svd_stages.headless.cli.animate import VideoSettings, image_to_video_graph
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core.errors import ImageError, SettingError
 from svd_stages.svd_core.media.alpha_compositing import read_background
