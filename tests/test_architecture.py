@@ -32,7 +32,7 @@ MAY_REACH_OUT = {
     "http": {"headless/engines/remote/client.py": "--server"},
     "urllib": {
         "headless/engines/remote/client.py": "--server",
-        "svd_core/diffusers_pipeline/inputs.py": "load_image of an address",
+        "svd_core/media/image_download.py": "an image at an address",
     },
     "huggingface_hub": {
         "svd_core/checkpoints/download.py": "download",

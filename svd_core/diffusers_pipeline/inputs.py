@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
 from ..errors import ImageError
-from ..media.image_io import MAX_FILE_BYTES, as_images, open_image
+from ..media.image_download import download_image, is_url
+from ..media.image_io import as_images, open_image
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT = 60.0
-"""Seconds that a download may take in all."""
-BLOCK = 1 << 20
-"""Bytes that are read at a time."""
 
 
 def read_images(image: Any) -> list[torch.Tensor]:
@@ -58,7 +50,7 @@ def load_image(
     """Load an image from a path or an http(s) URL, upright as EXIF says, in RGB. As `diffusers.utils.load_image`.
 
     Args:
-        image: A path, a URL of at most `MAX_FILE_BYTES` that answers within `TIMEOUT` seconds, or a PIL image.
+        image: A path, a URL (see `image_download` for its limits), or a PIL image.
         convert_method: Called in place of the conversion to RGB.
 
     Raises:
@@ -66,32 +58,8 @@ def load_image(
         TypeError: `image` is neither.
     """
     if isinstance(image, str):
-        is_url = image.startswith(("http://", "https://"))
-        image = open_image(image, _download(image) if is_url else None)
+        image = open_image(image, download_image(image) if is_url(image) else None)
     if not isinstance(image, Image.Image):
         raise TypeError(f"image must be a path, an http(s) URL or a PIL image, got {type(image).__name__}")
     upright = ImageOps.exif_transpose(image)
     return convert_method(upright) if convert_method is not None else upright.convert("RGB")
-
-
-def _download(url: str) -> IO[bytes]:
-    """Return the content of a URL. Raises ImageError if it is too large, too slow or not there."""
-    deadline = time.monotonic() + TIMEOUT
-    content = io.BytesIO()
-    request = urllib.request.Request(url, headers={"User-Agent": "svd-stages"})  # noqa: S310 - http(s) only
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - http(s) only
-            while block := answer.read1(BLOCK):
-                content.write(block)
-                if content.tell() > MAX_FILE_BYTES:
-                    raise ImageError(f'"{url}" must have at most {MAX_FILE_BYTES} bytes', code="image.too_large")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"it took more than {TIMEOUT:g} seconds")
-    except (OSError, ValueError) as error:
-        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
-        raise ImageError(
-            f'"{url}" cannot be downloaded: {reason}. Check the address, or download it in a browser.',
-            code="image.download",
-        ) from error
-    content.seek(0)
-    return content

@@ -15,13 +15,12 @@ import torch
 from PIL import Image
 
 from ..errors import SettingError
-from ..media.video_io import encode_apng, encode_gif, encode_mp4, encode_webm, encode_webp
+from ..media.video_io import ENCODERS
 from ..utils.output_files import replacing
 
 logger = logging.getLogger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-ENCODERS = {".mp4": encode_mp4, ".webm": encode_webm, ".webp": encode_webp, ".gif": encode_gif, ".png": encode_apng}
 
 
 def as_output(videos: Sequence[torch.Tensor], output_type: str) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ImageError, OutputError, SettingError
 from ..utils.nan_checks import is_finite
@@ -291,14 +291,34 @@ def encode_apng(
     )
 
 
-def encode_gif(file: Path, frames: torch.Tensor, fps: float | Fraction) -> None:
+def encode_gif(file: Path, frames: torch.Tensor, fps: float | Fraction, metadata: Metadata | None = None) -> None:
     """Encode an animated GIF with Pillow: 256 colors a frame, durations of whole hundredths of a second, a loop.
 
-    Raises OSError if the disk failed.
+    `metadata` is not written: no program looks for a graph in a GIF. Raises OSError if the disk failed.
     """
     first, following = _pil_frames(frames)
     durations = _frame_durations(len(frames), fps, unit=10)
     first.save(file, format="GIF", save_all=True, append_images=following, duration=durations, loop=0)
+
+
+class Encode(Protocol):
+    """Encodes a video file from frames (F, H, W, 3) in [0, 1]. May return warnings."""
+
+    def __call__(
+        self, file: Path, frames: torch.Tensor, fps: float | Fraction, *, metadata: Metadata | None = None
+    ) -> tuple[RunWarning, ...] | None:
+        """Encode the frames. `metadata` goes where ComfyUI looks for it."""
+        ...
+
+
+ENCODERS: Mapping[str, Encode] = {
+    ".mp4": encode_mp4,
+    ".webm": encode_webm,
+    ".webp": encode_webp,
+    ".gif": encode_gif,
+    ".png": encode_apng,
+}
+"""Suffix of a video file -> its encoder: h264, vp9, lossless animated WebP, GIF, animated PNG."""
 
 
 def encode_png(file: Path, frame: torch.Tensor, metadata: Metadata | None = None, compress_level: int = 4) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from error_checks import raises
 from PIL import Image
-from svd_stages.svd_core.diffusers_pipeline import inputs
 from svd_stages.svd_core.diffusers_pipeline.inputs import load_image
 from svd_stages.svd_core.diffusers_pipeline.outputs import export_to_video
 from svd_stages.svd_core.errors import ImageError, SettingError
+from svd_stages.svd_core.media import image_download
 from svd_stages.svd_core.media.hashing import read_frames
 
 
@@ -78,7 +78,7 @@ def test_an_address_that_fails_is_an_error_that_names_it():
 
 
 def test_a_download_is_bounded(photo, monkeypatch):
-    monkeypatch.setattr(inputs, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(image_download, "MAX_FILE_BYTES", 1000)
     with serving(send(b"x" * 5000)) as address, raises(ImageError, "image.too_large", 1000):
         load_image(address)
 
@@ -92,7 +92,7 @@ def test_a_slow_download_is_given_up(monkeypatch):
         while not stopped.wait(0.05):
             handler.wfile.write(b"x")
 
-    monkeypatch.setattr(inputs, "TIMEOUT", 0.5)
+    monkeypatch.setattr(image_download, "TIMEOUT", 0.5)
     with serving(drip) as address, raises(ImageError, "image.download", address):
         load_image(address)
     stopped.set()
