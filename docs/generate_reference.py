@@ -86,7 +86,7 @@ def commands_text() -> str:
     common = next(group for group in _groups(commands[0][1]) if group.title == "common options")
     parts = [f"## Options of every command\n\n{_options_table(common)}"]
     for name, parser in commands:
-        parts.append(f"## {name}\n\n{_sentence(parser.description or '')}\n\n{_usage(name, parser)}")
+        parts.append(f"## {name}\n\n{_sentence(parser.description or '')}\n\n`{parser.form()}`")
         parts += [_group_text(group) for group in _groups(parser) if group.title != "common options"]
     return "\n\n".join(part for part in parts if part)
 
@@ -109,23 +109,6 @@ def _shown(group: Any) -> list[argparse.Action]:
     return [each for each in group._group_actions if not isinstance(each, argparse._HelpAction)]
 
 
-def _usage(name: str, parser: argparse.ArgumentParser) -> str:
-    actions = [action for group in _groups(parser) for action in _shown(group)]
-    required = [
-        f"{each.option_strings[-1]} {_metavar(each)}" for each in actions if each.option_strings and each.required
-    ]
-    positional = [
-        f"[{_metavar(each)}]" if each.nargs == "?" else _metavar(each) for each in actions if not each.option_strings
-    ]
-    return f"`{' '.join([name, *required, '[OPTIONS]', *positional])}`"
-
-
-def _metavar(action: argparse.Action) -> str:
-    if action.metavar:
-        return str(action.metavar)
-    return "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
-
-
 def _group_text(group: Any) -> str:
     titled = group.title not in ("positional arguments", "options")
     description = f"{_sentence(group.description)}\n\n" if group.description else ""
@@ -139,9 +122,11 @@ def _options_table(group: Any) -> str:
 
 
 def _option(action: argparse.Action) -> str:
+    from svd_stages.headless.cli.parser import metavar
+
     if not action.option_strings:
-        return f"`{_metavar(action)}`"
-    value = "" if action.nargs == 0 else f" {_metavar(action)}"
+        return f"`{metavar(action)}`"
+    value = "" if action.nargs == 0 else f" {metavar(action)}"
     return ", ".join(f"`{name}{value}`" for name in action.option_strings)
 
 

@@ -30,6 +30,13 @@ class SettingError(SVDStagesError, ValueError):
     exit_status = 2
 
 
+class UsageError(SVDStagesError):
+    """The command line has an unknown command, option or value, or lacks one. Python calls never raise it."""
+
+    code = "usage"
+    exit_status = 2
+
+
 class CheckpointError(SVDStagesError):
     """A model file or folder is missing, damaged, of another family, or not complete."""
 
@@ -146,3 +153,14 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if len(quoted) < 2:
         return "".join(quoted)
     return ", ".join(quoted[:-1]) + " or " + quoted[-1]
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that was probably meant by `name`, None if none resembles it.
+
+    A name that holds another one as a whole is closest to it: num_inference_steps to steps, frames to num_frames.
+    """
+    known = list(known)
+    containing = [each for each in known if each in name or name in each] if len(name) > 2 else []
+    matches = sorted(containing, key=len, reverse=True) or get_close_matches(name, known, n=1, cutoff=0.6)
+    return matches[0] if matches else None

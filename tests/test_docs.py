@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from svd_stages.headless.cli.main import main, make_parser
+from svd_stages.svd_core.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -179,7 +180,7 @@ def check_shell(block: Block) -> None:
     for arguments in svd_stages_commands(block.code):
         try:
             make_parser().parse_args(arguments)
-        except SystemExit as error:
+        except (SystemExit, UsageError) as error:
             raise AssertionError(f"{block.where}: svd-stages {shlex.join(arguments)} cannot be parsed") from error
 
 

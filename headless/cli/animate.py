@@ -12,6 +12,7 @@ from ...svd_core.pipeline import OF_CHECKPOINT, VideoSettings
 from ..animation.render import animate_file
 from .console import Console
 from .options import add_background, add_command, add_on_oom, make_run_config, print_files
+from .parser import integer, number
 
 
 def add_animate(commands: Any) -> None:
@@ -43,7 +44,8 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Field) -> None:
     if flag is None:
         return
     default = OF_CHECKPOINT if setting.default is None else f"default: {setting.default}"
-    form = {"choices": about["choices"]} if "choices" in about else {"type": about["kind"]}
+    types = {int: integer, float: number}
+    form = {"choices": about["choices"]} if "choices" in about else {"type": types.get(about["kind"], about["kind"])}
     parser.add_argument(
         flag, dest=setting.name, default=setting.default, metavar=about.get("metavar"),
         help=f"{about['description']} ({default})", **form,

@@ -19,6 +19,7 @@ from ..batch.manifest import parse_seeds
 from ..batch.report import Status, counted, damaged
 from .console import Console
 from .options import add_background, add_command, make_run_config
+from .parser import count
 
 
 def add_batch(commands: Any) -> None:
@@ -30,7 +31,7 @@ def add_batch(commands: Any) -> None:
     run_parser = add_command(parts, "run", _run, "make the video of each row that has none yet")
     _add_source(run_parser)
     _add_engine(run_parser)
-    run_parser.add_argument("--limit", type=_count, metavar="N", help="stop after N videos")
+    run_parser.add_argument("--limit", type=count, metavar="N", help="stop after N videos")
     run_parser.add_argument(
         "--deadline", type=_seconds, metavar="SECONDS", help="end a render that takes longer (default: five times what "
         "95 of 100 take, at least ten minutes)",
@@ -39,19 +40,19 @@ def add_batch(commands: Any) -> None:
         parts, "plan", _plan, "read the manifest, hash the images, and tell what would be made, what twice and what not"
     )
     _add_source(plan_parser)
-    plan_parser.add_argument("--workers", type=_count, default=1, metavar="N", help="tell the time for so many")
+    plan_parser.add_argument("--workers", type=count, default=1, metavar="N", help="tell the time for so many")
     plan_parser.add_argument("--measure", action="store_true", help="make the first video, to tell how long all take")
-    status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs")
+    status_parser = add_command(parts, "status", _status, "tell how far a batch is; also while it runs", ["quiet"])
     _add_run(status_parser)
     status_parser.add_argument("--verify", action="store_true", help="read every video and compare its sha256")
-    retry_parser = add_command(parts, "retry", _retry, "have failed rows made again by the next run")
+    retry_parser = add_command(parts, "retry", _retry, "have failed rows made again by the next run", [])
     _add_run(retry_parser)
     retry_parser.add_argument(
         "--code", action="append", default=[], metavar="CODE", help="only those that failed with this code, as status "
         "prints it, or a pattern: image.*; repeatable (default: all)",
     )  # fmt: skip
     _add_ledger(retry_parser)
-    _add_export(add_command(parts, "export", _export, "give the videos names for people"))
+    _add_export(add_command(parts, "export", _export, "give the videos names for people", []))
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +108,10 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "jobs of a Slurm array",
     )  # fmt: skip
     engine.add_argument(
-        "--workers", type=_count, metavar="N", help="processes (default: one for each GPU; without one, for each CPU)"
+        "--workers", type=count, metavar="N", help="processes (default: one for each GPU; without one, for each CPU)"
     )
     engine.add_argument(
-        "--threads", type=_count, default=1, metavar="N", help="of a worker on a CPU (default: 1); the same for a "
+        "--threads", type=count, default=1, metavar="N", help="of a worker on a CPU (default: 1); the same for a "
         "whole run, because videos depend on it in their last digits",
     )  # fmt: skip
 
@@ -256,17 +257,11 @@ def _raise_if_failed(status: Status, run: Path) -> None:
         )
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got "{text}"')
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f'seconds must be a number above 0, got "{text}"')
+        raise argparse.ArgumentTypeError(f'must be a number above 0, got "{text}"')
     return value

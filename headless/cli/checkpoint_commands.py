@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ...svd_core.checkpoints.library import EMBEDDED, EMBEDDED_FILE
+from ...svd_core.runtime.runtime import LocalRuntime
 from ..engines.run_config import default_models_roots
 from .console import Console
-from .options import add_command, make_run_config
+from .options import add_command
+from .parser import integer
 
 
 def add_inspect(commands: Any) -> None:
     """Add `svd-stages inspect`."""
-    parser = add_command(commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers")
+    parser = add_command(
+        commands, "inspect", inspect, "tell what checkpoint a file or folder is, from its headers", ["quiet"]
+    )
     parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER", help=f"or {EMBEDDED}")
     parser.add_argument(
         "--verify", action="store_true", help="read every number as well, and see that all are finite (no NaN)"
@@ -29,12 +33,13 @@ def add_convert_checkpoint(commands: Any) -> None:
         "convert-checkpoint",
         convert_checkpoint,
         "convert a one-file checkpoint to a diffusers folder, or back",
+        ["quiet"],
     )
     parser.add_argument("source", type=Path, metavar="SRC", help=f"a file, a folder, or {EMBEDDED}")
     parser.add_argument("destination", type=Path, metavar="DST", help="NAME.safetensors, or a new folder")
     parser.add_argument(
         "--frames",
-        type=int,
+        type=integer,
         metavar="N",
         help="it was trained for, where SRC does not say so: svd 14, svd_xt 25",
     )
@@ -42,7 +47,8 @@ def add_convert_checkpoint(commands: Any) -> None:
 
 def add_download(commands: Any) -> None:
     """Add `svd-stages download`."""
-    parser = add_command(commands, "download", download, "fetch a known checkpoint from the hub, checked by sha256")
+    text = "fetch a known checkpoint from the hub, checked by sha256"
+    parser = add_command(commands, "download", download, text, ["models", "quiet"])
     parser.add_argument("name", metavar="NAME", help="svd, svd-xt, svd-xt-1-1, ...; an unknown name lists all")
 
 
@@ -56,7 +62,7 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
         return
     from ...svd_core.checkpoints.inspect import verify
 
-    verified = verify(inspection.path, make_run_config(arguments, console).runtime().progress)
+    verified = verify(inspection.path, LocalRuntime(reporter=console.report).progress)
     text = f"{inspection.describe()}\n  {verified.describe()}"
     console.result(text, **inspection.as_dict(), verified=asdict(verified))
 
@@ -65,7 +71,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages convert-checkpoint`."""
     from ...svd_core.checkpoints.convert import convert_checkpoint as convert_it
 
-    progress = make_run_config(arguments, console).runtime().progress
+    progress = LocalRuntime(reporter=console.report).progress
     convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.frames)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
@@ -75,7 +81,7 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
     from ...svd_core.checkpoints.download import download as download_it
 
     root = Path(arguments.models[0]) if arguments.models else default_models_roots()[0]
-    path = download_it(arguments.name, root, make_run_config(arguments, console).runtime().progress)
+    path = download_it(arguments.name, root, LocalRuntime(reporter=console.report).progress)
     console.result(f"{path} is complete", output=path)
 
 

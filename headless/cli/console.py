@@ -16,11 +16,12 @@ class Console:
     """The output of the command line.
 
     A progress report raises KeyboardInterrupt if the user asked to stop. That of the signal itself can be lost: Python
-    drops exceptions that are raised in finalizers.
+    drops exceptions that are raised in finalizers. A quiet console prints only results.
     """
 
-    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False, quiet: bool = False) -> None:
         self._is_stopped = is_stopped
+        self._quiet = quiet
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Show progress; a `runtime.Reporter`. `node` is the id of the node that is running, if it is known."""
@@ -48,6 +49,8 @@ class TerminalConsole(Console):
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Open the stage's bar at 0, move it, and close it when it is complete."""
         super().report(stage, done, total, unit, node)
+        if self._quiet:
+            return
         if done == 0:
             self.close()
             self._bar = tqdm(total=total, desc=f"{stage:<10}", unit=unit, file=sys.stderr, dynamic_ncols=True)
@@ -59,7 +62,8 @@ class TerminalConsole(Console):
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print the text on stderr."""
         self.close()
-        sys.stderr.write(text + "\n")
+        if not self._quiet:
+            sys.stderr.write(text + "\n")
 
     def result(self, text: str, **values: Any) -> None:
         """Print the text on stdout."""
@@ -87,8 +91,8 @@ class JsonConsole(Console):
     If the reader of stdout has gone, events are dropped and the run continues; the result raises BrokenPipeError.
     """
 
-    def __init__(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(is_stopped)
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False, quiet: bool = False) -> None:
+        super().__init__(is_stopped, quiet)
         self._stdout = sys.stdout  # a node that prints gets another stdout
         self._node: str | None = None
 
@@ -105,8 +109,9 @@ class JsonConsole(Console):
             self._node = values["node"]
         elif name == "executed" and values.get("node") == self._node:
             self._node = None  # what follows, such as hashing for a manifest, is not that node's progress
-        with contextlib.suppress(BrokenPipeError):
-            self._line(name, values)
+        if not self._quiet:
+            with contextlib.suppress(BrokenPipeError):
+                self._line(name, values)
 
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print {"event": name, ...values}; of "missing": kind, name, nodes, folder, url."""

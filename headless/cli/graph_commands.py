@@ -23,7 +23,7 @@ from ..engines.preflight import find_missing
 from ..engines.run_config import RunConfig
 from ..graph import NodeTable, described_nodes, read_graph
 from .console import Console
-from .options import add_background, add_command, add_on_oom, make_run_config, print_files
+from .options import COMPUTING, add_background, add_command, add_on_oom, make_run_config, print_files
 
 
 def add_run(commands: Any) -> None:
@@ -42,7 +42,11 @@ def add_run(commands: Any) -> None:
 def add_validate(commands: Any) -> None:
     """Add `svd-stages validate`."""
     parser = add_command(
-        commands, "validate", validate, "check a graph without running it: what is missing, and what is wrong"
+        commands,
+        "validate",
+        validate,
+        "check a graph without running it: what is missing, and what is wrong",
+        COMPUTING,
     )
     _add_graph(parser)
     _add_object_info(parser)
@@ -81,7 +85,7 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
 
 def add_convert(commands: Any) -> None:
     """Add `svd-stages convert`."""
-    parser = add_command(commands, "convert", convert, "convert a UI-format graph to API format")
+    parser = add_command(commands, "convert", convert, "convert a UI-format graph to API format", [])
     parser.add_argument("graph", type=Path, metavar="UI.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="API.json")
     _add_object_info(parser)
@@ -96,7 +100,8 @@ def _add_object_info(parser: argparse.ArgumentParser) -> None:
 
 def add_nodes(commands: Any) -> None:
     """Add `svd-stages nodes`."""
-    add_command(commands, "nodes", nodes, "list the nodes; with --json in the shape of ComfyUI's /object_info")
+    text = "list the nodes; with --json in the shape of ComfyUI's /object_info"
+    add_command(commands, "nodes", nodes, text, ["models"])
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -148,7 +153,7 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 
 def nodes(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages nodes`."""
-    info = EmbeddedEngine(make_run_config(arguments, console)).object_info()
+    info = EmbeddedEngine(RunConfig(models=arguments.models)).object_info()
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
         return

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from ..._version import __version__
-from ...svd_core.errors import Interrupted, NodeError, SVDStagesError
+from ...svd_core.errors import Interrupted, NodeError, SVDStagesError, UsageError
 from ...svd_core.utils.redaction import redacted_text
 from ..engines.signals import STOP_SIGNALS
 from .animate import add_animate
@@ -31,6 +32,7 @@ from .bench import add_bench
 from .checkpoint_commands import add_convert_checkpoint, add_download, add_inspect
 from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
 from .graph_commands import add_convert, add_nodes, add_run, add_validate
+from .parser import Parser
 
 PACKAGE_NAME = __name__.removesuffix(".headless.cli.main")
 """The name that this package was imported by: loggers below it are set by options."""
@@ -38,11 +40,17 @@ PACKAGE_NAME = __name__.removesuffix(".headless.cli.main")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    arguments = make_parser().parse_args(argv)
     stop = _StopSignal()
-    console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogAboveBar()])
-    if arguments.vram is not None:
+    try:
+        arguments = make_parser().parse_args(argv)
+    except UsageError as error:
+        unparsed = argparse.Namespace(json="--json" in (sys.argv if argv is None else argv), parser=Parser())
+        return _fail(unparsed, Console(), str(error), error.code, error.exit_status)
+    quiet = getattr(arguments, "quiet", False)
+    console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None, quiet)
+    level = logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LogAboveBar()])
+    if getattr(arguments, "vram", None) is not None:
         for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE_NAME}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off":
@@ -76,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.close()
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="svd-stages",
         description="Stable Video Diffusion in stages: animate an image, or run a graph, with or without ComfyUI.",
     )
@@ -120,7 +128,9 @@ def _interrupted(arguments: argparse.Namespace, console: Console, number: int | 
 
 
 def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:
+    """Print an error and return its exit status. `` `name` `` of an argument is printed as the option that sets it."""
     console.close()
+    text = re.sub(r"`([a-z_]+)`", lambda name: arguments.parser.flag(name[1]) or name[0], text)
     text = "".join(character if character.isprintable() else "?" for character in text)
     if arguments.json:
         line = {

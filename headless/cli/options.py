@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from ...svd_core.errors import SettingError
 from ...svd_core.media.alpha_compositing import Background, read_background
+from ...svd_core.runtime.memory import parse_bytes
 from ..engines.graphs import describe_file
 from ..engines.run_config import RunConfig
 from .console import Console
+from .parser import Parser
 
 Command = Callable[[argparse.Namespace, Console], None]
 
 
-def add_command(commands: Any, name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
-    """Add a command with the options that all commands have."""
-    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    parser.set_defaults(command=command)
-    common = parser.add_argument_group("common options")
-    common.add_argument(
-        "--models", action="append", default=[], metavar="DIR", help="models folder in ComfyUI's layout; repeatable "
+def _size(text: str) -> int:
+    """Parse a size. The type of an option."""
+    try:
+        return parse_bytes("vram", text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("`vram` ")) from error
+
+
+COMPUTING: dict[str, dict[str, Any]] = {
+    "models": {
+        "action": "append", "default": [], "metavar": "DIR", "help": "models folder in ComfyUI's layout; repeatable "
         "(default: $SVD_STAGES_MODELS, else the models folder of the ComfyUI around this package, else ./models)",
-    )  # fmt: skip
-    common.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    common.add_argument(
-        "--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"), help="of the weights (default: auto)"
-    )
-    common.add_argument(
-        "--vram", type=_size, metavar="SIZE", help="use at most so much of the device's memory, such as 6G: the same "
-        "pixels, more slowly; prints the plan",
-    )  # fmt: skip
+    },
+    "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1, mps (default: auto)"},
+    "precision": {
+        "default": "auto", "choices": ("auto", "fp16", "bf16", "fp32"), "help": "of the weights (default: auto)"
+    },
+    "vram": {
+        "type": _size, "metavar": "SIZE", "help": "use at most so much of the memory of the device, such as 6G: the "
+        "same pixels, more slowly; prints the plan",
+    },
+}  # fmt: skip
+"""Options of commands that load a model."""
+
+
+def add_command(
+    commands: Any, name: str, command: Command, help_text: str, options: Collection[str] = (*COMPUTING, "quiet")
+) -> Parser:
+    """Add a command with --json, --debug and the `options`: those of COMPUTING that it uses, and quiet."""
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+    parser.set_defaults(command=command, parser=parser, form=parser.form)
+    computing = parser.add_argument_group("model and device")
+    for option in [each for each in COMPUTING if each in options]:
+        computing.add_argument(f"--{option}", **COMPUTING[option])
+    if "quiet" in options:
+        parser.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
+    common = parser.add_argument_group("common options")
     common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -79,16 +100,8 @@ def print_files(files: list[Path], seconds: float, console: Console) -> None:
     console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
 
 
-def _size(text: str) -> int:
-    """Parse a size in bytes: 6G, 6GiB, 512M, 2.5G. K, M and G are powers of 1024, as for GPU memory."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f'a size is a number with K, M or G, such as 6G, and not "{text}"')
-    return int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
-
-
 def _background(text: str) -> Background:
     try:
         return read_background(text)
     except SettingError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise argparse.ArgumentTypeError(str(error).removeprefix("`background` ")) from error

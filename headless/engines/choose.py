@@ -62,7 +62,7 @@ def run_graph(
     models: Sequence[str | os.PathLike] = (),
     device: str = "auto",
     precision: str = "auto",
-    vram: int | None = None,
+    vram: int | str | None = None,
     on_oom: OnOom = "strict",
     on_progress: Reporter = ignore_progress,
     comfyui: str | os.PathLike | None = None,
@@ -76,7 +76,7 @@ def run_graph(
     Args:
         graph: A JSON file or a dict in API or UI format, or an mp4, PNG or WebP with its graph inside.
         settings: "NODE.INPUT=VALUE" each.
-        vram: Limit of device memory in bytes. None: all free memory.
+        vram: Limit of device memory, in bytes or as 6G. None: all free memory.
         on_oom: strict: running out of memory is an error. adapt: decoding is retried with smaller windows, which
             gives other pixels and a note in the report.
         on_progress: Called with (stage, done, total, unit).

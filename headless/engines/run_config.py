@@ -10,6 +10,7 @@ from typing import Any
 
 from ...svd_core.checkpoints.library import ModelLibrary
 from ...svd_core.media.alpha_compositing import Background
+from ...svd_core.runtime.memory import parse_bytes
 from ...svd_core.runtime.runtime import LocalRuntime, OnNote, OnOom, Reporter, ignore_note, ignore_progress
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ class RunConfig:
     Attributes:
         models: Models folders in ComfyUI's layout. Empty: the default folders.
         reporter: Called with (stage, done, total, unit).
-        vram: Limit of device memory in bytes. None: all free memory.
+        vram: Limit of device memory, in bytes or as 6G. None: all free memory.
         background: The color behind transparent parts of images that LoadImage reads. KEEP and None keep the hidden
             colors, as in ComfyUI. None adds a note.
         on_oom: strict or adapt, see `svd_core.runtime.runtime.OnOom`.
@@ -35,13 +36,13 @@ class RunConfig:
     input_folder: str | os.PathLike = "input"
     output_folder: str | os.PathLike = "output"
     reporter: Reporter = field(default=ignore_progress)
-    vram: int | None = None
+    vram: int | str | None = None
     background: Background | None = None
     on_oom: OnOom = "strict"
     on_note: OnNote = ignore_note
 
     def runtime(self) -> LocalRuntime:
-        """Return the runtime with these settings. Reads no file and queries no device."""
+        """Return the runtime with these settings. Reads no file and queries no device. Raises SettingError."""
         return LocalRuntime(
             library=ModelLibrary.from_roots(self.models_roots()),
             device_name=self.device,
@@ -49,7 +50,7 @@ class RunConfig:
             input_folder=Path(self.input_folder),
             output_folder=Path(self.output_folder),
             reporter=self.reporter,
-            vram=self.vram,
+            vram=None if self.vram is None else parse_bytes("vram", self.vram),
             background=self.background,
             on_oom=self.on_oom,
             on_note=self.on_note,

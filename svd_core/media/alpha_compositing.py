@@ -58,7 +58,7 @@ def _is_number(value: object) -> bool:
 
 def _background_error(value: object) -> SettingError:
     return SettingError(
-        f'background must be "keep", a grey level from 0 to 1, or a color such as white or #336699, got {value!r}.',
+        f'`background` must be "keep", a grey level from 0 to 1, or a color such as white or #336699, got {value!r}.',
         code="setting.background",
     )
 

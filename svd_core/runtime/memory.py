@@ -7,10 +7,11 @@ measured with a tracker over storages.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import MemoryBudgetError
+from ..errors import MemoryBudgetError, SettingError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -164,3 +165,16 @@ def itemsize_of(module: torch.nn.Module) -> int:
 def format_bytes(size: int) -> str:
     """Format bytes for people: 28.1 GiB, 640 MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def parse_bytes(name: str, size: int | str) -> int:
+    """Return a size in bytes: of 6G, 6GiB, 512M, 2.5G or a number. K, M and G are powers of 1024, as for GPU memory.
+
+    Raises:
+        SettingError: It is no size above 0. The message names the argument `name`.
+    """
+    is_size = isinstance(size, (int, str)) and not isinstance(size, bool)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", str(size).strip(), re.IGNORECASE) if is_size else None
+    if match is None or float(match[1]) == 0:
+        raise SettingError(f'`{name}` must be a size with K, M or G, such as 6G, got "{printable(size, 40)}"')
+    return int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
