@@ -15,7 +15,6 @@ import torch
 
 from .autoencoder.decode import (
     MODES,
-    SCALE,
     Window,
     decode_window,
     decode_windows,
@@ -30,7 +29,7 @@ from .checkpoints.library import EMBEDDED
 from .diffusion.conditioning import Conditioning
 from .diffusion.denoiser import make_denoiser
 from .diffusion.guidance import GuidanceCurve
-from .diffusion.sampling import SamplerStep, sample_euler, starting_point
+from .diffusion.sampling import SCALE, SamplerStep, sample_euler, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError
 from .models.components import Checkpoint, ClipVision, SVDModel, Vae
@@ -260,7 +259,7 @@ def decode(
         def describe_need(windows: list[Window] = windows) -> str:
             device = runtime.device()
             free = runtime.free_memory(device)
-            return describe_memory_need(vae, windows, SCALE * height, SCALE * width, device, free)
+            return describe_memory_need(vae, windows, vae.scale * height, vae.scale * width, device, free)
 
         run = functools.partial(_decode_clips, runtime, vae, latents, windows)
         try:
@@ -288,7 +287,7 @@ def decode_tiled(runtime: Runtime, vae: Vae, latents: torch.Tensor, tile: int, o
     """
     check_input(latents, "the latent to decode")
     frames, _, height, width = latents.shape
-    size = (1, SCALE * min(height, 2 * tile), SCALE * min(width, 2 * tile))
+    size = (1, vae.scale * min(height, 2 * tile), vae.scale * min(width, 2 * tile))
     need = decode_bytes(vae, *size)
 
     def run() -> torch.Tensor:
@@ -308,7 +307,7 @@ def decode_tiled(runtime: Runtime, vae: Vae, latents: torch.Tensor, tile: int, o
 def _decode_clips(runtime: Runtime, vae: Vae, latents: torch.Tensor, windows: list[Window]) -> list[torch.Tensor]:
     """Decode N clips, and again in float32 the windows that overflow in the decoder's precision."""
     frames, height, width = _size_of(latents)
-    need = decode_bytes(vae, largest(windows), SCALE * height, SCALE * width)
+    need = decode_bytes(vae, largest(windows), vae.scale * height, vae.scale * width)
     nonfinite: dict[tuple[int, Window], None] = {}
     videos = []
     with (
@@ -358,7 +357,7 @@ def _decode_again(
 ) -> None:
     """Decode windows (index of the video, window) in float32, and write their frames into `videos`."""
     _, height, width = _size_of(latents)
-    need = decode_bytes(vae, largest(windows), SCALE * height, SCALE * width, itemsize=4)
+    need = decode_bytes(vae, largest(windows), vae.scale * height, vae.scale * width, itemsize=4)
     with _in_float32(runtime, vae, need, sum(window.stop - window.start for _, window in nonfinite)) as (
         device,
         advance,
@@ -434,6 +433,6 @@ def _check_latent_size(latents: torch.Tensor, image_latent: torch.Tensor, side: 
     if latents.shape[-2:] != image_latent.shape[-2:]:
         (height, width), (image_height, image_width) = latents.shape[-2:], image_latent.shape[-2:]
         raise SettingError(
-            f"the latent is {width * 8}x{height * 8} pixels and the {side} conditioning's image "
-            f"{image_width * 8}x{image_height * 8}; resize and encode the image at the video's size"
+            f"the latent is {SCALE * width}x{SCALE * height} pixels and the {side} conditioning's image "
+            f"{SCALE * image_width}x{SCALE * image_height}; resize and encode the image at the video's size"
         )

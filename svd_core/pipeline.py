@@ -157,9 +157,8 @@ class VideoNoise:
         Raises:
             SettingError: The seed is out of range, or unknown `kind`, see `diffusion.sampling.starting_noise`.
         """
-        from .autoencoder.decode import SCALE
         from .diffusion.noise_augmentation import draw_augmentation_noise
-        from .diffusion.sampling import draw_noise
+        from .diffusion.sampling import SCALE, draw_noise
 
         count, height, width, _ = images.shape
         starting = draw_noise(kind, seed, (count, frames, 4, height // SCALE, width // SCALE))

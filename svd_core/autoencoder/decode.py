@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 MODES = ("exact", "windowed")
 CONTEXT = 2  # frames that SVDTemporalVAEDecode shows a window on each side by default
-SCALE = 8  # pixels per latent pixel, each way
 
 
 @dataclass(frozen=True)
@@ -145,12 +144,12 @@ def needs_activation_offload(
         MemoryBudgetError: A clip that is decoded as one does not fit even so.
     """
     frames = largest(windows)
-    need = decode_bytes(vae, frames, SCALE * height, SCALE * width)
+    need = decode_bytes(vae, frames, vae.scale * height, vae.scale * width)
     logger.info("decoding: needs about %s, %s are free", *map(format_bytes, (need, free)))
     if need <= free:
         return False
     may_offload = vae.streams and device.type != "cpu"
-    least = offloaded_decode_bytes(vae, frames, SCALE * height, SCALE * width) if may_offload else need
+    least = offloaded_decode_bytes(vae, frames, vae.scale * height, vae.scale * width) if may_offload else need
     if least <= free:
         logger.info("decoding: activations are kept on the CPU, about %s on the device", format_bytes(least))
         return True
@@ -162,7 +161,7 @@ def needs_activation_offload(
     )
     suggestion = "" if may_offload else windowed
     raise MemoryBudgetError(
-        f"decoding {frames} frames of {SCALE * width}x{SCALE * height} as one clip (mode exact) needs about "
+        f"decoding {frames} frames of {vae.scale * width}x{vae.scale * height} as one clip (mode exact) needs about "
         f"{format_bytes(least)}, and {format_bytes(free)} are free; {suggestion or 'use '}a smaller size"
     )
 

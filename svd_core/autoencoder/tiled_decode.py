@@ -15,7 +15,7 @@ import torch
 from ..errors import NonFiniteError, SettingError
 from ..media.image_ops import to_images
 from ..models.components import Vae
-from .decode import SCALE, check_finite_pixels
+from .decode import check_finite_pixels
 
 
 def decode_in_tiles(
@@ -49,10 +49,10 @@ def decode_in_tiles(
     def decode(latent_tile: torch.Tensor) -> torch.Tensor:
         return vae.decode_clip(latent_tile.to(device)).float().cpu()
 
-    images = torch.empty((latents.shape[0], SCALE * latents.shape[2], SCALE * latents.shape[3], 3))
+    images = torch.empty((latents.shape[0], vae.scale * latents.shape[2], vae.scale * latents.shape[3], 3))
     for index, frame in enumerate(latents.split(1)):
         fitted = [_fitted(frame, shape) for shape in shapes]
-        passes = {shape: _blended(decode, frame, shape, overlap) for shape in set(fitted)}
+        passes = {shape: _blended(decode, frame, shape, overlap, vae.scale) for shape in set(fitted)}
         pixels = torch.stack([passes[shape] for shape in fitted]).mean(0)
         try:
             check_finite_pixels(pixels, index, len(latents))
@@ -71,18 +71,22 @@ def _fitted(frame: torch.Tensor, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _blended(
-    decode: Callable[[torch.Tensor], torch.Tensor], frame: torch.Tensor, shape: tuple[int, int], overlap: int
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    frame: torch.Tensor,
+    shape: tuple[int, int],
+    overlap: int,
+    scale: int,
 ) -> torch.Tensor:
     """Return pixels (1, 3, 8h, 8w) of a frame (1, 4, h, w): the mean of its tiles, weighted less near their edges."""
     height, width = frame.shape[-2:]
-    total = torch.zeros((1, 3, SCALE * height, SCALE * width))
+    total = torch.zeros((1, 3, scale * height, scale * width))
     weights = torch.zeros_like(total)
     rows, columns = (_starts(*sizes, overlap) for sizes in zip((height, width), shape, strict=True))
     for top, left in itertools.product(rows, columns):
         pixels = decode(frame[..., top : top + shape[0], left : left + shape[1]])
-        down, across = (_ramp(size, SCALE * overlap) for size in pixels.shape[-2:])
-        lines = slice(SCALE * top, SCALE * top + len(down))
-        places = slice(SCALE * left, SCALE * left + len(across))
+        down, across = (_ramp(size, scale * overlap) for size in pixels.shape[-2:])
+        lines = slice(scale * top, scale * top + len(down))
+        places = slice(scale * left, scale * left + len(across))
         total[..., lines, places] += pixels * down[:, None] * across
         weights[..., lines, places] += down[:, None] * across
     return total / weights

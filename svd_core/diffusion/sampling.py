@@ -14,6 +14,8 @@ from .denoiser import Denoiser
 from .noise_augmentation import augmentation_noise, make_generator, seed_for_index
 
 NOISES = ("comfyui", "diffusers", "none")
+SCALE = 8
+"""Pixels per latent pixel of the published models, where no VAE is at hand that knows it (`Vae.scale`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,7 @@ def starting_noise(
         return torch.zeros(shape)
     generator = make_generator(seed)
     if kind == "diffusers":
-        augmentation_noise(generator, 8 * height, 8 * width)
+        augmentation_noise(generator, SCALE * height, SCALE * width)
     if batch_index is None:
         return torch.randn(shape, generator=generator)
     if len(batch_index) != frames or min(batch_index) < 0:

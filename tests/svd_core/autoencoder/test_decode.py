@@ -86,7 +86,7 @@ def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
 
 def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
     class Core:
-        base_channels, itemsize, streams = 128, 2, False
+        base_channels, itemsize, scale, streams = 128, 2, 8, False
 
     cuda, free = torch.device("cuda"), 12 * 2**30
     with raises(MemoryBudgetError, "memory", "1024x576", "windowed"):

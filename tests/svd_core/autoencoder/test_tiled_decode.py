@@ -31,13 +31,18 @@ def test_a_frame_does_not_depend_on_the_others(tiny):
     assert torch.equal(whole[1:], decode_in_tiles(tiny.vae, clip[1:], 8, 0, CPU))
 
 
-@pytest.mark.parametrize(("height", "width", "tile", "overlap"), [(8, 12, 8, 2), (9, 21, 8, 0), (17, 8, 8, 3)])
-def test_where_tiles_agree_blending_changes_nothing(height, width, tile, overlap):
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap", "scale"), [(8, 12, 8, 2, 8), (9, 21, 8, 0, 4), (17, 8, 8, 3, 8)]
+)
+def test_where_tiles_agree_blending_changes_nothing(height, width, tile, overlap, scale):
     """A decoder that sees one latent pixel at a time gives the same in any tile."""
 
     class Enlarging:
+        def __init__(self):
+            self.scale = scale
+
         def decode_clip(self, latents: torch.Tensor) -> torch.Tensor:
-            return latents[:, :3].tanh().repeat_interleave(8, 2).repeat_interleave(8, 3)
+            return latents[:, :3].tanh().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
 
     clip = latents(2, height, width)
     tiled = decode_in_tiles(Enlarging(), clip, tile, overlap, CPU)  # pyright: ignore[reportArgumentType]
