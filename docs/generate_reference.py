@@ -208,7 +208,7 @@ def settings_text() -> str:
     for setting in dataclasses.fields(VideoSettings):
         about = setting.metadata
         choices = f": {', '.join(f'`{each}`' for each in about['choices'])}" if "choices" in about else ""
-        default = "the checkpoint's" if setting.default is None else f"`{setting.default!r}`"
+        default = about["unset"] if setting.default is None else f"`{setting.default!r}`"
         rows.append((f"`{setting.name}`", default, about["description"] + choices))
     return _table(("setting", "default", "meaning"), rows)
 

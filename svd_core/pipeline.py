@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import SettingError
+from .media.video_size import Size, choose_size
 from .models.options import CHOICES, ModelOptions, merged
 from .utils.size_checks import check_multiple
 
@@ -25,27 +26,34 @@ if TYPE_CHECKING:
 STAGES = ("resize", "embed", "augment", "encode", "condition", "sample", "decode")
 """The stages of `image_to_video`, in order."""
 
-OF_CHECKPOINT = "default: what the checkpoint was trained for"
-"""The default of a setting that is None."""
+OF_CHECKPOINT = "what the checkpoint was trained for"
+OF_IMAGE = "the image's shape, at the size that the checkpoint was trained for"
 
 
 def _setting(default: Any, description: str, **metadata: Any) -> Any:
-    """Declare a setting. `metadata`: kind (type of a value), choices, metavar, flag (None: no option)."""
-    return field(default=default, metadata={"description": description, "kind": type(default), **metadata})
+    """Declare a setting.
+
+    `metadata`: kind (type of a value), choices, metavar, flag (None: no option), unset (the meaning of None).
+    """
+    about = {"description": description, "kind": type(default), "unset": OF_CHECKPOINT, **metadata}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
 class VideoSettings:
     """The settings of a video. None means: what the checkpoint was trained for (decode_mode: exact).
 
+    Without width and height, the size has the shape of the image and the area that the checkpoint was trained for, see
+    `media.video_size.choose_size`. With one of them, the other follows from the image.
+
     The command line's options, the arguments of `animate` and the table in the documentation are made from these
     fields. `model` is the name of the checkpoint, for callers that load it by name.
     """
 
     model: str = _setting("svd-nano", "name of a checkpoint", metavar="NAME")
-    width: int | None = _setting(None, "multiple of 64", kind=int)
-    height: int | None = _setting(None, "multiple of 64", kind=int)
-    fit: str = _setting("stretch", "how the image is fitted to the size", choices=("stretch", "crop", "pad"))
+    width: int | None = _setting(None, "multiple of 64", kind=int, unset=OF_IMAGE)
+    height: int | None = _setting(None, "multiple of 64", kind=int, unset=OF_IMAGE)
+    fit: str = _setting("crop", "how the image is fitted to the size", choices=("stretch", "crop", "pad"))
     num_frames: int | None = _setting(None, "number of frames", kind=int, metavar="N", flag="--frames")
     steps: int = _setting(25, "sampling steps", metavar="N")
     seed: int = _setting(0, "seed of the noise; video i of several uses seed + i", metavar="N")
@@ -68,15 +76,21 @@ class VideoSettings:
         "diffusers", "which program's starting noise a seed gives", choices=("comfyui", "diffusers"), flag=None
     )
 
-    def with_defaults(self, defaults: VideoDefaults) -> VideoSettings:
+    def with_defaults(self, defaults: VideoDefaults, image_size: Size | None = None) -> VideoSettings:
         """Return the settings with the checkpoint's defaults in place of None.
+
+        Args:
+            defaults: What the checkpoint was trained for.
+            image_size: Width and height of the image. None: it has the trained shape.
 
         Raises:
             SettingError: width or height is not a multiple of 64, or fps is not an integer.
         """
-        names = ("width", "height", "num_frames", "min_guidance", "max_guidance")
+        trained = (defaults.width, defaults.height)
+        width, height = choose_size(trained, image_size or trained, self.width, self.height)
+        names = ("num_frames", "min_guidance", "max_guidance")
         unset = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
-        settings = replace(self, **unset, decode_mode=self.decode_mode or "exact")
+        settings = replace(self, width=width, height=height, **unset, decode_mode=self.decode_mode or "exact")
         for name in ("width", "height"):
             check_multiple(name, getattr(settings, name), 64)
         if settings.fps != int(settings.fps):
@@ -116,8 +130,10 @@ def image_to_video(
     from .diffusion.guidance import GuidanceCurve
     from .media.image_ops import resize_images
     from .runtime.runtime import forward_warnings
+    from .utils.tensor_checks import check_images
 
-    video: Any = settings.with_defaults(checkpoint.model.defaults)  # no field is None
+    _, image_height, image_width, _ = check_images(images).shape
+    video: Any = settings.with_defaults(checkpoint.model.defaults, (image_width, image_height))  # no field is None
     options = merged(checkpoint.model.options, ModelOptions(compile=video.compile))
     model = replace(checkpoint.model, options=options)
     with torch.inference_mode():

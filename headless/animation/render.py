@@ -14,6 +14,7 @@ from ...nodes.compat.videos import SaveVideo
 from ...svd_core.errors import ImageError, Interrupted, SettingError
 from ...svd_core.media.alpha_compositing import GREY, Background, read_background
 from ...svd_core.media.image_io import as_images, display_name
+from ...svd_core.media.video_size import Size
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import (
     LocalRuntime,
@@ -101,7 +102,7 @@ animate.__signature__ = _signature()  # type: ignore[attr-defined]
 
 def animate_images(images: torch.Tensor, settings: VideoSettings, runtime: LocalRuntime) -> list[torch.Tensor]:
     """Animate images (N, H, W, 3) in [0, 1]: N videos (F, height, width, 3) in [0, 1]. Raises as `animate` does."""
-    prompt = image_to_video_graph(settings, runtime, "input.png").prompt
+    prompt = image_to_video_graph(settings, runtime, "input.png", _size_of(images)).prompt
     prompt = {key: node for key, node in prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")}
     prompt = _validated(prompt, images, runtime, keep=(node_of_class(prompt, "SVDTemporalVAEDecode"),))
     from ...svd_core import execution
@@ -136,7 +137,8 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
     with scratch_folder_beside(output) as folder:
         runtime = replace(run_config, input_folder=image.parent, output_folder=folder, on_note=on_note).runtime()
         images = _images(image, run_config.background or read_background(GREY), runtime)
-        prompt = _validated(image_to_video_graph(settings, runtime, image.name).prompt, images, runtime)
+        graph = image_to_video_graph(settings, runtime, image.name, _size_of(images))
+        prompt = _validated(graph.prompt, images, runtime)
         with _StageErrors(prompt) as stage:
             checkpoint = execution.load(runtime, settings.model, "auto")
             settings = settings_of(prompt, settings)
@@ -156,6 +158,11 @@ def _images(image: Any, background: Background, runtime: LocalRuntime) -> torch.
     images, warnings = as_images(image, background)
     forward_warnings(runtime, warnings)
     return images
+
+
+def _size_of(images: torch.Tensor) -> Size:
+    """Return the width and height of images (N, H, W, 3)."""
+    return images.shape[2], images.shape[1]
 
 
 def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep: Sequence[str] = ()) -> Prompt:

@@ -445,7 +445,7 @@ def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConf
     elif before.get("graph") and request.model is None:
         source = {"prompt": before["graph"]}
     else:
-        video = VideoSettings(model=request.model or EMBEDDED)
+        video = VideoSettings(model=request.model or EMBEDDED, fit="stretch")  # as in run folders of today
         source = {"prompt": image_to_video_graph(video, run_config.runtime(), "image.png").prompt}
     return open_graph(source, request.settings).prompt
 

@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.pipeline import OF_CHECKPOINT, VideoSettings
+from ...svd_core.pipeline import VideoSettings
 from ..animation.render import animate_file
 from .console import Console
 from .options import add_background, add_command, add_on_oom, make_run_config, print_files
@@ -43,12 +43,12 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Field) -> None:
     flag = about.get("flag", "--" + setting.name.replace("_", "-"))
     if flag is None:
         return
-    default = OF_CHECKPOINT if setting.default is None else f"default: {setting.default}"
+    default = about["unset"] if setting.default is None else setting.default
     types = {int: integer, float: number}
     form = {"choices": about["choices"]} if "choices" in about else {"type": types.get(about["kind"], about["kind"])}
     parser.add_argument(
         flag, dest=setting.name, default=setting.default, metavar=about.get("metavar"),
-        help=f"{about['description']} ({default})", **form,
+        help=f"{about['description']} (default: {default})", **form,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ...svd_core.checkpoints.inspect import read_defaults
+from ...svd_core.media.video_size import Size
 from ...svd_core.models.options import DEFAULT, ModelOptions
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import Runtime
@@ -54,15 +55,19 @@ SETTING_INPUTS = {
 """Field of VideoSettings -> the node class and input that it sets. Other nodes get the value by links."""
 
 
-def image_to_video_graph(settings: VideoSettings, runtime: Runtime, image_name: str) -> Graph:
-    """Return the graph of a video of the image file `image_name`.
+def image_to_video_graph(
+    settings: VideoSettings, runtime: Runtime, image_name: str, image_size: Size | None = None
+) -> Graph:
+    """Return the graph of a video of the image file `image_name`, which has the width and height `image_size`.
+
+    Without `image_size` the video has the size that the checkpoint was trained for.
 
     Raises:
         CheckpointError: There is no checkpoint `settings.model`.
         SettingError: A size is not a multiple of 64.
     """
     defaults = read_defaults(runtime.library.find(settings.model))
-    return Graph(make_prompt(settings.with_defaults(defaults), image_name))
+    return Graph(make_prompt(settings.with_defaults(defaults, image_size), image_name))
 
 
 def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from error_checks import raises
+from PIL import Image
 from svd_stages import headless
 from svd_stages.headless.cli.main import main, make_parser
 from svd_stages.headless.engines.video_graph import STAGE_NODES
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import NodeError, NonFiniteError, SettingError
+from svd_stages.svd_core.media.metadata import read_metadata
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.pipeline import STAGES, VideoSettings, image_to_video
 from svd_stages.svd_core.runtime.runtime import LocalRuntime
@@ -61,6 +64,24 @@ def test_the_embedded_graph_makes_the_same_file(tmp_path):
     assert report.files[0].read_bytes() == mp4.read_bytes()
 
 
+def test_the_video_of_a_portrait_has_its_shape_and_its_graph_the_numbers(tmp_path):
+    portrait = tmp_path / "portrait.png"
+    Image.open(ROCKET).rotate(90, expand=True).save(portrait)
+    headless.animate_file(portrait, tmp_path / "a.mp4", replace(QUICK, width=None, height=128), headless.RunConfig())
+    (resize,) = [node for node in _graph_of(tmp_path / "a.mp4").values() if node["class_type"] == "SVDResizeImage"]
+    assert {name: resize["inputs"][name] for name in ("width", "height", "fit")} == {
+        "width": 64,
+        "height": 128,
+        "fit": "crop",
+    }
+    report = headless.run_graph(tmp_path / "a.mp4", input_dir=tmp_path, output_dir=tmp_path / "again")
+    assert report.files[0].read_bytes() == (tmp_path / "a.mp4").read_bytes()
+
+
+def _graph_of(path: Path) -> dict:
+    return json.loads(read_metadata(path)["prompt"])
+
+
 def test_settings_are_declared_once():
     names = {field.name for field in fields(VideoSettings)}
     assert names <= set(inspect.signature(headless.animate).parameters)
@@ -81,8 +102,10 @@ def test_text_is_read_as_the_number_that_validation_makes_of_it():
 
 def test_settings_without_values_are_those_of_the_checkpoint():
     settings = VideoSettings(height=64, decode_mode=None).with_defaults(VideoDefaults())
-    assert (settings.width, settings.height, settings.num_frames) == (1024, 64, 25)
+    assert (settings.width, settings.height, settings.num_frames) == (128, 64, 25)
     assert settings.decode_mode == "exact"
+    portrait = VideoSettings().with_defaults(VideoDefaults(), (1080, 1920))
+    assert (portrait.width, portrait.height, portrait.fit) == (576, 1024, "crop")
     with raises(SettingError, "setting", "width", 100):
         VideoSettings(width=100).with_defaults(VideoDefaults())
     with raises(SettingError, "setting", "fps", 7.5):

@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 WINDOWS = [{"video": 0, "frames": [0, 2]}]
-SETTINGS = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1)
+SETTINGS = headless.VideoSettings(width=64, height=64, num_frames=2, steps=1, fit="stretch")
 
 
 def run(folder: Path, precision: str, capsys) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from error_checks import check_facts, raises
+from PIL import Image, ImageOps
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.media.image_ops import (
     clip_input_center_crop,
@@ -94,6 +96,12 @@ def test_crop_keeps_shape_and_middle():
     stretched, (warning,) = resize_images(images, 64, 64, "stretch")
     assert stretched.min() == 0.0 and warning.code == "image.stretched"
     check_facts(warning.text, "400x100", "64x64")
+
+
+@pytest.mark.parametrize("size", [(1024, 576), (576, 1024), (768, 768), (192, 64), (64, 320)])
+def test_crop_equals_pillows_fit(picture, images, size):
+    expected = np.asarray(ImageOps.fit(picture, size, Image.Resampling.LANCZOS))
+    assert np.array_equal((resize_images(images, *size, "crop")[0][0] * 255).round().numpy(), expected)
 
 
 def test_pad_keeps_the_full_image_and_repeats_the_edge():
