@@ -12,6 +12,9 @@ from .clips import Mover, MovingScene, Plates, draw_plates, place, positions
 MIN_CONTRAST = 0.25
 """An object with less than this fraction of its contrast is lost."""
 
+MIN_CHANGE = 0.02
+"""A pixel that changes by less than this in every color does not move."""
+
 
 def track(images: torch.Tensor, scene: MovingScene) -> torch.Tensor:
     """Find the scene's object in each frame with a matched filter.
@@ -113,6 +116,11 @@ def cosine(vector: torch.Tensor, scene: MovingScene) -> float:
 def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the peak signal-to-noise ratio of images in [0, 1] in dB."""
     return -10 * float((images - reference).square().mean().clamp_min(1e-12).log10())
+
+
+def moving_part(clip: torch.Tensor) -> torch.Tensor:
+    """Return a mask (H, W) of the pixels of a clip (F, H, W, 3) that its last frame changes by more than MIN_CHANGE."""
+    return ((clip[-1] - clip[0]).abs() > MIN_CHANGE).any(dim=-1)
 
 
 def sharpness(image: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from svd_stages.svd_core.errors import SettingError
 from svd_stages.training.svd_nano import clips
 from svd_stages.training.svd_nano.clips import HELD_OUT, KINDS, frame_distance, make_scene, positions, render_clip
 from svd_stages.training.svd_nano.evaluate import held_out_scenes, track_ends
-from svd_stages.training.svd_nano.tracking import along, cosine, displacement, psnr, sharpness
+from svd_stages.training.svd_nano.tracking import along, cosine, displacement, moving_part, psnr, sharpness
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,11 @@ def test_image_measures():
     assert psnr(image, image + 0.1) == pytest.approx(20.0, abs=1e-3)
     assert sharpness(torch.full((8, 8, 3), 0.3)) == 0.0
     assert sharpness(2 * image) == pytest.approx(4 * sharpness(image), rel=1e-5)
+
+
+def test_the_moving_part_is_where_the_object_was_and_where_it_ends():
+    clip = torch.full((3, 4, 4, 3), 0.5)
+    clip[0, 0, 0] = clip[1, 1, 1] = 1.0
+    clip[2, 2, 2, 1] = 0.53
+    clip[2, 3, 3] = 0.51
+    assert moving_part(clip).nonzero().tolist() == [[0, 0], [2, 2]]
