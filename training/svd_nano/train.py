@@ -68,9 +68,10 @@ def train_nano(
     pool = draw_pool(POOL, device)
     train_vae(modules.vae, Plan("vae", minutes.vae, rate=1.2e-3, seed=1), out, pool, batch)
     train_clip(modules.clip, Plan("clip", minutes.clip, rate=1.5e-3, seed=2), out, pool, batch)
-    scaled = [replace(size, count=batch * size.count, batch=batch * size.batch) for size in SIZES]
-    sets = load_latents(modules, out, scaled)
-    train_unet(modules.unet, Plan("unet", minutes.unet, rate=1e-3, seed=3), out, sets)
+    if minutes.unet or steps_done("unet", out):
+        scaled = [replace(size, count=batch * size.count, batch=batch * size.batch) for size in SIZES]
+        sets = load_latents(modules, out, scaled)
+        train_unet(modules.unet, Plan("unet", minutes.unet, rate=1e-3, seed=3), out, sets)
     train_decoder(modules.vae, Plan("decoder", minutes.decoder, rate=8e-4, seed=4), out, pool, batch)
     return modules.to("cpu")
 

@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import functools
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import torch
 
 from ...svd_core.errors import SettingError
 from .curve import draw_curve
+from .layers import layers_for_cpu
 from .muon import Muon, is_hidden
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None
     module.train().requires_grad_(True)
     state = _begin(module, plan, out)
     saved = time.monotonic()
-    with float32_temporal_convs(module):
+    with layers_for_cpu(module):
         while state.seconds < plan.minutes * 60:
             start = time.monotonic()
             _step(state, plan, loss_of)
@@ -108,31 +107,6 @@ def train(module: torch.nn.Module, plan: Plan, loss_of: Loss, out: Path) -> None
         for name, parameter in module.named_parameters():
             parameter.copy_(state.averaged[name])
     module.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def float32_temporal_convs(module: torch.nn.Module) -> Iterator[None]:
-    """Compute Conv3d layers on a CPU in float32 inside the `with`, also under autocast.
-
-    torch 2.13 on CPUs with bfloat16 sometimes returns uninitialized gradients of small Conv3d weights.
-    """
-    convs = [
-        each for each in module.modules() if isinstance(each, torch.nn.Conv3d) and each.weight.device.type == "cpu"
-    ]
-    for each in convs:
-        each._conv_forward = functools.partial(_float32_conv, each)
-    try:
-        yield
-    finally:
-        for each in convs:
-            del each._conv_forward
-
-
-def _float32_conv(
-    conv: torch.nn.Conv3d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.nn.Conv3d._conv_forward(conv, x.float(), weight, bias)
 
 
 def _step(state: State, plan: Plan, loss_of: Loss) -> None:
