@@ -36,7 +36,16 @@ from .contact_sheet import write_sheet
 from .driver import Driver, Options, Progress, Watch
 from .environment import Environment
 from .folder import RunFolder
-from .graph_binding import ModelHashes, Values, canonical_graph, image_input, seed_inputs, without
+from .graph_binding import (
+    ImageSizes,
+    ModelHashes,
+    Values,
+    canonical_graph,
+    image_input,
+    seed_inputs,
+    size_inputs,
+    without,
+)
 from .graph_rendering import GraphRenderer, RenderSettings
 from .graph_workers import Workers, make_pool, memory_needed
 from .images import ImageFolder
@@ -304,6 +313,7 @@ def _plan(
             message = "a saver of the graph must depend on its LoadImage, or all videos would be equal. Link it."
             raise GraphError(message, code="graph.images")
         seeds = [name for name in _free_seeds(request, graph, before) if name.rpartition(".")[0] in canonical]
+        follow = _following_sizes(request, graph, before)
         models = ModelHashes(graph, runtime)
         shared = {
             "format": FORMAT,
@@ -313,9 +323,10 @@ def _plan(
             "precision": run_config.precision,
             "background": background,
         }
-        binding = Binding(Values(graph, models, ".".join(image)), seeds, shared, models.of_values)
+        sizes = ImageSizes(graph, root, follow)
+        binding = Binding(Values(graph, models, ".".join(image)), seeds, shared, models.of_values, sizes)
         planned = plan_rows(read_rows(source, request.seeds), ImageFolder(root, base, ledger), binding)
-        head = digest([shared, image, seeds])
+        head = digest([shared, image, seeds, *follow])
         totals = _store_tasks(write_plan(folder.plan_file, head, planned), ledger, shard)
     settings = {
         "format": FORMAT,
@@ -325,6 +336,7 @@ def _plan(
         "graph": graph,
         "image": list(image),
         "seeds": seeds,
+        "sizes": follow,
         "images": os.path.abspath(root),
         "models": sorted(models),
         "shared": facts_of(models),
@@ -394,14 +406,44 @@ def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any])
     Raises:
         BatchError: The request has seeds and no input takes them.
     """
-    fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in request.settings}
-    seeds = [name for name in seed_inputs(graph) if name not in fixed]
-    if request.graph is None and request.model is None and "seeds" in before:
+    seeds = _without_fixed(request, graph, seed_inputs(graph))
+    if _keeps_graph(request, before) and "seeds" in before:
         seeds = [name for name in seeds if name in before["seeds"]]
     if request.seeds and not seeds:
         message = "the graph takes no seeds of rows, because each is linked or set. Omit --seeds, or --set of the seed."
         raise BatchError(message, code="batch.seeds")
     return seeds
+
+
+def _following_sizes(request: BatchRequest, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
+    """Return the inputs that follow the size of each row's image: width and height of the shipped graph.
+
+    A run that keeps its graph keeps those of run.json. A run of version 0.1 has none.
+    """
+    if request.graph is not None:
+        return []
+    sides = size_inputs(graph)
+    if _keeps_graph(request, before):
+        known: Any = before.get("sizes")
+        sides = [name for name in sides if name in known] if _is_texts(known) else []
+    return _without_fixed(request, graph, sides)
+
+
+def _without_fixed(request: BatchRequest, graph: Prompt, names: Iterable[str]) -> list[str]:
+    """Return the inputs that the request does not set for all rows."""
+    fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in request.settings}
+    return [name for name in names if name not in fixed]
+
+
+def _keeps_graph(request: BatchRequest, before: Mapping[str, Any]) -> bool:
+    """Return True if the rows are rendered by the graph of the run: none is given, and no other model."""
+    graph: Any = before.get("graph")
+    if request.graph is not None or not graph:
+        return False
+    if request.model is None:
+        return True
+    models = [] if shape_fault(graph) else [node["inputs"].get("checkpoint") for node in graph.values()]
+    return request.model in models
 
 
 def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[Totals, Mapping[str, Any]]:
@@ -442,10 +484,10 @@ def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConf
     """Return the graph of all rows, with the settings applied."""
     if request.graph is not None:
         source = request.graph
-    elif before.get("graph") and request.model is None:
+    elif _keeps_graph(request, before):
         source = {"prompt": before["graph"]}
     else:
-        video = VideoSettings(model=request.model or EMBEDDED, fit="stretch")  # as in run folders of today
+        video = VideoSettings(model=request.model or EMBEDDED)
         source = {"prompt": image_to_video_graph(video, run_config.runtime(), "image.png").prompt}
     return open_graph(source, request.settings).prompt
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import GraphError, SVDStagesError
+from ...svd_core.errors import GraphError, ImageError, SVDStagesError
+from ...svd_core.media.image_io import image_size
+from ...svd_core.media.video_size import choose_size
 from ...svd_core.runtime.runtime import LocalRuntime
 from ..engines.graphs import NODES
 from ..engines.preflight import MODEL_FOLDERS
+from ..engines.video_graph import SETTING_INPUTS
 from ..graph import Prompt, Target, explain, find_target, read_value, with_value
 from ..graph.check_node import check_value
 from ..graph.node_schema import Declarations
@@ -131,6 +136,48 @@ class Values:
             faults = {target.node_id: {"errors": [fault], "class_type": node["class_type"], "dependent_outputs": []}}
             raise GraphError(explain(None, faults, self._graph), code=f"graph.{fault['type']}")
         return value
+
+
+def size_inputs(graph: Prompt) -> list[str]:
+    """Return width and height of the graph's only SVDResizeImage as "NODE.INPUT". Without one, return nothing."""
+    class_type, _ = SETTING_INPUTS["width"]
+    names = [
+        f"{node_id}.{side}"
+        for node_id, node in graph.items()
+        for side in ("width", "height")
+        if node["class_type"] == class_type and type(node["inputs"].get(side)) is int
+    ]
+    return names if len(names) == 2 else []
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Chooses the size of each video from its image, as `animate` does.
+
+    Attributes:
+        graph: The graph. Its own size is the one that the model was trained for.
+        images: The folder that contains the images.
+        follow: Those of `size_inputs` that follow the image. The others have the row's value or the graph's.
+    """
+
+    graph: Prompt
+    images: Path
+    follow: Sequence[str]
+
+    def __call__(self, image: str, values: Mapping[str, Any]) -> dict[str, int]:
+        """Return "NODE.INPUT" -> value. An image that cannot be read gets no size: rendering it raises the error."""
+        if not self.follow:
+            return {}
+        names = size_inputs(self.graph)
+        own = [self.graph[node_id]["inputs"][side] for node_id, _, side in (name.rpartition(".") for name in names)]
+        given = [
+            values.get(name, None if name in self.follow else value) for name, value in zip(names, own, strict=True)
+        ]
+        try:
+            size = choose_size((own[0], own[1]), image_size(self.images / image), given[0], given[1])
+        except ImageError:
+            return {}
+        return {name: side for name, side in zip(names, size, strict=True) if name in self.follow}
 
 
 def _cached(cache: dict[Any, Any], key: Any, find: Callable[[], Any]) -> Any:

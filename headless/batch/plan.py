@@ -63,12 +63,14 @@ class Binding:
         seeds: The inputs that take the seed, as "NODE.INPUT" by node id.
         shared: JSON values that all rows have in common. They are part of each task's id.
         models: Maps those of the values that name a model to its sha256, by "NODE.INPUT".
+        sizes: Returns the values that follow from the size of a row's image. Gets its name and the row's values.
     """
 
     values: Callable[[Mapping[str, Any]], dict[str, Any]]
     seeds: Sequence[str]
     shared: Mapping[str, Any]
     models: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda values: {}
+    sizes: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda image, values: {}
 
 
 @dataclass
@@ -129,6 +131,7 @@ def _plan_row(row: Row, image: Image | SVDStagesError | None, binding: Binding, 
         without_models = {name: value for name, value in values.items() if name not in models}
         seed = _choose_seed(row, image, without_models, binding.seeds)
         values = {**dict.fromkeys(binding.seeds, seed), **values}
+    values = {**binding.sizes(image.name, values), **values}
     task = Task(task_id(shared, image.sha256, {**values, **models}), image.name, image.sha256, values, seed)
     return PlannedRow(row.number, name, image.name, task)
 

@@ -45,6 +45,8 @@ MIN_FLOAT, MAX_FLOAT = -0.5, 8.0
 """Float images with values outside have another scale, such as -1 to 1 or 0 to 255. Noise on [0, 1] stays inside."""
 
 _ORIENTATION = 0x0112  # EXIF 2.32
+_TIFF_SIZE = (0x0100, 0x0101)  # TIFF 6.0: ImageWidth, ImageLength
+_FIRST_TURNED = 5  # EXIF 2.32: orientations 5 to 8 exchange width and height
 _EMPTY_MASK_SIDE = 64  # ComfyUI's LoadImage, for images without transparency
 
 
@@ -110,6 +112,16 @@ def open_image(path: str | os.PathLike, stream: IO[bytes] | None = None) -> Imag
         image = _open_image(name, file)
         image.load()
         return image
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Read the width and height of an image file from its header, upright as EXIF says. Raises as `load_image`."""
+    name = display_name(path)
+    with _open_file(Path(path), name) as stream, _translate_pillow_errors(name):
+        image = _open_header(name, stream)
+        tags = getattr(image, "tag_v2", {})  # of TIFF, where the size of newer Pillow is upright already
+        width, height = (tags.get(tag, side) for tag, side in zip(_TIFF_SIZE, image.size, strict=True))
+        return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED else (width, height)
 
 
 def _decode(name: str, stream: IO[bytes], run_warnings: list[RunWarning]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -233,11 +245,16 @@ def _translate_pillow_errors(name: str) -> Iterator[None]:
 
 
 def _open_image(name: str, stream: IO[bytes]) -> Image.Image:
+    """Open an image that can be decoded in bounded time."""
+    check_jpeg_scans(name, stream)
+    return _open_header(name, stream)
+
+
+def _open_header(name: str, stream: IO[bytes]) -> Image.Image:
     """Open an image by content and check the size in its header."""
     from PIL import Image
 
     Image.init()
-    check_jpeg_scans(name, stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
         image = Image.open(stream, formats=[known for known in FORMATS if known in Image.OPEN])

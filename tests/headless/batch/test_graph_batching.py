@@ -16,12 +16,16 @@ from PIL import Image
 from svd_stages import headless
 from svd_stages.headless.batch import graph_batching
 from svd_stages.headless.batch.folder import RunFolder
+from svd_stages.headless.batch.graph_binding import ImageSizes, size_inputs
 from svd_stages.headless.batch.lock import Shard, run_lock
 from svd_stages.headless.batch.worker import Setup, Worker
 from svd_stages.headless.batch.worker_pool import Answer
 from svd_stages.headless.cli.main import main
+from svd_stages.headless.engines.video_graph import make_prompt
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.media.hashing import frames_sha256
 
+SMALLEST = {"SVDEulerSampler.steps": 1, "SVDImageConditioning.video_frames": 1}
 ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
 
 
@@ -133,6 +137,68 @@ def test_a_video_contains_the_graph_that_renders_it_again(work_dir, photos, grap
     (clip,) = RunFolder(work_dir / "run").media_files(record)
     report = headless.run_graph(clip, input_dir=photos, output_dir=work_dir / "again")
     assert frames_sha256(report.files[0]) == record["files"][0]["frames_sha256"]
+
+
+def values_by_image(run: Path) -> dict[str, dict[str, Any]]:
+    """Return image -> the values of its row, by input, from the plan of a run."""
+    rows = (json.loads(line) for line in (run / "plan.jsonl").read_text().splitlines()[1:])
+    tasks = [row["task"] for row in rows]
+    return {task["image"]: {name.rpartition(".")[2]: value for name, value in task["values"].items()} for task in tasks}
+
+
+def test_each_video_of_a_new_run_has_the_shape_of_its_image(work_dir, photos):
+    Image.open(ROCKET).rotate(90, expand=True).save(photos / "portrait.png")
+    settings = [f"{each}={value}" for each, value in SMALLEST.items()]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    assert batch("run", photos, "--run", "run", "--set", "SVDResizeImage.height=128", *arguments) == 0
+    values = values_by_image(work_dir / "run")
+    assert (values["a.png"]["width"], values["portrait.png"]["width"]) == (256, 64)
+    for record in records(work_dir / "run").values():
+        (clip,) = RunFolder(work_dir / "run").media_files(record)
+        name = record["image"]["name"]
+        alone = work_dir / "alone.mp4"
+        video = headless.VideoSettings(height=128, num_frames=1, steps=1, seed=record["seed"])
+        headless.animate_file(photos / name, alone, video, headless.RunConfig())
+        assert frames_sha256(clip) == frames_sha256(alone)
+
+
+@pytest.mark.parametrize("shape", [(1600, 900), (900, 1600), (1000, 1000), (1000, 50)])
+def test_the_size_is_that_of_animate_and_a_row_can_choose_a_side(tmp_path, shape):
+    video = headless.VideoSettings().with_defaults(VideoDefaults())
+    graph = make_prompt(video, "any.png")
+    Image.new("RGB", shape).save(tmp_path / "any.png")
+    width, height = size_inputs(graph)
+    chosen = ImageSizes(graph, tmp_path, [width, height])
+    expected = headless.VideoSettings().with_defaults(VideoDefaults(), shape)
+    assert chosen("any.png", {}) == {width: expected.width, height: expected.height}
+    expected = headless.VideoSettings(width=640).with_defaults(VideoDefaults(), shape)
+    assert chosen("any.png", {width: 640}) == {width: 640, height: expected.height}
+    assert ImageSizes(graph, tmp_path, [])("any.png", {}) == {}
+    assert chosen("missing.png", {}) == {}
+
+
+def test_a_run_of_before_keeps_its_size_and_renders_nothing_again(work_dir, photos, capsys):
+    arguments = [word for each, value in SMALLEST.items() for word in ("--set", f"{each}={value}")]
+    fixed = [
+        "--set",
+        "SVDResizeImage.width=64",
+        "--set",
+        "SVDResizeImage.height=64",
+        "--set",
+        "SVDResizeImage.fit=stretch",
+    ]
+    assert batch("run", photos, "--run", "run", *arguments, *fixed) == 0
+    path = work_dir / "run" / "run.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("sizes") == []
+    path.write_text(json.dumps(settings))  # as version 0.1 wrote it
+    ids = set(records(work_dir / "run"))
+    for again in ([], ["--model", "svd-nano"]):
+        capsys.readouterr()
+        assert batch("run", photos, "--run", "run", *again, "--json") == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["rendered"] == 0
+        assert set(records(work_dir / "run")) == ids
+        assert json.loads(path.read_text())["sizes"] == []
 
 
 def test_a_second_run_renders_nothing(work_dir, photos, graph, capsys):

@@ -15,7 +15,7 @@ from error_checks import check_facts, raises
 from PIL import Image, ImageCms
 from svd_stages.svd_core.errors import ImageError, SettingError
 from svd_stages.svd_core.media.alpha_compositing import KEEP, read_background
-from svd_stages.svd_core.media.image_io import as_images, load_image
+from svd_stages.svd_core.media.image_io import as_images, image_size, load_image
 
 from . import odd_files
 from .odd_files import saved, written
@@ -157,6 +157,7 @@ def test_images_are_turned_upright(tmp_path, orientation, kind):
     images = load_image(path).images
     expected = UPRIGHT / 65535 if "16" in kind else (UPRIGHT >> 8) / 255
     assert images.shape[1:3] == (HEIGHT, WIDTH)
+    assert image_size(path) == (WIDTH, HEIGHT)
     error = np.abs(images[0].double().numpy() - expected)
     assert (error.mean() <= 0.05 and error.max() <= 0.6) if kind == "jpeg" else error.max() <= 1e-6
 
