@@ -146,6 +146,11 @@ def printable(text: object, longest: int = 300) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
 
 
+def quoted(path: object) -> str:
+    """Return a path in quotes, for a message: sentences end in points, and so do paths."""
+    return f'"{printable(path)}"'
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return up to `count` names of `known` that are most similar to `name`, for a message: "a", "b" or "c"."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.0)

@@ -94,7 +94,7 @@ class VideoSettings:
         for name in ("width", "height"):
             check_multiple(name, getattr(settings, name), 64)
         if settings.fps != int(settings.fps):
-            raise SettingError(f"fps must be an integer, got {settings.fps}. The model was trained on whole numbers.")
+            raise SettingError(f"`fps` must be an integer, got {settings.fps}. The model was trained on whole numbers.")
         return settings
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...nodes.compat.videos import SaveVideo
-from ...svd_core.errors import ImageError, Interrupted, SettingError
+from ...svd_core.errors import (
+    GraphError,
+    ImageError,
+    Interrupted,
+    NodeError,
+    SettingError,
+    SVDStagesError,
+    closest,
+)
 from ...svd_core.media.alpha_compositing import GREY, Background, read_background
 from ...svd_core.media.image_io import as_images, display_name
 from ...svd_core.media.video_size import Size
@@ -31,7 +39,7 @@ from ..engines.graphs import Report
 from ..engines.run_config import RunConfig
 from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class, settings_of
 from ..graph import Prompt
-from ..graph.explain import node_error
+from ..graph.explain import describe_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +58,7 @@ def animate(
     models: Sequence[str | os.PathLike] = (),
     device: str = "auto",
     precision: str = "auto",
-    vram: int | None = None,
+    vram: int | str | None = None,
     on_oom: OnOom = "strict",
     output_type: OutputType = "pt",
     on_progress: Reporter = ignore_progress,
@@ -66,23 +74,31 @@ def animate(
         models: Folders of models.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto, fp16, bf16 or fp32.
-        vram: Bytes of the device's memory to use. None: all that is free.
+        vram: Size of the device's memory to use, in bytes or as "6G". None: all that is free.
         on_oom: strict, or adapt: use smaller windows where windowed decoding runs out of memory.
         output_type: pt: float32 tensor; np: float32 array; pil: a list of frames for each video.
         on_progress: Called with (stage, units done, units in all, name of the unit).
         settings: Fields of `VideoSettings`. None: what the checkpoint was trained for.
 
     Raises:
-        TypeError: An argument is not a field of `VideoSettings`.
+        TypeError: An argument is not a field of `VideoSettings`, or its value has another type.
         SettingError, ImageError, CheckpointError, GraphError, NodeError: See errors.py.
     """
     if output_type not in ("pt", "np", "pil"):
-        raise SettingError(f'output_type must be pt, np or pil, got "{output_type}"')
+        raise SettingError(f'`output_type` must be pt, np or pil, got "{output_type}"')
     if unknown := sorted(settings.keys() - set(SETTINGS)):
-        raise TypeError(f"animate() has no argument {unknown[0]!r}; the settings are {', '.join(SETTINGS)}")
+        raise _unknown_argument(unknown[0])
     runtime = RunConfig(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).runtime()
     images = _images(image, read_background(background), runtime)
-    return _as_output(animate_images(images, VideoSettings(str(model), **settings), runtime), output_type)
+    video = VideoSettings(os.fspath(model) if isinstance(model, os.PathLike) else model, **settings)
+    return _as_output(animate_images(images, video, runtime), output_type)
+
+
+def _unknown_argument(name: str) -> TypeError:
+    """Return the error for an argument that `animate` does not have, with the nearest one."""
+    near = closest(name, inspect.signature(animate).parameters)
+    hint = f"did you mean {near!r}?" if near else "see help(svd_stages.animate)"
+    return TypeError(f"animate() has no argument {name!r}; {hint}")
 
 
 def _signature() -> inspect.Signature:
@@ -129,7 +145,7 @@ def animate_file(image: Path, output: Path, settings: VideoSettings, run_config:
     from ...svd_core.utils.output_files import free_names, scratch_folder_beside
 
     if not image.is_file():
-        raise ImageError(f'there is no image file "{display_name(image)}"; give the path of a PNG, JPEG or WebP image')
+        raise ImageError(f"there is no image file {display_name(image)}; give the path of a PNG, JPEG or WebP image")
     if output.suffix.lower() != ".mp4":
         raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
     warnings: list[RunWarning] = []
@@ -172,8 +188,12 @@ def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep
         GraphError: A setting is out of range, or a stage surely does not fit into memory.
     """
     given = {node_of_class(prompt, "LoadImage"): [[images], [None]]}
-    with use_runtime(runtime):
-        return validate_and_budget(prompt, runtime, given, keep).prompt
+    try:
+        with use_runtime(runtime):
+            return validate_and_budget(prompt, runtime, given, keep).prompt
+    except GraphError as error:
+        facts = [fault["details"] for entry in error.node_errors.values() for fault in entry["errors"]]
+        raise GraphError("; ".join(facts), code=error.code, node_errors=error.node_errors) from None
 
 
 def _save(video: torch.Tensor, fps: int, prompt: Prompt, runtime: LocalRuntime) -> Path:
@@ -201,7 +221,12 @@ class _StageErrors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, Interrupted):
             return
-        raise node_error(self._prompt, node_of_class(self._prompt, STAGE_NODES[self._stage]), error) from error
+        node_id = node_of_class(self._prompt, STAGE_NODES[self._stage])
+        text = describe_error(error)
+        if not isinstance(error, SVDStagesError):
+            text = f"the stage {self._stage} failed: {text}"
+        class_type = self._prompt[node_id]["class_type"]
+        raise NodeError(text, node_id=node_id, class_type=class_type, cause=error) from error
 
 
 def _as_output(videos: list[torch.Tensor], output_type: OutputType) -> Any:

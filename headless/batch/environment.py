@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import BatchError, SVDStagesError
+from ...svd_core.errors import BatchError, SVDStagesError, quoted
 from .folder import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ class Environment:
         return None
 
     def _refusal(self, reason: str) -> SVDStagesError:
-        message = f"{reason}. Make this worker equal, or delete {self.path} to continue with the workers of now."
+        message = (
+            f"{reason}. Make this worker equal, or delete {quoted(self.path)} to continue with the workers of now."
+        )
         return BatchError(message, code="batch.worker_differs", exit_status=4)
 
 

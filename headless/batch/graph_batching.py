@@ -18,7 +18,7 @@ from typing import Any
 
 from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED
-from ...svd_core.errors import BatchError, GraphError, SVDStagesError
+from ...svd_core.errors import BatchError, GraphError, SVDStagesError, quoted
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import use_runtime
@@ -179,7 +179,8 @@ def _check_needs_no_plan(request: BatchRequest, run_config: RunConfig, folder: R
         changed.append("background")
     if changed:
         message = (
-            f"{', '.join(changed)} would change the plan of {folder.path}. Give the manifest or folder to plan anew."
+            f"{', '.join(changed)} would change the plan of {quoted(folder.path)}. Give the manifest or "
+            "folder to plan anew."
         )
         raise BatchError(message, code="batch.no_source")
 
@@ -254,7 +255,8 @@ def _opened(request: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder
                     yield folder, ledger
             except sqlite3.Error as error:
                 message = (
-                    f"the ledger {path} cannot be written: {error}. Free some space, or give another --ledger FILE."
+                    f"the ledger {quoted(path)} cannot be written: {error}. Free some space, or give "
+                    "another --ledger FILE."
                 )
                 raise BatchError(message, code="batch.ledger") from error
 
@@ -272,7 +274,10 @@ def default_ledger(folder: RunFolder, shard: Shard) -> Path:
         try:
             caches = private_folder("ledgers")
         except OSError as error:
-            message = f"no local disk for the ledger ({error.filename}: {error.strerror}). Give a path (--ledger FILE)."
+            message = (
+                f"no local disk for the ledger ({quoted(error.filename)}: {error.strerror}). Give a path "
+                "(--ledger FILE)."
+            )
             raise BatchError(message, code="batch.ledger") from error
     return caches / digest(os.path.realpath(folder.path))[:16] / name
 
@@ -396,7 +401,7 @@ def _file_state(source: Path) -> list[Any]:
         return [[os.path.abspath(path), path.stat().st_mtime_ns, path.stat().st_size] for path in sorted(paths)]
     except OSError as error:
         raise BatchError(
-            f"{error.filename} cannot be read: {error.strerror}. Check the path.", code="manifest.file"
+            f"{quoted(error.filename)} cannot be read: {error.strerror}. Check the path.", code="manifest.file"
         ) from error
 
 
@@ -410,7 +415,9 @@ def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any])
     if _keeps_graph(request, before) and "seeds" in before:
         seeds = [name for name in seeds if name in before["seeds"]]
     if request.seeds and not seeds:
-        message = "the graph takes no seeds of rows, because each is linked or set. Omit --seeds, or --set of the seed."
+        message = (
+            "the graph takes no seeds of rows, because each is linked or set. Omit `seeds`, or the seed in `settings`."
+        )
         raise BatchError(message, code="batch.seeds")
     return seeds
 
@@ -472,7 +479,10 @@ def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
         fault = "its graph has no node for the image"
     else:
         return
-    message = f"{folder.settings_file} cannot be used: {fault}. Give the manifest again to plan anew, in a new folder."
+    message = (
+        f"{quoted(folder.settings_file)} cannot be used: {fault}. Give the manifest again to plan anew, "
+        "in a new folder."
+    )
     raise BatchError(message, code="batch.plan")
 
 

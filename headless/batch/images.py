@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...svd_core.errors import ImageError
+from ...svd_core.errors import ImageError, quoted
 from ...svd_core.media.hashing import file_sha256
 from .ledger import Ledger
 
@@ -97,7 +97,7 @@ class ImageFolder:
             raise ImageError(message, code="image.missing") from error
         inside = self._real_root.rstrip(os.sep) + os.sep
         if not (real + os.sep).startswith(inside):
-            message = f'the image "{path}" is outside of {self.root}. Give a folder with all images (--images DIR).'
+            message = f'the image "{path}" is outside of {self.root}. Give a folder with all images as `images`.'
             raise ImageError(message, code="image.outside")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f'"{path}" is not a regular file. Give the path of an image.', code="image.missing")
@@ -116,7 +116,7 @@ def _hash_one(path: str) -> str | ImageError:
     try:
         return file_sha256(Path(path))
     except OSError as error:
-        unreadable = ImageError(f"the image {path} cannot be read: {error.strerror}.", code="image.unreadable")
+        unreadable = ImageError(f"the image {quoted(path)} cannot be read: {error.strerror}.", code="image.unreadable")
         unreadable.__cause__ = error
         return unreadable
 
@@ -127,5 +127,5 @@ def check_unchanged(path: Path, sha256: str) -> None:
     if isinstance(result, ImageError):
         raise result from result.__cause__
     if result != sha256:
-        message = f"the image {path} was changed after it was planned. Give the manifest again."
+        message = f"the image {quoted(path)} was changed after it was planned. Give the manifest again."
         raise ImageError(message, code="image.changed")

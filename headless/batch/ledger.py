@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...svd_core.errors import BatchError
+from ...svd_core.errors import BatchError, quoted
 from ...svd_core.utils.output_files import replacing
 from .folder import RunDirScan, RunFolder
 from .tasks import Task, read_task
@@ -63,10 +63,12 @@ class Ledger:
         try:
             self._db = _open(path)
         except sqlite3.DatabaseError as error:
-            message = f"the ledger {path} cannot be used: {error}. Delete it. It is rebuilt from the run folder."
+            message = (
+                f"the ledger {quoted(path)} cannot be used: {error}. Delete it. It is rebuilt from the run folder."
+            )
             raise BatchError(message, code="batch.ledger") from error
         except OSError as error:
-            message = f"the ledger {path} cannot be created: {error.strerror}. Give a path on a local disk."
+            message = f"the ledger {quoted(path)} cannot be created: {error.strerror}. Give a path on a local disk."
             raise BatchError(message, code="batch.ledger") from error
 
     def close(self) -> None:

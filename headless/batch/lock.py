@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...svd_core.errors import BatchError
+from ...svd_core.errors import BatchError, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def parse_shard(text: str) -> Shard:
     index, slash, count = text.partition("/")
     numbers = [int(each) for each in (index, count) if each.isascii() and each.isdigit() and len(each) < 10]
     if not slash or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
-        raise BatchError(f'a shard must be i/N with i from 1 to N, as in 2/8, got "{text[:40]}".', code="batch.shard")
+        raise BatchError(f'`shard` must be i/N with i from 1 to N, as in 2/8, got "{text[:40]}".', code="batch.shard")
     return Shard(*numbers)
 
 
@@ -84,9 +84,9 @@ def ledger_lock(ledger: Path) -> contextlib.AbstractContextManager[None]:
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"the ledger {ledger} cannot be created: {error.strerror}. Give another path (--ledger FILE)."
+        message = f"the ledger {quoted(ledger)} cannot be created: {error.strerror}. Give another path as `ledger`."
         raise BatchError(message, code="batch.ledger") from error
-    message = f"another driver uses the ledger {ledger}. Give each run, and each shard, its own."
+    message = f"another driver uses the ledger {quoted(ledger)}. Give each run, and each shard, its own."
     taken = BatchError(message, code="batch.another_driver")
     return _locked(ledger.with_name(f"{ledger.name}.lock"), 0, lambda: taken)
 
@@ -142,6 +142,6 @@ def _describe_driver(lock: Path) -> str:
 
 
 def _another_driver(run: Path, lock: Path) -> BatchError:
-    fix = f"Wait for it, or stop it. `svd-stages batch status --run {run}` shows its progress."
-    message = f"another driver ({_describe_driver(lock)}) works on {run}. {fix}"
+    fix = f"Wait for it, or stop it. `svd-stages batch status --run {quoted(run)}` shows its progress."
+    message = f"another driver ({_describe_driver(lock)}) works on {quoted(run)}. {fix}"
     return BatchError(message, code="batch.another_driver")

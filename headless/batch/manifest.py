@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...svd_core.errors import BatchError, GraphError, nearest
+from ...svd_core.errors import BatchError, GraphError, nearest, quoted
 from ...svd_core.utils.optional_deps import require_extra
 from ...svd_core.utils.safe_open import open_regular_file
 from ..graph.read import parse_graph
@@ -86,7 +86,7 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,20})\s*(?:-\s*(\d{1,20})\s*)?", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not (first <= last <= HIGHEST_SEED and last - first < 1_000_000):
-            message = f'seeds must be integers as in "7", "0,5,9" or "0-3", got "{text[:60]}".'
+            message = f'`seeds` must be integers as in "7", "0,5,9" or "0-3", got "{text[:60]}".'
             raise BatchError(message, code="manifest.seed")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
@@ -106,11 +106,13 @@ def _read_folder(folder: Path) -> Iterator[Row]:
                 number += 1
                 yield Row(number, below + name)
     if not number:
-        raise BatchError(f"{folder} has no image. Images end in {', '.join(IMAGES)}.", code="manifest.empty")
+        raise BatchError(f"{quoted(folder)} has no image. Images end in {', '.join(IMAGES)}.", code="manifest.empty")
 
 
 def _raise_unreadable(error: OSError) -> None:
-    message = f"the folder {error.filename} cannot be read: {error.strerror}. Give a manifest that lists the images."
+    message = (
+        f"the folder {quoted(error.filename)} cannot be read: {error.strerror}. Give a manifest that lists the images."
+    )
     raise BatchError(message, code="manifest.file") from error
 
 
@@ -123,7 +125,7 @@ def _read_file(path: Path) -> Iterator[Row]:
     readers = {".csv": _read_csv, ".jsonl": _read_json_lines, ".ndjson": _read_json_lines, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        message = f"{path} must be a folder or a manifest. A manifest ends in {', '.join(readers)}."
+        message = f"{quoted(path)} must be a folder or a manifest. A manifest ends in {', '.join(readers)}."
         raise BatchError(message, code="manifest.format")
     is_empty = True
     try:
@@ -132,13 +134,17 @@ def _read_file(path: Path) -> Iterator[Row]:
             is_empty = False
             yield row
     except OSError as error:
-        message = f"the manifest {path} cannot be read: {error.strerror or error}. Check the path."
+        message = f"the manifest {quoted(path)} cannot be read: {error.strerror or error}. Check the path."
         raise BatchError(message, code="manifest.file") from error
     except UnicodeDecodeError as error:
-        message = f"the manifest {path} must be UTF-8 text, got {error.object[error.start]:#x}. Save it as UTF-8."
+        message = (
+            f"the manifest {quoted(path)} must be UTF-8 text, got {error.object[error.start]:#x}. Save it as UTF-8."
+        )
         raise BatchError(message, code="manifest.encoding") from error
     if is_empty:
-        raise BatchError(f"the manifest {path} has no rows. Write one row for each video.", code="manifest.empty")
+        raise BatchError(
+            f"the manifest {quoted(path)} has no rows. Write one row for each video.", code="manifest.empty"
+        )
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -150,7 +156,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
             _check_columns(path, header)
             twice = sorted(name for name, count in Counter(header).items() if count > 1)
             if twice:
-                raise BatchError(f'{path} has the column "{twice[0]}" twice. Remove one.', code="manifest.columns")
+                raise BatchError(
+                    f'{quoted(path)} has the column "{twice[0]}" twice. Remove one.', code="manifest.columns"
+                )
             for cells in reader:
                 lines.row_length = 0
                 if not any(cell.strip() for cell in cells):
@@ -162,7 +170,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     continue
                 yield _row(number, {name: cell.strip() or None for name, cell in zip(header, cells, strict=True)})
         except csv.Error as error:
-            message = f"{path} is not CSV, line {reader.line_num}: {error}. Save it again as CSV with commas."
+            message = f"{quoted(path)} is not CSV, line {reader.line_num}: {error}. Save it again as CSV with commas."
             raise BatchError(message, code="manifest.csv") from error
 
 
@@ -207,7 +215,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise BatchError(f"{path} is not a readable Parquet file: {error}.", code="manifest.parquet") from error
+        raise BatchError(f"{quoted(path)} is not a readable Parquet file: {error}.", code="manifest.parquet") from error
 
 
 def _check_expansion(path: Path, footer: Any) -> None:
@@ -222,7 +230,7 @@ def _check_expansion(path: Path, footer: Any) -> None:
 
 
 def _too_large(path: Path, reason: str) -> BatchError:
-    message = f"{path} is too large when decompressed: {reason}. Write smaller row groups, or JSON Lines."
+    message = f"{quoted(path)} is too large when decompressed: {reason}. Write smaller row groups, or JSON Lines."
     return BatchError(message, code="manifest.too_large")
 
 
@@ -242,22 +250,30 @@ class _Lines:
         while line := self.stream.readline(LONGEST_ROW + 1):
             self.row_length += len(line)
             if self.row_length > LONGEST_ROW:
-                message = f"{self.path} has a line of more than {LONGEST_ROW} characters. Check that it is a manifest."
+                message = (
+                    f"{quoted(self.path)} has a line of more than {LONGEST_ROW} characters. Check that it "
+                    "is a manifest."
+                )
                 raise BatchError(message, code="manifest.too_large")
             if "\0" in line:
-                raise BatchError(f"{self.path} has zero bytes. Check that it is a manifest.", code="manifest.encoding")
+                raise BatchError(
+                    f"{quoted(self.path)} has zero bytes. Check that it is a manifest.", code="manifest.encoding"
+                )
             yield line
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     """Raise BatchError unless one column is `image` and each other one is known or has the form NODE.INPUT."""
     if "image" not in names:
-        message = f'{path} must have a column "image" with the paths of the images. The first line names the columns.'
+        message = (
+            f'{quoted(path)} must have a column "image" with the paths of the images. The first line names the columns.'
+        )
         raise BatchError(message, code="manifest.columns")
     for name in names:
         if name not in _OWN_COLUMNS and "." not in name:
             message = (
-                f'{path} has an unknown column "{name[:60]}". Columns are {", ".join(_OWN_COLUMNS)} and NODE.INPUT, '
+                f'{quoted(path)} has an unknown column "{name[:60]}". Columns are '
+                f"{', '.join(_OWN_COLUMNS)} and NODE.INPUT, "
                 f"such as SVDMicroConditioning.fps. The nearest are {nearest(name, _OWN_COLUMNS)}."
             )
             raise BatchError(message, code="manifest.columns")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import BatchError, SVDStagesError
+from ...svd_core.errors import BatchError, SVDStagesError, quoted
 from ...svd_core.utils.output_files import replacing
 from ...svd_core.utils.safe_open import open_regular_file
 from .images import Image, ImageFolder
@@ -177,7 +177,9 @@ def _read_row(fields: Mapping[str, Any]) -> PlannedRow:
 
 def no_plan(run: Path) -> BatchError:
     """Return the error of a run folder without a plan."""
-    message = f"{run} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
+    message = (
+        f"{quoted(run)} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
+    )
     return BatchError(message, code="batch.no_plan")
 
 
@@ -199,5 +201,7 @@ def read_plan(path: Path, head: str | None = None) -> Iterator[PlannedRow]:
     except FileNotFoundError as error:
         raise no_plan(path.parent) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        message = f"the plan {path} cannot be read ({error}). Give the manifest again. Finished videos are kept."
+        message = (
+            f"the plan {quoted(path)} cannot be read ({error}). Give the manifest again. Finished videos are kept."
+        )
         raise BatchError(message, code="batch.plan") from error

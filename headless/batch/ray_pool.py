@@ -56,7 +56,7 @@ class RayPool:
         if capacity < 1:
             self.close()
             available = f"{resources.get('GPU', 0):g} GPUs and {resources.get('CPU', 0):g} CPUs"
-            message = f"the Ray cluster has {available}, too few for a worker. Add nodes, or use fewer --threads."
+            message = f"the Ray cluster has {available}, too few for a worker. Add nodes, or use fewer `threads`."
             raise BatchError(message, code="batch.no_workers")
         actor = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=cpus, num_gpus=gpus)(_Actor)
         self._actors = [actor.remote(json.dumps(vars(setup))) for _ in range(min(count or capacity, capacity))]
@@ -130,7 +130,7 @@ def _init(ray: Any, address: str | None, cpus: int | None) -> None:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         place = address or "this machine"
-        message = f"Ray cannot be used at {place}: {_first_line(error)}. Run ray start --head, or omit --ray."
+        message = f"Ray cannot be used at {place}: {_first_line(error)}. Run ray start --head, or omit `ray`."
         raise BatchError(message, code="batch.ray") from error
 
 
@@ -140,7 +140,7 @@ def _check_listens(host: str, port: int) -> None:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         reason = error.strerror or error
-        message = f"no Ray at {host}:{port} ({reason}). Run ray start --head --port={port} there, or omit --ray."
+        message = f"no Ray at {host}:{port} ({reason}). Run ray start --head --port={port} there, or omit `ray`."
         raise BatchError(message, code="batch.ray") from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...svd_core.errors import quoted
 from ...svd_core.media.hashing import file_sha256
 from .folder import RunFolder
 from .ledger import Ledger, State
@@ -136,7 +137,7 @@ def damaged(folder: RunFolder, on_video: Callable[[int], None] = lambda count: N
 def _find_fault(path: Path, entry: Mapping[str, Any]) -> str:
     try:
         if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
-            return f"{path.name} was changed after it was written"
+            return f"{quoted(path.name)} was changed after it was written"
     except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
+        return f"{quoted(path.name)} cannot be read: {error.strerror}"
     return ""

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.checkpoints.library import EMBEDDED, EMBEDDED_FILE
+from ...svd_core.checkpoints.catalog import published
+from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.runtime.runtime import LocalRuntime
-from ..engines.run_config import default_models_roots
+from ..engines.run_config import RunConfig, default_models_roots
 from .console import Console
 from .options import add_command
 from .parser import integer
@@ -39,6 +40,7 @@ def add_convert_checkpoint(commands: Any) -> None:
     parser.add_argument("destination", type=Path, metavar="DST", help="NAME.safetensors, or a new folder")
     parser.add_argument(
         "--frames",
+        dest="num_frames",
         type=integer,
         metavar="N",
         help="it was trained for, where SRC does not say so: svd 14, svd_xt 25",
@@ -72,7 +74,7 @@ def convert_checkpoint(arguments: argparse.Namespace, console: Console) -> None:
     from ...svd_core.checkpoints.convert import convert_checkpoint as convert_it
 
     progress = LocalRuntime(reporter=console.report).progress
-    convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.frames)
+    convert_it(_by_name(arguments.source), arguments.destination, progress, arguments.num_frames)
     console.result(f"wrote {arguments.destination}", output=arguments.destination)
 
 
@@ -86,5 +88,7 @@ def download(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _by_name(checkpoint: Path) -> Path:
-    """Return the built-in model's file for its name, otherwise the path."""
-    return EMBEDDED_FILE if str(checkpoint) == EMBEDDED else checkpoint
+    """Return the file of the built-in or a published model for its name, otherwise the path."""
+    if checkpoint.exists() or not (str(checkpoint) == EMBEDDED or published(str(checkpoint))):
+        return checkpoint
+    return RunConfig().runtime().library.find(str(checkpoint))

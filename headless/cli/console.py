@@ -78,11 +78,15 @@ class TerminalConsole(Console):
 
 
 class LogAboveBar(logging.Handler):
-    """A log handler that prints above an open progress bar."""
+    """A log handler that prints above an open progress bar. `spell` rewrites messages for the shell."""
+
+    def __init__(self, spell: Callable[[str], str]) -> None:
+        super().__init__()
+        self._spell = spell
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record and redraw the bar below it."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self._spell(self.format(record)), file=sys.stderr)
 
 
 class JsonConsole(Console):

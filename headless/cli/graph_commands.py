@@ -16,10 +16,10 @@ from ..engines.choose import choose_engine
 from ..engines.embedded.engine import EmbeddedEngine
 from ..engines.events import EventTranslator
 from ..engines.graph_errors import check_described
-from ..engines.graph_loading import read_source
+from ..engines.graph_loading import find_input_folder, read_source
 from ..engines.graphs import EMBEDDED_NODES, GraphEngine, check_place, open_graph, write_text
 from ..engines.manifest import make_manifest
-from ..engines.preflight import find_missing
+from ..engines.preflight import find_missing, without_missing
 from ..engines.run_config import RunConfig
 from ..graph import NodeTable, described_nodes, read_graph
 from .console import Console
@@ -107,10 +107,9 @@ def add_nodes(commands: Any) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages run`."""
     began = time.monotonic()
-    run_config = make_run_config(
-        arguments, console, input_folder=arguments.input_dir, output_folder=arguments.output_dir
-    )
     source = read_source(arguments.graph, arguments.allowed)
+    folder = find_input_folder(arguments.graph, source, arguments.input_dir)
+    run_config = make_run_config(arguments, console, input_folder=folder, output_folder=arguments.output_dir)
     if arguments.manifest is not None:
         check_place(arguments.manifest)
     engine = _engine(arguments, run_config)
@@ -128,16 +127,21 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def validate(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages validate`."""
     source = read_source(arguments.graph, arguments.allowed)
-    run_config = make_run_config(arguments, console, input_folder=arguments.input_dir)
+    folder = find_input_folder(arguments.graph, source, arguments.input_dir)
+    run_config = make_run_config(arguments, console, input_folder=folder)
     engine = _engine(arguments, run_config)
     table = engine.table if arguments.object_info is None else _table(arguments)
-    for missing in find_missing(source, engine, run_config, arguments.settings, table):
-        console.announce("missing", missing.describe(), **asdict(missing))
-    graph = open_graph(source, arguments.settings, table, arguments.allowed)
-    if arguments.object_info is None:
-        checked = engine.check(graph)
-    else:
-        checked = check_described(graph.prompt, table, "the ComfyUI that has them")
+    missing = find_missing(source, engine, run_config, arguments.settings, table)
+    for each in missing:
+        console.announce("missing", each.describe(), **asdict(each))
+    try:
+        graph = open_graph(source, arguments.settings, table, arguments.allowed)
+        if arguments.object_info is None:
+            checked = engine.check(graph)
+        else:
+            checked = check_described(graph.prompt, table, "the ComfyUI that has them")
+    except GraphError as error:
+        raise without_missing(error, missing, arguments.graph, table) from error
     for note in checked.notes:
         sys.stderr.write(f"note: {note}\n")
     text = f"{arguments.graph}: {len(graph.prompt)} nodes, nothing wrong; it ends in {', '.join(checked.outputs)}"

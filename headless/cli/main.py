@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet = getattr(arguments, "quiet", False)
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None, quiet)
     level = logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[LogAboveBar()])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LogAboveBar(arguments.parser.spell)])
     if getattr(arguments, "vram", None) is not None:
         for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE_NAME}.svd_core.{planner}").setLevel(logging.INFO)
@@ -128,9 +127,9 @@ def _interrupted(arguments: argparse.Namespace, console: Console, number: int | 
 
 
 def _fail(arguments: argparse.Namespace, console: Console, text: str, code: str, status: int, **where: Any) -> int:
-    """Print an error and return its exit status. `` `name` `` of an argument is printed as the option that sets it."""
+    """Print an error and return its exit status."""
     console.close()
-    text = re.sub(r"`([a-z_]+)`", lambda name: arguments.parser.flag(name[1]) or name[0], text)
+    text = arguments.parser.spell(text)
     text = "".join(character if character.isprintable() else "?" for character in text)
     if arguments.json:
         line = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,10 @@ class Parser(argparse.ArgumentParser):
             if action.dest == dest:
                 return action.option_strings[-1] if action.option_strings else metavar(action)
         return None
+
+    def spell(self, text: str) -> str:
+        """Return a text for the shell: `` `name` `` of an argument becomes the option that sets it."""
+        return re.sub(r"`([a-z_]+)`", lambda match: self.flag(match[1]) or match[0], text)
 
     def commands(self) -> dict[str, Parser]:
         """Return the parsers of the commands and of their commands, by name: "run", "batch run"."""

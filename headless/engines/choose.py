@@ -11,7 +11,7 @@ from ...svd_core.media.alpha_compositing import KEEP, read_background
 from ...svd_core.runtime.runtime import OnOom, Reporter, ignore_progress
 from .embedded.engine import EmbeddedEngine
 from .events import EventListener, EventTranslator
-from .graph_loading import Source, read_source
+from .graph_loading import Source, find_input_folder, read_source
 from .graphs import GraphEngine, Report, open_graph
 from .run_config import RunConfig, as_list
 
@@ -34,14 +34,16 @@ def choose_engine(
     """
     if run_config.background not in (None, KEEP) and (comfyui is not None or server is not None):
         raise SettingError(
-            "background works only without comfyui and server, because a ComfyUI loads images itself. Leave it out, "
-            "or put the image on its color in the graph (ImageCompositeMasked).",
+            "`background` works only without `comfyui` and `server`, because a ComfyUI loads images itself. "
+            "Leave it out, or put the image on its color in the graph (ImageCompositeMasked).",
             code="setting.background",
         )
     if comfyui is not None and server is not None:
-        raise SettingError("comfyui and server exclude each other: a graph runs on one ComfyUI. Give one of the two.")
+        raise SettingError(
+            "`comfyui` and `server` exclude each other: a graph runs on one ComfyUI. Give one of the two."
+        )
     if custom_nodes and comfyui is None:
-        raise SettingError("custom nodes need a ComfyUI in this process. Give its folder too (--comfyui PATH).")
+        raise SettingError("`custom_nodes` needs a ComfyUI in this process. Give its folder too, as `comfyui`.")
     if comfyui is not None:
         from .comfyui.engine import ComfyUIEngine
 
@@ -74,7 +76,8 @@ def run_graph(
     """Run a saved graph, as `svd-stages run` does. Existing files are never overwritten.
 
     Args:
-        graph: A JSON file or a dict in API or UI format, or an mp4, PNG or WebP with its graph inside.
+        graph: A JSON file or a dict in API or UI format, or an mp4, PNG or WebP with its graph inside. Images that such
+            a file needs are also found beside it.
         settings: "NODE.INPUT=VALUE" each.
         vram: Limit of device memory, in bytes or as 6G. None: all free memory.
         on_oom: strict: running out of memory is an error. adapt: decoding is retried with smaller windows, which
@@ -98,8 +101,9 @@ def run_graph(
     allowed = as_list(allowed)
     source = read_source(graph, allowed)
     color = None if background is None else read_background(background)
+    input_folder = find_input_folder(graph, source, Path(input_dir))
     run_config = RunConfig(
-        models, device, precision, input_dir, output_dir, on_progress, vram, background=color, on_oom=on_oom
+        models, device, precision, input_folder, output_dir, on_progress, vram, background=color, on_oom=on_oom
     )
     engine = choose_engine(run_config, comfyui, custom_nodes, server)
     opened = open_graph(source, settings, engine.table, allowed)

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import GraphError
+from ...svd_core.errors import GraphError, quoted
 from ...svd_core.utils.safe_open import open_regular_file
 from ..graph import is_ui_format, parse_graph, read_graph, unwrap
 from ..graph.convert import VIRTUAL
 from ..graph.prompt import one_line
 from ..graph.ui_graph import read_ui_graph
+from ..graph.validate import shape_fault
+from .results import file_inside
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,36 @@ def read_source(source: Source, allowed: Sequence[str] = ()) -> dict[str, Any]:
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         graph = _read_embedded(path) if _is_media(path) else read_graph(path)
+        inner, _ = unwrap(dict(graph))
+        fault = None if is_ui_format(inner) else shape_fault(inner)
+        if fault is not None:
+            raise GraphError(
+                f"{quoted(path.name)} holds no graph that can run: {fault['message']} ({fault['details']}). "
+                "Save it again with ComfyUI's Save or Export (API).",
+                code=f"graph.{fault['type']}",
+            )
     else:
         raise GraphError(f"a graph must be a file or a dict, got {type(source).__name__}", code="graph.shape")
     if allowed:
         check_allowed_nodes(graph, allowed)
     return graph
+
+
+def find_input_folder(source: Source, graph: Mapping[str, Any], folder: Path) -> Path:
+    """Return the folder of the input images of a graph: `folder`, or that of the video that holds the graph.
+
+    The latter, with a warning, if all its images lie beside the video and one is not in `folder`.
+    """
+    prompt = graph.get("output")
+    if isinstance(source, Mapping) or not isinstance(prompt, Mapping):
+        return folder
+    nodes = [node for node in prompt.values() if isinstance(node, Mapping) and node.get("class_type") == "LoadImage"]
+    names = [name for node in nodes if isinstance(name := (node.get("inputs") or {}).get("image"), str)]
+    beside = Path(source).parent
+    if all(file_inside(folder, name) for name in names) or not all(file_inside(beside, name) for name in names):
+        return folder
+    logger.warning("%s is not in %s; the one beside %s is used", quoted(names[0]), quoted(folder), quoted(source))
+    return beside
 
 
 def _is_media(path: Path) -> bool:
@@ -88,7 +115,8 @@ def _read_embedded(path: Path) -> dict[str, Any]:
         logger.warning("%s The workflow is dropped.", error)
     if not graphs:
         raise GraphError(
-            f"{path.name} holds no graph: it was saved without one, or another program has removed it. Give the .json "
+            f"{quoted(path.name)} holds no graph: it was saved without one, or another program has "
+            "removed it. Give the .json "
             "file of the graph.",
             code="graph.not_inside",
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...nodes.compat.folders import annotated_file
-from ...svd_core.errors import ImageError, OutputError
+from ...svd_core.errors import ImageError, OutputError, quoted
 from ...svd_core.media.alpha_compositing import KEEP
 from ...svd_core.media.hashing import file_sha256, frames_sha256
 from ...svd_core.runtime.runtime import LocalRuntime, use_runtime
@@ -77,7 +77,8 @@ def make_manifest(
             }
     except OSError as error:
         raise OutputError(
-            f"the manifest needs to read every model, input and result: {error.filename} {error.strerror}. The results "
+            f"the manifest needs to read every model, input and result: {quoted(error.filename)} "
+            f"{error.strerror}. The results "
             "themselves are complete.",
             code="output.manifest",
         ) from error

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...nodes.compat.folders import annotated_file
-from ...svd_core.errors import ImageError
+from ...svd_core.errors import GraphError, ImageError, quoted
 from ...svd_core.runtime.runtime import use_runtime
-from ..graph import NodeTable, Prompt, apply_settings, described_nodes, is_ui_format, to_api, unwrap, validate
+from ..graph import NodeTable, Prompt, apply_settings, described_nodes, explain, is_ui_format, to_api, unwrap, validate
 from ..graph.prompt import one_line
 from ..graph.validate import shape_fault
 from .graph_errors import is_missing_file
@@ -101,6 +102,29 @@ def find_missing(
         Missing(kind, name, tuple(ids), *_folder_and_url(kind, input_name, models.get(name, {}), folders))
         for (kind, name, input_name), ids in node_ids.items()
     ]
+
+
+def without_missing(error: GraphError, missing: Sequence[Missing], graph: Path, table: NodeTable) -> GraphError:
+    """Return an error that describes only faults that `missing` does not list. Code, status and node errors stay."""
+    needing = {node for each in missing for node in each.nodes}
+
+    def is_listed(node: str, entry: Mapping[str, Any], fault: Mapping[str, Any]) -> bool:
+        is_missing = fault["type"] == "missing_node_type" or is_missing_file(fault, entry["class_type"], table)
+        return is_missing and node in needing
+
+    others = {
+        node: {**entry, "errors": [fault for fault in entry["errors"] if not is_listed(node, entry, fault)]}
+        for node, entry in error.node_errors.items()
+    }
+    if not missing or not (error.node_errors or error.code == "graph.missing_node_type"):
+        return error
+    text = f"{quoted(graph)} needs what is missing: {', '.join(one_line(each.name, 100) for each in missing[:3])}"
+    text += ", ..." if len(missing) > 3 else ""
+    if any(entry["errors"] for entry in others.values()):
+        text += f". {explain({}, others, others)}"
+    described = GraphError(text, code=error.code, node_errors=error.node_errors)
+    described.exit_status = error.exit_status
+    return described
 
 
 def _missing_files(prompt: Prompt, table: NodeTable, node_errors: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -17,6 +17,7 @@ from ...svd_core.runtime.runtime import Runtime
 from ..graph import Prompt
 from .graphs import Graph, open_graph
 from .run_config import PACKAGE
+from .setting_checks import SETTING_INPUTS, check_settings
 
 TEMPLATE = PACKAGE / "example_workflows" / "image_to_video.json"
 
@@ -34,27 +35,6 @@ STAGE_NODES = {
 """The node of each stage of `animate`."""
 
 
-SETTING_INPUTS = {
-    "model": ("SVDCheckpointLoader", "checkpoint"),
-    "width": ("SVDResizeImage", "width"),
-    "height": ("SVDResizeImage", "height"),
-    "fit": ("SVDResizeImage", "fit"),
-    "noise_aug_strength": ("SVDNoiseAugmentation", "noise_aug_strength"),
-    "seed": ("SVDNoiseAugmentation", "seed"),
-    "num_frames": ("SVDImageConditioning", "video_frames"),
-    "fps": ("SVDMicroConditioning", "fps"),
-    "motion_bucket_id": ("SVDMicroConditioning", "motion_bucket_id"),
-    "steps": ("SVDEulerSampler", "steps"),
-    "min_guidance": ("SVDEulerSampler", "min_guidance"),
-    "max_guidance": ("SVDEulerSampler", "max_guidance"),
-    "noise": ("SVDEulerSampler", "noise"),
-    "decode_mode": ("SVDTemporalVAEDecode", "mode"),
-    "decode_chunk": ("SVDTemporalVAEDecode", "chunk_size"),
-    "decode_context": ("SVDTemporalVAEDecode", "context"),
-}
-"""Field of VideoSettings -> the node class and input that it sets. Other nodes get the value by links."""
-
-
 def image_to_video_graph(
     settings: VideoSettings, runtime: Runtime, image_name: str, image_size: Size | None = None
 ) -> Graph:
@@ -64,8 +44,9 @@ def image_to_video_graph(
 
     Raises:
         CheckpointError: There is no checkpoint `settings.model`.
-        SettingError: A size is not a multiple of 64.
+        SettingError, TypeError: A setting is out of its range, or of another type.
     """
+    settings = check_settings(settings)
     defaults = read_defaults(runtime.library.find(settings.model))
     return Graph(make_prompt(settings.with_defaults(defaults, image_size), image_name))
 

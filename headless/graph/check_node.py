@@ -273,6 +273,14 @@ def check_finite(value: Any) -> None:
             pending.extend((item, depth + 1) for item in (part.values() if isinstance(part, dict) else part))
 
 
+def check_constant(declared: DeclaredInput, value: Any) -> tuple[Any, Problem | None]:
+    """Return a value converted to an input's type, and the problem with it, if any."""
+    check = NodeCheck({declared.name: value})
+    fault = _convert(declared, check)
+    converted = check.inputs[declared.name]
+    return converted, fault or check_value(declared, converted, Hints())
+
+
 def check_value(declared: DeclaredInput, value: Any, hints: Hints) -> Problem | None:
     """Check the limits of a value, or that it is one of a combo's options."""
     options = declared.options

@@ -21,13 +21,18 @@ def node_error(prompt: Mapping[str, Any], node_id: str, cause: Exception, class_
         cause: Its exception.
         class_type: The class that raised, if `node_id` added it to the graph. None: that of `node_id`.
     """
-    text = one_line(str(cause))
-    if not isinstance(cause, SVDStagesError):
-        text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
     added = "" if class_type is None else f' (in "{class_type}", which it added to the graph)'
-    message = f"{name_node(prompt, node_id)} failed{added}: {text}"
+    message = f"{name_node(prompt, node_id)} failed{added}: {describe_error(cause)}"
     raised_in: str = class_type or prompt[node_id]["class_type"]
     return NodeError(message, node_id=node_id, class_type=raised_in, cause=cause)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error in one line. One that is not of this package gets the name of its class."""
+    text = one_line(str(error))
+    if isinstance(error, SVDStagesError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def explain(error: Mapping[str, Any] | None, node_errors: Mapping[str, Any], prompt: Mapping[str, Any]) -> str:
@@ -83,9 +88,12 @@ def _comfyuis_words(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 
 def _bounds(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     options = info["input_config"][1]
-    bounds = [f"{word} {options[key]}" for key, word in (("min", "at least"), ("max", "at most")) if key in options]
+    if "min" in options and "max" in options:
+        bounds = f"{options['min']} to {options['max']}"
+    else:
+        bounds = f"at least {options['min']}" if "min" in options else f"at most {options['max']}"
     rounded = " (JavaScript rounds 2**64 - 1 to it)" if info["received_value"] == 2**64 else ""
-    return f'input "{info["input_name"]}" must be {" and ".join(bounds)}, got {info["received_value"]}{rounded}'
+    return f'input "{info["input_name"]}" must be {bounds}, got {info["received_value"]}{rounded}'
 
 
 def _mismatch(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
@@ -113,6 +121,12 @@ def _not_converted(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     return f'input "{info["input_name"]}" takes {kind}, got {info["received_value"]!r} ({reason})'
 
 
+def _refused_by_node(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """Describe a message of VALIDATE_INPUTS. LoadImage's begins with words that ComfyUI's page looks for."""
+    reason = fault["details"].removeprefix(f"{info['input_name']} - ").removeprefix("Invalid image file: ")
+    return f'input "{info["input_name"]}": {reason}'
+
+
 def _missing_class(fault: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     if info["class_type"] is None:
         return "has no class_type; the file is damaged"
@@ -128,7 +142,7 @@ _SENTENCES: dict[str, str | Callable[[Mapping[str, Any], Mapping[str, Any]], str
     "bad_linked_input": _bad_link,
     "invalid_input_type": _not_converted,
     "missing_node_type": _missing_class,
-    "custom_validation_failed": "the node refuses its input: {details}",
+    "custom_validation_failed": _refused_by_node,
     "exception_during_validation": "checking the node raised {exception_type}: {exception_message}",
     "dependency_cycle": "the links form a cycle, {details}; remove one of them",
 }

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import GraphError
+from ...svd_core.errors import GraphError, quoted
 from ...svd_core.utils.safe_open import open_regular_file
 
 MAX_BYTES = 32 * 1024 * 1024
@@ -46,8 +46,10 @@ def read_graph(path: str | Path, *, finite: bool = True) -> dict[str, Any]:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise GraphError(f"cannot read the graph {path}: {reason}. Give a .json file.", code="graph.file") from error
-    return parse_graph(content, path.name, finite=finite)
+        raise GraphError(
+            f"cannot read the graph {quoted(path)}: {reason}. Give a .json file.", code="graph.file"
+        ) from error
+    return parse_graph(content, quoted(path.name), finite=finite)
 
 
 def parse_graph(

@@ -6,7 +6,7 @@ import mimetypes
 import os
 from pathlib import Path
 
-from ...svd_core.errors import ImageError, printable
+from ...svd_core.errors import ImageError, printable, quoted
 from ...svd_core.runtime.runtime import Folder, get_runtime
 from ...svd_core.utils.safe_paths import is_valid_file_name, resolve_inside
 
@@ -40,12 +40,14 @@ def annotated_file(name: str | None) -> Path:
     path = resolve_inside(folder, bare if is_valid_file_name(bare) else "")
     if path is None:
         raise ImageError(
-            f'"{printable(name)}" is outside the {kind} folder. Copy the image into {folder} and use its name there.',
+            f'"{printable(name)}" is outside the {kind} folder. '
+            f"Copy the image into {quoted(folder)} and use its name there.",
             code="image.outside",
         )
     if not os.path.isfile(path):
+        fix = "give its folder as `input_dir`" if kind == "input" else "check the name"
         raise ImageError(
-            f'there is no image "{printable(bare)}" in the {kind} folder {folder}. Copy it there, or check the name.',
+            f'there is no image "{printable(bare)}" in the {kind} folder {quoted(folder)}. Copy it there, or {fix}.',
             code="image.missing",
         )
     return Path(path)

@@ -156,9 +156,7 @@ def needs_activation_offload(
     if len(windows) > 1:
         return may_offload  # The user chose the windows: try.
     chunk = max(1, frames * free // need - 4)
-    windowed = (
-        f"use SVDTemporalVAEDecode in mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
-    )
+    windowed = f"use mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
     suggestion = "" if may_offload else windowed
     raise MemoryBudgetError(
         f"decoding {frames} frames of {vae.scale * width}x{vae.scale * height} as one clip (mode exact) needs about "

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, quoted
 from .model_metadata import VideoDefaults
 
 
@@ -53,6 +53,11 @@ class CatalogEntry:
         """True for a diffusers folder."""
         return len(self.files) > 1
 
+    @property
+    def file_name(self) -> str:
+        """Name of the downloaded file or folder in a models folder."""
+        return self.name if self.is_folder else Path(self.files[0].path).name
+
 
 def _read_catalog() -> tuple[CatalogEntry, ...]:
     """Read catalog.json: the fields of CatalogEntry and CatalogFile."""
@@ -66,13 +71,25 @@ def _read_catalog() -> tuple[CatalogEntry, ...]:
 CATALOG = _read_catalog()
 
 
+def published(name: str) -> CatalogEntry | None:
+    """Return the published checkpoint that is meant by a name, the name of its file or its id on the hub, if any."""
+    plain = _plain(name)
+    for entry in CATALOG:
+        if plain in map(_plain, (entry.name, entry.file_name, entry.hub_id, entry.hub_id.rpartition("/")[2])):
+            return entry
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.lower().removesuffix(".safetensors").replace("_", "-")
+
+
 def find_entry(name: str) -> CatalogEntry:
     """Return the published checkpoint called `name`. Raises CheckpointError with all names if there is none."""
-    for entry in CATALOG:
-        if entry.name == name:
-            return entry
-    raise CheckpointError(
-        f"the name of a published checkpoint must be one of {', '.join(entry.name for entry in CATALOG)}, got "
-        f'"{name}". Copy other checkpoints into a models folder\'s checkpoints/ yourself.',
-        code="checkpoint.not_found",
-    )
+    entry = published(name)
+    if entry is None:
+        names = ", ".join(each.name for each in CATALOG)
+        raise CheckpointError(
+            f"there is no published checkpoint {quoted(name)}. Use one of {names}.", code="checkpoint.not_found"
+        )
+    return entry

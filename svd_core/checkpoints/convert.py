@@ -56,7 +56,7 @@ def convert_checkpoint(
         if opened.metadata.num_frames is None:
             logger.warning(
                 'the metadata of "%s" has no frames (svd: 14, svd_xt: 25), so that of "%s" will have none. '
-                "The default is 25. To store the number, convert again with --frames N.",
+                "The default is 25. To store the number, convert again with `num_frames`.",
                 source.name,
                 destination.name,
             )

@@ -254,7 +254,7 @@ def _disk_error(entry: CatalogEntry, destination: Path, error: Exception) -> Out
     needed = sum(file.approx_bytes for file in entry.files)
     return OutputError(
         f'"{destination}" cannot be written: {cause.strerror or cause}. {entry.name} needs {needed / 1e9:.1f} GB. Free '
-        "disk space, or choose another models folder with --models DIR.",
+        "disk space, or choose another models folder with `models`.",
         code="output.unwritable",
     )
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, nearest, printable
+from ..errors import CheckpointError, nearest, printable, quoted
+from .catalog import CatalogEntry, published
 
 EMBEDDED = "svd-nano"
 """Name of the built-in model."""
@@ -58,7 +59,7 @@ class ModelLibrary:
         return [*sorted(self._scan(CHECKPOINTS).keys() - {EMBEDDED}), EMBEDDED]
 
     def find(self, name: str | None) -> Path:
-        """Return the file or folder called `name`. Both path separators are accepted.
+        """Return the file or folder called `name`. Both path separators are accepted, and names of the catalog.
 
         Raises:
             CheckpointError: No such name (lists the three nearest), null, or not a string.
@@ -72,17 +73,21 @@ class ModelLibrary:
             return EMBEDDED_FILE
         paths = self._scan(CHECKPOINTS + PICKLES)
         requested = str(name).replace("\\", "/")
-        if requested in paths and isinstance(name, str):
-            return paths[requested]
-        folders = (*self.checkpoint_folders, *self.flat_folders)
-        searched = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "no folder"
-        raise CheckpointError(
-            f'there is no checkpoint called "{printable(name, MAX_NAME)}". The nearest names are '
-            f"{nearest(requested[:MAX_NAME], self.names())}. "
-            f"Put a .safetensors file into a models folder's checkpoints/, or a diffusers folder into its diffusers/ "
-            f"(searched: {searched}; --models DIR or SVD_STAGES_MODELS names another), "
-            f'or use the built-in model "{EMBEDDED}".',
-            code="checkpoint.not_found",
+        entry = published(requested)
+        for each in (requested, entry.file_name if entry else None):
+            if each in paths and isinstance(name, str):
+                return paths[each]
+        raise CheckpointError(self._explain_missing(name, entry), code="checkpoint.not_found")
+
+    def _explain_missing(self, name: object, entry: CatalogEntry | None) -> str:
+        """Describe what to do about a checkpoint that is not in the library."""
+        if entry is not None:
+            fix = f"svd-stages download {entry.name}"
+            return f'the checkpoint "{printable(name, 80)}" is missing. Get it with: {fix}'
+        folder = next(iter(self.flat_folders), "models")
+        return (
+            f'there is no checkpoint "{printable(name, 80)}"; nearest: {nearest(str(name)[:MAX_NAME], self.names())}. '
+            f"Its folder must be {quoted(folder)}, or be named with `models`."
         )
 
     def _scan(self, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -101,9 +101,8 @@ def _refuse_other_formats(file: str, start: bytes) -> None:
     """Raise CheckpointError if a file's first bytes are those of a pickle, a git-lfs pointer or a web page."""
     if start[:2] == b"PK" or start[:1] == b"\x80":
         raise CheckpointError(
-            f'"{file}" is a pickle (a .ckpt, .pt or .bin inside, whatever its name), and loading a pickle can run '
-            "any program hidden in it; only safetensors files are read. Download the published .safetensors of the "
-            "same model, or convert the file to .safetensors on a machine that you can lose.",
+            f'"{file}" is a pickle (a .ckpt, .pt or .bin by content), which can run any program hidden in it. '
+            "Use the .safetensors file of the same model.",
             code="checkpoint.pickle",
         )
     if start.startswith(b"version https://git-lfs"):
@@ -159,8 +158,8 @@ def _tensor(file: str, name: str, field: Any, data_start: int) -> TensorInfo:
 
 def _damaged(file: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        f'"{file}" is not a usable safetensors file: {reason}. Download it again and compare its size '
-        "and sha256 with the ones on its page.",
+        f'"{file}" is not a usable safetensors file: {reason}. Download it again, and compare its '
+        "sha256 with that on its page.",
         code="checkpoint.damaged",
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError
+from ..errors import ImageError, quoted
 
 BLOCK_BYTES = 8 * 1024 * 1024
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov")
@@ -66,7 +66,7 @@ def _read_video(path: Path) -> Iterator[Any]:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except (FFmpegError, IndexError) as error:
-        raise ImageError(f"{path} cannot be decoded. Make it again.", code="image.unreadable") from error
+        raise ImageError(f"{quoted(path)} cannot be decoded. Make it again.", code="image.unreadable") from error
 
 
 def _read_image(path: Path) -> Iterator[Any]:
@@ -80,4 +80,4 @@ def _read_image(path: Path) -> Iterator[Any]:
             for frame in ImageSequence.Iterator(image):
                 yield np.asarray(frame.convert("RGB"))
     except pillow_errors() as error:
-        raise ImageError(f"{path} cannot be decoded. Make it again.", code="image.unreadable") from error
+        raise ImageError(f"{quoted(path)} cannot be decoded. Make it again.", code="image.unreadable") from error

@@ -142,8 +142,8 @@ def _decode(name: str, stream: IO[bytes], run_warnings: list[RunWarning]) -> tup
 
 
 def display_name(path: str | os.PathLike) -> str:
-    """Return a path for messages and logs. Bytes that are not UTF-8 become escapes, so that it can be printed."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path in quotes for messages. Bytes that are not UTF-8 become escapes, so that it can be printed."""
+    return f'"{os.fsencode(path).decode("utf-8", "backslashreplace")}"'
 
 
 def _apply_background(
@@ -158,8 +158,8 @@ def _apply_background(
     if background != KEEP:
         if background is None:
             text = (
-                f"{name} has transparent parts. The colors stored there are used, as in ComfyUI. Use --background "
-                "white for a color, or --background keep to hide this warning."
+                f"{name} has transparent parts. The colors stored there are used, as in ComfyUI. `background` white "
+                "gives them a color, and `background` keep hides this warning."
             )
         else:
             text = f"{name} has transparent parts, which were filled with {format_color(background)}."

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, OutputError
+from ..errors import ImageError, OutputError, quoted
 from ..utils.safe_open import open_regular_file
 from .image_io import pillow_errors
 
@@ -62,10 +62,10 @@ def read_metadata(path: str | os.PathLike, names: Sequence[str] = GRAPH_NAMES) -
             head = stream.read(12)
         texts = _read_texts(path, head)
     except FileNotFoundError as error:
-        raise ImageError(f"there is no file {path}. Check the path.", code="image.missing") from error
+        raise ImageError(f"there is no file {quoted(path)}. Check the path.", code="image.missing") from error
     except OSError as error:
         raise ImageError(
-            f"{path} cannot be read: {error.strerror or error}. Use a file that you may read.",
+            f"{quoted(path)} cannot be read: {error.strerror or error}. Use a file that you may read.",
             code="image.unreadable",
         ) from error
     return {name: texts[name] for name in names if name in texts}
@@ -82,7 +82,7 @@ def _read_texts(path: Path, head: bytes) -> dict[str, str]:
     if head.startswith(b"\x1aE\xdf\xa3"):
         return {name.lower(): text for name, text in _read_video_texts(path, "webm").items()}
     raise ImageError(
-        f"{path} must be an mp4, webm, png or webp to contain a graph. Use a file that SaveVideo, SaveImage or "
+        f"{quoted(path)} must be an mp4, webm, png or webp to contain a graph. Use a file that SaveVideo, SaveImage or "
         "SaveAnimatedWEBP wrote.",
         code="image.unsupported",
     )
@@ -146,7 +146,8 @@ def _read_exif_chunk(path: Path) -> bytes:
 
 def _too_large(path: Path) -> ImageError:
     return ImageError(
-        f"{path} must have at most {_MAX_METADATA_BYTES // 2**20} MB of metadata, got more. Use the graph as .json.",
+        f"{quoted(path)} must have at most {_MAX_METADATA_BYTES // 2**20} MB of metadata, got more. "
+        "Use the graph as .json.",
         code="image.too_large",
     )
 
@@ -166,6 +167,6 @@ def _translate_errors(path: Path, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         raise ImageError(
-            f"{path} is damaged or has another format than its first bytes say. Make or download it again.",
+            f"{quoted(path)} is damaged or has another format than its first bytes say. Make or download it again.",
             code="image.unreadable",
         ) from error

@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ImageError, OutputError, SettingError
+from ..errors import ImageError, OutputError, SettingError, quoted
 from ..utils.nan_checks import is_finite
 from ..utils.warnings import RunWarning
 from .metadata import Metadata, exif_texts, json_texts
@@ -73,7 +73,7 @@ def describe_mp4(path: str | os.PathLike) -> str:
             rate = f"{float(stream.average_rate or 0):g}"
             return f"{stream.frames} frames, {stream.width}x{stream.height}, {rate} fps"
     except (FFmpegError, IndexError) as error:
-        raise ImageError(f"{path} is not a readable mp4. Make it again.", code="image.unreadable") from error
+        raise ImageError(f"{quoted(path)} is not a readable mp4. Make it again.", code="image.unreadable") from error
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class ModelOptions:
         for field in fields(self):
             value, choices = getattr(self, field.name), CHOICES[field.name]
             if value not in choices:
-                raise SettingError(f'{field.name} must be one of {", ".join(choices)}, got "{value}"')
+                raise SettingError(f'`{field.name}` must be one of {", ".join(choices)}, got "{value}"')
 
 
 DEFAULT = ModelOptions()

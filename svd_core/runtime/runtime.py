@@ -167,7 +167,7 @@ class LocalRuntime:
 
     def __post_init__(self) -> None:
         if self.on_oom not in ("strict", "adapt"):
-            raise SettingError(f'on_oom must be strict or adapt, got "{self.on_oom}"')
+            raise SettingError(f'`on_oom` must be strict or adapt, got "{self.on_oom}"')
 
     def device(self) -> torch.device:
         """Return the device of `device_name`; for `auto` the first of CUDA, MPS and CPU that exists.
@@ -188,10 +188,10 @@ class LocalRuntime:
             first_line = str(error).split("\n")[0].rstrip(".")
             reason = "torch knows no such device" if "Expected one of" in first_line else first_line[:120]
             raise SettingError(
-                f'device "{self.device_name}" cannot be used: {reason}. Use auto, cpu, cuda, cuda:1 or mps.'
+                f'`device` "{self.device_name}" cannot be used: {reason}. Use auto, cpu, cuda, cuda:1 or mps.'
             ) from error
         if device.type == "meta":
-            raise SettingError('device "meta" holds no numbers; use auto, cpu, cuda, cuda:1 or mps.')
+            raise SettingError('`device` "meta" holds no numbers; use auto, cpu, cuda, cuda:1 or mps.')
         return device
 
     @contextlib.contextmanager

@@ -11,4 +11,4 @@ def check_multiple(name: str, value: int, step: int) -> None:
         return
     below = max(step, value // step * step)
     nearest = f"{below} or {below + step}" if value > step else str(step)
-    raise SettingError(f"{name} must be a multiple of {step}, got {value}. Use {nearest}.")
+    raise SettingError(f"`{name}` must be a multiple of {step}, got {value}. Use {nearest}.")

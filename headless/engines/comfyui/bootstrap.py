@@ -173,7 +173,7 @@ def _import_nodes() -> None:
         reason = one_line(f"{type(error).__name__}: {error}", 300)
         raise MissingExtraError(
             f"ComfyUI does not start in this Python ({sys.executable}): {reason}. Run the command with the Python in "
-            "which ComfyUI itself starts. --debug shows where it stops.",
+            "which ComfyUI itself starts. The traceback shows where it stops.",
             code="comfyui.start",
         ) from error
 

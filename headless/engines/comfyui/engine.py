@@ -159,7 +159,7 @@ class ComfyUIEngine:
         import torch
 
         if on_cpu or not torch.cuda.is_available():
-            logger.warning("--vram has no effect here: ComfyUI can limit only the memory of a graphics card")
+            logger.warning("`vram` has no effect here: ComfyUI can limit only the memory of a graphics card")
             return []
         total = torch.cuda.get_device_properties(0).total_memory
         return ["--reserve-vram", f"{max(0, total - self.run_config.vram) / GIB:.3f}"]

@@ -83,13 +83,14 @@ def check_memory_budget(prompt: Prompt, outputs: Iterable[str], runtime: LocalRu
     needed = with_ancestors(outputs, {node_id: sources_of(node) for node_id, node in prompt.items()})
     for estimate in _estimates({node_id: node for node_id, node in prompt.items() if node_id in needed}, runtime):
         if estimate.required_bytes > estimate.available_bytes:
-            message = (
-                f"{name_node(prompt, estimate.node_id)} {estimate.work} needs about "
+            fact = (
+                f"{estimate.work} needs about "
                 f"{format_bytes(estimate.required_bytes)}; {estimate.limit} {format_bytes(estimate.available_bytes)}. "
                 f"{estimate.suggestion}."
             )
+            message = f"{name_node(prompt, estimate.node_id)}: {fact}"
             facts = {"need": estimate.required_bytes, "room": estimate.available_bytes}
-            fault = problem("too_expensive", "The stage cannot fit into memory", message, **facts)
+            fault = problem("too_expensive", "The stage cannot fit into memory", fact, **facts)
             class_type = prompt[estimate.node_id]["class_type"]
             errors = {estimate.node_id: {"errors": [fault], "dependent_outputs": [], "class_type": class_type}}
             raise GraphError(message, code="graph.too_expensive", node_errors=errors)
@@ -107,17 +108,17 @@ def _estimates(prompt: Prompt, runtime: LocalRuntime) -> Iterator[MemoryEstimate
         frames = clip.pixels * PIXEL_BYTES
         if clip.pixels > MAX_PIXELS:
             largest = MAX_PIXELS * PIXEL_BYTES
-            yield MemoryEstimate(node_id, f"works on {clip}, which", frames, largest, limit="a video may take")
+            yield MemoryEstimate(node_id, f"working on {clip}", frames, largest, limit="a video may take")
         if decodes:
-            yield MemoryEstimate(node_id, f"makes {clip}, which", frames, host)
+            yield MemoryEstimate(node_id, f"holding {clip}", frames, host)
         if device is None:
             continue
         unet, vae = base_channels(runtime, get("model" if samples else "vae"))
         if samples:
             size = UNET_LIVE_TENSORS * unet * (clip.pixels // SCALE**2) * MIN_ITEMSIZE
-            yield MemoryEstimate(node_id, f"samples {clip}, which", size, device)
+            yield MemoryEstimate(node_id, f"sampling {clip}", size, device)
         if decodes and get("mode" if "mode" in node["inputs"] else "decode_mode") == "exact":
-            size, work = vae * clip.pixels * MIN_ITEMSIZE, f"decodes {clip} as one clip, which"
+            size, work = vae * clip.pixels * MIN_ITEMSIZE, f"decoding {clip} as one clip"
             suggestion = "Use mode windowed, fewer frames or a smaller size"
             yield MemoryEstimate(node_id, work, size, max(device, host), suggestion)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....svd_core.errors import ImageError, Interrupted, ServerError, SettingError
+from ....svd_core.errors import ImageError, Interrupted, ServerError, SettingError, quoted
 from ...graph import NodeTable, OnEvent, Prompt, Validation, described_nodes
 from ...graph.node_schema import read_declaration
 from ...graph.prompt import one_line
@@ -219,13 +219,13 @@ class RemoteEngine:
         try:
             content = file.read_bytes()
         except OSError as error:
-            raise ImageError(f"{file} cannot be read: {error.strerror}") from error
+            raise ImageError(f"{quoted(file)} cannot be read: {error.strerror}") from error
         subfolder = f"{SUBFOLDER}/{hashlib.sha256(content).hexdigest()[:16]}"
         try:
             answer = self._server.upload(file.name, content, subfolder)
         except ServerRejected as error:
             raise ServerError(
-                f"the server refuses {file.name}, {len(content)} bytes (HTTP {error.status}). Its flag "
+                f"the server refuses {quoted(file.name)}, {len(content)} bytes (HTTP {error.status}). Its flag "
                 "--max-upload-size limits the size of a file.",
                 code="server.upload",
             ) from None

@@ -65,7 +65,7 @@ def test_a_batch_of_pictures_makes_a_video_each():
         (ROCKET, {"model": "gone"}, CheckpointError),
         (ROCKET, {"width": 100}, SettingError),
         (ROCKET, {"output_type": "jpg"}, SettingError),
-        (ROCKET, {"num_frames": 0}, GraphError),
+        (ROCKET, {"num_frames": 0}, SettingError),
         (torch.full((1, 64, 64, 3), float("nan")), {}, ImageError),
         (torch.full((64, 64, 3), 200.0), {}, ImageError),
         (np.zeros((64, 64, 3), dtype=np.uint16), {}, ImageError),

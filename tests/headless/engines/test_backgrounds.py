@@ -93,7 +93,7 @@ def test_a_graph_keeps_hidden_colours_with_a_note_or_uses_the_background(logo, c
     graph.write_text(json.dumps(prompt))
     common = ["run", str(graph), "--input-dir", str(logo.parent), "--output-dir", str(logo.parent / "out")]
     assert main(common) == 0
-    check_facts(caplog.text, "logo.png", "--background")
+    check_facts(caplog.text, "logo.png", "`background`")
     assert main([*common, "--background", "white", "--manifest", "m.json"]) == 0
     hidden, white = sorted((logo.parent / "out").iterdir())
     assert np.array_equal(Image.open(hidden), Image.open(logo).convert("RGB"))

@@ -318,7 +318,7 @@ def test_two_downloads_of_one_checkpoint_do_not_collide(fetch, body):
 
 
 def test_a_full_disk_is_not_reported_as_a_bad_connection_and_the_download_is_kept(fetch, body, root, full_disk):
-    with full_disk(at=1_000_000), raises(OutputError, "output.unwritable", root, "0.0", "--models") as raised:
+    with full_disk(at=1_000_000), raises(OutputError, "output.unwritable", root, "0.0", "`models`") as raised:
         fetch()
     assert os.strerror(errno.EFBIG) in str(raised.value)
     assert fetch().read_bytes() == body
