@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
-from ..errors import ImageError
+from ..errors import ImageError, printable
 from ..media.image_download import download_image, is_url
 from ..media.image_io import as_images, open_image
 
@@ -23,13 +24,15 @@ def read_images(image: Any) -> list[torch.Tensor]:
         image: A PIL image or an array (H, W, 3), a tensor (B, 3, H, W) or (3, H, W) in [0, 1], or a list of those.
 
     Raises:
-        ImageError: Anything else, or values of another scale.
+        ImageError: Anything else, an empty list, or values of another scale.
         TypeError: A path or URL. `load_image` reads those.
     """
     if isinstance(image, (list, tuple)):
+        if not image:
+            raise ImageError("image must be an image or a list of them, got an empty list")
         return [each for item in image for each in read_images(item)]
-    if isinstance(image, (str, bytes)):
-        raise TypeError("image must be a PIL image, an array, a tensor or a list of them; read paths with load_image")
+    if isinstance(image, (str, bytes, os.PathLike)):
+        raise TypeError(f'image must be an image, got the path "{printable(image, 80)}". Use load_image on it.')
     if isinstance(image, torch.Tensor):
         if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
             raise ImageError(f"an image tensor must be (batch, 3, height, width), got {tuple(image.shape)}")

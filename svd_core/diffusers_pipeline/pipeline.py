@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    UNetSpatioTemporalConditionModel,
+)
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .. import execution
 from ..checkpoints.model_metadata import VideoDefaults
 from ..diffusion.conditioning import MicroConditioning
-from ..diffusion.guidance import GuidanceCurve
-from ..diffusion.noise_augmentation import make_generator
+from ..diffusion.guidance import SHAPES, GuidanceCurve
 from ..diffusion.sampling import SamplerStep
 from ..diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas
 from ..errors import SettingError
@@ -28,21 +34,26 @@ from ..models.components import Checkpoint, ModelComponent, SVDClipVision, SVDMo
 from ..models.options import ModelOptions
 from ..pipeline import VideoNoise, condition_images
 from ..runtime.runtime import After, LocalRuntime
-from .inputs import read_images
-from .loading import (
-    NAMES,
-    Components,
-    check_scheduler,
-    find_folder,
-    load_file,
-    load_folder,
-    refuse_unsupported,
+from .arguments import (
+    COMPONENT_NAMES,
+    HUB_ARGUMENTS,
+    SAMPLERS,
+    Generators,
+    check_choice,
+    check_integer,
+    check_loading,
+    check_number,
+    choose_generator,
+    plan_decoding,
+    refuse_unknown,
+    requested_dtype,
 )
+from .inputs import read_images
+from .loading import Components, check_scheduler, find_folder, load_file, load_folder
 from .outputs import OUTPUT_TYPES, as_output
 
 logger = logging.getLogger(__name__)
 
-Generators = torch.Generator | list[torch.Generator] | None
 CALLBACK_TENSORS = ["latents"]
 
 
@@ -59,28 +70,60 @@ class _PipelineRuntime(LocalRuntime):
 
     @contextlib.contextmanager
     def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
-        """Move a component to the device, and back to where it was unless `after` is keep."""
+        """Move a component to the device, and after the work back to where it was, or where `after` says."""
         before, device = next(component.module.parameters()).device, self.device()
         component.module.to(device)
         try:
             yield device
         finally:
-            if after != "keep":
-                component.module.to(before)
+            component.module.to({"default": before, "keep": device, "offload": torch.device("cpu")}[after])
+
+
+def _check_names(unknown: dict[str, Any], sampler: str, output_type: str, callback_tensors: Sequence[str]) -> None:
+    """Raise TypeError for an unknown argument of a call, SettingError for an unknown value of the others."""
+    refuse_unknown("the pipeline", unknown, inspect.signature(StableVideoDiffusionPipeline.__call__).parameters)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_choice("output_type", output_type, OUTPUT_TYPES)
+    for name in callback_tensors:
+        check_choice("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
 
 def _levels(model: SVDModel, steps: int, sigmas: Sequence[float] | None) -> torch.Tensor:
     """Return the noise levels of a call, (steps + 1,) float32. Raises SettingError if they do not fall."""
     if sigmas is None:
-        return execution.model_sigmas(model, steps)
-    return check_sigmas(torch.tensor(sigmas, dtype=torch.float32))
+        return execution.model_sigmas(model, check_integer("num_inference_steps", steps, 25))
+    return check_sigmas(torch.tensor([check_number("sigmas", sigma, 80.0) for sigma in sigmas], dtype=torch.float32))
+
+
+def _curve(shape: str, lowest: float, largest: float) -> GuidanceCurve:
+    """Return the guidance of a call: none if `largest` is 1 or below, as in diffusers."""
+    check_choice("guidance_shape", shape, SHAPES)
+    lowest = check_number("min_guidance_scale", lowest, 1.0)
+    largest = check_number("max_guidance_scale", largest, 3.0)
+    return GuidanceCurve(shape, lowest, largest) if largest > 1 else GuidanceCurve("constant", 1.0, 1.0)
+
+
+def _micro(fps: float, motion_bucket_id: float, noise_aug_strength: float) -> MicroConditioning:
+    """Return the micro-conditioning of a call. Raises TypeError for a value that is not a number."""
+    return MicroConditioning(
+        check_number("fps", fps, 7),
+        check_number("motion_bucket_id", motion_bucket_id, 127),
+        check_number("noise_aug_strength", noise_aug_strength, 0.02),
+    )
 
 
 def _resize(images: Sequence[torch.Tensor], width: int, height: int, checkpoint: Checkpoint) -> torch.Tensor:
-    """Stretch images to (B, height, width, 3). Raises SettingError for a size that the UNet cannot halve evenly."""
-    config: Any = checkpoint.model.unet.config
-    step = checkpoint.vae.scale * 2 ** (len(config.block_out_channels) - 1)
-    return torch.cat([resize_images(each, width, height, "stretch", step)[0] for each in images])
+    """Stretch images to (B, height, width, 3), and log if that is visible.
+
+    Raises:
+        SettingError: A side is not a multiple of the pixels of a latent pixel.
+    """
+    width, height = check_integer("width", width, 1024), check_integer("height", height, 576)
+    scale = checkpoint.vae.scale
+    resized, warnings = zip(*(resize_images(each, width, height, "stretch", scale) for each in images), strict=True)
+    for text in dict.fromkeys(warning.text for several in warnings for warning in several):
+        logger.warning("%s", text)
+    return torch.cat(resized)
 
 
 class StableVideoDiffusionPipeline(DiffusionPipeline):
@@ -98,7 +141,7 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
 
     Args:
         image: A PIL image, a tensor (B, 3, H, W) in [0, 1], an array (H, W, 3), or a list of those.
-        height: Pixels. A multiple of 64 for the published models, see `image_ops.resize_images`.
+        height: Pixels, a multiple of 8. None: the UNet's `sample_size`, as in diffusers.
         width: Pixels, likewise.
         num_frames: None: what the UNet was trained for.
         num_inference_steps: Sampling steps.
@@ -108,9 +151,9 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         fps: Frames per second of the motion, 1 or more.
         motion_bucket_id: Amount of motion.
         noise_aug_strength: Standard deviation of the noise added to the image in [-1, 1].
-        decode_chunk_size: Frames that are decoded at a time. None: all as one clip, with no more memory.
+        decode_chunk_size: Frames that are decoded at a time. None: see `decode`.
         num_videos_per_prompt: Videos of each image.
-        generator: The source of all noise; a list has one for each video. None: torch's own, or `seed`.
+        generator: The source of all noise; a list has one for each video. None: `seed`, or torch's own.
         latents: Unit Gaussian starting noise (videos, F, 4, h, w) in place of the generator's.
         output_type: pil, np, pt or latent.
         callback_on_step_end: Called with (pipeline, step, timestep, {"latents": (1, F, 4, h, w) scaled}). The
@@ -118,8 +161,13 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: ["latents"].
         return_dict: False: return the frames themselves.
         seed: In place of `generator`: the seed of one on the CPU.
+        sampler: euler.
         guidance_shape: linear, triangle or constant, see `GuidanceCurve`.
+        decode: exact: all frames as one clip, with no more memory than chunks. windowed: in chunks, by default of
+            `CHUNK_SIZE`. None: windowed if a size or a context is given, else exact.
         decode_context: Frames that a chunk sees on each side of it.
+        memory: auto, resident, offload or stream, see `ModelOptions`. None: what `enable_model_cpu_offload` and
+            `enable_sequential_cpu_offload` set, else auto.
         compile: off, regional or full, see `ModelOptions`.
         vram: Bytes of the device's memory to use. None: all that is free.
 
@@ -128,7 +176,8 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         F, 3, H, W) in [0, 1]; latent: scaled latents (videos, F, 4, h, w).
 
     Raises:
-        SettingError, ValueError: A setting is out of range.
+        SettingError: A setting is out of range.
+        TypeError: A setting is of the wrong type, or has another name.
         ImageError: The image is not usable.
         MemoryBudgetError: A stage does not fit into memory.
         NonFiniteError: NaN or infinity in a result.
@@ -139,11 +188,11 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: Any,
-        image_encoder: Any,
-        unet: Any,
-        scheduler: Any,
-        feature_extractor: Any,
+        vae: AutoencoderKLTemporalDecoder,
+        image_encoder: CLIPVisionModelWithProjection,
+        unet: UNetSpatioTemporalConditionModel,
+        scheduler: EulerDiscreteScheduler,
+        feature_extractor: CLIPImageProcessor,
     ) -> None:
         """Combine components: diffusers' VAE, UNet and scheduler, transformers' CLIP image encoder and processor.
 
@@ -180,10 +229,9 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
             SettingError: An argument is not supported, such as custom_pipeline or use_safetensors=False.
             TypeError: An argument is unknown.
         """
-        refuse_unsupported(arguments)
-        variant = arguments.get("variant")
+        check_loading("from_pretrained", arguments, more=(*HUB_ARGUMENTS, "variant"))
+        variant, dtype = arguments.get("variant"), requested_dtype(arguments)
         folder = find_folder(pretrained_model_name_or_path, variant, arguments)
-        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
         pipeline = cls._from_components(load_folder(folder, dtype, variant), arguments)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
@@ -191,13 +239,13 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **arguments: Any) -> Any:
         """Load a single .safetensors file in Stability's layout. Arguments and errors as in `from_pretrained`."""
-        refuse_unsupported(arguments)
-        dtype = arguments.get("dtype", arguments.get("torch_dtype"))
+        check_loading("from_single_file", arguments, local=True)
+        dtype = requested_dtype(arguments)
         return cls._from_components(load_file(pretrained_model_link_or_path, dtype), arguments)
 
     @classmethod
     def _from_components(cls, components: Components, arguments: dict[str, Any]) -> Any:
-        given = {name: arguments[name] for name in NAMES if arguments.get(name) is not None}
+        given = {name: arguments[name] for name in COMPONENT_NAMES if arguments.get(name) is not None}
         pipeline = cls(**components._replace(**given)._asdict())
         return pipeline if arguments.get("device_map") is None else pipeline.to(arguments["device_map"])
 
@@ -205,6 +253,8 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         """Save as diffusers does, always as .safetensors. Stock diffusers loads the folder."""
         if not safe_serialization:
             logger.warning("save_pretrained saves .safetensors: safe_serialization=False would write pickles")
+        if isinstance(self.feature_extractor, CLIPImageProcessor):  # the class of transformers 5 has other names
+            self.register_to_config(feature_extractor=("transformers", "CLIPImageProcessor"))
         super().save_pretrained(save_directory, safe_serialization=True, **arguments)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
@@ -270,38 +320,39 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         motion_bucket_id: int = 127,
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
-        num_videos_per_prompt: int | None = 1,
+        num_videos_per_prompt: int = 1,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
-        output_type: str | None = "pil",
+        output_type: str = "pil",
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
         *,
         seed: int | None = None,
+        sampler: str = "euler",
         guidance_shape: str = "linear",
+        decode: str | None = None,
         decode_context: int = 0,
+        memory: str | None = None,
         compile: str = "off",
         vram: int | None = None,
+        **unknown: Any,
     ) -> Any:
         """Animate images. The arguments, the result and the errors are described at the class."""
-        if output_type not in OUTPUT_TYPES:
-            raise SettingError(f'output_type must be one of {", ".join(OUTPUT_TYPES)}, got "{output_type}"')
-        if set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
-            raise SettingError(f"a callback can get {CALLBACK_TENSORS}, got {callback_on_step_end_tensor_inputs}")
-        checkpoint = self._checkpoint(compile)
-        model, runtime = checkpoint.model, _PipelineRuntime(device_name=str(self._execution_device), vram=vram)
-        frames = num_frames or model.defaults.num_frames
+        _check_names(unknown, sampler, output_type, callback_on_step_end_tensor_inputs)
+        checkpoint, runtime = self._checkpoint(memory, compile), self._runtime(vram)
+        model = checkpoint.model
+        frames = check_integer("num_frames", model.defaults.num_frames if num_frames is None else num_frames, 14)
+        mode, chunk_size = plan_decoding(decode, decode_chunk_size, decode_context, frames)
         levels = _levels(model, num_inference_steps, sigmas)
-        curve = GuidanceCurve(guidance_shape, min_guidance_scale, max_guidance_scale)
-        curve = curve if max_guidance_scale > 1 else GuidanceCurve("constant", 1.0, 1.0)
+        curve = _curve(guidance_shape, min_guidance_scale, max_guidance_scale)
         self._guidance_scale, self._num_timesteps = curve.weights(frames), len(levels) - 1
+        micro = _micro(fps, motion_bucket_id, noise_aug_strength)
         images = read_images(image)
+        videos = len(images) * check_integer("num_videos_per_prompt", num_videos_per_prompt, 1)
+        generator = choose_generator(generator, seed, videos)
         resized = _resize(images, width or model.defaults.width, height or model.defaults.height, checkpoint)
-        shape = (len(images) * (num_videos_per_prompt or 1), frames)
-        generator = make_generator(seed) if generator is None and seed is not None else generator
-        noise = self._draw_noise(resized, shape, checkpoint.vae.scale, generator, latents)
-        micro = MicroConditioning(fps, motion_bucket_id, noise_aug_strength)
+        noise = self._draw_noise(resized, (videos, frames), checkpoint.vae.scale, generator, latents)
         pairs = condition_images(checkpoint, images, resized, noise, micro, runtime)
         progress_bar: Any = self.progress_bar
         with progress_bar(total=self._num_timesteps * len(pairs)) as bar:
@@ -310,28 +361,32 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         if output_type == "latent":
             result: Any = sampled * model.scaling_factor
         else:
-            chunk, mode = (decode_chunk_size, "windowed") if decode_chunk_size else (frames, "exact")
-            clips = execution.decode(runtime, checkpoint.vae, sampled, mode, chunk, decode_context)
+            clips = execution.decode(runtime, checkpoint.vae, sampled, mode, chunk_size, decode_context)
             result = as_output(clips, output_type)
         return StableVideoDiffusionPipelineOutput(frames=result) if return_dict else result
 
-    def _checkpoint(self, compile: str) -> Checkpoint:
+    def _runtime(self, vram: int | None) -> _PipelineRuntime:
+        """Return the runtime of a call."""
+        budget = None if vram is None else check_integer("vram", vram, "6 * 2**30 bytes")
+        return _PipelineRuntime(device_name=str(self._execution_device), vram=budget)
+
+    def _checkpoint(self, memory: str | None, compile: str) -> Checkpoint:
         """Return the components as this package's. They are read anew at each call, because users replace them."""
         check_scheduler(self.scheduler)
-        config, scheduler = self.unet.config, self.scheduler.config
-        defaults = VideoDefaults(num_frames=config.num_frames or VideoDefaults.num_frames)
+        config, scheduler, vae = self.unet.config, self.scheduler.config, SVDVae(self.vae)
+        size = vae.scale * (config.sample_size or 96)  # 96 in the published unet/config.json
         model = SVDModel(
             self.unet,
             self.vae.config.scaling_factor,
             scheduler.sigma_min or SIGMA_MIN,
             scheduler.sigma_max or SIGMA_MAX,
-            defaults,
-            options=ModelOptions(memory=self._memory, compile=compile),
+            VideoDefaults(config.num_frames, width=size, height=size),
+            options=ModelOptions(memory=memory or self._memory, compile=compile),
             identity=self.unet,
         )
         processor = self.feature_extractor
         clip = SVDClipVision(self.image_encoder, tuple(processor.image_mean), tuple(processor.image_std))
-        return Checkpoint(model, clip, SVDVae(self.vae))
+        return Checkpoint(model, clip, vae)
 
     def _draw_noise(
         self,
@@ -341,22 +396,23 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         generator: Generators,
         latents: torch.Tensor | None,
     ) -> VideoNoise:
-        """Draw all noise in diffusers' order: first that of images (B, H, W, 3), then that of the videos."""
+        """Draw all noise in diffusers' order: first that of images (B, H, W, 3), then that of the videos.
+
+        Raises:
+            SettingError: `latents` has another shape.
+        """
         count, height, width, _ = images.shape
+        shape = (*videos_and_frames, 4, height // scale, width // scale)
         augmentation = self._randn((count, 3, height, width), generator, torch.float32).movedim(1, -1)
         if latents is None:
-            shape = (*videos_and_frames, 4, height // scale, width // scale)
             latents = self._randn(shape, generator, self.image_encoder.dtype)
+        elif tuple(getattr(latents, "shape", ())) != shape:
+            got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise SettingError(f"latents must be a tensor {shape}, got {got}. Leave them out to draw them.")
         return VideoNoise(augmentation, latents.detach().float().cpu())
 
     def _randn(self, shape: tuple[int, ...], generator: Generators, dtype: torch.dtype) -> torch.Tensor:
-        """Draw noise as diffusers does, in the order of its calls: float32 on the CPU.
-
-        Raises:
-            SettingError: A list of generators is too short.
-        """
-        if isinstance(generator, list) and 1 < len(generator) < shape[0]:
-            raise SettingError(f"{shape[0]} videos need as many generators, got {len(generator)}")
+        """Draw noise as diffusers does, in the order of its calls: float32 on the CPU."""
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=dtype).float().cpu()
 
     def _step_callback(self, advance: Callable[[int], Any], callback: Any) -> execution.OnStep:
@@ -368,6 +424,8 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
                 return None
             timestep = torch.tensor(0.25 * math.log(step.sigma))
             changed = callback(self, step.done - 1, timestep, {"latents": step.x})
+            if not isinstance(changed, dict):
+                raise TypeError(f"callback_on_step_end must return a dict, got {type(changed).__name__}; return {{}}")
             return changed["latents"].to(step.x) if "latents" in changed else None
 
         return on_step

@@ -386,7 +386,7 @@ def _array_to_tensors(image: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, t
         low, high = map(float, torch.aminmax(images)) if images.numel() else (0.0, 1.0)
         if low < MIN_FLOAT or high > MAX_FLOAT:
             raise ImageError(
-                f"an array or tensor must be uint8 or floats in [0, 1], got {image.dtype} from {low:g} to {high:g}. "
+                f"an image array must be uint8 or floats in [0, 1], got {image.dtype} from {low:g} to {high:g}. "
                 "Scale it to [0, 1].",
                 code="image.range",
             )

@@ -25,7 +25,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 def check_input(tensor: torch.Tensor, name: str, code: str = "numbers.latent") -> None:
     """Raise NonFiniteError with `code` if the input `name` of a stage has NaN or infinity."""
     if not is_finite(tensor):
-        raise NonFiniteError(f"{name} contains NaN or infinity. Check the node that made it.", code=code)
+        raise NonFiniteError(f"{name} contains NaN or infinity. Check what made it.", code=code)
 
 
 def first_nonfinite(tensor: torch.Tensor) -> int | None:

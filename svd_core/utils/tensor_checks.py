@@ -75,7 +75,7 @@ def check_images(images: torch.Tensor) -> torch.Tensor:
 def _check_values(images: torch.Tensor) -> None:
     low, high = map(float, torch.aminmax(images))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError("the image contains NaN or infinity. Check the node that made it.", code="image.nan")
+        raise ImageError("the image contains NaN or infinity. Check what made it.", code="image.nan")
     mean = float(images.mean()) if high > MAX_MEAN else 0.0
     if max(-low, high) > MAX_ABS_VALUE or mean > MAX_MEAN:
         raise ImageError(

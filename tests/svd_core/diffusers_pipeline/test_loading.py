@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -76,22 +77,47 @@ def test_a_given_component_takes_the_place_of_the_folders(folder):
 
 @pytest.mark.parametrize(
     "argument",
-    [
-        {"custom_pipeline": "somebody/pipeline"},
-        {"trust_remote_code": True},
-        {"quantization_config": {"load_in_8bit": True}},
-        {"device_map": "balanced"},
-        {"use_safetensors": False},
-    ],
+    [{"trust_remote_code": True}, {"quantization_config": {"load_in_8bit": True}}, {"use_safetensors": False}],
 )
 def test_an_argument_that_runs_code_or_is_not_kept_is_refused(folder, argument):
     with raises(SettingError, "pipeline.unsupported", next(iter(argument))):
         StableVideoDiffusionPipeline.from_pretrained(folder, **argument)
 
 
-def test_an_unknown_argument_is_refused(folder):
-    with pytest.raises(TypeError):
-        StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtpye=torch.float16)
+@pytest.mark.parametrize("name", ["low_cpu_mem_usage", "max_memory", "offload_folder", "disable_mmap"])
+def test_an_argument_without_effect_is_logged_by_name(folder, caplog, name):
+    StableVideoDiffusionPipeline.from_pretrained(folder, use_safetensors=True, **{name: True})
+    (record,) = caplog.records
+    assert f" {name} " in record.getMessage()
+
+
+def test_an_argument_for_the_hub_is_logged_by_a_single_file(tmp_path, caplog):
+    with raises(CheckpointError):
+        StableVideoDiffusionPipeline.from_single_file(tmp_path / "gone.safetensors", revision="main")
+    assert any(" revision " in record.getMessage() for record in caplog.records)
+
+
+def test_calls_of_a_loaded_pipeline_read_no_file(folder, tmp_path):
+    """The folder is gone before the first call, and the second one opens no file, but to ask for free memory."""
+    shutil.copytree(folder, tmp_path / "svd")
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "svd")
+    shutil.rmtree(tmp_path / "svd")
+    first, weights = frames_of(pipeline), {name: each.data_ptr() for name, each in pipeline.unet.named_parameters()}
+    opened, watching = set(), [True]
+    sys.addaudithook(lambda event, arguments: opened.add(arguments[0]) if watching and event == "open" else None)
+    second = frames_of(pipeline)
+    watching.clear()
+    assert np.array_equal(first, second) and opened <= {"/proc/meminfo"}
+    assert weights == {name: each.data_ptr() for name, each in pipeline.unet.named_parameters()}
+
+
+def test_the_image_processor_is_saved_by_its_published_name(folder, tmp_path):
+    """transformers 5 calls its class CLIPImageProcessorPil where torchvision is missing."""
+    StableVideoDiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
+    saved = json.loads((tmp_path / "feature_extractor" / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "CLIPImageProcessor"
 
 
 def changed(folder, tmp_path, file: str, **values):
