@@ -12,13 +12,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED
-from ...svd_core.errors import BatchError, GraphError, SVDStagesError, quoted
+from ...svd_core.errors import BatchError, GraphError, SettingError, SVDStagesError, quoted
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import use_runtime
@@ -28,6 +28,7 @@ from ..engines.graph_errors import raise_if_faulty
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig
+from ..engines.setting_checks import SETTING_INPUTS, check_settings
 from ..engines.video_graph import image_to_video_graph
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.node_schema import return_types
@@ -84,6 +85,7 @@ class BatchRequest:
         graph: The graph that renders each video. None: that of the run, or the shipped image_to_video.
         settings: "NODE.INPUT=VALUE" for all rows.
         model: Checkpoint of the shipped graph, which it selects. None: svd-nano.
+        video: Settings of the shipped graph for all rows, by the names of the fields of `VideoSettings`.
         seeds: A row without a seed is repeated once for each of these.
         images: The folder that contains all images. None: that of the manifest, or the folder itself.
         ledger: Path of the ledger. None: in the run folder, or elsewhere if that is on a network disk.
@@ -97,6 +99,7 @@ class BatchRequest:
     graph: Source | None = None
     settings: Sequence[str] = ()
     model: str | None = None
+    video: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     images: str | os.PathLike | None = None
     ledger: str | os.PathLike | None = None
@@ -171,12 +174,13 @@ def run_batch(
 def _check_needs_no_plan(request: BatchRequest, run_config: RunConfig, folder: RunFolder) -> None:
     """Raise BatchError if the request has something that requires a new plan."""
     names = ("graph", "settings", "model", "seeds", "images")
-    changed = [name for name in names if getattr(request, name) not in (None, (), [])]
+    changed = [f"`{name}`" for name in names if getattr(request, name) not in (None, (), [])]
+    changed += [f"`{name}`" for name in request.video]
     planned = folder.read_settings() or {}
     if run_config.precision not in ("auto", planned.get("precision", "auto")):
-        changed.append("precision")
+        changed.append("`precision`")
     if run_config.background not in (None, _background_of(planned)):
-        changed.append("background")
+        changed.append("`background`")
     if changed:
         message = (
             f"{', '.join(changed)} would change the plan of {quoted(folder.path)}. Give the manifest or "
@@ -254,10 +258,7 @@ def _opened(request: BatchRequest, workers: Workers) -> Iterator[tuple[RunFolder
                 with closing(Ledger(path)) as ledger:
                     yield folder, ledger
             except sqlite3.Error as error:
-                message = (
-                    f"the ledger {quoted(path)} cannot be written: {error}. Free some space, or give "
-                    "another --ledger FILE."
-                )
+                message = f"the ledger {quoted(path)} cannot be written: {error}. Free some space, or change `ledger`."
                 raise BatchError(message, code="batch.ledger") from error
 
 
@@ -275,8 +276,7 @@ def default_ledger(folder: RunFolder, shard: Shard) -> Path:
             caches = private_folder("ledgers")
         except OSError as error:
             message = (
-                f"no local disk for the ledger ({quoted(error.filename)}: {error.strerror}). Give a path "
-                "(--ledger FILE)."
+                f"no local disk for the ledger ({quoted(error.filename)}: {error.strerror}). Give a path as `ledger`."
             )
             raise BatchError(message, code="batch.ledger") from error
     return caches / digest(os.path.realpath(folder.path))[:16] / name
@@ -303,6 +303,7 @@ def _plan(
     root = base if request.images is None else Path(request.images)
     before = folder.read_settings() or {}
     request_digest = _digest_request(request, run_config)
+    request = _with_settings(request, before)
     if shard is not None and before.get("asked") == request_digest and len(active_drivers(folder.path)) > 1:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
     background = _choose_background(request, run_config, before)
@@ -387,7 +388,15 @@ def _digest_request(request: BatchRequest, run_config: RunConfig) -> str:
     if isinstance(graph, (str, os.PathLike)) and Path(graph).is_file():
         graph = str(_file_state(Path(graph)))
     config = (run_config.precision, run_config.background)
-    inputs = (graph, request.images, request.settings, request.seeds, request.model, *config)
+    inputs = (
+        graph,
+        request.images,
+        request.settings,
+        request.seeds,
+        request.model,
+        sorted(request.video.items()),
+        *config,
+    )
     return digest([_file_state(Path(request.source)), [str(value) for value in inputs], __version__])
 
 
@@ -440,6 +449,31 @@ def _without_fixed(request: BatchRequest, graph: Prompt, names: Iterable[str]) -
     """Return the inputs that the request does not set for all rows."""
     fixed = {find_target(graph, setting.partition("=")[0], NODES).name for setting in request.settings}
     return [name for name in names if name not in fixed]
+
+
+def _with_settings(request: BatchRequest, before: Mapping[str, Any]) -> BatchRequest:
+    """Return the request with the settings of the video as values of its graph, "NODE.INPUT=VALUE".
+
+    Raises:
+        SettingError: A value is out of its range, or the request or the run has another graph.
+    """
+    checked = check_settings(replace(VideoSettings(), **request.video))
+    for name in request.video:
+        if request.graph is not None:
+            fix = "Set the input of your graph with `settings`"
+        elif name == "compile" and _keeps_graph(request, before) and checked.compile != _compile_of(before["graph"]):
+            fix = "Plan in a new run folder"
+        else:
+            continue
+        raise SettingError(f"`{name}` is a setting of the shipped graph of a new run. {fix}.")
+    values = {".".join(SETTING_INPUTS[name]): getattr(checked, name) for name in request.video if name != "compile"}
+    return replace(request, settings=[*(f"{name}={value}" for name, value in values.items()), *request.settings])
+
+
+def _compile_of(graph: Any) -> str:
+    """Return the option compile of the graph of a run."""
+    nodes = [] if shape_fault(graph) else graph.values()
+    return next((node["inputs"].get("compile") for node in nodes if node["class_type"] == "SVDModelOptions"), "off")
 
 
 def _keeps_graph(request: BatchRequest, before: Mapping[str, Any]) -> bool:
@@ -497,7 +531,7 @@ def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConf
     elif _keeps_graph(request, before):
         source = {"prompt": before["graph"]}
     else:
-        video = VideoSettings(model=request.model or EMBEDDED)
+        video = VideoSettings(model=request.model or EMBEDDED, compile=request.video.get("compile", "off"))
         source = {"prompt": image_to_video_graph(video, run_config.runtime(), "image.png").prompt}
     return open_graph(source, request.settings).prompt
 

@@ -32,23 +32,23 @@ def add_animate(commands: Any) -> None:
         help="default: the image's name, in this folder, numbered if it is taken",
     )
     for setting in fields(VideoSettings):
-        _add_setting(parser, setting)
+        unset = setting.metadata["unset"] if setting.default is None else setting.default
+        add_setting(parser, setting, setting.default, unset)
     add_background(parser, "grey 0.5")
     add_on_oom(parser)
 
 
-def _add_setting(parser: argparse.ArgumentParser, setting: Field) -> None:
-    """Add the option of a field of VideoSettings."""
+def add_setting(parser: Any, setting: Field, default: Any, described: object) -> None:
+    """Add the option of a field of VideoSettings. `described` is its default in the help text."""
     about = setting.metadata
     flag = about.get("flag", "--" + setting.name.replace("_", "-"))
     if flag is None:
         return
-    default = about["unset"] if setting.default is None else setting.default
     types = {int: integer, float: number}
     form = {"choices": about["choices"]} if "choices" in about else {"type": types.get(about["kind"], about["kind"])}
     parser.add_argument(
-        flag, dest=setting.name, default=setting.default, metavar=about.get("metavar"),
-        help=f"{about['description']} (default: {default})", **form,
+        flag, dest=setting.name, default=default, metavar=about.get("metavar"),
+        help=f"{about['description']} (default: {described})", **form,
     )  # fmt: skip
 
 

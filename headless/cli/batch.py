@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ... import headless
 from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import BatchError, quoted
+from ...svd_core.pipeline import VideoSettings
 from ..batch.driver import Options, Progress
 from ..batch.export import FIELDS, export
 from ..batch.folder import RunFolder
 from ..batch.lock import active_drivers, parse_shard
 from ..batch.manifest import parse_seeds
 from ..batch.report import Status, counted, damaged
+from .animate import add_setting
 from .console import Console
 from .options import add_background, add_command, make_run_config
 from .parser import count
+
+VIDEO_SETTINGS = {each.name for each in fields(VideoSettings)} - {"model", "seed"}
+"""Settings of `animate` that are options here, too. --model and --seeds have their own meaning."""
 
 
 def add_batch(commands: Any) -> None:
@@ -68,6 +74,11 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help=f"the shipped image_to_video with this checkpoint (default: {EMBEDDED})"
     )
+    settings = parser.add_argument_group("settings of the videos", "of the shipped graph; with --graph use --set")
+    for setting in fields(VideoSettings):
+        if setting.name in VIDEO_SETTINGS:
+            new = setting.metadata["unset"] if setting.default is None else setting.default
+            add_setting(settings, setting, argparse.SUPPRESS, f"that of the run, else {new}")
     parser.add_argument(
         "--set", action="append", default=[], dest="settings", metavar="NODE.INPUT=VALUE",
         help="set a value for all rows; NODE is an id, a class or a title; repeatable",
@@ -212,6 +223,7 @@ def _request(arguments: argparse.Namespace) -> headless.BatchRequest:
         graph=arguments.graph,
         settings=arguments.settings,
         model=arguments.model,
+        video={key: value for key, value in vars(arguments).items() if key in VIDEO_SETTINGS},
         seeds=parse_seeds(arguments.seeds) if arguments.seeds else (),
         images=arguments.images,
         ledger=arguments.ledger,

@@ -107,6 +107,9 @@ def batch(*arguments: str | Path) -> int:
     return main(["batch", *map(str, arguments)])
 
 
+SMALLER = "graph.value_smaller_than_min"
+
+
 def check_refused(capsys: Any, arguments: list[Any], code: str, *facts: object, status: int = 2) -> None:
     """Check the exit status of a command and its JSON error."""
     assert batch(*arguments, "--json") == status
@@ -304,12 +307,38 @@ def test_videos_are_exported_and_verified(work_dir, photos, graph):
 def test_options_that_change_the_plan_need_the_manifest(work_dir, photos, graph, capsys):
     assert batch("plan", photos, "--run", "run", "--graph", graph) == 0
     for option in (["--graph", graph], ["--set", "SVDEulerSampler.steps=3"], ["--seeds", "1"], ["--precision", "bf16"]):
-        name = {"--set": "settings"}.get(option[0], option[0].strip("-"))
-        check_refused(capsys, ["run", "--run", "run", *option], "batch.no_source", name)
+        check_refused(capsys, ["run", "--run", "run", *option], "batch.no_source", option[0])
     seeds = ["--set", "SVDNoiseAugmentation.seed=7", "--seeds", "1-2"]
     check_refused(capsys, ["plan", photos, "--run", "run", *seeds], "batch.seeds", "--seeds")
     assert batch("plan", photos, "--run", "run", "--set", "SVDNoiseAugmentation.seed=7") == 0
     assert {row.task.seed for row in graph_batching.read_plan(work_dir / "run" / "plan.jsonl") if row.task} == {None}
+
+
+def test_settings_of_animate_are_values_of_the_shipped_graph(work_dir, photos, graph, capsys):
+    def planned() -> tuple[dict[str, Any], set[str]]:
+        prompt = json.loads((work_dir / "run" / "run.json").read_text())["graph"]
+        inputs = {
+            f"{node['class_type']}.{name}": each for node in prompt.values() for name, each in node["inputs"].items()
+        }
+        rows = graph_batching.read_plan(work_dir / "run" / "plan.jsonl")
+        return inputs, {row.task.id for row in rows if row.task}
+
+    options = ["--steps", "3", "--motion-bucket-id", "40", "--width", "128", "--frames", "2", "--compile", "regional"]
+    assert batch("plan", photos, "--run", "run", *options) == 0
+    inputs, tasks = planned()
+    assert (inputs["SVDEulerSampler.steps"], inputs["SVDMicroConditioning.motion_bucket_id"]) == (3, 40)
+    assert (inputs["SVDResizeImage.width"], inputs["SVDImageConditioning.video_frames"]) == (128, 2)
+    assert inputs["SVDModelOptions.compile"] == "regional"
+    assert batch("plan", photos, "--run", "run", *options) == 0
+    assert planned() == (inputs, tasks)
+    assert batch("plan", photos, "--run", "run") == 0
+    assert planned() == (inputs, tasks)
+    check_refused(capsys, ["run", "--run", "run", "--steps", "4"], "batch.no_source", "--steps")
+    check_refused(capsys, ["plan", photos, "--run", "run", "--compile", "full"], "setting", "--compile", "new run")
+    check_refused(
+        capsys, ["plan", photos, "--run", "b", "--graph", graph, "--steps", "3"], "setting", "--steps", "--set"
+    )
+    check_refused(capsys, ["plan", photos, "--run", "b", "--steps", "0"], SMALLER, "--steps", "1 to 10000")
 
 
 def test_an_interrupted_plan_is_not_run(work_dir, photos, graph, capsys):
