@@ -1,17 +1,18 @@
-"""Animate an image file or array: the main job, as a Python call and for the command line."""
+"""Animate images: the main job, as a Python call and for the command line."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import itertools
 import os
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...nodes.compat.videos import SaveVideo
+from ...nodes.compat.saving import graph_metadata
 from ...svd_core.errors import (
+    DeviceLostError,
     GraphError,
     ImageError,
     Interrupted,
@@ -21,8 +22,7 @@ from ...svd_core.errors import (
     closest,
 )
 from ...svd_core.media.alpha_compositing import GREY, Background, read_background
-from ...svd_core.media.image_io import as_images, display_name
-from ...svd_core.media.video_size import Size
+from ...svd_core.media.image_io import display_name
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import (
     LocalRuntime,
@@ -40,20 +40,27 @@ from ..engines.run_config import RunConfig
 from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class, settings_of
 from ..graph import Prompt
 from ..graph.explain import describe_error
+from .image_sources import ImageSource, find_images
+from .video_files import OutputNames, parents_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
+    from ...svd_core.models.components import Checkpoint
+
+    OneImage = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+
 OutputType = Literal["pt", "np", "pil"]
 SETTINGS = tuple(field.name for field in fields(VideoSettings))
 
 
 def animate(
-    image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor,
+    image: OneImage | Sequence[OneImage],
     model: str = VideoSettings.model,
     *,
+    seeds: Sequence[int] = (),
     background: str | float | Sequence[float] = GREY,
     models: Sequence[str | os.PathLike] = (),
     device: str = "auto",
@@ -62,13 +69,17 @@ def animate(
     on_oom: OnOom = "strict",
     output_type: OutputType = "pt",
     on_progress: Reporter = ignore_progress,
+    allow_network: bool = True,
     **settings: Any,
 ) -> torch.Tensor | np.ndarray | list[list[Image.Image]]:
-    """Animate an image: frames (B, F, H, W, 3) in [0, 1], one video per image.
+    """Animate images: frames (B, F, H, W, 3) in [0, 1], one video per image and seed. The model is loaded once.
 
     Args:
-        image: A file, a PIL image, or an array or tensor (H, W, 3) or (B, H, W, 3): float in [0, 1], or uint8.
+        image: A file, a folder of images, a pattern such as "photos/*.jpg", an http(s) address, a PIL image, an array
+            or tensor (H, W, 3) or (B, H, W, 3), float in [0, 1] or uint8, or a list of those. The videos of an image
+            follow each other.
         model: Name of the checkpoint.
+        seeds: In place of `seed`. Each image of a list is animated with each of them.
         background: Color behind transparent parts: a grey level from 0 to 1, three, "white", "#336699"; "keep": as
             ComfyUI does.
         models: Folders of models.
@@ -76,12 +87,14 @@ def animate(
         precision: auto, fp16, bf16 or fp32.
         vram: Size of the device's memory to use, in bytes or as "6G". None: all that is free.
         on_oom: strict, or adapt: use smaller windows where windowed decoding runs out of memory.
-        output_type: pt: float32 tensor; np: float32 array; pil: a list of frames for each video.
+        output_type: pt: float32 tensor; np: float32 array; pil: a list of frames for each video. pt and np need videos
+            of one size.
         on_progress: Called with (stage, units done, units in all, name of the unit).
+        allow_network: False refuses addresses.
         settings: Fields of `VideoSettings`. None: what the checkpoint was trained for.
 
     Raises:
-        TypeError: An argument is not a field of `VideoSettings`, or its value has another type.
+        TypeError: An argument is not a field of `VideoSettings`.
         SettingError, ImageError, CheckpointError, GraphError, NodeError: See errors.py.
     """
     if output_type not in ("pt", "np", "pil"):
@@ -89,9 +102,14 @@ def animate(
     if unknown := sorted(settings.keys() - set(SETTINGS)):
         raise _unknown_argument(unknown[0])
     runtime = RunConfig(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).runtime()
-    images = _images(image, read_background(background), runtime)
     video = VideoSettings(os.fspath(model) if isinstance(model, os.PathLike) else model, **settings)
-    return _as_output(animate_images(images, video, runtime), output_type)
+    color = read_background(background)
+    batches = [_read(source, color, allow_network, runtime) for source in find_images(image)]
+    plans = [plan_video(batch, each, runtime) for batch in batches for each in _with_seeds(video, seeds)]
+    if output_type != "pil":
+        _check_one_size(plans, output_type)
+    checkpoint = _load(plans[0], runtime)
+    return _as_output([frames for plan in plans for frames in plan.render(checkpoint, runtime)], output_type)
 
 
 def _unknown_argument(name: str) -> TypeError:
@@ -118,91 +136,247 @@ animate.__signature__ = _signature()  # type: ignore[attr-defined]
 
 def animate_images(images: torch.Tensor, settings: VideoSettings, runtime: LocalRuntime) -> list[torch.Tensor]:
     """Animate images (N, H, W, 3) in [0, 1]: N videos (F, height, width, 3) in [0, 1]. Raises as `animate` does."""
-    prompt = image_to_video_graph(settings, runtime, "input.png", _size_of(images)).prompt
-    prompt = {key: node for key, node in prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")}
-    prompt = _validated(prompt, images, runtime, keep=(node_of_class(prompt, "SVDTemporalVAEDecode"),))
-    from ...svd_core import execution
-
-    with _StageErrors(prompt) as stage:
-        checkpoint = execution.load(runtime, settings.model, "auto")
-        return image_to_video(checkpoint, images, settings_of(prompt, settings), runtime, stage)
+    plan = plan_video(images, settings, runtime)
+    return plan.render(_load(plan, runtime), runtime)
 
 
-def animate_file(image: Path, output: Path, settings: VideoSettings, run_config: RunConfig) -> Report:
-    """Animate an image file to an mp4 at `output`, with the graph of the video in its metadata.
+@dataclass(frozen=True, eq=False)
+class VideoPlan:
+    """The videos of one batch of images and one seed, checked and not rendered.
 
-    A file at `output` is replaced. An image file that holds several images makes several videos: `output`, then the
-    free ones of output_00002 and so on. Nothing is left behind when it fails. Transparent parts are put on the run
-    configuration's background, on grey if it has none.
+    Attributes:
+        images: (N, H, W, 3) in [0, 1].
+        settings: Without None.
+        prompt: The graph that makes the same videos.
+    """
+
+    images: torch.Tensor
+    settings: VideoSettings
+    prompt: Prompt
+
+    def render(self, checkpoint: Checkpoint, runtime: LocalRuntime) -> list[torch.Tensor]:
+        """Return N videos (F, height, width, 3) in [0, 1]. Raises NodeError of the stage that failed."""
+        with _StageErrors(self.prompt) as stage:
+            return image_to_video(checkpoint, self.images, self.settings, runtime, stage)
+
+
+def plan_video(
+    images: torch.Tensor, settings: VideoSettings, runtime: LocalRuntime, image_name: str | None = None
+) -> VideoPlan:
+    """Choose the size, check the settings and make the graph.
+
+    Args:
+        images: (N, H, W, 3) in [0, 1].
+        settings: None: what the checkpoint was trained for.
+        image_name: Of the image file in a graph that saves its video. None: a graph that saves nothing.
 
     Raises:
-        SettingError: `output` cannot be written, or a setting is out of range.
-        ImageError: The file is not an image.
-        CheckpointError, GraphError: A model is missing; a setting is out of range, or memory cannot suffice.
-        NodeError: A stage failed. `node_id` and `class_type` are those of its node.
+        CheckpointError: There is no such checkpoint.
+        SettingError, GraphError: A setting is out of range, or a stage surely does not fit into memory.
     """
-    from ...svd_core import execution
-    from ...svd_core.utils.output_files import free_names, scratch_folder_beside
-
-    if not image.is_file():
-        raise ImageError(f"there is no image file {display_name(image)}; give the path of a PNG, JPEG or WebP image")
-    if output.suffix.lower() != ".mp4":
-        raise SettingError(f'the output must be an .mp4 file, got "{output.name}"; graphs can save other formats')
-    warnings: list[RunWarning] = []
-    on_note = chain_callbacks(warnings.append, run_config.on_note)
-    with scratch_folder_beside(output) as folder:
-        runtime = replace(run_config, input_folder=image.parent, output_folder=folder, on_note=on_note).runtime()
-        images = _images(image, run_config.background or read_background(GREY), runtime)
-        graph = image_to_video_graph(settings, runtime, image.name, _size_of(images))
-        prompt = _validated(graph.prompt, images, runtime)
-        with _StageErrors(prompt) as stage:
-            checkpoint = execution.load(runtime, settings.model, "auto")
-            settings = settings_of(prompt, settings)
-            videos = image_to_video(checkpoint, images, settings, runtime, stage)
-            stage("save")
-            files = [_save(video, settings.fps, prompt, runtime) for video in videos]
-        paths = [output, *itertools.islice(free_names(output, 2), len(files) - 1)]
-        for temporary, path in zip(files, paths, strict=True):
-            os.replace(temporary, path)
-    entries = [{"filename": path.name, "subfolder": "", "type": "output"} for path in paths]
-    ui = {node_of_class(prompt, "SaveVideo"): {"images": entries, "animated": (True,)}}
-    return Report(paths, ui, notes=warnings)
+    size = (images.shape[2], images.shape[1])
+    prompt = image_to_video_graph(settings, runtime, image_name or "input.png", size).prompt
+    keep: tuple[str, ...] = ()
+    if image_name is None:
+        prompt = {key: node for key, node in prompt.items() if node["class_type"] not in ("CreateVideo", "SaveVideo")}
+        keep = (node_of_class(prompt, "SVDTemporalVAEDecode"),)
+    precomputed = {node_of_class(prompt, "LoadImage"): [[images], [None]]}
+    try:
+        with use_runtime(runtime):
+            prompt = validate_and_budget(prompt, runtime, precomputed, keep).prompt
+    except GraphError as error:
+        facts = [fault["details"] for entry in error.node_errors.values() for fault in entry["errors"]]
+        raise GraphError("; ".join(facts), code=error.code, node_errors=error.node_errors) from None
+    return VideoPlan(images, settings_of(prompt, settings), prompt)
 
 
-def _images(image: Any, background: Background, runtime: LocalRuntime) -> torch.Tensor:
+def _with_seeds(settings: VideoSettings, seeds: Sequence[int]) -> list[VideoSettings]:
+    return [replace(settings, seed=seed) for seed in seeds] or [settings]
+
+
+def _read(source: ImageSource, background: Background, allow_network: bool, runtime: LocalRuntime) -> torch.Tensor:
     """Return an image as (N, H, W, 3) in [0, 1], and pass the warnings about it to the runtime."""
-    images, warnings = as_images(image, background)
+    images, warnings = source.read(background, allow_network)
     forward_warnings(runtime, warnings)
     return images
 
 
-def _size_of(images: torch.Tensor) -> Size:
-    """Return the width and height of images (N, H, W, 3)."""
-    return images.shape[2], images.shape[1]
+def _check_one_size(plans: Sequence[VideoPlan], output_type: str) -> None:
+    sizes = {(plan.settings.width, plan.settings.height): None for plan in plans}
+    if len(sizes) > 1:
+        named = " and ".join(f"{width}x{height}" for width, height in list(sizes)[:2])
+        raise SettingError(
+            f"the images have different shapes and give videos of {named}, which are no one "
+            f'{"tensor" if output_type == "pt" else "array"}. Give `width` and `height`, or `output_type` "pil".'
+        )
 
 
-def _validated(prompt: Prompt, images: torch.Tensor, runtime: LocalRuntime, keep: Sequence[str] = ()) -> Prompt:
-    """Return the graph with its defaults filled in.
+def _load(plan: VideoPlan, runtime: LocalRuntime) -> Checkpoint:
+    """Load the checkpoint of a plan. Raises NodeError of the node that loads."""
+    from ...svd_core import execution
+
+    with _StageErrors(plan.prompt):
+        return execution.load(runtime, plan.settings.model, "auto")
+
+
+@dataclass(frozen=True, eq=False)
+class FailedImage:
+    """An image without a video. Nothing was written for it."""
+
+    name: str
+    error: SVDStagesError
+
+
+@dataclass(frozen=True, eq=False)
+class FilePlan:
+    """The videos of one image and one seed, and the file of the first of them."""
+
+    source: ImageSource
+    video: VideoPlan
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class FileRequest:
+    """Images to animate to files.
+
+    Attributes:
+        sources: The images.
+        names: Of the files.
+        paths: The file of each image and each seed.
+        settings: For each seed.
+        allow_network: False refuses addresses.
+    """
+
+    sources: Sequence[ImageSource]
+    names: OutputNames
+    paths: Sequence[Sequence[Path]]
+    settings: Sequence[VideoSettings]
+    allow_network: bool = True
+
+    @classmethod
+    def make(
+        cls,
+        image: Any,
+        output: str | None,
+        settings: VideoSettings,
+        seeds: Sequence[int] = (),
+        force: bool = False,
+        allow_network: bool = True,
+    ) -> FileRequest:
+        """Find the images and name the files. `image` and `seeds` are those of `animate`.
+
+        Args:
+            image: What to animate.
+            output: A file name, a folder, or a name with {name}, {seed} and a frame number, see `OutputNames.parse`.
+            settings: For all videos.
+            seeds: In place of the settings' seed.
+            force: Replace existing files.
+            allow_network: False refuses addresses.
+
+        Raises:
+            ImageError: There is no image.
+            SettingError: A file cannot be named so, or exists.
+        """
+        sources, each_seed = find_images(image), _with_seeds(settings, seeds)
+        names = OutputNames.parse(output, len(sources), len(each_seed), force)
+        paths = names.paths([source.stem for source in sources], [each.seed for each in each_seed])
+        return cls(sources, names, paths, each_seed, allow_network)
+
+    def plan(self, runtime: LocalRuntime) -> Iterator[FilePlan | FailedImage]:
+        """Yield the videos in order. Each image is read when its turn comes.
+
+        An unreadable image is yielded as a FailedImage if there are others. Raises as `plan_video` does.
+        """
+        background = runtime.background or read_background(GREY)
+        for source, paths in zip(self.sources, self.paths, strict=True):
+            try:
+                images = self._read(source, background, runtime)
+            except ImageError as error:
+                yield self.failed(source, error)
+                continue
+            for settings, path in zip(self.settings, paths, strict=True):
+                yield FilePlan(source, plan_video(images, settings, runtime, source.file_name), path)
+
+    def _read(self, source: ImageSource, background: Background, runtime: LocalRuntime) -> torch.Tensor:
+        if source.is_file and not Path(source.image).is_file():
+            raise ImageError(
+                f"there is no image file {display_name(source.image)}; give the path of a PNG, JPEG or WebP image"
+            )
+        return _read(source, background, self.allow_network, runtime)
+
+    def failed(self, source: ImageSource, error: SVDStagesError) -> FailedImage:
+        """Return the failure of one of several images. Raises the error if there is only one."""
+        if len(self.sources) == 1:
+            raise error
+        return FailedImage(source.name, error)
+
+
+def animate_files(request: FileRequest, run_config: RunConfig) -> Generator[Report | FailedImage, None, None]:
+    """Animate images to files, with the graph of the video in each file whose format has a place for it.
+
+    Yields a report for each image and seed when its files are complete, and a FailedImage for one that failed; the
+    others are rendered all the same. The model is loaded once. An animated file makes several videos: the named file,
+    then the free ones of name_00002 and so on. Nothing is left behind by what fails. Transparent parts are put on the
+    run configuration's background, on grey if it has none.
 
     Raises:
-        GraphError: A setting is out of range, or a stage surely does not fit into memory.
+        SettingError: A folder cannot be written, or a setting is out of range.
+        CheckpointError, GraphError: A model is missing; a setting is out of range, or memory cannot suffice.
+        ImageError, NodeError: The only image is not readable, or a stage failed.
     """
-    given = {node_of_class(prompt, "LoadImage"): [[images], [None]]}
-    try:
-        with use_runtime(runtime):
-            return validate_and_budget(prompt, runtime, given, keep).prompt
-    except GraphError as error:
-        facts = [fault["details"] for entry in error.node_errors.values() for fault in entry["errors"]]
-        raise GraphError("; ".join(facts), code=error.code, node_errors=error.node_errors) from None
+    from ...svd_core.utils.output_files import scratch_folder_beside
+
+    warnings: list[RunWarning] = []
+    runtime = replace(run_config, on_note=chain_callbacks(warnings.append, run_config.on_note)).runtime()
+    checkpoint = None
+    with contextlib.ExitStack() as folders:
+        for folder in parents_of(request.paths):
+            folders.enter_context(scratch_folder_beside(folder / "video"))
+        for plan in request.plan(runtime):
+            if isinstance(plan, FailedImage):
+                yield plan
+                continue
+            video = plan.video
+            checkpoint = checkpoint or _load(video, runtime)
+            try:
+                with _StageErrors(video.prompt) as stage:
+                    videos = image_to_video(checkpoint, video.images, video.settings, runtime, stage)
+                    stage("save")
+                    files = _save(videos, plan, request.names, runtime)
+            except NodeError as error:
+                if isinstance(error.__cause__, DeviceLostError):
+                    raise
+                yield request.failed(plan.source, error)
+                continue
+            yield _report(files, video.prompt, warnings)
+            warnings.clear()
 
 
-def _save(video: torch.Tensor, fps: int, prompt: Prompt, runtime: LocalRuntime) -> Path:
-    """Write a video (F, H, W, 3) with its graph to an mp4 in the output folder, as the node SaveVideo does."""
-    from ...svd_core.media.video_io import Video, exact_fps
+def animate_file(image: Path, output: Path, settings: VideoSettings, run_config: RunConfig) -> Report:
+    """Animate one image file, as `animate_files` does. A file at `output` is replaced."""
+    (report,) = animate_files(FileRequest.make(str(image), str(output), settings, force=True), run_config)
+    assert isinstance(report, Report)  # the failure of the only image is raised
+    return report
 
-    with use_runtime(runtime):
-        saved = SaveVideo().run(Video(video, exact_fps(float(fps))), "video", "auto", "auto", prompt)
-    return runtime.output_folder / saved["ui"]["images"][0]["filename"]
+
+def _save(videos: list[torch.Tensor], plan: FilePlan, names: OutputNames, runtime: LocalRuntime) -> list[Path]:
+    """Write the videos (F, H, W, 3) of a plan. Raises OutputError."""
+    from ...svd_core.media.video_io import exact_fps
+
+    files: list[Path] = []
+    metadata, fps = graph_metadata(plan.video.prompt, None), exact_fps(float(plan.video.settings.fps))
+    for index, video in enumerate(videos):
+        saved, warnings = names.save(video, plan.path, fps, metadata, replace=names.replace and index == 0)
+        forward_warnings(runtime, warnings)
+        files += saved
+    return files
+
+
+def _report(files: list[Path], prompt: Prompt, warnings: list[RunWarning]) -> Report:
+    entries = [{"filename": path.name, "subfolder": "", "type": "output"} for path in files]
+    ui = {node_of_class(prompt, "SaveVideo"): {"images": entries, "animated": (True,)}}
+    return Report(files, ui, notes=list(warnings))
 
 
 class _StageErrors:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+from ...svd_core.errors import BatchError, OutputError
 from ...svd_core.pipeline import VideoSettings
-from ..animation.render import animate_file
+from ..animation.render import FileRequest, animate_files
+from ..batch.manifest import parse_seeds
+from ..engines.graphs import Report
 from .console import Console
 from .options import add_background, add_command, add_on_oom, make_run_config, print_files
 from .parser import integer, number
@@ -17,25 +21,39 @@ from .parser import integer, number
 
 def add_animate(commands: Any) -> None:
     """Add `svd-stages animate`."""
-    parser = add_command(commands, "animate", animate, "animate an image to an mp4")
+    parser = add_command(commands, "animate", animate, "animate images to videos")
     parser.add_argument(
         "image",
-        type=Path,
+        nargs="+",
         metavar="IMAGE",
-        help="PNG, JPEG, WebP, ...; an animated file makes a video of each of its images",
+        help='a PNG, JPEG, WebP, HEIC, ... file, a folder of up to 50, a pattern in quotes such as "photos/*.jpg", an '
+        "http(s) address, or - for standard input; an animated file makes a video of each of its images",
     )
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
-        metavar="OUT.mp4",
-        help="default: the image's name, in this folder, numbered if it is taken",
+        metavar="OUT",
+        help='a file ending in .mp4, .webm, .gif, .webp or .png (animated), a folder such as "videos/", or numbered '
+        "frames: frames/%%05d.png; {name} and {seed} stand for the image and the seed (default: the image's name with "
+        ".mp4, in this folder, numbered if it is taken)",
     )
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument("--no-network", action="store_true", help="refuse http(s) addresses")
+    seeds = parser.add_mutually_exclusive_group()
     for setting in fields(VideoSettings):
         unset = setting.metadata["unset"] if setting.default is None else setting.default
-        add_setting(parser, setting, setting.default, unset)
+        add_setting(seeds if setting.name == "seed" else parser, setting, setting.default, unset)
+    seeds.add_argument("--seeds", type=_seeds, default=(), metavar="LIST", help="a video for each: 0-3, or 1,5,9")
     add_background(parser, "grey 0.5")
     add_on_oom(parser)
+
+
+def _seeds(text: str) -> list[int]:
+    """Parse a list of seeds. The type of an option."""
+    try:
+        return parse_seeds(text)
+    except BatchError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_setting(parser: Any, setting: Field, default: Any, described: object) -> None:
@@ -53,20 +71,35 @@ def add_setting(parser: Any, setting: Field, default: Any, described: object) ->
 
 
 def animate(arguments: argparse.Namespace, console: Console) -> None:
-    """Run `svd-stages animate`."""
+    """Run `svd-stages animate`.
+
+    Raises:
+        OutputError: Some of several images have no video (code `output.images_failed`).
+    """
     began = time.monotonic()
     options = vars(arguments)
     settings = VideoSettings(
         **{each.name: options[each.name] for each in fields(VideoSettings) if each.name in options}
     )
-    output = arguments.output or _free_name(arguments.image.stem)
-    report = animate_file(arguments.image, output, settings, make_run_config(arguments, console))
-    print_files(report.files, time.monotonic() - began, console)
-
-
-def _free_name(stem: str) -> Path:
-    """Return `stem`.mp4 in this folder, or the first free numbered name, so that no earlier video is replaced."""
-    from ...svd_core.utils.output_files import free_names
-
-    first = Path(f"{stem}.mp4")
-    return next(free_names(first, 2)) if first.exists() else first
+    request = FileRequest.make(
+        arguments.image, arguments.output, settings, arguments.seeds, arguments.force, not arguments.no_network
+    )
+    run_config = make_run_config(arguments, console)
+    files: list[Path] = []
+    failed: list[str] = []
+    with contextlib.closing(animate_files(request, run_config)) as results:
+        for result in results:
+            if isinstance(result, Report):
+                files += result.files
+            else:
+                failed.append(result.name)
+                code, message = result.error.code, str(result.error)
+                text = message if result.name in message else f"{result.name}: {message}"
+                console.announce("failed", text, image=result.name, code=code, message=message)
+    print_files(files, time.monotonic() - began, console)
+    if failed:
+        raise OutputError(
+            f"{len(failed)} of {len(request.sources) * len(request.settings)} videos were not made, those of "
+            f"{', '.join(dict.fromkeys(failed))}.",
+            code="output.images_failed",
+        )

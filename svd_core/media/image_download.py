@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-import urllib.error
-import urllib.request
 from typing import IO
 
 from ..errors import ImageError
@@ -28,6 +26,9 @@ def download_image(url: str) -> IO[bytes]:
     Raises:
         ImageError: It is too large, too slow or not there.
     """
+    import urllib.error
+    import urllib.request
+
     deadline = time.monotonic() + TIMEOUT
     content = io.BytesIO()
     request = urllib.request.Request(url, headers={"User-Agent": "svd-stages"})  # noqa: S310 - http(s) only

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ..errors import ImageError
+from ..utils.optional_deps import has_extra
 from ..utils.safe_open import open_regular_file
 from ..utils.warnings import RunWarning
 from .alpha_compositing import KEEP, Background, composite, format_color
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")
 """Formats that are opened, detected by content. Pillow has many more (PDF, EPS, FITS, PSD), which widen the attack
 surface."""
+
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands in the `ftyp` box of HEIC and HEIF photographs (ISO/IEC 23008-12). AVIF files have brands of their own."""
 
 MAX_PIXELS = 50_000_000
 """Pixels of one image, checked before it is decoded: 600 MB as float32."""
@@ -66,16 +70,20 @@ class LoadedImage:
     warnings: tuple[RunWarning, ...]
 
 
-def load_image(path: str | os.PathLike, background: Background | None = None) -> LoadedImage:
+def load_image(
+    path: str | os.PathLike, background: Background | None = None, stream: IO[bytes] | None = None
+) -> LoadedImage:
     """Load an image file, upright as EXIF says.
 
     16-bit PNG and TIFF and float TIFF keep their precision. CMYK is converted to sRGB with the file's profile. Profiles
     of RGB files are ignored, as in ComfyUI. Truncated files are refused even if Pillow's LOAD_TRUNCATED_IMAGES is set.
 
     Args:
-        path: The file, in one of `FORMATS`.
+        path: The file, in one of `FORMATS`, or HEIF if pillow-heif is installed. A name for messages if `stream` is
+            given.
         background: Color behind transparent parts. KEEP keeps the colors that the file stores there, as ComfyUI's
             LoadImage does. None does the same and warns.
+        stream: The content.
 
     Raises:
         ImageError: The file is missing, damaged, of another format, or above the limits of this module.
@@ -85,8 +93,8 @@ def load_image(path: str | os.PathLike, background: Background | None = None) ->
     path = Path(path)
     name = display_name(path)
     run_warnings: list[RunWarning] = []
-    with _refuse_truncated_files(), _open_file(path, name) as stream, _translate_pillow_errors(name):
-        images, mask = _decode(name, stream, run_warnings)
+    with _refuse_truncated_files(), stream or _open_file(path, name) as file, _translate_pillow_errors(name):
+        images, mask = _decode(name, file, run_warnings)
     if len(images) > 1:
         text = f"{name} contains {len(images)} images. Each becomes an image, and a video, of its own."
         run_warnings.append(RunWarning("image.several", text))
@@ -255,15 +263,44 @@ def _open_header(name: str, stream: IO[bytes]) -> Image.Image:
     from PIL import Image
 
     Image.init()
+    formats = [known for known in FORMATS if known in Image.OPEN]
+    if _is_heif(stream):
+        _register_heif(name)
+        formats.append("HEIF")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
-        image = Image.open(stream, formats=[known for known in FORMATS if known in Image.OPEN])
+        image = Image.open(stream, formats=formats)
     _check_size(name, image.width * image.height, MAX_PIXELS, f"{image.width}x{image.height}")
     if image.format in ("PNG", "WEBP", "AVIF"):  # their headers hold the count; others are counted while reading
         count = getattr(image, "n_frames", 1)
         _check_count(name, count)
         _check_size(name, count * image.width * image.height, MAX_TOTAL_PIXELS, f"{count} frames")
     return image
+
+
+def _is_heif(stream: IO[bytes]) -> bool:
+    """Return True for HEIC and HEIF, but not for AVIF, which has the same container. The stream is at its start."""
+    head = stream.read(64)
+    stream.seek(0)
+    length = int.from_bytes(head[:4], "big")
+    brands = [head[start : start + 4] for start in (8, *range(16, min(length, 64), 4))]
+    return head[4:8] == b"ftyp" and b"avif" not in brands and any(brand in HEIF_BRANDS for brand in brands)
+
+
+def _register_heif(name: str) -> None:
+    """Let Pillow open HEIF with pillow-heif. Raises ImageError if it is not installed."""
+    from PIL import Image
+
+    if "HEIF" in Image.OPEN:
+        return
+    if not has_extra("pillow_heif"):
+        raise ImageError(
+            f"{name} is a HEIC photograph, which needs a reader. Run pip install pillow-heif, or save it as JPEG.",
+            code="image.unsupported",
+        )
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 def _open_file(path: Path, name: str) -> IO[bytes]:

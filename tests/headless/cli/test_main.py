@@ -93,7 +93,7 @@ def test_a_linked_picture_and_a_name_that_looks_annotated_are_animated(here):
     shutil.copy(ROCKET, here / "a [output].png")
     shutil.copy(ROCKET, here / "b [output]")
     for name in ("link.png", "a [output].png", "b [output]"):
-        assert main(["animate", name, "-o", "clip.mp4", *QUICK]) == 0
+        assert main(["animate", name, "-o", "clip.mp4", "--force", *QUICK]) == 0
 
 
 def test_an_animated_picture_makes_a_video_of_each_of_its_pictures(here):
@@ -118,7 +118,10 @@ def test_a_second_run_keeps_the_first_video_unless_told_where_to_write(here):
     (here / "rocket.mp4").write_bytes(b"mine")
     assert main(["animate", "rocket.png", *QUICK]) == 0
     assert (here / "rocket.mp4").read_bytes() == b"mine" and opened(here / "rocket_00002.mp4")[0] == 2
-    assert main(["animate", "rocket.png", "-o", "rocket.mp4", *QUICK]) == 0
+    (here / "rocket.mp4").write_bytes(b"mine")
+    assert main(["animate", "rocket.png", "-o", "rocket.mp4", *QUICK]) == 2
+    assert (here / "rocket.mp4").read_bytes() == b"mine"
+    assert main(["animate", "rocket.png", "-o", "rocket.mp4", "--force", *QUICK]) == 0
     assert opened(here / "rocket.mp4")[0] == 2
 
 
@@ -131,7 +134,7 @@ def test_both_forms_either_separator_and_the_environment_variable_give_the_same_
     monkeypatch.setenv("SVD_STAGES_MODELS", str(models))
     clips = []
     for model in ("tiny-folder", "video/tiny.safetensors", "video\\tiny.safetensors"):
-        assert main(["animate", "rocket.png", "--model", model, "-o", "clip.mp4", *QUICK]) == 0
+        assert main(["animate", "rocket.png", "--model", model, "-o", "clip.mp4", "--force", *QUICK]) == 0
         clips.append(frames_of(here / "clip.mp4"))
     assert clips[0] == clips[1] == clips[2]
 
@@ -235,7 +238,14 @@ BAD = {
     "device": ("animate rocket.png --device abacus", 2, "setting", "abacus", "cpu", "cuda"),
     "output folder": ("animate rocket.png -o rocket.png/out.mp4", 2, "output.not_writable", "rocket.png"),
     "new folders": ("animate rocket.png -o new/deep/out.mp4 --model gone", 3, "checkpoint.not_found", "gone"),
-    "output format": ("animate rocket.png -o out.gif", 2, "setting", ".mp4", "out.gif"),
+    "output format": ("animate rocket.png -o out.avi", 2, "setting", ".mp4", ".webm", "out.avi"),
+    "frames of a video": ("animate rocket.png -o %05d.mp4", 2, "setting", ".png", "%05d.mp4"),
+    "output exists": ("animate rocket.png -o one.png", 2, "output.exists", "one.png", "--force"),
+    "one name for two": ("animate rocket.png one.png -o out.mp4", 2, "setting", 2, "{name}_out.mp4"),
+    "one name for two seeds": ("animate rocket.png --seeds 1,2 -o out.mp4", 2, "setting", 2, "{seed}_out.mp4"),
+    "no match": ("animate *.jpeg", 3, "image.missing", "*.jpeg"),
+    "folder without images": ("animate empty", 3, "image.missing", "empty", ".png"),
+    "network": ("animate http://127.0.0.1:9/a.png --no-network", 3, "image.download", "http://127.0.0.1:9/a.png"),
     "run's output folder": ("run save.json --input-dir . --output-dir one.png", 2, "output.not_writable", "one.png"),
     "graph missing": ("run gone.json", 2, "graph.file", "gone.json"),
     "graph no json": ("run text.png", 2, "graph.json", "text.png"),
@@ -265,6 +275,7 @@ def bad_files(here) -> None:
     (here / "half.png").write_bytes(ROCKET.read_bytes()[:20000])
     (here / "model.ckpt").write_bytes(pickle.dumps({"weight": 1}))
     Image.new("RGB", (1, 1)).save(here / "one.png")
+    (here / "empty").mkdir()
     for name, graph in GRAPHS.items():
         (here / name).write_text(json.dumps(graph))
 

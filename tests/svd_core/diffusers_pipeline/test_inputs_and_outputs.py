@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from error_checks import raises
+from http_serving import send, serving
 from PIL import Image
 from svd_stages.svd_core.diffusers_pipeline.inputs import load_image
 from svd_stages.svd_core.diffusers_pipeline.outputs import export_to_video
@@ -25,36 +24,6 @@ def photo(tmp_path):
     path = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)).save(path)
     return path
-
-
-@contextlib.contextmanager
-def serving(answer):
-    """Serve over HTTP on this machine: `answer(handler)` writes one answer. Gives the address."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            with contextlib.suppress(OSError):
-                answer(self)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/photo.png"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def send(content: bytes, status: int = 200):
-    def answer(handler):
-        handler.send_response(status)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return answer
 
 
 def test_a_path_an_address_and_an_image_give_the_same_rgb_image(photo):

@@ -1,0 +1,152 @@
+"""Name and write the video files of `animate`.
+
+The suffix of a name chooses the format. `{name}` and `{seed}` in it stand for the image and the seed, and a number such
+as %05d for the frames: each becomes a PNG.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...svd_core.errors import OutputError, SettingError
+from ...svd_core.media.metadata import Metadata
+from ...svd_core.media.video_io import ENCODERS, check_frames, encode_png
+from ...svd_core.utils.output_files import replacing, save_as
+from ...svd_core.utils.warnings import RunWarning
+
+if TYPE_CHECKING:
+    import torch
+
+FRAME_NUMBER = re.compile(r"%(0\d+)?d")
+"""The place of a frame's number in a name, as ffmpeg writes it. Frames are counted from 1."""
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """The names of the files of some videos.
+
+    Attributes:
+        template: A path with {name} and {seed}.
+        is_named: The user named the files, and not only their folder: an existing one is not kept under another name.
+        replace: Replace existing files.
+    """
+
+    template: str
+    is_named: bool
+    replace: bool
+
+    @classmethod
+    def parse(cls, output: str | None, images: int, seeds: int, replace: bool = False) -> OutputNames:
+        """Read the name that a user gave for the videos of a number of images and seeds.
+
+        A folder ends in a slash or exists; for several images also a name without suffix is one. In a folder, and
+        without `output` in the current one, files are called {name}.mp4, with several seeds {name}_seed{seed}.mp4.
+
+        Raises:
+            SettingError: Unknown suffix, or one name for several videos.
+        """
+        own_names = "{name}_seed{seed}.mp4" if seeds > 1 else "{name}.mp4"
+        if output is None:
+            return cls(own_names, False, replace)
+        if output.endswith(("/", os.sep)) or os.path.isdir(output) or (images > 1 and not Path(output).suffix):
+            return cls(os.path.join(output, own_names), False, replace)
+        _check_suffix(Path(output))
+        for field, count, what in (("{name}", images, "images"), ("{seed}", seeds, "seeds")):
+            if count > 1 and field not in output:
+                path = Path(output)
+                example = path.with_name(f"{field}_{path.name}")
+                raise SettingError(
+                    f'`output` must have {field} for {count} {what}, got "{output}". Use "{example}", or a folder.'
+                )
+        return cls(output, True, replace)
+
+    @property
+    def are_frames(self) -> bool:
+        """Return True if each frame becomes a file."""
+        return FRAME_NUMBER.search(Path(self.template).name) is not None
+
+    def paths(self, names: Sequence[str], seeds: Sequence[int]) -> list[list[Path]]:
+        """Return the file of each video: a list for each image, with one path for each seed. No path occurs twice.
+
+        Raises:
+            SettingError: A named file exists and is not to be replaced (code `output.exists`).
+        """
+        used: set[Path] = set()
+        paths = [[self._new_path(name, seed, used) for seed in seeds] for name in names]
+        if self.is_named and not self.replace:
+            for path in sorted(used):
+                first = frame_path(path, 1) if self.are_frames else path
+                if first.is_file():
+                    raise SettingError(
+                        f'"{first}" exists. Use another name, or `force` to replace it.', code="output.exists"
+                    )
+        return paths
+
+    def _new_path(self, name: str, seed: int, used: set[Path]) -> Path:
+        first = Path(self.template.replace("{seed}", str(seed)).replace("{name}", name))
+        numbered = (first.with_stem(f"{first.stem}_{number:05}") for number in itertools.count(2))
+        path = next(each for each in itertools.chain([first], numbered) if each not in used)
+        used.add(path)
+        return path
+
+    def save(
+        self, video: torch.Tensor, path: Path, fps: Fraction, metadata: Metadata, replace: bool
+    ) -> tuple[list[Path], list[RunWarning]]:
+        """Write a video (F, H, W, 3) in [0, 1]. Return its files and warnings.
+
+        The graph goes into each file whose format has a place for it: mp4, webm, webp and png. If `path` is taken and
+        not to be replaced, the file gets the next free name.
+
+        Raises:
+            OutputError: The video cannot be encoded or written, or one of its frames exists (code `output.exists`).
+        """
+        if self.are_frames:
+            return _save_frames(video, path, metadata, replace), []
+        run_warnings: list[RunWarning] = []
+
+        def write(file: Path) -> None:
+            run_warnings.extend(ENCODERS[path.suffix.lower()](file, video, fps, metadata=metadata) or ())
+
+        if not replace:
+            return [save_as(path, write)], run_warnings
+        with replacing(path) as temporary:
+            write(temporary)
+        return [path], run_warnings
+
+
+def frame_path(path: Path, number: int) -> Path:
+    """Return the file of a frame: frames/%05d.png, 7 -> frames/00007.png."""
+    return path.with_name(FRAME_NUMBER.sub(lambda place: place[0] % number, path.name))
+
+
+def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: bool) -> list[Path]:
+    check_frames(video)
+    paths = [frame_path(path, number) for number in range(1, len(video) + 1)]
+    existing = [] if replace else [each for each in paths if each.exists()]
+    if existing:
+        raise OutputError(f'"{existing[0]}" exists. Use another name or folder.', code="output.exists")
+    for frame, frame_file in zip(video, paths, strict=True):
+        with replacing(frame_file) as temporary:
+            encode_png(temporary, frame, metadata)
+    return paths
+
+
+def parents_of(paths: Iterable[Sequence[Path]]) -> list[Path]:
+    """Return the folders of files, each once."""
+    return list(dict.fromkeys(path.parent for row in paths for path in row))
+
+
+def _check_suffix(path: Path) -> None:
+    suffix = path.suffix.lower()
+    is_numbered = FRAME_NUMBER.search(path.name) is not None
+    if suffix in ENCODERS and (suffix == ".png" or not is_numbered):
+        return
+    formats = ".png" if is_numbered else ", ".join(ENCODERS)
+    raise SettingError(f'`output` must end in {formats}, or be a folder such as "videos/", got "{path.name}"')

@@ -1,0 +1,113 @@
+"""Several images and seeds: each video is its single run, one load serves all, a failure loses no other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import svd_stages
+import torch
+from error_checks import raises
+from PIL import Image
+from svd_stages import headless
+from svd_stages.headless.cli.main import main
+from svd_stages.svd_core import execution
+from svd_stages.svd_core.errors import SettingError
+
+QUICK = {"num_frames": 2, "steps": 1, "height": 64}
+OPTIONS = ["--frames", "2", "--steps", "1", "--height", "64"]
+EXAMPLES = headless.PACKAGE / "example_workflows"
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch) -> Path:
+    """Return a folder with a landscape, a square and a portrait."""
+    picture = Image.open(EXAMPLES / "rocket.png").convert("RGB")
+    for name, size in (("1.jpg", (128, 64)), ("2.png", (64, 64)), ("3.png", (64, 128))):
+        picture.resize(size).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[str]:
+    names, load = [], execution.load
+
+    def count(runtime, name, precision):
+        names.append(name)
+        return load(runtime, name, precision)
+
+    monkeypatch.setattr(execution, "load", count)
+    return names
+
+
+def test_each_video_of_images_and_seeds_is_its_single_run(images, loads):
+    videos = svd_stages.animate(["1.jpg", images / "2.png"], seeds=range(2), output_type="pil", **QUICK)
+    assert [video[0].size for video in videos] == [(128, 64), (128, 64), (64, 64), (64, 64)]
+    assert loads == ["svd-nano"]
+    for index, (name, seed) in enumerate([("1.jpg", 0), ("1.jpg", 1), ("2.png", 0), ("2.png", 1)]):
+        (alone,) = svd_stages.animate(name, seed=seed, output_type="pil", **QUICK)
+        assert all(np.array_equal(*pair) for pair in zip(alone, videos[index], strict=True))
+
+
+def test_tensors_need_videos_of_one_size(images):
+    with raises(SettingError, "setting", "128x64", "64x64", "pil"):
+        svd_stages.animate(".", **QUICK)
+    assert svd_stages.animate(".", width=64, **QUICK).shape == (3, 2, 64, 64, 3)
+
+
+def test_a_failing_image_loses_no_other(images, loads, capsys):
+    Path("2.png").write_text("no image")
+    assert main(["animate", "*.*", "gone.png", "-o", "videos", "--seeds", "3-4", "--json", *OPTIONS]) == 4
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed = [(each["image"], each["code"]) for each in events if each["event"] == "failed"]
+    assert failed == [("2.png", "image.unsupported"), ("gone.png", "image")]
+    assert [each["event"] for each in events[-2:]] == ["result", "error"]
+    made = [f"videos/{name}_seed{seed}.mp4" for name in (1, 3) for seed in (3, 4)]
+    assert events[-2]["files"] == made and all(map(Path, made))
+    assert events[-1]["code"] == "output.images_failed" and loads == ["svd-nano"]
+    assert sorted(path.as_posix() for path in Path("videos").iterdir()) == made
+
+
+def test_a_failing_stage_loses_no_other(images, monkeypatch, capsys):
+    encode, calls = execution.encode, []
+
+    def fail_once(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise SettingError("broken")
+        return encode(*arguments)
+
+    monkeypatch.setattr(execution, "encode", fail_once)
+    assert main(["animate", ".", *OPTIONS]) == 4
+    assert sorted(path.name for path in images.glob("*.mp4")) == ["1.mp4", "3.mp4"]
+    assert "2.png" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_ends_the_run_at_once(images, loads):
+    assert main(["animate", ".", "--fps", "0", *OPTIONS]) == 2
+    assert loads == [] and not list(images.glob("*.mp4"))
+
+
+def test_a_stopped_run_leaves_what_is_complete(images):
+    request = headless.FileRequest.make(".", None, headless.VideoSettings(**QUICK))
+    with contextlib.closing(headless.animate_files(request, headless.RunConfig())) as results:
+        assert next(results).files == [Path("1.mp4")]
+    assert sorted(path.name for path in images.iterdir()) == ["1.jpg", "1.mp4", "2.png", "3.png"]
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".webp", ".png"])
+def test_the_graph_of_every_format_makes_the_same_frames(images, suffix):
+    assert main(["animate", "1.jpg", "-o", f"clip{suffix}", *OPTIONS]) == 0
+    report = headless.run_graph(f"clip{suffix}", input_dir=".", output_dir="again")
+    headless.animate_file(Path("1.jpg"), Path("direct.mp4"), headless.VideoSettings(**QUICK), headless.RunConfig())
+    assert report.files[0].read_bytes() == Path("direct.mp4").read_bytes()
+
+
+def test_a_batch_of_images_in_memory_uses_the_next_seeds():
+    batch = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    both = svd_stages.animate(batch, seeds=[5], **QUICK)
+    assert torch.equal(both[1:], svd_stages.animate(batch[1:], seed=6, **QUICK))

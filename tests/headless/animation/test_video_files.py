@@ -1,0 +1,108 @@
+"""The name of an output chooses its format, and no file is replaced unless that is asked for."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from error_checks import raises
+from PIL import Image
+from svd_stages.headless.animation.video_files import OutputNames
+from svd_stages.svd_core.errors import OutputError, SettingError
+from svd_stages.svd_core.media.metadata import read_metadata
+
+GRAPH = {"prompt": {"1": {"class_type": "LoadImage", "inputs": {}}}}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def planned(output: str | None, names: list[str], seeds: list[int], replace: bool = False) -> list[str]:
+    paths = OutputNames.parse(output, len(names), len(seeds), replace).paths(names, seeds)
+    return [path.as_posix() for row in paths for path in row]
+
+
+@pytest.mark.parametrize(
+    ("output", "images", "seeds", "files"),
+    [
+        (None, ["a"], [3], ["a.mp4"]),
+        (None, ["a", "b"], [0], ["a.mp4", "b.mp4"]),
+        (None, ["a"], [1, 2], ["a_seed1.mp4", "a_seed2.mp4"]),
+        ("c.webm", ["a"], [0], ["c.webm"]),
+        ("new/", ["a"], [0], ["new/a.mp4"]),
+        ("folder", ["a"], [0], ["folder/a.mp4"]),
+        ("other", ["a", "b"], [0], ["other/a.mp4", "other/b.mp4"]),
+        ("x/{name}-{seed}.gif", ["a", "b"], [1, 2], ["x/a-1.gif", "x/a-2.gif", "x/b-1.gif", "x/b-2.gif"]),
+        (None, ["a", "a", "a"], [0], ["a.mp4", "a_00002.mp4", "a_00003.mp4"]),
+        ("{name}/%05d.png", ["{seed}", "b"], [0], ["{seed}/%05d.png", "b/%05d.png"]),
+    ],
+)
+def test_files_are_named_by_output_image_and_seed(output, images, seeds, files):
+    assert planned(output, images, seeds) == files
+
+
+@pytest.mark.parametrize("output", ["a.avi", "a", "%05d.mp4", "%d.webp", "b.mp4/.."])
+def test_a_name_of_no_format_is_refused(output):
+    with raises(SettingError, "setting"):
+        OutputNames.parse(output, 1, 1)
+
+
+def test_a_named_file_that_exists_is_refused_before_rendering():
+    Path("a.mp4").touch()
+    Path("folder/a.mp4").touch()
+    Path("00001.png").touch()
+    for output, existing in (("a.mp4", "a.mp4"), ("{name}.mp4", "a.mp4"), ("%05d.png", "00001.png")):
+        with raises(SettingError, "output.exists", existing, "force"):
+            planned(output, ["a"], [0])
+        assert planned(output, ["a"], [0], replace=True)
+    assert planned("folder", ["a"], [0]) == ["folder/a.mp4"]  # written under the next free name
+
+
+def moving(frames: int = 3) -> torch.Tensor:
+    ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
+    return torch.stack([ramp.roll(4 * index, -1).movedim(0, -1) for index in range(frames)])
+
+
+def frames_in(path: Path) -> int:
+    if path.suffix in (".mp4", ".webm"):
+        with av.open(str(path)) as container:
+            return sum(1 for _ in container.decode(video=0))
+    with Image.open(path) as image:
+        return image.n_frames
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".webp", ".gif", ".png"])
+def test_each_format_has_the_frames_and_the_graph_if_it_has_a_place(suffix):
+    path = Path(f"new/clip{suffix}")
+    names = OutputNames.parse(str(path), 1, 1)
+    assert names.save(moving(), path, Fraction(7), GRAPH, replace=False) == ([path], [])
+    assert frames_in(path) == 3
+    if suffix != ".gif":
+        assert "LoadImage" in read_metadata(path)["prompt"]
+    (second,), _ = names.save(moving(), path, Fraction(7), GRAPH, replace=False)
+    assert second == path.with_stem("clip_00002")
+    assert names.save(moving(2), path, Fraction(7), GRAPH, replace=True)[0] == [path]
+    assert frames_in(path) == 2 and len(list(Path("new").iterdir())) == 2
+
+
+def test_numbered_frames_are_pngs_of_every_pixel():
+    names = OutputNames.parse("new/f%03d.png", 1, 1)
+    ((path,),) = names.paths(["a"], [0])
+    files, _ = names.save(moving(), path, Fraction(7), GRAPH, replace=False)
+    assert [file.name for file in files] == ["f001.png", "f002.png", "f003.png"]
+    for file, frame in zip(files, moving(), strict=True):
+        assert np.array_equal(np.asarray(Image.open(file)), (frame * 255).round().byte().numpy())
+        assert "LoadImage" in read_metadata(file)["prompt"]
+    before = [file.read_bytes() for file in files]
+    files[0].unlink()
+    with raises(OutputError, "output.exists", "f002.png"):
+        names.save(moving() / 2, path, Fraction(7), GRAPH, replace=False)
+    assert not files[0].exists() and [file.read_bytes() for file in files[1:]] == before[1:]
