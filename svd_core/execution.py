@@ -37,10 +37,15 @@ from .models.optimizations import unsupported_reason
 from .runtime.device_errors import translate_device_errors
 from .runtime.memory import Placement, decode_bytes, denoise_bytes, encode_bytes, format_bytes, place_weights
 from .runtime.runtime import Advance, Runtime, RunWarning
+from .utils.cpu_threads import divided_threads
 from .utils.nan_checks import check_input
 from .utils.tensor_checks import check_images
 
 logger = logging.getLogger(__name__)
+
+SMALL_NUMEL = 2**20
+"""Elements of the UNet's largest activation up to which both sides of guidance are computed at once on a CPU, in twice
+the memory. svd-nano has 2**18."""
 
 OnStep = Callable[[int, SamplerStep], torch.Tensor | None]
 """Called with the index of the video and each step."""
@@ -193,6 +198,7 @@ def _sample_videos(
             if placement.stream
             else runtime.on_device(model, placement.activation_bytes, placement.after)
         ) as device,
+        divided_threads(2 if _is_small(model, start, device) else 1) as run_all,
     ):
         weights = curve.weights(start.shape[1])
         videos = []
@@ -207,10 +213,22 @@ def _sample_videos(
                 sigmas[:-1],
                 stream=placement.stream,
                 options=model.options,
+                run_all=run_all,
             )
             x = sample_euler(denoise, x, sigmas, _step_callback(runtime, advance, index, per_video, on_step))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
+
+
+def _is_small(model: SVDModel, latents: torch.Tensor, device: torch.device) -> bool:
+    """Return True if both sides of guidance are computed at once: a small model on a CPU."""
+    frames, height, width = _size_of(latents)
+    return (
+        device.type == "cpu"
+        and frames * height * width * model.base_channels <= SMALL_NUMEL
+        and model.options.compile == "off"
+        and unsupported_reason(model.unet) is None
+    )
 
 
 def noisy_latents(model: SVDModel, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

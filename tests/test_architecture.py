@@ -42,7 +42,10 @@ MAY_REACH_OUT = {
     "ray": {"headless/batch/ray_pool.py": "Ray"},
     "subprocess": {"headless/batch/process_pool.py": "this Python, for workers of a batch"},
     "multiprocessing": {},
-    "ctypes": {"headless/graph/async_utils.py": "an exception into the thread that runs coroutines"},
+    "ctypes": {
+        "headless/graph/async_utils.py": "an exception into the thread that runs coroutines",
+        "headless/process.py": "settings of glibc's allocator",
+    },
     "pip": {},
     "requests": {},
     "httpx": {},

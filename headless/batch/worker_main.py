@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import IO, Any
 
+from ..process import own_process
 from .worker import Setup, Worker
 
 BEGUN = "begun\n"
@@ -48,4 +49,5 @@ def _read_requests(stream: IO[str], requests: queue.Queue[tuple[str, list[Any]]]
 
 
 if __name__ == "__main__":
-    main()
+    with own_process():
+        main()

@@ -15,7 +15,7 @@ from ..animation.render import FileRequest, animate_files
 from ..batch.manifest import parse_seeds
 from ..engines.graphs import Report
 from .console import Console
-from .options import add_background, add_command, add_on_oom, make_run_config, print_files
+from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
 from .parser import integer, number
 
 
@@ -46,6 +46,7 @@ def add_animate(commands: Any) -> None:
     seeds.add_argument("--seeds", type=_seeds, default=(), metavar="LIST", help="a video for each: 0-3, or 1,5,9")
     add_background(parser, "grey 0.5")
     add_on_oom(parser)
+    add_threads(parser)
 
 
 def _seeds(text: str) -> list[int]:

@@ -23,7 +23,7 @@ from ..engines.preflight import find_missing, without_missing
 from ..engines.run_config import RunConfig
 from ..graph import NodeTable, described_nodes, read_graph
 from .console import Console
-from .options import COMPUTING, add_background, add_command, add_on_oom, make_run_config, print_files
+from .options import COMPUTING, add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
 
 
 def add_run(commands: Any) -> None:
@@ -37,6 +37,7 @@ def add_run(commands: Any) -> None:
         "versions, sha256 of models, images and frames",
     )  # fmt: skip
     add_on_oom(parser)
+    add_threads(parser)
 
 
 def add_validate(commands: Any) -> None:

@@ -13,7 +13,7 @@ from ...svd_core.runtime.memory import parse_bytes
 from ..engines.graphs import describe_file
 from ..engines.run_config import RunConfig
 from .console import Console
-from .parser import Parser
+from .parser import Parser, count
 
 Command = Callable[[argparse.Namespace, Console], None]
 
@@ -69,8 +69,20 @@ def add_background(parser: argparse.ArgumentParser, default: str) -> None:
     )  # fmt: skip
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads, which `make_run_config` obeys."""
+    parser.add_argument(
+        "--threads", dest="own_threads", type=count, metavar="N", help="threads on a CPU (default: torch's choice, "
+        "usually one for each core); the last digits of a video depend on it",
+    )  # fmt: skip
+
+
 def make_run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> RunConfig:
-    """Convert the options that all commands have."""
+    """Convert the options that all commands have, and set the number of threads of this process."""
+    if getattr(arguments, "own_threads", None) is not None:
+        import torch
+
+        torch.set_num_threads(arguments.own_threads)
     return RunConfig(
         models=arguments.models,
         device=arguments.device,

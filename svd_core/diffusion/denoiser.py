@@ -11,6 +11,7 @@ import torch
 from ..models.optimizations import unsupported_reason
 from ..models.options import DEFAULT, ModelOptions
 from ..models.unet import PreparedUNet
+from ..utils.cpu_threads import RunAll, run_in_order
 from .conditioning import Conditioning
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,12 @@ def make_denoiser(
     sigmas: torch.Tensor | None = None,
     stream: bool = False,
     options: ModelOptions = DEFAULT,
+    run_all: RunAll = run_in_order,
 ) -> Denoiser:
     """Make the denoiser of one video with classifier-free guidance, one weight per frame.
 
-    The two sides are computed one after the other: the frames of a video keep any device busy, and half of the rows
-    need half of the memory. The negative side is skipped if every weight is 1.
+    The two sides are not one batch: the frames of a video keep any device busy, and half of the rows need half of the
+    memory. The negative side is skipped if every weight is 1.
 
     Args:
         unet: UNetSpatioTemporalConditionModel. It computes in its own dtype; x stays float32.
@@ -60,6 +62,7 @@ def make_denoiser(
         sigmas: The noise levels of the run, if they are known: what depends on them alone is computed once.
         stream: Stream the weights of `unet` to the device block by block. Less memory, the same bits.
         options: How to compute. `memory` is not used: `stream` decides.
+        run_all: Calls the two sides, one after the other or at once.
     """
     frames = weights.numel()
     guided = bool((weights != 1.0).any())
@@ -71,10 +74,9 @@ def make_denoiser(
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         scaled, c_noise = precondition(x, sigma)
-        v = calls[-1](scaled, c_noise)
+        *negative_v, v = run_all([functools.partial(call, scaled, c_noise) for call in calls])
         if guided:
-            v_negative = calls[0](scaled, c_noise)
-            v = v_negative + per_frame * (v - v_negative)
+            v = negative_v[0] + per_frame * (v - negative_v[0])
         return denoised_from_v(x, v, sigma)
 
     return denoise

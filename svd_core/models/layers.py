@@ -26,6 +26,8 @@ Linear = tuple[torch.Tensor, torch.Tensor | None]
 
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
 
 def set_weight(module: Any, weight: torch.Tensor) -> None:
     """Replace the memory of a module's weight. The Parameter stays, unless inference mode created it."""
@@ -115,18 +117,33 @@ def temporal_conv(video: torch.Tensor, module: Any, bias: torch.Tensor | None = 
     return F.conv2d(video, module.weight.flatten(3), bias, padding=(1, 0))
 
 
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Apply a linear layer (D, C) to x (..., C).
+
+    In float32 on a CPU by oneDNN: MKL, which torch calls, takes twice as long on AMD's CPUs. Compiled code keeps it.
+    """
+    if x.is_cpu and x.dtype == torch.float32 and HAS_ONEDNN and not torch.compiler.is_compiling():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def weights_of(module: Any) -> Linear:
+    """Return weight and bias of a linear layer."""
+    return module.weight, module.bias
+
+
 def feed_forward_(rows: torch.Tensor, norm: Any, net: Any, chunk_rows: int | None, run: Run) -> torch.Tensor:
     """Add the FeedForward `net` of the layer norm of `rows` to them, `chunk_rows` rows at a time (None: all)."""
     flat = rows.view(-1, rows.shape[-1])
     for chunk in flat.split(chunk_rows or len(flat)):
-        run(geglu_, chunk, (norm.weight, norm.bias, norm.eps), _linear(net[0].proj), _linear(net[2]))
+        run(geglu_, chunk, (norm.weight, norm.bias, norm.eps), weights_of(net[0].proj), weights_of(net[2]))
     return rows
 
 
 def geglu_(rows: torch.Tensor, norm: LayerNorm, proj: Linear, out: Linear) -> torch.Tensor:
     """Compute `feed_forward_` of rows (R, C) from tensors alone."""
-    value, gate = F.linear(F.layer_norm(rows, rows.shape[-1:], *norm), *proj).chunk(2, dim=-1)
-    return rows.add_(F.linear(F.gelu(gate).mul_(value), *out))
+    value, gate = linear(F.layer_norm(rows, rows.shape[-1:], *norm), *proj).chunk(2, dim=-1)
+    return rows.add_(linear(F.gelu(gate).mul_(value), *out))
 
 
 def self_attention_(
@@ -151,8 +168,8 @@ def self_attention_(
         run: Calls the computation, eagerly or compiled.
         spatial_sdpa: SDPA backends of spatial attention. None: attention is temporal.
     """
-    qkv = ((qkv_weight, None),) if qkv_weight is not None else tuple(map(_linear, (attn.to_q, attn.to_k, attn.to_v)))
-    weight, bias = _linear(attn.to_out[0])
+    qkv = ((qkv_weight, None),) if qkv_weight is not None else tuple(map(weights_of, (attn.to_q, attn.to_k, attn.to_v)))
+    weight, bias = weights_of(attn.to_out[0])
     out = (weight, bias if output_bias is None else output_bias)
     batch_dim = 0 if spatial_sdpa else 1
     tokens = rows.shape[1 - batch_dim]
@@ -177,9 +194,9 @@ def attention_(
         hidden = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     if spatial_sdpa is None:
         if hidden.is_contiguous():  # the kernel's memory order varies: multiply in that order, without a copy
-            return rows.add_(F.linear(hidden, *out).transpose(0, 1))
+            return rows.add_(linear(hidden, *out).transpose(0, 1))
         hidden = hidden.transpose(0, 1)
-    return rows.add_(F.linear(hidden, *out))
+    return rows.add_(linear(hidden, *out))
 
 
 def _project_qkv(
@@ -189,17 +206,13 @@ def _project_qkv(
 
     `order`: the dimensions of (F, N, parts, heads, C / heads) that become batch, heads and tokens.
     """
-    each = [F.linear(rows, *linear) for linear in qkv]
+    each = [linear(rows, *layer) for layer in qkv]
     parts = 3 // len(qkv)
     return tuple(
         part
         for projected in each
         for part in projected.unflatten(-1, (parts, heads, -1)).permute(2, *order, 4).unbind(0)
     )
-
-
-def _linear(module: Any) -> Linear:
-    return module.weight, module.bias
 
 
 COMPILABLE: dict[TensorFunction, int] = {geglu_: -1, attention_: -1}

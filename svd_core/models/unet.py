@@ -153,14 +153,14 @@ class PreparedUNet:
             return x
         model, constants = attentions[index], self._constants
         with self._weights(model):
-            rows = model.proj_in(layers.to_rows(model.norm(x)))
+            rows = layers.linear(layers.to_rows(model.norm(x)), *layers.weights_of(model.proj_in))
             frame_embedding = constants.frame_embeddings[model]
             alpha = constants.blend_alphas[model]
             for spatial, temporal in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):
                 rows = spatial_block_(rows, spatial, constants.blocks[spatial], self._compute)
                 mixed = temporal_block_(rows + frame_embedding, temporal, constants.blocks[temporal], self._compute)
                 rows = rows.lerp_(mixed, alpha)
-            return layers.from_rows(model.proj_out(rows), like=x) + x
+            return layers.from_rows(layers.linear(rows, *layers.weights_of(model.proj_out)), like=x) + x
 
 
 COMPILED_STEP = CompiledStep(PreparedUNet._forward)

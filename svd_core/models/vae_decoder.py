@@ -25,6 +25,8 @@ from .optimizations import find_modification
 TILE_NUMEL = 2**26
 """Elements of the activations that are computed at once, if one row of pixels has no more. A single frame of 1024x576
 has 75 million in the decoder's last level."""
+CPU_TILE_NUMEL = 2**21
+"""The same on a CPU: tiles stay in its caches, and the allocator reuses their memory instead of returning it."""
 
 COMPOSITES = frozenset(
     {
@@ -77,6 +79,7 @@ class _ClipDecoder:
         self._decoder, self._device, self._dtype = decoder, latents.device, latents.dtype
         self._store = torch.device("cpu") if offload_activations else latents.device
         self._on_progress = on_progress
+        self._tile_numel = CPU_TILE_NUMEL if latents.device.type == "cpu" else TILE_NUMEL
         self._channels_last = layers.uses_channels_last(latents.device)
         if self._channels_last:
             layers.to_channels_last(decoder)
@@ -138,7 +141,7 @@ class _ClipDecoder:
         Each old group is released as soon as its frames are computed. `numel` is that of the largest tensor per frame.
         """
         tiled = tiled_layers.needs_tiling(numel, self._dtype)
-        batch = 1 if tiled else max(1, TILE_NUMEL // (2 * numel))
+        batch = 1 if tiled else max(1, self._tile_numel // (2 * numel))
         pending, self._groups = self._groups[::-1], []
         while pending:
             for frames in pending.pop().split(batch):
@@ -168,9 +171,9 @@ class _ClipDecoder:
             self._advance(hidden)
 
     def _row_tiles(self) -> list[slice]:
-        """Split the rows of all frames into tiles of at most TILE_NUMEL elements."""
+        """Split the rows of all frames into tiles of at most `_tile_numel` elements."""
         height = self._groups[0].shape[2]
-        rows = max(1, TILE_NUMEL * height // sum(group.numel() for group in self._groups))
+        rows = max(1, self._tile_numel * height // sum(group.numel() for group in self._groups))
         return [slice(first, min(first + rows, height)) for first in range(0, height, rows)]
 
     def _gather(self, rows: slice) -> torch.Tensor:

@@ -13,6 +13,9 @@ from chain import Settings, call, conditioned, decoded, sampled
 from error_checks import raises
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.autoencoder.encode import encode_images
+from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
+from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
+from svd_stages.svd_core.diffusion.schedules import make_sigmas
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
 from svd_stages.svd_core.models.components import SVDVae
 from svd_stages.svd_core.models.options import ModelOptions
@@ -20,6 +23,7 @@ from svd_stages.svd_core.models.weight_streaming import streamed_bytes
 from svd_stages.svd_core.runtime import memory
 from svd_stages.svd_core.runtime.memory import place_weights
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
+from tiny import randn, tiny_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -272,3 +276,22 @@ def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
         with host.on_device(part, after=after):
             pass
     assert moves[3:] == [CPU, "cpu"] * 2
+
+
+def test_both_sides_at_once_give_the_video_of_one_after_the_other(monkeypatch):
+    """A small model computes both sides of guidance at once, each with half of the threads."""
+    before = torch.get_num_threads()
+    model = tiny_checkpoint().model
+    sides = [
+        Conditioning(randn(1, 1, 32, seed=seed), randn(1, 4, 8, 8, seed=seed), MicroConditioning()) for seed in (1, 2)
+    ]
+    arguments = (LocalRuntime(), model, [tuple(sides)], randn(1, 3, 4, 8, 8), GuidanceCurve(), make_sigmas("karras", 3))
+    torch.set_num_threads(2)
+    try:
+        at_once = execution.sample(*arguments)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(execution, "SMALL_NUMEL", 0)
+        in_order = execution.sample(*arguments)
+    finally:
+        torch.set_num_threads(before)
+    assert (at_once - in_order).abs().max() <= 1e-5 * in_order.abs().max()

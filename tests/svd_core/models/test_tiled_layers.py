@@ -66,7 +66,7 @@ def test_the_tiled_encoder_computes_what_diffusers_encoder_does(vae, small_tiles
 def test_the_decoder_with_tiled_frames_computes_what_diffusers_does(
     vae, small_tiles, monkeypatch, frames, height, width
 ):
-    monkeypatch.setattr(vae_decoder, "TILE_NUMEL", 20_000)
+    monkeypatch.setattr(vae_decoder, "CPU_TILE_NUMEL", 20_000)
     latents = randn(frames, 4, height, width, seed=3) / 0.18215
     progress: list[float] = []
     pixels = vae_decoder.decode(vae.decoder, latents, on_progress=progress.append)

@@ -230,3 +230,16 @@ def test_no_matrix_is_used_without_being_copied(unet, monkeypatch):
             weight.fill_(torch.nan)
     monkeypatch.setattr(WeightStreamer, "_copy", lambda self, weight: values.get(id(weight), weight).clone())
     assert difference(optimized(unet, stream=True), expected) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(14, 4, 64), (1, 64), (0, 64)])
+def test_a_linear_layer_is_exact_for_views_and_each_dtype(shape, dtype):
+    weight, bias = randn(48, 64, seed=1).to(dtype), randn(48, seed=2).to(dtype)
+    x = randn(*shape).to(dtype)
+    for view in (x, x.transpose(0, -2)):
+        for each in (bias, None):
+            exact = torch.nn.functional.linear(view.double(), weight.double(), None if each is None else each.double())
+            result = layers.linear(view, weight, each)
+            assert result.dtype == dtype and result.shape == exact.shape
+            assert torch.allclose(result.double(), exact, rtol=0.01, atol=0.1 if dtype == torch.bfloat16 else 1e-4)

@@ -38,7 +38,7 @@ def difference(ours: torch.Tensor, truth: torch.Tensor) -> float:
 @pytest.mark.parametrize("tile", [2**26, 50_000, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 8, 8), (2, 9, 13), (5, 5, 7), (14, 8, 8)])
 def test_tiles_of_any_size_give_the_pixels_of_the_whole_clip(vae, monkeypatch, frames, height, width, tile):
-    monkeypatch.setattr(vae_decoder, "TILE_NUMEL", tile)
+    monkeypatch.setattr(vae_decoder, "CPU_TILE_NUMEL", tile)
     latents = clip(frames, height, width)
     assert difference(vae_decoder.decode(vae.decoder, latents), reference(vae, latents)) < TOLERANCE
 
@@ -46,7 +46,7 @@ def test_tiles_of_any_size_give_the_pixels_of_the_whole_clip(vae, monkeypatch, f
 def test_tile_sizes_agree_and_one_tile_size_is_deterministic(vae, monkeypatch):
     latents, results = clip(7, 8, 8), []
     for tile in (2**26, 100_000, 100_000, 2_000):
-        monkeypatch.setattr(vae_decoder, "TILE_NUMEL", tile)
+        monkeypatch.setattr(vae_decoder, "CPU_TILE_NUMEL", tile)
         results.append(vae_decoder.decode(vae.decoder, latents))
     assert torch.equal(results[1], results[2])
     for pixels in results[1:]:
@@ -56,7 +56,7 @@ def test_tile_sizes_agree_and_one_tile_size_is_deterministic(vae, monkeypatch):
 @pytest.mark.parametrize("tile", [2**26, 20_000])
 def test_the_memory_format_of_other_devices(vae, monkeypatch, tile):
     """Channels-last is used on a CPU only; other devices run the same code on other strides."""
-    monkeypatch.setattr(vae_decoder, "TILE_NUMEL", tile)
+    monkeypatch.setattr(vae_decoder, "CPU_TILE_NUMEL", tile)
     monkeypatch.setattr(layers, "uses_channels_last", lambda device: False)
     latents = clip(5, 8, 12)
     assert difference(vae_decoder.decode(vae.decoder, latents), reference(vae, latents)) < TOLERANCE
@@ -88,7 +88,7 @@ def test_bfloat16_is_no_less_exact_than_diffusers():
 
 
 def test_progress_comes_in_small_steps_up_to_1(vae, monkeypatch):
-    monkeypatch.setattr(vae_decoder, "TILE_NUMEL", 20_000)
+    monkeypatch.setattr(vae_decoder, "CPU_TILE_NUMEL", 20_000)
     progress: list[float] = []
     vae_decoder.decode(vae.decoder, clip(5, 8, 8), on_progress=progress.append)
     assert progress == sorted(progress) and progress[-1] == pytest.approx(1.0)

@@ -1,0 +1,47 @@
+"""Divide the threads of a CPU between computations that do not depend on each other."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+RunAll = Callable[[Sequence[Callable[[], torch.Tensor]]], list[torch.Tensor]]
+"""Calls functions and returns their results in order."""
+
+
+def run_in_order(functions: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    """Call functions one after the other."""
+    return [function() for function in functions]
+
+
+@contextlib.contextmanager
+def divided_threads(parts: int) -> Iterator[RunAll]:
+    """Yield a RunAll that calls `parts` functions at once, each with an equal part of torch's CPU threads.
+
+    Small operations gain little from several threads, and threads that wait for each other lose much beside another
+    busy process. With one part, or fewer threads than parts, the functions are called in order.
+    """
+    threads = torch.get_num_threads()
+    if not 1 < parts <= threads:
+        yield run_in_order
+        return
+    begin = functools.partial(torch.set_num_threads, threads // parts)
+    with ThreadPoolExecutor(parts, "svd-stages-part", begin) as pool:
+        try:
+            yield functools.partial(_run_at_once, pool)
+        finally:
+            torch.set_num_threads(threads)  # of all libraries' numbers, some are the process's and not the thread's
+
+
+def _run_at_once(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+    inference = torch.is_inference_mode_enabled()  # of this thread
+
+    def run(function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        with torch.inference_mode(inference):
+            return function()
+
+    return list(pool.map(run, functions))
