@@ -18,6 +18,9 @@ from .console import Console
 from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
 from .parser import integer, number
 
+STAGES = ("embedding", "encoding", "sampling", "decoding")
+"""The stages of a video that report progress."""
+
 
 def add_animate(commands: Any) -> None:
     """Add `svd-stages animate`."""
@@ -85,6 +88,7 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
     request = FileRequest.make(
         arguments.image, arguments.output, settings, arguments.seeds, arguments.force, not arguments.no_network
     )
+    console.expect(["loading", *STAGES * (len(request.sources) * len(request.settings))])
     run_config = make_run_config(arguments, console)
     files: list[Path] = []
     failed: list[str] = []

@@ -1,4 +1,4 @@
-"""Show a run: a progress bar with the name of the stage, or JSON lines."""
+"""Show a run: progress and results for people, or JSON lines."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tqdm import tqdm
+from .progress import Display, terminal_width
 
 
 class Console:
@@ -34,59 +35,77 @@ class Console:
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print an event that people see, too: `missing` (a file or node of a graph), `batch` (who works)."""
 
+    def expect(self, stages: Sequence[str]) -> None:
+        """Announce the stages of the command, one name for each time that a stage will run."""
+
+    def notice(self, text: str) -> None:
+        """Print a text for people on stderr."""
+        sys.stderr.write(text + "\n")
+
     def result(self, text: str, **values: Any) -> None:
         """Print the result: a sentence for people, values for programs."""
 
     def close(self) -> None:
-        """Close the progress bar."""
+        """End the display of progress."""
 
 
 class TerminalConsole(Console):
-    """A progress bar on stderr, results on stdout. People see no other events than those of `announce`."""
+    """Progress on stderr, results on stdout. People see no other events than those of `announce`."""
 
-    _bar: tqdm | None = None
+    def __init__(self, is_stopped: Callable[[], bool] = lambda: False, quiet: bool = False) -> None:
+        super().__init__(is_stopped, quiet)
+        self._display = Display()
+
+    def expect(self, stages: Sequence[str]) -> None:
+        """Show these stages as one."""
+        self._display.expect(stages)
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """Open the stage's bar at 0, move it, and close it when it is complete."""
+        """Show the progress, of all expected stages in one."""
         super().report(stage, done, total, unit, node)
-        if self._quiet:
-            return
-        if done == 0:
-            self.close()
-            self._bar = tqdm(total=total, desc=f"{stage:<10}", unit=unit, file=sys.stderr, dynamic_ncols=True)
-        elif self._bar is not None:
-            self._bar.update(done - self._bar.n)
-            if done >= total:
-                self.close()
+        if not self._quiet:
+            self._display.report(stage, done, total, unit)
 
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print the text on stderr."""
-        self.close()
         if not self._quiet:
-            sys.stderr.write(text + "\n")
+            self.notice(text)
+
+    def notice(self, text: str) -> None:
+        """Print a text on stderr, above the bar."""
+        self._display.above(text)
 
     def result(self, text: str, **values: Any) -> None:
         """Print the text on stdout."""
-        self.close()
+        self._display.close(is_complete=True)
         sys.stdout.write(text + "\n")
 
     def close(self) -> None:
-        """Close the open bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """End the bar where it is."""
+        self._display.close()
 
 
-class LogAboveBar(logging.Handler):
-    """A log handler that prints above an open progress bar. `spell` rewrites messages for the shell."""
+class ConsoleLog(logging.Handler):
+    """A log handler that prints each notice once in a process, wrapped to a terminal, above the progress.
 
-    def __init__(self, spell: Callable[[str], str]) -> None:
+    `spell` rewrites messages for the shell.
+    """
+
+    def __init__(self, console: Console, spell: Callable[[str], str]) -> None:
         super().__init__()
+        self._console = console
         self._spell = spell
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record and redraw the bar below it."""
-        tqdm.write(self._spell(self.format(record)), file=sys.stderr)
+        """Print a record, unless its text was printed before."""
+        text = self._spell(self.format(record))
+        if text in self._printed:
+            return
+        self._printed.add(text)
+        if sys.stderr.isatty():
+            text = textwrap.fill(text, terminal_width() - 1, break_long_words=False, break_on_hyphens=False)
+        self._console.notice(text)
 
 
 class JsonConsole(Console):

@@ -25,6 +25,19 @@ from ..graph import NodeTable, described_nodes, read_graph
 from .console import Console
 from .options import COMPUTING, add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
 
+STAGES = {
+    **dict.fromkeys(("SVDCheckpointLoader", "ImageOnlyCheckpointLoader"), ("loading",)),
+    **dict.fromkeys(("SVDCLIPVisionEncode", "CLIPVisionEncode"), ("embedding",)),
+    **dict.fromkeys(("SVDVAEEncode", "VAEEncode"), ("encoding",)),
+    "SVD_img2vid_Conditioning": ("embedding", "encoding"),
+    **dict.fromkeys(
+        ("SVDEulerSampler", "KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"), ("sampling",)
+    ),
+    **dict.fromkeys(("SVDTemporalVAEDecode", "VAEDecode", "VAEDecodeTiled"), ("decoding",)),
+    "SVDImageToVideo": ("embedding", "encoding", "sampling", "decoding"),
+}
+"""Node class -> the stages whose progress it reports, without ComfyUI."""
+
 
 def add_run(commands: Any) -> None:
     """Add `svd-stages run`."""
@@ -115,6 +128,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         check_place(arguments.manifest)
     engine = _engine(arguments, run_config)
     graph = open_graph(source, arguments.settings, engine.table, arguments.allowed)
+    if engine.name == "embedded":
+        classes = [str(node.get("class_type")) for node in graph.prompt.values() if isinstance(node, dict)]
+        console.expect([stage for each in classes for stage in STAGES.get(each, ())])
     report = engine.run(graph, EventTranslator(graph.prompt, engine.table, console))
     seconds = time.monotonic() - began
     if arguments.manifest is not None:  # before the result, which is the last line: it reports progress

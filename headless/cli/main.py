@@ -29,7 +29,7 @@ from .animate import add_animate
 from .batch import add_batch
 from .bench import add_bench
 from .checkpoint_commands import add_convert_checkpoint, add_download, add_inspect
-from .console import Console, JsonConsole, LogAboveBar, TerminalConsole
+from .console import Console, ConsoleLog, JsonConsole, TerminalConsole
 from .graph_commands import add_convert, add_nodes, add_run, add_validate
 from .parser import Parser
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet = getattr(arguments, "quiet", False)
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None, quiet)
     level = logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[LogAboveBar(arguments.parser.spell)])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[ConsoleLog(console, arguments.parser.spell)])
     if getattr(arguments, "vram", None) is not None:
         for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE_NAME}.svd_core.{planner}").setLevel(logging.INFO)
