@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -283,7 +283,7 @@ class FileRequest:
         paths = names.paths([source.stem for source in sources], [each.seed for each in each_seed])
         return cls(sources, names, paths, each_seed, allow_network)
 
-    def plan(self, runtime: LocalRuntime) -> Iterator[FilePlan | FailedImage]:
+    def plan(self, runtime: LocalRuntime) -> Generator[FilePlan | FailedImage, None, None]:
         """Yield the videos in order. Each image is read when its turn comes.
 
         An unreadable image is yielded as a FailedImage if there are others. Raises as `plan_video` does.

@@ -11,9 +11,9 @@ from typing import Any
 
 from ...svd_core.errors import BatchError, OutputError
 from ...svd_core.pipeline import VideoSettings
-from ..animation.render import FileRequest, animate_files
+from ..animation.estimate import describe_plan
+from ..animation.render import FailedImage, FilePlan, FileRequest, animate_files
 from ..batch.manifest import parse_seeds
-from ..engines.graphs import Report
 from .console import Console
 from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
 from .parser import integer, number
@@ -41,6 +41,9 @@ def add_animate(commands: Any) -> None:
         ".mp4, in this folder, numbered if it is taken)",
     )
     parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the size, settings, file and memory of each video; write nothing"
+    )
     parser.add_argument("--no-network", action="store_true", help="refuse http(s) addresses")
     seeds = parser.add_mutually_exclusive_group()
     for setting in fields(VideoSettings):
@@ -91,20 +94,34 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
     console.expect(["loading", *STAGES * (len(request.sources) * len(request.settings))])
     run_config = make_run_config(arguments, console)
     files: list[Path] = []
-    failed: list[str] = []
-    with contextlib.closing(animate_files(request, run_config)) as results:
+    failed: list[FailedImage] = []
+    results = request.plan(run_config.runtime()) if arguments.dry_run else animate_files(request, run_config)
+    plans: list[str] = []
+    with contextlib.closing(results):
         for result in results:
-            if isinstance(result, Report):
-                files += result.files
+            if isinstance(result, FailedImage):
+                failed.append(result)
+                _announce(result, console)
+            elif isinstance(result, FilePlan):
+                text, values = describe_plan(result, run_config.runtime())
+                console.event("plan", **values)
+                plans.append(text)
             else:
-                failed.append(result.name)
-                code, message = result.error.code, str(result.error)
-                text = message if result.name in message else f"{result.name}: {message}"
-                console.announce("failed", text, image=result.name, code=code, message=message)
-    print_files(files, time.monotonic() - began, console)
+                files += result.files
+    if arguments.dry_run:
+        console.result("\n".join(plans), files=[], seconds=round(time.monotonic() - began, 2))
+    else:
+        print_files(files, time.monotonic() - began, console)
     if failed:
+        names = ", ".join(dict.fromkeys(each.name for each in failed))
         raise OutputError(
-            f"{len(failed)} of {len(request.sources) * len(request.settings)} videos were not made, those of "
-            f"{', '.join(dict.fromkeys(failed))}.",
+            f"{len(failed)} of {len(request.sources) * len(request.settings)} videos were not made, those of {names}. "
+            f"The first reason: {failed[0].error}",
             code="output.images_failed",
         )
+
+
+def _announce(failure: FailedImage, console: Console) -> None:
+    code, message = failure.error.code, str(failure.error)
+    text = message if failure.name in message else f"{failure.name}: {message}"
+    console.announce("failed", text, image=failure.name, code=code, message=message)

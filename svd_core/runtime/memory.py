@@ -84,15 +84,19 @@ def encode_bytes(vae: Vae, height: int, width: int, offload_activations: bool = 
 def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width: int) -> int:
     """Return the peak activation bytes of one UNet call on a video of `frames` frames."""
     from ..models.optimizations import unsupported_reason
+
+    rows, itemsize = latent_height * latent_width * frames, itemsize_of(model.unet)
+    if unsupported_reason(model.unet) is not None:
+        return STOCK_UNET_LIVE_TENSORS * rows * model.base_channels * itemsize
+    return optimized_denoise_bytes(rows, model.base_channels, itemsize, model.options.forward_chunking != "off")
+
+
+def optimized_denoise_bytes(rows: int, base_channels: int, itemsize: int, forward_chunking: bool = True) -> int:
+    """Return the peak activation bytes of one call of the optimized UNet on `rows` latent pixels of all frames."""
     from ..models.unet import GPU_CHUNK_ROWS
 
-    rows = latent_height * latent_width * frames
-    if unsupported_reason(model.unet) is None:
-        together = rows if model.options.forward_chunking == "off" else min(rows, GPU_CHUNK_ROWS)
-        tensors = UNET_LIVE_TENSORS * rows + CHUNK_LIVE_TENSORS * together
-    else:
-        tensors = STOCK_UNET_LIVE_TENSORS * rows
-    return tensors * model.base_channels * itemsize_of(model.unet)
+    together = min(rows, GPU_CHUNK_ROWS) if forward_chunking else rows
+    return (UNET_LIVE_TENSORS * rows + CHUNK_LIVE_TENSORS * together) * base_channels * itemsize
 
 
 AFTERWARDS: dict[str, After] = {"resident": "keep", "offload": "offload"}

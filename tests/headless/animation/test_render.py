@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import svd_stages
 import torch
-from error_checks import raises
+from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
+from svd_stages.headless.animation.estimate import estimate_memory
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import SettingError
+from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes
 
 QUICK = {"num_frames": 2, "steps": 1, "height": 64}
 OPTIONS = ["--frames", "2", "--steps", "1", "--height", "64"]
@@ -111,3 +113,29 @@ def test_a_batch_of_images_in_memory_uses_the_next_seeds():
     batch = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     both = svd_stages.animate(batch, seeds=[5], **QUICK)
     assert torch.equal(both[1:], svd_stages.animate(batch[1:], seed=6, **QUICK))
+
+
+def test_a_dry_run_prints_each_video_and_writes_nothing(images, loads, capsys):
+    before = sorted(images.rglob("*"))
+    assert main(["animate", ".", "-o", "new/", "--seeds", "1,2", "--dry-run", "--json", *OPTIONS]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    plans = [each for each in events if each["event"] == "plan"]
+    assert [each["output"] for each in plans] == [f"new/{name}_seed{seed}.mp4" for name in (1, 2, 3) for seed in (1, 2)]
+    assert plans[0]["image_size"] == [128, 64] and plans[0]["settings"]["width"] == 128
+    assert plans[4]["settings"] | {"height": 64, "width": 64, "seed": 1, "num_frames": 2} == plans[4]["settings"]
+    assert events[-1]["event"] == "result" and events[-1]["files"] == [] and loads == []
+    assert main(["animate", "1.jpg", "--dry-run", *OPTIONS]) == 0
+    check_facts(capsys.readouterr().out, "1.jpg", "128x64", "1.mp4", "memory", "MiB")
+    assert sorted(images.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", [{}, {"width": 128, "height": 192, "num_frames": 5}])
+def test_the_estimate_is_that_of_the_loaded_model(size):
+    runtime = headless.RunConfig(device="cpu").runtime()
+    checkpoint = execution.load(runtime, "svd-nano", "auto")
+    video = headless.VideoSettings(**size).with_defaults(checkpoint.model.defaults)
+    estimate = estimate_memory(video, runtime)
+    frames, height, width = video.num_frames, video.height, video.width
+    assert estimate.sampling == denoise_bytes(checkpoint.model, frames, height // 8, width // 8)
+    assert estimate.decoding == decode_bytes(checkpoint.vae, frames, height, width)
+    assert estimate.weights == pytest.approx(sum(each.nbytes for each in checkpoint.model.unet.parameters()), rel=0.05)
