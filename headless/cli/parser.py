@@ -14,7 +14,9 @@ OPENED_BY = {
     **dict.fromkeys((".json", ".mp4", ".webm"), "run"),
     **dict.fromkeys((".csv", ".jsonl", ".ndjson", ".parquet"), "batch run"),
     **dict.fromkeys((".safetensors", ".ckpt", ".pt", ".pth"), "inspect"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".heic"), "animate"),
+    **dict.fromkeys(
+        (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".heic", ".heif"), "animate"
+    ),
 }
 """Suffix of a file -> the command that opens it."""
 

@@ -257,7 +257,7 @@ def test_transparent_parts_get_the_background(tmp_path, mode, background):
     assert np.abs(loaded.mask[0].double().numpy() - (1 - alpha[..., 0])).max() < 1e-6
     assert codes(loaded) == ([] if background == "keep" else ["image.transparent"])
     if background is None:
-        check_facts(loaded.warnings[0].text, "--background")
+        check_facts(loaded.warnings[0].text, "`background`")
 
 
 def test_an_opaque_alpha_channel_changes_nothing(tmp_path):
