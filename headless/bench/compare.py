@@ -1,27 +1,39 @@
-"""The comparisons of `svd-stages bench`: a UNet step with guidance, decoding a clip, and both together."""
+"""The comparisons of `svd-stages bench`: a UNet step with guidance, decoding a clip, a video."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from ...svd_core.diffusion.denoiser import denoised_from_v, make_denoiser, precondition
-from ...svd_core.diffusion.sampling import sample_euler
-from ...svd_core.diffusion.schedules import make_sigmas
 from ...svd_core.models import vae_decoder
 from ...svd_core.models.components import SVDVae
 from ...svd_core.models.options import ModelOptions
 from ...svd_core.models.unet import COMPILED_STEP, COMPILERS, PreparedUNet
+from ...svd_core.pipeline import VideoSettings, image_to_video
+from ...svd_core.runtime.runtime import LocalRuntime
+from ...svd_core.utils.progress import Progress
 from .measuring import Result, Variant, measure
-from .models import SIZES, build_unet, build_vae, empty_model, randomize
+from .models import (
+    SIZES,
+    build_clip,
+    build_unet,
+    build_vae,
+    empty_model,
+    make_checkpoint,
+    randomize,
+    stock_pipeline,
+)
 from .op_counter import Cost, count
 
 logger = logging.getLogger(__name__)
@@ -31,6 +43,12 @@ STOCK_COMPILED, OURS_REGIONAL, OURS_COMPILED = "diffusers, compiled", "ours, pie
 SCALING = 0.18215
 STEPS = 3
 """Steps of the short video. A usual video has 25, which are a larger part of its time."""
+COMPARISONS = {
+    "step": "UNet, one step with guidance",
+    "decode": "decoding the clip",
+    "video": f"image to video, {STEPS} steps",
+}
+"""Part -> title."""
 
 
 @dataclass(frozen=True)
@@ -41,59 +59,60 @@ class Bench:
         size: A key of `SIZES`: small or full.
         device: The computing device.
         dtype: The dtype of the weights.
-        turns: Timed calls per variant.
+        turns: Most timed calls per variant.
         compiled: Also measure whole steps compiled by torch.compile, diffusers' and this package's.
-        on_call: Called after each call of a variant.
+        parts: Keys of COMPARISONS, and counted.
+        progress: Shows the calls of a comparison.
     """
 
     size: str
     device: torch.device
     dtype: torch.dtype
-    turns: int = 7
-    compiled: bool = False
-    on_call: Callable[[], None] = lambda: None
+    turns: int
+    compiled: bool
+    parts: Collection[str]
+    progress: Progress
 
-    def calls(self) -> int:
-        """Return the number of calls of `on_call`."""
-        return (1 + self.turns) * (7 + (2 if self.compiled else 0))
+
+Comparison = tuple[str, dict[str, Result]]
+"""A title, and the results of the variants."""
 
 
 @torch.inference_mode()
-def compare(bench: Bench) -> dict[str, dict[str, Result]]:
-    """Run all comparisons: comparison -> variant -> result."""
-    models = _Models(bench)
-    comparisons = {
-        "UNet, one step with guidance": models.step,
-        "decoding the clip": models.decode,
-        f"{STEPS} steps and decoding": models.video,
-    }
-    results = {}
-    for name, run in comparisons.items():
+def compare(bench: Bench) -> Iterator[Comparison]:
+    """Run the comparisons one after the other."""
+    parts = [part for part in COMPARISONS if part in bench.parts]
+    models = _Models(bench) if parts else None
+    for part in parts:
         try:
-            results[name] = run()
+            yield COMPARISONS[part], getattr(models, part)()
         except torch.cuda.OutOfMemoryError:
-            logger.warning("%s: the reference does not fit into the device's memory", name)
-    return results
+            logger.warning("%s: the reference does not fit into the device's memory", COMPARISONS[part])
 
 
 class _Models:
-    """A random UNet and VAE, each twice on the device, and random inputs. References are diffusers' in float32."""
+    """Random models, each twice on the device, and random inputs. References are diffusers' in float32."""
 
     def __init__(self, bench: Bench) -> None:
         self._size, self._bench = SIZES[bench.size], bench
-        self._unet, self._vae = randomize(build_unet(self._size), seed=0), randomize(build_vae(self._size), seed=1)
-        self._stock_unet, self._our_unet = (copy.deepcopy(self._unet).to(bench.device, bench.dtype) for _ in range(2))
-        self._stock_vae, self._our_vae = (copy.deepcopy(self._vae).to(bench.device, bench.dtype) for _ in range(2))
+        modules = [randomize(build(self._size), seed) for seed, build in enumerate((build_unet, build_vae, build_clip))]
+        self._modules = self._unet, self._vae, _ = modules
+        self._stock = self._stock_unet, self._stock_vae, _ = self._copy_all(bench.dtype)
+        self._ours = self._our_unet, self._our_vae, _ = self._copy_all(bench.dtype)
         size, generator = self._size, torch.Generator("cpu").manual_seed(2)
         shapes = ((1, size.frames, 4, size.height, size.width), (1, 4, size.height, size.width))
         self._x, image_latents, embeds = (
             torch.randn(shape, generator=generator) for shape in (*shapes, (1, 1, size.embedding_width))
         )
+        self._image = torch.randint(256, (8 * size.height, 8 * size.width, 3), generator=generator).byte()
         positive = Conditioning(embeds, image_latents, MicroConditioning())
         negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latents), positive.micro)
         self._sides = (positive, negative)
         self._guidance = torch.linspace(1.0, 3.0, size.frames)
         self._latents = self._x[0] / SCALING
+
+    def _copy_all(self, dtype: torch.dtype) -> list[Any]:
+        return [copy.deepcopy(each).to(self._bench.device, dtype) for each in self._modules]
 
     def _stock_denoiser(self, unet: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Create a denoiser with both sides of guidance in one batch, as in diffusers' pipeline."""
@@ -129,7 +148,7 @@ class _Models:
         variants = {name: functools.partial(denoise, x, sigma) for name, denoise in denoisers.items()}
         with _full_precision():
             reference = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
-        results = self._measure(variants, reference)
+        results = self._measure("step", variants, reference)
         regional = COMPILERS[self._bench.device.type == "cpu"]
         for name, compiler in ((OURS_REGIONAL, regional), (OURS_COMPILED, COMPILED_STEP)):
             if compiler.broken:
@@ -144,30 +163,39 @@ class _Models:
         }
         with _full_precision():
             reference = _stock_decode(self._in_float32(self._vae), latents)
-        return self._measure(variants, reference)
+        return self._measure("decode", variants, reference)
 
     def video(self) -> dict[str, Result]:
-        device, sigmas = self._bench.device, make_sigmas("karras", STEPS)
-        noise = self._x.to(device) * sigmas[0]
+        """Make a video from an image by diffusers' pipeline, and by this package's."""
+        settings = VideoSettings(steps=STEPS, fit="stretch")
+        runtime = LocalRuntime(device_name=str(self._bench.device))
 
-        def stock(unet: Any, vae: Any, x: torch.Tensor) -> torch.Tensor:
-            x = sample_euler(self._stock_denoiser(unet), x, sigmas)
-            return _stock_decode(vae, x[0] / SCALING)
+        def stock(modules: list[Any]) -> torch.Tensor:
+            size = {"width": 8 * self._size.width, "height": 8 * self._size.height, "num_frames": self._size.frames}
+            calls = {"num_inference_steps": STEPS, "decode_chunk_size": self._size.frames, "output_type": "pt"}
+            generator = torch.Generator("cpu").manual_seed(settings.seed)
+            image = Image.fromarray(self._image.numpy())
+            return stock_pipeline(*modules)(image, **size, **calls, generator=generator).frames[0].permute(0, 2, 3, 1)
 
         def ours() -> torch.Tensor:
-            denoise = make_denoiser(self._our_unet, *self._sides, self._guidance, device, sigmas[:-1])
-            return SVDVae(self._our_vae).decode_clip(sample_euler(denoise, noise, sigmas)[0] / SCALING)
+            checkpoint = make_checkpoint(*self._ours, self._size)
+            return image_to_video(checkpoint, self._image[None] / 255, settings, runtime)[0]
 
         with _full_precision():
-            reference = stock(self._in_float32(self._unet), self._in_float32(self._vae), noise.float())
-        return self._measure({STOCK: lambda: stock(self._stock_unet, self._stock_vae, noise), OURS: ours}, reference)
+            reference = stock(self._copy_all(torch.float32))
+        return self._measure("video", {STOCK: lambda: stock(self._stock), OURS: ours}, reference)
 
     def _in_float32(self, module: Any) -> Any:
         return copy.deepcopy(module).to(self._bench.device, torch.float32)
 
-    def _measure(self, variants: dict[str, Variant], reference: torch.Tensor) -> dict[str, Result]:
-        bench = self._bench
-        return measure(variants, reference.double().cpu(), bench.device, bench.turns, bench.on_call)
+    def _measure(self, part: str, variants: dict[str, Variant], reference: torch.Tensor) -> dict[str, Result]:
+        bench, calls = self._bench, itertools.count(1)
+        total = (1 + bench.turns) * len(variants)
+        with bench.progress(part, total, "call") as advance:
+            exact = reference.double().cpu()
+            results = measure(variants, exact, bench.device, bench.turns, lambda: advance(next(calls)))
+            advance(total)
+        return results
 
 
 @contextlib.contextmanager
@@ -188,8 +216,10 @@ def _stock_decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return vae.decoder(latents.to(weight), num_frames=len(latents), image_only_indicator=indicator)
 
 
-def full_size_costs() -> dict[str, dict[str, Cost]]:
-    """Count the costs of SVD-XT at 1024x576 in float16 from shapes: comparison -> variant -> cost. Needs no GPU."""
+def count_full_size(bench: Bench) -> Iterator[tuple[str, dict[str, Cost]]]:
+    """Count the costs of SVD-XT at 1024x576 in float16 from shapes, if `counted` is a part: title, variant -> cost."""
+    if "counted" not in bench.parts:
+        return
     size = SIZES["full"]
     unet, vae = (empty_model(build, size) for build in (build_unet, build_vae))
     empty = functools.partial(torch.empty, dtype=torch.float16, device="meta")
@@ -197,13 +227,17 @@ def full_size_costs() -> dict[str, dict[str, Cost]]:
     embeds, time_ids = empty(1, 1, size.embedding_width), empty(1, 3)
     conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
     prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
-    return {
-        "UNet, one side of guidance": {
+    yield (
+        "UNet, one side of guidance",
+        {
             STOCK: count(lambda: unet(torch.cat([latents, latents], dim=1)[None], empty(()), **conditioning)),
             OURS: count(lambda: prepared(latents, c_noise)),
         },
-        "decoding the clip": {
+    )
+    yield (
+        COMPARISONS["decode"],
+        {
             STOCK: count(lambda: _stock_decode(vae, latents)),
             OURS: count(lambda: vae_decoder.decode(vae.decoder, latents)),
         },
-    }
+    )

@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 Variant = Callable[[], torch.Tensor]
 """One implementation of a computation."""
 
+LEAST_TURNS = 3
+SETTLED = 0.05
+"""No more turns follow when, for each variant, the largest ratio of a turn exceeds the smallest by this share."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -25,6 +29,10 @@ class Result:
         seconds: Median of all turns.
         first: Seconds of the first call, which may compile.
         spread: (largest - smallest) / median.
+        turns: Timed calls.
+        faster: Median over the turns of the first variant's seconds / this one's.
+        faster_least: The smallest of these ratios.
+        faster_most: The largest of these ratios.
         peak: Bytes of device memory allocated by the first call. None on a device that does not count them.
         error: |result - reference| / |reference|.
     """
@@ -32,6 +40,10 @@ class Result:
     seconds: float
     first: float
     spread: float
+    turns: int
+    faster: float
+    faster_least: float
+    faster_most: float
     peak: int | None
     error: float
 
@@ -43,15 +55,15 @@ def measure(
     turns: int,
     on_call: Callable[[], None] = lambda: None,
 ) -> dict[str, Result]:
-    """Run each variant once to warm up, then each once per turn.
+    """Run each variant once to warm up, then each once per turn, until the ratios of their times settle.
 
     A variant that does not fit into the device's memory or cannot be compiled is left out, with a warning.
 
     Args:
-        variants: By name.
+        variants: By name. Times are compared with those of the first that runs.
         reference: The exact result, float64 on the CPU.
         device: The computing device.
-        turns: Timed calls per variant.
+        turns: Most timed calls per variant.
         on_call: Called after each call. Its exceptions end the measurement.
     """
     errors, peaks, firsts = {}, {}, {}
@@ -70,20 +82,32 @@ def measure(
         on_call()
         del result
     times: dict[str, list[float]] = {name: [] for name in firsts}
+    ratios: dict[str, list[float]] = {name: [] for name in firsts}
     for _ in range(turns):
         for name in times:
             times[name].append(_time(variants[name], device)[0])
+            ratios[name].append(next(iter(times.values()))[-1] / times[name][-1])
             on_call()
+        if all(map(_is_settled, ratios.values())):
+            break
     return {
         name: Result(
             seconds=statistics.median(seconds),
             first=firsts[name],
             spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
+            turns=len(seconds),
+            faster=statistics.median(ratios[name]),
+            faster_least=min(ratios[name]),
+            faster_most=max(ratios[name]),
             peak=peaks[name],
             error=errors[name],
         )
         for name, seconds in times.items()
     }
+
+
+def _is_settled(ratios: list[float]) -> bool:
+    return len(ratios) >= LEAST_TURNS and max(ratios) <= (1 + SETTLED) * min(ratios)
 
 
 def _time(variant: Variant, device: torch.device) -> tuple[float, torch.Tensor]:

@@ -1,4 +1,7 @@
-"""Random models of the published architecture in sizes to measure: their speed does not depend on their weights."""
+"""Random models of the published architecture in sizes to measure: their speed does not depend on their weights.
+
+`stock_pipeline` is diffusers' own, to compare with.
+"""
 
 # pyright: reportArgumentType=false
 
@@ -10,6 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ...svd_core.checkpoints.diffusers_format import PUBLISHED_CONFIGS, SCHEDULER
+from ...svd_core.checkpoints.model_metadata import VideoDefaults
+from ...svd_core.models.components import Checkpoint, SVDClipVision, SVDModel, SVDVae
+
+SIGMAS = {"sigma_min": 0.002, "sigma_max": 700.0}
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,36 @@ def build_vae(size: Size) -> Any:
     return AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=size.vae_channels, layers_per_block=2
     )
+
+
+def build_clip(size: Size) -> Any:
+    """Create a CLIPVisionModelWithProjection of two layers: it takes little of the time."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**config, projection_dim=size.embedding_width))
+
+
+def make_checkpoint(unet: Any, vae: Any, clip: Any, size: Size) -> Checkpoint:
+    """Return the modules as this package's checkpoint."""
+    from transformers import CLIPImageProcessor
+
+    processor: Any = CLIPImageProcessor()
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    defaults = VideoDefaults(num_frames=size.frames, width=8 * size.width, height=8 * size.height)
+    model = SVDModel(unet, vae.config["scaling_factor"], **SIGMAS, defaults=defaults)
+    return Checkpoint(model, SVDClipVision(clip, mean, std), SVDVae(vae))
+
+
+def stock_pipeline(unet: Any, vae: Any, clip: Any) -> Any:
+    """Return the modules as diffusers' StableVideoDiffusionPipeline."""
+    from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+    from transformers import CLIPImageProcessor
+
+    scheduler = EulerDiscreteScheduler(**PUBLISHED_CONFIGS[SCHEDULER], **SIGMAS)
+    pipeline = StableVideoDiffusionPipeline(vae, clip, unet, scheduler, CLIPImageProcessor())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def empty_model(build: Callable[[Size], Any], size: Size) -> Any:

@@ -1,26 +1,27 @@
-"""The results of the benchmark as Markdown and as JSON values, with the machine that they depend on."""
+"""The machine of a benchmark, and rows of its results as Markdown."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ...svd_core.runtime.memory import format_bytes
-from .compare import STOCK, Bench
+from .compare import Bench
 from .measuring import Result
 from .op_counter import Cost
 
-Measured = dict[str, dict[str, Result]]
-Counted = dict[str, dict[str, Cost]]
+COUNTED = ("counted, SVD-XT at 1024x576 in fp16", "", "TFLOP", "operations", "GB moved", "peak memory")
+MEASURED = ("measured", "", "seconds", "times faster, in each turn", "turns", "spread", "first call", "error", "peak")
+"""The columns of the two tables."""
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """Describe the machine and the settings."""
+    """Describe the machine and the settings. Waits half a second to see how busy the machine is."""
     from importlib.metadata import version
 
     description: dict[str, Any] = {
@@ -29,6 +30,7 @@ def machine(bench: Bench) -> dict[str, Any]:
         "size": bench.size,
         "turns": bench.turns,
         "threads": torch.get_num_threads(),
+        "busy_percent": psutil.cpu_percent(interval=0.5),  # this process waits
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "python": platform.python_version(),
@@ -49,37 +51,24 @@ def _device_name(device: torch.device) -> str:
     return names[0] if names else platform.processor() or device.type
 
 
-def as_values(machine: dict[str, Any], measured: Measured, counted: Counted) -> dict[str, Any]:
-    """Return machine and results as JSON values."""
-    values: dict[str, Any] = {"machine": machine}
-    for kind, comparisons in (("measured", measured), ("counted", counted)):
-        values[kind] = {
-            name: {variant: asdict(result) for variant, result in results.items()}
-            for name, results in comparisons.items()
-        }
-    return values
+def header(columns: tuple[str, ...]) -> str:
+    """Return the first two lines of a table, after an empty one."""
+    return f"\n{_row(*columns)}\n{'|---' * len(columns)}|"
 
 
-def as_text(machine: dict[str, Any], measured: Measured, counted: Counted) -> str:
-    """Format machine and results as two Markdown tables."""
-    lines = [", ".join(f"{name} {value}" for name, value in machine.items()), ""]
-    lines += _header("measured", "seconds", "first call", "spread", "times faster", "error", "peak memory")
-    for name, results in measured.items():
-        for variant, result in results.items():
-            faster = f"{results[STOCK].seconds / result.seconds:.2f}" if STOCK in results else ""
-            peak = "" if result.peak is None else format_bytes(result.peak)
-            times = (f"{result.seconds:.4g}", f"{result.first:.4g}", f"{result.spread:.0%}")
-            lines.append(_row(name, variant, *times, faster, f"{result.error:.2g}", peak))
-    lines += ["", *_header("counted, SVD-XT at 1024x576 in fp16", "TFLOP", "operations", "GB moved", "peak memory")]
-    for name, costs in counted.items():
-        for variant, cost in costs.items():
-            tflop, gb_moved = f"{cost.flops / 1e12:.2f}", f"{cost.moved / 1e9:.0f}"
-            lines.append(_row(name, variant, tflop, f"{cost.operations}", gb_moved, format_bytes(cost.peak)))
-    return "\n".join(lines)
+def measured_row(comparison: str, variant: str, result: Result) -> str:
+    """Return a line of the table MEASURED."""
+    faster = f"{result.faster:.2f} ({result.faster_least:.2f} to {result.faster_most:.2f})"
+    peak = "" if result.peak is None else format_bytes(result.peak)
+    spread, first = f"{result.spread:.0%}", f"{result.first:.4g}"
+    seconds, error = f"{result.seconds:.4g}", f"{result.error:.2g}"
+    return _row(comparison, variant, seconds, faster, str(result.turns), spread, first, error, peak)
 
 
-def _header(title: str, *columns: str) -> list[str]:
-    return [_row(title, "", *columns), "|---" * (len(columns) + 2) + "|"]
+def counted_row(comparison: str, variant: str, cost: Cost) -> str:
+    """Return a line of the table COUNTED."""
+    tflop, gb_moved = f"{cost.flops / 1e12:.2f}", f"{cost.moved / 1e9:.0f}"
+    return _row(comparison, variant, tflop, str(cost.operations), gb_moved, format_bytes(cost.peak))
 
 
 def _row(*cells: str) -> str:

@@ -42,6 +42,9 @@ class Console:
         """Print a text for people on stderr."""
         sys.stderr.write(text + "\n")
 
+    def part(self, name: str, text: str, /, **values: Any) -> None:
+        """Print a part of the result as soon as it is known, as `result` does: `machine`, `counted`, `measured`."""
+
     def result(self, text: str, **values: Any) -> None:
         """Print the result: a sentence for people, values for programs."""
 
@@ -74,6 +77,11 @@ class TerminalConsole(Console):
     def notice(self, text: str) -> None:
         """Print a text on stderr, above the bar."""
         self._display.above(text)
+
+    def part(self, name: str, text: str, /, **values: Any) -> None:
+        """Print the text on stdout."""
+        self.result(text)
+        sys.stdout.flush()
 
     def result(self, text: str, **values: Any) -> None:
         """Print the text on stdout."""
@@ -139,6 +147,10 @@ class JsonConsole(Console):
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print {"event": name, ...values}; of "missing": kind, name, nodes, folder, url."""
         self.event(name, **values)
+
+    def part(self, name: str, text: str, /, **values: Any) -> None:
+        """Print {"event": name, ...values}."""
+        self._line(name, values)
 
     def result(self, text: str, **values: Any) -> None:
         """Print {"event": "result", ...values}."""

@@ -70,19 +70,24 @@ def add_background(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Add --threads, which `make_run_config` obeys."""
+    """Add --threads, see `set_threads`."""
     parser.add_argument(
         "--threads", dest="own_threads", type=count, metavar="N", help="threads on a CPU (default: torch's choice, "
         "usually one for each core); the last digits of a video depend on it",
     )  # fmt: skip
 
 
-def make_run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> RunConfig:
-    """Convert the options that all commands have, and set the number of threads of this process."""
+def set_threads(arguments: argparse.Namespace) -> None:
+    """Set the threads of this process to --threads, if it was given."""
     if getattr(arguments, "own_threads", None) is not None:
         import torch
 
         torch.set_num_threads(arguments.own_threads)
+
+
+def make_run_config(arguments: argparse.Namespace, console: Console, **folders: Path) -> RunConfig:
+    """Convert the options that all commands have, and obey --threads."""
+    set_threads(arguments)
     return RunConfig(
         models=arguments.models,
         device=arguments.device,

@@ -1,27 +1,41 @@
-"""`svd-stages bench` on tiny models: complete results, in turns, with errors against the reference."""
+"""`svd-stages bench` on tiny models: rows as they are known, in turns, with errors against the reference."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 
 import pytest
 import torch
 from error_checks import check_facts
-from svd_stages.headless.bench import models
+from svd_stages.headless.bench import compare, measuring, models
 from svd_stages.headless.bench.measuring import measure
 from svd_stages.headless.cli.main import main
 
 TINY = models.Size((64, 64, 128, 128), (1, 1, 2, 2), 32, (32, 32, 32, 32), 3, 8, 8)
 
 
-@pytest.mark.slow
-def test_the_command_compares_and_counts(monkeypatch, capsys):
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
     monkeypatch.setitem(models.SIZES, "small", TINY)
+
+
+def events(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_command_compares_and_counts(capsys):
     assert main(["bench", "--json", "--turns", "2", "--device", "cpu"]) == 0
-    *progress, result = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert [line["done"] for line in progress] == list(range(len(progress)))
-    assert progress[-1]["done"] == progress[-1]["total"]
+    machine, *others, result = events(capsys)
+    assert machine["event"] == "machine" and 0 <= machine["busy_percent"] <= 100
+    assert {"device", "dtype", "torch", "diffusers", "threads"} <= set(result["machine"])
+    rows = [each for each in others if each["event"] != "progress"]
+    assert [each["event"] for each in rows] == ["counted"] * 4 + ["measured"] * 7
+    for row in rows:
+        values = result[row["event"]][row["comparison"]][row["variant"]]
+        assert row == {name: row[name] for name in ("event", "comparison", "variant")} | values
     assert len(result["measured"]) == 3 and len(result["counted"]) == 2
     for variants in result["measured"].values():
         assert variants["diffusers"]["error"] < 1e-6 and variants["ours"]["error"] < 1e-4
@@ -29,7 +43,34 @@ def test_the_command_compares_and_counts(monkeypatch, capsys):
     assert result["measured"]["UNet, one step with guidance"]["ours, pieces compiled"]["error"] < 1e-4
     for variants in result["counted"].values():
         assert variants["ours"]["peak"] < variants["diffusers"]["peak"]
-    assert {"device", "dtype", "torch", "diffusers", "threads"} <= set(result["machine"])
+
+
+def test_a_video_of_the_pipeline_is_diffusers(capsys):
+    before = torch.get_num_threads()
+    try:
+        assert main(["bench", "--json", "--turns", "1", "--device", "cpu", "--only", "video", "--threads", "1"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    *_, result = events(capsys)
+    assert result["counted"] == {} and result["machine"]["threads"] == 1
+    ((title, variants),) = result["measured"].items()
+    assert title == compare.COMPARISONS["video"] and variants["ours"]["error"] < 1e-4
+    assert variants["ours"]["turns"] == 1
+
+
+def test_ctrl_c_keeps_the_rows_so_far(monkeypatch, capsys):
+    def stop(self) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare._Models, "video", stop)
+    assert main(["bench", "--turns", "1", "--device", "cpu", "--only", "decode,video"]) == 130
+    printed = capsys.readouterr().out
+    assert printed.count(f"| {compare.COMPARISONS['decode']} |") == 2 and compare.COMPARISONS["video"] not in printed
+
+
+def test_an_unknown_part_is_a_usage_error(capsys):
+    assert main(["bench", "--only", "step,decoding"]) == 2
+    check_facts(capsys.readouterr().err, "decoding", "decode")
 
 
 def test_variants_are_timed_in_turns_and_one_that_does_not_fit_is_left_out(caplog):
@@ -49,3 +90,14 @@ def test_variants_are_timed_in_turns_and_one_that_does_not_fit_is_left_out(caplo
     assert list(results) == ["a", "b"] and record.levelname == "WARNING"
     check_facts(record.getMessage(), "c")
     assert results["a"].peak is None
+
+
+@pytest.mark.parametrize(("second", "turns"), [([2.0] * 7, 3), ([2.0, 2.0, 3.0, 2.0, 2.0, 2.0, 2.0], 7)])
+def test_turns_end_when_the_ratios_agree(monkeypatch, second, turns):
+    """`a` takes 1 s in each turn; `b` takes `second`. The first call of each is no turn."""
+    seconds = itertools.chain([9.0, 9.0], *zip([1.0] * 7, second, strict=True))
+    monkeypatch.setattr(measuring, "_time", lambda variant, device: (next(seconds), variant()))
+    variants = {name: functools.partial(torch.ones, 1) for name in "ab"}
+    result = measure(variants, torch.ones(1).double(), torch.device("cpu"), 7)["b"]
+    assert (result.turns, result.seconds, result.faster, result.first) == (turns, 2.0, 0.5, 9.0)
+    assert (result.faster_least, result.faster_most) == (1 / max(second[:turns]), 0.5)
