@@ -56,6 +56,10 @@ class VideoSettings:
     fit: str = _setting("crop", "how the image is fitted to the size", choices=("stretch", "crop", "pad"))
     num_frames: int | None = _setting(None, "number of frames", kind=int, metavar="N", flag="--frames")
     steps: int = _setting(25, "sampling steps", metavar="N")
+    sigmas: Sequence[float] | str | None = _setting(
+        None, "falling noise levels in place of those of the steps, such as 700,15.9,4.2,1,0.2,0", kind=str,
+        metavar="LIST", unset="from the steps",
+    )  # fmt: skip
     seed: int = _setting(0, "seed of the noise; video i of several uses seed + i", metavar="N")
     fps: int = _setting(7, "frames per second, of the motion and of the file", metavar="N")
     motion_bucket_id: int = _setting(127, "amount of motion, 1 to 1023", metavar="N")
@@ -128,6 +132,7 @@ def image_to_video(
     from . import execution
     from .diffusion.conditioning import MicroConditioning
     from .diffusion.guidance import GuidanceCurve
+    from .diffusion.schedules import read_sigmas
     from .media.image_ops import resize_images
     from .runtime.runtime import forward_warnings
     from .utils.tensor_checks import check_images
@@ -144,7 +149,7 @@ def image_to_video(
         micro = MicroConditioning(video.fps, video.motion_bucket_id, video.noise_aug_strength)
         pairs = condition_images(checkpoint, [images], resized, noise, micro, runtime, on_stage)
         on_stage("sample")
-        sigmas = execution.model_sigmas(model, video.steps)
+        sigmas = execution.model_sigmas(model, video.steps) if video.sigmas is None else read_sigmas(video.sigmas)
         curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
         latents = execution.sample(runtime, model, pairs, noise.start(sigmas[0]), curve, sigmas)
         on_stage("decode")

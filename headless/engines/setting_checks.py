@@ -46,6 +46,9 @@ def check_settings(settings: VideoSettings) -> VideoSettings:
         value = getattr(settings, field.name)
         if value is None and ("None" in str(field.type)):
             continue
+        if field.name == "sigmas":
+            values["sigmas"] = _checked_sigmas(value)
+            continue
         if not isinstance(value, (str, Number)) or isinstance(value, bool):
             one = {int: "one integer", float: "one number"}.get(field.metadata["kind"], "one name")
             raise TypeError(f"`{field.name}` must be {one}, got {printable(repr(value), 60)}")
@@ -53,6 +56,13 @@ def check_settings(settings: VideoSettings) -> VideoSettings:
             class_type, input_name = SETTING_INPUTS[field.name]
             values[field.name] = _checked(field.name, value, declarations[class_type].inputs[input_name])
     return replace(settings, **values)
+
+
+def _checked_sigmas(value: Any) -> tuple[float, ...]:
+    """Return falling noise levels. Raises SettingError."""
+    from ...svd_core.diffusion.schedules import read_sigmas
+
+    return tuple(read_sigmas(value).tolist())
 
 
 def _checked(name: str, value: Any, declared: DeclaredInput) -> Any:

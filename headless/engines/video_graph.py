@@ -7,6 +7,7 @@ It is embedded in the mp4 files of `animate`, and batches run it. Running it giv
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from decimal import Decimal
 from typing import Any
 
 from ...svd_core.checkpoints.inspect import read_defaults
@@ -66,6 +67,10 @@ def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:
         sampler = _inputs_of(prompt, "SVDEulerSampler")
         prompt["options"] = {"class_type": "SVDModelOptions", "inputs": {"model": sampler["model"], **options}}
         sampler["model"] = ["options", 0]
+    if settings.sigmas is not None:
+        levels = ", ".join(format(Decimal(each), "f") for each in settings.sigmas)
+        prompt["sigmas"] = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
+        _inputs_of(prompt, "SVDEulerSampler")["sigmas"] = ["sigmas", 0]
     return prompt
 
 

@@ -50,6 +50,7 @@ _DISPLAY_NAMES = {
     primitives.PrimitiveBoolean: "Boolean",
     primitives.PrimitiveString: "String",
     primitives.PrimitiveStringMultiline: "String (Multiline)",
+    sigmas.ManualSigmas: "ManualSigmas",
 }
 """Node class -> ComfyUI's name of the node on its page. A class is named by its id."""
 

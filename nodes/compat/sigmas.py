@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import SettingError
@@ -117,6 +118,31 @@ class AlignYourStepsScheduler(_Scheduler):
 
         raise_if_refused(self.VALIDATE_INPUTS(model_type))
         return (align_your_steps_part(steps, denoise),)
+
+
+class ManualSigmas(_Scheduler):
+    """Text -> SIGMAS (comfy_extras/nodes_custom_sampler.py). ComfyUI 0.3.64 does not have it yet."""
+
+    DESCRIPTION = "The numbers of a text as noise levels."
+    CATEGORY = "experimental/custom_sampling"
+    INPUTS = {
+        "sigmas": (
+            "STRING",
+            {"default": "1, 0.5", "multiline": False, "tooltip": "Noise levels: 700, 4.2, 0. No 1e-3."},
+        )
+    }
+
+    def run(self, sigmas: str) -> tuple[torch.Tensor]:
+        """Return the numbers in the text, as core finds them. Raises SettingError if there is none."""
+        import torch
+
+        try:
+            levels = [float(number) for number in re.findall(r"[-+]?(?:\d*\.*\d+)", sigmas)]
+        except ValueError:
+            levels = []
+        if not levels:
+            raise SettingError(f"sigmas must be numbers such as 700, 4.2, 0, got {sigmas[:60]!r}")
+        return (torch.tensor(levels, dtype=torch.float32),)
 
 
 class _Split(Node):

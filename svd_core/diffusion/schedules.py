@@ -8,7 +8,7 @@ comfy/model_sampling.py, ModelSamplingContinuousEDM), so that a graph saved ther
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -115,6 +115,21 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
             f"sigmas must be finite, fall at every step and end at 0 or above, got {levels.tolist()[:12]}"
         )
     return levels
+
+
+def read_sigmas(sigmas: Sequence[float] | str) -> torch.Tensor:
+    """Return falling noise levels, (steps + 1,) float32, from numbers or a text such as "700, 4.2, 0".
+
+    Raises:
+        SettingError: They are no numbers, or do not fall, see `check_sigmas`.
+    """
+    try:
+        numbers = [float(each) for each in (sigmas.split(",") if isinstance(sigmas, str) else sigmas)]
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"`sigmas` must be numbers such as 700,15.9,4.2,1,0.2,0, got {str(sigmas)[:60]!r}"
+        ) from error
+    return check_sigmas(torch.tensor(numbers))
 
 
 def validate_sigmas(sigmas: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,8 @@ def main(folder: Path) -> None:
         node_id: save(classes, node_id, {**common, **settings}, graph)
         for node_id, settings in questions["savers"].items()
     }
-    definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in questions["nodes"]}
+    known = [node_id for node_id in questions["nodes"] if node_id in classes]
+    definitions = {node_id: definition(classes[node_id], names.get(node_id)) for node_id in known}
     changed = {name: classes["LoadImage"].IS_CHANGED(name) for name in questions["pictures"]}
     answers = {"definitions": definitions, "results": results, "changed": changed}
     (folder / "answers.json").write_text(json.dumps(answers))

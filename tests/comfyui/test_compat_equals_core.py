@@ -116,8 +116,14 @@ def behaviour(spec: Any) -> tuple:
     )
 
 
+NEWER = {"ManualSigmas"}
+"""Nodes that the oldest supported ComfyUI does not have."""
+
+
 @pytest.mark.parametrize("node_id", COMPAT_CLASS_MAPPINGS)
 def test_a_compat_node_declares_the_inputs_and_outputs_of_core(core, ours, node_id):
+    if node_id in NEWER and node_id not in core.definitions:
+        pytest.skip("this ComfyUI does not have the node yet")
     node, theirs = COMPAT_CLASS_MAPPINGS[node_id], core.definitions[node_id]
     declared = node.INPUT_TYPES()
     for part in ("required", "optional"):

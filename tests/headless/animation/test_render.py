@@ -139,3 +139,21 @@ def test_the_estimate_is_that_of_the_loaded_model(size):
     assert estimate.sampling == denoise_bytes(checkpoint.model, frames, height // 8, width // 8)
     assert estimate.decoding == decode_bytes(checkpoint.vae, frames, height, width)
     assert estimate.weights == pytest.approx(sum(each.nbytes for each in checkpoint.model.unet.parameters()), rel=0.05)
+
+
+def test_sigmas_take_the_place_of_those_of_the_steps(images):
+    levels = execution.model_sigmas(execution.load(headless.RunConfig().runtime(), "svd-nano", "auto").model, 2)
+    expected = svd_stages.animate("1.jpg", **{**QUICK, "steps": 2})
+    for sigmas in (levels.tolist(), levels, ", ".join(map(repr, levels.tolist()))):
+        assert torch.equal(svd_stages.animate("1.jpg", sigmas=sigmas, **QUICK), expected)
+    text = ",".join(map(repr, levels.tolist()))
+    assert main(["animate", "1.jpg", "-o", "clip.mp4", "--sigmas", text, *OPTIONS]) == 0
+    report = headless.run_graph("clip.mp4", input_dir=".", output_dir="again")
+    assert report.files[0].read_bytes() == Path("clip.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("sigmas", ["", "1", "1,2", "7,a", [1.0, 1.0], [float("nan"), 0], 3])
+def test_sigmas_that_do_not_fall_are_refused(images, loads, sigmas):
+    with raises(SettingError, "setting", "sigmas"):
+        svd_stages.animate("1.jpg", sigmas=sigmas, **QUICK)
+    assert loads == []

@@ -290,3 +290,16 @@ def test_cropping_to_nothing_is_refused():
 def test_lanczos_does_not_turn_nan_into_black():
     with raises(ImageError, "image.nan"):
         run("ImageScale", image=clip(1) * torch.nan, upscale_method="lanczos", width=9, height=9, crop="disabled")
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"), [("700, 4.2,0", [700, 4.2, 0]), ("1 .5;-2", [1, 0.5, -2]), ("a1b", [1]), ("1e-3", [1, -3])]
+)
+def test_manual_sigmas_are_the_numbers_that_core_finds(text, levels):
+    assert run("ManualSigmas", sigmas=text)[0].tolist() == torch.tensor(levels, dtype=torch.float32).tolist()
+
+
+@pytest.mark.parametrize("text", ["", "none", "1..2"])
+def test_manual_sigmas_without_a_number_are_refused(text):
+    with raises(SettingError, "setting", "sigmas"):
+        run("ManualSigmas", sigmas=text)
