@@ -169,8 +169,8 @@ def sample(
         return (
             f"sampling {size[0]} frames of {SCALE * size[2]}x{SCALE * size[1]} needs about "
             f"{format_bytes(placement.activation_bytes)} and weights of {format_bytes(weights)}, "
-            f"{format_bytes(capacity)} were available. Use fewer frames, a smaller size, or the option "
-            "memory = stream of the model"
+            f"{format_bytes(capacity)} were available. Use fewer frames, a smaller size, or the model option "
+            "memory = stream"
         )
 
     run = functools.partial(

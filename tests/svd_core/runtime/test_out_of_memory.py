@@ -169,7 +169,7 @@ def test_sampling_that_runs_out_says_what_it_takes_and_the_next_prompt_uses_what
 
     with monkeypatch.context() as patch:
         fail(patch, "network", SHORTAGES["a device"])
-        with raises(NodeError, "memory.exhausted", 2, "64x64", "SVDModelOptions", "stream") as raised:
+        with raises(NodeError, "memory.exhausted", 2, "64x64", "memory", "stream") as raised:
             run(engine)
     assert raised.value.node_id == "sample"
     found = run(engine)
