@@ -83,12 +83,12 @@ def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str,
     video = plan.video.settings
     _, height, width, _ = plan.video.images.shape
     memory = estimate_memory(video, runtime)
-    own = ("model", "width", "height", "fit", "num_frames", "fps")
-    others = ", ".join(f"{name} {value}" for name, value in asdict(video).items() if name not in own)
+    first = ("model", "width", "height", "fit", "num_frames", "fps")
+    others = {name: value for name, value in asdict(video).items() if name not in first and value is not None}
     text = (
         f"{plan.source.name} ({width}x{height}) -> {plan.path}\n"
         f"  {video.width}x{video.height} ({video.fit}), {video.num_frames} frames at {video.fps} fps, {video.model}\n"
-        f"  {others}\n"
+        f"  {', '.join(f'{name} {value}' for name, value in others.items())}\n"
         f"  memory: {memory}"
     )
     values = {"image": plan.source.name, "image_size": [width, height], "output": str(plan.path)}
