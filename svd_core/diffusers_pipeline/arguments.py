@@ -107,7 +107,7 @@ def requested_dtype(arguments: Mapping[str, Any]) -> Dtype:
     return dtype
 
 
-def check_integer(name: str, value: Any, usual: object, lowest: int = 1) -> int:
+def check_integer(name: str, value: Any, usual: int, lowest: int = 1) -> int:
     """Return an integer argument.
 
     Args:

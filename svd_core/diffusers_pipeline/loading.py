@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPImageProcessor
@@ -129,7 +130,7 @@ def as_components(checkpoint: Checkpoint, dtype: Dtype) -> Components:
     size = clip.image_size
     modules = {"vae": checkpoint.vae.vae, "image_encoder": clip.encoder, "unet": checkpoint.model.unet}
     for name, module in modules.items():
-        module.to(dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype)
+        torch.nn.Module.to(module, dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype)
     processor = CLIPImageProcessor(
         **_published_settings(IMAGE_PROCESSOR),
         image_mean=list(clip.image_mean),

@@ -33,6 +33,7 @@ from ..media.image_ops import resize_images
 from ..models.components import Checkpoint, ModelComponent, SVDClipVision, SVDModel, SVDVae
 from ..models.options import ModelOptions
 from ..pipeline import VideoNoise, condition_images
+from ..runtime.memory import parse_bytes
 from ..runtime.runtime import After, LocalRuntime
 from .arguments import (
     COMPONENT_NAMES,
@@ -121,8 +122,8 @@ def _resize(images: Sequence[torch.Tensor], width: int, height: int, checkpoint:
     width, height = check_integer("width", width, 1024), check_integer("height", height, 576)
     scale = checkpoint.vae.scale
     resized, warnings = zip(*(resize_images(each, width, height, "stretch", scale) for each in images), strict=True)
-    for text in dict.fromkeys(warning.text for several in warnings for warning in several):
-        logger.warning("%s", text)
+    if any(warnings):
+        logger.warning("the image is stretched visibly to %dx%d. Crop it to that shape first.", width, height)
     return torch.cat(resized)
 
 
@@ -169,7 +170,7 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         memory: auto, resident, offload or stream, see `ModelOptions`. None: what `enable_model_cpu_offload` and
             `enable_sequential_cpu_offload` set, else auto.
         compile: off, regional or full, see `ModelOptions`.
-        vram: Bytes of the device's memory to use. None: all that is free.
+        vram: Size of the device's memory to use, in bytes or as "6G". None: all that is free.
 
     Returns:
         `frames`, for B * num_videos_per_prompt videos. pil: lists of images; np: (videos, F, H, W, 3); pt: (videos,
@@ -335,7 +336,7 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         decode_context: int = 0,
         memory: str | None = None,
         compile: str = "off",
-        vram: int | None = None,
+        vram: int | str | None = None,
         **unknown: Any,
     ) -> Any:
         """Animate images. The arguments, the result and the errors are described at the class."""
@@ -365,9 +366,9 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
             result = as_output(clips, output_type)
         return StableVideoDiffusionPipelineOutput(frames=result) if return_dict else result
 
-    def _runtime(self, vram: int | None) -> _PipelineRuntime:
+    def _runtime(self, vram: int | str | None) -> _PipelineRuntime:
         """Return the runtime of a call."""
-        budget = None if vram is None else check_integer("vram", vram, "6 * 2**30 bytes")
+        budget = None if vram is None else parse_bytes("vram", vram)
         return _PipelineRuntime(device_name=str(self._execution_device), vram=budget)
 
     def _checkpoint(self, memory: str | None, compile: str) -> Checkpoint:

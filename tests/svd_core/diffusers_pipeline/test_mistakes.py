@@ -67,7 +67,7 @@ CALLS = {
     "negative context": ({"decode_context": -1}, SettingError, "setting", "decode_context", -1),
     "memory": ({"memory": "low"}, SettingError, "setting", "memory", "low", "offload"),
     "compile": ({"compile": True}, SettingError, "setting", "compile", "True", "regional"),
-    "text as vram": ({"vram": "4G"}, TypeError, None, "vram", "'4G'"),
+    "unit of vram": ({"vram": "4X"}, SettingError, "setting", "vram", "4X", "6G"),
 }
 PRETRAINED = {
     "missing folder": ("models", {}, CheckpointError, "checkpoint.not_found", "models", "model_index.json"),
