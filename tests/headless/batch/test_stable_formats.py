@@ -21,14 +21,18 @@ TASKS = [
 ]
 
 
-def test_plan_and_ledger_of_the_default_graph_are_byte_equal(tmp_path, monkeypatch):
-    """The numbers are those of version 0.1. Not pinned: the version of the code, and the sha256 of svd-nano."""
+def test_plan_and_ledger_of_a_run_of_version_0_1_are_byte_equal(tmp_path, monkeypatch):
+    """The run has the default graph of 0.1. Not pinned: the version of the code, and the sha256 of svd-nano."""
     for module in (graph_batching, model_hashes):
         monkeypatch.setattr(module, "code_version", lambda: "0.0")
     monkeypatch.setattr(graph_binding, "model_sha256", lambda path: "0" * 64)
     (tmp_path / "a.png").write_bytes(b"stays as it is")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     folder = RunFolder(tmp_path / "run")
+    video = headless.VideoSettings(fit="stretch", width=128, height=128)
+    graph = headless.image_to_video_graph(video, headless.RunConfig().runtime(), "image.png").prompt
+    folder.path.mkdir()
+    folder.write_settings({"graph": graph, "seeds": ["7.seed"]})
     headless.plan_batch(headless.BatchRequest(folder.path, tmp_path / "rows.jsonl"), headless.RunConfig())
     rows = [f'{{"row": {number}, "name": "a", "task": {task}}}\n' for number, task in enumerate(TASKS, 1)]
     assert folder.plan_file.read_text() == f'{{"plan": "{SHARED}"}}\n' + "".join(rows)
@@ -36,7 +40,8 @@ def test_plan_and_ledger_of_the_default_graph_are_byte_equal(tmp_path, monkeypat
     assert settings is not None and folder.settings_file.read_text() == json.dumps(settings, indent=1) + "\n"
     varying = {name: settings.pop(name) for name in ("asked", "run_id", "graph", "images")}
     assert json.dumps(settings) == (
-        f'{{"format": 1, "plan": "{SHARED}", "image": ["3", "image"], "seeds": ["7.seed"], "models": ["svd-nano"], '
+        f'{{"format": 1, "plan": "{SHARED}", "image": ["3", "image"], "seeds": ["7.seed"], "sizes": [], '
+        f'"models": ["svd-nano"], '
         f'"shared": {{"code": "0.0", "model svd-nano": "{"0" * 64}"}}, "precision": "auto", '
         '"background": [0.5, 0.5, 0.5]}'
     )
