@@ -14,15 +14,12 @@ from typing import IO, TYPE_CHECKING, Any
 from ...svd_core.errors import ImageError
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.image_download import download_image, is_url
-from ...svd_core.media.image_io import MAX_FILE_BYTES, as_images, display_name, load_image
+from ...svd_core.media.image_io import MAX_FILE_BYTES, SUFFIXES, as_images, display_name, load_image
 from ...svd_core.utils.warnings import RunWarning
-from ..batch.manifest import IMAGES
 
 if TYPE_CHECKING:
     import torch
 
-SUFFIXES = (*IMAGES, ".heic", ".heif")
-"""Suffixes of the files of a folder that are images."""
 MAX_IN_FOLDER = 50
 """Images of a folder. `batch run` is made for more."""
 STDIN = "-"

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...svd_core.errors import BatchError, GraphError, nearest, quoted
+from ...svd_core.media.image_io import SUFFIXES
 from ...svd_core.utils.optional_deps import require_extra
 from ...svd_core.utils.safe_open import open_regular_file
 from ..graph.read import parse_graph
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif")
-"""Suffixes of the files of a folder that become rows. The content is checked when the file is opened."""
 LONGEST_ROW = 1024 * 1024
 """Characters of one row."""
 LARGEST_COLUMN = 2**30
@@ -102,11 +101,11 @@ def _read_folder(folder: Path) -> Iterator[Row]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_run(Path(parent, name)))
         below = "" if parent == str(folder) else Path(parent).relative_to(folder).as_posix() + "/"
         for name in sorted(files):
-            if name.lower().endswith(IMAGES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 number += 1
                 yield Row(number, below + name)
     if not number:
-        raise BatchError(f"{quoted(folder)} has no image. Images end in {', '.join(IMAGES)}.", code="manifest.empty")
+        raise BatchError(f"{quoted(folder)} has no image. Images end in {', '.join(SUFFIXES)}.", code="manifest.empty")
 
 
 def _raise_unreadable(error: OSError) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...svd_core.errors import UsageError, closest, printable
+from ...svd_core.media.image_io import SUFFIXES
 
 OPENED_BY = {
     **dict.fromkeys((".json", ".mp4", ".webm"), "run"),
     **dict.fromkeys((".csv", ".jsonl", ".ndjson", ".parquet"), "batch run"),
     **dict.fromkeys((".safetensors", ".ckpt", ".pt", ".pth"), "inspect"),
-    **dict.fromkeys(
-        (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".heic", ".heif"), "animate"
-    ),
+    **dict.fromkeys(SUFFIXES, "animate"),
 }
 """Suffix of a file -> the command that opens it."""
 

@@ -33,6 +33,9 @@ surface."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Brands in the `ftyp` box of HEIC and HEIF photographs (ISO/IEC 23008-12). AVIF files have brands of their own."""
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".heic", ".heif")
+"""Suffixes of the files of a folder that are images. The content is checked when a file is opened."""
+
 MAX_PIXELS = 50_000_000
 """Pixels of one image, checked before it is decoded: 600 MB as float32."""
 
