@@ -25,6 +25,7 @@ from ...svd_core.diffusion.denoiser import precondition
 from .architecture import METADATA, NanoModules
 from .attention import attention_for_cpu
 from .clips import REACH, frame_distance, make_scene, render_clip
+from .layers import channels_last_weights
 from .train_clip import embed
 from .training import Plan, mixed_precision, train
 
@@ -162,10 +163,11 @@ def choose_motion(generator: torch.Generator, frames: int) -> tuple[float, float
 def encode_clips(modules: NanoModules, size: ClipSize, first_seed: int, frames: int) -> Latents:
     """Draw and encode `size.count` clips of `frames` frames, with seeds from `first_seed` on."""
     rows = []
-    for seed in range(first_seed, first_seed + size.count):
-        rows.append(_encode_clip(modules, size, seed, frames))
-        if len(rows) % 100 == 0:
-            logger.info("encoded %d of %d clips of %dx%d", len(rows), size.count, size.width, size.height)
+    with channels_last_weights(modules.vae.encoder):
+        for seed in range(first_seed, first_seed + size.count):
+            rows.append(_encode_clip(modules, size, seed, frames))
+            if len(rows) % 100 == 0:
+                logger.info("encoded %d of %d clips of %dx%d", len(rows), size.count, size.width, size.height)
     return Latents(*(torch.stack(column) for column in zip(*rows, strict=True)), batch=size.batch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from svd_stages.training.svd_nano.layers import layers_for_cpu
+from svd_stages.training.svd_nano.layers import channels_last_weights, layers_for_cpu
 from svd_stages.training.svd_nano.training import mixed_precision
 from tiny import randn
 
@@ -49,3 +49,13 @@ def test_torchs_layers_are_restored_after_an_error():
         assert all("forward" in vars(each) or "_conv_forward" in vars(each) for each in module)
         raise ZeroDivisionError
     assert not any("forward" in vars(each) or "_conv_forward" in vars(each) for each in module)
+
+
+def test_weights_are_channels_last_inside_the_with_only():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(4, 4, (3, 1, 1)))
+    before = [each.clone() for each in module.parameters()]
+    with channels_last_weights(module):
+        assert not module[0].weight.is_contiguous()
+        assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(each.is_contiguous() for each in module.parameters())
+    assert all(torch.equal(*pair) for pair in zip(before, module.parameters(), strict=True))
