@@ -19,6 +19,7 @@ import torch
 
 from .architecture import METADATA
 from .clips import Mover, Plates, draw_plates, make_scene, place, positions
+from .layers import channels_last_weights
 from .training import Plan, mixed_precision, steps_done, train
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ STILL_SHARE = 0.72  # fraction of the time on single images, without the decoder
 FULL_SHARE = 0.12  # fraction of steps on full images; the others see crops
 KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
-BLUR = 0.05  # noise on scaled latents while the decoder is trained alone: sampled latents are not exact
+SQUARE_WEIGHT = 2.0
+NEAR_SHARE, NEAR_CROP = 0.75, 64  # of the decoder's crops, once it is trained alone: around the mover
+BLUR = 0.03  # noise on scaled latents while the decoder is trained alone: sampled latents are not exact
 MEASURED = 64  # images from which the scale of latents is measured
 
 
@@ -70,7 +73,11 @@ def train_decoder(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool
 
     def loss_of(_progress: float, generator: torch.Generator) -> torch.Tensor:
         frames = int(torch.randint(2, 5, (), generator=generator))
-        pixels = _draw_batch(pool, frames, batch, 6, generator)
+        if torch.rand((), generator=generator).item() < NEAR_SHARE:
+            clips = [draw_near_crop(pool, frames, generator) for _ in range(batch * max(1, 6 // frames))]
+            pixels = torch.cat(clips)
+        else:
+            pixels = _draw_batch(pool, frames, batch, 6, generator)
         with mixed_precision(pixels.device):
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.mean
@@ -78,14 +85,15 @@ def train_decoder(vae: AutoencoderKLTemporalDecoder, plan: Plan, out: Path, pool
             decoded = vae.decode(latents + BLUR / METADATA.scaling_factor * noise, num_frames=frames).sample
         return reconstruction_loss(decoded.float(), pixels)
 
-    train(vae.decoder, plan, loss_of, out)
+    with channels_last_weights(vae.encoder):
+        train(vae.decoder, plan, loss_of, out)
 
 
 def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """Compute the absolute error of decoded pixels (N, 3, H, W) and of their gradients."""
-    across = (decoded.diff(dim=-1) - pixels.diff(dim=-1)).abs().mean()
-    down = (decoded.diff(dim=-2) - pixels.diff(dim=-2)).abs().mean()
-    return (decoded - pixels).abs().mean() + EDGE_WEIGHT * (across + down)
+    """Compute the absolute and squared error of decoded pixels (N, 3, H, W), and the absolute of their gradients."""
+    error = decoded - pixels
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + EDGE_WEIGHT * edges + SQUARE_WEIGHT * error.square().mean()
 
 
 def _draw_batch(pool: Pool, frames: int, batch: int, images: int, generator: torch.Generator) -> torch.Tensor:
@@ -97,16 +105,32 @@ def _draw_batch(pool: Pool, frames: int, batch: int, images: int, generator: tor
 
 def draw_crop(pool: Pool, frames: int, full: bool, generator: torch.Generator) -> torch.Tensor:
     """Draw a clip of the pool with random speed, full or cropped: pixels (frames, 3, H, W) in [-1, 1]."""
+    images, _ = _draw_images(pool, frames, generator)
+    if not full:
+        row, column = (int(torch.randint(0, images.shape[-1] - CROP + 1, (), generator=generator)) for _ in range(2))
+        images = images[..., row : row + CROP, column : column + CROP]
+    return images * 2 - 1
+
+
+def draw_near_crop(pool: Pool, frames: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw a clip of the pool with random speed, cropped around the mover in one of its frames."""
+    images, centers = _draw_images(pool, frames, generator)
+    frame = int(torch.randint(0, frames, (), generator=generator))
+    height, width = images.shape[-2:]
+    jitter = 0.1 * (2 * torch.rand(2, generator=generator) - 1)
+    x, y = ((centers[frame] + jitter) * height + torch.tensor([width / 2, height / 2]) - NEAR_CROP / 2).round().tolist()
+    column, row = (int(min(max(each, 0), side - NEAR_CROP)) for each, side in ((x, width), (y, height)))
+    return images[..., row : row + NEAR_CROP, column : column + NEAR_CROP] * 2 - 1
+
+
+def _draw_images(pool: Pool, frames: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a clip of the pool with random speed: images (frames, 3, H, W) in [0, 1] and the mover's centers."""
     first, second, fps = (int(torch.randint(0, 1 << 30, (), generator=generator)) for _ in range(3))
     backdrop, index = pool.plates[first % len(pool.plates)].backdrop, second % len(pool.plates)
     mover = pool.movers[index]
     shift = 0.3 * (2 * torch.rand(2, generator=generator) - 1)
     centers = positions(mover, frames, 255, 4 + fps % 27) + shift
-    images = place(Plates(backdrop, pool.plates[index].sticker), mover, centers)
-    if not full:
-        row, column = (int(torch.randint(0, images.shape[-1] - CROP + 1, (), generator=generator)) for _ in range(2))
-        images = images[..., row : row + CROP, column : column + CROP]
-    return images * 2 - 1
+    return place(Plates(backdrop, pool.plates[index].sticker), mover, centers), centers
 
 
 def vae_loss(
