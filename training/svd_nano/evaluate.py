@@ -25,9 +25,10 @@ from ...svd_core.errors import SettingError
 from ...svd_core.models.components import Checkpoint
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import LocalRuntime
-from .architecture import METADATA
+from .architecture import METADATA, NanoModules
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
 from .tracking import along, cosine, displacement, moving_part, psnr, sharpness, stays_inside, track
+from .train_unet import ClipSize, denoising_error, encode_clips
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ CPU = torch.device("cpu")
 BUCKETS = (32, 80, 127, 190, 255)
 STRENGTHS = (0.0, 0.1, 0.5, 1.0)
 OBLONG = ((192, 128), (128, 192))
-GROUPS = ("tracker", "vae", "time", "motion", "distance", "noise", "guidance", "kinds")
+LEVELS = (1.0, 10.0, 100.0)
+SEEN, UNSEEN = 160_000, 5_000
+"""First seeds of clips of 128x128 that the UNet was trained on, and of clips that no part was trained on."""
+GROUPS = ("tracker", "vae", "time", "denoising", "motion", "distance", "noise", "guidance", "kinds")
 
 SETTINGS = VideoSettings(num_frames=14, noise="comfyui")
 Row = tuple[str, str, str]
@@ -129,6 +133,16 @@ def vae_rows(checkpoint: Checkpoint, scenes: list[MovingScene], settings: VideoS
     yield "VAE reconstruction, PSNR", ">= 28 dB", f"{quality:.1f} dB"
     yield "VAE reconstruction, moving part of the first / last frame, PSNR", "reported", f"{first:.2f} / {last:.2f} dB"
     yield "deviation of scaled latents", "about 1", f"{deviation:.2f}"
+
+
+def denoising_rows(checkpoint: Checkpoint, count: int, settings: VideoSettings) -> Iterator[Row]:
+    """Measure one step of the UNet on encoded clips: much more error on unseen ones calls for more clips."""
+    modules = NanoModules(checkpoint.model.unet, checkpoint.vae.vae, checkpoint.clip_vision.encoder)
+    size = ClipSize(METADATA.width, METADATA.height, count, count)
+    seen, unseen = (encode_clips(modules, size, seed, settings.num_frames) for seed in (SEEN, UNSEEN))
+    for level in LEVELS:
+        value = " / ".join(f"{denoising_error(modules.unet, each, level):.3f}" for each in (seen, unseen))
+        yield f"squared error of moving latents at sigma {level:g}, trained / other clips", "reported", value
 
 
 def motion_rows(make: Make, scenes: list[MovingScene], settings: VideoSettings) -> Iterator[Row]:
@@ -234,6 +248,7 @@ def measure(
         "tracker": tracker_rows(scenes, settings),
         "vae": vae_rows(checkpoint, scenes, settings),
         "time": time_rows(checkpoint, scenes[0], settings),
+        "denoising": denoising_rows(checkpoint, count, settings),
         "motion": motion_rows(make, scenes, settings),
         "distance": distance_rows(make, scenes, settings),
         "noise": noise_rows(make, scenes, settings),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...svd_core.diffusion.conditioning import MicroConditioning
-from ...svd_core.diffusion.denoiser import precondition
+from ...svd_core.diffusion.denoiser import denoised_from_v, precondition
 from .architecture import METADATA, NanoModules
 from .attention import attention_for_cpu
 from .clips import REACH, frame_distance, make_scene, render_clip
@@ -40,6 +40,7 @@ VARIANTS = 3  # noise augmentations of each clip's image, the first without nois
 FPS = (4, 30)
 FINISH = 0.3  # fraction of the time after which most clips have full size
 MOVING_WEIGHT = 4.0
+MIN_CHANGE = 0.25  # of latents, from which a frame differs from the first in `denoising_error`
 PLAIN = 0.8  # fraction of the time after which all pixels have equal weight
 
 
@@ -120,16 +121,46 @@ def unet_loss(
     normal = torch.randn(latents.batch, generator=generator)
     sigma = (SIGMA_MEAN + SIGMA_DEVIATION * normal).exp().to(device).view(-1, 1, 1, 1, 1)
     noisy = denoised + sigma * noise
-    scaled, c_noise = precondition(noisy, sigma)
     image = (latents.images[chosen, variants] * kept[:, None, None, None]).to(device)
-    sample = torch.cat([scaled, image[:, None].expand_as(denoised)], dim=2)
     embeds = (latents.embeds[chosen] * kept[:, None, None]).to(device)
     ids = time_ids(latents.motion[chosen], latents.strengths[chosen, variants]).to(device)
-    with mixed_precision(device):
-        v = unet(sample, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
-    error = (v.float() - v_target(denoised, noisy, sigma)).square()
+    v = _predict_v(unet, noisy, sigma, image, embeds, ids)
+    error = (v - v_target(denoised, noisy, sigma)).square()
     weight = moving_weight(denoised, extra)
     return (weight * error).mean() / weight.mean()
+
+
+@torch.no_grad()
+def denoising_error(unet: UNetSpatioTemporalConditionModel, latents: Latents, sigma: float) -> float:
+    """Return the mean squared error of the denoised latents at a noise level where a frame differs from the first."""
+    total, count = 0.0, 0.0
+    ids = time_ids(latents.motion, latents.strengths[:, 0])
+    for index, denoised in enumerate(latents.denoised.split(1)):
+        noise = torch.randn(denoised.shape, generator=torch.Generator().manual_seed(index))
+        level = torch.full((1, 1, 1, 1, 1), sigma)
+        noisy = denoised + level * noise
+        conditions = latents.images[index, :1], latents.embeds[index, None], ids[index, None]
+        error = denoised_from_v(noisy, _predict_v(unet, noisy, level, *conditions), level) - denoised
+        moving = (moving_weight(denoised, 1.0) > 1 + MIN_CHANGE).expand_as(error)
+        total += float(error[moving].square().sum())
+        count += int(moving.sum())
+    return total / max(count, 1)
+
+
+def _predict_v(
+    unet: UNetSpatioTemporalConditionModel,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+    image: torch.Tensor,
+    embeds: torch.Tensor,
+    ids: torch.Tensor,
+) -> torch.Tensor:
+    """Predict v (B, F, 4, h, w) of noisy latents, from image latents (B, 4, h, w), embeddings and time ids."""
+    scaled, c_noise = precondition(noisy, sigma)
+    sample = torch.cat([scaled, image[:, None].expand_as(noisy)], dim=2)
+    with mixed_precision(noisy.device):
+        v = unet(sample, c_noise.flatten(), encoder_hidden_states=embeds, added_time_ids=ids).sample
+    return v.float()
 
 
 def moving_weight(denoised: torch.Tensor, extra: float) -> torch.Tensor:

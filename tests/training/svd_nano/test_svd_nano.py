@@ -107,7 +107,7 @@ def test_the_table_is_complete(nano):
     text: list[str] = []
     evaluate.measure(nano, 1, replace(SETTINGS, num_frames=2, steps=1), text.append)
     rows = "".join(text).splitlines()
-    assert len(rows) == 2 + 21
+    assert len(rows) == 2 + 24
     assert all(row.count("|") == 4 for row in rows)
 
 

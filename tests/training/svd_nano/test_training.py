@@ -17,7 +17,7 @@ from svd_stages.training.svd_nano.clips import REACH, frame_distance
 from svd_stages.training.svd_nano.evaluate import SETTINGS, generate, psnr, reconstruct
 from svd_stages.training.svd_nano.train import Minutes, load_latents, load_modules, train_nano, write_nano
 from svd_stages.training.svd_nano.train_unet import ClipSize
-from svd_stages.training.svd_nano.train_vae import draw_crop, draw_pool
+from svd_stages.training.svd_nano.train_vae import draw_crop, draw_near_crop, draw_pool
 from svd_stages.training.svd_nano.training import Plan, train
 from tiny import randn
 
@@ -119,6 +119,14 @@ def test_scaled_latents_have_unit_variance_and_decode_to_the_same_images(pool):
     assert (latents * METADATA.scaling_factor).std(dim=(0, 2, 3)) == pytest.approx(torch.ones(4), rel=0.4)
 
 
+def test_near_crops_show_the_mover(pool):
+    black = replace(pool, plates=[replace(each, backdrop=0 * each.backdrop) for each in pool.plates])
+    for seed in range(20):
+        crop = draw_near_crop(black, 2, torch.Generator().manual_seed(seed))
+        assert crop.shape == (2, 3, train_vae.NEAR_CROP, train_vae.NEAR_CROP)
+        assert ((crop + 1) / 2 > 0.1).float().mean() > 0.02
+
+
 def test_the_clip_model_is_trained_on_images_with_targets(modules, pool):
     images, targets, kinds = train_clip.draw_labelled(pool, 8, torch.Generator().manual_seed(0))
     assert images.shape == (8, 128, 128, 3)
@@ -168,13 +176,15 @@ def test_the_denoiser_turns_v_target_into_the_denoised_latents(sigma):
     )
 
 
-def test_the_unet_learns_from_encoded_clips_with_fps_minus_one(modules):
+def test_the_unet_learns_from_encoded_clips_with_fps_minus_one(modules, monkeypatch):
+    monkeypatch.setattr(train_unet, "MIN_CHANGE", 1e-3)
     latents = train_unet.encode_clips(modules, ClipSize(64, 64, count=2, batch=2), first_seed=50, frames=3)
     assert latents.denoised.shape == (2, 3, 4, 8, 8)
     assert latents.images.shape == (2, 3, 4, 8, 8)
     assert (latents.strengths[:, 0] == 0).all()
     assert train_unet.time_ids(latents.motion, latents.strengths[:, 0])[:, 0] == pytest.approx(latents.motion[:, 0] - 1)
     unet = new_modules(1).unet
+    assert train_unet.denoising_error(unet, latents, 1e-3) < 1e-3 < train_unet.denoising_error(unet, latents, 10.0)
     losses = []
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
     for _ in range(3):
