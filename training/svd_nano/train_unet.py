@@ -79,13 +79,17 @@ class Latents:
     batch: int
 
 
-def train_unet(unet: UNetSpatioTemporalConditionModel, plan: Plan, out: Path, sets: Sequence[Latents]) -> None:
+def train_unet(
+    unet: UNetSpatioTemporalConditionModel, plan: Plan, out: Path, sets: Sequence[Latents], start: float = 0.0
+) -> None:
     """Train the UNet in place, on its device: first mostly on the first of `sets`, then on all, mostly the second.
 
-    Moving parts have a larger weight at first, and the same weight as all others from PLAIN on.
+    Moving parts have a larger weight at first, and the same weight as all others from PLAIN on. `start`: the fraction
+    of this order that is skipped, FINISH for a UNet that was trained before.
     """
 
     def loss_of(progress: float, generator: torch.Generator) -> torch.Tensor:
+        progress = start + (1 - start) * progress
         extra = MOVING_WEIGHT * max(0.0, 1 - progress / PLAIN)
         return unet_loss(unet, _choose_set(sets, progress, generator), generator, extra)
 
