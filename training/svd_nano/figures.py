@@ -49,7 +49,8 @@ STRIPS: dict[str, dict[str, dict[str, Any]]] = {
     "fit": {"crop (default)": {}, "stretch": {"fit": "stretch"}, "pad": {"fit": "pad"}},
 }
 """Names of images in docs/images: labels of rows, and what they change in the defaults."""
-ANIMATED = (60, 255)  # motion_bucket_id of rocket.png in the animation
+ANIMATED_BUCKETS = (60, 255)  # motion_bucket_id of rocket.png in the animation
+ANIMATED_SCENES = (2, 7)  # of the held-out scenes: a ball and a fish
 SCALE = 2
 
 Make = Callable[[VideoSettings], torch.Tensor]
@@ -87,9 +88,9 @@ def draw_figures(file: Path, root: Path, settings: VideoSettings) -> list[Path]:
     paths = [root / "docs" / "images" / f"{name}.png" for name in images]
     for path, image in zip(paths, images.values(), strict=True):
         image.quantize(256).save(path, optimize=True)
-    scenes = held_out_scenes(4)[2:]  # a ball and a fish
-    firsts = [true_clip(scene, replace(settings, num_frames=1))[0] for scene in scenes]
-    clips = [make(replace(settings, motion_bucket_id=bucket)) for bucket in ANIMATED]
+    scenes = held_out_scenes(8)
+    firsts = [true_clip(scenes[index], replace(settings, num_frames=1))[0] for index in ANIMATED_SCENES]
+    clips = [make(replace(settings, fit="stretch", motion_bucket_id=bucket)) for bucket in ANIMATED_BUCKETS]
     clips += [animate(first, settings) for first in firsts]
     paths.append(root / "example_workflows" / "svd_nano.webp")
     save_animation(clips, settings.fps, paths[-1])
