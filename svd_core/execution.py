@@ -198,7 +198,7 @@ def _sample_videos(
             if placement.stream
             else runtime.on_device(model, placement.activation_bytes, placement.after)
         ) as device,
-        divided_threads(2 if _is_small(model, start, device) else 1) as run_all,
+        divided_threads(2 if runtime.owns_process and _is_small(model, start, device) else 1) as run_all,
     ):
         weights = curve.weights(start.shape[1])
         videos = []
@@ -221,7 +221,7 @@ def _sample_videos(
 
 
 def _is_small(model: SVDModel, latents: torch.Tensor, device: torch.device) -> bool:
-    """Return True if both sides of guidance are computed at once: a small model on a CPU."""
+    """Return True if both sides of guidance can be computed at once: a small model on a CPU."""
     frames, height, width = _size_of(latents)
     return (
         device.type == "cpu"

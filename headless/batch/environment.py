@@ -24,7 +24,7 @@ class Environment:
 
     Attributes:
         makes: Values that must be equal on all workers: versions of libraries, precision.
-        probes: Kind of device -> a small render, bytes in hex.
+        probes: Kind of device, and sha256 of the probe's model -> a small render, bytes in hex.
         path: The file.
     """
 
@@ -60,7 +60,8 @@ class Environment:
         ]
         if differences:
             return self._refusal(f"{answer['host']} renders with {', '.join(differences)}, unlike this run before")
-        reference = self.probes.setdefault(answer["device"], answer["probe"])
+        key = " ".join([answer["device"], *filter(None, [answer.get("probe_model")])])
+        reference = self.probes.setdefault(key, answer["probe"])
         if not are_alike(reference, answer["probe"]):
             return self._refusal(f"the {answer['device']} of {answer['host']} renders other pixels than one before it")
         return None

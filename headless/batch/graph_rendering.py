@@ -107,7 +107,8 @@ class GraphRenderer:
         if device.type == "cpu":
             makes["threads"] = str(self._settings.threads)
         probe = bytes(squares.clamp(0, 1).mul(255).round().int().flatten()).hex()
-        return {"device": _device_name(device), "makes": makes, "probe": probe}
+        probe_model = model_sha256(self._runtime.library.find(PROBE.model))
+        return {"device": _device_name(device), "makes": makes, "probe": probe, "probe_model": probe_model}
 
     def _load_models(self) -> None:
         """Open the graph's checkpoints, so that the first render is not slower."""

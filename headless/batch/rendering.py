@@ -45,6 +45,7 @@ class Renderer(Protocol):
         - device: kind of the device
         - makes: JSON values that must be equal within a run: versions of libraries, precision
         - probe: a small render as bytes in hex; devices of one kind must render alike
+        - probe_model: sha256 of the model that rendered it; only probes of one model are compared
         """
         ...
 

@@ -97,6 +97,7 @@ def make_run_config(arguments: argparse.Namespace, console: Console, **folders: 
         background=getattr(arguments, "background", None),
         on_oom=getattr(arguments, "on_oom", "strict"),
         on_note=lambda note: console.event("note", **note.as_dict()),
+        owns_process=True,
         **folders,
     )
 

@@ -40,6 +40,7 @@ class RunConfig:
     background: Background | None = None
     on_oom: OnOom = "strict"
     on_note: OnNote = ignore_note
+    owns_process: bool = False
 
     def runtime(self) -> LocalRuntime:
         """Return the runtime with these settings. Reads no file and queries no device. Raises SettingError."""
@@ -54,6 +55,7 @@ class RunConfig:
             background=self.background,
             on_oom=self.on_oom,
             on_note=self.on_note,
+            owns_process=self.owns_process,
         )
 
     def models_roots(self) -> list[Path]:

@@ -33,6 +33,7 @@ class ComfyRuntime:
 
     requested_precision: str = "auto"
     on_oom: OnOom = "strict"
+    owns_process = False
     on_note: OnNote = ignore_note
 
     @property

@@ -120,11 +120,17 @@ def temporal_conv(video: torch.Tensor, module: Any, bias: torch.Tensor | None = 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Apply a linear layer (D, C) to x (..., C).
 
-    In float32 on a CPU by oneDNN: MKL, which torch calls, takes twice as long on AMD's CPUs. Compiled code keeps it.
+    In float32 on a CPU by oneDNN: MKL, which torch calls, takes twice as long on AMD's CPUs. Compiled code and autocast
+    keep it, and so does a bias that is not contiguous, which the operation of oneDNN would misread.
     """
-    if x.is_cpu and x.dtype == torch.float32 and HAS_ONEDNN and not torch.compiler.is_compiling():
+    is_plain = bias is None or bias.is_contiguous()
+    if x.is_cpu and x.dtype == torch.float32 and HAS_ONEDNN and is_plain and not _has_other_rules():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _has_other_rules() -> bool:
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 
 def weights_of(module: Any) -> Linear:

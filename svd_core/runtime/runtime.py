@@ -119,6 +119,11 @@ class Runtime(Protocol):
         """The user's choice for a memory shortage in windowed decoding."""
         ...
 
+    @property
+    def owns_process(self) -> bool:
+        """True if this process does nothing else, so that torch's number of threads may be changed for a while."""
+        ...
+
     def release(self) -> None:
         """Free cached memory that nothing uses."""
         ...
@@ -148,6 +153,7 @@ class LocalRuntime:
         vram: Bytes of the device's memory to use. None: all that is free.
         background: Color behind transparent parts of images, see `image_io.load_image`.
         on_note: Called with each warning, which is also logged.
+        owns_process: See `Runtime.owns_process`.
 
     Raises:
         SettingError: `on_oom` is neither strict nor adapt.
@@ -164,6 +170,7 @@ class LocalRuntime:
     background: Background | None = None
     on_oom: OnOom = "strict"
     on_note: OnNote = ignore_note
+    owns_process: bool = False
 
     def __post_init__(self) -> None:
         if self.on_oom not in ("strict", "adapt"):

@@ -24,6 +24,9 @@ def divided_threads(parts: int) -> Iterator[RunAll]:
 
     Small operations gain little from several threads, and threads that wait for each other lose much beside another
     busy process. With one part, or fewer threads than parts, the functions are called in order.
+
+    torch keeps one of its numbers of threads for the whole process: other threads that begin to use torch meanwhile
+    keep the divided number. Therefore it is only for processes that do nothing else.
     """
     threads = torch.get_num_threads()
     if not 1 < parts <= threads:
@@ -38,10 +41,10 @@ def divided_threads(parts: int) -> Iterator[RunAll]:
 
 
 def _run_at_once(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
-    inference = torch.is_inference_mode_enabled()  # of this thread
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # of this thread
 
     def run(function: Callable[[], torch.Tensor]) -> torch.Tensor:
-        with torch.inference_mode(inference):
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return function()
 
     return list(pool.map(run, functions))

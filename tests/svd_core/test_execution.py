@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from svd_stages.svd_core import execution
 from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
+from svd_stages.svd_core.diffusion.sampling import SamplerStep
 from svd_stages.svd_core.diffusion.schedules import make_sigmas
 from svd_stages.svd_core.errors import Interrupted, MemoryBudgetError, SettingError
 from svd_stages.svd_core.models.components import SVDVae
@@ -278,20 +280,33 @@ def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
     assert moves[3:] == [CPU, "cpu"] * 2
 
 
-def test_both_sides_at_once_give_the_video_of_one_after_the_other(monkeypatch):
-    """A small model computes both sides of guidance at once, each with half of the threads."""
+@torch.inference_mode(False)
+@torch.no_grad()
+def test_both_sides_at_once_give_the_video_of_one_after_the_other():
+    """A small model computes both sides of guidance at once, each with half of the threads, also if it is trainable."""
     before = torch.get_num_threads()
     model = tiny_checkpoint().model
+    model.unet.requires_grad_(True)
     sides = [
         Conditioning(randn(1, 1, 32, seed=seed), randn(1, 4, 8, 8, seed=seed), MicroConditioning()) for seed in (1, 2)
     ]
-    arguments = (LocalRuntime(), model, [tuple(sides)], randn(1, 3, 4, 8, 8), GuidanceCurve(), make_sigmas("karras", 3))
+    arguments = (model, [tuple(sides)], randn(1, 3, 4, 8, 8), GuidanceCurve(), make_sigmas("karras", 3))
+    threads = []
+
+    def on_step(video: int, step: SamplerStep) -> None:
+        threads.append(thread_count_of_another_thread())
+
     torch.set_num_threads(2)
     try:
-        at_once = execution.sample(*arguments)
+        at_once = execution.sample(LocalRuntime(owns_process=True), *arguments)
         assert torch.get_num_threads() == 2
-        monkeypatch.setattr(execution, "SMALL_NUMEL", 0)
-        in_order = execution.sample(*arguments)
+        in_order = execution.sample(LocalRuntime(), *arguments, on_step)
     finally:
         torch.set_num_threads(before)
+    assert set(threads) == {2}, "the threads of a program that is not ours were changed"
     assert (at_once - in_order).abs().max() <= 1e-5 * in_order.abs().max()
+
+
+def thread_count_of_another_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()

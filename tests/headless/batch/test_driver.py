@@ -184,6 +184,9 @@ def test_workers_with_other_libraries_or_precision_than_the_first_are_refused(tm
     check_error(other, "batch.worker_differs", "precision", "cpu", "cuda", path)
     faulty = again.check_worker({**answer, "probe": "20"})
     check_error(faulty, "batch.worker_differs", "card", path)
+    newer = {**answer, "probe": "20", "probe_model": "ab" * 32}
+    assert again.check_worker(newer) is None, "a newer version has another model to probe with"
+    check_error(again.check_worker({**newer, "probe": "30"}), "batch.worker_differs", "card", path)
     path.write_text('{"makes": 5, "probes": {"card": "no hex", "cpu": 7}}')
     damaged = Environment.read(path)
     assert damaged.probes == {"card": "no hex"}

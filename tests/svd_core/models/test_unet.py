@@ -238,7 +238,7 @@ def test_a_linear_layer_is_exact_for_views_and_each_dtype(shape, dtype):
     weight, bias = randn(48, 64, seed=1).to(dtype), randn(48, seed=2).to(dtype)
     x = randn(*shape).to(dtype)
     for view in (x, x.transpose(0, -2)):
-        for each in (bias, None):
+        for each in (bias, bias.repeat_interleave(2)[::2], bias[:1].expand(48), None):
             exact = torch.nn.functional.linear(view.double(), weight.double(), None if each is None else each.double())
             result = layers.linear(view, weight, each)
             assert result.dtype == dtype and result.shape == exact.shape

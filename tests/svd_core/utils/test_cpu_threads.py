@@ -24,6 +24,12 @@ def test_each_part_has_its_share_of_the_threads_and_results_are_in_order():
     assert torch.get_num_threads() == 4
 
 
+def test_parts_compute_gradients_as_their_caller_does():
+    with torch.inference_mode(False), torch.no_grad(), divided_threads(2) as run_all:
+        results = run_all([lambda: torch.tensor(torch.is_grad_enabled())] * 2)
+    assert not any(results)
+
+
 @pytest.mark.parametrize("parts", [1, 5])
 def test_one_part_and_too_many_parts_run_in_order(parts):
     with divided_threads(parts) as run_all:
