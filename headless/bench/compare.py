@@ -170,7 +170,7 @@ class _Models:
         settings = VideoSettings(steps=STEPS, fit="stretch")
         runtime = LocalRuntime(device_name=str(self._bench.device))
 
-        def stock(modules: list[Any]) -> torch.Tensor:
+        def stock(modules: Any) -> torch.Tensor:
             size = {"width": 8 * self._size.width, "height": 8 * self._size.height, "num_frames": self._size.frames}
             calls = {"num_inference_steps": STEPS, "decode_chunk_size": self._size.frames, "output_type": "pt"}
             generator = torch.Generator("cpu").manual_seed(settings.seed)

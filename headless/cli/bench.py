@@ -66,10 +66,11 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
     if facts["busy_percent"] > BUSY_PERCENT:
         logger.warning("The machine is busy: other programs use %.0f %% of its CPUs.", facts["busy_percent"])
     results: dict[str, Any] = {"machine": facts, "measured": {}, "counted": {}}
-    for kind, columns, row, comparisons in (
+    tables: Any = (
         ("counted", report.COUNTED, report.counted_row, compare.count_full_size(planned)),
         ("measured", report.MEASURED, report.measured_row, compare.compare(planned)),
-    ):
+    )
+    for kind, columns, row, comparisons in tables:
         title = report.header(columns) + "\n"
         for comparison, variants in comparisons:
             results[kind][comparison] = {variant: asdict(result) for variant, result in variants.items()}
