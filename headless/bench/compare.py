@@ -167,11 +167,12 @@ class _Models:
 
     def video(self) -> dict[str, Result]:
         """Make a video from an image by diffusers' pipeline, and by this package's."""
-        settings = VideoSettings(steps=STEPS, fit="stretch")
+        width, height = 8 * self._size.width, 8 * self._size.height
+        settings = VideoSettings(width=width, height=height, steps=STEPS, fit="stretch")
         runtime = LocalRuntime(device_name=str(self._bench.device))
 
         def stock(modules: Any) -> torch.Tensor:
-            size = {"width": 8 * self._size.width, "height": 8 * self._size.height, "num_frames": self._size.frames}
+            size = {"width": width, "height": height, "num_frames": self._size.frames}
             calls = {"num_inference_steps": STEPS, "decode_chunk_size": self._size.frames, "output_type": "pt"}
             generator = torch.Generator("cpu").manual_seed(settings.seed)
             image = Image.fromarray(self._image.numpy())

@@ -35,10 +35,10 @@ class Size:
 
 
 SIZES = {
-    "small": Size((64, 128, 256, 256), (2, 4, 8, 8), 128, (32, 64, 64, 64), 8, 36, 64),
+    "small": Size((64, 128, 256, 256), (2, 4, 8, 8), 128, (32, 64, 64, 64), 8, 32, 64),
     "full": Size((320, 640, 1280, 1280), (5, 10, 20, 20), 1024, (128, 256, 512, 512), 25, 72, 128),
 }
-"""small is for a CPU; full is SVD-XT at 1024x576."""
+"""small, 512x256, is for a CPU; full is SVD-XT at 1024x576."""
 
 
 def build_unet(size: Size) -> Any:

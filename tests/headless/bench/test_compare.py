@@ -16,6 +16,9 @@ from svd_stages.headless.cli.main import main
 TINY = models.Size((64, 64, 128, 128), (1, 1, 2, 2), 32, (32, 32, 32, 32), 3, 8, 8)
 
 
+SIZES = dict(models.SIZES)
+
+
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
     monkeypatch.setitem(models.SIZES, "small", TINY)
@@ -56,6 +59,10 @@ def test_a_video_of_the_pipeline_is_diffusers(capsys):
     ((title, variants),) = result["measured"].items()
     assert title == compare.COMPARISONS["video"] and variants["ours"]["error"] < 1e-4
     assert variants["ours"]["turns"] == 1
+
+
+def test_the_sizes_can_be_the_size_of_a_video():
+    assert all(size.width % 8 == size.height % 8 == 0 for size in SIZES.values())  # multiples of 64 pixels
 
 
 def test_ctrl_c_keeps_the_rows_so_far(monkeypatch, capsys):
