@@ -6,6 +6,7 @@ be, or a server cannot be reached, 4 a node failed, 130 interrupted (143 by SIGT
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -149,6 +150,12 @@ def printable(text: object, longest: int = 300) -> str:
 def quoted(path: object) -> str:
     """Return a path in quotes, for a message: sentences end in points, and so do paths."""
     return f'"{printable(path)}"'
+
+
+def for_shell(path: object, placeholder: str = "PATH") -> str:
+    """Return a path for a command to be copied; the placeholder if the path is long or cannot be printed as it is."""
+    text = str(path)
+    return shlex.quote(text) if printable(text) == text else placeholder
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...svd_core.errors import BatchError, quoted
+from ...svd_core.errors import BatchError, for_shell, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,6 @@ def _describe_driver(lock: Path) -> str:
 
 
 def _another_driver(run: Path, lock: Path) -> BatchError:
-    fix = f"Wait for it, or stop it. `svd-stages batch status --run {quoted(run)}` shows its progress."
+    fix = f"Wait for it, or stop it. `svd-stages batch status --run {for_shell(run)}` shows its progress."
     message = f"another driver ({_describe_driver(lock)}) works on {quoted(run)}. {fix}"
     return BatchError(message, code="batch.another_driver")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import BatchError, SVDStagesError, quoted
+from ...svd_core.errors import BatchError, SVDStagesError, for_shell, quoted
 from ...svd_core.utils.output_files import replacing
 from ...svd_core.utils.safe_open import open_regular_file
 from .images import Image, ImageFolder
@@ -178,7 +178,8 @@ def _read_row(fields: Mapping[str, Any]) -> PlannedRow:
 def no_plan(run: Path) -> BatchError:
     """Return the error of a run folder without a plan."""
     message = (
-        f"{quoted(run)} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS --run {run}"
+        f"{quoted(run)} has no plan. Give a manifest or a folder of images: svd-stages batch run PHOTOS "
+        f"--run {for_shell(run)}"
     )
     return BatchError(message, code="batch.no_plan")
 

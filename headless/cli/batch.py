@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import headless
 from ...svd_core.checkpoints.library import EMBEDDED
-from ...svd_core.errors import BatchError, quoted
+from ...svd_core.errors import BatchError, for_shell
 from ...svd_core.pipeline import VideoSettings
 from ..batch.driver import Options, Progress
 from ..batch.export import FIELDS, export
@@ -201,7 +201,7 @@ def _status(arguments: argparse.Namespace, console: Console) -> None:
 
 def _retry(arguments: argparse.Namespace, console: Console) -> None:
     count = headless.retry_batch(arguments.run_folder, arguments.code or ("*",), arguments.ledger)
-    text = f"{counted(count, 'video')} to render again: svd-stages batch run --run {quoted(arguments.run_folder)}"
+    text = f"{counted(count, 'video')} to render again: svd-stages batch run --run {for_shell(arguments.run_folder)}"
     if not count:
         text = (
             "no video has failed with such a code. `batch status` lists the codes. Faulty rows have no video: correct "
@@ -262,7 +262,7 @@ def _raise_if_failed(status: Status, run: Path) -> None:
     if failed:
         raise BatchError(
             f"not all rows have a video: {status.counts['failed']} failed, {status.counts['quarantined']} quarantined, "
-            f"{status.bad} with errors. `svd-stages batch status --run {quoted(run)}` lists the "
+            f"{status.bad} with errors. `svd-stages batch status --run {for_shell(run)}` lists the "
             "reasons. Retry failed ones "
             "with `batch retry --code CODE`. For the others, correct the manifest or the images and give it again.",
             code="batch.rows_failed",

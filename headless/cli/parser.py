@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...svd_core.errors import UsageError, closest, printable
+from ...svd_core.errors import UsageError, closest, for_shell, printable
 from ...svd_core.media.image_io import SUFFIXES
 
 OPENED_BY = {
@@ -64,7 +66,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the arguments that are known. Raises UsageError for an unknown option."""
-        for option in self._unknown_options(args or ()):
+        args = sys.argv[1:] if args is None else args
+        for option in self._unknown_options(args):
             raise UsageError(self._explain_unknown(option))
         try:
             return super().parse_known_args(args, namespace)
@@ -117,13 +120,13 @@ class Parser(argparse.ArgumentParser):
         return ", ".join(name for name in self.commands() if " " not in name)
 
     def _explain_command(self, text: str) -> str:
-        path, kind = Path(text), OPENED_BY.get(Path(text).suffix.lower())
-        root = self.prog.split()[0]
-        if path.is_dir():
-            return f"{_shown(text)} is a folder; animate its images with: {root} batch run {_shown(text)} --run RUN"
-        if kind or path.is_file():
+        kind = OPENED_BY.get(Path(text).suffix.lower())
+        root, path = self.prog.split()[0], for_shell(text)
+        if os.path.isdir(text):
+            return f"{_shown(text)} is a folder; animate its images with: {root} batch run {path} --run RUN"
+        if kind or os.path.isfile(text):
             more = " --run RUN" if kind == "batch run" else ""
-            return f"{_shown(text)} is not a command; give it to one: {root} {kind or 'animate'} {_shown(text)}{more}"
+            return f"{_shown(text)} is not a command; give it to one: {root} {kind or 'animate'} {path}{more}"
         known = {name.rpartition(" ")[2]: name for name in reversed(self.commands())}
         near = closest(text, known)
         if near:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,9 +27,11 @@ MISTAKES = [
     ("batch runn photos", 2, USAGE, "runn", "batch run"),
     ("photo.jpg", 2, USAGE, '"photo.jpg"', "svd-stages animate"),
     ("rocket.png", 2, USAGE, '"rocket.png"', "svd-stages animate"),
-    ("photos/", 2, USAGE, '"photos/"', "batch run"),
+    ("photos/", 2, USAGE, '"photos/"', "batch run photos/ --run"),
     ("graph.json", 2, USAGE, '"graph.json"', "svd-stages run"),
     ("rows.csv", 2, USAGE, '"rows.csv"', "svd-stages batch run"),
+    ("x" * 300, 2, USAGE, "x" * 30, "animate"),
+    (f"{'x' * 400}.png", 2, USAGE, "x" * 30, "svd-stages animate PATH"),
     ("frobnicate", 2, USAGE, "frobnicate", "animate"),
     ("batch", 2, USAGE, "batch --help", "status"),
     # an option
@@ -143,6 +147,21 @@ def test_a_mistake_of_usage_is_an_event_too(capsys):
     assert main(["animate", "rocket.png", "--widht", "3", "--json"]) == 2
     event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["code"], event["exit_status"]) == ("error", USAGE, 2)
+
+
+def test_options_before_the_command_are_checked_in_a_process_too():
+    command = [sys.executable, "-m", "svd_stages", "--verson"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    check_facts(ended.stderr, "--verson", "--version")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("arguments", [["my photos"], ["batch", "status", "--run", "my photos"]], ids=str)
+def test_a_command_to_copy_quotes_its_paths(arguments, folder, capsys):
+    (folder / "my photos").mkdir(exist_ok=True)
+    assert main(arguments) == 2
+    check_facts(" ".join(capsys.readouterr().err.split()), "'my photos'")
 
 
 @pytest.mark.usefixtures("here")
