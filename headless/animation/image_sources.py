@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ...svd_core.errors import ImageError
+from ...svd_core.errors import ImageError, for_shell
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.image_download import download_image, is_url
 from ...svd_core.media.image_io import MAX_FILE_BYTES, SUFFIXES, as_images, display_name, load_image
@@ -123,7 +123,7 @@ def _images_in(folder: Path) -> list[Path]:
         raise ImageError(
             f"the folder {display_name(folder)} cannot be read: {error.strerror}", code="image.unreadable"
         ) from error
-    paths = [folder / name for name in names if name.lower().endswith(SUFFIXES)]
+    paths = [folder / name for name in names if name.lower().endswith(SUFFIXES) and os.path.isfile(folder / name)]
     if not paths:
         raise ImageError(
             f"{display_name(folder)} has no image. Images end in {', '.join(SUFFIXES)}.", code="image.missing"
@@ -131,7 +131,7 @@ def _images_in(folder: Path) -> list[Path]:
     if len(paths) > MAX_IN_FOLDER:
         raise ImageError(
             f"{display_name(folder)} has {len(paths)} images, more than {MAX_IN_FOLDER}. Animate them with: svd-stages "
-            f"batch run {display_name(folder)} --run RUN",
+            f"batch run {for_shell(folder)} --run RUN",
             code="image.too_many",
         )
     return paths

@@ -45,7 +45,7 @@ def test_an_existing_file_is_no_pattern(folder):
 
 
 def test_an_empty_or_large_folder_is_refused(folder):
-    (folder / "empty").mkdir()
+    (folder / "empty" / "folder.png").mkdir(parents=True)
     for missing in ("empty", "*.jpeg", []):
         with raises(ImageError, "image.missing"):
             find_images(missing)
