@@ -179,7 +179,7 @@ class _Models:
             return stock_pipeline(*modules)(image, **size, **calls, generator=generator).frames[0].permute(0, 2, 3, 1)
 
         def ours() -> torch.Tensor:
-            checkpoint = make_checkpoint(*self._ours, self._size)
+            checkpoint = make_checkpoint(*self._ours, size=self._size)
             return image_to_video(checkpoint, self._image[None] / 255, settings, runtime)[0]
 
         with _full_precision():
