@@ -29,7 +29,10 @@ MAY_REACH_OUT = {
     },
     "ssl": {},
     "websockets": {"headless/engines/remote/websocket.py": "--server"},
-    "http": {"headless/engines/remote/client.py": "--server"},
+    "http": {
+        "headless/engines/remote/client.py": "--server",
+        "svd_core/media/image_download.py": "an image at an address",
+    },
     "urllib": {
         "headless/engines/remote/client.py": "--server",
         "svd_core/media/image_download.py": "an image at an address",

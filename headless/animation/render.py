@@ -348,8 +348,8 @@ def animate_files(request: FileRequest, run_config: RunConfig) -> Generator[Repo
                 if isinstance(error.__cause__, DeviceLostError):
                     raise
                 yield request.failed(plan.source, error)
-                continue
-            yield _report(files, video.prompt, warnings)
+            else:
+                yield _report(files, video.prompt, warnings)
             warnings.clear()
 
 
@@ -367,7 +367,10 @@ def _save(videos: list[torch.Tensor], plan: FilePlan, names: OutputNames, runtim
     files: list[Path] = []
     metadata, fps = graph_metadata(plan.video.prompt, None), exact_fps(float(plan.video.settings.fps))
     for index, video in enumerate(videos):
-        saved, warnings = names.save(video, plan.path, fps, metadata, replace=names.replace and index == 0)
+        path, replaces = plan.path, names.replace and index == 0
+        if index and names.are_frames:
+            path, replaces = path.with_stem(f"{path.stem}_{index + 1:05}"), names.replace
+        saved, warnings = names.save(video, path, fps, metadata, replaces)
         forward_warnings(runtime, warnings)
         files += saved
     return files

@@ -82,10 +82,10 @@ class OutputNames:
         paths = [[self._new_path(name, seed, used) for seed in seeds] for name in names]
         if self.is_named and not self.replace:
             for path in sorted(used):
-                first = frame_path(path, 1) if self.are_frames else path
-                if first.is_file():
+                existing = frames_of(path) if self.are_frames else [path][: path.is_file()]
+                if existing:
                     raise SettingError(
-                        f'"{first}" exists. Use another name, or `force` to replace it.', code="output.exists"
+                        f'"{existing[0]}" exists. Use another name, or `force` to replace it.', code="output.exists"
                     )
         return paths
 
@@ -126,6 +126,17 @@ def frame_path(path: Path, number: int) -> Path:
     return path.with_name(FRAME_NUMBER.sub(lambda place: place[0] % number, path.name))
 
 
+def frames_of(path: Path) -> list[Path]:
+    """Return the existing files of a numbered name, in the order of their numbers."""
+    place = FRAME_NUMBER.search(path.name)
+    assert place is not None
+    before, after = re.escape(path.name[: place.start()]), re.escape(path.name[place.end() :])
+    pattern = re.compile(rf"{before}(\d+){after}", re.ASCII)
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    numbers = {int(match[1]): path.with_name(name) for name in names if (match := pattern.fullmatch(name))}
+    return [file for value, file in sorted(numbers.items()) if frame_path(path, value) == file]
+
+
 def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: bool) -> list[Path]:
     check_frames(video)
     paths = [frame_path(path, number) for number in range(1, len(video) + 1)]
@@ -135,6 +146,8 @@ def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: b
     for frame, frame_file in zip(video, paths, strict=True):
         with replacing(frame_file) as temporary:
             encode_png(temporary, frame, metadata)
+    for surplus in set(frames_of(path)) - set(paths) if replace else ():
+        surplus.unlink()  # of a longer video: the sequence would mix both
     return paths
 
 

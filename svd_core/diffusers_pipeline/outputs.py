@@ -41,8 +41,8 @@ def as_frames(video_frames: Any) -> torch.Tensor:
     """Return the frames of one video as (F, H, W, 3) float32 in [0, 1].
 
     Args:
-        video_frames: PIL images; arrays (H, W, 3) or an array (F, H, W, 3) in [0, 1] or uint8; a tensor (F, 3, H, W) in
-            [0, 1].
+        video_frames: PIL images; arrays (H, W, 3) or an array (F, H, W, 3) in [0, 1] or uint8; a tensor (F, 3, H, W) as
+            of a pipeline, or (F, H, W, 3) as of `animate`, in [0, 1].
 
     Raises:
         SettingError: There are no frames.
@@ -50,7 +50,8 @@ def as_frames(video_frames: Any) -> torch.Tensor:
     if len(video_frames) == 0:
         raise SettingError("a video needs one frame or more, got none", code="video.frames")
     if isinstance(video_frames, torch.Tensor):
-        return video_frames.detach().float().cpu().movedim(-3, -1)
+        frames = video_frames.detach().float().cpu()
+        return frames if frames.shape[-1] == 3 and frames.shape[-3] != 3 else frames.movedim(-3, -1)
     if isinstance(video_frames[0], torch.Tensor):
         return as_frames(torch.stack(list(video_frames)))
     frames = torch.from_numpy(np.stack([np.asarray(frame) for frame in video_frames]))

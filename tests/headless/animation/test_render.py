@@ -157,3 +157,12 @@ def test_sigmas_that_do_not_fall_are_refused(images, loads, sigmas):
     with raises(SettingError, "setting", "sigmas"):
         svd_stages.animate("1.jpg", sigmas=sigmas, **QUICK)
     assert loads == []
+
+
+def test_each_image_of_a_file_gets_frames_of_its_own(images):
+    first, second = (Image.open(name).resize((64, 64)).convert("RGB") for name in ("2.png", "3.png"))
+    first.save("two.gif", save_all=True, append_images=[second])
+    for force in ([], ["--force"]):
+        assert main(["animate", "two.gif", *OPTIONS, "-o", "frames/%03d.png", *force]) == 0
+        names = sorted(path.name for path in Path("frames").iterdir())
+        assert names == ["001.png", "001_00002.png", "002.png", "002_00002.png"]

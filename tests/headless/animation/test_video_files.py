@@ -106,3 +106,15 @@ def test_numbered_frames_are_pngs_of_every_pixel():
     with raises(OutputError, "output.exists", "f002.png"):
         names.save(moving() / 2, path, Fraction(7), GRAPH, replace=False)
     assert not files[0].exists() and [file.read_bytes() for file in files[1:]] == before[1:]
+
+
+def test_replacing_a_longer_video_leaves_none_of_its_frames():
+    names = OutputNames.parse("new/f%03d.png", 1, 1, True)
+    ((path,),) = names.paths(["a"], [0])
+    names.save(moving(5), path, Fraction(7), GRAPH, replace=True)
+    Path("new/f9.png").touch()
+    names.save(moving(2), path, Fraction(7), GRAPH, replace=True)
+    assert sorted(file.name for file in Path("new").iterdir()) == ["f001.png", "f002.png", "f9.png"]
+    Path("new/f001.png").unlink()
+    with raises(SettingError, "output.exists", "f002.png"):
+        planned("new/f%03d.png", ["a"], [0])

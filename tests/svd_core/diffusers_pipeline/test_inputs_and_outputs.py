@@ -67,6 +67,45 @@ def test_a_slow_download_is_given_up(monkeypatch):
     stopped.set()
 
 
+def test_slow_headers_are_given_up(monkeypatch):
+    stopped = threading.Event()
+    monkeypatch.setattr(image_download, "TIMEOUT", 0.5)
+
+    def drip(handler):
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        while not stopped.wait(0.05):
+            handler.wfile.write(b"x")
+
+    with serving(drip) as address, raises(ImageError, "image.download", address):
+        load_image(address)
+    stopped.set()
+
+
+def redirect(handler):
+    handler.send_response(302)
+    handler.send_header("Location", "ftp://127.0.0.1/a.png")
+    handler.end_headers()
+
+
+def incomplete(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.write(b"123")
+
+
+@pytest.mark.parametrize("answer", [redirect, incomplete, lambda handler: handler.wfile.write(b"no HTTP\r\n\r\n")])
+def test_an_answer_that_is_not_an_image_over_http_is_an_error(answer):
+    with serving(answer) as address, raises(ImageError, "image.download", address):
+        load_image(address)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:abc/a.png", "http://127.0.0.1:9/a b.png"])
+def test_an_invalid_address_is_an_error(address):
+    with raises(ImageError, "image.download", address):
+        load_image(address)
+
+
 def test_what_is_no_image_is_refused(tmp_path):
     with raises(ImageError, "image.missing"):
         load_image(str(tmp_path / "gone.png"))
@@ -85,13 +124,14 @@ def forms(frames: torch.Tensor) -> dict:
     pixels = (arrays * 255).round().astype(np.uint8)
     return {
         "tensor": frames,
+        "tensor of animate": frames.movedim(1, -1),
         "arrays": list(arrays),
         "array": arrays,
         "pil": [Image.fromarray(each) for each in pixels],
     }
 
 
-@pytest.mark.parametrize("form", ["tensor", "arrays", "array", "pil"])
+@pytest.mark.parametrize("form", ["tensor", "tensor of animate", "arrays", "array", "pil"])
 def test_every_form_of_frames_gives_the_same_mp4(tmp_path, form):
     frames = moving()
     expected, path = tmp_path / "expected.mp4", tmp_path / "video.mp4"
