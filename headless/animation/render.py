@@ -299,7 +299,7 @@ class FileRequest:
                 yield FilePlan(source, plan_video(images, settings, runtime, source.file_name), path)
 
     def _read(self, source: ImageSource, background: Background, runtime: LocalRuntime) -> torch.Tensor:
-        if source.is_file and not Path(source.image).is_file():
+        if source.is_file and not os.path.isfile(source.image):
             raise ImageError(
                 f"there is no image file {display_name(source.image)}; give the path of a PNG, JPEG or WebP image"
             )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FRAME_NUMBER = re.compile(r"%(0\d+)?d")
 """The place of a frame's number in a name, as ffmpeg writes it. Frames are counted from 1."""
+MAX_NAME_BYTES = 255
+"""Length of a file name on the usual file systems."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,13 @@ class OutputNames:
         """Return the file of each video: a list for each image, with one path for each seed. No path occurs twice.
 
         Raises:
-            SettingError: A named file exists and is not to be replaced (code `output.exists`).
+            SettingError: A named file exists and is not to be replaced (code `output.exists`), or a name is too long
+                (code `output.name_too_long`).
         """
         used: set[Path] = set()
         paths = [[self._new_path(name, seed, used) for seed in seeds] for name in names]
+        for path in used:
+            _check_length(path)
         if self.is_named and not self.replace:
             for path in sorted(used):
                 existing = frames_of(path) if self.are_frames else [path][: path.is_file()]
@@ -133,8 +138,8 @@ def frames_of(path: Path) -> list[Path]:
     before, after = re.escape(path.name[: place.start()]), re.escape(path.name[place.end() :])
     pattern = re.compile(rf"{before}(\d+){after}", re.ASCII)
     names = os.listdir(path.parent) if path.parent.is_dir() else []
-    numbers = {int(match[1]): path.with_name(name) for name in names if (match := pattern.fullmatch(name))}
-    return [file for value, file in sorted(numbers.items()) if frame_path(path, value) == file]
+    numbered = sorted((int(match[1]), path.with_name(name)) for name in names if (match := pattern.fullmatch(name)))
+    return [file for value, file in numbered if frame_path(path, value) == file]
 
 
 def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: bool) -> list[Path]:
@@ -154,6 +159,16 @@ def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: b
 def parents_of(paths: Iterable[Sequence[Path]]) -> list[Path]:
     """Return the folders of files, each once."""
     return list(dict.fromkeys(path.parent for row in paths for path in row))
+
+
+def _check_length(path: Path) -> None:
+    longest = max((os.fsencode(part) for part in path.parts), key=len)
+    if len(longest) > MAX_NAME_BYTES:
+        raise SettingError(
+            f"the name of the output must have at most {MAX_NAME_BYTES} bytes, got {len(longest)} in "
+            f'"{os.fsdecode(longest[:40])}...". Give a shorter `output`; {{name}} in it is the name of the image.',
+            code="output.name_too_long",
+        )
 
 
 def _check_suffix(path: Path) -> None:

@@ -118,3 +118,21 @@ def test_replacing_a_longer_video_leaves_none_of_its_frames():
     Path("new/f001.png").unlink()
     with raises(SettingError, "output.exists", "f002.png"):
         planned("new/f%03d.png", ["a"], [0])
+
+
+def test_only_files_of_the_same_number_format_are_replaced_frames():
+    names = OutputNames.parse("new/%03d.png", 1, 1, replace=True)
+    path = Path("new/%03d.png")
+    names.save(moving(5), path, Fraction(7), GRAPH, replace=True)
+    others = ["0004.png", "4.png", "004.jpg", "x004.png"]
+    for other in others:
+        Path("new", other).touch()
+    names.save(moving(2), path, Fraction(7), GRAPH, replace=True)
+    assert sorted(file.name for file in Path("new").iterdir()) == sorted(["001.png", "002.png", *others])
+
+
+@pytest.mark.parametrize("output", [None, "{name}.gif", "{name}/%05d.png"])
+def test_a_name_that_is_too_long_is_refused_before_rendering(output):
+    with raises(SettingError, "output.name_too_long", 255, "{name}"):
+        planned(output, ["x" * 300], [0])
+    assert planned("short.mp4", ["x" * 300], [0]) == ["short.mp4"]
