@@ -152,6 +152,11 @@ def quoted(path: object) -> str:
     return f'"{printable(path)}"'
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 row" or "2 rows". A unit such as MiB has no plural."""
+    return f"{number} {noun}" if number == 1 or not noun.islower() else f"{number} {noun}s"
+
+
 def for_shell(path: object, placeholder: str = "PATH") -> str:
     """Return a path for a command to be copied; the placeholder if the path is long or cannot be printed as it is."""
     text = str(path)

@@ -31,7 +31,7 @@ from .diffusion.denoiser import make_denoiser
 from .diffusion.guidance import GuidanceCurve
 from .diffusion.sampling import SCALE, SamplerStep, sample_euler, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
-from .errors import MemoryBudgetError, SettingError
+from .errors import MemoryBudgetError, SettingError, counted
 from .models.components import Checkpoint, ClipVision, SVDModel, Vae
 from .models.optimizations import unsupported_reason
 from .runtime.device_errors import translate_device_errors
@@ -62,10 +62,7 @@ def load(runtime: Runtime, name: str, precision: str) -> Checkpoint:
     """
     wanted = runtime.precision if precision == "auto" else precision
     if name == EMBEDDED:
-        logger.warning(
-            "%s is small and knows only drawn rockets, balls and fish; for photographs name a real SVD checkpoint.",
-            name,
-        )
+        _say_what_embedded_knows()
     from .checkpoints.load import load_checkpoint
 
     def run() -> Checkpoint:
@@ -76,6 +73,15 @@ def load(runtime: Runtime, name: str, precision: str) -> Checkpoint:
 
     return translate_device_errors(
         runtime, run, lambda: f"{name} does not fit; close other programs, or load it in fp16"
+    )
+
+
+@functools.cache
+def _say_what_embedded_knows() -> None:
+    """Log a notice, once in a process."""
+    logger.warning(
+        "%s is small and knows only drawn rockets, balls and fish; for photographs name a real SVD checkpoint.",
+        EMBEDDED,
     )
 
 
@@ -167,7 +173,7 @@ def sample(
     def describe_need() -> str:
         weights = sum(weight.nbytes for weight in model.module.parameters())
         return (
-            f"sampling {size[0]} frames of {SCALE * size[2]}x{SCALE * size[1]} needs about "
+            f"sampling {counted(size[0], 'frame')} of {SCALE * size[2]}x{SCALE * size[1]} needs about "
             f"{format_bytes(placement.activation_bytes)} and weights of {format_bytes(weights)}, "
             f"{format_bytes(capacity)} were available. Use fewer frames, a smaller size, or the model option "
             "memory = stream"
@@ -291,7 +297,8 @@ def decode(
             runtime.warn(
                 RunWarning(
                     "memory.smaller_windows",
-                    f"memory ran out: decoded {chunk} frames at a time, not {chunk_size}, which gives other pixels",
+                    f"memory ran out: decoded {counted(chunk, 'frame')} at a time, not {chunk_size}, which gives "
+                    "other pixels",
                     {"chunk_size": chunk, "asked": chunk_size, "context": context},
                 )
             )
@@ -412,7 +419,7 @@ def _warn_float32(runtime: Runtime, nonfinite: list[tuple[int, Window]]) -> None
     runtime.warn(
         RunWarning(
             "numbers.float32",
-            f"{frames} frames held NaN or infinity and were decoded again in float32. Precision fp32 avoids the "
+            f"{counted(frames, 'frame')} held NaN or infinity, decoded again in float32. Precision fp32 avoids the "
             "second pass.",
             {"windows": [{"video": video, "frames": [window.start, window.stop]} for video, window in nonfinite]},
         )

@@ -60,7 +60,7 @@ class VideoSettings:
         None, "falling noise levels in place of those of the steps, such as 700,15.9,4.2,1,0.2,0", kind=str,
         metavar="LIST", unset="from the steps",
     )  # fmt: skip
-    seed: int = _setting(0, "seed of the noise; video i of several uses seed + i", metavar="N")
+    seed: int = _setting(0, "seed of the noise; further images of an animated file use the next seeds", metavar="N")
     fps: int = _setting(7, "frames per second, of the motion and of the file", metavar="N")
     motion_bucket_id: int = _setting(127, "amount of motion, 1 to 1023", metavar="N")
     noise_aug_strength: float = _setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...svd_core.errors import counted
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.memory import decode_bytes, format_bytes, optimized_denoise_bytes
 from ...svd_core.runtime.runtime import LocalRuntime
@@ -80,14 +81,15 @@ def estimate_memory(settings: VideoSettings, runtime: LocalRuntime) -> VideoEsti
 
 def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str, Any]]:
     """Return the plan of a video as text, and as values for JSON."""
-    video = plan.video.settings
+    video: Any = plan.video.settings  # no field is None
     _, height, width, _ = plan.video.images.shape
     memory = estimate_memory(video, runtime)
     first = ("model", "width", "height", "fit", "num_frames", "fps")
     others = {name: value for name, value in asdict(video).items() if name not in first and value is not None}
     text = (
         f"{plan.source.name} ({width}x{height}) -> {plan.path}\n"
-        f"  {video.width}x{video.height} ({video.fit}), {video.num_frames} frames at {video.fps} fps, {video.model}\n"
+        f"  {video.width}x{video.height} ({video.fit}), {counted(video.num_frames, 'frame')} at {video.fps} fps, "
+        f"{video.model}\n"
         f"  {', '.join(f'{name} {value}' for name, value in others.items())}\n"
         f"  memory: {memory}"
     )

@@ -24,6 +24,8 @@ from ...svd_core.utils.warnings import RunWarning
 if TYPE_CHECKING:
     import torch
 
+PLACEHOLDERS = ("{name}", "{seed}")
+"""The places of the image's name and of the seed in a name."""
 FRAME_NUMBER = re.compile(r"%(0\d+)?d")
 """The place of a frame's number in a name, as ffmpeg writes it. Frames are counted from 1."""
 MAX_NAME_BYTES = 255
@@ -52,15 +54,20 @@ class OutputNames:
         without `output` in the current one, files are called {name}.mp4, with several seeds {name}_seed{seed}.mp4.
 
         Raises:
-            SettingError: Unknown suffix, or one name for several videos.
+            SettingError: Unknown suffix or placeholder, or one name for several videos.
         """
         own_names = "{name}_seed{seed}.mp4" if seeds > 1 else "{name}.mp4"
         if output is None:
             return cls(own_names, False, replace)
+        unknown = [each for each in re.findall(r"\{[^{}]*\}", output) if each not in PLACEHOLDERS]
+        if unknown:
+            raise SettingError(
+                f'`output` must have no placeholders but {" and ".join(PLACEHOLDERS)}, got "{unknown[0]}" in "{output}"'
+            )
         if output.endswith(("/", os.sep)) or os.path.isdir(output) or (images > 1 and not Path(output).suffix):
             return cls(os.path.join(output, own_names), False, replace)
         _check_suffix(Path(output))
-        for field, count, what in (("{name}", images, "images"), ("{seed}", seeds, "seeds")):
+        for field, count, what in zip(PLACEHOLDERS, (images, seeds), ("images", "seeds"), strict=True):
             if count > 1 and field not in output:
                 path = Path(output)
                 example = path.with_name(f"{field}_{path.name}")

@@ -14,9 +14,8 @@ import socket
 import time
 from typing import Any
 
-from ...svd_core.errors import BatchError
+from ...svd_core.errors import BatchError, counted
 from ...svd_core.utils.optional_deps import require_extra
-from .report import counted
 from .worker import Setup, Worker
 from .worker_pool import Answer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import quoted
+from ...svd_core.errors import counted, quoted
 from ...svd_core.media.hashing import file_sha256
 from .folder import RunFolder
 from .ledger import Ledger, State
@@ -88,11 +88,6 @@ class Status:
         elif self.left:
             lines.append("the time per video is not known yet; `batch plan --measure` renders one and reports it")
         return "\n".join(lines)
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 row" or "2 rows"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _time(hours: float) -> str:

@@ -9,13 +9,13 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import BatchError, OutputError
+from ...svd_core.errors import OutputError
 from ...svd_core.pipeline import VideoSettings
 from ..animation.estimate import describe_plan
 from ..animation.render import FailedImage, FilePlan, FileRequest, animate_files
 from ..batch.manifest import parse_seeds
 from .console import Console
-from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
+from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, parsed, print_files
 from .parser import integer, number
 
 STAGES = ("embedding", "encoding", "sampling", "decoding")
@@ -49,18 +49,13 @@ def add_animate(commands: Any) -> None:
     for setting in fields(VideoSettings):
         unset = setting.metadata["unset"] if setting.default is None else setting.default
         add_setting(seeds if setting.name == "seed" else parser, setting, setting.default, unset)
-    seeds.add_argument("--seeds", type=_seeds, default=(), metavar="LIST", help="a video for each: 0-3, or 1,5,9")
+    seeds.add_argument(
+        "--seeds", type=parsed("seeds", parse_seeds), default=(), metavar="LIST",
+        help="a video for each: 0-3, or 1,5,9",
+    )  # fmt: skip
     add_background(parser, "grey 0.5")
     add_on_oom(parser)
     add_threads(parser)
-
-
-def _seeds(text: str) -> list[int]:
-    """Parse a list of seeds. The type of an option."""
-    try:
-        return parse_seeds(text)
-    except BatchError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_setting(parser: Any, setting: Field, default: Any, described: object) -> None:

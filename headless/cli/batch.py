@@ -11,14 +11,14 @@ from typing import Any
 
 from ... import headless
 from ...svd_core.checkpoints.library import EMBEDDED
-from ...svd_core.errors import BatchError, for_shell
+from ...svd_core.errors import BatchError, counted, for_shell
 from ...svd_core.pipeline import VideoSettings
 from ..batch.driver import Options, Progress
 from ..batch.export import FIELDS, export
 from ..batch.folder import RunFolder
 from ..batch.lock import active_drivers, parse_shard
 from ..batch.manifest import parse_seeds
-from ..batch.report import Status, counted, damaged
+from ..batch.report import Status, damaged
 from .animate import add_setting
 from .console import Console
 from .options import add_background, add_command, make_run_config

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import SettingError
-from ...svd_core.media.alpha_compositing import Background, read_background
+from ...svd_core.errors import SVDStagesError
+from ...svd_core.media.alpha_compositing import read_background
 from ...svd_core.runtime.memory import parse_bytes
 from ..engines.graphs import describe_file
 from ..engines.run_config import RunConfig
@@ -18,12 +19,16 @@ from .parser import Parser, count
 Command = Callable[[argparse.Namespace, Console], None]
 
 
-def _size(text: str) -> int:
-    """Parse a size. The type of an option."""
-    try:
-        return parse_bytes("vram", text)
-    except SettingError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("`vram` ")) from error
+def parsed(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return the type of an option that `parse` reads. Its errors begin with the argument `name`."""
+
+    def parse_text(text: str) -> Any:
+        try:
+            return parse(text)
+        except SVDStagesError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"`{name}` ")) from error
+
+    return parse_text
 
 
 COMPUTING: dict[str, dict[str, Any]] = {
@@ -36,8 +41,9 @@ COMPUTING: dict[str, dict[str, Any]] = {
         "default": "auto", "choices": ("auto", "fp16", "bf16", "fp32"), "help": "of the weights (default: auto)"
     },
     "vram": {
-        "type": _size, "metavar": "SIZE", "help": "use at most so much of the memory of the device, such as 6G: the "
-        "same pixels, more slowly; prints the plan",
+        "type": parsed("vram", functools.partial(parse_bytes, "vram")), "metavar": "SIZE",
+        "help": "use at most so much of the memory of the device, such as 6G: the same pixels, more slowly; prints the "
+        "plan",
     },
 }  # fmt: skip
 """Options of commands that load a model."""
@@ -63,9 +69,9 @@ def add_command(
 def add_background(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the option for the background of transparent parts. `default` is its default in words."""
     parser.add_argument(
-        "--background", type=_background, metavar="COLOUR", help="color behind transparent parts of images: white, "
-        "#336699, a grey level such as 0.5; keep: use the colors stored there, as ComfyUI does (default: "
-        f"{default})",
+        "--background", type=parsed("background", read_background), metavar="COLOUR",
+        help="color behind transparent parts of images: white, #336699, a grey level such as 0.5; keep: use the colors "
+        f"stored there, as ComfyUI does (default: {default})",
     )  # fmt: skip
 
 
@@ -116,10 +122,3 @@ def print_files(files: list[Path], seconds: float, console: Console) -> None:
     lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
     lines.append(f"{seconds:.1f} s in all")
     console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
-
-
-def _background(text: str) -> Background:
-    try:
-        return read_background(text)
-    except SettingError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("`background` ")) from error

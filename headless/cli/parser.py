@@ -70,13 +70,18 @@ class Parser(argparse.ArgumentParser):
         for option in self._unknown_options(args):
             raise UsageError(self._explain_unknown(option))
         try:
-            return super().parse_known_args(args, namespace)
+            parsed, rest = super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
             if error.argument_name is None:
                 self.error(error.message)
             name = error.argument_name.rpartition("/")[2]
             link = " " if error.message.startswith("must") else ": "
             raise UsageError(f"{name}{link}{error.message}") from None
+        for action in self._actions:
+            if action.nargs == "+" and not action.option_strings:  # argparse gives it no more values after an option
+                getattr(parsed, action.dest).extend(each for each in rest if each != "--")
+                rest = []
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError for a missing or ambiguous argument."""
@@ -85,16 +90,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; the form is: {self.form()}")
 
     def _unknown_options(self, args: Sequence[str]) -> Iterator[str]:
-        """Yield the arguments that look like a long option and are none, nor the beginning of one."""
+        """Yield the arguments that look like a long option and are none, nor the beginning of one: --widht, -width."""
+        known = self._option_string_actions
         for arg in args:
             name = arg.partition("=")[0]
             if arg == "--" or (self.commands() and not arg.startswith("-")):
                 return
-            if (
-                arg.startswith("--")
-                and " " not in arg
-                and not any(known.startswith(name) for known in self._option_string_actions)
-            ):
+            if " " in arg:
+                continue
+            if arg.startswith("--"):
+                is_known = any(each.startswith(name) for each in known)
+            else:
+                is_known = re.match("-[a-zA-Z]{2}", arg) is None or (name[:2] in known and f"-{name}" not in known)
+            if not is_known:
                 yield name
 
     def _explain_unknown(self, option: str) -> str:

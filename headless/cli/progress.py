@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from ...svd_core.errors import counted
+
 WEIGHTS = {"loading": 15.0, "embedding": 2.0, "encoding": 2.0, "sampling": 60.0, "decoding": 20.0}
 """Typical shares of the stages in the time of a video. They only count until a stage was timed."""
 OTHER_WEIGHT = 5.0
@@ -110,7 +112,7 @@ class Display:
                 self._last = now
                 self._draw(_bar_line(f"{stage:<10} {unit} {done} of {total}", *self._forecast.estimate()))
         elif is_complete:
-            sys.stderr.write(f"{stage}: {_counted(total, unit)} in {now - self._stage_began:.1f} s\n")
+            sys.stderr.write(f"{stage}: {counted(total, unit)} in {now - self._stage_began:.1f} s\n")
         elif now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             _, left = self._forecast.estimate()
@@ -163,7 +165,3 @@ def _left(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f", about {f'{hours}:{minutes:02}' if hours else minutes}:{rest:02} left"
-
-
-def _counted(count: int, unit: str) -> str:
-    return f"{count} {unit}" if count == 1 or not unit.islower() else f"{count} {unit}s"

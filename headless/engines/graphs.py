@@ -152,12 +152,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def describe_file(path: Path) -> str:
-    """Describe a video file for people (": 14 frames, 128x128, 7 fps"). Return "" for other files."""
-    if path.suffix.lower() != ".mp4":
-        return ""
-    from ...svd_core.media.video_io import describe_mp4
+    """Describe a video or image file for people (": 14 frames, 128x128, 7 fps"). Return "" for other files."""
+    from ...svd_core.media.video_io import describe_video
 
     try:
-        return f": {describe_mp4(path)}"
-    except ImageError:  # a server may give any file the name of an mp4
+        return f": {describe_video(path)}"
+    except ImageError:  # another format, or a server gave another file the name of an mp4
         return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import MemoryBudgetError, NonFiniteError, SettingError
+from ..errors import MemoryBudgetError, NonFiniteError, SettingError, counted
 from ..media.image_ops import to_images
 from ..models.components import Vae
 from ..runtime.memory import decode_bytes, format_bytes, offloaded_decode_bytes
@@ -159,8 +159,8 @@ def needs_activation_offload(
     windowed = f"use mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
     suggestion = "" if may_offload else windowed
     raise MemoryBudgetError(
-        f"decoding {frames} frames of {vae.scale * width}x{vae.scale * height} as one clip (mode exact) needs about "
-        f"{format_bytes(least)}, and {format_bytes(free)} are free; {suggestion or 'use '}a smaller size"
+        f"decoding {counted(frames, 'frame')} of {vae.scale * width}x{vae.scale * height} as one clip (mode exact) "
+        f"needs about {format_bytes(least)}, and {format_bytes(free)} are free; {suggestion or 'use '}a smaller size"
     )
 
 
@@ -178,6 +178,6 @@ def describe_memory_need(
     chunk = next(fitting, 1)
     suggestion = f"mode windowed with chunk_size {chunk} and context {context}, or " if kept > 1 else ""
     return (
-        f"decoding {frames} frames of {width}x{height} together takes about {format_bytes(need)}, and "
+        f"decoding {counted(frames, 'frame')} of {width}x{height} together takes about {format_bytes(need)}, and "
         f"{format_bytes(free)} are free. Use {suggestion}a smaller size"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import CheckpointError, quoted
@@ -73,15 +75,24 @@ CATALOG = _read_catalog()
 
 def published(name: str) -> CatalogEntry | None:
     """Return the published checkpoint that is meant by a name, the name of its file or its id on the hub, if any."""
-    plain = _plain(name)
-    for entry in CATALOG:
-        if plain in map(_plain, (entry.name, entry.file_name, entry.hub_id, entry.hub_id.rpartition("/")[2])):
-            return entry
-    return None
+    return _ALIASES.get(_plain(name))
+
+
+def misspelled(name: str, others: Iterable[str]) -> CatalogEntry | None:
+    """Return the published checkpoint that a name resembles more than it resembles `others`, if any."""
+    known = {**_ALIASES, **dict.fromkeys(map(_plain, others))}
+    return next((known[near] for near in get_close_matches(_plain(name), known, n=1)), None)
 
 
 def _plain(name: str) -> str:
     return name.lower().removesuffix(".safetensors").replace("_", "-")
+
+
+_ALIASES = {
+    _plain(alias): entry
+    for entry in reversed(CATALOG)  # the first of two that have an alias
+    for alias in (entry.name, entry.file_name, entry.hub_id, entry.hub_id.rpartition("/")[2])
+}
 
 
 def find_entry(name: str) -> CatalogEntry:

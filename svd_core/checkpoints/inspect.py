@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import CheckpointError, printable
+from ..errors import CheckpointError, counted, printable
 from ..utils.nan_checks import is_finite
 from ..utils.progress import Advance, Progress, no_progress
 from .build_modules import list_names
@@ -84,7 +84,7 @@ class Inspection:
             dtypes = " and ".join(part.dtypes) or "empty"
             lines.append(f"  {name:<24} {part.tensors:>5} tensors  {dtypes}  {_format_size(part.bytes)}")
         if self.num_frames is not None:
-            lines.append(f"  trained for {self.num_frames} frames")
+            lines.append(f"  trained for {counted(self.num_frames, 'frame')}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, nearest, printable, quoted
-from .catalog import CatalogEntry, published
+from .catalog import CatalogEntry, misspelled, published
 
 EMBEDDED = "svd-nano"
 """Name of the built-in model."""
@@ -84,9 +84,14 @@ class ModelLibrary:
         if entry is not None:
             fix = f"svd-stages download {entry.name}"
             return f'the checkpoint "{printable(name, 80)}" is missing. Get it with: {fix}'
+        names, text = self.names(), str(name)[:MAX_NAME]
+        near = misspelled(text, names)
+        if near is not None:
+            fix = f"did you mean {near.name}? Get it with: svd-stages download {near.name}"
+            return f'there is no checkpoint "{printable(name, 80)}"; {fix}'
         folder = next(iter(self.flat_folders), "models")
         return (
-            f'there is no checkpoint "{printable(name, 80)}"; nearest: {nearest(str(name)[:MAX_NAME], self.names())}. '
+            f'there is no checkpoint "{printable(name, 80)}"; nearest: {nearest(text, names)}. '
             f"Its folder must be {quoted(folder)}, or be named with `models`."
         )
 

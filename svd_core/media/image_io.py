@@ -135,6 +135,24 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _FIRST_TURNED else (width, height)
 
 
+def frame_durations(path: str | os.PathLike) -> tuple[tuple[int, int], list[int]]:
+    """Read the width and height of an image file, and the milliseconds of each of its images. 0 is a still image.
+
+    Raises as `load_image`.
+    """
+    from PIL import ImageSequence
+
+    name = display_name(path)
+    with _refuse_truncated_files(), _open_file(Path(path), name) as stream, _translate_pillow_errors(name):
+        image = _open_header(name, stream)
+        durations: list[int] = []
+        for frame in ImageSequence.Iterator(image):
+            _check_count(name, len(durations) + 1)
+            frame.load()  # WebP has no duration before
+            durations.append(round(frame.info.get("duration", 0)))
+        return image.size, durations
+
+
 def _decode(name: str, stream: IO[bytes], run_warnings: list[RunWarning]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return images (B, H, W, 3) and mask (B, H, W), or None without transparency. Append to `run_warnings`."""
     image = _open_image(name, stream)

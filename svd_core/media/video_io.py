@@ -19,9 +19,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ImageError, OutputError, SettingError, quoted
+from ..errors import ImageError, OutputError, SettingError, counted, quoted
 from ..utils.nan_checks import is_finite
 from ..utils.warnings import RunWarning
+from .image_io import frame_durations
 from .metadata import Metadata, exif_texts, json_texts
 
 if TYPE_CHECKING:
@@ -58,22 +59,34 @@ def exact_fps(fps: float | Fraction) -> Fraction:
     return rate
 
 
-def describe_mp4(path: str | os.PathLike) -> str:
-    """Describe an mp4 for the user from its header: "14 frames, 128x128, 7 fps".
+def describe_video(path: str | os.PathLike) -> str:
+    """Describe a file of one of `ENCODERS` for the user: "14 frames, 128x128, 7 fps"; a still PNG has no rate.
 
     Raises:
-        ImageError: The file is not a readable mp4.
+        ImageError: The file is not a readable video or image.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix in (".mp4", ".webm"):
+        (width, height), frames, rate = _read_timing(path, suffix[1:])
+    else:
+        (width, height), durations = frame_durations(path)
+        frames, rate = len(durations), 1000 * len(durations) / (sum(durations) or math.inf)
+    return f"{counted(frames, 'frame')}, {width}x{height}" + (f", {rate:.4g} fps" if rate else "")
+
+
+def _read_timing(path: str | os.PathLike, container_format: str) -> tuple[tuple[int, int], int, float]:
+    """Return the size, the frames and the rate of a video. WebM has no count of frames in its header."""
     import av
     from av.error import FFmpegError
 
     try:
-        with av.open(str(path), format="mp4") as container:
+        with av.open(str(path), format=container_format) as container:
             stream = container.streams.video[0]
-            rate = f"{float(stream.average_rate or 0):g}"
-            return f"{stream.frames} frames, {stream.width}x{stream.height}, {rate} fps"
+            frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            return (stream.width, stream.height), frames, float(stream.average_rate or 0)
     except (FFmpegError, IndexError) as error:
-        raise ImageError(f"{quoted(path)} is not a readable mp4. Make it again.", code="image.unreadable") from error
+        kind = container_format
+        raise ImageError(f"{quoted(path)} is not a readable {kind}. Make it again.", code="image.unreadable") from error
 
 
 @dataclass(frozen=True)
@@ -160,8 +173,8 @@ def _translate_encoder_errors(frames: torch.Tensor, codec: str, suggestion: str)
             raise
         reason = getattr(error, "strerror", None) or error  # str(error) would name the temporary file
         raise OutputError(
-            f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]} could not be encoded as {codec}: {reason}. "
-            f"{suggestion}",
+            f"{counted(len(frames), 'frame')} of {frames.shape[2]}x{frames.shape[1]} could not be encoded as "
+            f"{codec}: {reason}. {suggestion}",
             code="output.encoder",
         ) from error
 
@@ -211,8 +224,8 @@ def _check_frame_count(file: Path, count: int) -> None:
         decoded = sum(1 for _ in container.decode(video=0))
     if decoded != count:
         raise OutputError(
-            f"the mp4 must have {count} frames, but {decoded} can be decoded, so it was discarded. Check the disk, or "
-            "use another output folder.",
+            f"the mp4 must have {counted(count, 'frame')}, but {decoded} can be decoded, so it was discarded. Check "
+            "the disk, or use another output folder.",
             code="output.incomplete",
         )
 
@@ -261,8 +274,8 @@ def encode_webp(
         )
     except ValueError as error:
         raise OutputError(
-            f"{len(frames)} frames of {first.width}x{first.height} could not be encoded as WebP: {error}. WebP needs "
-            "sides of at most 16383 pixels. Or save with CreateVideo and SaveVideo.",
+            f"{counted(len(frames), 'frame')} of {first.width}x{first.height} could not be encoded as WebP: {error}. "
+            "WebP needs sides of at most 16383 pixels. Or save with CreateVideo and SaveVideo.",
             code="output.encoder",
         ) from error
 

@@ -31,6 +31,7 @@ SPATIAL_TILE_TENSORS = 6  # tiles alive there
 UNET_LIVE_TENSORS = 11  # first-width tensors alive in the last up block's last transformer: skips, residuals, rows
 STOCK_UNET_LIVE_TENSORS = 28  # alive there in the UNet without the optimized forward pass, per frame
 CHUNK_LIVE_TENSORS = 14  # of a chunk of rows, in the feed-forward layers of that transformer
+MIN_SIZE = 2**20  # bytes that a user can mean as a size of memory
 
 
 def decode_bytes(vae: Vae, frames: int, height: int, width: int, itemsize: int | None = None) -> int:
@@ -175,10 +176,14 @@ def parse_bytes(name: str, size: int | str) -> int:
     """Return a size in bytes: of 6G, 6GiB, 512M, 2.5G or a number. K, M and G are powers of 1024, as for GPU memory.
 
     Raises:
-        SettingError: It is no size above 0. The message names the argument `name`.
+        SettingError: It is no size, or less than 1M: 6 is meant as 6G. The message names the argument `name`.
     """
     is_size = isinstance(size, (int, str)) and not isinstance(size, bool)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", str(size).strip(), re.IGNORECASE) if is_size else None
-    if match is None or float(match[1]) == 0:
+    if match is None:
         raise SettingError(f'`{name}` must be a size with K, M or G, such as 6G, got "{printable(size, 40)}"')
-    return int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
+    count = int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " "))
+    if count < MIN_SIZE:
+        meant = f"{match[1]}{'G' if float(match[1]) < 1024 else 'M'}" if count else "6G"
+        raise SettingError(f'`{name}` must be at least 1M, got "{printable(size, 40)}"; did you mean {meant}?')
+    return count

@@ -282,6 +282,13 @@ def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
 
 @torch.inference_mode(False)
 @torch.no_grad()
+def test_the_notice_of_the_built_in_model_comes_once_in_a_process(caplog):
+    execution._say_what_embedded_knows.cache_clear()
+    for _ in range(2):
+        execution.load(LocalRuntime(), "svd-nano", "auto")
+    assert [record.args[0] for record in caplog.records] == ["svd-nano"]
+
+
 def test_both_sides_at_once_give_the_video_of_one_after_the_other():
     """A small model computes both sides of guidance at once, each with half of the threads, also if it is trainable."""
     before = torch.get_num_threads()

@@ -16,7 +16,7 @@ from typing import Any
 
 from ....svd_core.checkpoints.diffusers_format import read_config
 from ....svd_core.checkpoints.safetensors_header import read_header
-from ....svd_core.errors import CheckpointError, GraphError
+from ....svd_core.errors import CheckpointError, GraphError, counted
 from ....svd_core.runtime.memory import UNET_LIVE_TENSORS, format_bytes
 from ....svd_core.runtime.runtime import LocalRuntime
 from ...graph import Prompt
@@ -49,7 +49,7 @@ class Clip:
         return self.frames * self.height * self.width
 
     def __str__(self) -> str:
-        return f"{self.frames} frames of {self.width}x{self.height}"
+        return f"{counted(self.frames or 0, 'frame')} of {self.width}x{self.height}"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ MISTAKES = [
     ({"decode_mode": "windowd"}, SettingError, "`decode_mode`", "windowd", '"windowed"'),
     ({"width": 100}, SettingError, "`width`", 100, 64),
     ({"vram": "4X"}, SettingError, "`vram`", "4X", "6G"),
+    ({"vram": 6}, SettingError, "`vram`", '"6"', "6G"),
+    ({"vram": "100K"}, SettingError, "`vram`", "100K", "100G"),
     ({"device": "gpu"}, SettingError, '"gpu"', "cuda"),
     ({"output_type": "jpg"}, SettingError, "`output_type`", "jpg", "pil"),
     ({"model": "svd-xt"}, CheckpointError, '"svd-xt"', "svd-stages download svd-xt"),

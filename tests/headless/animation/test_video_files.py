@@ -9,9 +9,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from error_checks import raises
+from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages.headless.animation.video_files import OutputNames
+from svd_stages.headless.engines.graphs import describe_file
 from svd_stages.svd_core.errors import OutputError, SettingError
 from svd_stages.svd_core.media.metadata import read_metadata
 
@@ -85,6 +86,8 @@ def test_each_format_has_the_frames_and_the_graph_if_it_has_a_place(suffix):
     names = OutputNames.parse(str(path), 1, 1)
     assert names.save(moving(), path, Fraction(7), GRAPH, replace=False) == ([path], [])
     assert frames_in(path) == 3
+    check_facts(describe_file(path), "3 frames", "64x64", "fps")
+    assert float(describe_file(path).split()[-2]) == pytest.approx(7, rel=0.03)
     if suffix != ".gif":
         assert "LoadImage" in read_metadata(path)["prompt"]
     (second,), _ = names.save(moving(), path, Fraction(7), GRAPH, replace=False)
@@ -99,6 +102,7 @@ def test_numbered_frames_are_pngs_of_every_pixel():
     files, _ = names.save(moving(), path, Fraction(7), GRAPH, replace=False)
     assert [file.name for file in files] == ["f001.png", "f002.png", "f003.png"]
     for file, frame in zip(files, moving(), strict=True):
+        check_facts(describe_file(file), "1 frame", "64x64")
         assert np.array_equal(np.asarray(Image.open(file)), (frame * 255).round().byte().numpy())
         assert "LoadImage" in read_metadata(file)["prompt"]
     before = [file.read_bytes() for file in files]

@@ -312,6 +312,16 @@ def test_an_error_without_json_leaves_stdout_empty(here, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["a.png --force b.png", "--force a.png -o x/ b.png", "a.png b.png --force", "a.png --force -- b.png"],
+    ids=str,
+)
+def test_images_may_stand_on_both_sides_of_options(arguments):
+    parsed = make_parser().parse_args(["animate", *arguments.split()])
+    assert (parsed.image, parsed.force) == (["a.png", "b.png"], True)
+
+
 def test_bad_usage_is_status_2():
     for arguments in ([], ["animate"], ["animate", "rocket.png", "--steps", "many"], ["frobnicate"]):
         assert main(arguments) == 2
@@ -356,12 +366,14 @@ def test_commands_that_do_not_compute_load_no_torch(here, models):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize(("text", "size"), [("6G", 6 * 2**30), ("2.5 GiB", 5 * 2**29), ("512m", 2**29), ("77", 77)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("6G", 6 * 2**30), ("2.5 GiB", 5 * 2**29), ("512m", 2**29), ("7700000", 7700000)]
+)
 def test_a_size_as_a_person_writes_it(text, size):
     assert make_parser().parse_args(["animate", "x.png", "--vram", text]).vram == size
 
 
-@pytest.mark.parametrize("text", ["much", "0", "-3G", "6T", ""])
+@pytest.mark.parametrize("text", ["much", "0", "6", "-3G", "6T", ""])
 def test_what_is_no_size_is_refused(text):
     with raises(UsageError, "usage", "--vram", "6G"):
         make_parser().parse_args(["animate", "x.png", f"--vram={text}"])
