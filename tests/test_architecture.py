@@ -83,9 +83,12 @@ def test_only_model_classes_and_the_base_of_pipelines_are_imported_from_diffuser
     others = [each for each in diffusers if each[1] != "diffusers" or each[2] - MODEL_CLASSES]
     assert {(name.split(":")[0], module, *sorted(names - MODEL_CLASSES)) for name, module, names in others} == {
         ("headless/bench/models.py", "diffusers", "EulerDiscreteScheduler", "StableVideoDiffusionPipeline"),
-        (f"{PIPELINE}pipeline.py", "diffusers", "DiffusionPipeline", "EulerDiscreteScheduler"),
+        (f"{PIPELINE}pipeline.py", "diffusers", "EulerDiscreteScheduler"),
         (f"{PIPELINE}pipeline.py", "diffusers.utils", "BaseOutput"),
         (f"{PIPELINE}pipeline.py", "diffusers.utils.torch_utils", "randn_tensor"),
+        (f"{PIPELINE}pipeline.py", "diffusers.video_processor", "VideoProcessor"),
+        (f"{PIPELINE}stage_methods.py", "diffusers", "DiffusionPipeline"),
+        (f"{PIPELINE}stage_methods.py", "diffusers.utils.torch_utils", "randn_tensor"),
         (f"{PIPELINE}loading.py", "diffusers", "EulerDiscreteScheduler"),
         (f"{PIPELINE}loading.py", "diffusers.utils", "logging"),
     }

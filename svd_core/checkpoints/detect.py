@@ -185,7 +185,7 @@ def unet_config(file: str, shapes: Shapes, metadata: ModelMetadata) -> tuple[dic
     keys = [f"{block}.transformer_blocks.0.attn2.to_{each}.weight" for block in cross_blocks for each in "kv"]
     vector = size(1, "label_emb.0.0.weight")
     config = {
-        "sample_size": 96,  # SVD unet/config.json; a pipeline's default size
+        "sample_size": _latent_side(metadata),
         "in_channels": size(1, "input_blocks.0.0.weight"),
         "out_channels": size(0, "out.2.bias", "out.2.weight"),
         "down_block_types": tuple(_block_type("Down", has) for has in layout.attention),
@@ -200,6 +200,11 @@ def unet_config(file: str, shapes: Shapes, metadata: ModelMetadata) -> tuple[dic
         "num_frames": metadata.defaults().num_frames,
     }
     return config, layout
+
+
+def _latent_side(metadata: ModelMetadata) -> int:
+    """Return the side of a square of latent pixels with the area of the trained size, 96 in SVD's unet/config.json."""
+    return max(1, isqrt(metadata.width * metadata.height) // 2 ** (metadata.vae_levels - 1))
 
 
 def _block_type(side: str, attention: bool) -> str:

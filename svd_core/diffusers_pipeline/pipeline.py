@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKLTemporalDecoder,
-    DiffusionPipeline,
-    EulerDiscreteScheduler,
-    UNetSpatioTemporalConditionModel,
-)
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .. import execution
@@ -30,11 +25,11 @@ from ..diffusion.sampling import SamplerStep
 from ..diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas
 from ..errors import SettingError
 from ..media.image_ops import resize_images
-from ..models.components import Checkpoint, ModelComponent, SVDClipVision, SVDModel, SVDVae
+from ..media.video_size import choose_size, is_far
+from ..models.components import Checkpoint, SVDModel, SVDVae
 from ..models.options import ModelOptions
 from ..pipeline import VideoNoise, condition_images
-from ..runtime.memory import parse_bytes
-from ..runtime.runtime import After, LocalRuntime
+from ..runtime.runtime import LocalRuntime
 from .arguments import (
     COMPONENT_NAMES,
     HUB_ARGUMENTS,
@@ -52,6 +47,7 @@ from .arguments import (
 from .inputs import read_images
 from .loading import Components, check_scheduler, find_folder, load_file, load_folder
 from .outputs import OUTPUT_TYPES, as_output
+from .stage_methods import StageMethods
 
 logger = logging.getLogger(__name__)
 
@@ -63,21 +59,6 @@ class StableVideoDiffusionPipelineOutput(BaseOutput):
     """The result of a call: `frames`, see `StableVideoDiffusionPipeline.__call__`."""
 
     frames: Any
-
-
-@dataclass(frozen=True)
-class _PipelineRuntime(LocalRuntime):
-    """A runtime that leaves each component on the device where it found it."""
-
-    @contextlib.contextmanager
-    def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
-        """Move a component to the device, and after the work back to where it was, or where `after` says."""
-        before, device = next(component.module.parameters()).device, self.device()
-        component.module.to(device)
-        try:
-            yield device
-        finally:
-            component.module.to({"default": before, "keep": device, "offload": torch.device("cpu")}[after])
 
 
 def _check_names(unknown: dict[str, Any], sampler: str, output_type: str, callback_tensors: Sequence[str]) -> None:
@@ -114,7 +95,7 @@ def _micro(fps: float, motion_bucket_id: float, noise_aug_strength: float) -> Mi
 
 
 def _resize(images: Sequence[torch.Tensor], width: int, height: int, checkpoint: Checkpoint) -> torch.Tensor:
-    """Stretch images to (B, height, width, 3), and log if that is visible.
+    """Stretch images to (B, height, width, 3). Log if that is visible, and if the model was trained for another area.
 
     Raises:
         SettingError: A side is not a multiple of the pixels of a latent pixel.
@@ -124,10 +105,17 @@ def _resize(images: Sequence[torch.Tensor], width: int, height: int, checkpoint:
     resized, warnings = zip(*(resize_images(each, width, height, "stretch", scale) for each in images), strict=True)
     if any(warnings):
         logger.warning("the image is stretched visibly to %dx%d. Crop it to that shape first.", width, height)
+    trained = (checkpoint.model.defaults.width, checkpoint.model.defaults.height)
+    if is_far(trained, (width, height)):
+        image_height, image_width = images[0].shape[1:3]
+        logger.warning(
+            "the model was trained for videos of the area of %dx%d, not %dx%d. Set height=%d, width=%d.",
+            *(*trained, width, height, *reversed(choose_size(trained, (image_width, image_height)))),
+        )
     return torch.cat(resized)
 
 
-class StableVideoDiffusionPipeline(DiffusionPipeline):
+class StableVideoDiffusionPipeline(StageMethods):
     """Animate images. The interface of diffusers' class of this name; this package computes.
 
     Loaded once, it serves many calls. `to`, `save_pretrained`, `components` and `set_progress_bar_config` are those of
@@ -209,7 +197,8 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
             scheduler=scheduler,
             feature_extractor=feature_extractor,
         )
-        self._offload_to: torch.device | None = None
+        self.vae_scale_factor = 8 if vae is None else SVDVae(vae).scale
+        self.video_processor = VideoProcessor(do_resize=True, vae_scale_factor=self.vae_scale_factor)
         self._memory = "auto"
 
     @classmethod
@@ -287,19 +276,14 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         self._memory = memory
 
     @property
-    def _execution_device(self) -> torch.device:
-        """The device that computes."""
-        return self._offload_to or self.device
-
-    @property
     def guidance_scale(self) -> torch.Tensor:
-        """Guidance weight of each frame in the last call, (F,)."""
+        """Guidance weights of the last call, (videos, F, 1, 1, 1)."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """True if the last call used guidance."""
-        return bool((self._guidance_scale > 1).any())
+        return bool(torch.as_tensor(self._guidance_scale).max() > 1)  # a subclass may set one number
 
     @property
     def num_timesteps(self) -> int:
@@ -347,11 +331,12 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
         mode, chunk_size = plan_decoding(decode, decode_chunk_size, decode_context, frames)
         levels = _levels(model, num_inference_steps, sigmas)
         curve = _curve(guidance_shape, min_guidance_scale, max_guidance_scale)
-        self._guidance_scale, self._num_timesteps = curve.weights(frames), len(levels) - 1
         micro = _micro(fps, motion_bucket_id, noise_aug_strength)
         images = read_images(image)
         videos = len(images) * check_integer("num_videos_per_prompt", num_videos_per_prompt, 1)
         generator = choose_generator(generator, seed, videos)
+        self._guidance_scale = curve.weights(frames).view(1, -1, 1, 1, 1).repeat(videos, 1, 1, 1, 1)
+        self._num_timesteps = len(levels) - 1
         resized = _resize(images, width or model.defaults.width, height or model.defaults.height, checkpoint)
         noise = self._draw_noise(resized, (videos, frames), checkpoint.vae.scale, generator, latents)
         pairs = condition_images(checkpoint, images, resized, noise, micro, runtime)
@@ -365,11 +350,6 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
             clips = execution.decode(runtime, checkpoint.vae, sampled, mode, chunk_size, decode_context)
             result = as_output(clips, output_type)
         return StableVideoDiffusionPipelineOutput(frames=result) if return_dict else result
-
-    def _runtime(self, vram: int | str | None) -> _PipelineRuntime:
-        """Return the runtime of a call."""
-        budget = None if vram is None else parse_bytes("vram", vram)
-        return _PipelineRuntime(device_name=str(self._execution_device), vram=budget)
 
     def _checkpoint(self, memory: str | None, compile: str) -> Checkpoint:
         """Return the components as this package's. They are read anew at each call, because users replace them."""
@@ -385,9 +365,7 @@ class StableVideoDiffusionPipeline(DiffusionPipeline):
             options=ModelOptions(memory=memory or self._memory, compile=compile),
             identity=self.unet,
         )
-        processor = self.feature_extractor
-        clip = SVDClipVision(self.image_encoder, tuple(processor.image_mean), tuple(processor.image_std))
-        return Checkpoint(model, clip, vae)
+        return Checkpoint(model, self._clip_vision, vae)
 
     def _draw_noise(
         self,

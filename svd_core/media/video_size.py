@@ -11,6 +11,8 @@ MIN_SIDE = 256
 """Shortest side that is chosen. A model that was trained for smaller videos keeps its own size."""
 AREA_TOLERANCE = 0.1
 """Largest difference of the area from the trained one."""
+FAR = 2
+"""Factor between the area of a video and the trained one from which the model's videos are poor."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -41,6 +43,12 @@ def choose_size(trained: Size, image: Size, width: int | None = None, height: in
         return round(stretch, 9), abs(size[0] * size[1] - area)
 
     return min(_sizes_near(area), key=distance, default=trained)
+
+
+def is_far(trained: Size, size: Size) -> bool:
+    """Return True if a size has at least `FAR` times the area of the trained one, or at most that part of it."""
+    ratio = size[0] * size[1] / (trained[0] * trained[1])
+    return max(ratio, 1 / ratio) >= FAR
 
 
 def _nearest_multiple(length: float) -> int:

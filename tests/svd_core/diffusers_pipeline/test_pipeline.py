@@ -7,6 +7,7 @@ import pytest
 import torch
 from error_checks import raises
 from PIL import Image
+from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.diffusers_pipeline.pipeline import StableVideoDiffusionPipeline
 from svd_stages.svd_core.errors import SettingError
 from tiny import mini_checkpoint, randn, tiny_checkpoint, tiny_pipeline
@@ -245,6 +246,21 @@ def test_a_visible_stretch_is_logged_once(pipelines, caplog):
     caplog.clear()
     call(pipelines[0], {"image": picture(0, 64, 64)}, output_type="latent")
     assert not caplog.records
+
+
+def test_a_size_far_from_the_trained_area_is_logged_with_the_size_to_set(caplog):
+    """The default size is diffusers'. svd-nano was trained for 128x128."""
+    ours = StableVideoDiffusionPipeline.from_single_file(EMBEDDED_FILE)
+    wrong = torch.zeros(1)  # found after the image is resized, before anything is computed
+    with raises(SettingError):
+        ours(picture(), latents=wrong)
+    hints = [each.getMessage() for each in caplog.records if "height=128, width=128" in each.getMessage()]
+    assert len(hints) == 1 and "1024x576" in hints[0]
+    caplog.clear()
+    for size in ({"height": None, "width": None}, {"height": 128, "width": 144}):
+        with raises(SettingError):
+            ours(picture(width=96, height=96), latents=wrong, **size)
+    assert not [each for each in caplog.records if "trained" in each.getMessage()]
 
 
 def test_offloading_without_an_accelerator_changes_nothing(pipelines, monkeypatch):

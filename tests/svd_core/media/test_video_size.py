@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from svd_stages.svd_core.media.video_size import choose_size
+from svd_stages.svd_core.media.video_size import choose_size, is_far
 
 SVD, NANO = (1024, 576), (128, 128)
 
@@ -48,3 +48,11 @@ def test_one_side_gives_the_other():
     assert choose_size(SVD, (1080, 1920), height=1024) == (576, 1024)
     assert choose_size(NANO, (1600, 200), width=128) == (128, 64)
     assert choose_size(SVD, (5, 7), width=64, height=128) == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("size", "far"),
+    [((1024, 576), False), ((768, 768), False), ((576, 576), False), ((512, 512), True), ((1536, 1024), True)],
+)
+def test_a_size_is_far_from_twice_or_half_the_trained_area(size, far):
+    assert is_far(SVD, size) == far
