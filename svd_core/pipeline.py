@@ -151,7 +151,8 @@ def image_to_video(
         on_stage("sample")
         sigmas = execution.model_sigmas(model, video.steps) if video.sigmas is None else read_sigmas(video.sigmas)
         curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
-        latents = execution.sample(runtime, model, pairs, noise.start(sigmas[0]), curve, sigmas)
+        start = execution.noisy_latents(model, torch.zeros_like(noise.starting), noise.starting, sigmas[0])
+        latents = execution.sample(runtime, model, pairs, start, curve, sigmas)
         on_stage("decode")
         return execution.decode(
             runtime, checkpoint.vae, latents, video.decode_mode, video.decode_chunk, video.decode_context
@@ -186,7 +187,7 @@ class VideoNoise:
         return cls(draw_augmentation_noise(seed, images.shape), starting)
 
     def start(self, sigma: torch.Tensor) -> torch.Tensor:
-        """Return the scaled latents (N, F, 4, h, w) of new videos at the model's largest noise level, sigma ()."""
+        """Return the scaled latents (N, F, 4, h, w) of new videos at noise level sigma (), as diffusers scales them."""
         return self.starting * (sigma**2 + 1) ** 0.5
 
 

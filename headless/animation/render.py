@@ -19,7 +19,6 @@ from ...svd_core.errors import (
     NodeError,
     SettingError,
     SVDStagesError,
-    closest,
 )
 from ...svd_core.media.alpha_compositing import GREY, Background, read_background
 from ...svd_core.media.image_io import display_name
@@ -37,6 +36,7 @@ from ...svd_core.runtime.runtime import (
 from ..engines.embedded.engine import validate_and_budget
 from ..engines.graphs import Report
 from ..engines.run_config import RunConfig
+from ..engines.setting_checks import SETTINGS, unknown_name
 from ..engines.video_graph import STAGE_NODES, image_to_video_graph, node_of_class, settings_of
 from ..graph import Prompt
 from ..graph.explain import describe_error
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     OneImage = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 OutputType = Literal["pt", "np", "pil"]
-SETTINGS = tuple(field.name for field in fields(VideoSettings))
 
 
 def animate(
@@ -100,7 +99,8 @@ def animate(
     if output_type not in ("pt", "np", "pil"):
         raise SettingError(f'`output_type` must be pt, np or pil, got "{output_type}"')
     if unknown := sorted(settings.keys() - set(SETTINGS)):
-        raise _unknown_argument(unknown[0])
+        known = inspect.signature(animate).parameters
+        raise unknown_name(unknown[0], known, "animate() has no argument", "svd_stages.animate")
     runtime = RunConfig(models, device, precision, reporter=on_progress, vram=vram, on_oom=on_oom).runtime()
     video = VideoSettings(os.fspath(model) if isinstance(model, os.PathLike) else model, **settings)
     color = read_background(background)
@@ -110,13 +110,6 @@ def animate(
         _check_one_size(plans, output_type)
     checkpoint = _load(plans[0], runtime)
     return _as_output([frames for plan in plans for frames in plan.render(checkpoint, runtime)], output_type)
-
-
-def _unknown_argument(name: str) -> TypeError:
-    """Return the error for an argument that `animate` does not have, with the nearest one."""
-    near = closest(name, inspect.signature(animate).parameters)
-    hint = f"did you mean {near!r}?" if near else "see help(svd_stages.animate)"
-    return TypeError(f"animate() has no argument {name!r}; {hint}")
 
 
 def _signature() -> inspect.Signature:

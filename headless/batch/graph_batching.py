@@ -28,8 +28,8 @@ from ..engines.graph_errors import raise_if_faulty
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig
-from ..engines.setting_checks import SETTING_INPUTS, check_settings
-from ..engines.video_graph import image_to_video_graph
+from ..engines.setting_checks import SETTING_INPUTS, SETTINGS, check_settings, unknown_name
+from ..engines.video_graph import image_to_video_graph, takes_settings, with_compile, with_sigmas
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.node_schema import return_types
 from ..graph.validate import shape_fault
@@ -85,7 +85,7 @@ class BatchRequest:
         graph: The graph that renders each video. None: that of the run, or the shipped image_to_video.
         settings: "NODE.INPUT=VALUE" for all rows.
         model: Checkpoint of the shipped graph, which it selects. None: svd-nano.
-        video: Settings of the shipped graph for all rows, by the names of the fields of `VideoSettings`.
+        video: Settings of the shipped graph for all rows, as those of `animate`. None: that of the run.
         seeds: A row without a seed is repeated once for each of these.
         images: The folder that contains all images. None: that of the manifest, or the folder itself.
         ledger: Path of the ledger. None: in the run folder, or elsewhere if that is on a network disk.
@@ -175,7 +175,7 @@ def _check_needs_no_plan(request: BatchRequest, run_config: RunConfig, folder: R
     """Raise BatchError if the request has something that requires a new plan."""
     names = ("graph", "settings", "model", "seeds", "images")
     changed = [f"`{name}`" for name in names if getattr(request, name) not in (None, (), [])]
-    changed += [f"`{name}`" for name in request.video]
+    changed += [f"`{name}`" for name, value in request.video.items() if value is not None]
     planned = folder.read_settings() or {}
     if run_config.precision not in ("auto", planned.get("precision", "auto")):
         changed.append("`precision`")
@@ -303,7 +303,7 @@ def _plan(
     root = base if request.images is None else Path(request.images)
     before = folder.read_settings() or {}
     request_digest = _digest_request(request, run_config)
-    request = _with_settings(request, before)
+    request = _with_settings(request)
     if shard is not None and before.get("asked") == request_digest and len(active_drivers(folder.path)) > 1:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
     background = _choose_background(request, run_config, before)
@@ -451,29 +451,24 @@ def _without_fixed(request: BatchRequest, graph: Prompt, names: Iterable[str]) -
     return [name for name in names if name not in fixed]
 
 
-def _with_settings(request: BatchRequest, before: Mapping[str, Any]) -> BatchRequest:
-    """Return the request with the settings of the video as values of its graph, "NODE.INPUT=VALUE".
+def _with_settings(request: BatchRequest) -> BatchRequest:
+    """Return the request with checked settings of the video, and with their values as "NODE.INPUT=VALUE".
 
     Raises:
-        SettingError: A value is out of its range, or the request or the run has another graph.
+        TypeError: A setting is unknown, or has another type.
+        SettingError: A value is out of its range, or the request has another graph.
     """
-    checked = check_settings(replace(VideoSettings(), **request.video))
     for name in request.video:
+        if name not in SETTINGS:
+            raise unknown_name(name, SETTINGS, "BatchRequest.video has no setting", "svd_stages.animate")
         if request.graph is not None:
             fix = "Set the input of your graph with `settings`"
-        elif name == "compile" and _keeps_graph(request, before) and checked.compile != _compile_of(before["graph"]):
-            fix = "Plan in a new run folder"
-        else:
-            continue
-        raise SettingError(f"`{name}` is a setting of the shipped graph of a new run. {fix}.")
-    values = {".".join(SETTING_INPUTS[name]): getattr(checked, name) for name in request.video if name != "compile"}
-    return replace(request, settings=[*(f"{name}={value}" for name, value in values.items()), *request.settings])
-
-
-def _compile_of(graph: Any) -> str:
-    """Return the option compile of the graph of a run."""
-    nodes = [] if shape_fault(graph) else graph.values()
-    return next((node["inputs"].get("compile") for node in nodes if node["class_type"] == "SVDModelOptions"), "off")
+            raise SettingError(f"`{name}` is a setting of the shipped graph. {fix}.")
+    checked = check_settings(replace(VideoSettings(), **request.video))
+    video = {name: getattr(checked, name) for name, value in request.video.items() if value is not None}
+    model = video.pop("model", request.model)
+    values = [f"{'.'.join(SETTING_INPUTS[name])}={video[name]}" for name in video if name in SETTING_INPUTS]
+    return replace(request, model=model, video=video, settings=[*values, *request.settings])
 
 
 def _keeps_graph(request: BatchRequest, before: Mapping[str, Any]) -> bool:
@@ -525,15 +520,20 @@ def _is_texts(value: Any) -> bool:
 
 
 def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConfig) -> Prompt:
-    """Return the graph of all rows, with the settings applied."""
+    """Return the graph of all rows, with the settings applied. Raises SettingError if it has no place for them."""
     if request.graph is not None:
-        source = request.graph
-    elif _keeps_graph(request, before):
-        source = {"prompt": before["graph"]}
+        return open_graph(request.graph, request.settings).prompt
+    if _keeps_graph(request, before):
+        prompt = apply_settings(before["graph"], (), NODES)
     else:
-        video = VideoSettings(model=request.model or EMBEDDED, compile=request.video.get("compile", "off"))
-        source = {"prompt": image_to_video_graph(video, run_config.runtime(), "image.png").prompt}
-    return open_graph(source, request.settings).prompt
+        video = VideoSettings(model=request.model or EMBEDDED)
+        prompt = image_to_video_graph(video, run_config.runtime(), "image.png").prompt
+    if request.video and not takes_settings(prompt):
+        name, fix = next(iter(request.video)), "Set the input of the run's graph with `settings`"
+        raise SettingError(f"`{name}` is a setting of the shipped graph. {fix}.")
+    if "compile" in request.video:
+        prompt = with_compile(prompt, request.video["compile"])
+    return apply_settings(with_sigmas(prompt, request.video.get("sigmas")), request.settings, NODES)
 
 
 @contextmanager

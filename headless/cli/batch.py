@@ -24,7 +24,7 @@ from .console import Console
 from .options import add_background, add_command, make_run_config
 from .parser import count
 
-VIDEO_SETTINGS = {each.name for each in fields(VideoSettings)} - {"model", "seed", "sigmas"}
+VIDEO_SETTINGS = {each.name for each in fields(VideoSettings)} - {"model", "seed"}
 """Settings of `animate` that are options here, too. --model and --seeds have their own meaning."""
 
 

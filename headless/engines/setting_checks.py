@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from numbers import Number
 from typing import Any
 
 from ...svd_core.errors import SettingError, closest, printable
 from ...svd_core.pipeline import VideoSettings
+from ...svd_core.utils.size_checks import check_multiple
 from ..graph.check_node import Problem, check_constant
 from ..graph.node_schema import Declarations, DeclaredInput
 from .graphs import NODES
@@ -31,6 +33,13 @@ SETTING_INPUTS = {
     "decode_context": ("SVDTemporalVAEDecode", "context"),
 }
 """Field of VideoSettings -> the node class and input that it sets. Other nodes get the value by links."""
+SETTINGS = tuple(field.name for field in fields(VideoSettings))
+
+
+def unknown_name(name: str, known: Iterable[str], refusal: str, help_of: str) -> TypeError:
+    """Return the error for a name that is not known: the refusal, the name, and the nearest one or where to read."""
+    near = closest(name, known)
+    return TypeError(f"{refusal} {name!r}; {f'did you mean {near!r}?' if near else f'see help({help_of})'}")
 
 
 def check_settings(settings: VideoSettings) -> VideoSettings:
@@ -70,6 +79,8 @@ def _checked(name: str, value: Any, declared: DeclaredInput) -> Any:
     converted, fault = check_constant(declared, value)
     is_rounded = declared.kind == "INT" and isinstance(value, float) and value != converted
     if fault is None and not is_rounded:
+        if declared.kind == "INT" and converted % (step := declared.options.get("step", 1)):
+            check_multiple(name, converted, step)
         return converted
     expected = _expected(declared, fault)
     near = closest(str(value), map(str, declared.choices or ()))

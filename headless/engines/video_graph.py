@@ -15,7 +15,7 @@ from ...svd_core.media.video_size import Size
 from ...svd_core.models.options import DEFAULT, ModelOptions
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import Runtime
-from ..graph import Prompt
+from ..graph import Prompt, with_value
 from .graphs import Graph, open_graph
 from .run_config import PACKAGE
 from .setting_checks import SETTING_INPUTS, check_settings
@@ -62,16 +62,38 @@ def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:
     _inputs_of(prompt, "SaveVideo")["filename_prefix"] = "video"
     for name, (class_type, input_name) in SETTING_INPUTS.items():
         _inputs_of(prompt, class_type)[input_name] = getattr(settings, name)
-    if settings.compile != DEFAULT.compile:
-        options = asdict(ModelOptions(compile=settings.compile))
-        sampler = _inputs_of(prompt, "SVDEulerSampler")
-        prompt["options"] = {"class_type": "SVDModelOptions", "inputs": {"model": sampler["model"], **options}}
-        sampler["model"] = ["options", 0]
-    if settings.sigmas is not None:
-        levels = ", ".join(format(Decimal(each), "f") for each in settings.sigmas)
-        prompt["sigmas"] = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
-        _inputs_of(prompt, "SVDEulerSampler")["sigmas"] = ["sigmas", 0]
-    return prompt
+    return with_sigmas(with_compile(prompt, settings.compile), settings.sigmas)
+
+
+def with_compile(prompt: Prompt, compile: str) -> Prompt:
+    """Return the graph with the option compile of its UNet. The default needs no node. Raises SettingError."""
+    model_options = asdict(ModelOptions(compile=compile))
+    if nodes := _nodes_of_class(prompt, "SVDModelOptions"):
+        return with_value(prompt, nodes[0], "compile", compile)
+    if compile == DEFAULT.compile:
+        return prompt
+    model = _inputs_of(prompt, "SVDEulerSampler")["model"]
+    node = {"class_type": "SVDModelOptions", "inputs": {"model": model, **model_options}}
+    return _before_sampler({**prompt, "options": node}, "model", "options")
+
+
+def with_sigmas(prompt: Prompt, sigmas: Any) -> Prompt:
+    """Return the graph with checked noise levels in place of those of the steps. None: the graph as it is."""
+    if sigmas is None:
+        return prompt
+    levels = ", ".join(format(Decimal(each), "f") for each in sigmas)
+    node = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
+    return _before_sampler({**prompt, "sigmas": node}, "sigmas", "sigmas")
+
+
+def takes_settings(prompt: Prompt) -> bool:
+    """Return True if a graph has one node for each setting of a video, as the template has."""
+    return all(len(_nodes_of_class(prompt, class_type)) == 1 for class_type, _ in SETTING_INPUTS.values())
+
+
+def _before_sampler(prompt: Prompt, input_name: str, node_id: str) -> Prompt:
+    """Return the graph with an input of its sampler linked to a node."""
+    return with_value(prompt, node_of_class(prompt, "SVDEulerSampler"), input_name, [node_id, 0])
 
 
 def settings_of(prompt: Prompt, settings: VideoSettings) -> VideoSettings:
@@ -86,5 +108,9 @@ def _inputs_of(prompt: Prompt, class_type: str) -> dict[str, Any]:
 
 def node_of_class(prompt: Prompt, class_type: str) -> str:
     """Return the id of the only node of a class in a graph made here."""
-    (node_id,) = (key for key, node in prompt.items() if node["class_type"] == class_type)
+    (node_id,) = _nodes_of_class(prompt, class_type)
     return node_id
+
+
+def _nodes_of_class(prompt: Prompt, class_type: str) -> list[str]:
+    return [key for key, node in prompt.items() if node["class_type"] == class_type]

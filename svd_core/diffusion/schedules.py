@@ -109,11 +109,10 @@ def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:
     """
     levels = as_float32(sigmas, "a row of sigmas")
     if levels.ndim != 1 or levels.numel() < 2:
-        raise SettingError(f"sigmas must be a row of at least two noise levels, got shape {tuple(sigmas.shape)}")
+        raise SettingError(f"`sigmas` must be a row of at least two noise levels, got shape {tuple(sigmas.shape)}")
     if not torch.isfinite(levels).all() or levels[-1] < 0 or not (levels[:-1] > levels[1:]).all():
-        raise SettingError(
-            f"sigmas must be finite, fall at every step and end at 0 or above, got {levels.tolist()[:12]}"
-        )
+        shown = ", ".join(f"{level:g}" for level in levels.tolist()[:8])
+        raise SettingError(f"`sigmas` must be finite, fall at every step and end at 0 or above, got {shown}")
     return levels
 
 

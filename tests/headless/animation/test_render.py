@@ -146,7 +146,7 @@ def test_sigmas_take_the_place_of_those_of_the_steps(images):
     expected = svd_stages.animate("1.jpg", **{**QUICK, "steps": 2})
     for sigmas in (levels.tolist(), levels, ", ".join(map(repr, levels.tolist()))):
         assert torch.equal(svd_stages.animate("1.jpg", sigmas=sigmas, **QUICK), expected)
-    text = ",".join(map(repr, levels.tolist()))
+    text = ",".join(map(repr, levels[1:].tolist()))
     assert main(["animate", "1.jpg", "-o", "clip.mp4", "--sigmas", text, *OPTIONS]) == 0
     report = headless.run_graph("clip.mp4", input_dir=".", output_dir="again")
     assert report.files[0].read_bytes() == Path("clip.mp4").read_bytes()

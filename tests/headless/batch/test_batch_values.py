@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from svd_stages import headless
 from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.plan import PlannedRow, read_plan
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
-from svd_stages.svd_core.errors import BatchError, CheckpointError, GraphError, SVDStagesError
+from svd_stages.svd_core.errors import BatchError, CheckpointError, GraphError, SettingError, SVDStagesError
 
 GRAPH = headless.open_graph(headless.PACKAGE / "example_workflows" / "quickstart_nano.json").prompt
 CONDITIONING, SAMPLER, LOADER, RESIZE, IMAGE, SAVER = "8", "9", "2", "5", "3", "13"
@@ -29,7 +30,7 @@ def photos(tmp_path) -> Path:
 
 
 def plan(
-    photos: Path, rows: list[dict], graph: dict = GRAPH, models: Path | None = None, run: str = "run", **options
+    photos: Path, rows: list[dict], graph: dict | None = GRAPH, models: Path | None = None, run: str = "run", **options
 ) -> list[PlannedRow]:
     (photos / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     request = headless.BatchRequest(photos.parent / run, photos / "m.jsonl", graph, **options)
@@ -195,6 +196,57 @@ def test_ids_depend_on_the_content_of_models(photos, tmp_path):
     x, y, z = (one(photos, column, models=tmp_path / name, run=f"column-{name}").task for name in "xyz")
     assert x.id == y.id != z.id and x.seed == z.seed
     assert x.values[f"{LOADER}.checkpoint"] == "mine.safetensors"
+
+
+def test_settings_of_the_video_are_those_of_animate(photos):
+    expected = one(photos, {}, graph=None, run="default").task
+    video = {each.name: each.default for each in fields(headless.VideoSettings)}
+    seed = video.pop("seed")
+    unset = [name for name, value in video.items() if value is None]
+    assert len(unset) > 3
+    assert one(photos, {}, graph=None, video=video).task == expected
+    assert one(photos, {}, graph=None, video=dict.fromkeys([*unset, "decode_mode"])).task == expected
+    assert one(photos, {}, graph=None, video={**video, "seed": seed}, run="seed").task.seed is None
+
+
+@pytest.mark.parametrize("first", [{}, {"sigmas": "9,0", "compile": "full"}], ids=str)
+def test_noise_levels_and_compile_of_a_run_can_be_set_again(photos, first):
+    video = {"sigmas": [700, 4.2, 0], "compile": "regional"}
+    expected = one(photos, {}, graph=None, video=video, run="new").task.id
+    one(photos, {}, graph=None, video=first)
+    for again in (video, {**video, "sigmas": "700, 4.2, 0"}, {"sigmas": None}, {}):
+        assert one(photos, {}, graph=None, video=again).task.id == expected
+    graph = (RunFolder(photos.parent / "run").read_settings() or {})["graph"]
+    frames = headless.image_to_video_graph(headless.VideoSettings(**video), headless.RunConfig().runtime(), "image.png")
+    assert graph == {**frames.prompt, "7": graph["7"]}
+
+
+@pytest.mark.parametrize(
+    ("video", "kind", "code", "facts"),
+    [
+        ({"stesp": 3}, TypeError, None, ("'stesp'", "'steps'")),
+        ({"generator": 3}, TypeError, None, ("'generator'", "help(svd_stages.animate)")),
+        ({"steps": None}, TypeError, None, ("`steps`", "None")),
+        ({"steps": 0}, SettingError, "graph.value_smaller_than_min", ("`steps`", 0, "1 to 10000")),
+        ({"width": 100}, SettingError, "setting", ("`width`", 100, "64 or 128")),
+        ({"sigmas": [1, 2]}, SettingError, "setting", ("`sigmas`", "1, 2")),
+        ({"sigmas": "karras"}, SettingError, "setting", ("`sigmas`", "karras")),
+        ({"compile": "foo"}, SettingError, "setting", ("`compile`", "foo", "full")),
+    ],
+    ids=str,
+)
+def test_an_invalid_setting_of_the_video_is_refused(photos, video, kind, code, facts):
+    for run in ("new", "planned"):
+        with raises(kind, code, *facts):
+            one(photos, {}, graph=None, video=video, run=run)
+        one(photos, {}, graph=None, video={"compile": "regional"}, run="planned")
+
+
+def test_another_graph_has_no_settings_of_the_video(photos):
+    one(photos, {})
+    for graph in (GRAPH, None):  # None: that of the run
+        with raises(SettingError, "setting", "`steps`", "`settings`"):
+            one(photos, {}, graph=graph, video={"steps": 3})
 
 
 def test_a_missing_model_is_an_error_of_the_graph_or_of_the_row(photos):

@@ -153,6 +153,7 @@ def test_each_video_of_a_new_run_has_the_shape_of_its_image(work_dir, photos):
     Image.open(ROCKET).rotate(90, expand=True).save(photos / "portrait.png")
     settings = [f"{each}={value}" for each, value in SMALLEST.items()]
     arguments = [word for setting in settings for word in ("--set", setting)]
+    arguments += ["--sigmas", "9,0"]
     assert batch("run", photos, "--run", "run", "--set", "SVDResizeImage.height=128", *arguments) == 0
     values = values_by_image(work_dir / "run")
     assert (values["a.png"]["width"], values["portrait.png"]["width"]) == (256, 64)
@@ -160,7 +161,7 @@ def test_each_video_of_a_new_run_has_the_shape_of_its_image(work_dir, photos):
         (clip,) = RunFolder(work_dir / "run").media_files(record)
         name = record["image"]["name"]
         alone = work_dir / "alone.mp4"
-        video = headless.VideoSettings(height=128, num_frames=1, steps=1, seed=record["seed"])
+        video = headless.VideoSettings(height=128, num_frames=1, sigmas="9,0", seed=record["seed"])
         headless.animate_file(photos / name, alone, video, headless.RunConfig())
         assert frames_sha256(clip) == frames_sha256(alone)
 
@@ -334,7 +335,8 @@ def test_settings_of_animate_are_values_of_the_shipped_graph(work_dir, photos, g
     assert batch("plan", photos, "--run", "run") == 0
     assert planned() == (inputs, tasks)
     check_refused(capsys, ["run", "--run", "run", "--steps", "4"], "batch.no_source", "--steps")
-    check_refused(capsys, ["plan", photos, "--run", "run", "--compile", "full"], "setting", "--compile", "new run")
+    assert batch("plan", photos, "--run", "run", "--compile", "full") == 0
+    assert planned()[0] == {**inputs, "SVDModelOptions.compile": "full"}
     check_refused(
         capsys, ["plan", photos, "--run", "b", "--graph", graph, "--steps", "3"], "setting", "--steps", "--set"
     )
