@@ -83,15 +83,15 @@ def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str,
     """Return the plan of a video as text, and as values for JSON."""
     video: Any = plan.video.settings  # no field is None
     _, height, width, _ = plan.video.images.shape
-    memory = estimate_memory(video, runtime)
+    memory, outputs = estimate_memory(video, runtime), [str(path) for path in plan.paths]
     first = ("model", "width", "height", "fit", "num_frames", "fps")
     others = {name: value for name, value in asdict(video).items() if name not in first and value is not None}
     text = (
-        f"{plan.source.name} ({width}x{height}) -> {plan.path}\n"
+        f"{plan.source.name} ({width}x{height}) -> {', '.join(outputs)}\n"
         f"  {video.width}x{video.height} ({video.fit}), {counted(video.num_frames, 'frame')} at {video.fps} fps, "
         f"{video.model}\n"
         f"  {', '.join(f'{name} {value}' for name, value in others.items())}\n"
         f"  memory: {memory}"
     )
-    values = {"image": plan.source.name, "image_size": [width, height], "output": str(plan.path)}
+    values = {"image": plan.source.name, "image_size": [width, height], "output": outputs[0], "outputs": outputs}
     return text, {**values, "settings": asdict(video), "memory": asdict(memory)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,11 +222,19 @@ class FailedImage:
 
 @dataclass(frozen=True, eq=False)
 class FilePlan:
-    """The videos of one image and one seed, and the file of the first of them."""
+    """The videos of one image and one seed.
 
+    Attributes:
+        number: Of the image and seed, counted from 1.
+        paths: The file of each video.
+        notes: Warnings about the image and the settings.
+    """
+
+    number: int
     source: ImageSource
     video: VideoPlan
-    path: Path
+    paths: Sequence[Path]
+    notes: Sequence[RunWarning]
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,21 +290,32 @@ class FileRequest:
         An unreadable image is yielded as a FailedImage if there are others. Raises as `plan_video` does.
         """
         background = runtime.background or read_background(GREY)
-        for source, paths in zip(self.sources, self.paths, strict=True):
+        for index, (source, paths) in enumerate(zip(self.sources, self.paths, strict=True)):
             try:
-                images = self._read(source, background, runtime)
+                images, notes = self._read(source, background)
             except ImageError as error:
                 yield self.failed(source, error)
                 continue
-            for settings, path in zip(self.settings, paths, strict=True):
-                yield FilePlan(source, plan_video(images, settings, runtime, source.file_name), path)
+            forward_warnings(runtime, notes)
+            first_number = 1 + index * len(self.settings)
+            for number, (settings, first) in enumerate(zip(self.settings, paths, strict=True), first_number):
+                own_notes = list(notes)
+                collecting = replace(runtime, on_note=chain_callbacks(own_notes.append, runtime.on_note))
+                video = plan_video(images, settings, collecting, source.file_name)
+                following = [self.names.next_path(source.stem, settings.seed) for _ in images[1:]]
+                yield FilePlan(number, source, video, [first, *following], own_notes)
 
-    def _read(self, source: ImageSource, background: Background, runtime: LocalRuntime) -> torch.Tensor:
+    @property
+    def count(self) -> int:
+        """Return the number of images and seeds."""
+        return len(self.sources) * len(self.settings)
+
+    def _read(self, source: ImageSource, background: Background) -> tuple[torch.Tensor, Sequence[RunWarning]]:
         if source.is_file and not os.path.isfile(source.image):
             raise ImageError(
                 f"there is no image file {display_name(source.image)}; give the path of a PNG, JPEG or WebP image"
             )
-        return _read(source, background, self.allow_network, runtime)
+        return source.read(background, self.allow_network)
 
     def failed(self, source: ImageSource, error: SVDStagesError) -> FailedImage:
         """Return the failure of one of several images. Raises the error if there is only one."""
@@ -305,13 +324,15 @@ class FileRequest:
         return FailedImage(source.name, error)
 
 
-def animate_files(request: FileRequest, run_config: RunConfig) -> Generator[Report | FailedImage, None, None]:
+def animate_files(
+    request: FileRequest, run_config: RunConfig, on_plan: Callable[[FilePlan], None] = lambda plan: None
+) -> Generator[Report | FailedImage, None, None]:
     """Animate images to files, with the graph of the video in each file whose format has a place for it.
 
     Yields a report for each image and seed when its files are complete, and a FailedImage for one that failed; the
     others are rendered all the same. The model is loaded once. An animated file makes several videos: the named file,
     then the free ones of name_00002 and so on. Nothing is left behind by what fails. Transparent parts are put on the
-    run configuration's background, on grey if it has none.
+    run configuration's background, on grey if it has none. `on_plan` is called before a plan is rendered.
 
     Raises:
         SettingError: A folder cannot be written, or a setting is out of range.
@@ -326,10 +347,12 @@ def animate_files(request: FileRequest, run_config: RunConfig) -> Generator[Repo
     with contextlib.ExitStack() as folders:
         for folder in parents_of(request.paths):
             folders.enter_context(scratch_folder_beside(folder / "video"))
-        for plan in request.plan(runtime):
+        for plan in request.plan(run_config.runtime()):
             if isinstance(plan, FailedImage):
                 yield plan
                 continue
+            warnings.clear()
+            on_plan(plan)
             video = plan.video
             checkpoint = checkpoint or _load(video, runtime)
             try:
@@ -342,8 +365,7 @@ def animate_files(request: FileRequest, run_config: RunConfig) -> Generator[Repo
                     raise
                 yield request.failed(plan.source, error)
             else:
-                yield _report(files, video.prompt, warnings)
-            warnings.clear()
+                yield _report(files, video.prompt, [*plan.notes, *warnings])
 
 
 def animate_file(image: Path, output: Path, settings: VideoSettings, run_config: RunConfig) -> Report:
@@ -359,11 +381,8 @@ def _save(videos: list[torch.Tensor], plan: FilePlan, names: OutputNames, runtim
 
     files: list[Path] = []
     metadata, fps = graph_metadata(plan.video.prompt, None), exact_fps(float(plan.video.settings.fps))
-    for index, video in enumerate(videos):
-        path, replaces = plan.path, names.replace and index == 0
-        if index and names.are_frames:
-            path, replaces = path.with_stem(f"{path.stem}_{index + 1:05}"), names.replace
-        saved, warnings = names.save(video, path, fps, metadata, replaces)
+    for video, path in zip(videos, plan.paths, strict=True):
+        saved, warnings = names.save(video, path, fps, metadata)
         forward_warnings(runtime, warnings)
         files += saved
     return files
@@ -372,7 +391,7 @@ def _save(videos: list[torch.Tensor], plan: FilePlan, names: OutputNames, runtim
 def _report(files: list[Path], prompt: Prompt, warnings: list[RunWarning]) -> Report:
     entries = [{"filename": path.name, "subfolder": "", "type": "output"} for path in files]
     ui = {node_of_class(prompt, "SaveVideo"): {"images": entries, "animated": (True,)}}
-    return Report(files, ui, notes=list(warnings))
+    return Report(files, ui, notes=warnings)
 
 
 class _StageErrors:

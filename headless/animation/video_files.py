@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,11 +40,13 @@ class OutputNames:
         template: A path with {name} and {seed}.
         is_named: The user named the files, and not only their folder: an existing one is not kept under another name.
         replace: Replace existing files.
+        used: The names that were given to videos.
     """
 
     template: str
     is_named: bool
     replace: bool
+    used: set[Path] = field(default_factory=set, compare=False)
 
     @classmethod
     def parse(cls, output: str | None, images: int, seeds: int, replace: bool = False) -> OutputNames:
@@ -67,12 +69,12 @@ class OutputNames:
         if output.endswith(("/", os.sep)) or os.path.isdir(output) or (images > 1 and not Path(output).suffix):
             return cls(os.path.join(output, own_names), False, replace)
         _check_suffix(Path(output))
-        for field, count, what in zip(PLACEHOLDERS, (images, seeds), ("images", "seeds"), strict=True):
-            if count > 1 and field not in output:
+        for place, count, what in zip(PLACEHOLDERS, (images, seeds), ("images", "seeds"), strict=True):
+            if count > 1 and place not in output:
                 path = Path(output)
-                example = path.with_name(f"{field}_{path.name}")
+                example = path.with_name(f"{place}_{path.name}")
                 raise SettingError(
-                    f'`output` must have {field} for {count} {what}, got "{output}". Use "{example}", or a folder.'
+                    f'`output` must have {place} for {count} {what}, got "{output}". Use "{example}", or a folder.'
                 )
         return cls(output, True, replace)
 
@@ -82,51 +84,69 @@ class OutputNames:
         return FRAME_NUMBER.search(Path(self.template).name) is not None
 
     def paths(self, names: Sequence[str], seeds: Sequence[int]) -> list[list[Path]]:
-        """Return the file of each video: a list for each image, with one path for each seed. No path occurs twice.
+        """Return the file of each video: a list for each image, with one path for each seed.
 
         Raises:
-            SettingError: A named file exists and is not to be replaced (code `output.exists`), or a name is too long
-                (code `output.name_too_long`).
+            SettingError: A named file exists and is not to be replaced (code `output.exists`), a name is too long
+                (code `output.name_too_long`), or a folder cannot be listed (code `output.not_writable`).
         """
-        used: set[Path] = set()
-        paths = [[self._new_path(name, seed, used) for seed in seeds] for name in names]
-        for path in used:
-            _check_length(path)
-        if self.is_named and not self.replace:
-            for path in sorted(used):
-                existing = frames_of(path) if self.are_frames else [path][: path.is_file()]
-                if existing:
-                    raise SettingError(
-                        f'"{existing[0]}" exists. Use another name, or `force` to replace it.', code="output.exists"
-                    )
-        return paths
+        return [[self._first_path(name, seed) for seed in seeds] for name in names]
 
-    def _new_path(self, name: str, seed: int, used: set[Path]) -> Path:
-        first = Path(self.template.replace("{seed}", str(seed)).replace("{name}", name))
-        numbered = (first.with_stem(f"{first.stem}_{number:05}") for number in itertools.count(2))
-        path = next(each for each in itertools.chain([first], numbered) if each not in used)
-        used.add(path)
+    def _first_path(self, name: str, seed: int) -> Path:
+        existing = self._existing(self._path(name, seed)) if self.is_named else []
+        if existing:
+            raise SettingError(
+                f'"{existing[0]}" exists. Use another name, or `force` to replace it.', code="output.exists"
+            )
+        return self.next_path(name, seed)
+
+    def next_path(self, name: str, seed: int) -> Path:
+        """Return the file of the next video of an image and a seed: the first of name, name_00002, ... that is free.
+
+        Free is what no other video of this run has, and, unless files are replaced, what does not exist.
+
+        Raises:
+            SettingError: As `paths`.
+        """
+        path = self._path(name, seed)
+        numbered = (path.with_stem(f"{path.stem}_{number:05}") for number in itertools.count(2))
+        candidates = itertools.chain([path], numbered)
+        path = next(each for each in candidates if not self._is_used(each) and not self._existing(each))
+        self.used.add(path)
         return path
 
+    def _path(self, name: str, seed: int) -> Path:
+        return Path(self.template.replace("{seed}", str(seed)).replace("{name}", name))
+
+    def _is_used(self, path: Path) -> bool:
+        return path in self.used or (self.are_frames and any(_may_share_frames(path, each) for each in self.used))
+
+    def _existing(self, path: Path) -> list[Path]:
+        """Return the existing files of a video that must be kept. Raises SettingError for a name that is too long."""
+        _check_length(path)
+        if self.replace:
+            return []
+        return frames_of(path) if self.are_frames else [path][: os.path.lexists(path)]
+
     def save(
-        self, video: torch.Tensor, path: Path, fps: Fraction, metadata: Metadata, replace: bool
+        self, video: torch.Tensor, path: Path, fps: Fraction, metadata: Metadata
     ) -> tuple[list[Path], list[RunWarning]]:
         """Write a video (F, H, W, 3) in [0, 1]. Return its files and warnings.
 
-        The graph goes into each file whose format has a place for it: mp4, webm, webp and png. If `path` is taken and
-        not to be replaced, the file gets the next free name.
+        The graph goes into each file whose format has a place for it: mp4, webm, webp and png. If another program has
+        taken `path` since it was free, the file gets the next free name.
 
         Raises:
             OutputError: The video cannot be encoded or written, or one of its frames exists (code `output.exists`).
         """
         if self.are_frames:
-            return _save_frames(video, path, metadata, replace), []
+            return _save_frames(video, path, metadata, self.replace), []
         run_warnings: list[RunWarning] = []
 
         def write(file: Path) -> None:
             run_warnings.extend(ENCODERS[path.suffix.lower()](file, video, fps, metadata=metadata) or ())
 
-        if not replace:
+        if not self.replace:
             return [save_as(path, write)], run_warnings
         with replacing(path) as temporary:
             write(temporary)
@@ -139,14 +159,31 @@ def frame_path(path: Path, number: int) -> Path:
 
 
 def frames_of(path: Path) -> list[Path]:
-    """Return the existing files of a numbered name, in the order of their numbers."""
+    """Return the existing files of a numbered name, in the order of their numbers. Raises SettingError."""
+    pattern = _frame_pattern(path)
+    try:
+        names = os.listdir(path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise SettingError(
+            f'"{path.parent}" cannot be listed: {error.strerror}. Use another folder.', code="output.not_writable"
+        ) from error
+    numbered = sorted((int(match[1]), path.with_name(name)) for name in names if (match := pattern.fullmatch(name)))
+    return [file for value, file in numbered if frame_path(path, value) == file]
+
+
+def _frame_pattern(path: Path) -> re.Pattern[str]:
     place = FRAME_NUMBER.search(path.name)
     assert place is not None
     before, after = re.escape(path.name[: place.start()]), re.escape(path.name[place.end() :])
-    pattern = re.compile(rf"{before}(\d+){after}", re.ASCII)
-    names = os.listdir(path.parent) if path.parent.is_dir() else []
-    numbered = sorted((int(match[1]), path.with_name(name)) for name in names if (match := pattern.fullmatch(name)))
-    return [file for value, file in numbered if frame_path(path, value) == file]
+    return re.compile(rf"{before}(\d+){after}", re.ASCII)
+
+
+def _may_share_frames(one: Path, other: Path) -> bool:
+    """Return True if two numbered names stand for one file: frame 11 of a%d.png is frame 1 of a1%d.png."""
+    pairs = ((one, other), (other, one))
+    return one.parent == other.parent and any(_frame_pattern(a).fullmatch(frame_path(b, 1).name) for a, b in pairs)
 
 
 def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: bool) -> list[Path]:

@@ -9,13 +9,22 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import OutputError
+from ...svd_core.errors import OutputError, printable
 from ...svd_core.pipeline import VideoSettings
 from ..animation.estimate import describe_plan
 from ..animation.render import FailedImage, FilePlan, FileRequest, animate_files
 from ..batch.manifest import parse_seeds
 from .console import Console
-from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, parsed, print_files
+from .options import (
+    add_background,
+    add_command,
+    add_on_oom,
+    add_threads,
+    make_run_config,
+    parsed,
+    print_files,
+    written,
+)
 from .parser import integer, number
 
 STAGES = ("embedding", "encoding", "sampling", "decoding")
@@ -42,7 +51,7 @@ def add_animate(commands: Any) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the size, settings, file and memory of each video; write nothing"
+        "--dry-run", action="store_true", help="print the size, settings, files and memory of each video; write nothing"
     )
     parser.add_argument("--no-network", action="store_true", help="refuse http(s) addresses")
     seeds = parser.add_mutually_exclusive_group()
@@ -86,23 +95,35 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
     request = FileRequest.make(
         arguments.image, arguments.output, settings, arguments.seeds, arguments.force, not arguments.no_network
     )
-    console.expect(["loading", *STAGES * (len(request.sources) * len(request.settings))])
+    console.expect(["loading", *STAGES * request.count])
+
+    def name_video(plan: FilePlan) -> None:
+        if request.count > 1:
+            console.name(f"{plan.number}/{request.count} {printable(plan.source.file_name, 24)} ")
+
     run_config = make_run_config(arguments, console)
     files: list[Path] = []
     failed: list[FailedImage] = []
-    results = request.plan(run_config.runtime()) if arguments.dry_run else animate_files(request, run_config)
+    results = request.plan(run_config.runtime())
+    if not arguments.dry_run:
+        results = animate_files(request, run_config, name_video)
     plans: list[str] = []
+    made = 0
     with contextlib.closing(results):
         for result in results:
             if isinstance(result, FailedImage):
                 failed.append(result)
                 _announce(result, console)
-            elif isinstance(result, FilePlan):
+                continue
+            made += 1
+            if isinstance(result, FilePlan):
                 text, values = describe_plan(result, run_config.runtime())
                 console.event("plan", **values)
                 plans.append(text)
             else:
                 files += result.files
+                lines = "\n".join(written(result.files))
+                console.part("wrote", lines, files=[str(path) for path in result.files])
     if arguments.dry_run:
         console.result("\n".join(plans), files=[], seconds=round(time.monotonic() - began, 2))
     else:
@@ -110,7 +131,7 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
     if failed:
         names = ", ".join(dict.fromkeys(each.name for each in failed))
         raise OutputError(
-            f"{len(failed)} of {len(request.sources) * len(request.settings)} videos were not made, those of {names}. "
+            f"{request.count - made} of {request.count} videos were not made, those of {names}. "
             f"The first reason: {failed[0].error}",
             code="output.images_failed",
         )

@@ -38,12 +38,15 @@ class Console:
     def expect(self, stages: Sequence[str]) -> None:
         """Announce the stages of the command, one name for each time that a stage will run."""
 
+    def name(self, subject: str) -> None:
+        """Show a text before the names of the stages that follow: which video they are of."""
+
     def notice(self, text: str) -> None:
         """Print a text for people on stderr."""
         sys.stderr.write(text + "\n")
 
     def part(self, name: str, text: str, /, **values: Any) -> None:
-        """Print a part of the result as soon as it is known, as `result` does: `machine`, `counted`, `measured`."""
+        """Print a part of the result as soon as it is known, as `result` does: `wrote`, `machine`, ..."""
 
     def result(self, text: str, **values: Any) -> None:
         """Print the result: a sentence for people, values for programs."""
@@ -63,6 +66,10 @@ class TerminalConsole(Console):
         """Show these stages as one."""
         self._display.expect(stages)
 
+    def name(self, subject: str) -> None:
+        """Show the text in the bar and in the lines of a log."""
+        self._display.name(subject)
+
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Show the progress, of all expected stages in one."""
         super().report(stage, done, total, unit, node)
@@ -79,9 +86,8 @@ class TerminalConsole(Console):
         self._display.above(text)
 
     def part(self, name: str, text: str, /, **values: Any) -> None:
-        """Print the text on stdout."""
-        self.result(text)
-        sys.stdout.flush()
+        """Print the text on stdout, above the bar."""
+        self._display.above(text, sys.stdout)
 
     def result(self, text: str, **values: Any) -> None:
         """Print the text on stdout."""

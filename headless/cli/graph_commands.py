@@ -23,7 +23,16 @@ from ..engines.preflight import find_missing, without_missing
 from ..engines.run_config import RunConfig
 from ..graph import NodeTable, described_nodes, read_graph
 from .console import Console
-from .options import COMPUTING, add_background, add_command, add_on_oom, add_threads, make_run_config, print_files
+from .options import (
+    COMPUTING,
+    add_background,
+    add_command,
+    add_on_oom,
+    add_threads,
+    make_run_config,
+    print_files,
+    written,
+)
 
 STAGES = {
     **dict.fromkeys(("SVDCheckpointLoader", "ImageOnlyCheckpointLoader"), ("loading",)),
@@ -136,7 +145,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
         manifest = make_manifest(graph, report, run_config, engine, seconds)
         write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
-    print_files(report.files, seconds, console)
+    print_files(report.files, seconds, console, written(report.files))
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
 

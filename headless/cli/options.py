@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,12 @@ def add_on_oom(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def print_files(files: list[Path], seconds: float, console: Console) -> None:
-    """Print the result of a command that wrote files."""
-    described = [describe_file(path) for path in files]
-    lines = [f"wrote {path}{text}" for path, text in zip(files, described, strict=True)]
-    lines.append(f"{seconds:.1f} s in all")
-    console.result("\n".join(lines), files=[str(path) for path in files], seconds=round(seconds, 2))
+def written(files: list[Path]) -> list[str]:
+    """Return a line about each file that was written."""
+    return [f"wrote {path}{describe_file(path)}" for path in files]
+
+
+def print_files(files: list[Path], seconds: float, console: Console, lines: Sequence[str] = ()) -> None:
+    """Print the result of a command that wrote files: `lines`, and the time."""
+    text = "\n".join([*lines, f"{seconds:.1f} s in all"])
+    console.result(text, files=[str(path) for path in files], seconds=round(seconds, 2))

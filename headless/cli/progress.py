@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO
 
 from ...svd_core.errors import counted
 
@@ -88,12 +89,16 @@ class Display:
         self._expected: Sequence[str] = ()
         self._forecast: Forecast | None = None
         self._line = ""  # the bar that is visible
-        self._stage = self._unit = ""
+        self._subject = ""
         self._stage_began = self._last = clock()
 
     def expect(self, stages: Sequence[str]) -> None:
         """Show one bar for these stages. Without it, each stage has its own."""
         self._expected = stages
+
+    def name(self, subject: str) -> None:
+        """Show a text before the names of the stages that follow: which video they are of."""
+        self._subject = subject
 
     def report(self, stage: str, done: int, total: int, unit: str) -> None:
         """Show the progress of a stage. The first report of a stage has 0 done."""
@@ -110,19 +115,20 @@ class Display:
         if sys.stderr.isatty():
             if done == 0 or is_complete or now - self._last >= SECONDS_BETWEEN_DRAWS:
                 self._last = now
-                self._draw(_bar_line(f"{stage:<10} {unit} {done} of {total}", *self._forecast.estimate()))
+                text = f"{self._subject}{stage:<10} {unit} {done} of {total}"
+                self._draw(_bar_line(text, *self._forecast.estimate()))
         elif is_complete:
-            sys.stderr.write(f"{stage}: {counted(total, unit)} in {now - self._stage_began:.1f} s\n")
+            sys.stderr.write(f"{self._subject}{stage}: {counted(total, unit)} in {now - self._stage_began:.1f} s\n")
         elif now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             _, left = self._forecast.estimate()
-            sys.stderr.write(f"{stage}: {unit} {done} of {total}{_left(left)}\n")
+            sys.stderr.write(f"{self._subject}{stage}: {unit} {done} of {total}{_left(left)}\n")
 
-    def above(self, text: str) -> None:
-        """Print a text on stderr, above the bar if one is visible."""
+    def above(self, text: str, stream: TextIO | None = None) -> None:
+        """Print a text on stderr or another stream, above the bar if one is visible."""
         line = self._line
         self._draw("")
-        sys.stderr.write(text + "\n")
+        print(text, file=stream or sys.stderr, flush=True)
         self._draw(line)
 
     def close(self, is_complete: bool = False) -> None:

@@ -14,6 +14,7 @@ from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
 from svd_stages.headless.animation.estimate import estimate_memory
+from svd_stages.headless.animation.render import FailedImage
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import SettingError
@@ -71,6 +72,7 @@ def test_a_failing_image_loses_no_other(images, loads, capsys):
     made = [f"videos/{name}_seed{seed}.mp4" for name in (1, 3) for seed in (3, 4)]
     assert events[-2]["files"] == made and all(map(Path, made))
     assert events[-1]["code"] == "output.images_failed" and loads == ["svd-nano"]
+    check_facts(events[-1]["message"], "4 of 8")
     assert sorted(path.as_posix() for path in Path("videos").iterdir()) == made
 
 
@@ -87,6 +89,47 @@ def test_a_failing_stage_loses_no_other(images, monkeypatch, capsys):
     assert main(["animate", ".", *OPTIONS]) == 4
     assert sorted(path.name for path in images.glob("*.mp4")) == ["1.mp4", "3.mp4"]
     assert "2.png" in capsys.readouterr().err
+
+
+def test_images_of_one_name_never_replace_each_other(images):
+    Path("other").mkdir()
+    for name in ("2.gif", "other/2.gif"):
+        first, second = (Image.open(each).resize((64, 64)).convert("RGB") for each in ("2.png", "3.png"))
+        first.save(name, save_all=True, append_images=[second])
+    names = ["2.mp4", "2_00002.mp4", "2_00003.mp4", "2_00004.mp4"]
+    for force in ([], ["--force"]):
+        assert main(["animate", "2.gif", "other/2.gif", *OPTIONS, *force]) == 0
+        assert sorted(path.name for path in images.glob("*.mp4")) == names
+
+
+def test_each_report_has_the_notes_of_its_image(images):
+    Image.new("RGBA", (64, 64), (9, 9, 9, 9)).save("2.png")
+    damaged = Image.new("RGBA", (64, 64), (9, 9, 9, 9))
+    damaged.save("1.gif", save_all=True, append_images=[damaged])
+    Path("1.gif").write_bytes(Path("1.gif").read_bytes()[:-40])
+    request = headless.FileRequest.make(["1.gif", "2.png", "3.png"], None, headless.VideoSettings(**QUICK), [1, 2])
+    results = list(headless.animate_files(request, headless.RunConfig()))
+    notes = [[note.code for note in result.notes] for result in results[1:]]
+    assert isinstance(results[0], FailedImage)
+    assert ["image.transparent" in codes for codes in notes] == [True, True, False, False]
+    assert notes[0] == notes[1] and notes[2] == notes[3]
+
+
+def test_each_video_is_named_in_the_progress_and_as_soon_as_it_is_written(images, monkeypatch, capsys):
+    encode, calls = execution.encode, []
+
+    def stop_at_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(execution, "encode", stop_at_third)
+    assert main(["animate", ".", *OPTIONS]) == 130
+    said = capsys.readouterr()
+    assert [line.split(":")[0] for line in said.out.splitlines()] == ["wrote 1.mp4", "wrote 2.mp4"]
+    stages = [line.split(":")[0] for line in said.err.splitlines() if "sampling" in line]
+    assert stages == ["1/3 1.jpg sampling", "2/3 2.png sampling"]
 
 
 def test_a_wrong_setting_ends_the_run_at_once(images, loads):

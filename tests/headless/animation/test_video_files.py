@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,8 +28,8 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def planned(output: str | None, names: list[str], seeds: list[int], replace: bool = False) -> list[str]:
-    paths = OutputNames.parse(output, len(names), len(seeds), replace).paths(names, seeds)
+def planned(output: str | None, names: list[str], seeds: list[int], force: bool = False) -> list[str]:
+    paths = OutputNames.parse(output, len(names), len(seeds), force).paths(names, seeds)
     return [path.as_posix() for row in paths for path in row]
 
 
@@ -63,8 +65,35 @@ def test_a_named_file_that_exists_is_refused_before_rendering():
     for output, existing in (("a.mp4", "a.mp4"), ("{name}.mp4", "a.mp4"), ("%05d.png", "00001.png")):
         with raises(SettingError, "output.exists", existing, "force"):
             planned(output, ["a"], [0])
-        assert planned(output, ["a"], [0], replace=True)
-    assert planned("folder", ["a"], [0]) == ["folder/a.mp4"]  # written under the next free name
+        assert planned(output, ["a"], [0], force=True)
+    assert planned("folder", ["a", "a"], [0]) == ["folder/a_00002.mp4", "folder/a_00003.mp4"]
+    assert planned("folder", ["a", "a"], [0], force=True) == ["folder/a.mp4", "folder/a_00002.mp4"]
+
+
+def test_further_videos_of_a_file_get_names_that_are_free(here):
+    for output, existing in (("{name}.mp4", "a_00002.mp4"), ("%05d.png", "00007_00002.png")):
+        Path(existing).touch()
+        for force in (False, True):
+            names = OutputNames.parse(output, 1, 1, force)
+            ((first,),) = names.paths(["a"], [0])
+            number = 2 if force else 3
+            assert names.next_path("a", 0) == first.with_stem(f"{first.stem}_{number:05}")
+            assert names.next_path("a", 0) == first.with_stem(f"{first.stem}_{number + 1:05}")
+
+
+def test_numbered_frames_of_two_names_never_share_a_file():
+    first, second, third = planned("x/{name}%d.png", ["a1", "a", "b"], [0], force=True)
+    assert (first, second, third) == ("x/a1%d.png", "x/a%d_00002.png", "x/b%d.png")  # frame 11 of a is frame 1 of a1
+    assert planned("{seed}_%d.png", ["a"], [1, 11]) == ["1_%d.png", "11_%d.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_before_rendering(monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with raises(SettingError, "output.not_writable", '"folder"', "Permission denied"):
+        planned("folder/%05d.png", ["a"], [0])
 
 
 def moving(frames: int = 3) -> torch.Tensor:
@@ -84,22 +113,22 @@ def frames_in(path: Path) -> int:
 def test_each_format_has_the_frames_and_the_graph_if_it_has_a_place(suffix):
     path = Path(f"new/clip{suffix}")
     names = OutputNames.parse(str(path), 1, 1)
-    assert names.save(moving(), path, Fraction(7), GRAPH, replace=False) == ([path], [])
+    assert names.save(moving(), path, Fraction(7), GRAPH) == ([path], [])
     assert frames_in(path) == 3
     check_facts(describe_file(path), "3 frames", "64x64", "fps")
     assert float(describe_file(path).split()[-2]) == pytest.approx(7, rel=0.03)
     if suffix != ".gif":
         assert "LoadImage" in read_metadata(path)["prompt"]
-    (second,), _ = names.save(moving(), path, Fraction(7), GRAPH, replace=False)
+    (second,), _ = names.save(moving(), path, Fraction(7), GRAPH)
     assert second == path.with_stem("clip_00002")
-    assert names.save(moving(2), path, Fraction(7), GRAPH, replace=True)[0] == [path]
+    assert replace(names, replace=True).save(moving(2), path, Fraction(7), GRAPH)[0] == [path]
     assert frames_in(path) == 2 and len(list(Path("new").iterdir())) == 2
 
 
 def test_numbered_frames_are_pngs_of_every_pixel():
     names = OutputNames.parse("new/f%03d.png", 1, 1)
     ((path,),) = names.paths(["a"], [0])
-    files, _ = names.save(moving(), path, Fraction(7), GRAPH, replace=False)
+    files, _ = names.save(moving(), path, Fraction(7), GRAPH)
     assert [file.name for file in files] == ["f001.png", "f002.png", "f003.png"]
     for file, frame in zip(files, moving(), strict=True):
         check_facts(describe_file(file), "1 frame", "64x64")
@@ -108,16 +137,16 @@ def test_numbered_frames_are_pngs_of_every_pixel():
     before = [file.read_bytes() for file in files]
     files[0].unlink()
     with raises(OutputError, "output.exists", "f002.png"):
-        names.save(moving() / 2, path, Fraction(7), GRAPH, replace=False)
+        names.save(moving() / 2, path, Fraction(7), GRAPH)
     assert not files[0].exists() and [file.read_bytes() for file in files[1:]] == before[1:]
 
 
 def test_replacing_a_longer_video_leaves_none_of_its_frames():
     names = OutputNames.parse("new/f%03d.png", 1, 1, True)
     ((path,),) = names.paths(["a"], [0])
-    names.save(moving(5), path, Fraction(7), GRAPH, replace=True)
+    names.save(moving(5), path, Fraction(7), GRAPH)
     Path("new/f9.png").touch()
-    names.save(moving(2), path, Fraction(7), GRAPH, replace=True)
+    names.save(moving(2), path, Fraction(7), GRAPH)
     assert sorted(file.name for file in Path("new").iterdir()) == ["f001.png", "f002.png", "f9.png"]
     Path("new/f001.png").unlink()
     with raises(SettingError, "output.exists", "f002.png"):
@@ -125,13 +154,13 @@ def test_replacing_a_longer_video_leaves_none_of_its_frames():
 
 
 def test_only_files_of_the_same_number_format_are_replaced_frames():
-    names = OutputNames.parse("new/%03d.png", 1, 1, replace=True)
+    names = OutputNames.parse("new/%03d.png", 1, 1, True)
     path = Path("new/%03d.png")
-    names.save(moving(5), path, Fraction(7), GRAPH, replace=True)
+    names.save(moving(5), path, Fraction(7), GRAPH)
     others = ["0004.png", "4.png", "004.jpg", "x004.png"]
     for other in others:
         Path("new", other).touch()
-    names.save(moving(2), path, Fraction(7), GRAPH, replace=True)
+    names.save(moving(2), path, Fraction(7), GRAPH)
     assert sorted(file.name for file in Path("new").iterdir()) == sorted(["001.png", "002.png", *others])
 
 

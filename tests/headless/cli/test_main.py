@@ -108,6 +108,22 @@ def test_an_animated_picture_makes_a_video_of_each_of_its_pictures(here):
     assert [path.read_bytes() for path in sorted((here / "output").iterdir())] == [clip.read_bytes() for clip in clips]
 
 
+def test_a_dry_run_names_the_files_that_the_run_writes(here, capsys):
+    frames = [Image.new("RGB", (64, 64), (90 * index, 40, 200)) for index in range(2)]
+    frames[0].save(here / "two.gif", save_all=True, append_images=frames[1:])
+    for existing in ("two.mp4", "rocket.mp4", "rocket_00002.mp4"):
+        (here / existing).touch()
+    command = ["animate", "two.gif", "rocket.png", "--json", *QUICK]
+    assert main([*command, "--dry-run"]) == 0
+    plans = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"plan"' in line]
+    assert main(command) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    named = [plan["outputs"] for plan in plans]
+    assert named == [["two_00002.mp4", "two_00003.mp4"], ["rocket_00003.mp4"]]
+    assert [event["files"] for event in events if event["event"] == "wrote"] == named
+    assert [event["event"] for event in events if event["event"] in ("wrote", "progress")][-1] == "wrote"
+
+
 def test_a_reader_that_goes_away_does_not_end_the_run(here):
     command = f"{sys.executable} -m svd_stages animate rocket.png --json {' '.join(QUICK)} 2>said | head -1"
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
@@ -424,4 +440,4 @@ def test_quiet_prints_only_the_result(here, capsys, caplog):
     said = capsys.readouterr()
     assert said.err == "" and said.out.startswith("wrote a.mp4")
     assert main(["animate", "rocket.png", "--quiet", "--json", "-o", "b.mp4", *QUICK]) == 0
-    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["result"]
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["wrote", "result"]
