@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ...svd_core.errors import ImageError, for_shell
+from ...svd_core.errors import ImageError, SVDStagesError, for_shell
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.media.image_download import download_image, is_url
 from ...svd_core.media.image_io import MAX_FILE_BYTES, SUFFIXES, as_images, display_name, load_image
@@ -59,9 +59,19 @@ class ImageSource:
 
         stream = self._stream(allow_network)
         if stream is None:
-            return as_images(self.image, background)
+            return self._read_local(background)
         loaded = load_image(self.name, background, stream)
         return check_images(loaded.images), loaded.warnings
+
+    def _read_local(self, background: Background) -> tuple[torch.Tensor, tuple[RunWarning, ...]]:
+        try:
+            return as_images(self.image, background)
+        except ImageError as error:
+            if error.code == "image.unsupported" and self.is_file and _holds_graph(self.image):
+                fix = f"svd-stages run {for_shell(self.image)}"
+                text = f"{display_name(self.image)} is no image. It holds a graph; make its video with: {fix}"
+                raise ImageError(text, code=error.code) from error
+            raise
 
     def _stream(self, allow_network: bool) -> IO[bytes] | None:
         """Return the content of an address or of standard input. None for other images."""
@@ -103,7 +113,7 @@ def _expand(item: Any) -> list[ImageSource]:
     if isinstance(item, str) and is_url(item):
         return [ImageSource(item, item, _name_of_url(item))]
     if path == STDIN:
-        return [ImageSource(STDIN, "the image on standard input", "stdin.png")]
+        return [ImageSource(STDIN, "the image on standard input", "standard_input.png")]
     if os.path.isdir(path):
         return [_file(each) for each in _images_in(Path(path))]
     if glob.has_magic(path) and not os.path.lexists(path):
@@ -149,6 +159,16 @@ def _name_of_url(url: str) -> str:
     """Return a plain file name for an image at an address."""
     path = re.split(r"[?#]", url.partition("://")[2])[0].partition("/")[2]
     return re.sub(r"[^\w.-]+", "_", path.rpartition("/")[2]).strip("._")[-100:] or "image.png"
+
+
+def _holds_graph(path: str) -> bool:
+    from ..engines.graph_loading import read_source
+
+    try:
+        read_source(path)
+    except SVDStagesError:
+        return False
+    return True
 
 
 def _read_stdin() -> IO[bytes]:

@@ -47,7 +47,7 @@ def read_source(source: Source, allowed: Sequence[str] = ()) -> dict[str, Any]:
         graph = dict(source)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        graph = _read_embedded(path) if _is_media(path) else read_graph(path)
+        graph = _read_embedded(path) if _is_media(path) else _read_json(path)
         inner, _ = unwrap(dict(graph))
         fault = None if is_ui_format(inner) else shape_fault(inner)
         if fault is not None:
@@ -103,6 +103,19 @@ def read_embedded_graphs(path: str | os.PathLike, names: Sequence[str] = GRAPH_N
         name: parse_graph(text, f'the "{name}" inside {Path(path).name}', dropped=COMPUTED)
         for name, text in texts.items()
     }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_graph(path)
+    except GraphError as error:
+        if error.code != "graph.encoding" or path.suffix.lower() == ".json":
+            raise
+        raise GraphError(
+            f"{quoted(path.name)} holds no graph. A graph is in a .json file in UTF-8, or in an mp4, WebM, PNG or WebP "
+            "that was made with it. Give one of those.",
+            code="graph.not_inside",
+        ) from error
 
 
 def _read_embedded(path: Path) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def annotated_file(name: str | None) -> Path:
     if not os.path.isfile(path):
         fix = "give its folder as `input_dir`" if kind == "input" else "check the name"
         raise ImageError(
-            f'there is no image "{printable(bare)}" in the {kind} folder {quoted(folder)}. Copy it there, or {fix}.',
+            f'there is no image "{printable(bare)}" in the {kind} folder {quoted(folder)}. Save it there under this '
+            f"name, or {fix}.",
             code="image.missing",
         )
     return Path(path)

@@ -63,6 +63,7 @@ def test_a_file_standard_input_and_an_address_are_the_same_image(folder, monkeyp
         (from_address,) = find_images(address + "?token=1/2")
         loaded = [source.read(KEEP)[0] for source in (*find_images(["a.png", "-"]), from_address)]
         assert torch.equal(loaded[0], loaded[1]) and torch.equal(loaded[0], loaded[2])
+        assert find_images("-")[0].file_name == "standard_input.png"  # what `run` says that it does not find
         assert from_address.file_name == "photo.png" and from_address.stem == "photo"
         with raises(ImageError, "image.download", address):
             from_address.read(KEEP, allow_network=False)

@@ -98,6 +98,8 @@ MISTAKES = [
     ("run other.json", 2, "graph.invalid_prompt", '"other.json"', "Export"),
     ("run list.json", 2, "graph.shape", '"list.json"', "Export"),
     ("run rocket.png", 2, "graph.not_inside", '"rocket.png"', ".json"),
+    ("run photo.gif", 2, "graph.not_inside", '"photo.gif"', ".json"),
+    ("animate graph.json", 3, "image.unsupported", '"graph.json"', "svd-stages run graph.json"),
     ("run graph.json", 3, "graph.custom_validation_failed", '"rocket.png"', "--input-dir"),
     ("run xt.json --input-dir .", 3, "graph.custom_validation_failed", "svd_xt.safetensors", "download svd-xt"),
     ("batch run nofolder --run r", 2, "manifest.file", '"nofolder"', "path"),
@@ -122,6 +124,7 @@ def folder(tmp_path_factory) -> Path:
     for name in ("photos", "empty", "models/checkpoints"):
         (folder / name).mkdir(parents=True)
     shutil.copy(EXAMPLES / "rocket.png", folder / "photos")
+    Image.new("RGB", (64, 64), "red").save(folder / "photo.gif")
     torch.save({"weight": torch.zeros(1)}, folder / "models" / "checkpoints" / "old.pth")
     for name, text in {
         "notes.txt": "no graph", "text.png": "no image", "list.json": "[1]", "other.json": '{"a": 1}',
@@ -197,4 +200,6 @@ def test_a_video_finds_its_image_beside_it(here, monkeypatch, capsys, caplog):
     shutil.copy(here / "photos" / "red.mp4", here / "empty")
     assert main(["run", "empty/red.mp4"]) == 3
     check_facts(capsys.readouterr().err, '"red.png"', "--input-dir")
+    assert main(["animate", "empty/red.mp4"]) == 3
+    check_facts(" ".join(capsys.readouterr().err.split()), '"empty/red.mp4"', "svd-stages run empty/red.mp4")
     (here / "empty" / "red.mp4").unlink()
