@@ -273,7 +273,7 @@ def main() -> int:
     deadline = float(options["deadline"]) if "deadline" in options else None
     pool: Pool
     if "ray" in options:
-        pool = RayPool(batch.setup(), None if options["ray"] == "local" else options["ray"], int(workers), gpus=0)
+        pool = RayPool(batch.setup(), options["ray"], int(workers), gpus=0)
     else:
         pool = ProcessPool(batch.setup(), [{}] * int(workers))
     try:

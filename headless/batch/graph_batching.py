@@ -21,7 +21,7 @@ from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import BatchError, GraphError, SettingError, SVDStagesError, quoted
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
 from ...svd_core.pipeline import VideoSettings
-from ...svd_core.runtime.runtime import use_runtime
+from ...svd_core.runtime.runtime import LocalRuntime, use_runtime
 from ...svd_core.utils.user_tempdir import private_folder
 from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty
@@ -56,6 +56,7 @@ from .manifest import read_rows
 from .model_hashes import code_version, facts_of
 from .plan import Binding, PlannedRow, Totals, no_plan, plan_rows, read_plan, write_plan
 from .report import Status, status_of
+from .setting_changes import describe_changes, find_changes
 from .spool import open_spool
 from .tasks import digest, has_types
 from .worker import Setup
@@ -119,9 +120,12 @@ def plan_batch(request: BatchRequest, run_config: RunConfig, workers: Workers = 
         CheckpointError: A model is missing or damaged.
     """
     with _opened(request, workers) as (folder, ledger), planning_lock(folder.path):
-        totals, _ = _plan(request, run_config, folder, ledger, workers.shard)
+        before = folder.read_settings() or {}
+        totals, _ = _plan(request, run_config, folder, ledger, workers.shard, before)
         reconcile(folder, ledger)
-        return status_of(folder, ledger, totals)
+        status = status_of(folder, ledger, totals)
+        _note_changes(before, folder, status, run_config)
+        return status
 
 
 def run_batch(
@@ -149,13 +153,15 @@ def run_batch(
     """
     with _opened(request, workers) as (folder, ledger):
         with planning_lock(folder.path):
+            before = folder.read_settings() or {}
             if request.source is not None:
-                totals, settings = _plan(request, run_config, folder, ledger, workers.shard)
+                totals, settings = _plan(request, run_config, folder, ledger, workers.shard, before)
             else:
                 _check_needs_no_plan(request, run_config, folder)
                 totals, settings = _take_plan(folder, ledger, workers.shard)
         reconcile(folder, ledger)
         status = status_of(folder, ledger, totals)
+        _note_changes(before, folder, status, run_config)
         if status.left:
             with _pool(folder, settings, run_config, workers, status.left) as pool:
                 begin(pool.name, status)
@@ -293,15 +299,26 @@ def _is_on_network(path: Path) -> bool:
     return kind.removeprefix("fuse.").startswith(NETWORK_DISKS)
 
 
+def _note_changes(before: Mapping[str, Any], folder: RunFolder, status: Status, run_config: RunConfig) -> None:
+    """Warn if run.json differs from what it was `before`, and videos are to be rendered."""
+    changes = find_changes(before, folder.read_settings() or {})
+    if changes and status.left:
+        run_config.runtime().warn(describe_changes(changes, status))
+
+
 def _plan(
-    request: BatchRequest, run_config: RunConfig, folder: RunFolder, ledger: Ledger, shard: Shard | None
+    request: BatchRequest,
+    run_config: RunConfig,
+    folder: RunFolder,
+    ledger: Ledger,
+    shard: Shard | None,
+    before: Mapping[str, Any],
 ) -> tuple[Totals, Mapping[str, Any]]:
-    """Plan anew. Return the totals and the content of run.json."""
+    """Plan anew. Return the totals and the content of run.json, which was `before`."""
     assert request.source is not None
     source = Path(request.source)
     base = source if source.is_dir() else source.parent
     root = base if request.images is None else Path(request.images)
-    before = folder.read_settings() or {}
     request_digest = _digest_request(request, run_config)
     request = _with_settings(request)
     if shard is not None and before.get("asked") == request_digest and len(active_drivers(folder.path)) > 1:
@@ -311,13 +328,7 @@ def _plan(
     with use_runtime(runtime):
         graph = apply_settings(_graph(request, before, run_config), (), NODES)
         image = image_input(graph)
-        checked = validate(graph, NODES, precomputed={image[0]: return_types(NODES["LoadImage"])})
-        raise_if_faulty(checked, EMBEDDED_NODES)
-        check_memory_budget(checked.prompt, checked.outputs, runtime)
-        canonical = canonical_graph(graph)
-        if image[0] not in canonical:
-            message = "a saver of the graph must depend on its LoadImage, or all videos would be equal. Link it."
-            raise GraphError(message, code="graph.images")
+        canonical = _check_graph(graph, image[0], runtime)
         seeds = [name for name in _free_seeds(request, graph, before) if name.rpartition(".")[0] in canonical]
         follow = _following_sizes(request, graph, before)
         models = ModelHashes(graph, runtime)
@@ -351,6 +362,18 @@ def _plan(
     }
     folder.write_settings(settings)
     return totals, settings
+
+
+def _check_graph(graph: Prompt, image_node: str, runtime: LocalRuntime) -> Prompt:
+    """Return the canonical graph. Raises GraphError if it cannot run, or saves the same for all images."""
+    checked = validate(graph, NODES, precomputed={image_node: return_types(NODES["LoadImage"])})
+    raise_if_faulty(checked, EMBEDDED_NODES)
+    check_memory_budget(checked.prompt, checked.outputs, runtime)
+    canonical = canonical_graph(graph)
+    if image_node not in canonical:
+        message = "a saver of the graph must depend on its LoadImage, or all videos would be equal. Link it."
+        raise GraphError(message, code="graph.images")
+    return canonical
 
 
 def _store_tasks(planned: Iterable[PlannedRow], ledger: Ledger, shard: Shard | None) -> Totals:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...svd_core.runtime.runtime import LocalRuntime
-from ...svd_core.utils.optional_deps import has_extra
 from .lock import Shard
 from .worker import Setup
 from .worker_pool import Pool
@@ -23,8 +22,8 @@ class Workers:
 
     Attributes:
         count: Number of workers. None: one for each GPU, or without GPUs one for each `threads` CPUs, as memory allows.
-        ray: Address of a Ray cluster. None: this machine, through Ray if it is installed.
-        shard: The part of the tasks that this driver renders, in plain processes. None: all tasks.
+        ray: Address of a Ray cluster, or "local" to start Ray on this machine. None: processes of this machine.
+        shard: The part of the tasks that this driver renders. None: all tasks.
         threads: Threads of a worker on a CPU. The last digits of a video depend on it, and on no other field.
     """
 
@@ -48,13 +47,10 @@ def make_pool(setup: Setup, workers: Workers, device: str, tasks: int, memory: i
         MissingExtraError: `workers.ray` is set and Ray is not installed.
         BatchError: The Ray cluster cannot be reached, or has too few resources for a worker.
     """
-    if workers.ray is not None or (workers.shard is None and has_extra("ray")):
+    if workers.ray is not None:
         from .ray_pool import RayPool
 
-        count, gpus = workers.count, 0 if device == "cpu" else None
-        if workers.ray is None:
-            count = min(tasks, count or len(_environments(device, workers.threads, memory)))
-        return RayPool(setup, workers.ray, count, gpus, workers.threads)
+        return RayPool(setup, workers.ray, workers.count, 0 if device == "cpu" else None, workers.threads)
     from .process_pool import ProcessPool
 
     environments = _environments(device, workers.threads, memory)

@@ -1,4 +1,4 @@
-"""Workers as Ray actors, on this machine or on all machines of a cluster.
+"""Workers as Ray actors, on all machines of a cluster or on this one.
 
 Ray restarts an actor that dies. Only the driver repeats a request (`max_task_retries=0`), so that attempts are counted
 in one place. No large values go through Ray's object store.
@@ -30,7 +30,7 @@ class RayPool:
 
     Args:
         setup: Configuration of all workers.
-        address: Address of a running cluster ("auto" finds that of this machine). None: start Ray on this machine.
+        address: Address of a running cluster ("auto" finds that of this machine), or "local": start Ray here.
         count: Number of workers. None: one for each GPU of the cluster, or without GPUs one for each `cpus` CPUs.
         gpus: GPUs of each worker, may be a fraction. None: one if the cluster has GPUs.
         cpus: CPUs of each worker.
@@ -40,7 +40,7 @@ class RayPool:
         BatchError: The cluster cannot be reached or has too few resources for a worker.
     """
 
-    def __init__(self, setup: Setup, address: str | None, count: int | None, gpus: float | None = None, cpus: int = 1):
+    def __init__(self, setup: Setup, address: str, count: int | None, gpus: float | None = None, cpus: int = 1):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep their devices
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -116,20 +116,18 @@ class _Actor:
         return json.dumps(getattr(self._worker, name)(*json.loads(arguments)))
 
 
-def _init(ray: Any, address: str | None, cpus: int | None) -> None:
+def _init(ray: Any, address: str, cpus: int | None) -> None:
     """Connect to a cluster, or start Ray on this machine with `cpus` CPUs (None: all)."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         _check_listens(host, int(port))
     options: dict[str, Any] = {"address": address, "log_to_driver": True, "logging_level": logging.ERROR}
-    if address is None:
-        local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-        options |= {"address": "local", **local}
+    if address == "local":
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        place = address or "this machine"
-        message = f"Ray cannot be used at {place}: {_first_line(error)}. Run ray start --head, or omit `ray`."
+        message = f"Ray cannot be used at {address}: {_first_line(error)}. Run ray start --head, or omit `ray`."
         raise BatchError(message, code="batch.ray") from error
 
 

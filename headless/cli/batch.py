@@ -112,12 +112,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine", "who renders")
     which = engine.add_mutually_exclusive_group()
     which.add_argument(
-        "--ray", metavar="ADDRESS", help="all machines of a Ray cluster: auto, or HOST:6379 (needs the ray extra)"
-    )
-    which.add_argument(
-        "--shard", metavar="i/N", help="part i of N of the rows, in plain processes without Ray: N terminals, or the "
-        "jobs of a Slurm array",
+        "--ray", metavar="ADDRESS", help="all machines of a Ray cluster: auto, HOST:6379, or local to start Ray here; "
+        "needs the ray extra (default: processes of this machine, without Ray)",
     )  # fmt: skip
+    which.add_argument(
+        "--shard", metavar="i/N", help="part i of N of the rows: N terminals, or the jobs of a Slurm array"
+    )
     engine.add_argument(
         "--workers", type=count, metavar="N", help="processes (default: one for each GPU; without one, for each CPU)"
     )

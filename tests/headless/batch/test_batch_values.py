@@ -15,6 +15,7 @@ from svd_stages.headless.batch.folder import RunFolder
 from svd_stages.headless.batch.plan import PlannedRow, read_plan
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.errors import BatchError, CheckpointError, GraphError, SettingError, SVDStagesError
+from svd_stages.svd_core.runtime.runtime import RunWarning
 
 GRAPH = headless.open_graph(headless.PACKAGE / "example_workflows" / "quickstart_nano.json").prompt
 CONDITIONING, SAMPLER, LOADER, RESIZE, IMAGE, SAVER = "8", "9", "2", "5", "3", "13"
@@ -329,3 +330,32 @@ def test_images_outside_of_the_folder_need_the_option_images(photos):
     assert [each.code for each in plan(photos, rows)] == ["image.outside"] * 3
     planned = plan(photos, rows, images=photos.parent)
     assert {each.task.image for each in planned} == {"other/x.png"} and len(ids(planned)) == 1
+
+
+def changes(photos: Path, folder: Path | None = None, precision: str = "auto", **options) -> list[RunWarning]:
+    """Plan a run, and return the notes of its changed settings."""
+    notes: list[RunWarning] = []
+    run_config = headless.RunConfig(on_note=notes.append, precision=precision)
+    headless.plan_batch(headless.BatchRequest(photos.parent / "run", folder or photos, **options), run_config)
+    return notes
+
+
+def test_a_changed_setting_of_a_run_is_noted_with_the_number_of_videos(photos, caplog):
+    assert not changes(photos, video={"steps": 3, "width": 128})
+    for same in ({}, {"video": {"steps": 3}}, {"settings": ["SVDEulerSampler.steps=3"]}, {"model": "svd-nano"}):
+        assert not changes(photos, **same)
+    video = {"steps": 4, "width": 192, "height": 128, "sigmas": "9,0", "seed": 5, "compile": "full"}
+    (note,) = changes(photos, video=video, precision="bf16")
+    assert note.code == "batch.settings_changed"
+    assert note.facts["videos"] == 3
+    assert note.facts["changed"] == {
+        "steps": [3, 4],
+        "width": [128, 192],
+        "height": ["that of the image", 128],
+        "sigmas": [None, "9, 0"],
+        "seed": ["that of the row", 5],
+        "compile": [None, "full"],
+        "precision": ["auto", "bf16"],
+    }
+    check_facts(note.text, "`steps` from 3 to 4", "3 of 3 videos")
+    assert note.text in caplog.text

@@ -203,6 +203,10 @@ def test_a_run_of_before_keeps_its_size_and_renders_nothing_again(work_dir, phot
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["rendered"] == 0
         assert set(records(work_dir / "run")) == ids
         assert json.loads(path.read_text())["sizes"] == []
+    assert batch("run", photos, "--run", "run", "--steps", "2", "--limit", "1", "--json") == 0
+    events = {each["event"]: each for each in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(events)[:2] == ["note", "batch"]
+    assert (events["note"]["changed"], events["note"]["videos"]) == ({"steps": [1, 2]}, 3)
 
 
 def test_a_second_run_renders_nothing(work_dir, photos, graph, capsys):
@@ -393,8 +397,7 @@ def test_a_plan_loads_neither_torch_nor_a_model(photos, tmp_path):
 def test_one_process_two_and_a_cluster_of_two_nodes_make_the_same_frames(tmp_path, photos, graph, monkeypatch):
     monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
     cluster = pytest.importorskip("ray.cluster_utils", reason='needs Ray: pip install "svd-stages[ray]"').Cluster
-    assert batch("run", photos, "--run", tmp_path / "1", "--graph", graph, "--seeds", "0-1", "--shard", "1/1",
-                 "--workers", "1") == 0  # fmt: skip
+    assert batch("run", photos, "--run", tmp_path / "1", "--graph", graph, "--seeds", "0-1", "--workers", "1") == 0
     assert batch("run", photos, "--run", tmp_path / "2", "--graph", graph, "--seeds", "0-1", "--workers", "2") == 0
     node = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024}
     nodes = cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
