@@ -18,7 +18,9 @@ from ...svd_core.errors import SettingError
 from .scenes import Canvas, Color, Planet, Rocket, Sky, blend, paint_clouds, paint_planet, paint_rocket, value_noise
 
 KINDS = ("rocket", "rocket", "ball", "fish")
-"""Kinds of objects in training, rockets twice as often."""
+"""Kinds of objects that svd-nano is evaluated on, rockets twice as often."""
+TRAINED = (*KINDS, "plane", "boat", "car", "bird")
+"""Kinds of objects in training."""
 HELD_OUT = ("dart", "beetle", "arrow")
 """Kinds of objects for evaluation only."""
 
@@ -111,7 +113,7 @@ def frame_distance(motion_bucket_id: float, fps: float) -> float:
     return SPEED * max(gain, 0.0) / fps
 
 
-def make_scene(seed: int, width: int = 128, height: int = 128, kinds: Sequence[str] = KINDS) -> MovingScene:
+def make_scene(seed: int, width: int = 128, height: int = 128, kinds: Sequence[str] = TRAINED) -> MovingScene:
     """Draw the scene of a seed, the same on every machine.
 
     Raises:
@@ -271,6 +273,56 @@ def _paint_fish(canvas: Canvas, mover: Mover) -> None:
     canvas.cover((0.05, 0.05, 0.08), canvas.inside(np.hypot(along - 0.32, across - 0.06) - 0.055, 0.5))
 
 
+def _paint_plane(canvas: Canvas, mover: Mover) -> None:
+    """Paint a hull with a pointed nose, wings that lean back, and a small tail."""
+    along, across = _axes(canvas, mover.angle)
+    side = np.abs(across)
+    wings = np.maximum(np.abs(along + 0.55 * side - 0.08) - 0.10, side - 0.44)
+    tail = np.maximum(np.abs(along + 0.5 * side + 0.36) - 0.06, side - 0.18)
+    canvas.cover(mover.accent, canvas.inside(np.minimum(wings, tail), 0.5))
+    hull = np.hypot(along / 0.5, across / 0.085) - 1
+    canvas.cover(mover.body, canvas.inside(hull, 0.08))
+    canvas.cover((0.1, 0.14, 0.25), canvas.inside(np.hypot((along - 0.3) / 1.6, across) - 0.045, 0.5))
+
+
+def _paint_boat(canvas: Canvas, mover: Mover) -> None:
+    """Paint a hull with a pointed bow and a flat stern, a deck on it and a cabin behind."""
+    along, across = _axes(canvas, mover.angle)
+    hull = np.maximum(np.abs(across) - 0.24 * np.clip(1.4 * (0.5 - along), 0, 1) ** 0.6, np.abs(along) - 0.5)
+    canvas.cover(mover.accent, canvas.inside(hull, 0.5))
+    canvas.cover(mover.body, canvas.inside(hull + 0.06, 0.5))
+    cabin = np.maximum(np.abs(across) - 0.1, np.abs(along + 0.22) - 0.14)
+    canvas.cover(np.asarray(mover.accent) * 0.6, canvas.inside(cabin, 0.5))
+
+
+def _paint_car(canvas: Canvas, mover: Mover) -> None:
+    """Paint a rounded box with wheels at its sides, a wide front window, a narrow rear one, and lights in front."""
+    along, across = _axes(canvas, mover.angle)
+    side = np.abs(across)
+    wheels = np.maximum(np.abs(np.abs(along) - 0.27) - 0.09, side - 0.26)
+    canvas.cover((0.1, 0.1, 0.12), canvas.inside(wheels, 0.5))
+    box = np.hypot(np.maximum(np.abs(along) - 0.38, 0), np.maximum(side - 0.12, 0)) - 0.11
+    canvas.cover(mover.accent, canvas.inside(box, 0.5))
+    front = np.maximum(np.abs(along - 0.12) - 0.08, side - 0.17)
+    rear = np.maximum(np.abs(along + 0.32) - 0.035, side - 0.14)
+    canvas.cover((0.12, 0.16, 0.26), canvas.inside(np.minimum(front, rear), 0.5))
+    canvas.cover((1.0, 0.95, 0.7), canvas.inside(np.hypot(along - 0.45, side - 0.13) - 0.045, 0.5))
+
+
+def _paint_bird(canvas: Canvas, mover: Mover) -> None:
+    """Paint a body with curved wings, a fan as tail, and a head with a beak."""
+    along, across = _axes(canvas, mover.angle)
+    side = np.abs(across)
+    wings = np.maximum(np.abs(along - 0.02 + 1.4 * side**2) - 0.13 * (1 - 1.8 * side), side - 0.48)
+    canvas.cover(np.asarray(mover.accent) * 0.75, canvas.inside(wings, 0.4))
+    fan = np.maximum(side - 0.45 * (-0.2 - along), -0.46 - along)
+    body = np.hypot((along + 0.02) / 0.3, across / 0.11) - 1
+    canvas.cover(mover.accent, canvas.inside(np.minimum(fan, 0.1 * body), 0.5))
+    beak = np.maximum(side - 0.5 * (0.5 - along), 0.36 - along)
+    canvas.cover((0.95, 0.65, 0.15), canvas.inside(beak, 0.5))
+    canvas.cover(mover.body, canvas.inside(np.hypot(along - 0.3, across) - 0.1, 0.5))
+
+
 def _paint_dart(canvas: Canvas, mover: Mover) -> None:
     """Paint a long head with a point in front and a notch behind."""
     along, across = _axes(canvas, mover.angle)
@@ -306,6 +358,10 @@ PAINTERS = {
     "rocket": _paint_rocket,
     "ball": _paint_ball,
     "fish": _paint_fish,
+    "plane": _paint_plane,
+    "boat": _paint_boat,
+    "car": _paint_car,
+    "bird": _paint_bird,
     "dart": _paint_dart,
     "beetle": _paint_beetle,
     "arrow": _paint_arrow,

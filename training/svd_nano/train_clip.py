@@ -13,7 +13,7 @@ import torch
 
 from ...svd_core.media.image_ops import clip_input_reference
 from .architecture import CLIP_VISION, METADATA
-from .clips import KINDS, Plates, place
+from .clips import TRAINED, Plates, place
 from .train_vae import Pool
 from .training import Plan, mixed_precision, train
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
 
 BATCH = 24
-NAMES = sorted(set(KINDS))
+NAMES = sorted(set(TRAINED))
 KIND_WEIGHT = 0.1
 TARGETS = 6  # direction x, y; position x, y; length; squash
 WEIGHTS = (1.0, 1.0, 8.0, 8.0, 4.0, 2.0)  # of their squared errors: positions and lengths vary less than directions

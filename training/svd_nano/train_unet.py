@@ -39,6 +39,7 @@ DROPPED = 0.12  # fraction of samples without image
 VARIANTS = 3  # noise augmentations of each clip's image, the first without noise
 FPS = (4, 30)
 FINISH = 0.3  # fraction of the time after which most clips have full size
+EARLY_SHARE = 0.85  # of the small clips until then
 MOVING_WEIGHT = 4.0
 MIN_CHANGE = 0.25  # of latents, from which a frame differs from the first in `denoising_error`
 PLAIN = 0.8  # fraction of the time after which all pixels have equal weight
@@ -46,16 +47,17 @@ PLAIN = 0.8  # fraction of the time after which all pixels have equal weight
 
 @dataclass(frozen=True)
 class ClipSize:
-    """The number of clips of one size, and the batch size."""
+    """The number of clips of one size, the batch size, and the share of steps after FINISH."""
 
     width: int
     height: int
     count: int
     batch: int
+    share: float = 1.0
 
 
-SMALL, FULL = ClipSize(64, 64, 1000, 12), ClipSize(128, 128, 1050, 4)
-OBLONG = (ClipSize(192, 128, 40, 2), ClipSize(128, 192, 40, 2))
+SMALL, FULL = ClipSize(64, 64, 1000, 12, 0.15), ClipSize(128, 128, 900, 4, 0.7)
+OBLONG = (ClipSize(192, 128, 100, 2, 0.075), ClipSize(128, 192, 100, 2, 0.075))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ class Latents:
         embeds: (N, 1, D) CLIP embeddings of the first frame.
         motion: (N, 2) fps and motion_bucket_id.
         batch: Clips per step.
+        share: Relative number of steps after FINISH.
     """
 
     denoised: torch.Tensor
@@ -77,12 +80,13 @@ class Latents:
     embeds: torch.Tensor
     motion: torch.Tensor
     batch: int
+    share: float = 1.0
 
 
 def train_unet(
     unet: UNetSpatioTemporalConditionModel, plan: Plan, out: Path, sets: Sequence[Latents], start: float = 0.0
 ) -> None:
-    """Train the UNet in place, on its device: first mostly on the first of `sets`, then on all, mostly the second.
+    """Train the UNet in place, on its device: first mostly on the first of `sets`, then on all by their shares.
 
     Moving parts have a larger weight at first, and the same weight as all others from PLAIN on. `start`: the fraction
     of this order that is skipped, FINISH for a UNet that was trained before.
@@ -98,14 +102,10 @@ def train_unet(
 
 
 def _choose_set(sets: Sequence[Latents], progress: float, generator: torch.Generator) -> Latents:
-    large = sets[1:] or sets
-    chance = torch.rand((), generator=generator).item()
-    if chance < (0.85 if progress < FINISH else 0.15):
-        return sets[0]
-    if chance < 0.93:
-        return large[0]
-    oblong = large[1:] or large
-    return oblong[int(torch.randint(0, len(oblong), (), generator=generator))]
+    shares = torch.tensor([each.share for each in sets])
+    if progress < FINISH:
+        shares[0] = EARLY_SHARE / (1 - EARLY_SHARE) * shares[1:].sum() or 1.0
+    return sets[int(torch.multinomial(shares, 1, generator=generator))]
 
 
 def unet_loss(
@@ -203,7 +203,7 @@ def encode_clips(modules: NanoModules, size: ClipSize, first_seed: int, frames: 
             rows.append(_encode_clip(modules, size, seed, frames))
             if len(rows) % 100 == 0:
                 logger.info("encoded %d of %d clips of %dx%d", len(rows), size.count, size.width, size.height)
-    return Latents(*(torch.stack(column) for column in zip(*rows, strict=True)), batch=size.batch)
+    return Latents(*(torch.stack(column) for column in zip(*rows, strict=True)), batch=size.batch, share=size.share)
 
 
 def _encode_clip(modules: NanoModules, size: ClipSize, seed: int, frames: int) -> tuple[torch.Tensor, ...]:

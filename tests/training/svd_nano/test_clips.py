@@ -11,7 +11,7 @@ import torch
 from error_checks import raises
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.training.svd_nano import clips
-from svd_stages.training.svd_nano.clips import HELD_OUT, KINDS, frame_distance, make_scene, positions, render_clip
+from svd_stages.training.svd_nano.clips import HELD_OUT, TRAINED, frame_distance, make_scene, positions, render_clip
 from svd_stages.training.svd_nano.evaluate import held_out_scenes, track_ends
 from svd_stages.training.svd_nano.tracking import along, cosine, displacement, moving_part, psnr, sharpness
 
@@ -22,7 +22,7 @@ def scenes():
     return [*held_out_scenes(8), *held_out_scenes(6, HELD_OUT)]
 
 
-@pytest.mark.parametrize("kind", [*sorted(set(KINDS)), *HELD_OUT])
+@pytest.mark.parametrize("kind", [*sorted(set(TRAINED)), *HELD_OUT])
 def test_a_seed_determines_the_clip(kind):
     first, again, other = (render_clip(make_scene(seed, kinds=[kind]), 3, 127, 7) for seed in (5, 5, 6))
     assert torch.equal(first, again)
