@@ -6,12 +6,11 @@ diffusers, opens no file and uses no device.
 """
 
 import sys
-from typing import Any
 
 if __package__:  # pytest also meets this file as a lone module, where relative imports have no meaning
     from ._version import __version__
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-    from .svd_core.utils.lazy_names import lazy_getattr
+    from .svd_core.utils.lazy_names import lazy_names
 
     if "comfy.model_management" in sys.modules:
         from .nodes.comfy import use_comfyui
@@ -24,19 +23,14 @@ if __package__:  # pytest also meets this file as a lone module, where relative 
         set_backend(CompatBackend())
 
     WEB_DIRECTORY = "./web"
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__version__"]
-
-    _get = lazy_getattr(
-        __name__,
-        {
-            "animate": "headless.animation.render",
-            "run_graph": "headless.engines.choose",
-            "StableVideoDiffusionPipeline": "svd_core.diffusers_pipeline.pipeline",
-            "load_image": "svd_core.diffusers_pipeline.inputs",
-            "export_to_video": "svd_core.diffusers_pipeline.outputs",
-        },
-    )
-
-    def __getattr__(name: str) -> Any:
-        """Import a function or class when it is first used. Inside ComfyUI nothing uses them."""
-        return _get(name)
+    _NAMES = {
+        "animate": "headless.animation.render",
+        "run_graph": "headless.engines.choose",
+        "StableVideoDiffusionPipeline": "svd_core.diffusers_pipeline.pipeline",
+        "load_image": "svd_core.diffusers_pipeline.inputs",
+        "export_to_video": "svd_core.diffusers_pipeline.outputs",
+    }
+    __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+        "NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY", "__version__", *_NAMES
+    ]  # fmt: skip
+    __getattr__, __dir__ = lazy_names(__name__, _NAMES)

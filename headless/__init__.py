@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from ..svd_core.utils.lazy_names import lazy_getattr
+from ..svd_core.utils.lazy_names import lazy_names
 
 _NAMES = {
     "DISPLAY_NAMES": "engines.graphs",
@@ -57,8 +57,7 @@ _DEPRECATED = {
 
 __all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-_get = lazy_getattr(__name__, _NAMES)
+_get, __dir__ = lazy_names(__name__, _NAMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ window           input frames of one decoder call: a chunk that is kept, and con
 Importing this package loads nothing; each name below is imported when it is first used.
 """
 
-from .utils.lazy_names import lazy_getattr
+from .utils.lazy_names import lazy_names
 
 _NAMES = {
     # the method
@@ -78,4 +78,4 @@ _NAMES = {
 
 __all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-__getattr__ = lazy_getattr(__name__, _NAMES)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+TWO_POINTS = re.compile(r"(?<![./])\.\.(?=\s|$)")
+"""The end of a path or of a library's text, and that of the sentence which it ends."""
+
 
 @contextlib.contextmanager
 def raises(kind: type[BaseException], code: str | None = None, *facts: object) -> Iterator[pytest.ExceptionInfo]:
@@ -24,10 +27,11 @@ def raises(kind: type[BaseException], code: str | None = None, *facts: object) -
 
 
 def check_error(error: BaseException, code: str | None = None, *facts: object) -> None:
-    """Assert that an error has `code` and that its message holds each fact. See `raises`."""
+    """Assert that an error has `code`, and that its message holds each fact and ends its sentences. See `raises`."""
     if code is not None:
         assert getattr(error, "code", None) == code, f"{type(error).__name__}: {error}"
     check_facts(str(error), *facts)
+    assert not TWO_POINTS.search(str(error)), f"two points end a sentence: {error}"
 
 
 def check_facts(text: str, *facts: object) -> None:

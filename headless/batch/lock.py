@@ -113,7 +113,7 @@ def _locked(path: Path, timeout: float, taken: Callable[[], BatchError] | None =
         assert taken is not None
         raise taken() from error
     except NotImplementedError:  # raised by filelock for a disk without locks
-        logger.warning("%s is on a disk without locks. Make sure that no other driver uses it", path)
+        logger.warning("%s is on a disk without locks. Make sure that no other driver uses it", quoted(path))
     try:
         yield
     finally:

@@ -99,6 +99,17 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
         check_facts(caplog.text, tmp_path)
 
 
+def test_errors_quote_paths(tmp_path):
+    run, ledger = tmp_path / "summer 2024.", tmp_path / "ledger."
+    with run_lock(run, Shard()):
+        refuses(run, "1/1", f'"{run}"', f"--run '{run}'")
+    with ledger_lock(ledger), raises(BatchError, "batch.another_driver", f'"{ledger}"'), ledger_lock(ledger):
+        pass
+    ledger.write_text("a file")
+    with raises(BatchError, "batch.ledger", f'"{ledger / "a."}"'), ledger_lock(ledger / "a."):
+        pass
+
+
 def test_a_ledger_has_one_driver(tmp_path):
     with ledger_lock(tmp_path / "x" / "ledger.sqlite"):
         path = tmp_path / "x" / "ledger.sqlite"

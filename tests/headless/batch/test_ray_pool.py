@@ -46,6 +46,17 @@ def test_two_nodes_make_the_same_videos_as_one_process(tmp_path, two_nodes):
     assert len({line.split()[1] for line in cluster.log.read_text().splitlines()}) == 2, "a node rendered nothing"
 
 
+def test_a_cluster_that_cannot_be_found_is_named(tmp_path, monkeypatch):
+    import ray
+
+    def fail(**options):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with raises(BatchError, "batch.ray", "auto", "any running Ray instance", "ray start"):
+        RayPool(Batch.planned(tmp_path / "run", images(1)).setup(), "auto", 1)
+
+
 def test_an_address_without_a_cluster_is_named(tmp_path):
     batch = Batch.planned(tmp_path / "run", images(1))
     with raises(BatchError, "batch.ray", "127.0.0.1:1", "--port=1"):
