@@ -50,7 +50,9 @@ def make_pool(setup: Setup, workers: Workers, device: str, tasks: int, memory: i
     if workers.ray is not None:
         from .ray_pool import RayPool
 
-        return RayPool(setup, workers.ray, workers.count, 0 if device == "cpu" else None, workers.threads)
+        # Ray shows a worker that asked for a GPU this one only, as cuda:0: a named device needs all of them
+        gpus = None if device in ("auto", "cuda") else 0
+        return RayPool(setup, workers.ray, workers.count, gpus, workers.threads)
     from .process_pool import ProcessPool
 
     environments = _environments(device, workers.threads, memory)
@@ -85,4 +87,4 @@ def _visible_gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    return [each.strip() for each in visible.split(",")] if visible else [str(number) for number in range(torch.cuda.device_count())]

@@ -131,10 +131,19 @@ class ComfyUIEngine:
         return Validation(True, None, ordered, normalize_node_errors(node_errors), prompt)
 
     def _start(self) -> None:
+        flags = self._flags()
+        self._select_gpu()
         with _quiet_stdout():
-            bootstrap.start(bootstrap.Checkout(self.folder, self._flags(), tuple(self.custom_nodes)))
+            bootstrap.start(bootstrap.Checkout(self.folder, flags, tuple(self.custom_nodes)))
             for root in self.run_config.named_models():
                 bootstrap.add_models(root)
+
+    def _select_gpu(self) -> None:
+        """Make a named GPU the current one of this thread, on which ComfyUI computes. Only main.py reads its flag."""
+        if self.run_config.device.startswith("cuda:"):
+            import torch
+
+            torch.cuda.set_device(torch.device(self.run_config.device))
 
     def _flags(self) -> tuple[str, ...]:
         """Return the settings as ComfyUI's command-line flags. Raise SettingError for a missing device."""
@@ -161,7 +170,7 @@ class ComfyUIEngine:
         if on_cpu or not torch.cuda.is_available():
             logger.warning("`vram` has no effect here: ComfyUI can limit only the memory of a graphics card")
             return []
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.get_device_properties(self.run_config.runtime().device()).total_memory
         return ["--reserve-vram", f"{max(0, total - self.run_config.vram) / GIB:.3f}"]
 
     @contextlib.contextmanager
@@ -170,6 +179,7 @@ class ComfyUIEngine:
         from ....nodes.comfy.runtime import ComfyRuntime
 
         runtime = self.run_config.runtime()
+        self._select_gpu()
         for name in ("input", "output", "temp"):
             (scratch / name).mkdir()
         copied = bring_outputs(graph.prompt, runtime.output_folder, scratch / "output")

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management as management
 import comfy.utils
 import execution
+import torch
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
@@ -40,6 +41,7 @@ class ComfyRunner:
         newer = "cache_args" in inspect.signature(execution.PromptExecutor.__init__).parameters
         options: dict[str, Any] = {"cache_args": {"lru": cache, "ram": 0.0}} if newer else {"cache_size": cache}
         self._executor = execution.PromptExecutor(_EventServer(ignore_events), cache_type=kind, **options)
+        self._gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     @staticmethod
     def interrupt() -> None:
@@ -69,7 +71,7 @@ class ComfyRunner:
         try:
             with _without_executor_log():
                 data = {**extra_data, "client_id": CLIENT}
-                run_sync(executor.execute_async(prompt, prompt_id, data, list(outputs)))
+                run_sync(self._execute(prompt, prompt_id, data, list(outputs)))
         finally:
             comfy.utils.set_progress_bar_global_hook(None)
             comfy.utils.set_progress_bar_enabled(True)
@@ -79,6 +81,12 @@ class ComfyRunner:
         ends = [(event, data) for event, data in executor.status_messages if event in ENDS]
         event, data = ends[-1] if ends else ("execution_success", {})
         return RunOutcome(event, data, executor.history_result["outputs"])
+
+
+    async def _execute(self, *arguments: Any) -> None:
+        if self._gpu is not None:  # CUDA's current device is one of the thread, which may be a new one
+            torch.cuda.set_device(self._gpu)
+        await self._executor.execute_async(*arguments)
 
 
 @dataclass(eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from svd_stages.headless.batch import graph_workers
+import torch
+from svd_stages.headless.batch import graph_workers, ray_pool
 from svd_stages.headless.batch.graph_workers import Workers, make_pool
 from svd_stages.headless.batch.process_pool import ProcessPool
 from svd_stages.headless.batch.worker import Setup
@@ -18,3 +19,19 @@ def test_this_machine_has_plain_processes_also_where_ray_is_installed(gpus, monk
     assert isinstance(pool, ProcessPool)
     assert len(pool.workers) == 2
     pool.close()
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("auto", None), ("cuda", None), ("cuda:1", 0), ("mps", 0), ("cpu", 0)])
+def test_rays_workers_see_every_gpu_where_one_is_named(monkeypatch, device, gpus):
+    """Ray shows a worker that asks for a GPU this one only, as cuda:0."""
+    made = []
+    monkeypatch.setattr(ray_pool, "RayPool", lambda *arguments: made.append(arguments))
+    make_pool(SETUP, Workers(count=2, ray="auto"), device, tasks=9)
+    assert made == [(SETUP, "auto", 2, gpus, 1)]
+
+
+def test_spaces_between_visible_gpus_are_ignored(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2 ,3")
+    environments = graph_workers._environments("auto", threads=1, memory=1)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["0", "2", "3"]

@@ -6,17 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import svd_stages
+import torch
 from error_checks import check_facts, raises
 from svd_stages import headless
 from svd_stages.headless.cli.main import main
+from svd_stages.headless.engines.comfyui import bootstrap
 from svd_stages.headless.engines.comfyui.bootstrap import MARKS
 from svd_stages.headless.engines.comfyui.engine import ComfyUIEngine, bring_outputs, filled_from
 from svd_stages.headless.engines.results import Results
 from svd_stages.svd_core.errors import MissingExtraError, SettingError
+from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "gone.png"}}}
 
@@ -151,3 +154,17 @@ def test_a_comfyui_that_does_not_start_is_an_error_with_its_reason(folder, check
 def test_settings_become_comfyuis_flags(checkout, options, flags):
     engine = headless.choose_engine(headless.RunConfig(**options), checkout)
     assert isinstance(engine, ComfyUIEngine) and engine._flags() == flags
+
+
+def test_a_named_gpu_is_the_one_that_comfyui_computes_on(checkout, monkeypatch):
+    """ComfyUI computes on CUDA's current device. Its main.py, which reads --cuda-device, is not run."""
+    selected, memory = [], {torch.device("cuda:1"): 24 * 2**30}
+    monkeypatch.setattr(LocalRuntime, "device", lambda self: torch.device(self.device_name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = lambda device: SimpleNamespace(total_memory=memory[device])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    monkeypatch.setattr(bootstrap, "start", lambda checkout: selected.append(checkout.flags))
+    engine = headless.choose_engine(headless.RunConfig(device="cuda:1", vram=16 * 2**30), checkout)
+    engine._start()
+    assert selected == [torch.device("cuda:1"), ("--cuda-device", "1", "--reserve-vram", "8.000")]
