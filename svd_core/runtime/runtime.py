@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ..media.alpha_compositing import Background
 from ..utils.progress import Advance
 from ..utils.user_tempdir import temp_folder
 from ..utils.warnings import RunWarning
+from . import residency
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,8 @@ Folder = Literal["input", "output", "temp"]
 OnOom = Literal["strict", "adapt"]
 """If memory runs out in windowed decoding. strict: raise an error; adapt: use smaller windows, which give other pixels,
 and warn."""
+WORKSPACE_BYTES = 512 * 2**20
+"""Reserve on a GPU: workspaces of cuBLAS and cuDNN, and memory that is free in pieces too small to use."""
 After = Literal["default", "keep", "offload"]
 """Where the weights of a component are after the work: as the runtime prefers, on the device, or off it."""
 
@@ -203,24 +207,50 @@ class LocalRuntime:
 
     @contextlib.contextmanager
     def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
-        """Move a component to the device, and back to the CPU unless `after` is keep and the work succeeded."""
-        device, keep = self.device(), False
-        try:
-            component.module.to(device)
+        """Move a component to the device. It stays there until others need the memory, or goes by `after` or an error.
+
+        Others that stayed are moved to the CPU as far as the component and `need` require it.
+        """
+        module, device, stays = component.module, self.device(), False
+        if device.type == "cpu":
+            module.to(device)
             yield device
-            keep = after == "keep"
+            return
+        self._limit_memory(device)
+        residency.take(module)
+        try:
+            weights = sum(weight.nbytes for weight in module.parameters()) - residency.weight_bytes(module, device)
+            residency.make_room(device, need + weights, lambda: self.free_memory(device))
+            module.to(device)
+            yield device
+            stays = after != "offload"
         finally:
-            if not keep:
-                component.module.to("cpu")
+            if stays:
+                residency.keep(module)
+            else:
+                module.to("cpu")
 
     @contextlib.contextmanager
     def reserve_memory(self, component: ModelComponent, need: int) -> Iterator[torch.device]:
-        """Move a component to the CPU and return the device."""
+        """Move a component to the CPU, and others as far as `need` requires it, and return the device."""
+        device = self.device()
+        self._limit_memory(device)
+        residency.take(component.module)
         component.module.to("cpu")
-        yield self.device()
+        residency.make_room(device, need, lambda: self.free_memory(device))
+        yield device
+
+    def _limit_memory(self, device: torch.device) -> None:
+        """Let torch's allocator raise an error above `vram`."""
+        import torch
+
+        if device.type == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory
+            fraction = 1.0 if self.vram is None else min(1.0, self.vram / total)
+            torch.cuda.set_per_process_memory_fraction(fraction, device)
 
     def free_memory(self, device: torch.device) -> int:
-        """Return the free bytes of the GPU, or the available bytes of the machine for the CPU. `vram` limits them."""
+        """Return the free bytes of the GPU without a reserve, or the available ones of the CPU. `vram` limits them."""
         import psutil
         import torch
 
@@ -228,19 +258,18 @@ class LocalRuntime:
             allocated = torch.cuda.memory_allocated(device)
             cached = torch.cuda.memory_reserved(device) - allocated
             free = torch.cuda.mem_get_info(device)[0] + cached
-        else:
-            free, allocated = psutil.virtual_memory().available, 0
-        return free if self.vram is None else max(0, min(free, self.vram - allocated))
+            limit = free if self.vram is None else min(free, self.vram - allocated)
+            return max(0, limit - WORKSPACE_BYTES)
+        free = psutil.virtual_memory().available
+        return free if self.vram is None else min(free, self.vram)
 
     def capacity(self, component: ModelComponent) -> int:
-        """Return the free bytes and those of the component's weights on the device."""
+        """Return the free bytes, those of the component's weights on the device, and those that others can leave."""
         device = self.device()
-        weights = 0
-        if device.type != "cpu":
-            weights = sum(
-                weight.nbytes for weight in component.module.parameters() if weight.device.type == device.type
-            )
-        return self.free_memory(device) + weights
+        if device.type == "cpu":
+            return self.free_memory(device)
+        weights = 0 if residency.is_idle(component.module) else residency.weight_bytes(component.module, device)
+        return self.free_memory(device) + residency.idle_bytes(device) + weights
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, unit: str) -> Iterator[Advance]:
@@ -265,10 +294,11 @@ class LocalRuntime:
         self.on_note(warning)
 
     def release(self) -> None:
-        """Empty the cache of torch's allocator."""
+        """Move components that are not in use to the CPU, and empty the cache of torch's allocator."""
         import torch
 
         device = self.device()
+        residency.make_room(device, math.inf, lambda: 0)
         if device.type == "cuda":
             torch.cuda.empty_cache()
         elif device.type == "mps":
