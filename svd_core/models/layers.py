@@ -26,15 +26,21 @@ Linear = tuple[torch.Tensor, torch.Tensor | None]
 
 LAYOUTS = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
 
+MAX_BATCH = 65535
+"""Sequences of one attention: the most blocks that a CUDA grid has in its second and third dimension."""
+MPS_SCORES = 2**30
+"""Attention scores of one call on MPS, which computes them all, in float32, and allocates at most 2^32 bytes."""
+
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
-def set_weight(module: Any, weight: torch.Tensor) -> None:
-    """Replace the memory of a module's weight. The Parameter stays, unless inference mode created it."""
-    if module.weight.is_inference():
-        module.weight = nn.Parameter(weight, requires_grad=False)
+def set_weight(module: Any, weight: torch.Tensor, name: str = "weight") -> None:
+    """Replace the memory of one of a module's parameters. The Parameter stays, unless inference mode created it."""
+    parameter = getattr(module, name)
+    if parameter.is_inference():
+        setattr(module, name, nn.Parameter(weight, requires_grad=False))
     else:
-        module.weight.data = weight
+        parameter.data = weight
 
 
 def to_channels_last(module: nn.Module) -> None:
@@ -73,14 +79,23 @@ def resnet_block(x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, 
     return hidden.add_(x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
-def blend_alpha(mixer: Any) -> float:
-    """Return the weight of the temporal branch in an AlphaBlender, 0 to 1, for frames of a video."""
-    factor = mixer.mix_factor
-    if factor.is_meta:
-        return 0.5  # any value: nothing is computed on the meta device
-    alpha = factor if mixer.merge_strategy == "fixed" else torch.sigmoid(factor)
-    alpha = alpha.to(factor.dtype).item()
-    return alpha if mixer.switch_spatial_to_temporal_mix else 1.0 - alpha
+def blend_alphas(module: nn.Module) -> dict[nn.Module, float]:
+    """Return the weight of the temporal branch, 0 to 1, of each submodule with an AlphaBlender, for frames of a video.
+
+    All are read from the device at once: each read waits for the device.
+    """
+    mixed = [each for each in module.modules() if hasattr(each, "time_mixer")]
+    mixers: list[Any] = [each.time_mixer for each in mixed]
+    if any(mixer.mix_factor.is_meta for mixer in mixers):
+        return dict.fromkeys(mixed, 0.5)  # any value: nothing is computed on the meta device
+    factors = [
+        mixer.mix_factor if mixer.merge_strategy == "fixed" else torch.sigmoid(mixer.mix_factor) for mixer in mixers
+    ]
+    alphas = torch.cat(factors).tolist() if factors else []
+    return {
+        each: alpha if mixer.switch_spatial_to_temporal_mix else 1.0 - alpha
+        for each, mixer, alpha in zip(mixed, mixers, alphas, strict=True)
+    }
 
 
 def to_video(x: torch.Tensor) -> torch.Tensor:
@@ -179,10 +194,17 @@ def self_attention_(
     out = (weight, bias if output_bias is None else output_bias)
     batch_dim = 0 if spatial_sdpa else 1
     tokens = rows.shape[1 - batch_dim]
-    batch = max(1, (chunk_rows or rows.shape[0] * rows.shape[1]) // tokens)
-    for chunk in rows.split(batch, dim=batch_dim):
+    wanted = (chunk_rows or rows.shape[0] * rows.shape[1]) // tokens
+    for chunk in rows.split(_attention_batch(wanted, attn.heads, tokens, rows.device), dim=batch_dim):
         run(attention_, chunk, (norm.weight, norm.bias, norm.eps), qkv, out, attn.heads, spatial_sdpa)
     return rows
+
+
+def _attention_batch(wanted: int, heads: int, tokens: int, device: torch.device) -> int:
+    """Limit a number of sequences to what the attention kernels of a device compute in one call."""
+    if device.type == "mps":
+        wanted = min(wanted, MPS_SCORES // (heads * tokens**2))
+    return max(1, min(wanted, MAX_BATCH))
 
 
 def attention_(

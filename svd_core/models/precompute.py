@@ -68,15 +68,13 @@ class UNetConstants:
         self._unet, self._embeds, self._num_frames, self._weights = unet, embeds, num_frames, weights
         context = embeds.expand(num_frames, -1, -1)
         self.blocks: dict[nn.Module, BlockConstants] = {}
-        self.blend_alphas: dict[nn.Module, float] = {}
+        self.blend_alphas = layers.blend_alphas(unet)
         self.frame_embeddings: dict[nn.Module, torch.Tensor] = {}
         self._resnets: list[Any] = []
         for module in unet.modules():
             kind = type(module).__name__
             if kind == "SpatioTemporalResBlock":
                 self._resnets += [module.spatial_res_block, module.temporal_res_block]
-            if kind in ("SpatioTemporalResBlock", "TransformerSpatioTemporalModel"):
-                self.blend_alphas[module] = layers.blend_alpha(module.time_mixer)
             if kind == "TransformerSpatioTemporalModel":
                 self.frame_embeddings[module] = self._embed_frames(module)
             if kind in ("BasicTransformerBlock", "TemporalBasicTransformerBlock"):
@@ -113,9 +111,9 @@ class UNetConstants:
 
 
 def _transformer_constants(block: Any, context: torch.Tensor, weights: WeightContext) -> BlockConstants:
-    fused = fuse_qkv(block.attn1)
-    concat_qkv = fused and weights is not resident_weights
-    qkv_weight = fused_qkv_weight(block.attn1) if fused and not concat_qkv else None
+    streamed = weights is not resident_weights
+    concat_qkv = streamed and can_fuse_qkv(block.attn1)
+    qkv_weight = fused_qkv_weight(block.attn1) if not streamed and fuse_qkv(block.attn1) else None
     if context.shape[1] != 1 or block.attn2 is None:
         return BlockConstants(qkv_weight=qkv_weight, concat_qkv=concat_qkv, context=context)
     with weights(block.attn2):
@@ -131,20 +129,27 @@ def fuse_qkv(attn: Any) -> bool:
     Names and values stay, no memory is added, and later in-place changes of a weight take effect.
 
     Returns:
-        False if the projections cannot be fused: one is modified or has a bias, or they differ in shape or dtype.
+        False if the projections cannot be fused.
     """
+    if not can_fuse_qkv(attn):
+        return False
     projections = (attn.to_q, attn.to_k, attn.to_v)
-    if not all(is_plain_linear(each) and each.bias is None for each in projections):
-        return False
     weights = [each.weight for each in projections]
-    if len({(each.shape, each.dtype, each.device, each.stride()) for each in weights}) != 1:
-        return False
     if not _are_adjacent(weights):
         with torch.inference_mode(False), torch.no_grad():
             fused = torch.cat([each.detach() for each in weights])
             for each, part in zip(projections, fused.chunk(3), strict=True):
                 layers.set_weight(each, part)
     return True
+
+
+def can_fuse_qkv(attn: Any) -> bool:
+    """Return False if one of to_q, to_k and to_v is modified or has a bias, or if they differ in shape or dtype."""
+    projections = (attn.to_q, attn.to_k, attn.to_v)
+    if not all(is_plain_linear(each) and each.bias is None for each in projections):
+        return False
+    weights = [each.weight for each in projections]
+    return len({(each.shape, each.dtype, each.device, each.stride()) for each in weights}) == 1
 
 
 def fused_qkv_weight(attn: Any) -> torch.Tensor:

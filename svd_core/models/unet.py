@@ -32,7 +32,7 @@ from .attention_backend import SdpaContext, choose_sdpa, default_sdpa
 from .compile import CompiledStep, RegionalCompiler, Run, run_eager
 from .options import DEFAULT, ModelOptions
 from .precompute import BlockConstants, UNetConstants
-from .weight_streaming import PRECOMPUTED_MODULES, WeightContext, WeightStreamer, resident_weights
+from .weight_streaming import PRECOMPUTED_MODULES, WeightContext, WeightStreamer, pin_weights, resident_weights
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,10 @@ class PreparedUNet:
         self._channels_last = layers.uses_channels_last(device)
         if self._channels_last:
             layers.to_channels_last(unet)
-        self._compute = _compute_options(options, device)
+        self._compute = _compute_options(options, unet, image_latents)
         self._step = COMPILED_STEP if options.compile == "full" else PreparedUNet._forward
+        if stream and device.type == "cuda":
+            pin_weights(unet)
         skip = PRECOMPUTED_MODULES if embeds.shape[1] == 1 else frozenset()
         self._weights: WeightContext = WeightStreamer(device, skip) if stream else resident_weights
         all_weights: WeightContext = WeightStreamer(device) if stream else resident_weights
@@ -160,21 +162,37 @@ class PreparedUNet:
                 rows = spatial_block_(rows, spatial, constants.blocks[spatial], self._compute)
                 mixed = temporal_block_(rows + frame_embedding, temporal, constants.blocks[temporal], self._compute)
                 rows = rows.lerp_(mixed, alpha)
-            return layers.from_rows(layers.linear(rows, *layers.weights_of(model.proj_out)), like=x) + x
+            # x first: the sum takes its memory format
+            return x + layers.from_rows(layers.linear(rows, *layers.weights_of(model.proj_out)), like=x)
 
 
 COMPILED_STEP = CompiledStep(PreparedUNet._forward)
 """The compiled whole steps of this process."""
 
 
-def _compute_options(options: ModelOptions, device: torch.device) -> ComputeOptions:
+def _compute_options(options: ModelOptions, unet: Any, latents: torch.Tensor) -> ComputeOptions:
+    device, dtype = latents.device, latents.dtype
     on_cpu = device.type == "cpu"
     chunk_rows = CPU_CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS
+    shapes = spatial_attention_shapes(unet, *latents.shape[-2:])
     return ComputeOptions(
         chunk_rows=chunk_rows if options.forward_chunking == "auto" else None,
         run=COMPILERS[on_cpu] if options.compile == "regional" else run_eager,
-        spatial_sdpa=choose_sdpa(device) if options.attention == "auto" else default_sdpa,
+        spatial_sdpa=choose_sdpa(device, dtype, shapes) if options.attention == "auto" else default_sdpa,
     )
+
+
+def spatial_attention_shapes(unet: Any, height: int, width: int) -> list[tuple[int, int, int]]:
+    """Return (heads, tokens, channels per head) of the spatial attention of each level, for latents (height, width)."""
+    shapes = []
+    for block in unet.down_blocks:
+        for model in getattr(block, "attentions", None) or ():
+            attn = model.transformer_blocks[0].attn1
+            shapes.append((attn.heads, height * width, attn.inner_dim // attn.heads))
+        if block.downsamplers:
+            height, width = -(-height // 2), -(-width // 2)
+    attn = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    return [*dict.fromkeys(shapes), (attn.heads, height * width, attn.inner_dim // attn.heads)]
 
 
 def spatial_block_(rows: torch.Tensor, block: Any, constants: BlockConstants, compute: ComputeOptions) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from error_checks import raises
 from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.unet import PreparedUNet
-from svd_stages.svd_core.models.weight_streaming import WeightStreamer, streamed_bytes
+from svd_stages.svd_core.models.weight_streaming import WeightStreamer, pin_weights, streamed_bytes
 from tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -98,3 +98,33 @@ def test_the_copies_need_at_most_the_estimate(monkeypatch):
     for _ in range(2):
         prepared(torch.randn(2, 4, 8, 8), c_noise)
     assert 0.5 * streamed_bytes(unet) < max(sizes) <= streamed_bytes(unet)
+
+
+def test_weights_are_pinned_once_and_keep_names_and_values(layers, monkeypatch):
+    module, pinned = torch.nn.ModuleList(layers), {}
+
+    def pin(tensor):
+        copy = tensor.clone()
+        pinned[copy.data_ptr()] = copy
+        return copy
+
+    before = {name: weight.clone() for name, weight in module.named_parameters()}
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.nn.Parameter, "is_pinned", lambda tensor: tensor.data_ptr() in pinned)
+    for _ in range(2):
+        pin_weights(module)
+    assert len(pinned) == len(before)
+    for name, weight in module.named_parameters():
+        assert weight.data_ptr() in pinned and torch.equal(weight, before[name])
+
+
+def test_weights_that_cannot_be_pinned_stay(layers, monkeypatch):
+    module = torch.nn.ModuleList(layers)
+
+    def refuse(tensor):
+        raise RuntimeError("CUDA error: out of memory")
+
+    before = {name: weight.data_ptr() for name, weight in module.named_parameters()}
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    pin_weights(module)
+    assert {name: weight.data_ptr() for name, weight in module.named_parameters()} == before
