@@ -134,10 +134,16 @@ def _copy(function: Any, name: str) -> TensorFunction:
 
 
 def _is_compile_error(error: Exception) -> bool:
-    """Return True if compilation failed. The computation has then not started."""
+    """Return True if compilation failed, or its result cannot be launched. The inputs are then unchanged."""
     from torch._dynamo import exc
 
-    return isinstance(error, (exc.TorchDynamoException, _CompileUnavailable)) or _is_recompile_limit(error)
+    if isinstance(error, (exc.TorchDynamoException, _CompileUnavailable)) or _is_recompile_limit(error):
+        return True
+    text = str(error)
+    if isinstance(error, AssertionError):
+        return text.startswith("expected size") and "stride" in text  # Inductor's check of its inputs
+    is_from_triton = type(error).__module__.partition(".")[0] == "triton" or text.startswith("Triton Error")
+    return is_from_triton and "out of memory" not in text
 
 
 def _is_recompile_limit(error: Exception) -> bool:

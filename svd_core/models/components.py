@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .options import DEFAULT, ModelOptions
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from ..checkpoints.deferred_weights import DeferredWeights
     from ..checkpoints.model_metadata import VideoDefaults
+
+
+Activations = Literal["offload", "recompute", "keep"]
+"""Activations of a decoder that streams. offload: on the CPU between layers; recompute: on the device; keep: there, with
+one more of the largest, which is computed twice otherwise. The bits are the same."""
 
 
 class ModelComponent(Protocol):
@@ -78,14 +83,14 @@ class Vae(Protocol):
     def decode_clip(
         self,
         latents: torch.Tensor,
-        offload_activations: bool = False,
+        activations: Activations = "recompute",
         on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
         """Decode latents (F, 4, h, w) as one clip to pixels (F, 3, 8h, 8w).
 
         Args:
             latents: Each frame influences every other, whatever memory is free.
-            offload_activations: Keep activations on the CPU between layers. It has an effect only if `streams`.
+            activations: Has an effect only if `streams`.
             on_progress: Called with the fraction of the work that is done, 0 to 1. Its exceptions end the decoding.
         """
         ...
@@ -240,7 +245,7 @@ class SVDVae:
     def decode_clip(
         self,
         latents: torch.Tensor,
-        offload_activations: bool = False,
+        activations: Activations = "recompute",
         on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
         """Decode a clip in the decoder's dtype."""
@@ -249,7 +254,7 @@ class SVDVae:
         decoder: Any = self.vae.decoder
         latents = latents.to(next(decoder.parameters()).dtype)
         if self.streams:
-            return decode(decoder, latents, offload_activations, on_progress=on_progress)
+            return decode(decoder, latents, activations, on_progress)
         image_only_indicator = latents.new_zeros((1, len(latents)))
         return decoder(latents, num_frames=len(latents), image_only_indicator=image_only_indicator)
 

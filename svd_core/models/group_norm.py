@@ -17,10 +17,21 @@ def group_moments(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tenso
         _, channels, height, width = x.shape
         _normed, mean, rstd = torch.native_group_norm(x, None, None, 1, channels, height * width, groups, eps)
         return mean[0], (rstd[0] ** -2 - eps).clamp_min(0)
+    if x.device.type == "cuda":
+        return _moments_of_groups(*torch.batch_norm_stats(x, eps), groups, eps)
     grouped = x[0].unflatten(0, (groups, -1))
     wide = grouped if x.dtype == torch.float64 else grouped.float()
     variance, mean = torch.var_mean(wide, dim=(1, 2, 3), correction=0)
     return mean, variance
+
+
+def _moments_of_groups(
+    mean: torch.Tensor, rstd: torch.Tensor, groups: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Combine mean and 1 / sqrt(variance + eps) of channels (C,), all of one size, to mean and variance (G,)."""
+    means, variances = (each.unflatten(0, (groups, -1)) for each in (mean, (rstd**-2 - eps).clamp_min(0)))
+    spread, center = torch.var_mean(means, dim=1, correction=0)
+    return center, variances.mean(dim=1) + spread
 
 
 class GroupNormStatistics:
@@ -50,5 +61,32 @@ class GroupNormStatistics:
         mean = self._mean.repeat_interleave(channels_per_group)
         variance = (self._squares / self._count).repeat_interleave(channels_per_group)
         weight, bias = norm.weight.to(mean), norm.bias.to(mean)
-        normed = F.batch_norm(x, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
-        return F.silu(normed, inplace=True)
+        return F.silu(_normalize(x, mean, variance, weight, bias, norm.eps), inplace=True)
+
+
+def _normalize(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Normalize x (1, C, A, B) by moments, weight and bias (C,), which may have more digits."""
+    if x.device.type != "mps" or x.dtype == mean.dtype:
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, momentum=0.0, eps=eps)
+    return _normalize_in(mean.dtype, x, mean, variance, weight, bias, eps)  # MPS takes one dtype
+
+
+def _normalize_in(
+    dtype: torch.dtype,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Compute `_normalize` in `dtype`, rounded once to that of x."""
+    mean, factor, bias = (each[:, None, None] for each in (mean, weight * (variance + eps).rsqrt(), bias))
+    return torch.addcmul(bias, x.to(dtype) - mean, factor).to(x.dtype)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from . import layers, tiled_layers
+from .components import Activations
 from .group_norm import GroupNormStatistics
 from .optimizations import find_modification
 
@@ -52,7 +53,7 @@ def can_stream(decoder: torch.nn.Module) -> bool:
 def decode(
     decoder: Any,
     latents: torch.Tensor,
-    offload_activations: bool = False,
+    activations: Activations = "recompute",
     on_progress: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
     """Decode one clip of unscaled latents (F, 4, h, w) to pixels (F, 3, 8h, 8w) in the decoder's dtype.
@@ -60,10 +61,10 @@ def decode(
     Args:
         decoder: diffusers' TemporalDecoder.
         latents: On the decoder's device and in its dtype.
-        offload_activations: Keep activations on the CPU between layers. The pixels are there too.
+        activations: With "offload" the pixels are on the CPU, too.
         on_progress: Called with the fraction of the work that is done, 0 to 1. Its exceptions end the decoding.
     """
-    return _ClipDecoder(decoder, latents, offload_activations, on_progress or (lambda _: None)).decode()
+    return _ClipDecoder(decoder, latents, activations, on_progress or (lambda _: None)).decode()
 
 
 class _ClipDecoder:
@@ -73,11 +74,13 @@ class _ClipDecoder:
         self,
         decoder: Any,
         latents: torch.Tensor,
-        offload_activations: bool,
+        activations: Activations,
         on_progress: Callable[[float], None],
     ) -> None:
         self._decoder, self._device, self._dtype = decoder, latents.device, latents.dtype
-        self._store = torch.device("cpu") if offload_activations else latents.device
+        self._store = torch.device("cpu") if activations == "offload" else latents.device
+        self._keeps_hidden = activations == "keep"
+        self._blend_alphas = layers.blend_alphas(decoder)
         self._on_progress = on_progress
         self._tile_numel = CPU_TILE_NUMEL if latents.device.type == "cpu" else TILE_NUMEL
         self._channels_last = layers.uses_channels_last(latents.device)
@@ -133,7 +136,7 @@ class _ClipDecoder:
 
         pixels = self._groups[0][0, 0].numel() * (4 if upsamples else 1)
         self._map(compute, pixels * max(spatial.in_channels, spatial.out_channels))
-        self._temporal_resnet(temporal, layers.blend_alpha(block.time_mixer), statistics)
+        self._temporal_resnet(temporal, self._blend_alphas[block], statistics)
 
     def _map(self, compute: Callable[[torch.Tensor, bool], torch.Tensor], numel: int) -> None:
         """Apply `compute` to batches of frames, or to single frames in tiles. It moves them from and to the store.
@@ -156,8 +159,8 @@ class _ClipDecoder:
         def compute_hidden(rows: slice) -> torch.Tensor:
             return layers.temporal_conv(first_norm.normalize_silu(self._gather(rows)), block.conv1)
 
-        # where the level is small, keep the hidden activations instead of computing them twice
-        keep = 2 * sum(group.numel() for group in self._groups) <= self._largest
+        # where the level is small, the hidden activations are always kept
+        keep = self._keeps_hidden or 2 * sum(group.numel() for group in self._groups) <= self._largest
         for rows in self._row_tiles():
             hidden = compute_hidden(rows)
             second_norm.update(hidden)

@@ -152,6 +152,45 @@ def test_an_error_of_the_function_is_not_a_compile_error(traced_only):
     assert run(sixth, torch.ones(6, 3)).shape == (3,)
 
 
+class TritonError(Exception):
+    __module__ = "triton.runtime.errors"
+
+
+LAUNCHES = (
+    TritonError("out of resource: shared memory, Required: 264192, Hardware limit: 232448."),
+    RuntimeError("Triton Error [CUDA]: invalid argument"),
+    AssertionError("expected size 4==4, stride 16==1 at dim=1"),
+)
+
+
+@pytest.mark.parametrize("error", LAUNCHES)
+def test_a_compiled_function_that_cannot_be_launched_runs_eagerly(monkeypatch, caplog, error):
+    def add_one(rows):
+        return rows + 1
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(compile.torch, "compile", lambda function, **options: fail)
+    run = RegionalCompiler({add_one: -1})
+    assert [run(add_one, torch.ones(1, 2))[0, 0] for _ in range(2)] == [2, 2]
+    assert run.broken and [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_shortage_of_memory_in_compiled_code_is_not_a_compile_error(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+    monkeypatch.setattr(compile.torch, "compile", lambda function, **options: fail)
+    def add_one(rows):
+        return rows + 1
+
+    run = RegionalCompiler({add_one: -1})
+    with pytest.raises(RuntimeError):
+        run(add_one, torch.ones(1, 2))
+    assert not run.broken
+
+
 def test_a_function_at_the_recompile_limit_runs_eagerly_and_no_other_does(monkeypatch):
     def limited(rows):
         return rows + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -89,8 +90,10 @@ def test_the_decoder_is_no_less_exact_than_diffusers_wherever_activations_are(de
     truth = stock(torch.float64).float().cpu()
     theirs = difference(stock(dtype), truth)
     monkeypatch.setattr(vae_decoder, "TILE_NUMEL", 2**20)
-    on_device, offloaded = (vae_decoder.decode(decoder, latents.to(CUDA, dtype), offload) for offload in (False, True))
-    assert torch.equal(on_device.cpu(), offloaded)
+    on_device, kept, offloaded = (
+        vae_decoder.decode(decoder, latents.to(CUDA, dtype), each).cpu() for each in ("recompute", "keep", "offload")
+    )
+    assert torch.equal(on_device, kept) and torch.equal(on_device, offloaded)
     assert difference(on_device, truth) <= max(1.05 * theirs, 1e-5)
     decoder.to(CPU, torch.float32)
 
@@ -120,9 +123,10 @@ def test_streamed_steps_are_bit_equal_and_need_less_memory(unet):
     """From the second step on weights are prefetched, on a CUDA stream of their own."""
 
     def run(stream: bool) -> tuple[int, list[torch.Tensor]]:
+        unet.to(CPU if stream else CUDA, torch.float16)
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        unet.to(CPU if stream else CUDA, torch.float16)
         prepared, x = prepare(unet, torch.float16, stream=stream), inputs(torch.float16)[0]
         results = [prepared(x, C_NOISE) for _ in range(4)]
         return torch.cuda.max_memory_reserved(), results
