@@ -20,7 +20,7 @@ from .autoencoder.decode import (
     decode_windows,
     describe_memory_need,
     largest,
-    needs_activation_offload,
+    place_activations,
     plan_windows,
 )
 from .autoencoder.encode import ImageEmbedding, embed_images, encode_images
@@ -32,9 +32,9 @@ from .diffusion.guidance import GuidanceCurve
 from .diffusion.sampling import SCALE, SamplerStep, sample_euler, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError, counted
-from .models.components import Checkpoint, ClipVision, SVDModel, Vae
+from .models.components import Activations, Checkpoint, ClipVision, SVDModel, Vae
 from .models.optimizations import unsupported_reason
-from .runtime.device_errors import translate_device_errors
+from .runtime.device_errors import is_memory_error, translate_device_errors
 from .runtime.memory import Placement, decode_bytes, denoise_bytes, encode_bytes, format_bytes, place_weights
 from .runtime.runtime import Advance, Runtime, RunWarning
 from .utils.cpu_threads import divided_threads
@@ -179,10 +179,19 @@ def sample(
             "memory = stream"
         )
 
-    run = functools.partial(
-        _sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, placement, on_step
-    )
-    return translate_device_errors(runtime, run, describe_need)
+    def run(placement: Placement) -> torch.Tensor:
+        call = functools.partial(
+            _sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, placement, on_step
+        )
+        return translate_device_errors(runtime, call, describe_need)
+
+    try:
+        return run(placement)
+    except MemoryBudgetError:
+        if placement.if_short is None:
+            raise
+    logger.warning("out of device memory while sampling: sampling again with streamed weights")
+    return run(placement.if_short)
 
 
 def _sample_videos(
@@ -339,7 +348,7 @@ def _decode_clips(runtime: Runtime, vae: Vae, latents: torch.Tensor, windows: li
         runtime.progress("decoding", frames * len(latents), "frame") as advance,
         runtime.on_device(vae, need) as device,
     ):
-        offload_activations = needs_activation_offload(vae, windows, height, width, device, runtime.free_memory(device))
+        activations = place_activations(vae, windows, height, width, device, runtime.free_memory(device))
         is_16_bit = vae.itemsize < 4
         for index, clip in enumerate(latents):
 
@@ -352,24 +361,25 @@ def _decode_clips(runtime: Runtime, vae: Vae, latents: torch.Tensor, windows: li
             call = functools.partial(
                 decode_windows, vae, clip, windows, device, on_frames, on_nonfinite=on_nonfinite if is_16_bit else None
             )
-            videos.append(_decode_or_offload(runtime, vae, call, offload_activations))
+            videos.append(_decode_or_offload(runtime, vae, call, activations))
     if nonfinite:
         _decode_again(runtime, vae, latents, windows, list(nonfinite), videos)
     return videos
 
 
 def _decode_or_offload(
-    runtime: Runtime, vae: Vae, call: Callable[..., torch.Tensor], offload_activations: bool
+    runtime: Runtime, vae: Vae, call: Callable[..., torch.Tensor], activations: Activations
 ) -> torch.Tensor:
     """Decode one clip. If the device runs out of memory, decode again with activations on the CPU: the same bits."""
     try:
-        return call(offload_activations=offload_activations)
-    except torch.cuda.OutOfMemoryError:
-        if offload_activations or not vae.streams:
+        return call(activations=activations)
+    except (MemoryError, RuntimeError) as error:
+        may_offload = activations != "offload" and vae.streams and runtime.device().type != "cpu"
+        if not (is_memory_error(error) and may_offload):
             raise
     logger.warning("out of device memory while decoding: decoding again with activations on the CPU")
     runtime.release()
-    return call(offload_activations=True)
+    return call(activations="offload")
 
 
 def _decode_again(
@@ -387,7 +397,7 @@ def _decode_again(
         device,
         advance,
     ):
-        offload_activations = needs_activation_offload(vae, windows, height, width, device, runtime.free_memory(device))
+        activations = place_activations(vae, windows, height, width, device, runtime.free_memory(device))
         done = 0
         for video, window in nonfinite:
             count = window.stop - window.start
@@ -395,7 +405,7 @@ def _decode_again(
             def on_progress(share: float, before: int = done, count: int = count) -> None:
                 advance(before + int(share * count))
 
-            images = decode_window(vae, latents[video], window, device, on_progress, offload_activations)
+            images = decode_window(vae, latents[video], window, device, on_progress, activations)
             videos[video][window.start : window.stop] = images
             done += count
             advance(done)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from svd_stages.svd_core.models.components import SVDClipVision, SVDVae
 from svd_stages.svd_core.models.unet import PreparedUNet
+from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 Call = Callable[..., Any]
 
@@ -20,6 +23,25 @@ CALLS: dict[str, tuple[type, str]] = {
     "decoder": (SVDVae, "decode_clip"),
 }
 """Stage -> the call that computes it."""
+
+
+class NamedCuda(LocalRuntime):
+    """A runtime with a large GPU by its name. Everything computes on the CPU."""
+
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+    @contextlib.contextmanager
+    def on_device(self, component: Any, need: int = 0, after: str = "default") -> Iterator[torch.device]:
+        yield torch.device("cpu")
+
+    reserve_memory = on_device
+
+    def free_memory(self, device: torch.device) -> int:
+        return 2**40
+
+    def release(self) -> None:
+        pass
 
 
 def wrap(patch: pytest.MonkeyPatch, stage: str, wrapper: Callable[[Call], Call]) -> None:

@@ -13,6 +13,7 @@ import comfy.sd
 import torch
 
 from ...svd_core.errors import SettingError
+from ...svd_core.models.components import Activations
 from ...svd_core.models.precision import float32_bytes, in_float32
 
 
@@ -64,7 +65,7 @@ class CoreVae:
     def decode_clip(
         self,
         latents: torch.Tensor,
-        offload_activations: bool = False,
+        activations: Activations = "recompute",
         on_progress: Callable[[float], None] | None = None,
     ) -> torch.Tensor:
         """Call core's decoder once. `VAE.decode` would split the clip depending on free memory."""

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import MemoryBudgetError, NonFiniteError, SettingError, counted
 from ..media.image_ops import to_images
-from ..models.components import Vae
+from ..models.components import Activations, Vae
 from ..runtime.memory import decode_bytes, format_bytes, offloaded_decode_bytes
 from ..utils.nan_checks import DAMAGED, first_nonfinite
 
@@ -65,7 +65,7 @@ def decode_window(
     window: Window,
     device: torch.device,
     on_progress: Callable[[float], None],
-    offload_activations: bool = False,
+    activations: Activations = "recompute",
 ) -> torch.Tensor:
     """Decode the frames that a window of a clip (F, 4, h, w) keeps: images (stop - start, 8h, 8w, 3) float32 CPU.
 
@@ -76,10 +76,10 @@ def decode_window(
         NonFiniteError: A frame holds NaN or infinity.
     """
     inputs = latents[window.first : window.last].to(device)
-    pixels = vae.decode_clip(inputs, offload_activations, on_progress)
+    pixels = vae.decode_clip(inputs, activations, on_progress)
     pixels = pixels[window.start - window.first : window.stop - window.first]
     check_finite_pixels(pixels, window.start, len(latents))
-    return to_images(pixels.cpu())
+    return to_images(pixels).cpu()
 
 
 def check_finite_pixels(pixels: torch.Tensor, first: int, frames: int) -> None:
@@ -99,7 +99,7 @@ def decode_windows(
     windows: list[Window],
     device: torch.device,
     on_frames: Callable[[int], None] | None = None,
-    offload_activations: bool = False,
+    activations: Activations = "recompute",
     on_nonfinite: Callable[[Window], None] | None = None,
 ) -> torch.Tensor:
     """Decode one clip, unscaled latents (F, 4, h, w), window by window: images (F, 8h, 8w, 3) float32 CPU in [0, 1].
@@ -109,7 +109,7 @@ def decode_windows(
     Args:
         device: Device of the decoder.
         on_frames: Called with the number of frames done, some of them in part. What it raises stops the work.
-        offload_activations: Keep activations on the CPU. The bits are the same.
+        activations: See `Vae.decode_clip`.
         on_nonfinite: Called with a window whose frames hold NaN or infinity; their pixels are undefined.
 
     Raises:
@@ -120,7 +120,7 @@ def decode_windows(
     for window in windows:
         try:
             images[window.start : window.stop] = decode_window(
-                vae, latents, window, device, _frames_callback(window, report), offload_activations
+                vae, latents, window, device, _frames_callback(window, report), activations
             )
         except NonFiniteError:
             if on_nonfinite is None:
@@ -135,10 +135,12 @@ def _frames_callback(window: Window, on_frames: Callable[[int], None]) -> Callab
     return lambda fraction: on_frames(window.start + int(fraction * (window.stop - window.start)))
 
 
-def needs_activation_offload(
+def place_activations(
     vae: Vae, windows: list[Window], height: int, width: int, device: torch.device, free: int
-) -> bool:
-    """Return True if windows of latents (height, width) fit into `free` bytes only with their activations on the CPU.
+) -> Activations:
+    """Decide where the activations of windows of latents (height, width) are: the fastest that fits into `free` bytes.
+
+    On a CPU none is kept, as memory there is shared with other programs.
 
     Raises:
         MemoryBudgetError: A clip that is decoded as one does not fit even so.
@@ -147,14 +149,15 @@ def needs_activation_offload(
     need = decode_bytes(vae, frames, vae.scale * height, vae.scale * width)
     logger.info("decoding: needs about %s, %s are free", *map(format_bytes, (need, free)))
     if need <= free:
-        return False
+        kept = frames * vae.base_channels * vae.scale**2 * height * width * vae.itemsize
+        return "keep" if vae.streams and device.type != "cpu" and need + kept <= free else "recompute"
     may_offload = vae.streams and device.type != "cpu"
     least = offloaded_decode_bytes(vae, frames, vae.scale * height, vae.scale * width) if may_offload else need
     if least <= free:
         logger.info("decoding: activations are kept on the CPU, about %s on the device", format_bytes(least))
-        return True
-    if len(windows) > 1:
-        return may_offload  # The user chose the windows: try.
+        return "offload"
+    if len(windows) > 1:  # the user chose the windows: try
+        return "offload" if may_offload else "recompute"
     chunk = max(1, frames * free // need - 4)
     windowed = f"use mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
     suggestion = "" if may_offload else windowed

@@ -12,8 +12,16 @@ from .runtime import Runtime
 
 Result = TypeVar("Result")
 
-_SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
-"""Messages of torch's allocators for the CPU, MPS and others, and of CUDA outside its allocator."""
+_SHORTAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
+"""Messages of torch's allocators for the CPU, MPS and others, and of CUDA and its libraries outside its allocator. A full
+GPU is why cuBLAS cannot be initialized."""
 _NO_LOSS = ("no kernel image",)
 """torch was not built for this GPU. Another process fails as well."""
 
@@ -26,12 +34,31 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Return True if the CUDA context is broken for the rest of this process."""
+    """Return True if the CUDA context is broken for the rest of this process.
+
+    Many errors of CUDA concern one call only, such as `invalid configuration argument`. A broken context fails at the
+    next kernel as well.
+    """
     accelerators = getattr(torch, "AcceleratorError", ())  # since torch 2.8
     if is_memory_error(error) or any(each in str(error) for each in _NO_LOSS):
         return False
     is_accelerator_error = bool(accelerators) and isinstance(error, accelerators)
-    return is_accelerator_error or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    is_from_device = is_accelerator_error or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    return is_from_device and not _devices_compute()
+
+
+def _devices_compute() -> bool:
+    """Return True if every GPU on which this process has memory still runs a kernel of one element."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        for index in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(index):
+                torch.ones(1, device=torch.device("cuda", index)).neg_()
+                torch.cuda.synchronize(index)
+    except RuntimeError:
+        return False
+    return True
 
 
 def translate_device_errors(runtime: Runtime, run: Callable[[], Result], describe_need: Callable[[], str]) -> Result:

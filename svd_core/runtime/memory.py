@@ -111,11 +111,13 @@ class Placement:
         stream: They are streamed to the device block by block.
         activation_bytes: Bytes that the work needs in addition to resident weights, or with streamed ones.
         after: Where resident weights are afterwards.
+        if_short: The placement to try when memory runs out. None: there is no other.
     """
 
     stream: bool
     activation_bytes: int
     after: After = "default"
+    if_short: Placement | None = None
 
 
 def place_weights(model: SVDModel, need: int, device: torch.device, capacity: int) -> Placement:
@@ -140,7 +142,8 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
         logger.warning("the weights cannot be streamed and stay on the device: %s", obstacle)
     wanted = option == "stream" or (option == "auto" and weights + need > capacity)
     stream = wanted and obstacle is None
-    activation_bytes = need + streamed_bytes(model.unet) if stream else need
+    streamed = Placement(True, need + streamed_bytes(model.unet)) if obstacle is None else None
+    activation_bytes = streamed.activation_bytes if stream and streamed else need
     logger.info(
         "sampling: the weights %s (%s), the activations need about %s%s, %s are available",
         "are streamed" if stream else "are on the device",
@@ -159,7 +162,9 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
             f"sampling this video with all weights on the device (memory = {option}) needs about "
             f"{format_bytes(weights + need)}, and {format_bytes(capacity)} are available. Set memory to auto or stream"
         )
-    return Placement(stream, activation_bytes, AFTERWARDS.get(option, "default"))
+    if stream and streamed:
+        return streamed
+    return Placement(False, need, AFTERWARDS.get(option, "default"), streamed if option == "auto" else None)
 
 
 def itemsize_of(module: torch.nn.Module) -> int:

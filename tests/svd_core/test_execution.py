@@ -264,21 +264,6 @@ def test_the_work_gets_the_room_that_the_plan_asks_for(tiny, plans, monkeypatch)
     assert asked == [need + streamed_bytes(tiny.model.unet)]
 
 
-def test_a_part_that_was_to_stay_leaves_when_the_work_fails(tiny):
-    moves = []
-    part = SimpleNamespace(module=SimpleNamespace(to=moves.append))
-    host = LocalRuntime(device_name="cpu")
-    with host.on_device(part, after="keep"):
-        pass
-    assert moves == [CPU]
-    with pytest.raises(MemoryBudgetError), host.on_device(part, after="keep"):
-        raise MemoryBudgetError("no room")
-    assert moves == [CPU, CPU, "cpu"]
-    for after in ("default", "offload"):
-        with host.on_device(part, after=after):
-            pass
-    assert moves[3:] == [CPU, "cpu"] * 2
-
 
 @torch.inference_mode(False)
 @torch.no_grad()

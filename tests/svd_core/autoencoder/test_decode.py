@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from error_checks import raises
-from svd_stages.svd_core.autoencoder.decode import decode_windows, needs_activation_offload, plan_windows
+from svd_stages.svd_core.autoencoder.decode import decode_windows, place_activations, plan_windows
 from svd_stages.svd_core.errors import MemoryBudgetError, SettingError
 from svd_stages.svd_core.media.image_ops import to_images
 from svd_stages.svd_core.runtime.memory import decode_bytes, offloaded_decode_bytes
@@ -75,13 +75,13 @@ def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
     need = decode_bytes(tiny.vae, 25, 576, 1024)
     least = offloaded_decode_bytes(tiny.vae, 25, 576, 1024)
     assert least < need
-    assert [needs_activation_offload(tiny.vae, whole, 72, 128, cuda, free) for free in (need, need - 1, least)] == [
-        False,
-        True,
-        True,
-    ]
+    kept = 25 * tiny.vae.base_channels * 576 * 1024 * tiny.vae.itemsize
+    sizes = (need + kept, need + kept - 1, need, need - 1, least)
+    wanted = ["keep", "recompute", "recompute", "offload", "offload"]
+    assert [place_activations(tiny.vae, whole, 72, 128, cuda, free) for free in sizes] == wanted
+    assert place_activations(tiny.vae, whole, 72, 128, CPU, need + kept) == "recompute"
     with pytest.raises(MemoryBudgetError):
-        needs_activation_offload(tiny.vae, whole, 72, 128, cuda, least - 1)
+        place_activations(tiny.vae, whole, 72, 128, cuda, least - 1)
 
 
 def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
@@ -90,5 +90,5 @@ def test_a_vae_that_does_not_stream_is_refused_on_a_device_that_is_too_small():
 
     cuda, free = torch.device("cuda"), 12 * 2**30
     with raises(MemoryBudgetError, "memory", "1024x576", "windowed"):
-        needs_activation_offload(Core(), plan_windows(25, 25, 0), 72, 128, cuda, free)
-    assert needs_activation_offload(Core(), plan_windows(25, 8, 2), 72, 128, cuda, free) is False
+        place_activations(Core(), plan_windows(25, 25, 0), 72, 128, cuda, free)
+    assert place_activations(Core(), plan_windows(25, 8, 2), 72, 128, cuda, free) == "recompute"

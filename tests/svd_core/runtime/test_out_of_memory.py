@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from chain import Settings, conditioned, decoded
+from chain import Settings, conditioned, decoded, sampled
 from error_checks import check_error, check_facts, raises
-from faults import change, fail, node, raising, stage_graph, wrap
+from faults import NamedCuda, change, fail, node, raising, stage_graph, wrap
 from svd_stages import headless
 from svd_stages.headless.batch.graph_rendering import GraphRenderer
 from svd_stages.headless.batch.worker import error_chain, explain_error
@@ -19,6 +20,7 @@ from svd_stages.headless.graph import Engine, validate
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import DeviceLostError, MemoryBudgetError, NodeError, SettingError, SVDStagesError
 from svd_stages.svd_core.models.components import Checkpoint
+from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.runtime import device_errors
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning, use_runtime
 from tiny import mini_checkpoint
@@ -30,6 +32,9 @@ SHORTAGES = {
     "torch on Linux": lambda: RuntimeError(CPU_SAYS),
     "torch on Windows": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
     "CUDA beside its allocator": lambda: accelerator_error("CUDA error: out of memory"),
+    "cuBLAS": lambda: accelerator_error("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuBLAS at its start": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"),
+    "cuDNN": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     "MPS": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
 }
 
@@ -104,26 +109,55 @@ def test_windows_adapt_where_the_user_wants_it_and_the_run_says_so(mini, latent,
     assert [(note.code, note.facts) for note in notes] == [("memory.smaller_windows", facts)]
 
 
-def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkeypatch, caplog):
+@pytest.mark.parametrize("shortage", ["a device", "MPS", "cuBLAS", "cuDNN"])
+def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkeypatch, caplog, shortage):
     wanted = decoded(mini, latent, "windowed", chunk_size=8, context=0)[0]
-    offloads: list[bool] = []
+    tried: list[str] = []
 
     def wrapper(decode):
-        def call(vae, latents, offload_activations=False, on_part=None):
-            offloads.append(offload_activations)
-            if not offload_activations:
-                raise SHORTAGES["a device"]()
-            return decode(vae, latents, offload_activations, on_part)
+        def call(vae, latents, activations, on_part):
+            tried.append(activations)
+            if activations != "offload":
+                raise SHORTAGES[shortage]()
+            return decode(vae, latents, activations, on_part)
 
         return call
 
     wrap(monkeypatch, "decoder", wrapper)
     notes: list[RunWarning] = []
-    with use_runtime(LocalRuntime(device_name="cpu", on_oom="adapt", on_note=notes.append)):
+    with use_runtime(NamedCuda(on_oom="adapt", on_note=notes.append)):
         assert torch.equal(decoded(mini, latent, "windowed", chunk_size=8, context=0)[0], wanted)
-    assert offloads == [False, True, True] and notes == []
+    assert tried == ["recompute", "offload", "offload"] and notes == []
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     check_facts(caplog.text, "CPU")
+
+
+@pytest.mark.parametrize("shortage", ["a device", "MPS", "cuBLAS"])
+def test_sampling_that_runs_out_is_tried_with_streamed_weights(mini, monkeypatch, caplog, shortage):
+    wanted, calls = sampled(mini, IMAGE, Settings(frames=2))["samples"], []
+
+    def wrapper(call):
+        def fails_in_the_second_step(network, *arguments):
+            calls.append(network)
+            if len(calls) == 2:
+                raise SHORTAGES[shortage]()
+            return call(network, *arguments)
+
+        return fails_in_the_second_step
+
+    wrap(monkeypatch, "network", wrapper)
+    with use_runtime(NamedCuda()):
+        assert torch.equal(sampled(mini, IMAGE, Settings(frames=2))["samples"], wanted)
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    streamed, first = (type(network._weights).__name__ for network in (calls[-1], calls[0]))
+    assert (first, streamed) == ("function", "WeightStreamer")
+
+
+def test_sampling_with_weights_where_the_user_put_them_is_not_tried_again(mini, monkeypatch):
+    fail(monkeypatch, "network", SHORTAGES["a device"])
+    resident = replace(mini, model=replace(mini.model, options=ModelOptions(memory="resident")))
+    with use_runtime(NamedCuda()), raises(MemoryBudgetError, "memory.exhausted"):
+        sampled(resident, IMAGE, Settings(frames=2))
 
 
 @pytest.mark.parametrize(("mode", "on_oom"), [("exact", "adapt"), ("windowed", "strict")])
@@ -221,6 +255,32 @@ def test_what_is_a_shortage_is_no_loss_and_nothing_else_is_either():
     )  # fmt: skip
     for error in others:
         assert not device_errors.is_memory_error(error) and not device_errors.is_device_lost(error), error
+
+
+def test_an_error_of_one_call_is_no_loss_while_the_device_computes(monkeypatch):
+    texts = ("invalid configuration argument", "CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx(...)`")
+    monkeypatch.setattr(device_errors, "_devices_compute", lambda: True)
+    assert not any(device_errors.is_device_lost(accelerator_error(f"CUDA error: {text}")) for text in (*texts, *LOST))
+    monkeypatch.setattr(device_errors, "_devices_compute", lambda: False)
+    assert all(device_errors.is_device_lost(accelerator_error(f"CUDA error: {text}")) for text in texts)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_devices_with_memory_of_this_process_are_probed(monkeypatch, broken):
+    asked = []
+
+    def synchronize(index):
+        asked.append(index)
+        if broken:
+            raise accelerator_error(LOST[0])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: index)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+    assert device_errors._devices_compute() is not broken
+    assert asked == ([1] if broken else [1, 2])
 
 
 def test_other_errors_go_through_as_they_are():
