@@ -87,4 +87,8 @@ def _visible_gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [each.strip() for each in visible.split(",")] if visible else [str(number) for number in range(torch.cuda.device_count())]
+    return (
+        [each.strip() for each in visible.split(",")]
+        if visible
+        else [str(number) for number in range(torch.cuda.device_count())]
+    )

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 Activations = Literal["offload", "recompute", "keep"]
-"""Activations of a decoder that streams. offload: on the CPU between layers; recompute: on the device; keep: there, with
-one more of the largest, which is computed twice otherwise. The bits are the same."""
+"""Activations of a decoder that streams. offload: on the CPU between layers; recompute: on the device; keep: there, and
+the largest hidden ones as well, which are computed twice otherwise. The bits are the same."""
 
 
 class ModelComponent(Protocol):

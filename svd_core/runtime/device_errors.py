@@ -20,8 +20,8 @@ _SHORTAGES = (
     "_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
 )
-"""Messages of torch's allocators for the CPU, MPS and others, and of CUDA and its libraries outside its allocator. A full
-GPU is why cuBLAS cannot be initialized."""
+"""Messages of torch's allocators for the CPU, MPS and others, and of CUDA and its libraries outside its allocator. On a
+full GPU cuBLAS cannot be initialized."""
 _NO_LOSS = ("no kernel image",)
 """torch was not built for this GPU. Another process fails as well."""
 

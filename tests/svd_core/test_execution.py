@@ -264,7 +264,6 @@ def test_the_work_gets_the_room_that_the_plan_asks_for(tiny, plans, monkeypatch)
     assert asked == [need + streamed_bytes(tiny.model.unet)]
 
 
-
 @torch.inference_mode(False)
 @torch.no_grad()
 def test_the_notice_of_the_built_in_model_comes_once_in_a_process(caplog):

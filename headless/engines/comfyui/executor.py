@@ -82,7 +82,6 @@ class ComfyRunner:
         event, data = ends[-1] if ends else ("execution_success", {})
         return RunOutcome(event, data, executor.history_result["outputs"])
 
-
     async def _execute(self, *arguments: Any) -> None:
         if self._gpu is not None:  # CUDA's current device is one of the thread, which may be a new one
             torch.cuda.set_device(self._gpu)

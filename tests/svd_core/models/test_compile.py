@@ -182,6 +182,7 @@ def test_a_shortage_of_memory_in_compiled_code_is_not_a_compile_error(monkeypatc
         raise RuntimeError("Triton Error [CUDA]: out of memory")
 
     monkeypatch.setattr(compile.torch, "compile", lambda function, **options: fail)
+
     def add_one(rows):
         return rows + 1
 

@@ -118,7 +118,9 @@ def test_the_shapes_of_attention_are_those_of_a_step(checkpoint, monkeypatch):
     assert set(spatial_attention_shapes(checkpoint.model.unet, 16, 24)) == seen
 
 
-@pytest.mark.parametrize(("capability", "fails", "cudnn_first"), [((9, 0), 0, True), ((9, 0), 9, False), ((8, 9), 0, False)])
+@pytest.mark.parametrize(
+    ("capability", "fails", "cudnn_first"), [((9, 0), 0, True), ((9, 0), 9, False), ((8, 9), 0, False)]
+)
 def test_cudnn_comes_first_only_where_it_computes(monkeypatch, capability, fails, cudnn_first):
     tried = []
 

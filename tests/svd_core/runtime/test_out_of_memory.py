@@ -33,7 +33,9 @@ SHORTAGES = {
     "torch on Windows": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
     "CUDA beside its allocator": lambda: accelerator_error("CUDA error: out of memory"),
     "cuBLAS": lambda: accelerator_error("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    "cuBLAS at its start": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"),
+    "cuBLAS at its start": lambda: RuntimeError(
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"
+    ),
     "cuDNN": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     "MPS": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
 }
