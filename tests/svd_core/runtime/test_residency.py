@@ -19,7 +19,7 @@ class Module:
     """A module of one weight. Counts its moves."""
 
     nbytes: int
-    place: torch.device = torch.device("cpu")
+    place: torch.device = field(default_factory=lambda: torch.device("cpu"))
     moves: list[str] = field(default_factory=list)
 
     def parameters(self):
