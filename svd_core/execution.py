@@ -32,8 +32,9 @@ from .diffusion.guidance import GuidanceCurve
 from .diffusion.sampling import SCALE, SamplerStep, sample_euler, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError, counted
-from .models.components import Activations, Checkpoint, ClipVision, SVDModel, Vae
+from .models.components import Checkpoint, ClipVision, SVDModel, Vae
 from .models.optimizations import unsupported_reason
+from .models.options import Activations
 from .runtime.device_errors import is_memory_error, translate_device_errors
 from .runtime.memory import Placement, decode_bytes, denoise_bytes, encode_bytes, format_bytes, place_weights
 from .runtime.runtime import Advance, Runtime, RunWarning
@@ -154,13 +155,8 @@ def sample(
     """
     sigmas = validate_sigmas(sigmas)
     check_input(start, "the latent to sample")
-    for positive, negative in conditioning_pairs:
-        _check_latent_size(start, positive.image_latent, "positive")
-        _check_latent_size(start, negative.image_latent, "negative")
-        _check_embeds(model, positive.embeds, negative.embeds)
-        for name, side in (("positive", positive), ("negative", negative)):
-            check_input(side.embeds, f"the {name} conditioning", "numbers.conditioning")
-            check_input(side.image_latent, f"the image latent of the {name} conditioning", "numbers.conditioning")
+    for pair in conditioning_pairs:
+        _check_conditioning(model, start, *pair)
     if unsupported_reason(model.unet) is not None or any(
         side.embeds.shape[1] != 1 for pair in conditioning_pairs for side in pair
     ):
@@ -453,6 +449,15 @@ def _size_of(latents: torch.Tensor) -> tuple[int, int, int]:
     """Return (F, h, w) of (N, F, 4, h, w)."""
     _, frames, _, height, width = latents.shape
     return frames, height, width
+
+
+def _check_conditioning(model: SVDModel, start: torch.Tensor, positive: Conditioning, negative: Conditioning) -> None:
+    _check_latent_size(start, positive.image_latent, "positive")
+    _check_latent_size(start, negative.image_latent, "negative")
+    _check_embeds(model, positive.embeds, negative.embeds)
+    for name, side in (("positive", positive), ("negative", negative)):
+        check_input(side.embeds, f"the {name} conditioning", "numbers.conditioning")
+        check_input(side.image_latent, f"the image latent of the {name} conditioning", "numbers.conditioning")
 
 
 def _check_embeds(model: SVDModel, positive: torch.Tensor, negative: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ import comfy.sd
 import torch
 
 from ...svd_core.errors import SettingError
-from ...svd_core.models.components import Activations
+from ...svd_core.models.options import Activations
 from ...svd_core.models.precision import float32_bytes, in_float32
 
 

@@ -14,7 +14,8 @@ import torch
 
 from ..errors import MemoryBudgetError, NonFiniteError, SettingError, counted
 from ..media.image_ops import to_images
-from ..models.components import Activations, Vae
+from ..models.components import Vae
+from ..models.options import Activations
 from ..runtime.memory import decode_bytes, format_bytes, offloaded_decode_bytes
 from ..utils.nan_checks import DAMAGED, first_nonfinite
 

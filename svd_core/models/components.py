@@ -10,9 +10,9 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .options import DEFAULT, ModelOptions
+from .options import DEFAULT, Activations, ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
     from ..checkpoints.deferred_weights import DeferredWeights
     from ..checkpoints.model_metadata import VideoDefaults
-
-
-Activations = Literal["offload", "recompute", "keep"]
-"""Activations of a decoder that streams. offload: on the CPU between layers; recompute: on the device; keep: there, and
-the largest hidden ones as well, which are computed twice otherwise. The bits are the same."""
 
 
 class ModelComponent(Protocol):

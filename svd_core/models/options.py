@@ -1,10 +1,15 @@
-"""The user's options for running a denoising network. No option changes the video."""
+"""The options of running a network, and the places of activations. None changes the video."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from ..errors import SettingError
+
+Activations = Literal["offload", "recompute", "keep"]
+"""Activations of a decoder that streams. offload: on the CPU between layers; recompute: on the device; keep: there, and
+the largest hidden ones as well, which are computed twice otherwise. The bits are the same."""
 
 CHOICES = {
     "memory": ("auto", "resident", "offload", "stream"),

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from . import layers, tiled_layers
-from .components import Activations
 from .group_norm import GroupNormStatistics
 from .optimizations import find_modification
+from .options import Activations
 
 TILE_NUMEL = 2**26
 """Elements of the activations that are computed at once, if one row of pixels has no more. A single frame of 1024x576
