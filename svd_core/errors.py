@@ -157,6 +157,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 or not noun.islower() else f"{number} {noun}s"
 
 
+def format_seconds(seconds: float) -> str:
+    """Format a duration for people: 31 s, 5 min, 1.2 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 def for_shell(path: object, placeholder: str = "PATH") -> str:
     """Return a path for a command to be copied; the placeholder if the path is long or cannot be printed as it is."""
     text = str(path)

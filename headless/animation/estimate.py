@@ -1,21 +1,30 @@
-"""Describe a planned video and the memory that it needs. No weights are read."""
+"""Describe a planned video, the memory that it needs, and its time. No weights are read."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...svd_core.errors import counted
+from ...svd_core.errors import counted, format_seconds
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.memory import decode_bytes, format_bytes, optimized_denoise_bytes
 from ...svd_core.runtime.runtime import LocalRuntime
 from ..engines.embedded.memory_estimate import SCALE, base_channels
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
     from .render import FilePlan
 
 ITEMSIZE = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 """Bytes of a number, by the names of `checkpoints.inspect`."""
+
+EFFICIENCY = 0.4
+"""FLOPs per second of sampling and decoding, relative to a large matrix product. Measured with svd-nano on a CPU: 0.4
+for the UNet, 0.65 for the decoder. GPUs were not measured."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +88,72 @@ def estimate_memory(settings: VideoSettings, runtime: LocalRuntime) -> VideoEsti
     )
 
 
+def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
+    """Estimate the time of sampling and decoding a video, from its FLOPs and the speed of a matrix product.
+
+    The settings have no None. Loading, compiling and streaming weights are not included. Raises as `estimate_memory`.
+    """
+    import torch
+
+    from ...svd_core.autoencoder.decode import plan_windows
+    from ...svd_core.checkpoints.load import resolve_dtypes
+    from ...svd_core.diffusion.schedules import read_sigmas
+
+    video: Any = settings
+    device = runtime.device()
+    dtype = resolve_dtypes(runtime.precision, device, torch.float32, force_upcast=True).compute
+    sizes = video.num_frames, video.height // SCALE, video.width // SCALE
+    unet, decoder = _count_flops(runtime.library.find(video.model), *sizes)
+    steps = video.steps if video.sigmas is None else len(read_sigmas(video.sigmas)) - 1
+    decoded = video.num_frames
+    if video.decode_mode == "windowed":
+        windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
+        decoded = sum(window.last - window.first for window in windows)
+    flops = 2 * steps * unet + decoder * decoded / video.num_frames  # 2: both sides of guidance
+    return flops / EFFICIENCY / _matmul_speed(device, dtype)
+
+
+@functools.cache
+def _count_flops(path: Path, frames: int, height: int, width: int) -> tuple[int, int]:
+    """Count the FLOPs of a call of the UNet, and of decoding all frames, for a size in latents."""
+    import torch
+
+    from ...svd_core.checkpoints.build_modules import build_modules
+    from ...svd_core.checkpoints.load import open_checkpoint
+    from ...svd_core.models import vae_decoder
+    from ...svd_core.models.unet import PreparedUNet
+    from ..bench.op_counter import count
+
+    with open_checkpoint(path, "fp16") as opened, torch.inference_mode(False), torch.no_grad():
+        modules: Any = build_modules(opened)
+        unet, vae, clip = (module.eval() for module in modules)
+        latents, c_noise = torch.empty(frames, 4, height, width, device="meta"), torch.tensor(0.0)
+        embeds, time_ids = latents.new_empty(1, 1, clip.config.projection_dim), latents.new_empty(1, 3)
+        prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
+        step = count(lambda: prepared(latents, c_noise))
+        return step.flops, count(lambda: vae_decoder.decode(vae.decoder, latents)).flops
+
+
+@functools.cache
+def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the FLOPs per second of a matrix product: the best of three, because other programs may run."""
+    import torch
+
+    from ..bench.measuring import timed
+
+    side = 1024 if device.type == "cpu" else 4096
+    factor = torch.ones(side, side, device=device, dtype=dtype)
+    return 2 * side**3 / min(timed(lambda: factor @ factor, device)[0] for _ in range(4))
+
+
 def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str, Any]]:
     """Return the plan of a video as text, and as values for JSON."""
     video: Any = plan.video.settings  # no field is None
     _, height, width, _ = plan.video.images.shape
     memory, outputs = estimate_memory(video, runtime), [str(path) for path in plan.paths]
+    seconds = len(outputs) * estimate_seconds(video, runtime)
+    is_streamed = memory.device != "cpu" and memory.weights + memory.sampling > memory.free
+    unknown = ["loading", *["compiling"] * (video.compile != "off"), *["streaming weights"] * is_streamed]
     first = ("model", "width", "height", "fit", "num_frames", "fps")
     others = {name: value for name, value in asdict(video).items() if name not in first and value is not None}
     text = (
@@ -91,7 +161,8 @@ def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str,
         f"  {video.width}x{video.height} ({video.fit}), {counted(video.num_frames, 'frame')} at {video.fps} fps, "
         f"{video.model}\n"
         f"  {', '.join(f'{name} {value}' for name, value in others.items())}\n"
-        f"  memory: {memory}"
+        f"  memory: {memory}\n"
+        f"  time: about {format_seconds(seconds)} to sample and decode, without {' and '.join(unknown)}"
     )
     values = {"image": plan.source.name, "image_size": [width, height], "output": outputs[0], "outputs": outputs}
-    return text, {**values, "settings": asdict(video), "memory": asdict(memory)}
+    return text, {**values, "settings": asdict(video), "memory": asdict(memory), "seconds": round(seconds, 1)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import counted, quoted
+from ...svd_core.errors import counted, format_seconds, quoted
 from ...svd_core.media.hashing import file_sha256
 from .folder import RunFolder
 from .ledger import Ledger, State
@@ -83,17 +83,11 @@ class Status:
         if self.seconds is not None:
             lines.append(f"a video takes {self.seconds:.3g} s (median)")
             if self.left:
-                hours = self.seconds * self.left / workers / 3600
-                lines[-1] += f"; {self.left} more on {counted(workers, 'worker')}: {_time(hours)}"
+                seconds = self.seconds * self.left / workers
+                lines[-1] += f"; {self.left} more on {counted(workers, 'worker')}: about {format_seconds(seconds)}"
         elif self.left:
             lines.append("the time per video is not known yet; `batch plan --measure` renders one and reports it")
         return "\n".join(lines)
-
-
-def _time(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"about {hours * 3600:.0f} s"
-    return f"about {hours * 60:.0f} min" if hours < 1 else f"about {hours:.1f} h"
 
 
 def status_of(folder: RunFolder, ledger: Ledger, totals: Totals) -> Status:

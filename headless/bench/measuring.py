@@ -70,7 +70,7 @@ def measure(
     for name, variant in variants.items():
         allocated = _reset_peak(device)
         try:
-            firsts[name], result = _time(variant, device)
+            firsts[name], result = timed(variant, device)
         except torch.cuda.OutOfMemoryError:
             logger.warning("%s does not fit into the device's memory", name)
             continue
@@ -85,7 +85,7 @@ def measure(
     ratios: dict[str, list[float]] = {name: [] for name in firsts}
     for _ in range(turns):
         for name in times:
-            times[name].append(_time(variants[name], device)[0])
+            times[name].append(timed(variants[name], device)[0])
             ratios[name].append(next(iter(times.values()))[-1] / times[name][-1])
             on_call()
         if all(map(_is_settled, ratios.values())):
@@ -110,7 +110,8 @@ def _is_settled(ratios: list[float]) -> bool:
     return len(ratios) >= LEAST_TURNS and max(ratios) <= (1 + SETTLED) * min(ratios)
 
 
-def _time(variant: Variant, device: torch.device) -> tuple[float, torch.Tensor]:
+def timed(variant: Variant, device: torch.device) -> tuple[float, torch.Tensor]:
+    """Return the seconds of a call, and its result."""
     _synchronize(device)
     start = time.perf_counter()
     result = variant()

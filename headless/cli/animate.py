@@ -51,7 +51,9 @@ def add_animate(commands: Any) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the size, settings, files and memory of each video; write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the size, settings, files, memory and time of each video; write nothing",
     )
     parser.add_argument("--no-network", action="store_true", help="refuse http(s) addresses")
     seeds = parser.add_mutually_exclusive_group()

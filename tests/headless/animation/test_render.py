@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ import torch
 from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
-from svd_stages.headless.animation.estimate import estimate_memory
+from svd_stages.headless.animation.estimate import estimate_memory, estimate_seconds
 from svd_stages.headless.animation.render import FailedImage
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.errors import SettingError
+from svd_stages.svd_core.pipeline import image_to_video
 from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes
 
 QUICK = {"num_frames": 2, "steps": 1, "height": 64}
@@ -164,11 +167,12 @@ def test_a_dry_run_prints_each_video_and_writes_nothing(images, loads, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     plans = [each for each in events if each["event"] == "plan"]
     assert [each["output"] for each in plans] == [f"new/{name}_seed{seed}.mp4" for name in (1, 2, 3) for seed in (1, 2)]
+    assert all(plan["seconds"] > 0 for plan in plans)
     assert plans[0]["image_size"] == [128, 64] and plans[0]["settings"]["width"] == 128
     assert plans[4]["settings"] | {"height": 64, "width": 64, "seed": 1, "num_frames": 2} == plans[4]["settings"]
     assert events[-1]["event"] == "result" and events[-1]["files"] == [] and loads == []
     assert main(["animate", "1.jpg", "--dry-run", *OPTIONS]) == 0
-    check_facts(capsys.readouterr().out, "1.jpg", "128x64", "1.mp4", "memory", "MiB")
+    check_facts(capsys.readouterr().out, "1.jpg", "128x64", "1.mp4", "memory", "MiB", "time", "s to sample")
     assert sorted(images.rglob("*")) == before
 
 
@@ -182,6 +186,28 @@ def test_the_estimate_is_that_of_the_loaded_model(size):
     assert estimate.sampling == denoise_bytes(checkpoint.model, frames, height // 8, width // 8)
     assert estimate.decoding == decode_bytes(checkpoint.vae, frames, height, width)
     assert estimate.weights == pytest.approx(sum(each.nbytes for each in checkpoint.model.unet.parameters()), rel=0.05)
+
+
+@pytest.mark.parametrize("form", [{}, {"decode_mode": "windowed", "decode_chunk": 1}], ids=str)
+def test_the_time_of_a_video_is_estimated_within_a_factor(form):
+    """Twice on an idle machine; here other programs may run."""
+    runtime = headless.RunConfig(device="cpu").runtime()
+    checkpoint = execution.load(runtime, "svd-nano", "auto")
+    video = headless.VideoSettings(num_frames=4, steps=4, **form).with_defaults(checkpoint.model.defaults)
+    estimate = estimate_seconds(video, runtime)
+    began = time.perf_counter()
+    image_to_video(checkpoint, torch.rand(1, 128, 128, 3), video, runtime)
+    assert 1 / 3 < estimate / (time.perf_counter() - began) < 3
+
+
+def test_the_estimate_counts_what_the_settings_ask_for():
+    runtime = headless.RunConfig(device="cpu").runtime()
+    video = headless.VideoSettings(width=128, height=128, num_frames=4, steps=2)
+    once, decoding = (estimate_seconds(replace(video, steps=steps), runtime) for steps in (2, 0))
+    assert estimate_seconds(replace(video, steps=4), runtime) - once == pytest.approx(once - decoding)
+    assert estimate_seconds(replace(video, sigmas="7,1,0"), runtime) == pytest.approx(once)
+    windowed = replace(video, decode_mode="windowed", decode_chunk=2, decode_context=1)
+    assert estimate_seconds(windowed, runtime) - once == pytest.approx(decoding / 2)  # 2 of 4 frames decoded again
 
 
 def test_sigmas_take_the_place_of_those_of_the_steps(images):
