@@ -75,12 +75,12 @@ CATALOG = _read_catalog()
 
 def published(name: str) -> CatalogEntry | None:
     """Return the published checkpoint that is meant by a name, the name of its file or its id on the hub, if any."""
-    return _ALIASES.get(_plain(name))
+    return _aliases().get(_plain(name))
 
 
 def misspelled(name: str, others: Iterable[str]) -> CatalogEntry | None:
     """Return the published checkpoint that a name resembles more than it resembles `others`, if any."""
-    known = {**_ALIASES, **dict.fromkeys(map(_plain, others))}
+    known = {**_aliases(), **dict.fromkeys(map(_plain, others))}
     return next((known[near] for near in get_close_matches(_plain(name), known, n=1)), None)
 
 
@@ -88,11 +88,13 @@ def _plain(name: str) -> str:
     return name.lower().removesuffix(".safetensors").replace("_", "-")
 
 
-_ALIASES = {
-    _plain(alias): entry
-    for entry in reversed(CATALOG)  # the first of two that have an alias
-    for alias in (entry.name, entry.file_name, entry.hub_id, entry.hub_id.rpartition("/")[2])
-}
+def _aliases() -> dict[str, CatalogEntry]:
+    """Return the name, the file's name and the ids on the hub of each published checkpoint, in their plain form."""
+    return {
+        _plain(alias): entry
+        for entry in reversed(CATALOG)  # the first of two that have an alias
+        for alias in (entry.name, entry.file_name, entry.hub_id, entry.hub_id.rpartition("/")[2])
+    }
 
 
 def find_entry(name: str) -> CatalogEntry:

@@ -33,17 +33,20 @@ def use_stderr(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> io.Strin
     return stream
 
 
-def test_the_share_never_falls_and_is_right_when_the_speed_of_the_stages_is_typical():
+@pytest.mark.parametrize("steps", [progress.STEPS, 4])
+def test_the_share_never_falls_and_is_right_when_the_speed_of_the_stages_is_typical(steps):
     clock = Clock()
     forecast = Forecast(STAGES, clock)
-    shares = []
+    times = {**progress.WEIGHTS, "sampling": steps * progress.WEIGHTS["sampling"]}
+    total, shares = sum(times.values()), []
     for stage in STAGES:
-        forecast.begin(stage)
+        forecast.begin(stage, steps)
         for step in range(1, 11):
-            clock.now += progress.WEIGHTS[stage] / 10
+            clock.now += times[stage] / 10
             forecast.advance(step / 10)
             share, left = forecast.estimate()
-            assert share == pytest.approx(clock.now / 99) and left == pytest.approx(99 - clock.now)
+            if steps == progress.STEPS or stage in ("sampling", "decoding"):  # the steps are not known before
+                assert share == pytest.approx(clock.now / total) and left == pytest.approx(total - clock.now)
             shares.append(share)
     assert shares == sorted(shares) and shares[-1] == 1
 
@@ -51,10 +54,10 @@ def test_the_share_never_falls_and_is_right_when_the_speed_of_the_stages_is_typi
 def test_a_stage_that_is_slower_than_is_typical_corrects_the_time_of_the_others():
     clock = Clock()
     forecast = Forecast(("sampling", "decoding"), clock)
-    forecast.begin("sampling")
+    forecast.begin("sampling", 10)
     clock.now = 300.0
     forecast.advance(0.5)
-    assert forecast.estimate() == (pytest.approx(300 / 800), pytest.approx(500))  # 300 + 20 / 60 * 600
+    assert forecast.estimate() == (pytest.approx(300 / 840), pytest.approx(540))  # 300 + 4 / 10 * 600
 
 
 @pytest.mark.parametrize("stages", [("sampling", "hashing"), ("decoding", "sampling", "sampling"), ()])
@@ -63,7 +66,7 @@ def test_stages_that_were_not_expected_and_those_that_do_not_come_break_nothing(
     forecast = Forecast(STAGES, clock)
     for stage, step in itertools.product(stages, range(4)):
         if step == 0:
-            forecast.begin(stage)
+            forecast.begin(stage, 3)
         clock.now += 1
         forecast.advance(step / 3)
         share, left = forecast.estimate()
