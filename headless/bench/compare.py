@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 
 from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning
-from ...svd_core.diffusion.denoiser import denoised_from_v, make_denoiser, precondition
+from ...svd_core.diffusion.denoiser import Denoiser, denoised_from_v, make_denoiser, precondition
 from ...svd_core.models import vae_decoder
 from ...svd_core.models.components import SVDVae
 from ...svd_core.models.options import ModelOptions
 from ...svd_core.models.unet import COMPILED_STEP, COMPILERS, PreparedUNet
 from ...svd_core.pipeline import VideoSettings, image_to_video
+from ...svd_core.runtime.device_errors import is_memory_error
 from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.utils.progress import Progress
-from .measuring import Result, Variant, measure
+from .measuring import Result, Variant, first_line, measure
 from .models import (
     SIZES,
     build_clip,
@@ -86,8 +87,8 @@ def compare(bench: Bench) -> Iterator[Comparison]:
     for part in parts:
         try:
             yield COMPARISONS[part], getattr(models, part)()
-        except torch.cuda.OutOfMemoryError:
-            logger.warning("%s: the reference does not fit into the device's memory", COMPARISONS[part])
+        except RuntimeError as error:
+            logger.warning("%s was not measured: %s", COMPARISONS[part], first_line(error))
 
 
 class _Models:
@@ -114,7 +115,7 @@ class _Models:
     def _copy_all(self, dtype: torch.dtype) -> list[Any]:
         return [copy.deepcopy(each).to(self._bench.device, dtype) for each in self._modules]
 
-    def _stock_denoiser(self, unet: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def _stock_denoiser(self, unet: Any) -> Denoiser:
         """Create a denoiser with both sides of guidance in one batch, as in diffusers' pipeline."""
         weight = next(unet.parameters())
         positive, negative = self._sides
@@ -133,21 +134,37 @@ class _Models:
 
         return denoise
 
+    def _our_denoiser(self, unet: Any, sigma: torch.Tensor, compiled: str = "off", stream: bool = False) -> Denoiser:
+        device, options = self._bench.device, ModelOptions(compile=compiled)
+        return make_denoiser(unet, *self._sides, self._guidance, device, sigma[None], stream=stream, options=options)
+
+    def _reference(self, stock: Variant, ours: Variant) -> torch.Tensor:
+        """Compute the reference by diffusers in float32, or if that does not fit, by this package in less memory."""
+        with _full_precision():
+            try:
+                return stock()
+            except RuntimeError as error:
+                if not is_memory_error(error):
+                    raise
+            logger.warning("diffusers' float32 does not fit: errors are measured against this package's float32")
+            if self._bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return ours()
+
     def step(self) -> dict[str, Result]:
         sigma = torch.tensor(2.0)
         x = self._x.to(self._bench.device)
 
-        def ours(compiled: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-            device, options = self._bench.device, ModelOptions(compile=compiled)
-            return make_denoiser(self._our_unet, *self._sides, self._guidance, device, sigma[None], options=options)
-
-        denoisers = {STOCK: self._stock_denoiser(self._stock_unet), OURS: ours("off"), OURS_REGIONAL: ours("regional")}
+        ours = functools.partial(self._our_denoiser, self._our_unet, sigma)
+        denoisers = {STOCK: self._stock_denoiser(self._stock_unet), OURS: ours(), OURS_REGIONAL: ours("regional")}
         if self._bench.compiled:
             denoisers[STOCK_COMPILED] = self._stock_denoiser(torch.compile(copy.deepcopy(self._stock_unet)))
             denoisers[OURS_COMPILED] = ours("full")
         variants = {name: functools.partial(denoise, x, sigma) for name, denoise in denoisers.items()}
-        with _full_precision():
-            reference = self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma)
+        reference = self._reference(
+            lambda: self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma),
+            lambda: self._our_denoiser(self._unet, sigma, stream=True)(x.float(), sigma),
+        )
         results = self._measure("step", variants, reference)
         regional = COMPILERS[self._bench.device.type == "cpu"]
         for name, compiler in ((OURS_REGIONAL, regional), (OURS_COMPILED, COMPILED_STEP)):
@@ -161,8 +178,10 @@ class _Models:
             STOCK: lambda: _stock_decode(self._stock_vae, latents),
             OURS: lambda: SVDVae(self._our_vae).decode_clip(latents),
         }
-        with _full_precision():
-            reference = _stock_decode(self._in_float32(self._vae), latents)
+        reference = self._reference(
+            lambda: _stock_decode(self._in_float32(self._vae), latents),
+            lambda: SVDVae(self._in_float32(self._vae)).decode_clip(latents, "offload"),
+        )
         return self._measure("decode", variants, reference)
 
     def video(self) -> dict[str, Result]:
@@ -178,13 +197,14 @@ class _Models:
             image = Image.fromarray(self._image.numpy())
             return stock_pipeline(*modules)(image, **size, **calls, generator=generator).frames[0].permute(0, 2, 3, 1)
 
-        def ours() -> torch.Tensor:
-            checkpoint = make_checkpoint(*self._ours, size=self._size)
+        def ours(modules: Any) -> torch.Tensor:
+            checkpoint = make_checkpoint(*modules, size=self._size)
             return image_to_video(checkpoint, self._image[None] / 255, settings, runtime)[0]
 
-        with _full_precision():
-            reference = stock(self._copy_all(torch.float32))
-        return self._measure("video", {STOCK: lambda: stock(self._stock), OURS: ours}, reference)
+        reference = self._reference(
+            lambda: stock(self._copy_all(torch.float32)), lambda: ours(copy.deepcopy(self._modules))
+        )
+        return self._measure("video", {STOCK: lambda: stock(self._stock), OURS: lambda: ours(self._ours)}, reference)
 
     def _in_float32(self, module: Any) -> Any:
         return copy.deepcopy(module).to(self._bench.device, torch.float32)

@@ -57,7 +57,7 @@ def measure(
 ) -> dict[str, Result]:
     """Run each variant once to warm up, then each once per turn, until the ratios of their times settle.
 
-    A variant that does not fit into the device's memory or cannot be compiled is left out, with a warning.
+    A variant that fails, as it does not fit into the device's memory or cannot be compiled, is left out with a warning.
 
     Args:
         variants: By name. Times are compared with those of the first that runs.
@@ -71,11 +71,8 @@ def measure(
         allocated = _reset_peak(device)
         try:
             firsts[name], result = timed(variant, device)
-        except torch.cuda.OutOfMemoryError:
-            logger.warning("%s does not fit into the device's memory", name)
-            continue
-        except TorchDynamoException:
-            logger.warning("%s cannot be compiled here", name)
+        except (RuntimeError, TorchDynamoException) as error:
+            logger.warning("%s is left out: %s", name, first_line(error))
             continue
         peaks[name] = torch.cuda.max_memory_allocated(device) - allocated if device.type == "cuda" else None
         errors[name] = ((result.double().cpu() - reference).norm() / reference.norm()).item()
@@ -84,8 +81,14 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in firsts}
     ratios: dict[str, list[float]] = {name: [] for name in firsts}
     for _ in range(turns):
-        for name in times:
-            times[name].append(timed(variants[name], device)[0])
+        for name in list(times):
+            try:
+                seconds = timed(variants[name], device)[0]
+            except RuntimeError as error:
+                logger.warning("%s is left out: %s", name, first_line(error))
+                del times[name], ratios[name]
+                continue
+            times[name].append(seconds)
             ratios[name].append(next(iter(times.values()))[-1] / times[name][-1])
             on_call()
         if all(map(_is_settled, ratios.values())):
@@ -104,6 +107,11 @@ def measure(
         )
         for name, seconds in times.items()
     }
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else 'no reason'}"
 
 
 def _is_settled(ratios: list[float]) -> bool:

@@ -37,7 +37,7 @@ def machine(bench: Bench) -> dict[str, Any]:
         "system": platform.platform(),
     }
     if bench.device.type == "cuda":
-        with contextlib.suppress(ImportError, RuntimeError):  # needs the optional package nvidia-ml-py
+        with contextlib.suppress(Exception):  # needs nvidia-ml-py, whose errors have a class of their own
             description["clock"] = f"{torch.cuda.clock_rate(bench.device)} MHz"
     return description
 

@@ -80,6 +80,48 @@ def test_an_unknown_part_is_a_usage_error(capsys):
     check_facts(capsys.readouterr().err, "decoding", "decode")
 
 
+@pytest.mark.parametrize("part", ["step", "decode", "video"])
+def test_where_the_reference_does_not_fit_errors_are_against_our_float32(monkeypatch, caplog, capsys, part):
+    """Diffusers' decoder takes 60 GB in float32 at full size."""
+
+    def no_room():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    original = compare._Models._reference
+    monkeypatch.setattr(compare._Models, "_reference", lambda bench, stock, ours: original(bench, no_room, ours))
+    assert main(["bench", "--json", "--turns", "1", "--device", "cpu", "--only", part]) == 0
+    *_, result = events(capsys)
+    (variants,) = result["measured"].values()
+    assert variants["diffusers"]["error"] < 1e-4 and variants["ours"]["error"] < 1e-4
+    assert [each.levelname for each in caplog.records if "float32" in each.getMessage()] == ["WARNING"]
+
+
+def test_a_comparison_that_fails_loses_no_other(monkeypatch, caplog, capsys):
+    def fail(self):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(compare._Models, "step", fail)
+    assert main(["bench", "--json", "--turns", "1", "--device", "cpu", "--only", "step,decode"]) == 0
+    *_, result = events(capsys)
+    assert list(result["measured"]) == [compare.COMPARISONS["decode"]]
+    check_facts(caplog.text, compare.COMPARISONS["step"], "CUDNN_STATUS_EXECUTION_FAILED")
+
+
+def test_a_variant_that_fails_in_a_turn_is_left_out(caplog):
+    calls = []
+
+    def second():
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: launch failure")
+        return torch.ones(1)
+
+    variants = {"a": lambda: torch.ones(1), "b": second}
+    results = measure(variants, torch.ones(1).double(), torch.device("cpu"), turns=3)
+    assert list(results) == ["a"] and results["a"].turns == 3
+    check_facts(caplog.text, "b", "launch failure")
+
+
 def test_variants_are_timed_in_turns_and_one_that_does_not_fit_is_left_out(caplog):
     calls = []
 
