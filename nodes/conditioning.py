@@ -52,7 +52,7 @@ class SVDCLIPVisionEncode(StageNode):
         from ..svd_core import execution
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = execution.embed(get_runtime(), clip, image, preprocess)
+        embedding = execution.embed(get_runtime(), clip, [image], preprocess)
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 

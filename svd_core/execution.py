@@ -86,13 +86,13 @@ def _say_what_embedded_knows() -> None:
     )
 
 
-def embed(runtime: Runtime, clip_vision: ClipVision, images: torch.Tensor, preprocess: str) -> ImageEmbedding:
-    """Run `embed_images` on images (N, H, W, 3) in [0, 1]."""
-    images = check_images(images)
+def embed(runtime: Runtime, clip_vision: ClipVision, images: Sequence[torch.Tensor], preprocess: str) -> ImageEmbedding:
+    """Run `embed_images` on batches of images (b, H, W, 3) in [0, 1], each of any size."""
+    images = [check_images(each) for each in images]
 
     def run() -> ImageEmbedding:
         with (
-            runtime.progress("embedding", images.shape[0], "image") as advance,
+            runtime.progress("embedding", sum(map(len, images)), "image") as advance,
             runtime.on_device(clip_vision) as device,
         ):
             return embed_images(clip_vision, images, preprocess, device, advance)

@@ -212,13 +212,11 @@ def condition_images(
     Raises:
         ImageError, MemoryBudgetError, NonFiniteError: As `image_to_video`.
     """
-    import torch
-
     from . import execution
     from .diffusion.conditioning import make_conditioning_pairs
 
     on_stage("embed")
-    embeds = [execution.embed(runtime, checkpoint.clip_vision, each, "reference").image_embeds for each in images]
+    embeds = execution.embed(runtime, checkpoint.clip_vision, images, "reference").image_embeds
     on_stage("augment")
     augmented = resized + micro.noise_aug_strength / 2 * noise.augmentation
     on_stage("encode")
@@ -226,5 +224,5 @@ def condition_images(
     on_stage("condition")
     copies = len(noise.starting) // len(resized)
     return make_conditioning_pairs(
-        torch.cat(embeds).repeat_interleave(copies, 0), image_latents.repeat_interleave(copies, 0), micro
+        embeds.repeat_interleave(copies, 0), image_latents.repeat_interleave(copies, 0), micro
     )

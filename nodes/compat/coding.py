@@ -101,7 +101,7 @@ class SVD_img2vid_Conditioning(Node):
         from ...svd_core.diffusion.conditioning import MicroConditioning, expand_image_latents
         from ...svd_core.diffusion.noise_augmentation import augment_images_as_core
 
-        embedding = execution.embed(get_runtime(), wire_formats.clip_vision(clip_vision), init_image, "center_crop")
+        embedding = execution.embed(get_runtime(), wire_formats.clip_vision(clip_vision), [init_image], "center_crop")
         images = scaling.scale_images(init_image[..., :3], "bilinear", width, height, "center")
         if augmentation_level > 0:
             get_runtime().warn(
@@ -144,7 +144,7 @@ class CLIPVisionEncode(Node):
         from ...svd_core import execution
 
         clip = wire_formats.clip_vision(clip_vision)
-        embedding = execution.embed(get_runtime(), clip, image, self._PREPROCESS[crop])
+        embedding = execution.embed(get_runtime(), clip, [image], self._PREPROCESS[crop])
         return (wire_formats.ClipVisionOutput(embedding, clip.image_size),)
 
 

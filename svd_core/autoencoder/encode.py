@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,14 +35,15 @@ class ImageEmbedding:
 
 def embed_images(
     clip_vision: ClipVision,
-    images: torch.Tensor,
+    images: Sequence[torch.Tensor],
     preprocess: str,
     device: torch.device,
     on_image: Callable[[int], None] = lambda done: None,
 ) -> ImageEmbedding:
-    """Embed images (B, H, W, 3) in [0, 1], as they were loaded: before resizing and augmentation.
+    """Embed images as they were loaded: before resizing and augmentation.
 
     Args:
+        images: Batches (b, H, W, 3) in [0, 1], each of any size; B images in all.
         preprocess: `reference` (the whole frame, as Stability and diffusers), or as ComfyUI's core: `center_crop` (the
             middle square) or `whole` (the frame).
         device: Device of the encoder.
@@ -55,12 +56,11 @@ def embed_images(
     """
     if preprocess not in PREPROCESSES:
         raise SettingError(f'preprocess must be one of {", ".join(PREPROCESSES)}, got "{preprocess}"')
-    pixels = PREPROCESSES[preprocess](
-        check_images(images), clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std
-    )
+    normalization = (clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std)
+    pixels = [PREPROCESSES[preprocess](check_images(each), *normalization) for each in images]
     # One image at a time, so that each equals its single run bit by bit.
     outputs = []
-    for each in pixels:
+    for each in torch.cat(pixels):
         outputs.append(clip_vision.embed(each[None].to(device)))
         _check(outputs[-1][0], "the CLIP encoder", "numbers.embedding")
         on_image(len(outputs))

@@ -23,14 +23,15 @@ logger = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def as_output(videos: Sequence[torch.Tensor], output_type: str) -> Any:
+def as_output(videos: Sequence[torch.Tensor], output_type: str, device: torch.device) -> Any:
     """Convert N videos (F, H, W, 3) in [0, 1].
 
     Returns:
-        pil: A list of PIL images for each video. np: float32 (N, F, H, W, 3). pt: float32 tensor (N, F, 3, H, W).
+        pil: A list of PIL images for each video. np: float32 (N, F, H, W, 3). pt: float32 tensor (N, F, 3, H, W) on the
+            device.
     """
     if output_type == "pt":
-        return torch.stack(list(videos)).movedim(-1, 2)
+        return torch.stack(list(videos)).movedim(-1, 2).to(device)
     arrays = np.stack([video.numpy() for video in videos])
     if output_type == "np":
         return arrays

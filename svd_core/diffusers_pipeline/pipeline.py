@@ -249,7 +249,7 @@ class StableVideoDiffusionPipeline(StageMethods):
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the components as diffusers does. A device ends offloading."""
-        if "device" in kwargs or any(isinstance(each, (str, torch.device)) for each in args):
+        if kwargs.get("device") is not None or any(isinstance(each, (str, int, torch.device)) for each in args):
             self._offload_to, self._memory = None, "auto"
         return super().to(*args, **kwargs)
 
@@ -267,11 +267,13 @@ class StableVideoDiffusionPipeline(StageMethods):
         self._enable_offload("stream", gpu_id, device)
 
     def _enable_offload(self, memory: str, gpu_id: int | None, device: torch.device | str | None) -> None:
-        target = torch.device(device) if device is not None else LocalRuntime().device()
+        target = LocalRuntime(device_name=str(device or "auto")).device()
         if target.type == "cpu":
             logger.warning("there is no accelerator to offload from; everything runs on the CPU")
             return
-        self.to("cpu")
+        if gpu_id is not None and target.index not in (None, gpu_id):
+            raise SettingError(f"gpu_id={gpu_id} and device={target} name two devices; leave gpu_id out")
+        self.to("cpu", silence_dtype_warnings=True)
         self._offload_to = target if gpu_id is None else torch.device(target.type, gpu_id)
         self._memory = memory
 
@@ -345,10 +347,10 @@ class StableVideoDiffusionPipeline(StageMethods):
             on_step = self._step_callback(bar.update, callback_on_step_end)
             sampled = execution.sample(runtime, model, pairs, noise.start(levels[0]), curve, levels, on_step)
         if output_type == "latent":
-            result: Any = sampled * model.scaling_factor
+            result: Any = (sampled * model.scaling_factor).to(self._execution_device, self.unet.dtype)
         else:
             clips = execution.decode(runtime, checkpoint.vae, sampled, mode, chunk_size, decode_context)
-            result = as_output(clips, output_type)
+            result = as_output(clips, output_type, self._execution_device)
         return StableVideoDiffusionPipelineOutput(frames=result) if return_dict else result
 
     def _checkpoint(self, memory: str | None, compile: str) -> Checkpoint:

@@ -34,6 +34,16 @@ class PipelineRuntime(LocalRuntime):
         finally:
             component.module.to({"default": before, "keep": device, "offload": torch.device("cpu")}[after])
 
+    @contextlib.contextmanager
+    def reserve_memory(self, component: ModelComponent, need: int) -> Iterator[torch.device]:
+        """Move a component to the CPU, and after the work back to where it was."""
+        before = next(component.module.parameters()).device
+        component.module.to("cpu")
+        try:
+            yield self.device()
+        finally:
+            component.module.to(before)
+
 
 def _repeat_for_videos(rows: torch.Tensor, copies: int, with_guidance: bool) -> torch.Tensor:
     """Repeat each row for the videos of its image. With guidance, put as many zeros before them."""
@@ -47,6 +57,7 @@ class StageMethods(DiffusionPipeline):
     A call of the pipeline does not use these methods. They give no gradients.
     """
 
+    unet: Any
     vae: Any
     image_encoder: Any
     feature_extractor: Any
@@ -56,8 +67,12 @@ class StageMethods(DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        """The device that computes."""
-        return self._offload_to or self.device
+        """The device that computes: that of offloading, else the first one of a component that is not the CPU.
+
+        The option memory = offload leaves the UNet on the CPU.
+        """
+        devices = [each.device for each in (self.unet, self.vae, self.image_encoder)]
+        return self._offload_to or next((each for each in devices if each.type != "cpu"), super()._execution_device)
 
     @property
     def _clip_vision(self) -> SVDClipVision:
@@ -89,9 +104,8 @@ class StageMethods(DiffusionPipeline):
         Args:
             image: See `read_images`.
         """
-        runtime, clip_vision = self._runtime(), self._clip_vision
-        embeds = [execution.embed(runtime, clip_vision, each, "reference").image_embeds for each in read_images(image)]
-        rows = torch.cat(embeds)[:, None].to(device, self.image_encoder.dtype)
+        embeds = execution.embed(self._runtime(), self._clip_vision, read_images(image), "reference").image_embeds
+        rows = embeds[:, None].to(device, self.image_encoder.dtype)
         return _repeat_for_videos(rows, num_videos_per_prompt, do_classifier_free_guidance)
 
     @torch.no_grad()

@@ -33,6 +33,8 @@ WRAPPERS = ("_hf_hook", "_diffusers_hook")
 """Attributes for hooks of accelerate and of newer diffusers."""
 LIBRARIES = ("torch.nn.modules.", "diffusers.models.")
 """Modules whose layers compute what their class and weights define."""
+PLAIN_WEIGHTS = frozenset({torch.Tensor})
+"""Classes of weights that are neither quantized nor wrapped."""
 CALLED_LAYERS = frozenset(
     {
         *("conv_in", "conv_norm_out", "conv_out", "time_proj", "time_embedding", "add_time_proj", "add_embedding"),
@@ -96,7 +98,7 @@ def modification_of(module: torch.nn.Module) -> str | None:
         return "resamples or scales"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"pads with {module.padding_mode}"
-    if not all(type(each.data) is torch.Tensor and each.is_floating_point() for each in module.parameters(False)):
+    if not all(type(each.data) in PLAIN_WEIGHTS and each.is_floating_point() for each in module.parameters(False)):
         return "has weights of a special kind"
     return None
 

@@ -133,7 +133,7 @@ def test_clip_embedding_equals_core(ours, core, inputs):
 
 
 def test_center_crop_embedding_equals_core(ours, core, inputs):
-    embedding = embed_images(ours.clip_vision, torch.from_numpy(inputs["image"]), "center_crop", CPU)
+    embedding = embed_images(ours.clip_vision, [torch.from_numpy(inputs["image"])], "center_crop", CPU)
     assert difference(embedding.image_embeds, core["center_crop_embedding"]) < TOLERANCE
 
 
