@@ -145,7 +145,7 @@ def test_variants_are_timed_in_turns_and_one_that_does_not_fit_is_left_out(caplo
 def test_turns_end_when_the_ratios_agree(monkeypatch, second, turns):
     """`a` takes 1 s in each turn; `b` takes `second`. The first call of each is no turn."""
     seconds = itertools.chain([9.0, 9.0], *zip([1.0] * 7, second, strict=True))
-    monkeypatch.setattr(measuring, "_time", lambda variant, device: (next(seconds), variant()))
+    monkeypatch.setattr(measuring, "timed", lambda variant, device: (next(seconds), variant()))
     variants = {name: functools.partial(torch.ones, 1) for name in "ab"}
     result = measure(variants, torch.ones(1).double(), torch.device("cpu"), 7)["b"]
     assert (result.turns, result.seconds, result.faster, result.first) == (turns, 2.0, 0.5, 9.0)
