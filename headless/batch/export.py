@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...svd_core.errors import BatchError, OutputError
+from ...svd_core.errors import BatchError, OutputError, quoted
 from ...svd_core.utils.output_files import copy_to_new_name, free_names, replacing
 from .folder import RunFolder
 from .plan import PlannedRow, read_plan
@@ -113,7 +113,7 @@ def _place(media: Path, path: Path, target: Path, copies: bool) -> tuple[Path, b
     except (FileExistsError, NotADirectoryError):  # another video has the name of this one's folder
         path = target / media.name
     except OSError as error:
-        message = f"{path.parent} could not be created: {error.strerror}. Try another folder."
+        message = f"{quoted(path.parent)} could not be created: {error.strerror}. Try another folder."
         raise OutputError(message, code="output.no_folder") from error
     numbered = (path.with_stem(f"{path.stem}_{number:05}") for number in range(2, 1_000_000))
     for candidate in (path, *itertools.takewhile(Path.exists, numbered)):

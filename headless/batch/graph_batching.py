@@ -27,7 +27,7 @@ from ..engines.embedded.memory_estimate import check_memory_budget
 from ..engines.graph_errors import raise_if_faulty
 from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
-from ..engines.run_config import RunConfig
+from ..engines.run_config import RunConfig, as_list
 from ..engines.setting_checks import SETTING_INPUTS, SETTINGS, check_settings, unknown_name
 from ..engines.video_graph import image_to_video_graph, takes_settings, with_compile, with_sigmas
 from ..graph import Prompt, apply_settings, find_target, validate
@@ -444,8 +444,9 @@ def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any])
         BatchError: The request has seeds and no input takes them.
     """
     seeds = _without_fixed(request, graph, seed_inputs(graph))
-    if _keeps_graph(request, before) and "seeds" in before:
-        seeds = [name for name in seeds if name in before["seeds"]]
+    known: Any = before.get("seeds")
+    if _keeps_graph(request, before) and _is_texts(known):
+        seeds = [name for name in seeds if name in known]
     if request.seeds and not seeds:
         message = (
             "the graph takes no seeds of rows, because each is linked or set. Omit `seeds`, or the seed in `settings`."
@@ -491,7 +492,7 @@ def _with_settings(request: BatchRequest) -> BatchRequest:
     video = {name: getattr(checked, name) for name, value in request.video.items() if value is not None}
     model = video.pop("model", request.model)
     values = [f"{'.'.join(SETTING_INPUTS[name])}={video[name]}" for name in video if name in SETTING_INPUTS]
-    return replace(request, model=model, video=video, settings=[*values, *request.settings])
+    return replace(request, model=model, video=video, settings=[*values, *as_list(request.settings)])
 
 
 def _keeps_graph(request: BatchRequest, before: Mapping[str, Any]) -> bool:
@@ -501,7 +502,7 @@ def _keeps_graph(request: BatchRequest, before: Mapping[str, Any]) -> bool:
         return False
     if request.model is None:
         return True
-    models = [] if shape_fault(graph) else [node["inputs"].get("checkpoint") for node in graph.values()]
+    models = [] if shape_fault(graph) else [node.get("inputs", {}).get("checkpoint") for node in graph.values()]
     return request.model in models
 
 

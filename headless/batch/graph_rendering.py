@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...nodes.compat.folders import annotated_file
-from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError
+from ...svd_core.errors import DeviceLostError, GraphError, ImageError, SettingError, quoted
 from ...svd_core.media.hashing import frames_sha256
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import RunWarning, use_runtime
@@ -132,7 +132,7 @@ class GraphRenderer:
             node = NODES[self._settings.graph[node_id]["class_type"]]()
             loaded = getattr(node, node.FUNCTION)(**{name: task.image})
         if (count := len(loaded[0])) > 1:
-            message = f"{task.image} must have one image, got {count}. Save the one to animate as its own file."
+            message = f"{quoted(task.image)} must have one image, got {count}. Save the one to animate as its own file."
             raise ImageError(message, code="image.animated")
         return [[value] for value in loaded]
 

@@ -93,14 +93,17 @@ class ImageFolder:
                 real = os.path.realpath(real)
                 status = os.stat(real)
         except OSError as error:
-            message = f'there is no image "{path}": {error.strerror}. Relative paths start at {self.base}.'
+            message = (
+                f"there is no image {quoted(path)}: {error.strerror}. Relative paths start at {quoted(self.base)}."
+            )
             raise ImageError(message, code="image.missing") from error
         inside = self._real_root.rstrip(os.sep) + os.sep
         if not (real + os.sep).startswith(inside):
-            message = f'the image "{path}" is outside of {self.root}. Give a folder with all images as `images`.'
+            fix = "Give a folder with all images as `images`."
+            message = f"the image {quoted(path)} is outside of {quoted(self.root)}. {fix}"
             raise ImageError(message, code="image.outside")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f'"{path}" is not a regular file. Give the path of an image.', code="image.missing")
+            raise ImageError(f"{quoted(path)} is not a regular file. Give the path of an image.", code="image.missing")
         return real[len(inside) :].replace(os.sep, "/"), real, (status.st_size, status.st_mtime_ns)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..._version import __version__
-from ...svd_core.errors import CheckpointError, OutputError
+from ...svd_core.errors import CheckpointError, OutputError, quoted
 from ...svd_core.media.hashing import file_sha256
 from ...svd_core.utils.output_files import replacing
 from ...svd_core.utils.user_tempdir import private_folder
@@ -29,7 +29,7 @@ def model_sha256(path: Path) -> str:
         lines = [f"{file.relative_to(path).as_posix()} {_cached_sha256(file)}" for file in files]
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror}.", code="checkpoint.unreadable"
+            f"{quoted(error.filename or path)} cannot be read: {error.strerror}.", code="checkpoint.unreadable"
         ) from error
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -47,14 +47,14 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
     graph, values = settings["graph"], dict(settings["shared"])
     names = NAMES if takes_settings(graph) else {}
     for node_id, node in graph.items():
-        for input_name, value in node["inputs"].items():
+        for input_name, value in node.get("inputs", {}).items():
             place = f"{node_id}.{input_name}"
             if place in settings["seeds"]:
                 value = "that of the row"
             elif place in (settings.get("sizes") or ()):
                 value = "that of the image"
             if not looks_like_link(value) and [node_id, input_name] != settings.get("image"):
-                values[names.get((node["class_type"], input_name), place)] = value
+                values[names.get((node.get("class_type"), input_name), place)] = value
     return {**values, "`precision`": settings.get("precision"), "`background`": settings.get("background")}
 
 

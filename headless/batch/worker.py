@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.errors import SVDStagesError
+from ...svd_core.errors import SVDStagesError, quoted
 from ...svd_core.utils.redaction import redacted
 from .folder import RunFolder
 from .rendering import Rendered, Renderer
@@ -198,7 +198,7 @@ class Worker:
                 raise
         settings = self._folder.read_settings()
         if settings is None or settings.get("run_id") != self._setup.run_id:
-            problem = f"{socket.gethostname()} has another folder at {self._setup.run}, or none"
+            problem = f"{socket.gethostname()} has another folder at {quoted(self._setup.run)}, or none"
             message = f"{problem}. All machines must have the run folder under the same path."
             raise SVDStagesError(message, code="batch.run_folder")
 
@@ -214,7 +214,9 @@ def explain_error(error: BaseException) -> Outcome:
     """Classify an error as `failed` or `again`, see `Outcome`."""
     chain = list(error_chain(error))
     numbers = {each.errno for each in chain if isinstance(each, OSError)}
-    message = f"{error.filename or 'a file'}: {error.strerror or error}." if isinstance(error, OSError) else str(error)
+    message = str(error)
+    if isinstance(error, OSError):
+        message = f"{quoted(error.filename) if error.filename else 'a file'}: {error.strerror or error}."
     code = error.code if isinstance(error, SVDStagesError) else ""
     if numbers & NO_SPACE or code == "output.no_space":
         return {"state": "again", "why": "no_space", "message": message}

@@ -113,4 +113,4 @@ def node_of_class(prompt: Prompt, class_type: str) -> str:
 
 
 def _nodes_of_class(prompt: Prompt, class_type: str) -> list[str]:
-    return [key for key, node in prompt.items() if node["class_type"] == class_type]
+    return [key for key, node in prompt.items() if node.get("class_type") == class_type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -248,6 +249,19 @@ def test_another_graph_has_no_settings_of_the_video(photos):
     for graph in (GRAPH, None):  # None: that of the run
         with raises(SettingError, "setting", "`steps`", "`settings`"):
             one(photos, {}, graph=graph, video={"steps": 3})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seeds": 5}, {"sizes": 5}, {"shared": 5}, {"graph": {"1": {}}}, {"graph": 5}], ids=str
+)
+def test_a_damaged_field_of_a_run_is_no_crash(photos, damage):
+    one(photos, {}, graph=None)
+    folder = RunFolder(photos.parent / "run")
+    settings = folder.read_settings() or {}
+    folder.write_settings({**settings, **damage})
+    with pytest.raises(SVDStagesError) if "graph" in damage else contextlib.nullcontext():
+        one(photos, {}, graph=None, video={"steps": 3})
+    assert one(photos, {}, graph=None, model="svd-nano", video={"steps": 3}).task is not None
 
 
 def test_a_missing_model_is_an_error_of_the_graph_or_of_the_row(photos):

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from error_checks import raises
+from error_checks import check_error, raises
 from svd_stages.headless.batch import images as images_module
 from svd_stages.headless.batch.images import Image, ImageFolder, check_unchanged
 from svd_stages.headless.batch.ledger import Ledger
@@ -80,6 +80,13 @@ def test_a_path_without_a_regular_file_is_missing(root, ledger, path):
     (root / "circular").symlink_to(root / "circular")
     os.mkfifo(root / "pipe.png")
     assert look(root, ledger, path)[0] in ("image.missing", "image.outside")
+
+
+def test_a_folder_in_an_error_ends_no_sentence_twice(root, ledger, monkeypatch):
+    monkeypatch.chdir(root)
+    images = ImageFolder(Path(), Path(), ledger).resolve(["gone.png", "../photos-secret/key.png"])
+    check_error(images["gone.png"], "image.missing", '"gone.png"', '"."')
+    check_error(images["../photos-secret/key.png"], "image.outside", '"../photos-secret/key.png"', '"."')
 
 
 def test_the_error_for_a_name_that_is_not_utf_8_can_be_printed(root, ledger):
