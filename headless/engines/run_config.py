@@ -28,6 +28,9 @@ class RunConfig:
             colors, as in ComfyUI. None adds a note.
         on_oom: strict or adapt, see `svd_core.runtime.runtime.OnOom`.
         on_note: Called with each note when it occurs. The report lists the notes too.
+
+    Raises:
+        SettingError: `vram` is no size.
     """
 
     models: Sequence[str | os.PathLike] = ()
@@ -42,6 +45,10 @@ class RunConfig:
     on_note: OnNote = ignore_note
     owns_process: bool = False
 
+    def __post_init__(self) -> None:
+        if self.vram is not None:
+            object.__setattr__(self, "vram", parse_bytes("vram", self.vram))
+
     def runtime(self) -> LocalRuntime:
         """Return the runtime with these settings. Reads no file and queries no device. Raises SettingError."""
         return LocalRuntime(
@@ -51,7 +58,7 @@ class RunConfig:
             input_folder=Path(self.input_folder),
             output_folder=Path(self.output_folder),
             reporter=self.reporter,
-            vram=None if self.vram is None else parse_bytes("vram", self.vram),
+            vram=None if self.vram is None else int(self.vram),
             background=self.background,
             on_oom=self.on_oom,
             on_note=self.on_note,

@@ -165,6 +165,6 @@ def test_a_named_gpu_is_the_one_that_comfyui_computes_on(checkout, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     monkeypatch.setattr(torch.cuda, "set_device", selected.append)
     monkeypatch.setattr(bootstrap, "start", lambda checkout: selected.append(checkout.flags))
-    engine = headless.choose_engine(headless.RunConfig(device="cuda:1", vram=16 * 2**30), checkout)
+    engine = headless.choose_engine(headless.RunConfig(device="cuda:1", vram="16G"), checkout)
     engine._start()
     assert selected == [torch.device("cuda:1"), ("--cuda-device", "1", "--reserve-vram", "8.000")]

@@ -500,7 +500,9 @@ def test_common_forms_of_an_address_are_accepted(url, address):
     assert client.Server.at(url).address == address
 
 
-@pytest.mark.parametrize("setting", [{"models": ["m"]}, {"device": "cpu"}, {"precision": "fp16"}, {"vram": 1}], ids=str)
+@pytest.mark.parametrize(
+    "setting", [{"models": ["m"]}, {"device": "cpu"}, {"precision": "fp16"}, {"vram": "1G"}], ids=str
+)
 def test_settings_of_the_server_are_refused(setting):
     with raises(SettingError, "setting", f"--{next(iter(setting))}"):
         RemoteEngine(RunConfig(**setting), "localhost")
