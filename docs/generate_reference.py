@@ -131,7 +131,7 @@ def _option(action: argparse.Action) -> str:
 
 
 def _action_help(action: argparse.Action) -> str:
-    text = action.help or ""
+    text = (action.help or "").replace("%%", "%")  # as argparse prints it
     if action.default not in (None, False, argparse.SUPPRESS, "", []) and "default" not in text:
         text += f" (default: {action.default})"
     return text
