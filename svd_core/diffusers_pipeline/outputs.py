@@ -46,10 +46,14 @@ def as_frames(video_frames: Any) -> torch.Tensor:
             of a pipeline, or (F, H, W, 3) as of `animate`, in [0, 1].
 
     Raises:
-        SettingError: There are no frames.
+        SettingError: There are no frames, or they are of several videos.
     """
     if len(video_frames) == 0:
         raise SettingError("a video needs one frame or more, got none", code="video.frames")
+    if isinstance(video_frames[0], (list, tuple)) or getattr(video_frames[0], "ndim", 3) != 3:
+        raise SettingError(
+            "the frames of one video are needed, got a list of videos; use frames[0]", code="video.frames"
+        )
     if isinstance(video_frames, torch.Tensor):
         frames = video_frames.detach().float().cpu()
         return frames if frames.shape[-1] == 3 and frames.shape[-3] != 3 else frames.movedim(-3, -1)

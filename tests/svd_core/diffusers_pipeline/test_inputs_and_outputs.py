@@ -171,6 +171,9 @@ def test_bad_videos_are_refused(tmp_path):
         export_to_video(moving(), tmp_path / "video.avi")
     with raises(SettingError, "video.frames"):
         export_to_video([], tmp_path / "video.mp4")
+    for several in ([forms(moving())["pil"]], moving()[None], moving()[None].numpy(), [moving()]):
+        with raises(SettingError, "video.frames", "frames[0]"):
+            export_to_video(several, tmp_path / "video.mp4")
     with raises(SettingError, "video.fps"):
         export_to_video(moving(), tmp_path / "video.mp4", fps=0)
     assert list(tmp_path.iterdir()) == []
