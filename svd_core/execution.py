@@ -166,28 +166,44 @@ def sample(
     capacity = runtime.capacity(model)
     placement = place_weights(model, need, runtime.device(), capacity)
 
-    def describe_need() -> str:
-        weights = sum(weight.nbytes for weight in model.module.parameters())
-        return (
-            f"sampling {counted(size[0], 'frame')} of {SCALE * size[2]}x{SCALE * size[1]} needs about "
-            f"{format_bytes(placement.activation_bytes)} and weights of {format_bytes(weights)}, "
-            f"{format_bytes(capacity)} were available. Use fewer frames, a smaller size, or the model option "
-            "memory = stream"
-        )
+    run = functools.partial(_sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas)
+    describe_need = functools.partial(_describe_sampling_need, model, size, placement, capacity)
+    return _sample_or_stream(runtime, run, placement, on_step, describe_need)
 
-    def run(placement: Placement) -> torch.Tensor:
-        call = functools.partial(
-            _sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, placement, on_step
-        )
-        return translate_device_errors(runtime, call, describe_need)
+
+def _sample_or_stream(
+    runtime: Runtime,
+    run: Callable[[Placement, OnStep], torch.Tensor],
+    placement: Placement,
+    on_step: OnStep,
+    describe_need: Callable[[], str],
+) -> torch.Tensor:
+    """Sample. If the device runs out of memory in the first step, sample with streamed weights: the same bits."""
+    steps_done = 0
+
+    def count_step(video: int, step: SamplerStep) -> torch.Tensor | None:
+        nonlocal steps_done
+        steps_done += 1
+        return on_step(video, step)
 
     try:
-        return run(placement)
+        return translate_device_errors(runtime, functools.partial(run, placement, count_step), describe_need)
     except MemoryBudgetError:
-        if placement.if_short is None:
+        if placement.if_short is None or steps_done:  # no step may be reported twice
             raise
     logger.warning("out of device memory while sampling: sampling again with streamed weights")
-    return run(placement.if_short)
+    return translate_device_errors(runtime, functools.partial(run, placement.if_short, on_step), describe_need)
+
+
+def _describe_sampling_need(model: SVDModel, size: tuple[int, int, int], placement: Placement, capacity: int) -> str:
+    frames, height, width = size
+    weights = sum(weight.nbytes for weight in model.module.parameters())
+    return (
+        f"sampling {frames} frames of {SCALE * width}x{SCALE * height} needs about "
+        f"{format_bytes(placement.activation_bytes)} and weights of {format_bytes(weights)}, "
+        f"{format_bytes(capacity)} were available. Use fewer frames, a smaller size, or the model option "
+        "memory = stream"
+    )
 
 
 def _sample_videos(

@@ -15,8 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...svd_core.errors import OutputError, SettingError
-from ...svd_core.media.metadata import Metadata
+from ...svd_core.errors import ImageError, OutputError, SettingError
+from ...svd_core.media.metadata import Metadata, read_metadata
 from ...svd_core.media.video_io import ENCODERS, check_frames, encode_png
 from ...svd_core.utils.output_files import replacing, save_as
 from ...svd_core.utils.warnings import RunWarning
@@ -181,9 +181,19 @@ def _frame_pattern(path: Path) -> re.Pattern[str]:
 
 
 def _may_share_frames(one: Path, other: Path) -> bool:
-    """Return True if two numbered names stand for one file: frame 11 of a%d.png is frame 1 of a1%d.png."""
-    pairs = ((one, other), (other, one))
-    return one.parent == other.parent and any(_frame_pattern(a).fullmatch(frame_path(b, 1).name) for a, b in pairs)
+    """Return True if two numbered names may stand for one file: frame 11 of a%d.png is frame 1 of a1%d.png.
+
+    Then the names differ only by digits next to the number.
+    """
+    (before, after), (other_before, other_after) = (FRAME_NUMBER.split(each.name, 1)[::2] for each in (one, other))
+    short, long = sorted((before, other_before), key=len)
+    short_end, long_end = sorted((after, other_after), key=len)
+    added = long[len(short) :] + long_end[: len(long_end) - len(short_end)]
+    return (
+        one.parent == other.parent
+        and re.fullmatch(r"\d*", added, re.ASCII) is not None
+        and (long.startswith(short) and long_end.endswith(short_end))
+    )
 
 
 def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: bool) -> list[Path]:
@@ -195,9 +205,20 @@ def _save_frames(video: torch.Tensor, path: Path, metadata: Metadata, replace: b
     for frame, frame_file in zip(video, paths, strict=True):
         with replacing(frame_file) as temporary:
             encode_png(temporary, frame, metadata)
-    for surplus in set(frames_of(path)) - set(paths) if replace else ():
-        surplus.unlink()  # of a longer video: the sequence would mix both
+    for number in itertools.count(len(video) + 1) if replace else ():  # of a longer video: the sequence would mix both
+        surplus = frame_path(path, number)
+        if not _holds_graph(surplus):
+            break
+        surplus.unlink()
     return paths
+
+
+def _holds_graph(path: Path) -> bool:
+    """Return True if a file exists and was made by a graph."""
+    try:
+        return "prompt" in read_metadata(path)
+    except ImageError:
+        return False
 
 
 def parents_of(paths: Iterable[Sequence[Path]]) -> list[Path]:

@@ -29,7 +29,7 @@ from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig, as_list
 from ..engines.setting_checks import SETTING_INPUTS, SETTINGS, check_settings, unknown_name
-from ..engines.video_graph import image_to_video_graph, takes_settings, with_compile, with_sigmas
+from ..engines.video_graph import image_to_video_graph, takes_settings, with_compile, with_sigmas, without_sigmas
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.node_schema import return_types
 from ..graph.validate import shape_fault
@@ -557,7 +557,10 @@ def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConf
         raise SettingError(f"`{name}` is a setting of the shipped graph. {fix}.")
     if "compile" in request.video:
         prompt = with_compile(prompt, request.video["compile"])
-    return apply_settings(with_sigmas(prompt, request.video.get("sigmas")), request.settings, NODES)
+    sigmas = request.video.get("sigmas")
+    if sigmas is None and "steps" in request.video:
+        prompt = without_sigmas(prompt)
+    return apply_settings(with_sigmas(prompt, sigmas), request.settings, NODES)
 
 
 @contextmanager

@@ -51,8 +51,10 @@ def make_pool(setup: Setup, workers: Workers, device: str, tasks: int, memory: i
         from .ray_pool import RayPool
 
         # Ray shows a worker that asked for a GPU this one only, as cuda:0: a named device needs all of them
-        gpus = None if device in ("auto", "cuda") else 0
-        return RayPool(setup, workers.ray, workers.count, gpus, workers.threads)
+        gpus, count = None if device in ("auto", "cuda") else 0, workers.count
+        if workers.ray == "local" or device not in ("auto", "cuda", "cpu"):
+            count = min(tasks, count or len(_environments(device, workers.threads, memory)))
+        return RayPool(setup, workers.ray, count, gpus, workers.threads)
     from .process_pool import ProcessPool
 
     environments = _environments(device, workers.threads, memory)

@@ -24,7 +24,7 @@ from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.device_errors import is_memory_error
 from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.utils.progress import Progress
-from .measuring import Result, Variant, first_line, measure
+from .measuring import FAILURES, Result, Variant, first_line, measure
 from .models import (
     SIZES,
     build_clip,
@@ -87,7 +87,7 @@ def compare(bench: Bench) -> Iterator[Comparison]:
     for part in parts:
         try:
             yield COMPARISONS[part], getattr(models, part)()
-        except RuntimeError as error:
+        except FAILURES as error:
             logger.warning("%s was not measured: %s", COMPARISONS[part], first_line(error))
 
 
@@ -143,7 +143,7 @@ class _Models:
         with _full_precision():
             try:
                 return stock()
-            except RuntimeError as error:
+            except (MemoryError, RuntimeError) as error:
                 if not is_memory_error(error):
                     raise
             logger.warning("diffusers' float32 does not fit: errors are measured against this package's float32")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from ...svd_core.errors import SVDStagesError
+
 logger = logging.getLogger(__name__)
 
 Variant = Callable[[], torch.Tensor]
@@ -48,6 +50,10 @@ class Result:
     error: float
 
 
+FAILURES = (RuntimeError, MemoryError, SVDStagesError, TorchDynamoException)
+"""Errors of a variant: a device's, memory that runs out, a compiler's."""
+
+
 def measure(
     variants: dict[str, Variant],
     reference: torch.Tensor,
@@ -65,13 +71,16 @@ def measure(
         device: The computing device.
         turns: Most timed calls per variant.
         on_call: Called after each call. Its exceptions end the measurement.
+
+    Raises:
+        RuntimeError, SVDStagesError: The first variant fails in a turn.
     """
     errors, peaks, firsts = {}, {}, {}
     for name, variant in variants.items():
         allocated = _reset_peak(device)
         try:
             firsts[name], result = timed(variant, device)
-        except (RuntimeError, TorchDynamoException) as error:
+        except FAILURES as error:
             logger.warning("%s is left out: %s", name, first_line(error))
             continue
         peaks[name] = torch.cuda.max_memory_allocated(device) - allocated if device.type == "cuda" else None
@@ -81,15 +90,18 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in firsts}
     ratios: dict[str, list[float]] = {name: [] for name in firsts}
     for _ in range(turns):
+        turn: dict[str, float] = {}
         for name in list(times):
             try:
-                seconds = timed(variants[name], device)[0]
-            except RuntimeError as error:
+                turn[name] = timed(variants[name], device)[0]
+            except FAILURES as error:
                 logger.warning("%s is left out: %s", name, first_line(error))
+                if not turn:  # the others are compared with it
+                    raise
                 del times[name], ratios[name]
                 continue
-            times[name].append(seconds)
-            ratios[name].append(next(iter(times.values()))[-1] / times[name][-1])
+            times[name].append(turn[name])
+            ratios[name].append(next(iter(turn.values())) / turn[name])
             on_call()
         if all(map(_is_settled, ratios.values())):
             break

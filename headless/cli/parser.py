@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; the form is: {self.form()}")
 
     def _unknown_options(self, args: Sequence[str]) -> Iterator[str]:
-        """Yield the arguments that look like a long option and are none, nor the beginning of one: --widht, -width."""
+        """Yield the arguments that look like an option and are none, nor the beginning of one: --widht, -width, -w."""
         known = self._option_string_actions
         for arg in args:
             name = arg.partition("=")[0]
@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
             if arg.startswith("--"):
                 is_known = any(each.startswith(name) for each in known)
             else:
-                is_known = re.match("-[a-zA-Z]{2}", arg) is None or (name[:2] in known and f"-{name}" not in known)
+                is_known = re.match("-[a-zA-Z]", arg) is None or (name[:2] in known and f"-{name}" not in known)
             if not is_known:
                 yield name
 

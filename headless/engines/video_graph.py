@@ -86,6 +86,17 @@ def with_sigmas(prompt: Prompt, sigmas: Any) -> Prompt:
     return _before_sampler({**prompt, "sigmas": node}, "sigmas", "sigmas")
 
 
+def without_sigmas(prompt: Prompt) -> Prompt:
+    """Return the graph without the noise levels of `with_sigmas`: its sampler takes those of its steps again."""
+    sampler = node_of_class(prompt, "SVDEulerSampler")
+    link = prompt[sampler]["inputs"].get("sigmas")
+    if not _nodes_of_class(prompt, "ManualSigmas") or link is None:
+        return prompt
+    inputs = {name: value for name, value in prompt[sampler]["inputs"].items() if name != "sigmas"}
+    rest = {node_id: node for node_id, node in prompt.items() if [node_id, 0] != link}
+    return {**rest, sampler: {**prompt[sampler], "inputs": inputs}}
+
+
 def takes_settings(prompt: Prompt) -> bool:
     """Return True if a graph has one node for each setting of a video, as the template has."""
     return all(len(_nodes_of_class(prompt, class_type)) == 1 for class_type, _ in SETTING_INPUTS.values())

@@ -118,8 +118,8 @@ def _resize(images: Sequence[torch.Tensor], width: int, height: int, checkpoint:
 class StableVideoDiffusionPipeline(StageMethods):
     """Animate images. The interface of diffusers' class of this name; this package computes.
 
-    Loaded once, it serves many calls. What is not described here, such as `components` and `set_progress_bar_config`, is
-    that of diffusers' base class. `video_processor` and `vae_scale_factor` are for code that uses those of diffusers.
+    Loaded once, it serves many calls. What is not described here, such as `components` and `set_progress_bar_config`,
+    is that of diffusers' base class. `video_processor` and `vae_scale_factor` are for code that uses them.
 
     Differences from diffusers: several videos are sampled one after the other, so each equals its single run, and a
     callback sees the latents (1, F, 4, h, w) of one; `decode_chunk_size` never mixes two videos; with
@@ -162,7 +162,7 @@ class StableVideoDiffusionPipeline(StageMethods):
 
     Returns:
         `frames`, for B * num_videos_per_prompt videos. pil: lists of images; np: (videos, F, H, W, 3); pt: (videos,
-        F, 3, H, W) in [0, 1]; latent: scaled latents (videos, F, 4, h, w). The last two are on the device that computes.
+        F, 3, H, W) in [0, 1]; latent: scaled latents (videos, F, 4, h, w). The last two are on the computing device.
 
     Raises:
         SettingError: A setting is out of range.

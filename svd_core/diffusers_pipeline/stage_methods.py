@@ -28,6 +28,7 @@ class PipelineRuntime(LocalRuntime):
     def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
         """Move a component to the device, and after the work back to where it was, or where `after` says."""
         before, device = next(component.module.parameters()).device, self.device()
+        self.make_room(component.module, device, need)
         component.module.to(device)
         try:
             yield device
@@ -39,6 +40,7 @@ class PipelineRuntime(LocalRuntime):
         """Move a component to the CPU, and after the work back to where it was."""
         before = next(component.module.parameters()).device
         component.module.to("cpu")
+        self.make_room(component.module, self.device(), need)
         try:
             yield self.device()
         finally:
@@ -71,7 +73,7 @@ class StageMethods(DiffusionPipeline):
 
         The option memory = offload leaves the UNet on the CPU.
         """
-        devices = [each.device for each in (self.unet, self.vae, self.image_encoder)]
+        devices = [each.device for each in (self.unet, self.vae, self.image_encoder) if each is not None]
         return self._offload_to or next((each for each in devices if each.type != "cpu"), super()._execution_device)
 
     @property

@@ -12,7 +12,7 @@ from . import layers
 
 def group_moments(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute mean and variance (G,) of the channel groups of x (1, C, A, B), in float32 or float64."""
-    if x.dtype == torch.float32 and layers.is_channels_last(x):
+    if x.device.type == "cpu" and x.dtype == torch.float32 and layers.is_channels_last(x):
         # the fastest way on a CPU, although its normalized output is dropped
         _, channels, height, width = x.shape
         _normed, mean, rstd = torch.native_group_norm(x, None, None, 1, channels, height * width, groups, eps)

@@ -91,7 +91,7 @@ def blend_alphas(module: nn.Module) -> dict[nn.Module, float]:
     factors = [
         mixer.mix_factor if mixer.merge_strategy == "fixed" else torch.sigmoid(mixer.mix_factor) for mixer in mixers
     ]
-    alphas = torch.cat(factors).tolist() if factors else []
+    alphas = torch.cat(factors).cpu().tolist() if factors else []
     return {
         each: alpha if mixer.switch_spatial_to_temporal_mix else 1.0 - alpha
         for each, mixer, alpha in zip(mixed, mixers, alphas, strict=True)

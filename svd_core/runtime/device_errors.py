@@ -48,7 +48,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def _devices_compute() -> bool:
-    """Return True if every GPU on which this process has memory still runs a kernel of one element."""
+    """Return True if every GPU on which this process has memory still runs a kernel of one element, or is full."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -56,8 +56,8 @@ def _devices_compute() -> bool:
             if torch.cuda.memory_reserved(index):
                 torch.ones(1, device=torch.device("cuda", index)).neg_()
                 torch.cuda.synchronize(index)
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        return is_memory_error(error)
     return True
 
 

@@ -44,8 +44,12 @@ def make_room(device: torch.device, need: float, free: Callable[[], int]) -> Non
 
 
 def weight_bytes(module: torch.nn.Module, device: torch.device) -> int:
-    """Return the bytes of a module's weights on devices of this type."""
-    return sum(weight.nbytes for weight in module.parameters() if weight.device.type == device.type)
+    """Return the bytes of a module's weights on a device. One without a number is every device of its type."""
+    return sum(weight.nbytes for weight in module.parameters() if _is_on(weight.device, device))
+
+
+def _is_on(place: torch.device, device: torch.device) -> bool:
+    return place.type == device.type and device.index in (None, place.index)
 
 
 def _idle_on(device: torch.device) -> list[torch.nn.Module]:

@@ -207,47 +207,42 @@ class LocalRuntime:
 
     @contextlib.contextmanager
     def on_device(self, component: ModelComponent, need: int = 0, after: After = "default") -> Iterator[torch.device]:
-        """Move a component to the device. It stays there until others need the memory, or goes by `after` or an error.
+        """Move a component to the device. On CUDA it stays until others need the memory, elsewhere only with `keep`.
 
-        Others that stayed are moved to the CPU as far as the component and `need` require it.
+        It leaves after an error and with `after` offload. Others that stayed leave as far as it and `need` require it.
         """
         module, device, stays = component.module, self.device(), False
-        if device.type == "cpu":
-            module.to(device)
-            yield device
-            return
-        self._limit_memory(device)
-        residency.take(module)
+        weights = sum(weight.nbytes for weight in module.parameters()) - residency.weight_bytes(module, device)
+        self.make_room(module, device, need + weights)
         try:
-            weights = sum(weight.nbytes for weight in module.parameters()) - residency.weight_bytes(module, device)
-            residency.make_room(device, need + weights, lambda: self.free_memory(device))
             module.to(device)
             yield device
-            stays = after != "offload"
+            stays = after == "keep" or (after == "default" and device.type == "cuda")
         finally:
-            if stays:
-                residency.keep(module)
-            else:
+            if not stays:
                 module.to("cpu")
+            elif device.type == "cuda":
+                residency.keep(module)
 
     @contextlib.contextmanager
     def reserve_memory(self, component: ModelComponent, need: int) -> Iterator[torch.device]:
         """Move a component to the CPU, and others as far as `need` requires it, and return the device."""
         device = self.device()
-        self._limit_memory(device)
-        residency.take(component.module)
         component.module.to("cpu")
-        residency.make_room(device, need, lambda: self.free_memory(device))
+        self.make_room(component.module, device, need)
         yield device
 
-    def _limit_memory(self, device: torch.device) -> None:
-        """Let torch's allocator raise an error above `vram`."""
+    def make_room(self, module: torch.nn.Module, device: torch.device, need: float) -> None:
+        """On CUDA, enforce `vram`, and free `need` bytes by moving modules that stayed to the CPU, but not `module`."""
         import torch
 
-        if device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory
-            fraction = 1.0 if self.vram is None else min(1.0, self.vram / total)
-            torch.cuda.set_per_process_memory_fraction(fraction, device)
+        if device.type != "cuda":
+            return
+        index = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (self.vram or total) / total), index)
+        residency.take(module)
+        residency.make_room(device, need, lambda: self.free_memory(device))
 
     def free_memory(self, device: torch.device) -> int:
         """Return the free bytes of the GPU without a reserve, or the available ones of the CPU. `vram` limits them."""
@@ -258,17 +253,16 @@ class LocalRuntime:
             allocated = torch.cuda.memory_allocated(device)
             cached = torch.cuda.memory_reserved(device) - allocated
             free = torch.cuda.mem_get_info(device)[0] + cached
-            limit = free if self.vram is None else min(free, self.vram - allocated)
-            return max(0, limit - WORKSPACE_BYTES)
+            return max(0, (free if self.vram is None else min(free, self.vram - allocated)) - WORKSPACE_BYTES)
         free = psutil.virtual_memory().available
         return free if self.vram is None else min(free, self.vram)
 
     def capacity(self, component: ModelComponent) -> int:
         """Return the free bytes, those of the component's weights on the device, and those that others can leave."""
-        device = self.device()
+        device, module = self.device(), component.module
         if device.type == "cpu":
             return self.free_memory(device)
-        weights = 0 if residency.is_idle(component.module) else residency.weight_bytes(component.module, device)
+        weights = 0 if residency.is_idle(module) else residency.weight_bytes(module, device)
         return self.free_memory(device) + residency.idle_bytes(device) + weights
 
     @contextlib.contextmanager

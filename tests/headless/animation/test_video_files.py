@@ -85,6 +85,9 @@ def test_numbered_frames_of_two_names_never_share_a_file():
     first, second, third = planned("x/{name}%d.png", ["a1", "a", "b"], [0], force=True)
     assert (first, second, third) == ("x/a1%d.png", "x/a%d_00002.png", "x/b%d.png")  # frame 11 of a is frame 1 of a1
     assert planned("{seed}_%d.png", ["a"], [1, 11]) == ["1_%d.png", "11_%d.png"]
+    templates = planned("{name}%d{seed}.png", ["a", "a2"], [35, 5], force=True)  # frame 21 of a%d35, frame 13 of a2%d5
+    frames = [template.replace("%d", str(number)) for template in templates for number in range(1, 500)]
+    assert len(set(frames)) == 4 * 499
 
 
 def test_a_folder_that_cannot_be_listed_is_refused_before_rendering(monkeypatch):
@@ -151,6 +154,16 @@ def test_replacing_a_longer_video_leaves_none_of_its_frames():
     Path("new/f001.png").unlink()
     with raises(SettingError, "output.exists", "f002.png"):
         planned("new/f%03d.png", ["a"], [0])
+
+
+def test_numbered_pictures_of_the_user_are_kept():
+    """shots/0100.png is animated into shots/%04d.png, beside other photographs."""
+    Path("new").mkdir()
+    Image.new("RGB", (8, 8)).save("new/0004.png")
+    Path("new/0100.png").write_text("no picture")
+    names = OutputNames.parse("new/%04d.png", 1, 1, True)
+    names.save(moving(3), names.paths(["a"], [0])[0][0], Fraction(7), GRAPH)
+    assert sorted(file.name for file in Path("new").iterdir()) == [*(f"000{n}.png" for n in range(1, 5)), "0100.png"]
 
 
 def test_only_files_of_the_same_number_format_are_replaced_frames():

@@ -223,6 +223,12 @@ def test_noise_levels_and_compile_of_a_run_can_be_set_again(photos, first):
     assert graph == {**frames.prompt, "7": graph["7"]}
 
 
+def test_steps_take_noise_levels_back(photos):
+    expected = one(photos, {}, graph=None, video={"steps": 3}, run="new").task.id
+    one(photos, {}, graph=None, video={"sigmas": "9,0"})
+    assert one(photos, {}, graph=None, video={"steps": 3}).task.id == expected
+
+
 @pytest.mark.parametrize(
     ("video", "kind", "code", "facts"),
     [

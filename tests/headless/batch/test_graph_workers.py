@@ -30,6 +30,18 @@ def test_rays_workers_see_every_gpu_where_one_is_named(monkeypatch, device, gpus
     assert made == [(SETUP, "auto", 2, gpus, 1)]
 
 
+@pytest.mark.parametrize(
+    ("ray", "device", "count"),
+    [("auto", "cuda:1", 1), ("auto", "mps", 1), ("auto", "auto", None), ("local", "cpu", 2), ("local", "auto", 2)],
+)
+def test_rays_workers_on_one_device_or_machine_are_as_many_as_plain_ones(monkeypatch, ray, device, count):
+    made = []
+    monkeypatch.setattr(ray_pool, "RayPool", lambda *arguments: made.append(arguments[2]))
+    monkeypatch.setattr(graph_workers.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    make_pool(SETUP, Workers(ray=ray), device, tasks=2, memory=1)
+    assert made == [count]
+
+
 def test_spaces_between_visible_gpus_are_ignored(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2 ,3")

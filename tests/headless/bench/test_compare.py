@@ -12,6 +12,7 @@ from error_checks import check_facts
 from svd_stages.headless.bench import compare, measuring, models
 from svd_stages.headless.bench.measuring import measure
 from svd_stages.headless.cli.main import main
+from svd_stages.svd_core.errors import MemoryBudgetError
 
 TINY = models.Size((64, 64, 128, 128), (1, 1, 2, 2), 32, (32, 32, 32, 32), 3, 8, 8)
 
@@ -120,6 +121,21 @@ def test_a_variant_that_fails_in_a_turn_is_left_out(caplog):
     results = measure(variants, torch.ones(1).double(), torch.device("cpu"), turns=3)
     assert list(results) == ["a"] and results["a"].turns == 3
     check_facts(caplog.text, "b", "launch failure")
+
+
+def test_a_variant_of_ours_that_does_not_fit_is_left_out_and_the_first_ends_the_turns():
+    def ours():
+        raise MemoryBudgetError("no room")
+
+    variants = {"a": lambda: torch.ones(1), "b": ours}
+    assert list(measure(variants, torch.ones(1).double(), torch.device("cpu"), turns=2)) == ["a"]
+    calls = iter([torch.ones(1)])
+    with pytest.raises(RuntimeError):
+        measure({"a": lambda: next(calls, None) or fails()}, torch.ones(1).double(), torch.device("cpu"), turns=2)
+
+
+def fails():
+    raise RuntimeError("CUDA error: launch failure")
 
 
 def test_variants_are_timed_in_turns_and_one_that_does_not_fit_is_left_out(caplog):

@@ -38,6 +38,8 @@ MISTAKES = [
     ("animate rocket.png --widht 128", 2, USAGE, "--widht", "--width"),
     ("animate rocket.png --num-frames 14", 2, USAGE, "--num-frames", "--frames"),
     ("animate rocket.png -steps 3", 2, USAGE, '"-steps"', "--steps"),
+    ("animate rocket.png -f", 2, USAGE, '"-f"', "--help"),
+    ("animate rocket.png -s 5", 2, USAGE, '"-s"', "--help"),
     ("animate rocket.png -output a.mp4", 2, USAGE, '"-output"', "--output"),
     ("animate rocket.png -widht 128", 2, USAGE, '"-widht"', "--width"),
     ("-verson", 2, USAGE, '"-verson"', "--version"),

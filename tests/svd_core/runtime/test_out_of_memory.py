@@ -139,13 +139,13 @@ def test_sampling_that_runs_out_is_tried_with_streamed_weights(mini, monkeypatch
     wanted, calls = sampled(mini, IMAGE, Settings(frames=2))["samples"], []
 
     def wrapper(call):
-        def fails_in_the_second_step(network, *arguments):
+        def fails_in_its_second_call(network, *arguments):
             calls.append(network)
             if len(calls) == 2:
                 raise SHORTAGES[shortage]()
             return call(network, *arguments)
 
-        return fails_in_the_second_step
+        return fails_in_its_second_call
 
     wrap(monkeypatch, "network", wrapper)
     with use_runtime(NamedCuda()):
@@ -153,6 +153,24 @@ def test_sampling_that_runs_out_is_tried_with_streamed_weights(mini, monkeypatch
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     streamed, first = (type(network._weights).__name__ for network in (calls[-1], calls[0]))
     assert (first, streamed) == ("function", "WeightStreamer")
+
+
+def test_no_step_is_reported_twice(mini, monkeypatch):
+    calls = []
+
+    def wrapper(call):
+        def fails_in_the_second_step(network, *arguments):
+            calls.append(network)
+            if len(calls) > 2:  # both sides of guidance in each step
+                raise SHORTAGES["a device"]()
+            return call(network, *arguments)
+
+        return fails_in_the_second_step
+
+    wrap(monkeypatch, "network", wrapper)
+    with use_runtime(NamedCuda()), raises(MemoryBudgetError, "memory.exhausted"):
+        sampled(mini, IMAGE, Settings(frames=2, steps=3))
+    assert len(calls) == 3
 
 
 def test_sampling_with_weights_where_the_user_put_them_is_not_tried_again(mini, monkeypatch):
@@ -267,22 +285,22 @@ def test_an_error_of_one_call_is_no_loss_while_the_device_computes(monkeypatch):
     assert all(device_errors.is_device_lost(accelerator_error(f"CUDA error: {text}")) for text in texts)
 
 
-@pytest.mark.parametrize("broken", [True, False])
-def test_devices_with_memory_of_this_process_are_probed(monkeypatch, broken):
+@pytest.mark.parametrize(("error", "computes"), [(LOST[0], False), ("CUDA error: out of memory", True), ("", True)])
+def test_devices_with_memory_of_this_process_are_probed(monkeypatch, error, computes):
     asked = []
 
     def synchronize(index):
         asked.append(index)
-        if broken:
-            raise accelerator_error(LOST[0])
+        if error:
+            raise accelerator_error(error)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: index)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
-    assert device_errors._devices_compute() is not broken
-    assert asked == ([1] if broken else [1, 2])
+    assert device_errors._devices_compute() is computes
+    assert asked == ([1] if error else [1, 2])
 
 
 def test_other_errors_go_through_as_they_are():

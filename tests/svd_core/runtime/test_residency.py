@@ -38,6 +38,10 @@ def gpu(monkeypatch):
     modules: list[Module] = []
     fractions: list[float] = []
 
+    def limit(fraction, device):
+        assert isinstance(device, int)  # torch refuses a device without a number
+        fractions.append(fraction)
+
     def used(device=None):
         return sum(each.nbytes for each in modules if each.place.type == "cuda")
 
@@ -48,7 +52,8 @@ def gpu(monkeypatch):
         "memory_reserved": used,
         "mem_get_info": lambda device: (24 * GIB - used(), 24 * GIB),
         "get_device_properties": lambda device: SimpleNamespace(total_memory=24 * GIB),
-        "set_per_process_memory_fraction": lambda fraction, device: fractions.append(fraction),
+        "set_per_process_memory_fraction": limit,
+        "current_device": lambda: 0,
         "empty_cache": lambda: None,
     }
     for name, fake in fakes.items():
@@ -125,6 +130,23 @@ def test_a_limit_is_enforced_and_leaves_the_reserve_free(gpu):
     use(LocalRuntime(), part)
     assert gpu.fractions == [0.25, 1.0]
     assert host.free_memory(CUDA) == 5 * GIB - runtime.WORKSPACE_BYTES
+
+
+def test_modules_of_another_gpu_are_not_counted():
+    one, other = Module(GIB, torch.device("cuda:1")), torch.device("cuda:0")
+    assert residency.weight_bytes(one, torch.device("cuda:1")) == residency.weight_bytes(one, CUDA) == GIB
+    assert residency.weight_bytes(one, other) == residency.weight_bytes(one, torch.device("mps")) == 0
+
+
+def test_other_devices_keep_nothing_unless_it_is_asked_for(gpu, monkeypatch):
+    """Main memory is shared with an MPS device: weights on both take it twice."""
+    monkeypatch.setattr(LocalRuntime, "device", lambda self: torch.device("mps"))
+    host, (part,) = LocalRuntime(), components(gpu, 1)
+    for after, left in (("default", "cpu"), ("keep", "mps"), ("offload", "cpu")):
+        with host.on_device(part, after=after):
+            assert part.module.place.type == "mps"
+        assert part.module.place.type == left
+    assert not residency._idle
 
 
 def test_a_module_that_is_gone_is_forgotten(gpu):
