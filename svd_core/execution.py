@@ -168,31 +168,25 @@ def sample(
 
     run = functools.partial(_sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas)
     describe_need = functools.partial(_describe_sampling_need, model, size, placement, capacity)
-    return _sample_or_stream(runtime, run, placement, on_step, describe_need)
-
-
-def _sample_or_stream(
-    runtime: Runtime,
-    run: Callable[[Placement, OnStep], torch.Tensor],
-    placement: Placement,
-    on_step: OnStep,
-    describe_need: Callable[[], str],
-) -> torch.Tensor:
-    """Sample. If the device runs out of memory in the first step, sample with streamed weights: the same bits."""
-    steps_done = 0
-
-    def count_step(video: int, step: SamplerStep) -> torch.Tensor | None:
-        nonlocal steps_done
-        steps_done += 1
-        return on_step(video, step)
-
+    counted_steps = _CountedSteps(on_step)
     try:
-        return translate_device_errors(runtime, functools.partial(run, placement, count_step), describe_need)
+        return translate_device_errors(runtime, functools.partial(run, placement, counted_steps), describe_need)
     except MemoryBudgetError:
-        if placement.if_short is None or steps_done:  # no step may be reported twice
+        if placement.if_short is None or counted_steps.done:  # no step may be reported twice
             raise
     logger.warning("out of device memory while sampling: sampling again with streamed weights")
     return translate_device_errors(runtime, functools.partial(run, placement.if_short, on_step), describe_need)
+
+
+class _CountedSteps:
+    """An OnStep that counts its calls."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step, self.done = on_step, 0
+
+    def __call__(self, video: int, step: SamplerStep) -> torch.Tensor | None:
+        self.done += 1
+        return self._on_step(video, step)
 
 
 def _describe_sampling_need(model: SVDModel, size: tuple[int, int, int], placement: Placement, capacity: int) -> str:

@@ -29,7 +29,7 @@ CALLS = {
     "no frames": ({"num_frames": 0}, SettingError, "setting", "num_frames", 0),
     "text as frames": ({"num_frames": "14"}, TypeError, None, "num_frames", "'14'"),
     "no steps": ({"num_inference_steps": 0}, SettingError, "setting", "num_inference_steps", 0),
-    "rising sigmas": ({"sigmas": [1.0, 2.0]}, SettingError, "setting", "sigmas", "[1.0, 2.0]"),
+    "rising sigmas": ({"sigmas": [1.0, 2.0]}, SettingError, "setting", "sigmas", "1, 2"),
     "name as sigmas": ({"sigmas": "karras"}, TypeError, None, "sigmas"),
     "text as guidance": ({"max_guidance_scale": "3"}, TypeError, None, "max_guidance_scale", "'3'"),
     "NaN as guidance": ({"min_guidance_scale": float("nan")}, SettingError, "setting", "min_guidance_scale", "nan"),
