@@ -106,19 +106,22 @@ def measure(
         if all(map(_is_settled, ratios.values())):
             break
     return {
-        name: Result(
-            seconds=statistics.median(seconds),
-            first=firsts[name],
-            spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
-            turns=len(seconds),
-            faster=statistics.median(ratios[name]),
-            faster_least=min(ratios[name]),
-            faster_most=max(ratios[name]),
-            peak=peaks[name],
-            error=errors[name],
-        )
-        for name, seconds in times.items()
+        name: _result(seconds, ratios[name], firsts[name], peaks[name], errors[name]) for name, seconds in times.items()
     }
+
+
+def _result(seconds: list[float], ratios: list[float], first: float, peak: int | None, error: float) -> Result:
+    return Result(
+        seconds=statistics.median(seconds),
+        first=first,
+        spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
+        turns=len(seconds),
+        faster=statistics.median(ratios),
+        faster_least=min(ratios),
+        faster_most=max(ratios),
+        peak=peak,
+        error=error,
+    )
 
 
 def first_line(error: BaseException) -> str:
