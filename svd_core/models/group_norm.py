@@ -61,10 +61,14 @@ class GroupNormStatistics:
         mean = self._mean.repeat_interleave(channels_per_group)
         variance = (self._squares / self._count).repeat_interleave(channels_per_group)
         weight, bias = norm.weight.to(mean), norm.bias.to(mean)
-        return F.silu(_normalize(x, mean, variance, weight, bias, norm.eps), inplace=True)
+        if x.device.type == "mps" and x.dtype != mean.dtype:  # MPS takes one dtype
+            normed = normalize_wide(x, mean, variance, weight, bias, norm.eps)
+        else:
+            normed = F.batch_norm(x, mean, variance, weight, bias, training=False, momentum=0.0, eps=norm.eps)
+        return F.silu(normed, inplace=True)
 
 
-def _normalize(
+def normalize_wide(
     x: torch.Tensor,
     mean: torch.Tensor,
     variance: torch.Tensor,
@@ -72,21 +76,6 @@ def _normalize(
     bias: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """Normalize x (1, C, A, B) by moments, weight and bias (C,), which may have more digits."""
-    if x.device.type != "mps" or x.dtype == mean.dtype:
-        return F.batch_norm(x, mean, variance, weight, bias, training=False, momentum=0.0, eps=eps)
-    return _normalize_in(mean.dtype, x, mean, variance, weight, bias, eps)  # MPS takes one dtype
-
-
-def _normalize_in(
-    dtype: torch.dtype,
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    """Compute `_normalize` in `dtype`, rounded once to that of x."""
+    """Normalize x (1, C, A, B) by moments, weight and bias (C,), in their dtype, rounded once to that of x."""
     mean, factor, bias = (each[:, None, None] for each in (mean, weight * (variance + eps).rsqrt(), bias))
-    return torch.addcmul(bias, x.to(dtype) - mean, factor).to(x.dtype)
+    return torch.addcmul(bias, x.to(mean.dtype) - mean, factor).to(x.dtype)
