@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.errors import counted, format_seconds
@@ -24,7 +24,7 @@ ITEMSIZE = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 EFFICIENCY = 0.4
 """FLOPs per second of sampling and decoding, relative to a large matrix product. Measured with svd-nano on a CPU: 0.4
-for the UNet, 0.65 for the decoder. GPUs were not measured."""
+for the UNet, 0.65 for the decoder. GPUs were not measured, so their estimate is called a guess."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,27 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
 
     from ...svd_core.autoencoder.decode import plan_windows
     from ...svd_core.checkpoints.load import resolve_dtypes
-    from ...svd_core.diffusion.schedules import read_sigmas
 
     video: Any = settings
     device = runtime.device()
     dtype = resolve_dtypes(runtime.precision, device, torch.float32, force_upcast=True).compute
     sizes = video.num_frames, video.height // SCALE, video.width // SCALE
     unet, decoder = _count_flops(runtime.library.find(video.model), *sizes)
-    steps = video.steps if video.sigmas is None else len(read_sigmas(video.sigmas)) - 1
     decoded = video.num_frames
     if video.decode_mode == "windowed":
         windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
         decoded = sum(window.last - window.first for window in windows)
-    flops = 2 * steps * unet + decoder * decoded / video.num_frames  # 2: both sides of guidance
+    flops = 2 * _steps(video) * unet + decoder * decoded / video.num_frames  # 2: both sides of guidance
     return flops / EFFICIENCY / _matmul_speed(device, dtype)
+
+
+def _steps(settings: VideoSettings) -> int:
+    """Return the number of sampling steps that run."""
+    if settings.sigmas is None:
+        return settings.steps
+    from ...svd_core.diffusion.schedules import read_sigmas
+
+    return len(read_sigmas(settings.sigmas)) - 1
 
 
 @functools.cache
@@ -148,14 +155,18 @@ def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str, Any]]:
     """Return the plan of a video as text, and as values for JSON."""
-    video: Any = plan.video.settings  # no field is None
+    settings = plan.video.settings
+    video: Any = replace(settings, steps=_steps(settings))  # no field is None
     _, height, width, _ = plan.video.images.shape
     memory, outputs = estimate_memory(video, runtime), [str(path) for path in plan.paths]
     seconds = len(outputs) * estimate_seconds(video, runtime)
     is_streamed = memory.device != "cpu" and memory.weights + memory.sampling > memory.free
     unknown = ["loading", *["compiling"] * (video.compile != "off"), *["streaming weights"] * is_streamed]
     first = ("model", "width", "height", "fit", "num_frames", "fps")
-    others = {name: value for name, value in asdict(video).items() if name not in first and value is not None}
+    unused = () if video.decode_mode == "windowed" else ("decode_chunk", "decode_context")
+    others = {
+        name: value for name, value in asdict(video).items() if name not in (*first, *unused) and value is not None
+    }
     text = (
         f"{plan.source.name} ({width}x{height}) -> {', '.join(outputs)}\n"
         f"  {video.width}x{video.height} ({video.fit}), {counted(video.num_frames, 'frame')} at {video.fps} fps, "
@@ -163,6 +174,7 @@ def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str,
         f"  {', '.join(f'{name} {value}' for name, value in others.items())}\n"
         f"  memory: {memory}\n"
         f"  time: about {format_seconds(seconds)} to sample and decode, without {' and '.join(unknown)}"
+        f"{'' if memory.device == 'cpu' else '; a guess, as this was never measured on a GPU'}"
     )
     values = {"image": plan.source.name, "image_size": [width, height], "output": outputs[0], "outputs": outputs}
     return text, {**values, "settings": asdict(video), "memory": asdict(memory), "seconds": round(seconds, 1)}

@@ -23,7 +23,7 @@ from .options import (
     make_run_config,
     parsed,
     print_files,
-    written,
+    print_written,
 )
 from .parser import integer, number
 
@@ -99,9 +99,12 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
     )
     console.expect(["loading", *STAGES * request.count])
 
+    video: dict[str, Any] = {}
+
     def name_video(plan: FilePlan) -> None:
-        if request.count > 1:
-            console.name(f"{plan.number}/{request.count} {printable(plan.source.file_name, 24)} ")
+        video.update(image=plan.source.name, seed=plan.video.settings.seed)
+        subject = f"{plan.number}/{request.count} {printable(plan.source.file_name, 24)} "
+        console.name(subject if request.count > 1 else "", **video)
 
     run_config = make_run_config(arguments, console)
     files: list[Path] = []
@@ -124,8 +127,7 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
                 plans.append(text)
             else:
                 files += result.files
-                lines = "\n".join(written(result.files))
-                console.part("wrote", lines, files=[str(path) for path in result.files])
+                print_written(result.files, console, **video)
     if arguments.dry_run:
         console.result("\n".join(plans), files=[], seconds=round(time.monotonic() - began, 2))
     else:
@@ -142,4 +144,4 @@ def animate(arguments: argparse.Namespace, console: Console) -> None:
 def _announce(failure: FailedImage, console: Console) -> None:
     code, message = failure.error.code, str(failure.error)
     text = message if failure.name in message else f"{failure.name}: {message}"
-    console.announce("failed", text, image=failure.name, code=code, message=message)
+    console.failure(text, image=failure.name, code=code, message=message)

@@ -78,4 +78,5 @@ def bench(arguments: argparse.Namespace, console: Console) -> None:
                 text = title + row(comparison, variant, result)
                 console.part(kind, text, comparison=comparison, variant=variant, **asdict(result))
                 title = ""
-    console.result(f"\n{time.monotonic() - began:.0f} s in all", **results)
+    text = "" if console.is_quiet else f"\n{time.monotonic() - began:.0f} s in all"
+    console.result(text, **results)

@@ -17,12 +17,17 @@ class Console:
     """The output of the command line.
 
     A progress report raises KeyboardInterrupt if the user asked to stop. That of the signal itself can be lost: Python
-    drops exceptions that are raised in finalizers. A quiet console prints only results.
+    drops exceptions that are raised in finalizers. A quiet console prints only results and errors.
     """
 
     def __init__(self, is_stopped: Callable[[], bool] = lambda: False, quiet: bool = False) -> None:
         self._is_stopped = is_stopped
         self._quiet = quiet
+
+    @property
+    def is_quiet(self) -> bool:
+        """Return True if only results and errors are to be printed: no times."""
+        return self._quiet
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
         """Show progress; a `runtime.Reporter`. `node` is the id of the node that is running, if it is known."""
@@ -35,11 +40,14 @@ class Console:
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print an event that people see, too: `missing` (a file or node of a graph), `batch` (who works)."""
 
+    def failure(self, text: str, /, **values: Any) -> None:
+        """Print the error of a part of the work, after which the rest goes on: the event `failed`."""
+
     def expect(self, stages: Sequence[str]) -> None:
         """Announce the stages of the command, one name for each time that a stage will run."""
 
-    def name(self, subject: str) -> None:
-        """Show a text before the names of the stages that follow: which video they are of."""
+    def name(self, subject: str, **values: Any) -> None:
+        """Name the video of the stages that follow: a text for people, values for programs."""
 
     def notice(self, text: str) -> None:
         """Print a text for people on stderr."""
@@ -66,7 +74,7 @@ class TerminalConsole(Console):
         """Show these stages as one."""
         self._display.expect(stages)
 
-    def name(self, subject: str) -> None:
+    def name(self, subject: str, **values: Any) -> None:
         """Show the text in the bar and in the lines of a log."""
         self._display.name(subject)
 
@@ -81,6 +89,10 @@ class TerminalConsole(Console):
         if not self._quiet:
             self.notice(text)
 
+    def failure(self, text: str, /, **values: Any) -> None:
+        """Print the text on stderr."""
+        self.notice(text)
+
     def notice(self, text: str) -> None:
         """Print a text on stderr, above the bar."""
         self._display.above(text)
@@ -92,7 +104,8 @@ class TerminalConsole(Console):
     def result(self, text: str, **values: Any) -> None:
         """Print the text on stdout."""
         self._display.close(is_complete=True)
-        sys.stdout.write(text + "\n")
+        if text:
+            sys.stdout.write(text + "\n")
 
     def close(self) -> None:
         """End the bar where it is."""
@@ -132,12 +145,17 @@ class JsonConsole(Console):
         super().__init__(is_stopped, quiet)
         self._stdout = sys.stdout  # a node that prints gets another stdout
         self._node: str | None = None
+        self._video: dict[str, Any] = {}
+
+    def name(self, subject: str, **values: Any) -> None:
+        """Add these values to the progress that follows."""
+        self._video = values
 
     def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
-        """Print {"event": "progress", "stage", "done", "total", "unit"}, and "node" if it is known."""
+        """Print {"event": "progress", "stage", "done", "total", "unit"}, and "node" or the video if it is known."""
         super().report(stage, done, total, unit, node)
         node = node or self._node
-        where = {} if node is None else {"node": node}
+        where = self._video if node is None else {**self._video, "node": node}
         self.event("progress", stage=stage, done=done, total=total, unit=unit, **where)
 
     def event(self, name: str, /, **values: Any) -> None:
@@ -153,6 +171,11 @@ class JsonConsole(Console):
     def announce(self, name: str, text: str, /, **values: Any) -> None:
         """Print {"event": name, ...values}; of "missing": kind, name, nodes, folder, url."""
         self.event(name, **values)
+
+    def failure(self, text: str, /, **values: Any) -> None:
+        """Print {"event": "failed", ...values}."""
+        with contextlib.suppress(BrokenPipeError):
+            self._line("failed", values)
 
     def part(self, name: str, text: str, /, **values: Any) -> None:
         """Print {"event": name, ...values}."""

@@ -7,6 +7,7 @@ import json
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .options import (
     add_threads,
     make_run_config,
     print_files,
-    written,
+    print_written,
 )
 
 STAGES = {
@@ -140,14 +141,40 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     if engine.name == "embedded":
         classes = [str(node.get("class_type")) for node in graph.prompt.values() if isinstance(node, dict)]
         console.expect([stage for each in classes for stage in STAGES.get(each, ())])
-    report = engine.run(graph, EventTranslator(graph.prompt, engine.table, console))
+    listener = _FilePrinter(console)
+    report = engine.run(graph, EventTranslator(graph.prompt, engine.table, listener))
+    listener.print_new(report.files)
     seconds = time.monotonic() - began
     if arguments.manifest is not None:  # before the result, which is the last line: it reports progress
         manifest = make_manifest(graph, report, run_config, engine, seconds)
         write_text(arguments.manifest, json.dumps(manifest, indent=2) + "\n")
-    print_files(report.files, seconds, console, written(report.files))
+    print_files(report.files, seconds, console)
     if report.faults:
         raise GraphError(report.faults, code="graph.some_outputs", node_errors=report.node_errors)
+
+
+class _FilePrinter:
+    """An `EventListener` that passes all to a console, and prints files as soon as their node is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._printed: set[str] = set()
+
+    def event(self, name: str, /, **values: Any) -> None:
+        """Receive an event."""
+        self._console.event(name, **values)
+        self.print_new(map(Path, values.get("files", ())))
+
+    def report(self, stage: str, done: int, total: int, unit: str, node: str | None = None) -> None:
+        """Receive progress."""
+        self._console.report(stage, done, total, unit, node)
+
+    def print_new(self, files: Iterable[Path]) -> None:
+        """Print the files that were not printed before: equal nodes report the same ones."""
+        new = [path for path in files if str(path) not in self._printed]
+        self._printed.update(map(str, new))
+        if new:
+            print_written(new, self._console)
 
 
 def validate(arguments: argparse.Namespace, console: Console) -> None:

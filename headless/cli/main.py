@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console: Console = (JsonConsole if arguments.json else TerminalConsole)(lambda: stop.asked is not None, quiet)
     level = logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[ConsoleLog(console, arguments.parser.spell)])
-    if getattr(arguments, "vram", None) is not None:
+    if getattr(arguments, "vram", None) is not None and not quiet:
         for planner in ("runtime.memory", "autoencoder.decode", "execution"):
             logging.getLogger(f"{PACKAGE_NAME}.svd_core.{planner}").setLevel(logging.INFO)
-    if getattr(arguments, "compile", "off") != "off":
+    if getattr(arguments, "compile", "off") != "off" and not quiet:
         logging.getLogger(f"{PACKAGE_NAME}.svd_core.models").setLevel(logging.INFO)
     _quiet_libraries()
     for number in STOP_SIGNALS:

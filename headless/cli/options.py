@@ -59,7 +59,12 @@ def add_command(
     for option in [each for each in COMPUTING if each in options]:
         computing.add_argument(f"--{option}", **COMPUTING[option])
     if "quiet" in options:
-        parser.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
+        parser.add_argument(
+            "-q",
+            "--quiet",
+            action="store_true",
+            help="print only results and errors: no progress, no notices, no total time",
+        )
     common = parser.add_argument_group("common options")
     common.add_argument("--json", action="store_true", help="one JSON object a line on stdout: progress and result")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -116,12 +121,13 @@ def add_on_oom(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def written(files: list[Path]) -> list[str]:
-    """Return a line about each file that was written."""
-    return [f"wrote {path}{describe_file(path)}" for path in files]
+def print_written(files: Sequence[Path], console: Console, **video: Any) -> None:
+    """Print files that are complete, a line for each. `video` are values for programs."""
+    lines = "\n".join(f"wrote {path}{describe_file(path)}" for path in files)
+    console.part("wrote", lines, files=[str(path) for path in files], **video)
 
 
-def print_files(files: list[Path], seconds: float, console: Console, lines: Sequence[str] = ()) -> None:
-    """Print the result of a command that wrote files: `lines`, and the time."""
-    text = "\n".join([*lines, f"{seconds:.1f} s in all"])
+def print_files(files: Sequence[Path], seconds: float, console: Console) -> None:
+    """Print the result of a command that wrote files, which `print_written` named: the time, unless it is quiet."""
+    text = "" if console.is_quiet else f"{seconds:.1f} s in all"
     console.result(text, files=[str(path) for path in files], seconds=round(seconds, 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...svd_core.checkpoints.library import ModelLibrary
+from ...svd_core.checkpoints.library import ModelLibrary, default_models_roots, models_of_environment
 from ...svd_core.media.alpha_compositing import Background
 from ...svd_core.runtime.memory import parse_bytes
 from ...svd_core.runtime.runtime import LocalRuntime, OnNote, OnOom, Reporter, ignore_note, ignore_progress
@@ -71,21 +71,7 @@ class RunConfig:
 
     def named_models(self) -> list[Path]:
         """Return the models folders that the user named: `models`, else those in `$SVD_STAGES_MODELS`."""
-        return [Path(root) for root in as_list(self.models)] or _models_of_environment()
-
-
-def _models_of_environment() -> list[Path]:
-    return [Path(root) for root in os.environ.get("SVD_STAGES_MODELS", "").split(os.pathsep) if root]
-
-
-def default_models_roots() -> list[Path]:
-    """Return the default models folders.
-
-    These are the folders in `$SVD_STAGES_MODELS` (separated by the system's path separator), else the models folder of
-    the ComfyUI that contains this package, else ./models.
-    """
-    in_custom_nodes = PACKAGE.parent.name == "custom_nodes"
-    return _models_of_environment() or [PACKAGE.parent.parent / "models" if in_custom_nodes else Path("models")]
+        return [Path(root) for root in as_list(self.models)] or models_of_environment()
 
 
 def as_list(one_or_more: Any) -> list[Any]:

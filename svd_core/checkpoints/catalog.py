@@ -85,7 +85,7 @@ def misspelled(name: str, others: Iterable[str]) -> CatalogEntry | None:
 
 
 def _plain(name: str) -> str:
-    return name.lower().removesuffix(".safetensors").replace("_", "-")
+    return name.lower().removesuffix(".safetensors").replace("_", "-").replace(".", "-")
 
 
 def _aliases() -> dict[str, CatalogEntry]:

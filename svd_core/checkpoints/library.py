@@ -18,6 +18,7 @@ from .catalog import CatalogEntry, misspelled, published
 EMBEDDED = "svd-nano"
 """Name of the built-in model."""
 EMBEDDED_FILE = Path(__file__).parent / "svd_nano" / "svd_nano.safetensors"
+PACKAGE = Path(__file__).resolve().parents[2]
 MAX_NAME = 300
 """Characters of a name that errors show and compare with others."""
 CHECKPOINTS = (".safetensors",)
@@ -110,6 +111,21 @@ class ModelLibrary:
                 if _is_model(file, suffixes):
                     paths.setdefault(file.name, file)
         return paths
+
+
+def models_of_environment() -> list[Path]:
+    """Return the models folders in `$SVD_STAGES_MODELS`, which are separated by the system's path separator."""
+    return [Path(root) for root in os.environ.get("SVD_STAGES_MODELS", "").split(os.pathsep) if root]
+
+
+def default_models_roots() -> list[Path]:
+    """Return the default models folders.
+
+    These are the folders in `$SVD_STAGES_MODELS`, else the models folder of the ComfyUI that contains this package,
+    else ./models.
+    """
+    in_custom_nodes = PACKAGE.parent.name == "custom_nodes"
+    return models_of_environment() or [PACKAGE.parent.parent / "models" if in_custom_nodes else Path("models")]
 
 
 def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:

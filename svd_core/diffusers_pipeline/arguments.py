@@ -41,6 +41,59 @@ NO_EFFECT = {
     "offload_state_dict": "nothing is offloaded to a disk",
 }
 """Arguments that change no result -> what happens instead."""
+OTHER_PIPELINES = {
+    **dict.fromkeys(
+        (
+            *("prompt", "prompt_2", "prompt_3", "prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds"),
+            *("negative_prompt", "negative_prompt_2", "negative_prompt_3", "negative_prompt_embeds"),
+            *("negative_prompt_attention_mask", "negative_pooled_prompt_embeds", "clip_skip", "max_sequence_length"),
+        ),
+        "SVD takes no text prompt: it animates image=..., and motion_bucket_id sets the amount of motion",
+    ),
+    **dict.fromkeys(
+        ("mask", "mask_image", "masked_image_latents", "padding_mask_crop"),
+        "SVD takes no mask: it animates the whole image. Leave it out",
+    ),
+    **dict.fromkeys(
+        (
+            *("control_image", "conditioning_frames", "controlnet_conditioning_scale", "control_guidance_start"),
+            *("control_guidance_end", "guess_mode", "controlnet"),
+        ),
+        "SVD has no ControlNet here. Leave it out",
+    ),
+    **dict.fromkeys(
+        ("ip_adapter_image", "ip_adapter_image_embeds", "image_embeds", "image_encoder_hidden_states"),
+        "SVD sees the image itself. Give it as image=...",
+    ),
+    **dict.fromkeys(
+        ("video", "last_image", "end_image", "last_frame"),
+        "SVD animates one image, its first frame. Give it as image=...",
+    ),
+    **dict.fromkeys(
+        ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"),
+        "Attention processors are set with pipe.unet.set_attn_processor",
+    ),
+    **dict.fromkeys(("eta", "timesteps"), "The sampler is euler; sigmas=[...] sets its noise levels"),
+    "strength": "Every frame is sampled from noise; noise_aug_strength sets the noise added to the image",
+    **dict.fromkeys(
+        ("safety_checker", "requires_safety_checker", "tokenizer", "text_encoder"), "SVD has none. Leave it out"
+    ),
+}
+"""Arguments of other pipelines of diffusers that SVD has nothing for -> what to do."""
+RENAMED = {
+    **dict.fromkeys(("num_images_per_prompt", "num_samples", "batch_size"), ("num_videos_per_prompt",)),
+    **dict.fromkeys(("n_frames", "video_length", "video_frames", "length"), ("num_frames",)),
+    **dict.fromkeys(
+        ("cfg", "cfg_scale", "guidance", "true_cfg_scale", "image_guidance_scale", "guidance_rescale"),
+        ("min_guidance_scale", "max_guidance_scale"),
+    ),
+    **dict.fromkeys(("cond_aug", "augmentation_level"), ("noise_aug_strength",)),
+    **dict.fromkeys(("fps_id", "frame_rate", "conditioning_fps"), ("fps",)),
+    **dict.fromkeys(("decoding_t", "vae_batch_size"), ("decode_chunk_size",)),
+    **dict.fromkeys(("callback", "callback_steps"), ("callback_on_step_end",)),
+    "size": ("height", "width"),
+}
+"""Arguments of other programs -> those of SVD in diffusers that mean the same."""
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 SAMPLERS = ("euler",)
@@ -87,13 +140,20 @@ def _refuse(message: str) -> None:
 
 
 def refuse_unknown(function: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise TypeError for the first of `names` that is not known, with similar ones."""
+    """Raise TypeError for the first of `names` that is not known, with what to do instead."""
     known = list(known)
     for name in names:
         if name not in known:
-            similar = [each for each in known if name in each] or get_close_matches(name, known, 1)
-            suggestion = f"Use {' or '.join(similar[:2])}" if similar else "Leave it out"
-            raise TypeError(f'{function} has no argument "{printable(name, 60)}". {suggestion}.')
+            raise TypeError(f'{function} has no argument "{printable(name, 60)}". {_instead_of(name, known)}.')
+
+
+def _instead_of(name: str, known: list[str]) -> str:
+    """Return what to do instead of giving an unknown argument: that of another pipeline, or a misspelled one."""
+    if name in OTHER_PIPELINES:
+        return OTHER_PIPELINES[name]
+    same = [each for each in RENAMED.get(name, ()) if each in known]
+    similar = same or [each for each in known if name in each] or get_close_matches(name, known, 1)
+    return f"Use {' or '.join(similar[:2])}" if similar else "Leave it out"
 
 
 def requested_dtype(arguments: Mapping[str, Any]) -> Dtype:

@@ -25,14 +25,17 @@ def read_images(image: Any) -> list[torch.Tensor]:
 
     Raises:
         ImageError: Anything else, an empty list, or values of another scale.
-        TypeError: A path or URL. `load_image` reads those.
+        TypeError: Text: a path or URL, which `load_image` reads, or a prompt.
     """
     if isinstance(image, (list, tuple)):
         if not image:
             raise ImageError("image must be an image or a list of them, got an empty list")
         return [each for item in image for each in read_images(item)]
     if isinstance(image, (str, bytes, os.PathLike)):
-        raise TypeError(f'image must be an image, got the path "{printable(image, 80)}". Use load_image on it.')
+        raise TypeError(
+            f'image must be an image, got the text "{printable(image, 80)}". Use load_image on a path or URL; SVD '
+            "takes no prompt."
+        )
     if isinstance(image, torch.Tensor):
         if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
             raise ImageError(f"an image tensor must be (batch, 3, height, width), got {tuple(image.shape)}")

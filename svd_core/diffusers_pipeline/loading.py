@@ -11,6 +11,7 @@ from diffusers import EulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPImageProcessor
 
+from ..checkpoints.catalog import CATALOG, published
 from ..checkpoints.diffusers_format import (
     COMPONENTS,
     IMAGE_PROCESSOR,
@@ -21,8 +22,9 @@ from ..checkpoints.diffusers_format import (
     read_index,
     variants,
 )
+from ..checkpoints.library import ModelLibrary, default_models_roots
 from ..checkpoints.load import load_checkpoint
-from ..errors import CheckpointError, SettingError, printable
+from ..errors import CheckpointError, SettingError, closest, printable
 from ..models.components import Checkpoint
 from .arguments import HUB_ARGUMENTS, PRECISIONS, Dtype
 
@@ -43,8 +45,11 @@ class Components(NamedTuple):
     feature_extractor: Any
 
 
-def find_folder(name_or_path: str | Path, variant: str | None, arguments: Mapping[str, Any]) -> Path:
-    """Return the folder of a checkpoint: the path itself, or a copy that the hub's client keeps in its cache.
+def find_checkpoint(name_or_path: str | Path, variant: str | None, arguments: Mapping[str, Any]) -> Path:
+    """Return the folder or file of a checkpoint.
+
+    That is a folder itself, the checkpoint of a name that `animate` takes, too (svd-nano, or svd-xt after `svd-stages
+    download svd-xt`), or a copy that the hub's client keeps in its cache.
 
     Raises:
         CheckpointError: There is no such folder, or the hub has none (code `checkpoint.not_found`).
@@ -52,13 +57,39 @@ def find_folder(name_or_path: str | Path, variant: str | None, arguments: Mappin
     path = Path(name_or_path)
     if path.is_dir():
         return path
-    if path.is_file() or str(name_or_path).count("/") != 1 or path.is_absolute():
+    if path.is_file():
+        fix = "It is a file: use from_single_file."
+        raise CheckpointError(f'there is no folder "{printable(path, 80)}". {fix}', code="checkpoint.not_found")
+    if (named := find_named(name_or_path)) is not None:
+        return named
+    if str(name_or_path).count("/") != 1 or path.is_absolute():
+        near = closest(str(name_or_path), [*_library().names(), *(entry.name for entry in CATALOG)])
         suggestion = (
-            "It is a file: use from_single_file."
-            if path.is_file()
+            f'Did you mean "{near}"?'
+            if near
             else f"Give one with {INDEX}, or a name of the hub such as stabilityai/stable-video-diffusion-img2vid-xt."
         )
         raise CheckpointError(f'there is no folder "{printable(path, 80)}". {suggestion}', code="checkpoint.not_found")
+    return _download(str(name_or_path), variant, arguments)
+
+
+def find_named(name_or_path: str | Path) -> Path | None:
+    """Return the built-in checkpoint, or one of the models folders, by its name. None for what is not a name.
+
+    Raises:
+        CheckpointError: It is a published checkpoint that was not downloaded.
+    """
+    name, library = str(name_or_path), _library()
+    is_published = "/" not in name and published(name) is not None
+    return library.find(name) if is_published or name in library.names() else None
+
+
+def _library() -> ModelLibrary:
+    return ModelLibrary.from_roots(default_models_roots())
+
+
+def _download(name: str, variant: str | None, arguments: Mapping[str, Any]) -> Path:
+    """Return the folder that the hub's client keeps of a checkpoint. Raises CheckpointError."""
     from huggingface_hub import snapshot_download
 
     weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
@@ -71,12 +102,10 @@ def find_folder(name_or_path: str | Path, variant: str | None, arguments: Mappin
     without_variant = None if variant else [f"*.{each}*.safetensors" for each in PRECISIONS.values()]
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
     try:
-        return Path(
-            snapshot_download(str(name_or_path), allow_patterns=patterns, ignore_patterns=without_variant, **hub)
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=without_variant, **hub))
     except (OSError, ValueError) as error:  # the hub's errors are of these kinds
         raise CheckpointError(
-            f'"{printable(name_or_path, 80)}" cannot be had from the hub ({type(error).__name__}). Check the name and '
+            f'"{printable(name, 80)}" cannot be had from the hub ({type(error).__name__}). Check the name and '
             "the network, accept the licence on its page, and pass token.",
             code="checkpoint.offline",
         ) from error
@@ -105,18 +134,31 @@ def load_folder(path: Path, dtype: Dtype, variant: str | None) -> Components:
     return as_components(load_checkpoint(path, _precision(dtype), variant=variant or ""), dtype)
 
 
+def load_pretrained(path: Path, dtype: Dtype, variant: str | None) -> Components:
+    """Load what `find_checkpoint` returns. Raises as `load_folder` and `load_file`."""
+    if path.is_dir():
+        return load_folder(path, dtype, variant)
+    if variant:
+        raise SettingError(
+            f"variant must not be given for {path.name}, which is one file, got {printable(repr(variant), 40)}",
+            code="checkpoint.variant",
+        )
+    return load_file(path, dtype)
+
+
 def load_file(path: str | Path, dtype: Dtype) -> Components:
-    """Load a single .safetensors file in Stability's layout.
+    """Load a single .safetensors file in Stability's layout, by its path or by a name, see `find_named`.
 
     Raises:
         CheckpointError: The file is missing, damaged, incomplete or of another model, or it is a folder.
     """
-    if Path(path).is_dir() or "://" in str(path):
-        fix = "Use from_pretrained" if Path(path).is_dir() else "Download it first"
+    file = Path(path if Path(path).exists() else find_named(path) or path)
+    if file.is_dir() or "://" in str(path):
+        fix = "Use from_pretrained" if file.is_dir() else "Download it first"
         raise CheckpointError(
             f'a .safetensors file is needed, got "{printable(path, 100)}". {fix}.', code="checkpoint.not_found"
         )
-    return as_components(load_checkpoint(path, _precision(dtype)), dtype)
+    return as_components(load_checkpoint(file, _precision(dtype)), dtype)
 
 
 def _precision(dtype: Dtype) -> str:

@@ -45,7 +45,7 @@ from .arguments import (
     requested_dtype,
 )
 from .inputs import read_images
-from .loading import Components, check_scheduler, find_folder, load_file, load_folder
+from .loading import Components, check_scheduler, find_checkpoint, load_file, load_pretrained
 from .outputs import OUTPUT_TYPES, as_output
 from .stage_methods import StageMethods
 
@@ -203,12 +203,13 @@ class StableVideoDiffusionPipeline(StageMethods):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Any:
-        """Load a diffusers folder, or download one from the hub.
+        """Load a diffusers folder, a checkpoint of the models folders, or download a folder from the hub.
 
         The folder is read with the limits and checks of `load_checkpoint`: only .safetensors, only known settings.
 
         Args:
-            pretrained_model_name_or_path: A folder with model_index.json, or a name of the hub.
+            pretrained_model_name_or_path: A folder with model_index.json; "svd-nano", or another name that
+                `animate(model=...)` takes; or a name of the hub.
             arguments: `torch_dtype` or `dtype`: float32 (default), float16, bfloat16, or a dict by component.
                 `variant`: "fp16". `device_map`: a device to move to. `unet=`, `scheduler=`...: a component to use in
                 place of the folder's. `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`: for the
@@ -221,14 +222,17 @@ class StableVideoDiffusionPipeline(StageMethods):
         """
         check_loading("from_pretrained", arguments, more=(*HUB_ARGUMENTS, "variant"))
         variant, dtype = arguments.get("variant"), requested_dtype(arguments)
-        folder = find_folder(pretrained_model_name_or_path, variant, arguments)
-        pipeline = cls._from_components(load_folder(folder, dtype, variant), arguments)
+        path = find_checkpoint(pretrained_model_name_or_path, variant, arguments)
+        pipeline = cls._from_components(load_pretrained(path, dtype, variant), arguments)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **arguments: Any) -> Any:
-        """Load a single .safetensors file in Stability's layout. Arguments and errors as in `from_pretrained`."""
+        """Load a single .safetensors file in Stability's layout, by path or by a name of the models folders.
+
+        Arguments and errors as in `from_pretrained`.
+        """
         check_loading("from_single_file", arguments, local=True)
         dtype = requested_dtype(arguments)
         return cls._from_components(load_file(pretrained_model_link_or_path, dtype), arguments)

@@ -163,6 +163,25 @@ def test_animate_reports_progress_and_result_as_json_lines(here, capsys):
     assert lines[-1]["event"] == "result" and lines[-1]["files"] == ["rocket.mp4"]
 
 
+def test_progress_and_files_of_animate_name_image_and_seed(here, capsys):
+    shutil.copy("rocket.png", "b.png")
+    assert main(["animate", "rocket.png", "b.png", "--seeds", "1-2", "--json", *QUICK]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = [(image, seed) for image in ("rocket.png", "b.png") for seed in (1, 2)]
+    for event in ("progress", "wrote"):
+        named = [(line["image"], line["seed"]) for line in lines if line["event"] == event]
+        assert list(dict.fromkeys(named)) == expected
+
+
+def test_a_dry_run_prints_the_steps_that_will_run(here, capsys):
+    assert main(["animate", "rocket.png", "--sigmas", "700,4,0.2,0", "--frames", "2", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "steps 3," in text and "steps 25" not in text and "decode_chunk" not in text
+    assert main(["animate", "rocket.png", "--sigmas", "700,4,0.2,0", "--frames", "2", "--dry-run", "--json"]) == 0
+    (plan,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"plan"' in line]
+    assert plan["settings"]["steps"] == 3
+
+
 def test_run_takes_both_formats_and_settings(here):
     (here / "input").mkdir()
     shutil.move(here / "rocket.png", here / "input")
@@ -438,6 +457,36 @@ def test_a_stop_that_python_loses_ends_the_run_at_its_next_report(here, monkeypa
 def test_quiet_prints_only_the_result(here, capsys, caplog):
     assert main(["animate", "rocket.png", "-q", "-o", "a.mp4", *QUICK]) == 0
     said = capsys.readouterr()
-    assert said.err == "" and said.out.startswith("wrote a.mp4")
+    assert said.err == "" and said.out.startswith("wrote a.mp4") and len(said.out.splitlines()) == 1
     assert main(["animate", "rocket.png", "--quiet", "--json", "-o", "b.mp4", *QUICK]) == 0
     assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["wrote", "result"]
+    assert main(["run", "b.mp4", "-q", "--input-dir", ".", "--vram", "1G"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and [line.split()[0] for line in said.out.splitlines()] == ["wrote"]
+
+
+def test_a_quiet_run_names_each_image_that_failed(here, capsys):
+    for name in ("one.png", "two.png"):
+        (here / name).write_bytes(b"no image")
+    assert main(["animate", "one.png", "two.png", "rocket.png", "-q", *QUICK]) == 4
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1 and all(said.err.count(name) >= 2 for name in ("one.png", "two.png"))
+    assert main(["animate", "one.png", "rocket.png", "-q", "--json", *QUICK]) == 4
+    events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert events == ["failed", "wrote", "result", "error"]
+
+
+def test_run_prints_each_file_when_its_node_is_done_and_only_once(here, capsys, monkeypatch):
+    assert main(["animate", "rocket.png", "-o", "a.mp4", *QUICK]) == 0
+    graph = json.loads(json.dumps(headless.open_graph(here / "a.mp4").prompt))
+    (saver,) = [key for key, node in graph.items() if node["class_type"] == "SaveVideo"]
+    graph |= {"twin": graph[saver], "late": {"class_type": "SaveVideo", "inputs": dict(graph[saver]["inputs"])}}
+    graph["late"]["inputs"]["filename_prefix"] = "late"
+    (here / "two.json").write_text(json.dumps(graph))
+    capsys.readouterr()
+    assert main(["run", "two.json", "--input-dir", ".", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    written = [file for event in events if event["event"] == "wrote" for file in event["files"]]
+    assert written == events[-1]["files"] and len(set(written)) == len(written)
+    names = [event["event"] for event in events if event["event"] in ("executed", "wrote")]
+    assert len(written) > 1 and names[:2] == ["executed", "wrote"] and "executed" in names[2:]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from error_checks import raises
+from svd_stages.svd_core.checkpoints.catalog import find_entry
 from svd_stages.svd_core.checkpoints.convert import convert_checkpoint
+from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.diffusers_pipeline.pipeline import StableVideoDiffusionPipeline
 from svd_stages.svd_core.errors import CheckpointError, SettingError
 from tiny import mini_checkpoint, tiny_checkpoint, tiny_pipeline
@@ -43,6 +45,33 @@ def test_a_folder_of_diffusers_loads_and_the_saved_one_loads_there(folder, tmp_p
     assert all(torch.equal(weight, weights[name]) for name, weight in stock.unet.state_dict().items())
     again = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "saved")
     assert np.array_equal(frames_of(again), frames_of(ours))
+
+
+@pytest.mark.parametrize("load", ["from_pretrained", "from_single_file"])
+def test_the_built_in_model_is_found_by_its_name(load):
+    named = getattr(StableVideoDiffusionPipeline, load)("svd-nano", torch_dtype=torch.float16)
+    by_path = StableVideoDiffusionPipeline.from_single_file(EMBEDDED_FILE, torch_dtype=torch.float16)
+    weights = by_path.unet.state_dict()
+    assert named.unet.dtype == torch.float16
+    assert all(torch.equal(weight, weights[name]) for name, weight in named.unet.state_dict().items())
+
+
+def test_a_downloaded_checkpoint_is_found_by_its_name_in_the_catalog(folder, tmp_path, monkeypatch):
+    """The names are those of files and folders that `svd-stages download` stores in the default models folder."""
+    monkeypatch.delenv("SVD_STAGES_MODELS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for kind in ("checkpoints", "diffusers"):
+        (tmp_path / "models" / kind).mkdir(parents=True)
+    for name in ("svd-xt", "svd-xt-1-1"):
+        shutil.copy(EMBEDDED_FILE, tmp_path / "models" / "checkpoints" / find_entry(name).file_name)
+    shutil.copytree(folder, tmp_path / "models" / "diffusers" / find_entry("svd-diffusers-fp16").file_name)
+    one_file = StableVideoDiffusionPipeline.from_single_file(EMBEDDED_FILE).unet.conv_in.weight
+    in_folder = StableVideoDiffusionPipeline.from_pretrained(folder).unet.conv_in.weight
+    expected = {"svd-xt": one_file, "svd_xt.safetensors": one_file, "svd-xt-1.1": one_file}
+    for name, weight in {**expected, "svd-diffusers-fp16": in_folder}.items():
+        assert torch.equal(StableVideoDiffusionPipeline.from_pretrained(name).unet.conv_in.weight, weight)
+    with raises(CheckpointError, "checkpoint.not_found", "svd-diffusers-fp16", "from_pretrained"):
+        StableVideoDiffusionPipeline.from_single_file("svd-diffusers-fp16")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
