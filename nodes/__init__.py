@@ -21,6 +21,7 @@ NODE_CLASS_MAPPINGS = {
     "SVDFrameGuider": core_values.SVDFrameGuider,
     "SVDFrameGuidance": core_values.SVDFrameGuidance,
     "SVDEulerSamplerSelect": core_values.SVDEulerSamplerSelect,
+    "SVDSamplerSelect": core_values.SVDSamplerSelect,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -42,4 +43,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SVDFrameGuider": "SVD Frame Guider",
     "SVDFrameGuidance": "SVD Frame Guidance",
     "SVDEulerSamplerSelect": "SVD Euler Sampler Select",
+    "SVDSamplerSelect": "SVD Sampler Select",
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..svd_core.diffusion.guidance import GuidanceCurve
+    from ..svd_core.diffusion.sampling import Solve
     from ..svd_core.models.components import Checkpoint, ClipVision, Vae
 
 
@@ -26,6 +27,7 @@ class Request:
         steps: Number of steps of the Karras schedule over the model's own range. Used if `sigmas` is None.
         curve: Guidance weight of each frame.
         sigmas: (N + 1,) falling noise levels, or None.
+        sampler: Value of a SAMPLER socket, or None for Euler.
     """
 
     noise: str
@@ -33,6 +35,7 @@ class Request:
     steps: int
     curve: GuidanceCurve
     sigmas: torch.Tensor | None = None
+    sampler: Any = None
 
 
 Sampler = Callable[[Any, Any, dict[str, Any], Request], dict[str, Any]]
@@ -65,8 +68,12 @@ class Backend(Protocol):
         """Patch a MODEL to use one guidance weight per frame instead of the sampler's cfg."""
         ...
 
-    def euler_sampler(self) -> Any:
-        """Return this package's Euler loop as a SAMPLER."""
+    def make_sampler(self, name: str) -> Any:
+        """Return this package's solver of this name as a SAMPLER."""
+        ...
+
+    def read_sampler(self, value: Any) -> Solve:
+        """Return the solver of a SAMPLER, for an SVD_MODEL. Raises SettingError if it has none."""
         ...
 
     def convert_checkpoint(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:

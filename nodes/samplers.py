@@ -44,6 +44,7 @@ def sample_with_estimate(
     import torch
 
     from ..svd_core import execution
+    from ..svd_core.diffusion.sampling import SOLVERS
     from ..svd_core.diffusion.schedules import validate_sigmas
 
     sigmas = execution.model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas
@@ -59,7 +60,10 @@ def sample_with_estimate(
     def keep_last(video: int, step: SamplerStep) -> None:
         denoised[video] = step.denoised
 
-    sampled = execution.sample(get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last)
+    solver = SOLVERS["euler"] if request.sampler is None else get_backend().read_sampler(request.sampler)
+    sampled = execution.sample(
+        get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last, solver, request.seed
+    )
     estimate = torch.cat([denoised[video].cpu() for video in range(count)]) / model.scaling_factor
     return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)
 

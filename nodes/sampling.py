@@ -84,12 +84,15 @@ class SVDEulerSampler(StageNode):
     OPTIONAL_INPUTS = {
         "sigmas": sockets.socket("SIGMAS", "Noise levels; overrides steps."),
         "guidance": sockets.guidance_curve(),
+        "sampler": sockets.socket(
+            "SAMPLER", "How a step is made, from SVDSamplerSelect or KSamplerSelect; else Euler."
+        ),
     }
 
     def run(
         self, model, positive, negative, latent: dict, seed: int, steps: int,
-        min_guidance: float, max_guidance: float, noise: str, sigmas=None, guidance=None,
+        min_guidance: float, max_guidance: float, noise: str, sigmas=None, guidance=None, sampler=None,
     ) -> tuple:  # fmt: skip
         curve = wire_formats.guidance_curve(guidance, min_guidance, max_guidance)
-        request = Request(noise, seed, steps, curve, sigmas)
+        request = Request(noise, seed, steps, curve, sigmas, sampler)
         return (samplers.get_sampler(model)(positive, negative, latent, request),)

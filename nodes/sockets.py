@@ -15,6 +15,11 @@ EITHER_VAE = "SVD_VAE,VAE"
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIDE = 16384
 
+SOLVER_NAMES = (
+    "euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "dpmpp_2s_ancestral", "lcm", "ddim",
+)  # fmt: skip
+"""The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
+
 Input = tuple[Any, dict[str, Any]]
 
 
@@ -112,6 +117,16 @@ def noise_aug_strength() -> Input:
 def steps() -> Input:
     """Declare the number of sampling steps."""
     return integer(25, 1, 10000, "Sampling steps. 25 is the reference's number; 10 do with align_your_steps.")
+
+
+def sampler_name() -> Input:
+    """Declare the name of a solver."""
+    return choice(
+        list(SOLVER_NAMES),
+        "dpmpp_2m",
+        "euler: the reference. dpmpp_2m: fewer steps, with align_your_steps. heun: two network calls a step. The "
+        "others add noise in each step; lcm is for distilled networks.",
+    )
 
 
 def guidance_range(last: str = "on the last frame") -> dict[str, Input]:

@@ -29,7 +29,8 @@ from .checkpoints.library import EMBEDDED
 from .diffusion.conditioning import Conditioning
 from .diffusion.denoiser import make_denoiser
 from .diffusion.guidance import GuidanceCurve
-from .diffusion.sampling import SCALE, SamplerStep, sample_euler, starting_point
+from .diffusion.noise_augmentation import seed_for_index
+from .diffusion.sampling import SCALE, SOLVERS, SamplerStep, Solve, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError, counted
 from .models.components import Checkpoint, ClipVision, SVDModel, Vae
@@ -136,6 +137,8 @@ def sample(
     curve: GuidanceCurve,
     sigmas: torch.Tensor,
     on_step: OnStep = lambda video, step: None,
+    solver: Solve = SOLVERS["euler"],
+    seed: int = 0,
 ) -> torch.Tensor:
     """Sample N videos one after the other, each as in its single run.
 
@@ -145,6 +148,8 @@ def sample(
         sigmas: (steps + 1,) falling noise levels, or rising ones, which invert a video to its noise.
         on_step: Called with the index of the video and each step. A tensor that it returns replaces the step's x. What
             it raises stops the work.
+        solver: See `diffusion.sampling.SOLVERS`.
+        seed: Seed of the noise that `solver` adds. Video i uses `seed + i`.
 
     Returns:
         (N, F, 4, h, w) float32 CPU unscaled latents.
@@ -166,7 +171,7 @@ def sample(
     capacity = runtime.capacity(model)
     placement = place_weights(model, need, runtime.device(), capacity)
 
-    run = functools.partial(_sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas)
+    run = functools.partial(_sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, solver, seed)
     describe_need = functools.partial(_describe_sampling_need, model, size, placement, capacity)
     counted_steps = _CountedSteps(on_step)
     try:
@@ -207,6 +212,8 @@ def _sample_videos(
     start: torch.Tensor,
     curve: GuidanceCurve,
     sigmas: torch.Tensor,
+    solver: Solve,
+    seed: int,
     placement: Placement,
     on_step: OnStep,
 ) -> torch.Tensor:
@@ -236,7 +243,8 @@ def _sample_videos(
                 options=model.options,
                 run_all=run_all,
             )
-            x = sample_euler(denoise, x, sigmas, _step_callback(runtime, advance, index, per_video, on_step))
+            report = _step_callback(runtime, advance, index, per_video, on_step)
+            x = solver(denoise, x, sigmas, report, seed_for_index(seed, index))
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
 

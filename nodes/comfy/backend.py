@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ...svd_core.diffusion.guidance import GuidanceCurve
+    from ...svd_core.diffusion.sampling import Solve
     from ...svd_core.models.components import Checkpoint, ClipVision, Vae
     from ..backend import Sampler
 
@@ -40,10 +41,15 @@ class ComfyBackend:
 
         return with_frame_guidance(model, curve)
 
-    def euler_sampler(self) -> Any:
+    def make_sampler(self, name: str) -> Any:
         from . import sampling
 
-        return sampling.euler_sampler()
+        return sampling.make_sampler(name)
+
+    def read_sampler(self, value: Any) -> Solve:
+        from . import sampling
+
+        return sampling.read_sampler(value)
 
     def convert_checkpoint(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
         from .converting import convert_checkpoint

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import comfy.k_diffusion.sampling as k_diffusion
+import comfy.model_sampling
 import comfy.samplers
 import torch
 
 from ...svd_core.diffusion.noise_augmentation import seed_for_index
-from ...svd_core.diffusion.sampling import SamplerStep, sample_euler, starting_noise
-from ...svd_core.diffusion.schedules import check_sigmas, make_sigmas
-from ...svd_core.errors import SettingError
+from ...svd_core.diffusion.denoiser import Denoiser
+from ...svd_core.diffusion.sampling import SOLVERS, OnStep, SamplerStep, Solve, Solver, starting_noise
+from ...svd_core.diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas, make_sigmas
+from ...svd_core.diffusion.step_noise import MakeStepNoise, StepNoise, brownian_noise, independent_noise
+from ...svd_core.errors import NonFiniteError, SettingError
 from ...svd_core.runtime.runtime import Advance, get_runtime
+from ...svd_core.utils.nan_checks import is_finite
 from .. import wire_formats
 from ..backend import Request, Sampler
 from .guiding import FrameGuider, check_model
@@ -41,6 +47,7 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
         raise SettingError(
             f"a latent with batch_index or noise_mask must hold one video, got {count}. Sample the videos one by one."
         )
+    sampler = make_sampler("euler") if request.sampler is None else request.sampler
     sigmas = check_sigmas(_model_sigmas(model, request.steps) if request.sigmas is None else request.sigmas)
     steps = len(sigmas) - 1
     conditioning_pairs = zip(
@@ -57,7 +64,7 @@ def sample(model: Any, positive: Any, negative: Any, latent: dict[str, Any], req
                 FrameGuider(model, *pair, request.curve).sample(
                     noise,
                     videos.clips[index],
-                    euler_sampler(),
+                    sampler,
                     sigmas,
                     denoise_mask=latent.get("noise_mask"),
                     callback=_step_callback(advance, index * steps),
@@ -84,21 +91,101 @@ def _model_sigmas(model: Any, steps: int) -> torch.Tensor:
     return make_sigmas("karras", steps, float(levels.sigma_min), float(levels.sigma_max))
 
 
-def euler_sampler() -> Any:
-    """Return this package's Euler loop as core's SAMPLER."""
-    return comfy.samplers.KSAMPLER(_euler)
+def make_sampler(name: str) -> Any:
+    """Return this package's solver as core's SAMPLER, with the noise of this ComfyUI's own sampler of that name."""
+    return comfy.samplers.KSAMPLER(partial(_solve, _with_core_noise(SOLVERS[name])))
 
 
-def _euler(
-    model: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: Any = None, callback: Any = None, disable: Any = None
+def _solve(
+    solver: Solver,
+    model: Any,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: Any = None,
+    callback: Any = None,
+    disable: Any = None,
 ) -> torch.Tensor:
-    """Run `sample_euler` with core's sampler arguments: x (F, 4, h, w), already at noise level sigmas[0]."""
+    """Run a solver with core's sampler arguments: x (F, 4, h, w), already at noise level sigmas[0]."""
+    options = extra_args or {}
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return model(x, sigma.expand(x.shape[0]), **(extra_args or {}))
+        return model(x, sigma.expand(x.shape[0]), **options)
 
     def on_step(step: SamplerStep) -> None:
         if callback is not None:
             callback({"i": step.done - 1, "sigma": step.sigma, "denoised": step.denoised, "x": step.x})
 
-    return sample_euler(denoise, x, sigmas, on_step)
+    return solver(denoise, x, sigmas, on_step, options.get("seed") or 0)
+
+
+def _core_independent_noise(x: torch.Tensor, sigmas: torch.Tensor, seed: int) -> StepNoise:
+    return k_diffusion.default_noise_sampler(x, seed=seed)
+
+
+def _core_brownian_noise(x: torch.Tensor, sigmas: torch.Tensor, seed: int) -> StepNoise:
+    low, high = sigmas[sigmas > 0].min(), sigmas.max()
+    path = k_diffusion.BrownianTreeNoiseSampler(x, low, high, seed=seed, cpu=True)
+    return lambda sigma, sigma_next: path(sigma, sigma_next) if sigma_next > 0 else torch.zeros_like(x)
+
+
+def _with_core_noise(solver: Solver) -> Solver:
+    """Return the solver with core's noise: its seed and device are those of the running version."""
+    noises = {None: None, independent_noise: _core_independent_noise, brownian_noise: _core_brownian_noise}
+    return replace(solver, make_noise=noises[solver.make_noise])
+
+
+def read_sampler(value: Any) -> Solve:
+    """Return the solver of a SAMPLER for an SVD_MODEL. Raises SettingError if it is none, or steers the guidance."""
+    if not isinstance(value, comfy.samplers.KSAMPLER):
+        raise SettingError(
+            f"the sampler input takes an output of SVDSamplerSelect or KSamplerSelect, got {type(value).__name__}"
+        )
+
+    def solve(denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep, seed: int) -> torch.Tensor:
+        model = _CoreDenoiser(denoise)
+        total = len(sigmas) - 1
+
+        def callback(state: dict[str, Any]) -> None:
+            denoised = state["denoised"][None]
+            on_step(SamplerStep(state["i"] + 1, total, float(state["sigma"]), state["x"][None], denoised))
+
+        options = {"model_options": {}, "seed": seed, "denoise_mask": None}
+        end = value.sampler_function(
+            model, x[0], sigmas, extra_args=options, callback=callback, disable=True, **value.extra_options
+        )[None]
+        if not is_finite(end):
+            raise NonFiniteError(
+                "the sampler brought NaN or infinity into the latent. Use precision bf16 or fp32, less guidance or "
+                "more steps.",
+                code="numbers.latent",
+            )
+        return end
+
+    return solve
+
+
+class _CoreDenoiser:
+    """A denoiser as core's samplers call a model: with latents (F, 4, h, w) and the noise level of each frame."""
+
+    def __init__(self, denoise: Denoiser) -> None:
+        self._denoise = denoise
+        self.model_sampling = _ModelSampling()
+        self.model_sampling.set_parameters(SIGMA_MIN, SIGMA_MAX, 1.0)
+        self.inner_model = self.model_patcher = self  # samplers look for model_sampling behind these names
+
+    def get_model_object(self, name: str) -> Any:
+        """Return the object that a sampler asks the model for."""
+        return getattr(self, name)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, model_options: Any = None, **_: Any) -> torch.Tensor:
+        """Return the denoised latents. Raises SettingError for a sampler that changes the guidance."""
+        if model_options:
+            raise SettingError(
+                "this sampler changes the guidance (cfg_pp), which an SVD_MODEL does not offer. Use it with a MODEL, "
+                "or choose a sampler without cfg_pp."
+            )
+        return self._denoise(x[None], sigma[0].cpu())[0]
+
+
+class _ModelSampling(comfy.model_sampling.ModelSamplingContinuousEDM, comfy.model_sampling.V_PREDICTION):
+    """SVD's noise levels and scaling, for core's samplers."""

@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import samplers
-from .values import EulerSampler, Guidance, Guider, Model, read_model
+from .values import Guidance, Guider, Model, NamedSampler, read_model, read_sampler
 
 if TYPE_CHECKING:
     from ...svd_core.diffusion.guidance import GuidanceCurve
+    from ...svd_core.diffusion.sampling import Solve
     from ...svd_core.models.components import Checkpoint
     from ..backend import Sampler
 
@@ -44,8 +45,13 @@ class CompatBackend:
     def frame_guidance(self, model: Any, curve: GuidanceCurve) -> Model:
         return replace(read_model(model), guidance=Guidance(fixed=curve))
 
-    def euler_sampler(self) -> EulerSampler:
-        return EulerSampler()
+    def make_sampler(self, name: str) -> NamedSampler:
+        return NamedSampler(name)
+
+    def read_sampler(self, value: Any) -> Solve:
+        from ...svd_core.diffusion.sampling import SOLVERS
+
+        return SOLVERS[read_sampler(value).name]
 
     def convert_checkpoint(self, checkpoint: Checkpoint) -> tuple[Any, Any, Any]:
         return Model(checkpoint.model), checkpoint.clip_vision, checkpoint.vae

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import sockets
 from ..sockets import Input, socket
-from .values import EULER_NAMES, SAMPLER_NAMES, SCHEDULER_NAMES
+from .values import SAMPLER_NAMES, SCHEDULER_NAMES
 
 
 def integer(default: int, low: int, high: int, tooltip: str, step: int | None = None) -> Input:
@@ -48,7 +48,7 @@ POSITIVE = socket("CONDITIONING", "The conditioning with the picture.")
 NEGATIVE = socket("CONDITIONING", "The conditioning without it.")
 LATENT_IMAGE = socket("LATENT", "The empty video, or a latent to go on from; not one with a noise mask.")
 SIGMAS = socket("SIGMAS", "The row of noise levels.")
-SAMPLER = socket("SAMPLER", "From KSamplerSelect or SVDEulerSamplerSelect.")
+SAMPLER = socket("SAMPLER", "From KSamplerSelect or SVDSamplerSelect.")
 SEED = sockets.seed("Seed of the starting noise.")
 CFG = number(
     8.0, 0.0, 100.0, 0.1,
@@ -60,6 +60,6 @@ DENOISE = number(
 )
 SAMPLER_NAME = (
     list(SAMPLER_NAMES),
-    {"tooltip": f"How a step is made. Without ComfyUI {' or '.join(EULER_NAMES)}, which are the same for SVD."},
+    {"tooltip": f"How a step is made. Without ComfyUI: {', '.join(sockets.SOLVER_NAMES)}."},
 )
 SCHEDULER = (list(SCHEDULER_NAMES), {"tooltip": "Which noise levels are walked; karras is the reference's."})

@@ -11,14 +11,14 @@ from ..base import Node
 from . import inputs
 from .sigmas import sigma_table
 from .values import (
-    EulerSampler,
     Guider,
+    NamedSampler,
     Noise,
     cfg_guider,
-    check_sampler,
     raise_if_refused,
     read_guider,
     read_noise,
+    read_sampler,
     validate_sampler_name,
 )
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     Latent = dict[str, Any]
 
 
-def _sample(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) -> tuple[Latent, Latent]:
+def _sample(
+    guider: Guider, noise: Noise, sampler: NamedSampler, sigmas: torch.Tensor, latent: Latent
+) -> tuple[Latent, Latent]:
     """Sample a LATENT. Return it at the last noise level, and the denoised estimate of the last step.
 
     As in core no levels leave the LATENT unchanged, and a single level, which makes no step, adds its noise.
@@ -47,7 +49,7 @@ def _sample(guider: Guider, noise: Noise, sigmas: torch.Tensor, latent: Latent) 
                 "CFGGuider."
             )
         negative = guider.positive
-    request = Request(noise.kind, noise.seed, 0, guider.curve, sigmas)
+    request = Request(noise.kind, noise.seed, 0, guider.curve, sigmas, sampler)
     return samplers.sample_with_estimate(network, guider.positive, negative, latent, request)
 
 
@@ -74,7 +76,7 @@ class _NamedSampler(Node):
 class KSampler(_NamedSampler):
     """MODEL, CONDITIONING, LATENT -> sampled LATENT."""
 
-    DESCRIPTION = "Denoises a latent with ComfyUI's schedules and starting noise. Without ComfyUI its sampler is euler."
+    DESCRIPTION = "Denoises a latent with ComfyUI's samplers, schedules and starting noise."
     CATEGORY = "sampling"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The denoised latent.",)
@@ -95,7 +97,7 @@ class KSampler(_NamedSampler):
         raise_if_refused(validate_sampler_name(sampler_name))
         guider = cfg_guider(model, positive, negative, cfg)
         sigmas = sampler_steps(scheduler, steps, sigma_table(guider.model), denoise)
-        return _sample(guider, Noise("comfyui", seed), sigmas, latent_image)[:1]
+        return _sample(guider, Noise("comfyui", seed), NamedSampler(sampler_name), sigmas, latent_image)[:1]
 
 
 class KSamplerAdvanced(_NamedSampler):
@@ -131,7 +133,7 @@ class KSamplerAdvanced(_NamedSampler):
         sigmas = core_sigmas(scheduler, steps, sigma_table(guider.model))
         sigmas = slice_sigmas(sigmas, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
         noise = Noise("comfyui" if add_noise == "enable" else "none", noise_seed)
-        return _sample(guider, noise, sigmas, latent_image)[:1]
+        return _sample(guider, noise, NamedSampler(sampler_name), sigmas, latent_image)[:1]
 
 
 class _CustomSampler(Node):
@@ -162,9 +164,9 @@ class SamplerCustom(_CustomSampler):
         sampler: Any, sigmas: torch.Tensor, latent_image: Latent,
     ) -> tuple[Latent, Latent]:  # fmt: skip
         """Sample the LATENT. Raises SettingError for sigmas that neither fall nor rise."""
-        check_sampler(sampler)
         noise = Noise("comfyui" if add_noise else "none", noise_seed)
-        return _sample(cfg_guider(model, positive, negative, cfg), noise, sigmas, latent_image)
+        guider = cfg_guider(model, positive, negative, cfg)
+        return _sample(guider, noise, read_sampler(sampler), sigmas, latent_image)
 
 
 class SamplerCustomAdvanced(_CustomSampler):
@@ -183,23 +185,22 @@ class SamplerCustomAdvanced(_CustomSampler):
         self, noise: Any, guider: Any, sampler: Any, sigmas: torch.Tensor, latent_image: Latent
     ) -> tuple[Latent, Latent]:
         """Sample the LATENT. Raises SettingError for sigmas that neither fall nor rise."""
-        check_sampler(sampler)
-        return _sample(read_guider(guider), read_noise(noise), sigmas, latent_image)
+        return _sample(read_guider(guider), read_noise(noise), read_sampler(sampler), sigmas, latent_image)
 
 
 class KSamplerSelect(_NamedSampler):
     """Name -> SAMPLER."""
 
-    DESCRIPTION = "Chooses a sampler. Without ComfyUI that is euler."
+    DESCRIPTION = "Chooses a sampler: one of those of SVDSamplerSelect, without ComfyUI."
     CATEGORY = "sampling/custom_sampling/samplers"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = ("The sampler, for SamplerCustom and SamplerCustomAdvanced.",)
     INPUTS = {"sampler_name": inputs.SAMPLER_NAME}
 
-    def run(self, sampler_name: str) -> tuple[EulerSampler]:
-        """Return the Euler sampler. Raises SettingError for a sampler that needs ComfyUI."""
+    def run(self, sampler_name: str) -> tuple[NamedSampler]:
+        """Return the sampler. Raises SettingError for one that needs ComfyUI."""
         raise_if_refused(validate_sampler_name(sampler_name))
-        return (EulerSampler(),)
+        return (NamedSampler(sampler_name),)
 
 
 class _MakesGuider(Node):

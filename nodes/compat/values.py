@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...svd_core.errors import SettingError
+from ..sockets import SOLVER_NAMES
 
 if TYPE_CHECKING:
     from ...svd_core.diffusion.guidance import GuidanceCurve
@@ -26,8 +27,6 @@ SAMPLER_NAMES = (
     "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
 """ComfyUI's samplers."""
-EULER_NAMES = ("euler", "ddim")
-"""Samplers that run without ComfyUI. Its ddim equals euler except for latents with a noise mask, which are refused."""
 SCHEDULER_NAMES = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
     "kl_optimal",
@@ -73,8 +72,10 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class EulerSampler:
-    """A SAMPLER. Without ComfyUI there is only this one."""
+class NamedSampler:
+    """A SAMPLER: the solver of this name in svd_core/diffusion/sampling.py."""
+
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +109,9 @@ def read_noise(value: Any) -> Noise:
     return _checked(value, Noise, "noise", "RandomNoise")
 
 
-def check_sampler(value: Any) -> None:
-    """Raise SettingError unless the value of a SAMPLER socket is the Euler sampler."""
-    _checked(value, EulerSampler, "sampler", "KSamplerSelect")
+def read_sampler(value: Any) -> NamedSampler:
+    """Return the value of a SAMPLER socket. Raises SettingError for another type."""
+    return _checked(value, NamedSampler, "sampler", "KSamplerSelect or SVDSamplerSelect")
 
 
 def _checked(value: Any, kind: type[Value], socket: str, maker: str) -> Value:
@@ -121,10 +122,10 @@ def _checked(value: Any, kind: type[Value], socket: str, maker: str) -> Value:
 
 def validate_sampler_name(name: str | None) -> bool | str:
     """Return True if the sampler runs without ComfyUI, else a message. None, a linked name, is checked when it runs."""
-    if name is None or name in EULER_NAMES:
+    if name is None or name in SOLVER_NAMES:
         return True
     reason = f'sampler "{name}" runs only inside ComfyUI' if name in SAMPLER_NAMES else f'unknown sampler "{name}"'
-    return f"{reason}. Use {' or '.join(EULER_NAMES)}: SVD was trained for euler."
+    return f"{reason}. Use {', '.join(SOLVER_NAMES[:-1])} or {SOLVER_NAMES[-1]}."
 
 
 def raise_if_refused(validation: bool | str) -> None:
