@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import sockets, wire_formats
+from . import samplers, sockets, wire_formats
 from .backend import get_backend
 from .base import StageNode
 
@@ -94,6 +94,11 @@ class SVDSamplerSelect(StageNode):
     RETURN_NAMES = ("sampler",)
     OUTPUT_TOOLTIPS = ("For SVDEulerSampler, SamplerCustom and SamplerCustomAdvanced.",)
     INPUTS = {"sampler_name": sockets.sampler_name()}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, sampler_name: str | None = None) -> bool | str:
+        """Return True, or a message for a sampler whose package is missing."""
+        return samplers.validate_solver_name(sampler_name)
 
     def run(self, sampler_name: str) -> tuple:
         return (get_backend().make_sampler(sampler_name),)

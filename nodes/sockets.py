@@ -19,6 +19,8 @@ SOLVER_NAMES = (
     "euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "dpmpp_2s_ancestral", "lcm", "ddim",
 )  # fmt: skip
 """The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
+BROWNIAN_NAMES = ("dpmpp_2m_sde", "dpmpp_sde")
+"""Those whose noise needs torchsde."""
 
 Input = tuple[Any, dict[str, Any]]
 

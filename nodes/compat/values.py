@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...svd_core.errors import SettingError
+from ..samplers import validate_solver_name
 from ..sockets import SOLVER_NAMES
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _checked(value: Any, kind: type[Value], socket: str, maker: str) -> Value:
 def validate_sampler_name(name: str | None) -> bool | str:
     """Return True if the sampler runs without ComfyUI, else a message. None, a linked name, is checked when it runs."""
     if name is None or name in SOLVER_NAMES:
-        return True
+        return validate_solver_name(name)
     reason = f'sampler "{name}" runs only inside ComfyUI' if name in SAMPLER_NAMES else f'unknown sampler "{name}"'
     return f"{reason}. Use {', '.join(SOLVER_NAMES[:-1])} or {SOLVER_NAMES[-1]}."
 

@@ -14,9 +14,10 @@ from chain import call as run
 from error_checks import check_facts, raises
 from svd_stages.headless import NODES
 from svd_stages.headless.graph.validate import raise_if_invalid, validate
-from svd_stages.nodes import backend
+from svd_stages.nodes import backend, samplers
 from svd_stages.nodes.compat import values
 from svd_stages.nodes.compat.values import Guidance, Model
+from svd_stages.nodes.sockets import SOLVER_NAMES
 from svd_stages.nodes.wire_formats import read_latent
 from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
 from svd_stages.svd_core.diffusion.schedules import SCHEDULERS
@@ -246,7 +247,7 @@ def test_a_noise_mask_is_refused(model, conditioned):
         ksampler(model, (positive, negative, masked))
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "uni_pc_bh2", "euler_ancestral"])
+@pytest.mark.parametrize("name", ["dpmpp_3m_sde", "uni_pc_bh2", "euler_cfg_pp"])
 @pytest.mark.parametrize("class_type", ["KSampler", "KSamplerAdvanced", "KSamplerSelect"])
 def test_a_sampler_that_only_comfyui_has_is_refused_by_name_before_anything_runs(class_type, name):
     node = NODES[class_type]
@@ -437,3 +438,84 @@ def test_a_primitive_gives_its_value(kind, value):
 def test_scaling_to_nothing_is_refused(images):
     with raises(SettingError, "setting", "16x16", "0.01"):
         run("ImageScaleBy", image=images[:, :16, :16], upscale_method="area", scale_by=0.01)
+
+
+def euler_sampler(model: Model, conditioned: tuple, **changes) -> torch.Tensor:
+    positive, negative, latent = conditioned
+    numbers = {"seed": 4, "steps": 3, "min_guidance": 1.0, "max_guidance": 3.0, "noise": "comfyui"}
+    wired = {"model": model, "positive": positive, "negative": negative, "latent": latent}
+    return run("SVDEulerSampler", **{**wired, **numbers, **changes})[0]["samples"]
+
+
+def select(name: str, node: str = "SVDSamplerSelect"):
+    return run(node, sampler_name=name)[0]
+
+
+@pytest.mark.parametrize("name", SOLVER_NAMES)
+def test_a_sampler_is_the_same_in_all_nodes(model, conditioned, name):
+    pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
+    ours = euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name))
+    assert torch.equal(ours, euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name, "KSamplerSelect")))
+    core = ksampler(model, conditioned, steps=3, sampler_name=name)["samples"]
+    assert (ours - core).abs().max() <= ROUNDED * core.abs().max()
+
+
+def test_without_a_sampler_the_steps_are_eulers(model, conditioned):
+    default = euler_sampler(model, conditioned)
+    for sampler in (None, select("euler"), select("ddim"), run("SVDEulerSamplerSelect")[0]):
+        assert torch.equal(default, euler_sampler(model, conditioned, sampler=sampler))
+    for name in set(SOLVER_NAMES) - {"euler", "ddim", "dpmpp_sde", "dpmpp_2m_sde"}:
+        assert not torch.allclose(default, euler_sampler(model, conditioned, sampler=select(name)))
+
+
+def test_a_value_that_is_no_sampler_is_refused(model, conditioned):
+    with raises(SettingError, "setting", "SVDSamplerSelect", "str"):
+        euler_sampler(model, conditioned, sampler="euler")
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde"])
+def test_each_video_has_the_noise_of_its_own_seed(model, tiny, images, name):
+    pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
+    two = image_conditioning(tiny, images[:1].repeat(2, 1, 1, 1))
+    both = euler_sampler(model, two, sampler=select(name)).chunk(2)
+    one = image_conditioning(tiny, images[:1])
+    for index, video in enumerate(both):
+        assert torch.equal(video, euler_sampler(model, one, seed=4 + index, sampler=select(name)))
+
+
+def image_conditioning(tiny: Checkpoint, images: torch.Tensor) -> tuple:
+    resized = run("SVDResizeImage", image=images, width=64, height=64, fit="crop")[0]
+    (embedded,) = run("SVDCLIPVisionEncode", clip_vision=tiny.clip_vision, image=images, preprocess="reference")
+    (encoded,) = run("SVDVAEEncode", vae=tiny.vae, image=resized)
+    return run("SVDImageConditioning", clip_vision_output=embedded, image_latent=encoded, video_frames=FRAMES)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp_sde", "lcm"])
+def test_a_schedule_in_two_halves_and_a_part_of_one(model, conditioned, name):
+    """The first half of a split schedule ends above 0, and the second goes on without noise of its own."""
+    pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
+    guider = run("CFGGuider", model=model, positive=conditioned[0], negative=conditioned[1], cfg=2.0)[0]
+    (sigmas,) = run("KarrasScheduler", steps=4, sigma_max=700.0, sigma_min=0.002, rho=7.0)
+    high, low = run("SplitSigmas", sigmas=sigmas, step=2)
+    (noise,), (none,) = run("RandomNoise", noise_seed=4), run("DisableNoise")
+
+    def advanced(noise, sigmas: torch.Tensor, latent: dict) -> dict:
+        wired = {"noise": noise, "guider": guider, "sampler": select(name), "sigmas": sigmas, "latent_image": latent}
+        return run("SamplerCustomAdvanced", **wired)[0]
+
+    whole = advanced(noise, sigmas, conditioned[2])["samples"]
+    halves = advanced(none, low, advanced(noise, high, conditioned[2]))["samples"]
+    assert torch.isfinite(halves).all()
+    if name == "heun":
+        assert (whole - halves).abs().max() <= 1e-4 * whole.abs().max()
+    part = ksampler(model, conditioned, sampler_name=name, steps=3, denoise=0.5)["samples"]
+    assert torch.isfinite(part).all() and not torch.equal(part, whole)
+
+
+def test_a_sampler_whose_package_is_missing_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(samplers, "has_extra", lambda package: False)
+    for class_type in ("KSampler", "KSamplerAdvanced", "KSamplerSelect", "SVDSamplerSelect"):
+        for name in SOLVER_NAMES:
+            valid = NODES[class_type].VALIDATE_INPUTS(sampler_name=name)
+            assert (valid is True) == (name not in ("dpmpp_sde", "dpmpp_2m_sde"))
+            assert valid is True or "torchsde" in valid
