@@ -12,11 +12,11 @@ import comfy.model_sampling
 import comfy.samplers
 import torch
 
-from ...svd_core.diffusion.noise_augmentation import seed_for_index
 from ...svd_core.diffusion.denoiser import Denoiser
+from ...svd_core.diffusion.noise_augmentation import seed_for_index
 from ...svd_core.diffusion.sampling import SOLVERS, OnStep, SamplerStep, Solve, Solver, starting_noise
 from ...svd_core.diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas, make_sigmas
-from ...svd_core.diffusion.step_noise import MakeStepNoise, StepNoise, brownian_noise, independent_noise
+from ...svd_core.diffusion.step_noise import StepNoise, brownian_noise, independent_noise
 from ...svd_core.errors import NonFiniteError, SettingError
 from ...svd_core.runtime.runtime import Advance, get_runtime
 from ...svd_core.utils.nan_checks import is_finite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def brownian_noise(x: torch.Tensor, sigmas: torch.Tensor, seed: int) -> StepNois
     require_extra("torchsde", "sde")
     import torchsde
 
-    path = torchsde.BrownianTree(
+    path: Any = torchsde.BrownianTree(  # its return type depends on arguments
         _time(sigmas[sigmas > 0].min()), torch.zeros(x.shape), _time(sigmas.max()), entropy=seed
     )
 

@@ -455,7 +455,9 @@ def select(name: str, node: str = "SVDSamplerSelect"):
 def test_a_sampler_is_the_same_in_all_nodes(model, conditioned, name):
     pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
     ours = euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name))
-    assert torch.equal(ours, euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name, "KSamplerSelect")))
+    assert torch.equal(
+        ours, euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name, "KSamplerSelect"))
+    )
     core = ksampler(model, conditioned, steps=3, sampler_name=name)["samples"]
     assert (ours - core).abs().max() <= ROUNDED * core.abs().max()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -148,7 +149,7 @@ def exponential_sde(x: torch.Tensor, sigmas: torch.Tensor, draw: Callable[[], to
 
 def heun(x: torch.Tensor, sigmas: torch.Tensor, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Karras et al. 2022, algorithm 1."""
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in itertools.pairwise(sigmas):
         d = (x - denoise(x, now)) / now
         end = x + (then - now) * d
         x = end if then == 0 else x + (then - now) * (d / 2 + (end - denoise(end, then)) / then / 2)
@@ -157,7 +158,7 @@ def heun(x: torch.Tensor, sigmas: torch.Tensor, draw: Callable[[], torch.Tensor]
 
 def consistency(x: torch.Tensor, sigmas: torch.Tensor, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
     """AnimateLCM's step of its EDM row (animatelcm_scheduler.py): the denoised latents, and noise of the next level."""
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in itertools.pairwise(sigmas):
         x = denoise(x, now)
         x = x + then * draw() if then > 0 else x
     return x
@@ -223,7 +224,7 @@ def test_the_noise_of_steps_is_unit_gaussian_and_not_the_starting_noise():
     x, sigmas = torch.zeros(1, 4, 4, 32, 32), SIGMAS["many"]
     for make in (independent_noise, brownian_noise):
         noise = make(x, sigmas, 7)
-        draws = torch.stack([noise(now, then) for now, then in zip(sigmas[:-2], sigmas[1:-1], strict=True)])
+        draws = torch.stack([noise(now, then) for now, then in itertools.pairwise(sigmas[:-1])])
         assert draws.std().item() == pytest.approx(1, abs=0.01) and draws.mean().abs() < 0.01
         correlations = torch.corrcoef(draws.flatten(1)) - torch.eye(len(draws))
         assert correlations.abs().max() < 0.05
