@@ -25,6 +25,7 @@ from ...svd_core.media.image_io import display_name
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import (
     LocalRuntime,
+    OnNote,
     OnOom,
     Reporter,
     RunWarning,
@@ -292,15 +293,18 @@ class FileRequest:
         background = runtime.background or read_background(GREY)
         for index, (source, paths) in enumerate(zip(self.sources, self.paths, strict=True)):
             try:
-                images, notes = self._read(source, background)
+                images, unnamed = self._read(source, background)
             except ImageError as error:
                 yield self.failed(source, error)
                 continue
-            forward_warnings(runtime, notes)
+            notes: list[RunWarning] = []
+            collecting = replace(runtime, on_note=_naming(source, chain_callbacks(notes.append, runtime.on_note)))
+            forward_warnings(collecting, unnamed)
             first_number = 1 + index * len(self.settings)
             for number, (settings, first) in enumerate(zip(self.settings, paths, strict=True), first_number):
                 own_notes = list(notes)
-                collecting = replace(runtime, on_note=chain_callbacks(own_notes.append, runtime.on_note))
+                on_note = _naming(source, chain_callbacks(own_notes.append, runtime.on_note))
+                collecting = replace(runtime, on_note=on_note)
                 video = plan_video(images, settings, collecting, source.file_name)
                 following = [self.names.next_path(source.stem, settings.seed) for _ in images[1:]]
                 yield FilePlan(number, source, video, [first, *following], own_notes)
@@ -355,17 +359,23 @@ def animate_files(
             on_plan(plan)
             video = plan.video
             checkpoint = checkpoint or _load(video, runtime)
+            naming = replace(runtime, on_note=_naming(plan.source, runtime.on_note))
             try:
                 with _StageErrors(video.prompt) as stage:
-                    videos = image_to_video(checkpoint, video.images, video.settings, runtime, stage)
+                    videos = image_to_video(checkpoint, video.images, video.settings, naming, stage)
                     stage("save")
-                    files = _save(videos, plan, request.names, runtime)
+                    files = _save(videos, plan, request.names, naming)
             except NodeError as error:
                 if isinstance(error.__cause__, DeviceLostError):
                     raise
                 yield request.failed(plan.source, error)
             else:
                 yield _report(files, video.prompt, [*plan.notes, *warnings])
+
+
+def _naming(source: ImageSource, on_note: OnNote) -> OnNote:
+    """Return a callback that passes each warning on with the name of the image that it is about."""
+    return lambda note: on_note(replace(note, facts={"image": source.name, **note.facts}))
 
 
 def animate_file(image: Path, output: Path, settings: VideoSettings, run_config: RunConfig) -> Report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
-import re
 import secrets
 import shutil
 import sqlite3
@@ -32,7 +31,6 @@ from ..engines.setting_checks import SETTING_INPUTS, SETTINGS, check_settings, u
 from ..engines.video_graph import image_to_video_graph, takes_settings, with_compile, with_sigmas, without_sigmas
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.node_schema import return_types
-from ..graph.validate import shape_fault
 from .contact_sheet import write_sheet
 from .driver import Driver, Options, Progress, Watch
 from .environment import Environment
@@ -45,7 +43,6 @@ from .graph_binding import (
     image_input,
     seed_inputs,
     size_inputs,
-    without,
 )
 from .graph_rendering import GraphRenderer, RenderSettings
 from .graph_workers import Workers, make_pool, memory_needed
@@ -55,10 +52,19 @@ from .lock import Shard, active_drivers, ledger_lock, planning_lock, run_lock
 from .manifest import read_rows
 from .model_hashes import code_version, facts_of
 from .plan import Binding, PlannedRow, Totals, no_plan, plan_rows, read_plan, write_plan
+from .recorded_run import (
+    RUN_ID,
+    check_recorded,
+    graph_digest,
+    inputs_of_checkpoint,
+    is_graph,
+    is_texts,
+    with_checkpoint,
+)
 from .report import Status, status_of
 from .setting_changes import describe_changes, find_changes
 from .spool import open_spool
-from .tasks import digest, has_types
+from .tasks import digest
 from .worker import Setup
 from .worker_pool import Pool
 
@@ -72,7 +78,6 @@ NETWORK_DISKS = (
 """Prefixes of the types of network file systems, with or without "fuse." before them."""
 COPY_EVERY = 300.0
 """Seconds between copies into the run folder of a ledger that is elsewhere."""
-_RUN_ID = re.compile(r"[0-9a-f]{16}", re.ASCII)
 RUNNER = f"{GraphRenderer.__module__}:{GraphRenderer.__qualname__}"
 
 
@@ -85,11 +90,14 @@ class BatchRequest:
         source: A manifest, or a folder of images. None: use the plan of the run.
         graph: The graph that renders each video. None: that of the run, or the shipped image_to_video.
         settings: "NODE.INPUT=VALUE" for all rows.
-        model: Checkpoint of the shipped graph, which it selects. None: svd-nano.
+        model: Checkpoint of the shipped graph. None: that of the run, or svd-nano.
         video: Settings of the shipped graph for all rows, as those of `animate`. None: that of the run.
         seeds: A row without a seed is repeated once for each of these.
         images: The folder that contains all images. None: that of the manifest, or the folder itself.
         ledger: Path of the ledger. None: in the run folder, or elsewhere if that is on a network disk.
+
+    Settings that a request does not give are those of the run, also the precision if that of `RunConfig` is auto. What
+    the checkpoint chooses (frames, guidance, size) follows a new `model` unless it was set.
 
     Transparent parts of images are composited on `RunConfig.background`. If that is None: on that of the run, or else
     with the shipped graph on grey, as `animate` does, and with another graph as in ComfyUI.
@@ -323,6 +331,7 @@ def _plan(
     request = _with_settings(request)
     if shard is not None and before.get("asked") == request_digest and len(active_drivers(folder.path)) > 1:
         return _take_plan(folder, ledger, shard)  # another shard has just planned the same
+    run_config = _with_recorded_precision(run_config, before)
     background = _choose_background(request, run_config, before)
     runtime = run_config.runtime()
     with use_runtime(runtime):
@@ -330,12 +339,12 @@ def _plan(
         image = image_input(graph)
         canonical = _check_graph(graph, image[0], runtime)
         seeds = [name for name in _free_seeds(request, graph, before) if name.rpartition(".")[0] in canonical]
-        follow = _following_sizes(request, graph, before)
+        follow = _following(request, graph, before, "sizes", size_inputs(graph))
         models = ModelHashes(graph, runtime)
         shared = {
             "format": FORMAT,
             "code": code_version(),
-            "graph": digest(without(canonical, [image, *(tuple(name.rsplit(".", 1)) for name in seeds)])),
+            "graph": graph_digest(canonical, [image, *(name.rsplit(".", 1) for name in seeds)], before),
             "models": models.of_graph(),
             "precision": run_config.precision,
             "background": background,
@@ -354,11 +363,13 @@ def _plan(
         "image": list(image),
         "seeds": seeds,
         "sizes": follow,
+        "of_checkpoint": _following(request, graph, before, "of_checkpoint", inputs_of_checkpoint(graph)),
         "images": os.path.abspath(root),
         "models": sorted(models),
         "shared": facts_of(models),
         "precision": run_config.precision,
         "background": background,
+        "graph_digest": shared["graph"],
     }
     folder.write_settings(settings)
     return totals, settings
@@ -387,7 +398,14 @@ def _store_tasks(planned: Iterable[PlannedRow], ledger: Ledger, shard: Shard | N
 def _run_id(before: Mapping[str, Any]) -> str:
     """Return the valid id of the run, or a new one."""
     known = before.get("run_id")
-    return known if isinstance(known, str) and _RUN_ID.fullmatch(known) else secrets.token_hex(8)
+    return known if isinstance(known, str) and RUN_ID.fullmatch(known) else secrets.token_hex(8)
+
+
+def _with_recorded_precision(run_config: RunConfig, before: Mapping[str, Any]) -> RunConfig:
+    """Return the run configuration with the run's precision in place of auto."""
+    known = before.get("precision")
+    is_kept = run_config.precision == "auto" and isinstance(known, str)
+    return replace(run_config, precision=known) if is_kept else run_config
 
 
 def _choose_background(request: BatchRequest, run_config: RunConfig, before: Mapping[str, Any]) -> Background:
@@ -445,7 +463,7 @@ def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any])
     """
     seeds = _without_fixed(request, graph, seed_inputs(graph))
     known: Any = before.get("seeds")
-    if _keeps_graph(request, before) and _is_texts(known):
+    if _keeps_graph(request, before) and is_texts(known):
         seeds = [name for name in seeds if name in known]
     if request.seeds and not seeds:
         message = (
@@ -455,18 +473,19 @@ def _free_seeds(request: BatchRequest, graph: Prompt, before: Mapping[str, Any])
     return seeds
 
 
-def _following_sizes(request: BatchRequest, graph: Prompt, before: Mapping[str, Any]) -> list[str]:
-    """Return the inputs that follow the size of each row's image: width and height of the shipped graph.
+def _following(
+    request: BatchRequest, graph: Prompt, before: Mapping[str, Any], key: str, names: Sequence[str]
+) -> list[str]:
+    """Return those of `names` that are set for no row: they follow each image, or the checkpoint.
 
-    A run that keeps its graph keeps those of run.json. A run of version 0.1 has none.
+    A run that keeps its graph keeps those that run.json lists at `key`. A run of an earlier version has none.
     """
     if request.graph is not None:
         return []
-    sides = size_inputs(graph)
     if _keeps_graph(request, before):
-        known: Any = before.get("sizes")
-        sides = [name for name in sides if name in known] if _is_texts(known) else []
-    return _without_fixed(request, graph, sides)
+        known: Any = before.get(key)
+        names = [name for name in names if name in known] if is_texts(known) else []
+    return _without_fixed(request, graph, names)
 
 
 def _without_fixed(request: BatchRequest, graph: Prompt, names: Iterable[str]) -> list[str]:
@@ -485,9 +504,10 @@ def _with_settings(request: BatchRequest) -> BatchRequest:
     for name in request.video:
         if name not in SETTINGS:
             raise unknown_name(name, SETTINGS, "BatchRequest.video has no setting", "svd_stages.animate")
-        if request.graph is not None:
-            fix = "Set the input of your graph with `settings`"
-            raise SettingError(f"`{name}` is a setting of the shipped graph. {fix}.")
+    names = [*request.video, *(["model"] if request.model is not None else [])]
+    if request.graph is not None and names:
+        fix = "Set the input of your graph with `settings`"
+        raise SettingError(f"`{names[0]}` is a setting of the shipped graph. {fix}.")
     checked = check_settings(replace(VideoSettings(), **request.video))
     video = {name: getattr(checked, name) for name, value in request.video.items() if value is not None}
     model = video.pop("model", request.model)
@@ -496,14 +516,11 @@ def _with_settings(request: BatchRequest) -> BatchRequest:
 
 
 def _keeps_graph(request: BatchRequest, before: Mapping[str, Any]) -> bool:
-    """Return True if the rows are rendered by the graph of the run: none is given, and no other model."""
+    """Return True if the rows are rendered by the graph of the run: none is given. A model replaces a damaged one."""
     graph: Any = before.get("graph")
     if request.graph is not None or not graph:
         return False
-    if request.model is None:
-        return True
-    models = [] if shape_fault(graph) else [node.get("inputs", {}).get("checkpoint") for node in graph.values()]
-    return request.model in models
+    return request.model is None or is_graph(graph)
 
 
 def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[Totals, Mapping[str, Any]]:
@@ -511,50 +528,31 @@ def _take_plan(folder: RunFolder, ledger: Ledger, shard: Shard | None) -> tuple[
     settings = folder.read_settings()
     if settings is None:
         raise no_plan(folder.path)
-    _check_settings(settings, folder)
+    check_recorded(settings, folder)
     return _store_tasks(read_plan(folder.plan_file, settings.get("plan")), ledger, shard), settings
-
-
-def _check_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
-    """Raise BatchError unless run.json has the form that `_plan` writes. A run folder may be untrusted."""
-    graph: Any = settings.get("graph")
-    image: Any = settings.get("image")
-    texts = dict.fromkeys(("run_id", "plan", "images", "precision"), (str,))
-    lists = [settings.get(key) for key in ("image", "seeds", "models")]
-    is_valid = has_types(settings, {**texts, "shared": (dict,)}) and all(map(_is_texts, lists))
-    if not is_valid or shape_fault(graph) is not None:
-        fault = "a field is missing or has another type"
-    elif not _RUN_ID.fullmatch(settings["run_id"]):  # it becomes the name of a folder
-        fault = "its run_id is invalid"
-    elif any(node.get("class_type") not in NODES for node in graph.values()):
-        fault = "its graph has unknown nodes"
-    elif len(image) != 2 or image[0] not in graph:
-        fault = "its graph has no node for the image"
-    else:
-        return
-    message = (
-        f"{quoted(folder.settings_file)} cannot be used: {fault}. Give the manifest again to plan anew, "
-        "in a new folder."
-    )
-    raise BatchError(message, code="batch.plan")
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConfig) -> Prompt:
     """Return the graph of all rows, with the settings applied. Raises SettingError if it has no place for them."""
     if request.graph is not None:
         return open_graph(request.graph, request.settings).prompt
+    names = list(request.video)
     if _keeps_graph(request, before):
         prompt = apply_settings(before["graph"], (), NODES)
+        models = [node.get("inputs", {}).get("checkpoint") for node in prompt.values()]
+        if request.model is not None and takes_settings(prompt):
+            following = [
+                name for key in ("sizes", "of_checkpoint") if is_texts(before.get(key)) for name in before[key]
+            ]
+            prompt = with_checkpoint(prompt, request.model, following, run_config.runtime())
+        elif request.model not in (None, *models):
+            names.append("model")
     else:
         video = VideoSettings(model=request.model or EMBEDDED)
         prompt = image_to_video_graph(video, run_config.runtime(), "image.png").prompt
-    if request.video and not takes_settings(prompt):
-        name, fix = next(iter(request.video)), "Set the input of the run's graph with `settings`"
-        raise SettingError(f"`{name}` is a setting of the shipped graph. {fix}.")
+    if names and not takes_settings(prompt):
+        fix = "Set the input of the run's graph with `settings`"
+        raise SettingError(f"`{names[0]}` is a setting of the shipped graph. {fix}.")
     if "compile" in request.video:
         prompt = with_compile(prompt, request.video["compile"])
     sigmas = request.video.get("sigmas")

@@ -72,9 +72,12 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "video with its graph inside (default: that of the run, else the shipped image_to_video)",
     )  # fmt: skip
     parser.add_argument(
-        "--model", metavar="NAME", help=f"the shipped image_to_video with this checkpoint (default: {EMBEDDED})"
+        "--model", metavar="NAME", help=f"checkpoint of the shipped graph (default: that of the run, else {EMBEDDED})"
     )
-    settings = parser.add_argument_group("settings of the videos", "of the shipped graph; with --graph use --set")
+    settings = parser.add_argument_group(
+        "settings of the videos",
+        "of the shipped graph; with --graph use --set; what is not given, also --precision, is that of the run",
+    )
     for setting in fields(VideoSettings):
         if setting.name in VIDEO_SETTINGS:
             new = setting.metadata["unset"] if setting.default is None else setting.default

@@ -14,8 +14,9 @@ WEIGHTS = {"loading": 6.0, "embedding": 0.1, "encoding": 0.25, "sampling": 1.0, 
 """Times of the stages of a video, that of sampling for each step. They only count until a stage was timed.
 
 `animate example_workflows/rocket.png --json` on two CPU cores: loading 6.6 steps, embedding 0.06, encoding 0.25,
-decoding 5.4. SVD-XT decodes in the time of 1.2 steps by FLOPs and 2.0 by bytes moved (`bench --only counted`); by
-TensorRT in 4.4 (model card of stable-video-diffusion-img2vid-xt-1-1-tensorrt).
+decoding 5.4. SVD-XT decodes in the time of 4.4 steps by TensorRT (model card of
+stable-video-diffusion-img2vid-xt-1-1-tensorrt), but of 1.2 by FLOPs and 2.0 by bytes moved (`bench --only counted`).
+The weight of decoding is a guess near the two that were measured; with torch on a GPU it was not.
 """
 STEPS = 25
 """Sampling steps, until a stage of sampling has begun."""

@@ -6,17 +6,24 @@ import contextlib
 import copy
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from diffusers import UNetSpatioTemporalConditionModel
 from error_checks import check_facts, raises
 from svd_stages import headless
 from svd_stages.headless.batch.folder import RunFolder
+from svd_stages.headless.batch.graph_binding import canonical_graph, without
 from svd_stages.headless.batch.plan import PlannedRow, read_plan
+from svd_stages.headless.batch.tasks import digest
+from svd_stages.headless.engines.setting_checks import SETTING_INPUTS
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import BatchError, CheckpointError, GraphError, SettingError, SVDStagesError
+from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.runtime.runtime import RunWarning
+from tiny import mini_checkpoint, save_tiny_folder
 
 GRAPH = headless.open_graph(headless.PACKAGE / "example_workflows" / "quickstart_nano.json").prompt
 CONDITIONING, SAMPLER, LOADER, RESIZE, IMAGE, SAVER = "8", "9", "2", "5", "3", "13"
@@ -379,3 +386,131 @@ def test_a_changed_setting_of_a_run_is_noted_with_the_number_of_videos(photos, c
     }
     check_facts(note.text, "`steps` from 3 to 4", "3 of 3 videos")
     assert note.text in caplog.text
+
+
+def recorded(photos: Path, run: str = "run") -> dict:
+    return RunFolder(photos.parent / run).read_settings() or {}
+
+
+def values_of(photos: Path, run: str = "run") -> dict:
+    """The values of the settings in the graph of a run."""
+    nodes = recorded(photos, run)["graph"].values()
+    return {
+        name: node["inputs"][place[1]]
+        for name, place in SETTING_INPUTS.items()
+        for node in nodes
+        if node["class_type"] == place[0]
+    }
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """A models folder with the checkpoint `other`, of 25 frames and 320x192."""
+    checkpoint = mini_checkpoint()
+    unet = UNetSpatioTemporalConditionModel.from_config(checkpoint.model.unet.config, num_frames=25)
+    model = replace(checkpoint.model, unet=unet, defaults=VideoDefaults(25, width=320, height=192))
+    save_tiny_folder(tmp_path / "models" / "diffusers" / "other", replace(checkpoint, model=model))
+    return tmp_path / "models"
+
+
+def test_another_model_keeps_the_other_settings_of_the_run(photos, models):
+    video = {"steps": 3, "motion_bucket_id": 40, "fit": "pad", "num_frames": 14, "max_guidance": 2.0, "sigmas": "9,0"}
+    one(photos, {}, graph=None, models=models, video=video)
+    before = values_of(photos)
+    one(photos, {}, graph=None, models=models, model="other", run="other")
+    defaults = values_of(photos, "other")
+    assert before["num_frames"] == 14 != defaults["num_frames"] and before["max_guidance"] != defaults["max_guidance"]
+    one(photos, {}, graph=None, models=models, model="other")
+    after = values_of(photos)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {"model", "width", "height", "min_guidance"} and after["model"] == "other"
+    assert after == {**before, **{name: defaults[name] for name in changed}}
+    assert after["width"] == defaults["width"] != before["width"]
+    assert any(node["class_type"] == "ManualSigmas" for node in recorded(photos)["graph"].values())
+    one(photos, {}, graph=None, models=models, model="svd-nano")
+    assert values_of(photos) == before
+
+
+def test_what_the_checkpoint_chose_follows_another_model_and_what_was_set_does_not(photos, models):
+    one(photos, {}, graph=None, models=models, video={"width": 192})
+    assert len(recorded(photos)["of_checkpoint"]) == 3
+    one(photos, {}, graph=None, models=models, model="other")
+    one(photos, {}, graph=None, models=models, model="other", run="other")
+    defaults, after = values_of(photos, "other"), values_of(photos)
+    assert after == {**defaults, "width": 192} and after["num_frames"] == 25
+    settings = recorded(photos)
+    RunFolder(photos.parent / "run").write_settings({key: settings[key] for key in settings if key != "of_checkpoint"})
+    one(photos, {}, graph=None, models=models, model="svd-nano")  # a run of before keeps what it recorded
+    assert values_of(photos)["num_frames"] == 25
+
+
+def test_a_model_is_no_setting_of_another_graph(photos):
+    one(photos, {})
+    for graph in (GRAPH, None):  # None: that of the run
+        with raises(SettingError, "setting", "`model`", "`settings`"):
+            one(photos, {}, graph=graph, model="svd-xt")
+
+
+def test_the_precision_of_a_run_is_kept(photos):
+    assert not changes(photos, precision="bf16")
+    assert not changes(photos)
+    assert recorded(photos)["precision"] == "bf16"
+    (note,) = changes(photos, precision="fp16")
+    assert note.facts["changed"] == {"precision": ["bf16", "fp16"]}
+
+
+@pytest.mark.parametrize("options", [{"compile": "full"}, {"memory": "stream", "attention": "sdpa"}], ids=str)
+@pytest.mark.parametrize("shipped", [True, False])
+def test_options_that_change_no_video_change_no_id(photos, options, shipped):
+    plain = recorded_graph(photos) if shipped else GRAPH
+    first = one(photos, {}, graph=plain).task.id
+    for run in ("run", "fresh"):
+        assert one(photos, {}, graph=with_options(plain, options), run=run).task.id == first
+        assert one(photos, {}, graph=plain, run=run).task.id == first
+
+
+def test_compile_of_a_run_renders_nothing_again(photos):
+    first = one(photos, {}, graph=None, video={"compile": "regional"}).task.id
+    for video in ({"compile": "off"}, {}, {"compile": "full"}):
+        assert one(photos, {}, graph=None, video=video).task.id == first
+    assert one(photos, {}, graph=None, video={"steps": 3}).task.id != first
+    assert one(photos, {}, graph=None, video={"steps": 25, "compile": "off"}).task.id == first
+
+
+def test_a_run_of_before_that_counted_such_options_keeps_its_ids(photos):
+    """Version 0.1 counted all nodes of the graph, and recorded no digest of it."""
+    graph = with_options(GRAPH, {"memory": "stream"})
+    one(photos, {}, graph=graph)
+    folder = RunFolder(photos.parent / "run")
+    settings = folder.read_settings() or {}
+    counted = digest(without(canonical_graph(graph), [(IMAGE, "image"), (SAMPLER, "seed")]))
+    assert settings["graph_digest"] != counted
+    folder.write_settings({key: value for key, value in settings.items() if key != "graph_digest"})
+    first = one(photos, {}, graph=graph).task.id
+    assert recorded(photos)["graph_digest"] == counted
+    for again in (GRAPH, with_options(GRAPH, {"memory": "resident"}), None, graph):
+        assert one(photos, {}, graph=again).task.id == first
+    assert one(photos, {}, graph=changed(SAMPLER, "steps", 3, graph)).task.id != first
+
+
+@pytest.mark.parametrize("damage", [{"graph_digest": "x"}, {"image": ["3"]}, {"seeds": ["no.seed"]}], ids=str)
+def test_a_damaged_digest_of_a_run_is_ignored(photos, damage):
+    first = one(photos, {}).task.id
+    folder = RunFolder(photos.parent / "run")
+    folder.write_settings({**(folder.read_settings() or {}), **damage})
+    assert one(photos, {}).task.id == first
+
+
+def recorded_graph(photos: Path) -> dict:
+    one(photos, {}, graph=None, run="shipped")
+    return recorded(photos, "shipped")["graph"]
+
+
+def with_options(graph: dict, options: dict) -> dict:
+    """The graph with SVDModelOptions before its sampler."""
+    graph = copy.deepcopy(graph)
+    sampler = next(node for node in graph.values() if node["class_type"] == "SVDEulerSampler")
+    inputs = {**vars(ModelOptions()), **options, "model": sampler["inputs"]["model"]}
+    graph["fast"] = {"class_type": "SVDModelOptions", "inputs": inputs}
+    sampler["inputs"]["model"] = ["fast", 0]
+    return graph

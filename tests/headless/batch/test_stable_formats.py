@@ -38,10 +38,10 @@ def test_plan_and_ledger_of_a_run_of_version_0_1_are_byte_equal(tmp_path, monkey
     assert folder.plan_file.read_text() == f'{{"plan": "{SHARED}"}}\n' + "".join(rows)
     settings = folder.read_settings()
     assert settings is not None and folder.settings_file.read_text() == json.dumps(settings, indent=1) + "\n"
-    varying = {name: settings.pop(name) for name in ("asked", "run_id", "graph", "images")}
+    varying = {name: settings.pop(name) for name in ("asked", "run_id", "graph", "images", "graph_digest")}
     assert json.dumps(settings) == (
         f'{{"format": 1, "plan": "{SHARED}", "image": ["3", "image"], "seeds": ["7.seed"], "sizes": [], '
-        f'"models": ["svd-nano"], '
+        f'"of_checkpoint": [], "models": ["svd-nano"], '
         f'"shared": {{"code": "0.0", "model svd-nano": "{"0" * 64}"}}, "precision": "auto", '
         '"background": [0.5, 0.5, 0.5]}'
     )

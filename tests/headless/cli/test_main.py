@@ -164,10 +164,12 @@ def test_animate_reports_progress_and_result_as_json_lines(here, capsys):
 
 
 def test_progress_and_files_of_animate_name_image_and_seed(here, capsys):
-    shutil.copy("rocket.png", "b.png")
+    Image.new("RGBA", (64, 64), (9, 9, 9, 9)).save("b.png")
     assert main(["animate", "rocket.png", "b.png", "--seeds", "1-2", "--json", *QUICK]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = [(image, seed) for image in ("rocket.png", "b.png") for seed in (1, 2)]
+    notes = [line for line in lines if line["event"] == "note"]
+    assert [(note["code"], note["image"]) for note in notes] == [("image.transparent", "b.png")]
     for event in ("progress", "wrote"):
         named = [(line["image"], line["seed"]) for line in lines if line["event"] == event]
         assert list(dict.fromkeys(named)) == expected
