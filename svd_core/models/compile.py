@@ -35,8 +35,8 @@ class _CompileCache:
         broken: True after torch.compile failed.
     """
 
-    def __init__(self, message: str) -> None:
-        self._message = message
+    def __init__(self, message: str, mode: str | None = None) -> None:
+        self._message, self._mode = message, mode
         self._compiled: dict[Hashable, TensorFunction] = {}
         self.broken = False
 
@@ -60,7 +60,8 @@ class _CompileCache:
                 logger.info("%s", self._message)
             name = f"{getattr(function, '__name__', 'function')}_{len(self._compiled)}"
             try:
-                self._compiled[key] = torch.compile(_copy(function, name), fullgraph=True, dynamic=dynamic)
+                copied = _copy(function, name)
+                self._compiled[key] = torch.compile(copied, fullgraph=True, dynamic=dynamic, mode=self._mode)
             except RuntimeError as error:  # torch.compile does not support this Python version or system
                 raise _CompileUnavailable(str(error)) from error
         return self._compiled[key]
@@ -81,14 +82,15 @@ class _CompileCache:
 
 
 class RegionalCompiler(_CompileCache):
-    """Calls functions compiled, once per number of channels. The other dimensions are dynamic.
+    """Calls functions compiled, once per number of channels. The other dimensions are dynamic, unless `mode` is set.
 
     Args:
         channel_dims: The functions that may be compiled, each with the channel dimension of its first argument.
+        mode: torch.compile's mode, such as max-autotune-no-cudagraphs: once per shape. None: torch's default.
     """
 
-    def __init__(self, channel_dims: dict[TensorFunction, int]) -> None:
-        super().__init__("compiling the repeated blocks: the first step takes longer")
+    def __init__(self, channel_dims: dict[TensorFunction, int], mode: str | None = None) -> None:
+        super().__init__("compiling the repeated blocks: the first step takes longer", mode)
         self._channel_dims = channel_dims
 
     def __call__(self, function: TensorFunction, *arguments: Any) -> torch.Tensor:
@@ -96,6 +98,9 @@ class RegionalCompiler(_CompileCache):
         if function not in self._channel_dims or self.broken:
             return function(*arguments)
         x, *rest = arguments
+        if self._mode is not None:
+            key = (function, x.shape, x.stride(), x.dtype, x.device, *map(_cache_key, rest))
+            return self._run(key, function, arguments, dynamic=False)
         channel_dim = self._channel_dims[function] % x.ndim
         for dim, size in enumerate(x.shape):
             if dim != channel_dim and size > 1:

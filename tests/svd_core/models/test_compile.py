@@ -223,3 +223,18 @@ def test_a_system_without_torch_compile_gives_one_warning(monkeypatch, caplog):
     run = RegionalCompiler({add_one: -1})
     assert run(add_one, torch.ones(1, 2))[0, 0] == 2 and run(add_one, torch.ones(1, 2))[0, 0] == 2
     assert run.broken and [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_mode_compiles_each_shape_once_and_statically(monkeypatch):
+    calls = []
+
+    def fake_compile(function, **options):
+        calls.append(options)
+        return function
+
+    monkeypatch.setattr(compile.torch, "compile", fake_compile)
+    compiler = RegionalCompiler({layers.group_norm_silu: 1}, mode="max-autotune-no-cudagraphs")
+    weight, bias = torch.ones(32), torch.zeros(32)
+    for shape in ((2, 32, 4, 4), (2, 32, 4, 4), (2, 32, 8, 4)):
+        compiler(layers.group_norm_silu, randn(*shape), weight, bias, 32, 1e-5)
+    assert [(each["mode"], each["dynamic"]) for each in calls] == [("max-autotune-no-cudagraphs", False)] * 2
