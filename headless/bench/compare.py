@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning
-from ...svd_core.diffusion.denoiser import Denoiser, denoised_from_v, make_denoiser, precondition
+from ...svd_core.diffusion.denoiser import Denoiser
 from ...svd_core.models import vae_decoder
 from ...svd_core.models.components import SVDVae
 from ...svd_core.models.options import ModelOptions
@@ -24,6 +23,7 @@ from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.device_errors import is_memory_error
 from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.utils.progress import Progress
+from .inputs import SIGMA, Inputs, stock_decode
 from .measuring import FAILURES, Result, Variant, first_line, measure
 from .models import (
     SIZES,
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 STOCK, OURS = "diffusers", "ours"
 STOCK_COMPILED, OURS_REGIONAL, OURS_COMPILED = "diffusers, compiled", "ours, pieces compiled", "ours, compiled"
-SCALING = 0.18215
 STEPS = 3
 """Steps of the short video. A usual video has 25, which are a larger part of its time."""
 COMPARISONS = {
@@ -100,43 +99,10 @@ class _Models:
         self._modules = self._unet, self._vae, _ = modules
         self._stock = self._stock_unet, self._stock_vae, _ = self._copy_all(bench.dtype)
         self._ours = self._our_unet, self._our_vae, _ = self._copy_all(bench.dtype)
-        size, generator = self._size, torch.Generator("cpu").manual_seed(2)
-        shapes = ((1, size.frames, 4, size.height, size.width), (1, 4, size.height, size.width))
-        self._x, image_latents, embeds = (
-            torch.randn(shape, generator=generator) for shape in (*shapes, (1, 1, size.embedding_width))
-        )
-        self._image = torch.randint(256, (8 * size.height, 8 * size.width, 3), generator=generator).byte()
-        positive = Conditioning(embeds, image_latents, MicroConditioning())
-        negative = Conditioning(torch.zeros_like(embeds), torch.zeros_like(image_latents), positive.micro)
-        self._sides = (positive, negative)
-        self._guidance = torch.linspace(1.0, 3.0, size.frames)
-        self._latents = self._x[0] / SCALING
+        self._inputs = Inputs(self._size, bench.device)
 
     def _copy_all(self, dtype: torch.dtype) -> list[Any]:
         return [copy.deepcopy(each).to(self._bench.device, dtype) for each in self._modules]
-
-    def _stock_denoiser(self, unet: Any) -> Denoiser:
-        """Create a denoiser with both sides of guidance in one batch, as in diffusers' pipeline."""
-        weight = next(unet.parameters())
-        positive, negative = self._sides
-        batch = (negative, positive)
-        embeds = torch.cat([side.embeds for side in batch]).to(weight)
-        image_latents = torch.cat([side.per_frame(self._size.frames) for side in batch]).to(weight)
-        time_ids = torch.cat([side.micro.time_ids() for side in batch]).to(weight.device)
-        guidance = self._guidance.to(weight.device).view(1, -1, 1, 1, 1)
-        conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
-
-        def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-            scaled, c_noise = precondition(x, sigma)
-            sample = torch.cat([scaled.to(weight).expand(2, -1, -1, -1, -1), image_latents], dim=2)
-            v_negative, v_positive = unet(sample, c_noise.to(weight.device), **conditioning)[0].to(x.dtype).chunk(2)
-            return denoised_from_v(x, v_negative + guidance * (v_positive - v_negative), sigma)
-
-        return denoise
-
-    def _our_denoiser(self, unet: Any, sigma: torch.Tensor, compiled: str = "off", stream: bool = False) -> Denoiser:
-        device, options = self._bench.device, ModelOptions(compile=compiled)
-        return make_denoiser(unet, *self._sides, self._guidance, device, sigma[None], stream=stream, options=options)
 
     def _reference(self, stock: Variant, ours: Variant) -> torch.Tensor:
         """Compute the reference by diffusers in float32, or if that does not fit, by this package in less memory."""
@@ -152,18 +118,20 @@ class _Models:
             return ours()
 
     def step(self) -> dict[str, Result]:
-        sigma = torch.tensor(2.0)
-        x = self._x.to(self._bench.device)
+        x, inputs = self._inputs.x, self._inputs
 
-        ours = functools.partial(self._our_denoiser, self._our_unet, sigma)
-        denoisers = {STOCK: self._stock_denoiser(self._stock_unet), OURS: ours(), OURS_REGIONAL: ours("regional")}
+        def ours(compiled: str) -> Denoiser:
+            return inputs.our_denoiser(self._our_unet, ModelOptions(compile=compiled))
+
+        stock = inputs.stock_denoiser(self._stock_unet)
+        denoisers = {STOCK: stock, OURS: ours("off"), OURS_REGIONAL: ours("regional")}
         if self._bench.compiled:
-            denoisers[STOCK_COMPILED] = self._stock_denoiser(torch.compile(copy.deepcopy(self._stock_unet)))
+            denoisers[STOCK_COMPILED] = inputs.stock_denoiser(torch.compile(copy.deepcopy(self._stock_unet)))
             denoisers[OURS_COMPILED] = ours("full")
-        variants = {name: functools.partial(denoise, x, sigma) for name, denoise in denoisers.items()}
+        variants = {name: functools.partial(denoise, x, SIGMA) for name, denoise in denoisers.items()}
         reference = self._reference(
-            lambda: self._stock_denoiser(self._in_float32(self._unet))(x.float(), sigma),
-            lambda: self._our_denoiser(self._unet, sigma, stream=True)(x.float(), sigma),
+            lambda: inputs.stock_denoiser(self._in_float32(self._unet))(x, SIGMA),
+            lambda: inputs.our_denoiser(self._unet, stream=True)(x, SIGMA),
         )
         results = self._measure("step", variants, reference)
         regional = COMPILERS[self._bench.device.type == "cpu"]
@@ -173,13 +141,13 @@ class _Models:
         return results
 
     def decode(self) -> dict[str, Result]:
-        latents = self._latents.to(self._bench.device)
+        latents = self._inputs.latents
         variants = {
-            STOCK: lambda: _stock_decode(self._stock_vae, latents),
+            STOCK: lambda: stock_decode(self._stock_vae, latents),
             OURS: lambda: SVDVae(self._our_vae).decode_clip(latents),
         }
         reference = self._reference(
-            lambda: _stock_decode(self._in_float32(self._vae), latents),
+            lambda: stock_decode(self._in_float32(self._vae), latents),
             lambda: SVDVae(self._in_float32(self._vae)).decode_clip(latents, "offload"),
         )
         return self._measure("decode", variants, reference)
@@ -194,12 +162,12 @@ class _Models:
             size = {"width": width, "height": height, "num_frames": self._size.frames}
             calls = {"num_inference_steps": STEPS, "decode_chunk_size": self._size.frames, "output_type": "pt"}
             generator = torch.Generator("cpu").manual_seed(settings.seed)
-            image = Image.fromarray(self._image.numpy())
+            image = Image.fromarray(self._inputs.image.numpy())
             return stock_pipeline(*modules)(image, **size, **calls, generator=generator).frames[0].permute(0, 2, 3, 1)
 
         def ours(modules: Any) -> torch.Tensor:
             checkpoint = make_checkpoint(*modules, size=self._size)
-            return image_to_video(checkpoint, self._image[None] / 255, settings, runtime)[0]
+            return image_to_video(checkpoint, self._inputs.image[None] / 255, settings, runtime)[0]
 
         reference = self._reference(
             lambda: stock(self._copy_all(torch.float32)), lambda: ours(copy.deepcopy(self._modules))
@@ -230,13 +198,6 @@ def _full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _stock_decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode all frames in one call of diffusers' decoder."""
-    weight = next(vae.decoder.parameters())
-    indicator = torch.zeros((1, len(latents)), device=weight.device, dtype=weight.dtype)
-    return vae.decoder(latents.to(weight), num_frames=len(latents), image_only_indicator=indicator)
-
-
 def count_full_size(bench: Bench) -> Iterator[tuple[str, dict[str, Cost]]]:
     """Count the costs of SVD-XT at 1024x576 in float16 from shapes, if `counted` is a part: title, variant -> cost."""
     if "counted" not in bench.parts:
@@ -258,7 +219,7 @@ def count_full_size(bench: Bench) -> Iterator[tuple[str, dict[str, Cost]]]:
     yield (
         COMPARISONS["decode"],
         {
-            STOCK: count(lambda: _stock_decode(vae, latents)),
+            STOCK: count(lambda: stock_decode(vae, latents)),
             OURS: count(lambda: vae_decoder.decode(vae.decoder, latents)),
         },
     )
