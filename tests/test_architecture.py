@@ -43,7 +43,10 @@ MAY_REACH_OUT = {
         "svd_core/diffusers_pipeline/loading.py": "from_pretrained of a name of the hub",
     },
     "ray": {"headless/batch/ray_pool.py": "Ray"},
-    "subprocess": {"headless/batch/process_pool.py": "this Python, for workers of a batch"},
+    "subprocess": {
+        "headless/batch/process_pool.py": "this Python, for workers of a batch",
+        "headless/bench/card_rows_machine.py": "nvidia-smi: clocks and power of the card that bench --card measures",
+    },
     "multiprocessing": {},
     "ctypes": {
         "headless/graph/async_utils.py": "an exception into the thread that runs coroutines",

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 Variant = Callable[[], torch.Tensor]
 """One implementation of a computation."""
+
+Value = TypeVar("Value")
 
 LEAST_TURNS = 3
 SETTLED = 0.05
@@ -50,27 +53,63 @@ class Result:
     error: float
 
 
+@dataclass(frozen=True)
+class Timing:
+    """The time of one computation.
+
+    Attributes:
+        seconds: Median of all turns, of one call.
+        first: Seconds of the first call.
+        spread: (largest - smallest) / median.
+        turns: Timed turns.
+        calls: Calls of a turn.
+        peak: As in `Result`.
+    """
+
+    seconds: float
+    first: float
+    spread: float
+    turns: int
+    calls: int
+    peak: int | None
+
+
+LEAST_SECONDS = 0.02
+"""Seconds of a turn of `repeat`. Shorter computations are called several times."""
+MOST_CALLS = 100
+
 FAILURES = (RuntimeError, MemoryError, SVDStagesError, TorchDynamoException)
 """Errors of a variant: a device's, memory that runs out, a compiler's."""
 
 
+OnFailure = Callable[[str, Exception], None]
+"""Called with the name of a variant and its error. What it raises ends the measurement."""
+
+
+def warn_left_out(name: str, error: Exception) -> None:
+    """Log a warning: the variant is left out."""
+    logger.warning("%s is left out: %s", name, first_line(error))
+
+
 def measure(
     variants: dict[str, Variant],
-    reference: torch.Tensor,
+    reference: torch.Tensor | None,
     device: torch.device,
     turns: int,
     on_call: Callable[[], None] = lambda: None,
+    on_failure: OnFailure = warn_left_out,
 ) -> dict[str, Result]:
     """Run each variant once to warm up, then each once per turn, until the ratios of their times settle.
 
-    A variant that fails, as it does not fit into the device's memory or cannot be compiled, is left out with a warning.
+    A variant that fails, as it does not fit into the device's memory or cannot be compiled, is left out.
 
     Args:
         variants: By name. Times are compared with those of the first that runs.
-        reference: The exact result, float64 on the CPU.
+        reference: The exact result, float64 on the CPU. None: that of the first variant that runs.
         device: The computing device.
         turns: Most timed calls per variant.
         on_call: Called after each call. Its exceptions end the measurement.
+        on_failure: Called with the error of a variant that is left out.
 
     Raises:
         RuntimeError, SVDStagesError: The first variant fails in a turn.
@@ -81,10 +120,11 @@ def measure(
         try:
             firsts[name], result = timed(variant, device)
         except FAILURES as error:
-            logger.warning("%s is left out: %s", name, first_line(error))
+            on_failure(name, error)
             continue
-        peaks[name] = torch.cuda.max_memory_allocated(device) - allocated if device.type == "cuda" else None
-        errors[name] = ((result.double().cpu() - reference).norm() / reference.norm()).item()
+        peaks[name] = _peak_since(device, allocated)
+        reference = result.double().cpu() if reference is None else reference
+        errors[name] = relative_difference(result, reference)
         on_call()
         del result
     times: dict[str, list[float]] = {name: [] for name in firsts}
@@ -95,7 +135,7 @@ def measure(
             try:
                 turn[name] = timed(variants[name], device)[0]
             except FAILURES as error:
-                logger.warning("%s is left out: %s", name, first_line(error))
+                on_failure(name, error)
                 if not turn:  # the others are compared with it
                     raise
                 del times[name], ratios[name]
@@ -110,11 +150,33 @@ def measure(
     }
 
 
+def repeat(variant: Callable[[], object], device: torch.device, turns: int) -> Timing:
+    """Call a computation once to warm up, then in each turn so often that the turn can be timed.
+
+    Args:
+        variant: The computation. Its errors are raised.
+        device: The computing device.
+        turns: Timed turns, at least 1. Of a computation that takes more than a second at most LEAST_TURNS.
+    """
+    allocated = _reset_peak(device)
+    first, _ = timed(variant, device)
+    peak = _peak_since(device, allocated)
+    again = first if first > 1 else timed(variant, device)[0]
+    calls = max(1, min(MOST_CALLS, round(LEAST_SECONDS / max(again, 1e-9))))
+
+    def turn() -> None:
+        for _ in range(calls):
+            variant()
+
+    seconds = [timed(turn, device)[0] / calls for _ in range(turns if again <= 1 else min(turns, LEAST_TURNS))]
+    return Timing(statistics.median(seconds), first, _spread(seconds), len(seconds), calls, peak)
+
+
 def _result(seconds: list[float], ratios: list[float], first: float, peak: int | None, error: float) -> Result:
     return Result(
         seconds=statistics.median(seconds),
         first=first,
-        spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
+        spread=_spread(seconds),
         turns=len(seconds),
         faster=statistics.median(ratios),
         faster_least=min(ratios),
@@ -122,6 +184,16 @@ def _result(seconds: list[float], ratios: list[float], first: float, peak: int |
         peak=peak,
         error=error,
     )
+
+
+def relative_difference(result: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return |result - truth| / |truth|, computed in float64 on the CPU."""
+    truth = truth.double().cpu()
+    return ((result.double().cpu() - truth).norm() / truth.norm()).item()
+
+
+def _spread(seconds: list[float]) -> float:
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 
 def first_line(error: BaseException) -> str:
@@ -133,13 +205,24 @@ def _is_settled(ratios: list[float]) -> bool:
     return len(ratios) >= LEAST_TURNS and max(ratios) <= (1 + SETTLED) * min(ratios)
 
 
-def timed(variant: Variant, device: torch.device) -> tuple[float, torch.Tensor]:
-    """Return the seconds of a call, and its result."""
+def timed(variant: Callable[[], Value], device: torch.device) -> tuple[float, Value]:
+    """Return the seconds of a call, on CUDA by events of the device, and its result."""
     _synchronize(device)
+    if device.type == "cuda":
+        return _timed_by_events(variant, torch.cuda.current_stream(device))
     start = time.perf_counter()
     result = variant()
     _synchronize(device)
     return time.perf_counter() - start, result
+
+
+def _timed_by_events(variant: Callable[[], Value], stream: torch.cuda.Stream) -> tuple[float, Value]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record(stream)
+    result = variant()
+    end.record(stream)
+    torch.cuda.synchronize(stream.device)
+    return start.elapsed_time(end) / 1000, result
 
 
 def _synchronize(device: torch.device) -> None:
@@ -156,3 +239,7 @@ def _reset_peak(device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
+
+
+def _peak_since(device: torch.device, allocated: int) -> int | None:
+    return torch.cuda.max_memory_allocated(device) - allocated if device.type == "cuda" else None

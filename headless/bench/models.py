@@ -70,15 +70,19 @@ def build_clip(size: Size) -> Any:
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**config, projection_dim=size.embedding_width))
 
 
+def make_model(unet: Any, scaling_factor: float, size: Size) -> SVDModel:
+    """Return a UNet as this package's model."""
+    defaults = VideoDefaults(num_frames=size.frames, width=8 * size.width, height=8 * size.height)
+    return SVDModel(unet, scaling_factor, **SIGMAS, defaults=defaults)
+
+
 def make_checkpoint(unet: Any, vae: Any, clip: Any, size: Size) -> Checkpoint:
     """Return the modules as this package's checkpoint."""
     from transformers import CLIPImageProcessor
 
     processor: Any = CLIPImageProcessor()
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    defaults = VideoDefaults(num_frames=size.frames, width=8 * size.width, height=8 * size.height)
-    model = SVDModel(unet, vae.config["scaling_factor"], **SIGMAS, defaults=defaults)
-    return Checkpoint(model, SVDClipVision(clip, mean, std), SVDVae(vae))
+    return Checkpoint(make_model(unet, vae.config["scaling_factor"], size), SVDClipVision(clip, mean, std), SVDVae(vae))
 
 
 def stock_pipeline(unet: Any, vae: Any, clip: Any) -> Any:
@@ -99,11 +103,20 @@ def empty_model(build: Callable[[Size], Any], size: Size) -> Any:
         return build(size).to(meta).half().eval().requires_grad_(False)
 
 
+def random_model(build: Callable[[Size], Any], size: Size, seed: int, device: torch.device, dtype: torch.dtype) -> Any:
+    """Create a random model on a device, without one on the CPU first."""
+    return randomize(empty_model(build, size).to(dtype).to_empty(device=device), seed)
+
+
 def randomize(module: nn.Module, seed: int) -> Any:
-    """Draw all parameters in place, also those initialized to 0 or 1, such that activations keep their scale."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    """Draw all parameters in place, also those initialized to 0 or 1, such that activations keep their scale.
+
+    They are drawn on the module's device: a large model on a GPU takes no time.
+    """
+    device = next(module.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     for name, weight in module.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator)
+        noise = torch.randn(weight.shape, generator=generator, device=device)
         if weight.ndim > 1:
             value = noise / weight[0].numel() ** 0.5
         else:

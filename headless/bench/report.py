@@ -11,7 +11,6 @@ import psutil
 import torch
 
 from ...svd_core.runtime.memory import format_bytes
-from .compare import Bench
 from .measuring import Result
 from .op_counter import Cost
 
@@ -20,15 +19,15 @@ MEASURED = ("measured", "", "seconds", "times faster, in each turn", "turns", "s
 """The columns of the two tables."""
 
 
-def machine(bench: Bench) -> dict[str, Any]:
+def machine(device: torch.device, dtype: torch.dtype, size: str, turns: int) -> dict[str, Any]:
     """Describe the machine and the settings. Waits half a second to see how busy the machine is."""
     from importlib.metadata import version
 
     description: dict[str, Any] = {
-        "device": _device_name(bench.device),
-        "dtype": str(bench.dtype).removeprefix("torch."),
-        "size": bench.size,
-        "turns": bench.turns,
+        "device": _device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "size": size,
+        "turns": turns,
         "threads": torch.get_num_threads(),
         "busy_percent": psutil.cpu_percent(interval=0.5),  # this process waits
         "torch": torch.__version__,
@@ -36,9 +35,9 @@ def machine(bench: Bench) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
-    if bench.device.type == "cuda":
+    if device.type == "cuda":
         with contextlib.suppress(Exception):  # needs nvidia-ml-py, whose errors have a class of their own
-            description["clock"] = f"{torch.cuda.clock_rate(bench.device)} MHz"
+            description["clock"] = f"{torch.cuda.clock_rate(device)} MHz"
     return description
 
 
@@ -53,7 +52,7 @@ def _device_name(device: torch.device) -> str:
 
 def header(columns: tuple[str, ...]) -> str:
     """Return the first two lines of a table, after an empty one."""
-    return f"\n{_row(*columns)}\n{'|---' * len(columns)}|"
+    return f"\n{table_row(*columns)}\n{'|---' * len(columns)}|"
 
 
 def measured_row(comparison: str, variant: str, result: Result) -> str:
@@ -62,14 +61,15 @@ def measured_row(comparison: str, variant: str, result: Result) -> str:
     peak = "" if result.peak is None else format_bytes(result.peak)
     spread, first = f"{result.spread:.0%}", f"{result.first:.4g}"
     seconds, error = f"{result.seconds:.4g}", f"{result.error:.2g}"
-    return _row(comparison, variant, seconds, faster, str(result.turns), spread, first, error, peak)
+    return table_row(comparison, variant, seconds, faster, str(result.turns), spread, first, error, peak)
 
 
 def counted_row(comparison: str, variant: str, cost: Cost) -> str:
     """Return a line of the table COUNTED."""
     tflop, gb_moved = f"{cost.flops / 1e12:.2f}", f"{cost.moved / 1e9:.0f}"
-    return _row(comparison, variant, tflop, str(cost.operations), gb_moved, format_bytes(cost.peak))
+    return table_row(comparison, variant, tflop, str(cost.operations), gb_moved, format_bytes(cost.peak))
 
 
-def _row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
