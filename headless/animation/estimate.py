@@ -6,10 +6,10 @@ import functools
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...svd_core.errors import counted, format_seconds
+from ...svd_core.errors import MemoryBudgetError, counted, format_seconds
 from ...svd_core.pipeline import VideoSettings
-from ...svd_core.runtime.memory import decode_bytes, format_bytes, optimized_denoise_bytes
-from ...svd_core.runtime.runtime import LocalRuntime
+from ...svd_core.runtime.memory import decode_bytes, describe_chunks, format_bytes, optimized_denoise_bytes
+from ...svd_core.runtime.runtime import WORKSPACE_BYTES, LocalRuntime
 from ..engines.embedded.memory_estimate import SCALE, base_channels
 
 if TYPE_CHECKING:
@@ -29,23 +29,28 @@ for the UNet, 0.65 for the decoder. GPUs were not measured, so their estimate is
 
 @dataclass(frozen=True)
 class _Decoder:
-    """The part of a VAE that `decode_bytes` needs."""
+    """The part of a VAE that `decode_bytes` and `place_activations` need."""
 
     base_channels: int
     itemsize: int
     streams: bool = True
+    scale: int = SCALE
 
 
 @dataclass(frozen=True)
 class VideoEstimate:
-    """The memory of one video on a device, in bytes.
+    """The memory of one video on a device, in bytes, and the choices that follow from it.
 
     Attributes:
         device: cpu, cuda, cuda:1 or mps.
-        weights: Of the UNet. They are streamed if they do not fit.
+        weights: Of the UNet.
         sampling: Activations of a sampling step.
         decoding: Activations of decoding all frames as one clip. Split if they do not fit.
-        free: Free now.
+        free: Free now, without `reserve`.
+        reserve: Left for workspaces of a GPU.
+        streamed: The weights are streamed to the device block by block, on CUDA from page-locked memory.
+        activations: Where those of the decoder are, see `models.options.Activations`. None: decoding does not fit.
+        chunks: Rows of feed-forward and attention that are computed at a time, in words.
     """
 
     device: str
@@ -53,10 +58,23 @@ class VideoEstimate:
     sampling: int
     decoding: int
     free: int
+    reserve: int
+    streamed: bool
+    activations: str | None
+    chunks: str
 
     def __str__(self) -> str:
-        weights, sampling, decoding, free = map(format_bytes, (self.weights, self.sampling, self.decoding, self.free))
-        return f"{weights} of weights and {sampling} to sample, {decoding} to decode; {self.device} has {free} free"
+        sizes = (self.weights, self.sampling, self.decoding, self.free, self.reserve)
+        weights, sampling, decoding, free, reserve = map(format_bytes, sizes)
+        pinned = " from page-locked memory" if self.device.startswith("cuda") else ""
+        choices = (
+            f"weights streamed{pinned}" if self.streamed else "weights on the device",
+            f"rows computed {self.chunks}",
+            f"decoder: {self.activations}" if self.activations else "decoding does not fit",
+        )
+        beside = f" beside {reserve} for workspaces" if self.reserve else ""
+        need = f"{weights} of weights and {sampling} to sample, {decoding} to decode"
+        return f"{need}; {self.device} has {free} free{beside}; {', '.join(choices)}"
 
 
 def estimate_memory(settings: VideoSettings, runtime: LocalRuntime) -> VideoEstimate:
@@ -79,13 +97,32 @@ def estimate_memory(settings: VideoSettings, runtime: LocalRuntime) -> VideoEsti
     unet_channels, vae_channels = base_channels(runtime, video.model)
     rows = video.num_frames * (video.height // SCALE) * (video.width // SCALE)
     decoder: Any = _Decoder(vae_channels, itemsize)
+    weights = unet.bytes // ITEMSIZE.get(unet.dtypes[0], 4) * itemsize
+    sampling, free = optimized_denoise_bytes(rows, unet_channels, itemsize), runtime.free_memory(device)
     return VideoEstimate(
         device=str(device),
-        weights=unet.bytes // ITEMSIZE.get(unet.dtypes[0], 4) * itemsize,
-        sampling=optimized_denoise_bytes(rows, unet_channels, itemsize),
+        weights=weights,
+        sampling=sampling,
         decoding=decode_bytes(decoder, video.num_frames, video.height, video.width),
-        free=runtime.free_memory(device),
+        free=free,
+        reserve=WORKSPACE_BYTES if device.type == "cuda" else 0,
+        streamed=device.type != "cpu" and weights + sampling > free,
+        activations=_place_activations(decoder, video, device, free),
+        chunks=describe_chunks(device),
     )
+
+
+def _place_activations(decoder: Any, video: Any, device: torch.device, free: int) -> str | None:
+    """Return where the activations of the decoder are, None if decoding does not fit."""
+    from ...svd_core.autoencoder.decode import place_activations, plan_windows
+
+    frames = video.num_frames
+    chunk, context = (frames, 0) if video.decode_mode == "exact" else (video.decode_chunk, video.decode_context)
+    windows = plan_windows(frames, chunk, context)
+    try:
+        return place_activations(decoder, windows, video.height // SCALE, video.width // SCALE, device, free)
+    except MemoryBudgetError:
+        return None
 
 
 def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
@@ -160,8 +197,7 @@ def describe_plan(plan: FilePlan, runtime: LocalRuntime) -> tuple[str, dict[str,
     _, height, width, _ = plan.video.images.shape
     memory, outputs = estimate_memory(video, runtime), [str(path) for path in plan.paths]
     seconds = len(outputs) * estimate_seconds(video, runtime)
-    is_streamed = memory.device != "cpu" and memory.weights + memory.sampling > memory.free
-    unknown = ["loading", *["compiling"] * (video.compile != "off"), *["streaming weights"] * is_streamed]
+    unknown = ["loading", *["compiling"] * (video.compile != "off"), *["streaming weights"] * memory.streamed]
     first = ("model", "width", "height", "fit", "num_frames", "fps")
     unused = () if video.decode_mode == "windowed" else ("decode_chunk", "decode_context")
     others = {

@@ -28,7 +28,7 @@ from .models import make_model
 AUTOTUNED = "max-autotune-no-cudagraphs"
 SIGMAS = torch.tensor([2.0, 1.0, 0.0])
 """The noise levels of the two steps whose memory is measured. Weights are prefetched from the second step on."""
-PLANNERS = ("runtime.memory", "autoencoder.decode", "execution")
+PLANNERS = ("runtime.memory", "runtime.runtime", "autoencoder.decode", "execution", "models.weight_streaming")
 """Loggers of svd_core that say the plan of a stage."""
 PROFILED = 15
 """Lines of a profile."""
@@ -207,7 +207,7 @@ def _within(card: Card, vram: str, run: Callable[[LocalRuntime], object]) -> dic
     try:
         with _plan_lines() as lines:
             seconds, _ = timed(lambda: run(runtime), card.device)
-        peaks = {"limit": runtime.vram, "seconds": seconds, "plan": "; ".join(lines), **_peaks(card)}
+        peaks = {"limit": runtime.vram, "seconds": seconds, "plan": "; ".join(dict.fromkeys(lines)), **_peaks(card)}
         return peaks | {"driver_before": before}
     finally:
         runtime.release()

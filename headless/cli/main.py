@@ -36,6 +36,12 @@ from .parser import Parser
 PACKAGE_NAME = __name__.removesuffix(".headless.cli.main")
 """The name that this package was imported by: loggers below it are set by options."""
 
+PLANNERS = (
+    *("runtime.memory", "runtime.runtime", "autoencoder.decode", "execution"),
+    "models.weight_streaming",  # says where page-locked memory ends
+)
+"""Loggers of svd_core that say the plan of the memory: those that --vram makes visible."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
@@ -50,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[ConsoleLog(console, arguments.parser.spell)])
     if getattr(arguments, "vram", None) is not None and not quiet:
-        for planner in ("runtime.memory", "autoencoder.decode", "execution"):
+        for planner in PLANNERS:
             logging.getLogger(f"{PACKAGE_NAME}.svd_core.{planner}").setLevel(logging.INFO)
     if getattr(arguments, "compile", "off") != "off" and not quiet:
         logging.getLogger(f"{PACKAGE_NAME}.svd_core.models").setLevel(logging.INFO)

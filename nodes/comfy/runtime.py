@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...svd_core.checkpoints.library import ModelLibrary
-from ...svd_core.runtime.runtime import Advance, After, Folder, OnNote, OnOom, RunWarning, ignore_note
+from ...svd_core.runtime.residency import After
+from ...svd_core.runtime.runtime import Advance, Folder, OnNote, OnOom, RunWarning, ignore_note
 
 if TYPE_CHECKING:
     import torch

@@ -22,6 +22,11 @@ from ..utils.nan_checks import DAMAGED, first_nonfinite
 logger = logging.getLogger(__name__)
 
 MODES = ("exact", "windowed")
+ACTIVATION_WORDS: dict[Activations, str] = {
+    "keep": "all activations on the device (keep)",
+    "recompute": "activations on the device, the largest computed twice (recompute)",
+    "offload": "activations on the CPU between layers (offload)",
+}
 CONTEXT = 2  # frames that SVDTemporalVAEDecode shows a window on each side by default
 
 
@@ -148,17 +153,15 @@ def place_activations(
     """
     frames = largest(windows)
     need = decode_bytes(vae, frames, vae.scale * height, vae.scale * width)
-    logger.info("decoding: needs about %s, %s are free", *map(format_bytes, (need, free)))
-    if need <= free:
-        kept = frames * vae.base_channels * vae.scale**2 * height * width * vae.itemsize
-        return "keep" if vae.streams and device.type != "cpu" and need + kept <= free else "recompute"
+    kept = frames * vae.base_channels * vae.scale**2 * height * width * vae.itemsize
     may_offload = vae.streams and device.type != "cpu"
     least = offloaded_decode_bytes(vae, frames, vae.scale * height, vae.scale * width) if may_offload else need
-    if least <= free:
-        logger.info("decoding: activations are kept on the CPU, about %s on the device", format_bytes(least))
-        return "offload"
-    if len(windows) > 1:  # the user chose the windows: try
-        return "offload" if may_offload else "recompute"
+    if need + kept <= free and may_offload:
+        return _planned("keep", vae, frames, need + kept, free)
+    if need <= free:
+        return _planned("recompute", vae, frames, need, free)
+    if least <= free or len(windows) > 1:  # the user chose the windows: try
+        return _planned("offload" if may_offload else "recompute", vae, frames, least, free)
     chunk = max(1, frames * free // need - 4)
     windowed = f"use mode windowed with chunk_size {chunk} and context {CONTEXT}, or fewer frames, or "
     suggestion = "" if may_offload else windowed
@@ -166,6 +169,18 @@ def place_activations(
         f"decoding {counted(frames, 'frame')} of {vae.scale * width}x{vae.scale * height} as one clip (mode exact) "
         f"needs about {format_bytes(least)}, and {format_bytes(free)} are free; {suggestion or 'use '}a smaller size"
     )
+
+
+def _planned(activations: Activations, vae: Vae, frames: int, need: int, free: int) -> Activations:
+    """Log where the activations of a window of so many frames are, and return it."""
+    logger.info(
+        "decoding: %s at a time, %s, about %s, %s are free",
+        counted(frames, "frame"),
+        ACTIVATION_WORDS[activations] if vae.streams else "in one call",
+        format_bytes(need),
+        format_bytes(free),
+    )
+    return activations
 
 
 def describe_memory_need(

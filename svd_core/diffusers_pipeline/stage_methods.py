@@ -14,7 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from .. import execution
 from ..models.components import ModelComponent, SVDClipVision, SVDVae
 from ..runtime.memory import parse_bytes
-from ..runtime.runtime import After, LocalRuntime
+from ..runtime.residency import After
+from ..runtime.runtime import LocalRuntime
 from ..utils.size_checks import check_multiple
 from .arguments import Generators, choose_generator
 from .inputs import read_images

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..models.components import SVDModel, Vae
-    from .runtime import After
+    from .residency import After
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,14 @@ def optimized_denoise_bytes(rows: int, base_channels: int, itemsize: int, forwar
     return (UNET_LIVE_TENSORS * rows + CHUNK_LIVE_TENSORS * together) * base_channels * itemsize
 
 
+def describe_chunks(device: torch.device, forward_chunking: bool = True) -> str:
+    """Describe how many rows of feed-forward and attention are computed at a time on a device."""
+    from ..models.unet import CPU_CHUNK_ROWS, GPU_CHUNK_ROWS
+
+    rows = CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS
+    return f"in chunks of {rows}" if forward_chunking else "all at once"
+
+
 AFTERWARDS: dict[str, After] = {"resident": "keep", "offload": "offload"}
 
 
@@ -145,9 +153,10 @@ def place_weights(model: SVDModel, need: int, device: torch.device, capacity: in
     streamed = Placement(True, need + streamed_bytes(model.unet)) if obstacle is None else None
     activation_bytes = streamed.activation_bytes if stream and streamed else need
     logger.info(
-        "sampling: the weights %s (%s), the activations need about %s%s, %s are available",
-        "are streamed" if stream else "are on the device",
+        "sampling: the weights (%s) are %s, rows are computed %s, the activations need about %s%s, %s are available",
         format_bytes(weights),
+        ("streamed from page-locked memory" if device.type == "cuda" else "streamed") if stream else "on the device",
+        describe_chunks(device, model.options.forward_chunking != "off" and obstacle is None),
         format_bytes(activation_bytes),
         "" if stream else " more",
         format_bytes(capacity),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+
+After = Literal["default", "keep", "offload"]
+"""Where the weights of a component are after the work: as the runtime prefers, on the device, or off it."""
 
 _idle: list[weakref.ref[torch.nn.Module]] = []
 """Least recently used first. Modules in use are not in it."""

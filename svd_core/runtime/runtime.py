@@ -22,6 +22,8 @@ from ..utils.progress import Advance
 from ..utils.user_tempdir import temp_folder
 from ..utils.warnings import RunWarning
 from . import residency
+from .memory import format_bytes
+from .residency import After
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +38,6 @@ OnOom = Literal["strict", "adapt"]
 and warn."""
 WORKSPACE_BYTES = 512 * 2**20
 """Reserve on a GPU: workspaces of cuBLAS and cuDNN, and memory that is free in pieces too small to use."""
-After = Literal["default", "keep", "offload"]
-"""Where the weights of a component are after the work: as the runtime prefers, on the device, or off it."""
-
 
 OnNote = Callable[[RunWarning], None]
 
@@ -240,7 +239,12 @@ class LocalRuntime:
             return
         index = torch.cuda.current_device() if device.index is None else device.index
         total = torch.cuda.get_device_properties(index).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (self.vram or total) / total), index)
+        limit = min(total, self.vram or total)
+        logger.info(
+            "memory: at most %s of %s are used, of which %s are left for workspaces",
+            *map(format_bytes, (limit, total, WORKSPACE_BYTES)),
+        )
+        torch.cuda.set_per_process_memory_fraction(limit / total, index)
         residency.take(module)
         residency.make_room(device, need, lambda: self.free_memory(device))
 

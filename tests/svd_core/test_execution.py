@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chain import Settings, call, conditioned, decoded, sampled
-from error_checks import raises
+from error_checks import check_facts, raises
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.diffusion.conditioning import Conditioning, MicroConditioning
@@ -194,12 +194,16 @@ def sampled_with(tiny, capacity: int, **options: str) -> tuple[torch.Tensor, lis
 IMAGE = torch.rand((1, 64, 64, 3), generator=torch.Generator().manual_seed(3))
 
 
-def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, plans):
+def test_weights_stream_where_they_do_not_fit_and_the_video_is_the_same(tiny, plans, caplog):
     video, loaded = sampled_with(tiny, ENOUGH)
     again, loaded_again = sampled_with(tiny, LITTLE)
     assert torch.equal(video, again)
     assert (loaded, loaded_again) == (["default"], [])
     assert [plan.stream for plan in plans] == [False, True]
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("sampling:")]
+    assert [("on the device" in each, "page-locked" in each) for each in said] == [(True, False), (False, True)]
+    for each in said:
+        check_facts(each, "131072")
 
 
 @pytest.mark.parametrize(("option", "loaded"), [("resident", ["keep"]), ("offload", ["offload"]), ("stream", [])])

@@ -15,13 +15,15 @@ import torch
 from error_checks import check_facts, raises
 from PIL import Image
 from svd_stages import headless
-from svd_stages.headless.animation.estimate import estimate_memory, estimate_seconds
+from svd_stages.headless.animation.estimate import VideoEstimate, estimate_memory, estimate_seconds
 from svd_stages.headless.animation.render import FailedImage
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core import execution
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.pipeline import image_to_video
 from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes
+from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 QUICK = {"num_frames": 2, "steps": 1, "height": 64}
 OPTIONS = ["--frames", "2", "--steps", "1", "--height", "64"]
@@ -186,6 +188,22 @@ def test_the_estimate_is_that_of_the_loaded_model(size):
     assert estimate.sampling == denoise_bytes(checkpoint.model, frames, height // 8, width // 8)
     assert estimate.decoding == decode_bytes(checkpoint.vae, frames, height, width)
     assert estimate.weights == pytest.approx(sum(each.nbytes for each in checkpoint.model.unet.parameters()), rel=0.05)
+
+
+def test_the_estimate_says_the_choices_for_a_card(monkeypatch):
+    monkeypatch.setattr(LocalRuntime, "device", lambda self: torch.device("cuda"))
+    video = headless.VideoSettings(width=128, height=128, num_frames=8).with_defaults(VideoDefaults())
+
+    def estimate(free: int) -> VideoEstimate:
+        monkeypatch.setattr(LocalRuntime, "free_memory", lambda self, device: free)
+        return estimate_memory(video, LocalRuntime(precision="fp16"))
+
+    large, small = estimate(2**33), estimate(2**18)
+    medium = estimate(large.decoding - 1)
+    assert [each.activations for each in (large, medium, small)] == ["keep", "offload", None]
+    assert (large.streamed, small.streamed) == (False, True)
+    check_facts(str(large), "512 MiB", "131072", "keep", "on the device")
+    check_facts(str(small), "512 MiB", "131072", "page-locked")
 
 
 @pytest.mark.parametrize("form", [{}, {"decode_mode": "windowed", "decode_chunk": 1}], ids=str)

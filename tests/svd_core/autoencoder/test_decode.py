@@ -70,7 +70,8 @@ def test_the_observer_sees_frames_go_by_and_can_stop(tiny, latents):
     assert sorted(seen) == seen and set(seen) == {0, 1, 2, 3}
 
 
-def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
+def test_a_device_that_is_too_small_keeps_activations_elsewhere_and_the_plan_says_so(tiny, caplog):
+    caplog.set_level("INFO")
     cuda, whole = torch.device("cuda"), plan_windows(25, 25, 0)
     need = decode_bytes(tiny.vae, 25, 576, 1024)
     least = offloaded_decode_bytes(tiny.vae, 25, 576, 1024)
@@ -79,6 +80,7 @@ def test_a_device_that_is_too_small_keeps_activations_elsewhere(tiny):
     sizes = (need + kept, need + kept - 1, need, need - 1, least)
     wanted = ["keep", "recompute", "recompute", "offload", "offload"]
     assert [place_activations(tiny.vae, whole, 72, 128, cuda, free) for free in sizes] == wanted
+    assert [record.args[1].split("(")[1] for record in caplog.records] == [f"{each})" for each in wanted]
     assert place_activations(tiny.vae, whole, 72, 128, CPU, need + kept) == "recompute"
     with pytest.raises(MemoryBudgetError):
         place_activations(tiny.vae, whole, 72, 128, cuda, least - 1)

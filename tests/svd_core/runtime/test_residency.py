@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from error_checks import check_facts
 from svd_stages.svd_core.runtime import residency, runtime
 from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
@@ -124,11 +125,13 @@ def test_streamed_weights_and_a_shortage_send_others_away(gpu):
     assert small.module.place.type == "cpu"
 
 
-def test_a_limit_is_enforced_and_leaves_the_reserve_free(gpu):
+def test_a_limit_is_enforced_and_leaves_the_reserve_free_and_the_plan_says_both(gpu, caplog):
+    caplog.set_level("INFO")
     host, (part,) = LocalRuntime(vram=6 * GIB), components(gpu, 1)
     use(host, part)
     use(LocalRuntime(), part)
     assert gpu.fractions == [0.25, 1.0]
+    check_facts(caplog.records[0].getMessage(), "6.0 GiB", "24.0 GiB", "512 MiB")
     assert host.free_memory(CUDA) == 5 * GIB - runtime.WORKSPACE_BYTES
 
 
