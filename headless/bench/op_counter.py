@@ -22,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided")
 
+CONVOLUTIONS = ("aten::convolution", "aten::conv2d")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -71,6 +73,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
+        if function._schema.name in CONVOLUTIONS and args[0].is_meta:
+            result = _in_the_format_of(result, *args[:2])
         inputs, outputs = _tensors((args, kwargs)), _tensors(result)
         input_storages = {each.untyped_storage()._cdata for each in inputs}
         new = [each for each in outputs if each.untyped_storage()._cdata not in input_storages]
@@ -94,6 +98,12 @@ class _Counter(TorchDispatchMode):
     def _release(self, key: int, size: int) -> None:
         self._storages.discard(key)
         self._allocated -= size
+
+
+def _in_the_format_of(result: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return a convolution's result in channels-last, as devices do if both operands are. Meta's is contiguous."""
+    is_kept = all(each.ndim == 4 and each.is_contiguous(memory_format=torch.channels_last) for each in (x, weight))
+    return result.contiguous(memory_format=torch.channels_last) if is_kept else result
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ WEIGHTS = {"loading": 6.0, "embedding": 0.1, "encoding": 0.25, "sampling": 1.0, 
 
 `animate example_workflows/rocket.png --json` on two CPU cores: loading 6.6 steps, embedding 0.06, encoding 0.25,
 decoding 5.4. SVD-XT decodes in the time of 4.4 steps by TensorRT (model card of
-stable-video-diffusion-img2vid-xt-1-1-tensorrt), but of 1.2 by FLOPs and 2.0 by bytes moved (`bench --only counted`).
+stable-video-diffusion-img2vid-xt-1-1-tensorrt), but of 1.2 by FLOPs and 1.5 by bytes moved (`bench --only counted`).
 The weight of decoding is a guess near the two that were measured; with torch on a GPU it was not.
 """
 STEPS = 25

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .options import DEFAULT, Activations, ModelOptions
+from .options import DEFAULT, Activations, ChannelsLast, ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -179,9 +179,15 @@ class SVDModel:
 
 @dataclass(frozen=True, eq=False)
 class SVDVae:
-    """The temporal VAE of diffusers: `encoder` and `quant_conv` take one image, `decoder` a clip."""
+    """The temporal VAE of diffusers: `encoder` and `quant_conv` take one image, `decoder` a clip.
+
+    Attributes:
+        vae: The model.
+        channels_last: The memory format of the decoder's activations. Has an effect only if `streams`.
+    """
 
     vae: AutoencoderKLTemporalDecoder
+    channels_last: ChannelsLast = "auto"
 
     @property
     def module(self) -> torch.nn.Module:
@@ -249,7 +255,7 @@ class SVDVae:
         decoder: Any = self.vae.decoder
         latents = latents.to(next(decoder.parameters()).dtype)
         if self.streams:
-            return decode(decoder, latents, activations, on_progress)
+            return decode(decoder, latents, activations, on_progress, self.channels_last)
         image_only_indicator = latents.new_zeros((1, len(latents)))
         return decoder(latents, num_frames=len(latents), image_only_indicator=image_only_indicator)
 

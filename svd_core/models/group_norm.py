@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from . import layers
+from . import layers, triton_group_norm
 
 
 def group_moments(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,9 +42,16 @@ class GroupNormStatistics:
         self._count = 0
         self._mean: torch.Tensor | float = 0.0
         self._squares: torch.Tensor | float = 0.0
+        self._moments: torch.Tensor | None = None  # of Triton's kernels
 
     def update(self, x: torch.Tensor) -> None:
-        """Add a part (1, C, A, B). Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance."""
+        """Add a part (1, C, A, B). Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
+
+        The first part decides whether Triton's kernels compute, which combine the statistics by the same formula.
+        """
+        if self._moments is not None or (not self._count and triton_group_norm.serves(x)):
+            self._moments = triton_group_norm.moments(x, self._norm.num_groups, self._moments)
+            return
         mean, variance = group_moments(x, self._norm.num_groups, self._norm.eps)
         count = x.numel() // self._norm.num_groups
         total = self._count + count
@@ -56,6 +63,8 @@ class GroupNormStatistics:
 
     def normalize_silu(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the group norm with the statistics of all parts to x (1, C, A, B), then SiLU."""
+        if self._moments is not None:
+            return triton_group_norm.normalize(x, self._moments, self._norm, silu=True)
         norm, channels_per_group = self._norm, x.shape[1] // self._norm.num_groups
         assert isinstance(self._mean, torch.Tensor) and isinstance(self._squares, torch.Tensor)
         mean = self._mean.repeat_interleave(channels_per_group)

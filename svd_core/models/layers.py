@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from . import triton_group_norm
 from .attention_backend import SdpaContext, default_sdpa
 from .compile import Run, TensorFunction, run_eager
 
@@ -43,31 +44,50 @@ def set_weight(module: Any, weight: torch.Tensor, name: str = "weight") -> None:
         parameter.data = weight
 
 
-def to_channels_last(module: nn.Module) -> None:
+def to_channels_last(module: nn.Module, wanted: bool = True) -> None:
     """Convert the weights of convolutions to channels-last memory format, once: torch would convert on each call.
 
     Names and values stay. safetensors' `save_file` needs contiguous weights: convert them back before calling it.
+
+    Args:
+        module: The network.
+        wanted: False: convert them back. Convolutions return the format of either operand.
     """
     for layer in module.modules():
         layout = LAYOUTS.get(type(layer))
-        if layout is not None and not layer.weight.is_contiguous(memory_format=layout):
+        if layout is None:
+            continue
+        layout = layout if wanted else torch.contiguous_format
+        if not layer.weight.is_contiguous(memory_format=layout):
             with torch.inference_mode(False), torch.no_grad():
                 set_weight(layer, layer.weight.detach().contiguous(memory_format=layout))
 
 
-def uses_channels_last(device: torch.device) -> bool:
-    """Return True on a CPU. Group norms of other devices may return the other memory format: not measured yet."""
-    return device.type == "cpu"
+def uses_channels_last(device: torch.device, option: str = "auto") -> bool:
+    """Return True if activations on a device are in channels-last format. auto: on CPUs, and where Triton's norm works.
+
+    PyTorch's group norms on other devices than the CPU return another format.
+    """
+    if option != "auto":
+        return option == "on"
+    return device.type == "cpu" or triton_group_norm.is_available(device)
 
 
 def norm_silu(x: torch.Tensor, norm: Any, run: Run = run_eager) -> torch.Tensor:
     """Apply a group norm, then SiLU. x stays unchanged."""
+    if triton_group_norm.serves(x):
+        return triton_group_norm.group_norm(x, norm, silu=True)
     return run(group_norm_silu, x, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
 def group_norm_silu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
     """Compute `norm_silu` from tensors alone."""
     return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=True)
+
+
+def group_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    """Apply a group norm. x stays unchanged."""
+    return triton_group_norm.group_norm(x, norm, silu=False) if triton_group_norm.serves(x) else norm(x)
 
 
 def resnet_block(x: torch.Tensor, block: Any, bias: torch.Tensor | None = None, run: Run = run_eager) -> torch.Tensor:

@@ -11,11 +11,16 @@ Activations = Literal["offload", "recompute", "keep"]
 """Activations of a decoder that streams. offload: on the CPU between layers; recompute: on the device; keep: there, and
 the largest hidden ones as well, which are computed twice otherwise. The bits are the same."""
 
+ChannelsLast = Literal["auto", "on", "off"]
+"""Memory format of activations and convolutions. auto: channels-last on CPUs, and on GPUs where Triton's group norm
+works; the format that PyTorch's group norm returns on others."""
+
 CHOICES = {
     "memory": ("auto", "resident", "offload", "stream"),
     "forward_chunking": ("auto", "off"),
     "compile": ("off", "regional", "full"),
     "attention": ("auto", "sdpa"),
+    "channels_last": ("auto", "on", "off"),
 }
 
 
@@ -29,6 +34,7 @@ class ModelOptions:
         forward_chunking: "auto": feed-forward and attention in chunks of rows that cost no time. "off": all rows.
         compile: "off", "regional" (the repeated blocks) or "full" (the whole step).
         attention: "auto": the fastest kernel of the device. "sdpa": torch's choice.
+        channels_last: "on", "off" or "auto": the memory format that is fast on the device.
 
     Raises:
         SettingError: An option has another value.
@@ -38,6 +44,7 @@ class ModelOptions:
     forward_chunking: str = "auto"
     compile: str = "off"
     attention: str = "auto"
+    channels_last: str = "auto"
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -8,7 +8,8 @@ Computes diffusers' UNetSpatioTemporalConditionModel on its own modules and weig
   convolution before them.
 - Query, key and value projections of self-attention are one matrix product.
 - Feed-forward and attention run on chunks of rows that fit into the cache, in place.
-- On a CPU the memory format is channels-last: temporal convolutions are 2D convolutions on a view.
+- Temporal convolutions are 2D convolutions, in channels-last memory format on a view. On a CPU that is the format of
+  all activations, and on a GPU where Triton's group norm works.
 
 Only the weights outlive a video: a LoRA or a patch that changes them takes effect on the next one. UNets with replaced
 modules or hooks are not supported (`optimizations.unsupported_reason`).
@@ -70,7 +71,7 @@ class PreparedUNet:
         c_noises: (steps,) the network's time inputs, ln(sigma) / 4, of the schedule. Others are possible and
             slower.
         stream: Copy the weights of the UNet to the device block by block.
-        options: Compilation, chunks and attention.
+        options: Compilation, chunks, attention and memory format.
     """
 
     def __init__(
@@ -88,9 +89,8 @@ class PreparedUNet:
             logger.info("streamed weights cannot be compiled as a whole step: compiling the repeated blocks instead")
             options = replace(options, compile="regional")
         self._unet, self._image_latents = unet, image_latents
-        self._channels_last = layers.uses_channels_last(device)
-        if self._channels_last:
-            layers.to_channels_last(unet)
+        self._channels_last = layers.uses_channels_last(device, options.channels_last)
+        layers.to_channels_last(unet, self._channels_last)
         self._compute = _compute_options(options, unet, image_latents)
         self._step = COMPILED_STEP if options.compile == "full" else PreparedUNet._forward
         if stream and device.type == "cuda":
@@ -155,7 +155,7 @@ class PreparedUNet:
             return x
         model, constants = attentions[index], self._constants
         with self._weights(model):
-            rows = layers.linear(layers.to_rows(model.norm(x)), *layers.weights_of(model.proj_in))
+            rows = layers.linear(layers.to_rows(layers.group_norm(x, model.norm)), *layers.weights_of(model.proj_in))
             frame_embedding = constants.frame_embeddings[model]
             alpha = constants.blend_alphas[model]
             for spatial, temporal in zip(model.transformer_blocks, model.temporal_transformer_blocks, strict=True):

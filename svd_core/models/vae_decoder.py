@@ -21,7 +21,7 @@ import torch
 from . import layers, tiled_layers
 from .group_norm import GroupNormStatistics
 from .optimizations import find_modification
-from .options import Activations
+from .options import Activations, ChannelsLast
 
 TILE_NUMEL = 2**26
 """Elements of the activations that are computed at once, if one row of pixels has no more. A single frame of 1024x576
@@ -55,6 +55,7 @@ def decode(
     latents: torch.Tensor,
     activations: Activations = "recompute",
     on_progress: Callable[[float], None] | None = None,
+    channels_last: ChannelsLast = "auto",
 ) -> torch.Tensor:
     """Decode one clip of unscaled latents (F, 4, h, w) to pixels (F, 3, 8h, 8w) in the decoder's dtype.
 
@@ -63,8 +64,9 @@ def decode(
         latents: On the decoder's device and in its dtype.
         activations: With "offload" the pixels are on the CPU, too.
         on_progress: Called with the fraction of the work that is done, 0 to 1. Its exceptions end the decoding.
+        channels_last: The memory format of activations on the device.
     """
-    return _ClipDecoder(decoder, latents, activations, on_progress or (lambda _: None)).decode()
+    return _ClipDecoder(decoder, latents, activations, on_progress or (lambda _: None), channels_last).decode()
 
 
 class _ClipDecoder:
@@ -76,6 +78,7 @@ class _ClipDecoder:
         latents: torch.Tensor,
         activations: Activations,
         on_progress: Callable[[float], None],
+        channels_last: ChannelsLast,
     ) -> None:
         self._decoder, self._device, self._dtype = decoder, latents.device, latents.dtype
         self._store = torch.device("cpu") if activations == "offload" else latents.device
@@ -83,9 +86,8 @@ class _ClipDecoder:
         self._blend_alphas = layers.blend_alphas(decoder)
         self._on_progress = on_progress
         self._tile_numel = CPU_TILE_NUMEL if latents.device.type == "cpu" else TILE_NUMEL
-        self._channels_last = layers.uses_channels_last(latents.device)
-        if self._channels_last:
-            layers.to_channels_last(decoder)
+        self._channels_last = layers.uses_channels_last(latents.device, channels_last)
+        layers.to_channels_last(decoder, self._channels_last)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         self._groups = [latents.to(self._store).contiguous(memory_format=layout)]
         sizes, out_size = _activation_sizes(decoder, latents)

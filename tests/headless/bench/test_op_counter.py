@@ -13,6 +13,7 @@ from svd_stages.svd_core.checkpoints.deferred_weights import is_deferrable
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.models import vae_decoder
 from svd_stages.svd_core.models.components import SVDModel, SVDVae
+from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.runtime.memory import decode_bytes, denoise_bytes, offloaded_decode_bytes, place_weights
 
@@ -86,7 +87,7 @@ def test_the_optimized_unet_costs_less(unet, stock):
     ours = unet_cost(unet)
     assert ours.flops <= 0.963 * stock.flops
     assert ours.operations <= 1100 and ours.operations <= 1100 / 2098 * stock.operations
-    assert ours.moved <= 0.805 * stock.moved
+    assert ours.moved <= 0.78 * stock.moved
     assert ours.peak <= 0.6 * stock.peak
 
 
@@ -105,7 +106,21 @@ def test_the_whole_clip_is_decoded_in_a_sixth_of_the_memory(vae):
     assert stock.peak == pytest.approx(28.1 * GIB, rel=0.01)
     ours = decoder_cost(vae)
     assert ours.peak <= 5.0 * GIB
-    assert ours.moved <= 1.15 * stock.moved and ours.flops <= 1.03 * stock.flops
+    assert ours.moved <= 0.8 * stock.moved and ours.operations <= 8000 and ours.flops <= 1.03 * stock.flops
+
+
+def test_without_channels_last_group_norms_are_counted_as_pytorchs(unet, stock):
+    """The count is that of a GPU on which Triton's group norm does not work: PyTorch's takes two operations."""
+    ours = unet_cost(unet, options=ModelOptions(channels_last="off"))
+    assert 0.78 * stock.moved < ours.moved <= 0.805 * stock.moved
+
+
+def test_convolutions_keep_the_memory_format_of_their_operands():
+    results, channels_last = [], {"memory_format": torch.channels_last}
+    for layout in ({}, channels_last):
+        x, weight = (empty(*shape).contiguous(**layout) for shape in ((2, 8, 5, 7), (16, 8, 3, 3)))
+        count(lambda x=x, weight=weight: results.append(torch.nn.functional.conv2d(x, weight)))
+    assert [each.is_contiguous(**channels_last) for each in results] == [False, True]
 
 
 @pytest.mark.parametrize("size", [(25, 72, 128), (14, 72, 128), (25, 40, 64), (14, 24, 40)])

@@ -50,10 +50,10 @@ def traced_only(monkeypatch):
     use_backend(monkeypatch, "eager")
 
 
-def predict(unet, mode: str, size=(5, 16, 24), seed: int = 0, level: int = 0):
+def predict(unet, mode: str, size=(5, 16, 24), seed: int = 0, level: int = 0, channels_last="auto"):
     frames, height, width = size
     embeds, latents = randn(1, 1, 32, seed=seed + 2), randn(frames, 4, height, width, seed=seed + 1)
-    options = ModelOptions(compile=mode)
+    options = ModelOptions(compile=mode, channels_last=channels_last)
     prepared = PreparedUNet(unet, embeds, latents, TIME_IDS, C_NOISES, options=options)
     return prepared(randn(frames, 4, height, width), C_NOISES[level])
 
@@ -93,14 +93,13 @@ def test_steps_sides_and_videos_share_compiled_graphs_and_sizes_need_few(unet, t
     assert not broken(mode)
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("channels_last", ["on", "off"])
 def test_functions_compiled_off_the_cpu_take_every_size(unet, traced_only, monkeypatch, channels_last):
     """Sizes include one frame and a level of one pixel; the memory format is that of either kind of device."""
     compiler = unet_module.COMPILERS[False]
     monkeypatch.setitem(unet_module.COMPILERS, True, compiler)
-    monkeypatch.setattr(layers, "uses_channels_last", lambda device: channels_last)
     for size in ((5, 16, 24), (5, 8, 8), (1, 16, 24), (1, 8, 8), (2, 9, 13), (14, 16, 16)):
-        check_equal(unet, "regional", size)
+        check_equal(unet, "regional", size, channels_last=channels_last)
     assert not compiler.broken
     # a function that met torch's recompile limit would be cached itself
     assert all(compiled not in layers.COMPILABLE_OFF_CPU for compiled in compiler._compiled.values())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from svd_stages.svd_core.models import attention_backend, group_norm, layers, vae_decoder
+from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet, spatial_attention_shapes
 from tiny import randn, tiny_checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA, MPS = torch.device("cuda"), torch.device("mps")
 C_NOISE = torch.tensor(0.7)
@@ -17,10 +19,9 @@ def checkpoint():
     return tiny_checkpoint()
 
 
-def prepared(unet, height: int = 16, width: int = 24) -> PreparedUNet:
-    return PreparedUNet(
-        unet, randn(1, 1, 32), randn(3, 4, height, width), torch.tensor([[6.0, 127.0, 0.02]]), C_NOISE[None]
-    )
+def prepared(unet, height: int = 16, width: int = 24, **arguments) -> PreparedUNet:
+    time_ids = torch.tensor([[6.0, 127.0, 0.02]])
+    return PreparedUNet(unet, randn(1, 1, 32), randn(3, 4, height, width), time_ids, C_NOISE[None], **arguments)
 
 
 def test_attention_stays_below_the_limits_of_grids_and_of_mps():
@@ -37,9 +38,8 @@ def test_attention_over_more_pixels_than_a_grid_has_gives_the_same_result(checkp
     assert torch.allclose(prepared(checkpoint.model.unet)(x, C_NOISE), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("channels_last", ["on", "off"])
 def test_blocks_keep_the_memory_format_of_their_input(checkpoint, monkeypatch, channels_last):
-    monkeypatch.setattr(layers, "uses_channels_last", lambda device: channels_last)
     seen = []
     original = PreparedUNet._attention
 
@@ -49,8 +49,48 @@ def test_blocks_keep_the_memory_format_of_their_input(checkpoint, monkeypatch, c
         return result
 
     monkeypatch.setattr(PreparedUNet, "_attention", watch)
-    prepared(checkpoint.model.unet)(randn(3, 4, 16, 24, seed=4), C_NOISE)
+    options = ModelOptions(channels_last=channels_last)
+    prepared(checkpoint.model.unet, options=options)(randn(3, 4, 16, 24, seed=4), C_NOISE)
     assert len(seen) > 4 and all(before == after for before, after in seen)
+
+
+class LayoutChanges(TorchDispatchMode):
+    """Collects the feature maps that are copied, and the results that are not channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[torch.Size] = []
+        self.results: list[torch.Size] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::")
+        if name in ("clone", "copy_", "_to_copy", "contiguous") and result.ndim == 4:
+            self.copies.append(result.shape)
+        elif name in ("convolution", "native_group_norm", "cat", "add", "add_", "silu_", "upsample_nearest2d"):
+            computed = result[0] if isinstance(result, tuple) else result
+            if computed.ndim == 4 and not layers.is_channels_last(computed):
+                self.results.append(computed.shape)
+        return result
+
+
+def test_a_step_has_one_memory_format(checkpoint):
+    model = prepared(checkpoint.model.unet)
+    with LayoutChanges() as changes:
+        model(randn(3, 4, 16, 24, seed=4), C_NOISE)
+    assert changes.copies == [(3, 8, 16, 24)]  # the noisy latents
+    assert changes.results == [(3, 8, 16, 24)]  # the latents and the image
+
+
+def test_decoding_has_one_memory_format(checkpoint, monkeypatch):
+    """Tiles are copied into the frames of the clip and out of them. Each frame is one group, of several tiles."""
+    decoder, latents = checkpoint.vae.vae.decoder, randn(4, 4, 8, 8)
+    monkeypatch.setattr(vae_decoder, "CPU_TILE_NUMEL", 20_000)
+    vae_decoder.decode(decoder, latents)  # converts the weights
+    with LayoutChanges() as changes:
+        vae_decoder.decode(decoder, latents)
+    assert changes.copies and {shape[1] for shape in changes.copies} == {4, 3}  # latents, pixels
+    assert changes.results == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

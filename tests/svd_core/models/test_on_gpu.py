@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from svd_stages.headless.bench import models
-from svd_stages.svd_core.models import tiled_layers, vae_decoder, vae_encoder
+from svd_stages.svd_core.models import layers, tiled_layers, triton_group_norm, vae_decoder, vae_encoder
 from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
@@ -109,7 +109,17 @@ def test_decoding_needs_at_most_the_estimate(decoder):
     decoder.to(CPU, torch.float32)
 
 
-@pytest.mark.parametrize("options", [{"compile": "regional"}, {"compile": "full"}, {"attention": "sdpa"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compile": "regional"},
+        {"compile": "full"},
+        {"attention": "sdpa"},
+        {"channels_last": "on"},
+        {"channels_last": "off"},
+        {"channels_last": "off", "compile": "regional"},
+    ],
+)
 def test_options_leave_the_unet_no_less_exact(unet, options):
     truth = stock_v(unet.to(CUDA, torch.float64), torch.float64).float().cpu()
     unet.half()
@@ -149,3 +159,40 @@ def test_a_large_image_is_encoded_in_tiles_wherever_activations_are(monkeypatch)
     on_device, offloaded = (vae_encoder.encode(encoder, pixels, offload) for offload in (False, True))
     assert torch.equal(on_device, offloaded)
     assert difference(on_device, expected) < 1e-3  # a GPU's float32 products may have 10 bits (TF32)
+
+
+def group_norm_case(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.nn.GroupNorm]:
+    x = (3 * randn(*shape) + 2 * randn(1, shape[1], 1, 1, seed=1)).to(CUDA, dtype)
+    norm = torch.nn.GroupNorm(32, shape[1], device=CUDA, dtype=dtype)
+    norm.weight.data, norm.bias.data = ((randn(shape[1], seed=seed)).to(norm.weight) for seed in (2, 3))
+    return x.contiguous(memory_format=torch.channels_last), norm
+
+
+@pytest.mark.parametrize("dtype", triton_group_norm.DTYPES)
+@pytest.mark.parametrize("shape", [(25, 320, 72, 128), (1, 320, 25, 9216), (3, 96, 13, 7), (1, 1920, 14, 63)])
+def test_the_triton_group_norm_is_no_less_exact_than_pytorchs(shape, dtype):
+    """Where Triton is installed, as with torch's own packages for CUDA on Linux, the kernels work."""
+    pytest.importorskip("triton")
+    (x, norm), device = group_norm_case(shape, dtype), torch.empty(0, device=CUDA).device
+    assert triton_group_norm.is_available(device) and triton_group_norm.serves(x)
+    ours, theirs = layers.norm_silu(x, norm), layers.group_norm_silu(x, norm.weight, norm.bias, 32, norm.eps)
+    assert layers.is_channels_last(ours)
+    x, norm = x.double(), norm.double()
+    truth = layers.group_norm_silu(x, norm.weight, norm.bias, 32, norm.eps).float().cpu()
+    assert difference(ours, truth) <= 1.05 * difference(theirs, truth)
+
+
+def test_a_step_on_a_gpu_has_one_memory_format(unet, monkeypatch):
+    pytest.importorskip("triton")
+    formats = []
+    original = PreparedUNet._resnet
+
+    def watch(self, x, *arguments):
+        result = original(self, x, *arguments)
+        formats.append((layers.is_channels_last(x), layers.is_channels_last(result)))
+        return result
+
+    monkeypatch.setattr(PreparedUNet, "_resnet", watch)
+    our_v(unet.to(CUDA, torch.float16), torch.float16)
+    assert len(formats) > 10 and set(formats) == {(True, True)}
+    unet.to(CPU, torch.float32)

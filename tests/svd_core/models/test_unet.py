@@ -13,6 +13,7 @@ from svd_stages.svd_core.diffusion.denoiser import make_denoiser
 from svd_stages.svd_core.models import layers
 from svd_stages.svd_core.models import unet as unet_module
 from svd_stages.svd_core.models.optimizations import unsupported_reason
+from svd_stages.svd_core.models.options import ModelOptions
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.models.weight_streaming import WeightStreamer
 from tiny import randn, tiny_checkpoint
@@ -60,11 +61,16 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-@pytest.mark.parametrize("channels_last", [True, False], ids=["CPU", "other devices"])
-def test_the_result_is_diffusers_in_the_memory_format_of_each_device(unet, monkeypatch, channels_last):
-    monkeypatch.setattr(layers, "uses_channels_last", lambda device: channels_last)
+@pytest.mark.parametrize("channels_last", ["on", "off"])
+def test_the_result_is_diffusers_in_each_memory_format(unet, channels_last):
     expected = stock(copy.deepcopy(unet))
-    assert difference(optimized(unet), expected) < TOLERANCE
+    assert difference(optimized(unet, options=ModelOptions(channels_last=channels_last)), expected) < TOLERANCE
+
+
+def test_another_memory_format_is_that_of_the_next_video(unet):
+    """With weights in another format than their input, convolutions would return the former."""
+    results = [optimized(unet, options=ModelOptions(channels_last=each)) for each in ("off", "on", "off")]
+    assert torch.equal(results[0], results[2]) and layers.is_channels_last(unet.conv_in.weight) is False
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (10, 8)])
