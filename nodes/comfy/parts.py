@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.clip_vision
@@ -22,6 +22,8 @@ class CoreVae:
     """A `comfy.sd.VAE` with SVD's temporal decoder. Implements `svd_core.models.components.Vae`."""
 
     vae: Any
+    _overrides: list[torch.dtype] = field(default_factory=list, init=False, repr=False)
+    """The dtypes of `with` blocks in which this computes, in place of core's."""
 
     @property
     def patcher(self) -> Any:
@@ -45,7 +47,8 @@ class CoreVae:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.vae.first_stage_model.decoder.parameters()).dtype
+        """The dtype that core computes in. With dynamic VRAM the parameters have that of their file."""
+        return self._overrides[-1] if self._overrides else self.vae.vae_dtype
 
     @contextlib.contextmanager
     def encoding(self, offload_activations: bool = False) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
@@ -71,14 +74,29 @@ class CoreVae:
         """Call core's decoder once. `VAE.decode` would split the clip depending on free memory."""
         return self.vae.first_stage_model.decode(latents.to(self._dtype))
 
-    def in_float32(self) -> contextlib.AbstractContextManager[None]:
-        """Compute with float32 weights of the decoder inside the `with`. Core's weights are restored afterwards."""
-        return in_float32(self.vae.first_stage_model.decoder)
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32 inside the `with`. Core's weights are restored afterwards.
+
+        Layers whose weights core casts to the dtype of their input stay as they are: of those, core keeps copies on the
+        device and in page-locked memory whose size and dtype are those of the original weights (`comfy.ops`).
+        """
+        self._overrides.append(torch.float32)
+        try:
+            with in_float32(self.vae.first_stage_model.decoder, skip=_is_cast_by_core):
+                yield
+        finally:
+            self._overrides.pop()
 
     @property
     def float32_bytes(self) -> int:
-        """Bytes of the decoder's float32 weights."""
-        return float32_bytes(self.vae.first_stage_model.decoder)
+        """Bytes of the decoder's float32 weights that `in_float32` allocates."""
+        return float32_bytes(self.vae.first_stage_model.decoder, skip=_is_cast_by_core)
+
+
+def _is_cast_by_core(module: torch.nn.Module) -> bool:
+    """Return True for a layer of core that computes in the dtype of its input, whatever that of its weights is."""
+    return getattr(module, "comfy_cast_weights", False)
 
 
 @dataclass(frozen=True, eq=False)
