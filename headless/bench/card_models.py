@@ -150,8 +150,8 @@ class Card:
 
         variants = {"reference": _repeated(stock, calls), "variant": _repeated(variant, calls)}
         fields: dict[str, Any] = asdict(measure(variants, None, self.device, self.turns, on_failure=note)["variant"])
-        times = {each: fields[each] / calls for each in ("seconds", "first")}
-        fields = {**fields, **times, "calls": calls, "difference": fields.pop("error")}
+        fields |= {each: fields[each] / calls for each in ("seconds", "first")}
+        fields |= {"calls": calls, "difference": fields.pop("error")}
         if notes:
             fields = {each: value for each, value in fields.items() if each not in COMPARED} | {"note": notes[0]}
         return fields | rates(fields["seconds"], flops)

@@ -19,7 +19,7 @@ from svd_stages.headless.bench.card_table import format_file, read_rows
 from svd_stages.headless.cli.main import main
 from svd_stages.svd_core.models import vae_decoder
 
-TINY = models.Size((64, 64, 128, 128), (1, 1, 2, 2), 32, (32, 32, 32, 32), 3, 8, 8)
+TINY = models.Size((32, 32, 64, 64), (1, 1, 2, 2), 32, (32, 32, 32, 32), 2, 8, 8)
 CPU = torch.device("cpu")
 
 
@@ -251,6 +251,7 @@ def test_short_computations_are_called_several_times_in_a_turn(monkeypatch, cpu_
     calls.clear()
     values = cpu_card.compare(*[lambda: calls.append(1) or torch.ones(1)] * 2, calls=4)
     assert len(calls) == 2 * 2 * 4 and values["seconds"] == pytest.approx(0.004)
+    assert values["difference"] == 0 and "error" not in values
 
 
 def test_models_that_a_row_does_not_use_leave_the_device(cpu_card, monkeypatch):
