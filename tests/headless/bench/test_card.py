@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from error_checks import check_facts
-from svd_stages.headless.bench import card, card_models, card_rows_machine, measuring, models
+from svd_stages.headless.bench import card, card_models, card_rows_machine, card_table, measuring, models
 from svd_stages.headless.bench.card import GROUPS, NEEDS_CUDA, Row
 from svd_stages.headless.bench.card_models import Card, NotMeasured
 from svd_stages.headless.bench.card_table import format_file, read_rows
@@ -91,14 +91,9 @@ FAKES = {
 @pytest.fixture
 def fakes(monkeypatch):
     """Replace the groups, and give their tables the columns of others."""
-    from svd_stages.headless.bench import card_table
-
-    for groups in (card.GROUPS, card_table.OF_GROUP):
-        for name in list(groups):
-            monkeypatch.delitem(groups, name)
-    for name, rows in FAKES.items():
-        monkeypatch.setitem(card.GROUPS, name, rows)
-        monkeypatch.setitem(card_table.OF_GROUP, name, ("seconds", "note"))
+    for module in (card, card_table):
+        monkeypatch.setattr(module, "GROUPS", dict(FAKES))
+    monkeypatch.setattr(card_table, "OF_GROUP", dict.fromkeys(FAKES, ("seconds", "note")))
 
 
 def test_errors_are_rows_and_what_does_not_fit_is_skipped(fakes, tmp_path, capsys):
