@@ -22,6 +22,7 @@ NODE_CLASS_MAPPINGS = {
     "SVDFrameGuidance": core_values.SVDFrameGuidance,
     "SVDEulerSamplerSelect": core_values.SVDEulerSamplerSelect,
     "SVDSamplerSelect": core_values.SVDSamplerSelect,
+    "SVDGuidanceRefine": sampling.SVDGuidanceRefine,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -44,4 +45,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SVDFrameGuidance": "SVD Frame Guidance",
     "SVDEulerSamplerSelect": "SVD Euler Sampler Select",
     "SVDSamplerSelect": "SVD Sampler Select",
+    "SVDGuidanceRefine": "SVD Guidance Refine",
 }

@@ -1,6 +1,8 @@
-"""Nodes of the sampling stage: noise levels, guidance, Euler sampler."""
+"""Nodes of the sampling stage: noise levels, guidance and its refinements, Euler sampler."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from . import samplers, sockets, wire_formats
 from .backend import Request
@@ -54,6 +56,46 @@ class SVDGuidance(StageNode):
         from ..svd_core.diffusion.guidance import GuidanceCurve
 
         return (GuidanceCurve(shape, min_guidance, max_guidance),)
+
+
+class SVDGuidanceRefine(StageNode):
+    """SVD_GUIDANCE -> SVD_GUIDANCE with an interval, rescale and projection."""
+
+    DESCRIPTION = (
+        "Limits guidance to a part of the noise levels, where alone it costs a second network call, and tames strong "
+        "guidance. With its defaults it changes nothing."
+    )
+    RETURN_TYPES = ("SVD_GUIDANCE",)
+    RETURN_NAMES = ("guidance",)
+    OUTPUT_TOOLTIPS = ("The refined guidance, for SVDEulerSampler, SVDFrameGuider and SVDFrameGuidance.",)
+    INPUTS = {
+        "guidance": sockets.socket("SVD_GUIDANCE", "The curve, from SVDGuidance."),
+        "sigma_low": sockets.number(0.0, 0.0, 10000.0, 0.01, "Guidance acts at noise levels above this one."),
+        "sigma_high": sockets.number(
+            10000.0, 0.001, 10000.0, 0.01, "Guidance acts up to this noise level. 10000 is all of them."
+        ),
+        "rescale": sockets.number(
+            0.0, 0.0, 1.0, 0.05, "How far contrast goes back to that without guidance. 0 is off, 0.7 is usual."
+        ),
+        "eta": sockets.number(
+            1.0, 0.0, 1.0, 0.05, "How much of guidance's saturating part is kept. 1 is all, 0 is usual with APG."
+        ),
+        "norm_threshold": sockets.number(
+            0.0, 0.0, 100000.0, 0.1, "Largest size of guidance's difference in a frame. 0 is no limit."
+        ),
+        "momentum": sockets.number(
+            0.0, -1.0, 1.0, 0.05, "How much earlier steps' guidance counts in a step. 0 is off, -0.5 is usual with APG."
+        ),
+    }
+
+    def run(
+        self, guidance, sigma_low: float, sigma_high: float, rescale: float, eta: float, norm_threshold: float,
+        momentum: float,
+    ) -> tuple:  # fmt: skip
+        from ..svd_core.diffusion.guidance import GuidanceRefinement
+
+        refinement = GuidanceRefinement(sigma_low, sigma_high, rescale, eta, norm_threshold, momentum)
+        return (replace(guidance, refinement=refinement),)
 
 
 class SVDEulerSampler(StageNode):

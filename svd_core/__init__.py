@@ -47,6 +47,7 @@ _NAMES = {
     "augment_images": "diffusion.noise_augmentation",
     "make_sigmas": "diffusion.schedules",
     "GuidanceCurve": "diffusion.guidance",
+    "GuidanceRefinement": "diffusion.guidance",
     "make_denoiser": "diffusion.denoiser",
     "sample_euler": "diffusion.sampling",
     "draw_noise": "diffusion.sampling",

@@ -242,6 +242,7 @@ def _sample_videos(
                 stream=placement.stream,
                 options=model.options,
                 run_all=run_all,
+                refinement=curve.refinement,
             )
             report = _step_callback(runtime, advance, index, per_video, on_step)
             x = solver(denoise, x, sigmas, report, seed_for_index(seed, index))

@@ -13,6 +13,7 @@ from ..models.options import DEFAULT, ModelOptions
 from ..models.unet import PreparedUNet
 from ..utils.cpu_threads import RunAll, run_in_order
 from .conditioning import Conditioning
+from .guidance import UNREFINED, GuidanceRefinement, RefinedGuidance
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,13 @@ def make_denoiser(
     stream: bool = False,
     options: ModelOptions = DEFAULT,
     run_all: RunAll = run_in_order,
+    refinement: GuidanceRefinement = UNREFINED,
 ) -> Denoiser:
     """Make the denoiser of one video with classifier-free guidance, one weight per frame.
 
     The two sides are not one batch: the frames of a video keep any device busy, and half of the rows need half of the
-    memory. The negative side is skipped if every weight is 1.
+    memory. The negative side is skipped if every weight is 1, and at noise levels outside of the refinement's interval.
+    The denoiser belongs to one video: with momentum it keeps the differences of earlier calls.
 
     Args:
         unet: UNetSpatioTemporalConditionModel. It computes in its own dtype; x stays float32.
@@ -63,6 +66,7 @@ def make_denoiser(
         stream: Stream the weights of `unet` to the device block by block. Less memory, the same bits.
         options: How to compute. `memory` is not used: `stream` decides.
         run_all: Calls the two sides, one after the other or at once.
+        refinement: Interval of guidance, and changes that are not linear in v.
     """
     frames = weights.numel()
     guided = bool((weights != 1.0).any())
@@ -70,12 +74,17 @@ def make_denoiser(
     sides = (negative, positive) if guided else (positive,)
     predictor = functools.partial(_predictor, unet, frames, device, c_noises, stream, options)
     calls = list(map(predictor, sides))
-    per_frame = weights.to(device).view(1, frames, 1, 1, 1)
+    per_frame = weights.to(device).view(frames, 1, 1, 1)
+    refined = RefinedGuidance(refinement)
 
     def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         scaled, c_noise = precondition(x, sigma)
-        *negative_v, v = run_all([functools.partial(call, scaled, c_noise) for call in calls])
-        if guided:
+        acts = guided and refinement.acts_at(sigma)
+        *negative_v, v = run_all([functools.partial(call, scaled, c_noise) for call in (calls if acts else calls[-1:])])
+        if acts and not refinement.is_linear:
+            denoised, negative_denoised = (denoised_from_v(x, each, sigma) for each in (v, negative_v[0]))
+            return refined(x, sigma, denoised, negative_denoised, per_frame)
+        if acts:
             v = negative_v[0] + per_frame * (v - negative_v[0])
         return denoised_from_v(x, v, sigma)
 

@@ -521,3 +521,27 @@ def test_a_sampler_whose_package_is_missing_is_refused_before_anything_runs(monk
             valid = NODES[class_type].VALIDATE_INPUTS(sampler_name=name)
             assert (valid is True) == (name not in ("dpmpp_sde", "dpmpp_2m_sde"))
             assert valid is True or "torchsde" in valid
+
+
+@pytest.mark.parametrize("settings", [{"sigma_high": 60.0}, {"rescale": 0.7}, {"eta": 0.2, "momentum": -0.5}])
+def test_refined_guidance_reaches_our_sampler_the_guider_and_the_model_alike(tiny, model, conditioned, settings):
+    positive, negative, latent = conditioned
+    neutral = {
+        "sigma_low": 0.0, "sigma_high": 10000.0, "rescale": 0.0, "eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0,
+    }  # fmt: skip
+    (curve,) = run("SVDGuidance", shape="linear", min_guidance=1.0, max_guidance=3.0)
+    (refined,) = run("SVDGuidanceRefine", guidance=curve, **{**neutral, **settings})
+    unused = {"min_guidance": 1.0, "max_guidance": 1.0}
+    (guided,) = run("SVDFrameGuidance", model=model, guidance=refined, **unused)
+    sampled = ksampler(guided, conditioned)
+    (guider,) = run("SVDFrameGuider", model=model, positive=positive, negative=negative, guidance=refined, **unused)
+    (noise,) = run("RandomNoise", noise_seed=4)
+    advanced, _ = custom_advanced(guider, schedule(model, 2), latent, noise=noise)
+    numbers = {"seed": 4, "steps": 2, "noise": "comfyui", **unused}
+    (own,) = run(
+        "SVDEulerSampler", model=tiny.model, positive=positive, negative=negative, latent=latent, guidance=refined,
+        sigmas=schedule(model, 2), **numbers,
+    )  # fmt: skip
+    assert torch.equal(advanced["samples"], sampled["samples"]) and torch.equal(own["samples"], sampled["samples"])
+    (plain,) = run("SVDFrameGuidance", model=model, min_guidance=1.0, max_guidance=3.0)
+    assert far(ksampler(plain, conditioned), sampled) > 1e-3
