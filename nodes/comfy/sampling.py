@@ -147,7 +147,7 @@ def read_sampler(value: Any) -> Solve:
 
         def callback(state: dict[str, Any]) -> None:
             denoised = state["denoised"][None]
-            on_step(SamplerStep(state["i"] + 1, total, float(state["sigma"]), state["x"][None], denoised))
+            on_step(SamplerStep(state["i"] + 1, total, sigmas[state["i"]].item(), state["x"][None], denoised))
 
         options = {"model_options": {}, "seed": seed, "denoise_mask": None}
         end = value.sampler_function(
