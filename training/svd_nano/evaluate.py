@@ -27,6 +27,7 @@ from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import LocalRuntime
 from .architecture import METADATA, NanoModules
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
+from .sampler_rows import sampler_rows
 from .tracking import along, cosine, displacement, moving_part, psnr, sharpness, stays_inside, track
 from .train_unet import ClipSize, denoising_error, encode_clips
 
@@ -39,9 +40,9 @@ OBLONG = ((192, 128), (128, 192))
 LEVELS = (1.0, 10.0, 100.0)
 SEEN, UNSEEN = 160_000, 5_000
 """First seeds of clips of 128x128 that the UNet was trained on, and of clips that no part was trained on."""
-GROUPS = ("tracker", "vae", "time", "denoising", "motion", "distance", "noise", "guidance", "kinds")
+GROUPS = ("tracker", "vae", "time", "denoising", "motion", "distance", "noise", "guidance", "kinds", "samplers")
 
-SETTINGS = VideoSettings(num_frames=14, noise="comfyui")
+SETTINGS = VideoSettings(num_frames=14, noise="comfyui", steps=25)
 Row = tuple[str, str, str]
 """A row of the table: measure, required value, measured value."""
 
@@ -254,6 +255,9 @@ def measure(
         "noise": noise_rows(make, scenes, settings),
         "guidance": guidance_rows(make, scenes, settings),
         "kinds": kind_rows(make, max(1, count // 4), settings),
+        "samplers": sampler_rows(
+            checkpoint, scenes, [true_clip(scene, settings) for scene in scenes], settings, position_error
+        ),
     }
     write("| measure | must be | is |\n|---|---|---|\n")
     for row in itertools.chain.from_iterable(rows[name] for name in groups):
@@ -269,7 +273,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, nargs="?", default=EMBEDDED_FILE, help="default: the built-in model")
     parser.add_argument("--scenes", type=int, default=32, help="number of scenes (%(default)s)")
     parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="sampling steps (%(default)s)")
-    parser.add_argument("--rows", nargs="+", choices=GROUPS, default=GROUPS, help="groups of rows (default: all)")
+    parser.add_argument(
+        "--rows", nargs="+", choices=GROUPS, default=GROUPS[:-1], help="groups of rows (default: all but samplers)"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     write = functools.partial(print, end="", flush=True)
