@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..svd_core.errors import SettingError
 from ..svd_core.models.components import SVDModel
+from ..svd_core.pipeline import BROWNIAN_SAMPLERS
 from ..svd_core.runtime.runtime import get_runtime
 from ..svd_core.utils.optional_deps import has_extra
 from . import wire_formats
 from .backend import Request, Sampler, get_backend
-from .sockets import BROWNIAN_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def validate_solver_name(name: str | None) -> bool | str:
     """Return True if the noise of a solver can be drawn here, else a message. None, a linked name, is checked later."""
-    if name in BROWNIAN_NAMES and not has_extra("torchsde"):
+    if name in BROWNIAN_SAMPLERS and not has_extra("torchsde"):
         return f'sampler "{name}" needs the package torchsde. Run pip install "svd-stages[sde]", or use dpmpp_2m.'
     return True
 

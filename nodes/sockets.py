@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..svd_core.pipeline import SAMPLERS
+
 EITHER_MODEL = "SVD_MODEL,MODEL"
 EITHER_CLIP_VISION = "SVD_CLIP_VISION,CLIP_VISION"
 EITHER_VAE = "SVD_VAE,VAE"
@@ -14,13 +16,6 @@ EITHER_VAE = "SVD_VAE,VAE"
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIDE = 16384
-
-SOLVER_NAMES = (
-    "euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "dpmpp_2s_ancestral", "lcm", "ddim",
-)  # fmt: skip
-"""The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
-BROWNIAN_NAMES = ("dpmpp_2m_sde", "dpmpp_sde")
-"""Those whose noise needs torchsde."""
 
 Input = tuple[Any, dict[str, Any]]
 
@@ -124,7 +119,7 @@ def steps() -> Input:
 def sampler_name() -> Input:
     """Declare the name of a solver."""
     return choice(
-        list(SOLVER_NAMES),
+        list(SAMPLERS),
         "dpmpp_2m",
         "euler: the reference. dpmpp_2m: fewer steps, with align_your_steps. heun: two network calls a step. The "
         "others add noise in each step; lcm is for distilled networks.",

@@ -272,9 +272,9 @@ def noisy_latents(model: SVDModel, latents: torch.Tensor, noise: torch.Tensor, s
     return starting_point(latents * model.scaling_factor, noise, sigma, model.sigma_max)
 
 
-def model_sigmas(model: SVDModel, steps: int) -> torch.Tensor:
-    """Return the Karras schedule over the model's noise range, (steps + 1,) float32."""
-    return make_sigmas("karras", steps, model.sigma_min, model.sigma_max)
+def model_sigmas(model: SVDModel, steps: int, schedule: str = "karras") -> torch.Tensor:
+    """Return a schedule over the model's noise range, see `diffusion.schedules.make_sigmas`: (steps + 1,) float32."""
+    return make_sigmas(schedule, steps, model.sigma_min, model.sigma_max)
 
 
 def decode(

@@ -134,6 +134,7 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
 
     from ...svd_core.autoencoder.decode import plan_windows
     from ...svd_core.checkpoints.load import resolve_dtypes
+    from ...svd_core.diffusion.sampling import SOLVERS
 
     video: Any = settings
     device = runtime.device()
@@ -144,7 +145,8 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
     if video.decode_mode == "windowed":
         windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
         decoded = sum(window.last - window.first for window in windows)
-    flops = 2 * _steps(video) * unet + decoder * decoded / video.num_frames  # 2: both sides of guidance
+    calls = 2 * _steps(video) * SOLVERS[video.sampler].calls  # 2: both sides of guidance
+    flops = calls * unet + decoder * decoded / video.num_frames
     return flops / EFFICIENCY / _matmul_speed(device, dtype)
 
 

@@ -19,7 +19,7 @@ from ..._version import __version__
 from ...svd_core.checkpoints.library import EMBEDDED
 from ...svd_core.errors import BatchError, GraphError, SettingError, SVDStagesError, quoted
 from ...svd_core.media.alpha_compositing import GREY, KEEP, Background, read_background
-from ...svd_core.pipeline import VideoSettings
+from ...svd_core.pipeline import PRESETS, VideoSettings
 from ...svd_core.runtime.runtime import LocalRuntime, use_runtime
 from ...svd_core.utils.user_tempdir import private_folder
 from ..engines.embedded.memory_estimate import check_memory_budget
@@ -28,7 +28,7 @@ from ..engines.graph_loading import Source
 from ..engines.graphs import EMBEDDED_NODES, NODES, check_place, open_graph
 from ..engines.run_config import RunConfig, as_list
 from ..engines.setting_checks import SETTING_INPUTS, SETTINGS, check_settings, unknown_name
-from ..engines.video_graph import image_to_video_graph, takes_settings, with_compile, with_sigmas, without_sigmas
+from ..engines.video_graph import SAMPLING, image_to_video_graph, takes_settings, with_compile, with_sampling
 from ..graph import Prompt, apply_settings, find_target, validate
 from ..graph.node_schema import return_types
 from .contact_sheet import write_sheet
@@ -509,7 +509,10 @@ def _with_settings(request: BatchRequest) -> BatchRequest:
         fix = "Set the input of your graph with `settings`"
         raise SettingError(f"`{names[0]}` is a setting of the shipped graph. {fix}.")
     checked = check_settings(replace(VideoSettings(), **request.video))
-    video = {name: getattr(checked, name) for name, value in request.video.items() if value is not None}
+    preset = PRESETS[checked.preset] if request.video.get("preset") is not None else {}
+    given = {name: getattr(checked, name) for name, value in request.video.items() if value is not None}
+    video = {**preset, **given}
+    video.pop("preset", None)
     model = video.pop("model", request.model)
     values = [f"{'.'.join(SETTING_INPUTS[name])}={video[name]}" for name in video if name in SETTING_INPUTS]
     return replace(request, model=model, video=video, settings=[*values, *as_list(request.settings)])
@@ -555,10 +558,8 @@ def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConf
         raise SettingError(f"`{names[0]}` is a setting of the shipped graph. {fix}.")
     if "compile" in request.video:
         prompt = with_compile(prompt, request.video["compile"])
-    sigmas = request.video.get("sigmas")
-    if sigmas is None and "steps" in request.video:
-        prompt = without_sigmas(prompt)
-    return apply_settings(with_sigmas(prompt, sigmas), request.settings, NODES)
+    sampling = {name: value for name, value in request.video.items() if name in SAMPLING}
+    return apply_settings(with_sampling(prompt, sampling) if sampling else prompt, request.settings, NODES)
 
 
 @contextmanager

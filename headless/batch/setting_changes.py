@@ -19,6 +19,9 @@ SHOWN = 6
 NAMES = {
     **{place: f"`{name}`" for name, place in SETTING_INPUTS.items()},
     ("ManualSigmas", "sigmas"): "`sigmas`",
+    ("SVDSigmas", "schedule"): "`schedule`",
+    ("SVDSigmas", "steps"): "`steps`",
+    ("SVDSamplerSelect", "sampler_name"): "`sampler`",
     ("SVDModelOptions", "compile"): "`compile`",
 }
 """Class and input of a node of the shipped graph -> the setting of the video."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from numbers import Number
 from typing import Any
@@ -61,9 +61,13 @@ def check_settings(settings: VideoSettings) -> VideoSettings:
         if not isinstance(value, (str, Number)) or isinstance(value, bool):
             one = {int: "one integer", float: "one number"}.get(field.metadata["kind"], "one name")
             raise TypeError(f"`{field.name}` must be {one}, got {printable(repr(value), 60)}")
-        if field.name in SETTING_INPUTS and field.name != "model":  # a model has the library's own error
+        if field.name == "model":  # it has the library's own error
+            continue
+        if field.name in SETTING_INPUTS:
             class_type, input_name = SETTING_INPUTS[field.name]
             values[field.name] = _checked(field.name, value, declarations[class_type].inputs[input_name])
+        else:
+            _check_choice(field.name, value, field.metadata["choices"])
     return replace(settings, **values)
 
 
@@ -72,6 +76,14 @@ def _checked_sigmas(value: Any) -> tuple[float, ...]:
     from ...svd_core.diffusion.schedules import read_sigmas
 
     return tuple(read_sigmas(value).tolist())
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise SettingError unless the value is one of the choices."""
+    if value not in choices:
+        near = closest(str(value), choices)
+        hint = f'. Did you mean "{near}"?' if near else ""
+        raise SettingError(f"`{name}` must be one of {', '.join(choices)}, got {printable(value, 60)}{hint}")
 
 
 def _checked(name: str, value: Any, declared: DeclaredInput) -> Any:

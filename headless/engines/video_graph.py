@@ -6,16 +6,19 @@ It is embedded in the mp4 files of `animate`, and batches run it. Running it giv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
+from ...nodes.sampling import SVDSigmas
 from ...svd_core.checkpoints.inspect import read_defaults
 from ...svd_core.media.video_size import Size
 from ...svd_core.models.options import DEFAULT, ModelOptions
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import Runtime
 from ..graph import Prompt, with_value
+from ..graph.prompt import looks_like_link
 from .graphs import Graph, open_graph
 from .run_config import PACKAGE
 from .setting_checks import SETTING_INPUTS, check_settings
@@ -62,7 +65,7 @@ def make_prompt(settings: VideoSettings, image_name: str) -> Prompt:
     _inputs_of(prompt, "SaveVideo")["filename_prefix"] = "video"
     for name, (class_type, input_name) in SETTING_INPUTS.items():
         _inputs_of(prompt, class_type)[input_name] = getattr(settings, name)
-    return with_sigmas(with_compile(prompt, settings.compile), settings.sigmas)
+    return with_sampling(with_compile(prompt, settings.compile), {name: getattr(settings, name) for name in SAMPLING})
 
 
 def with_compile(prompt: Prompt, compile: str) -> Prompt:
@@ -77,24 +80,53 @@ def with_compile(prompt: Prompt, compile: str) -> Prompt:
     return _before_sampler({**prompt, "options": node}, "model", "options")
 
 
-def with_sigmas(prompt: Prompt, sigmas: Any) -> Prompt:
-    """Return the graph with checked noise levels in place of those of the steps. None: the graph as it is."""
-    if sigmas is None:
-        return prompt
-    levels = ", ".join(format(Decimal(each), "f") for each in sigmas)
-    node = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
-    return _before_sampler({**prompt, "sigmas": node}, "sigmas", "sigmas")
+SAMPLING = ("sampler", "schedule", "steps", "sigmas")
+"""The settings that `with_sampling` writes into a graph."""
 
 
-def without_sigmas(prompt: Prompt) -> Prompt:
-    """Return the graph without the noise levels of `with_sigmas`: its sampler takes those of its steps again."""
-    sampler = node_of_class(prompt, "SVDEulerSampler")
-    link = prompt[sampler]["inputs"].get("sigmas")
-    if not _nodes_of_class(prompt, "ManualSigmas") or link is None:
-        return prompt
-    inputs = {name: value for name, value in prompt[sampler]["inputs"].items() if name != "sigmas"}
-    rest = {node_id: node for node_id, node in prompt.items() if [node_id, 0] != link}
-    return {**rest, sampler: {**prompt[sampler], "inputs": inputs}}
+def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
+    """Return the graph with changed settings of SAMPLING. Defaults need no node.
+
+    The noise levels are those of `sigmas`, which a change of `schedule` or `steps` takes away, else of the schedule.
+    """
+    sampler_id = node_of_class(prompt, "SVDEulerSampler")
+    values = sampling_of(prompt)
+    if "sigmas" not in changes and not {"schedule", "steps"}.isdisjoint(changes):
+        values["sigmas"] = None
+    values.update(changes)
+    nodes = {}
+    if values["sampler"] != "euler":
+        nodes["sampler"] = {"class_type": "SVDSamplerSelect", "inputs": {"sampler_name": values["sampler"]}}
+    if values["sigmas"] is not None:
+        levels = ", ".join(format(Decimal(each), "f") for each in values["sigmas"])
+        nodes["sigmas"] = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
+    elif values["schedule"] != "karras":
+        levels = {name: options["default"] for name, (_, options) in SVDSigmas.INPUTS.items() if "default" in options}
+        nodes["sigmas"] = {
+            "class_type": "SVDSigmas",
+            "inputs": {**levels, "steps": values["steps"], "schedule": values["schedule"]},
+        }
+    sampler = prompt[sampler_id]["inputs"]
+    old = {sampler[name][0] for name in ("sampler", "sigmas") if looks_like_link(sampler.get(name))}
+    kept = {name: value for name, value in sampler.items() if name not in ("sampler", "sigmas")}
+    inputs = {**kept, "steps": values["steps"], **{name: [name, 0] for name in nodes}}
+    rest = {key: node for key, node in prompt.items() if key not in old}
+    return {**rest, sampler_id: {**prompt[sampler_id], "inputs": inputs}, **nodes}
+
+
+def sampling_of(prompt: Prompt) -> dict[str, Any]:
+    """Return the settings of SAMPLING of a graph made here."""
+    sampler = _inputs_of(prompt, "SVDEulerSampler")
+    values = {"sampler": "euler", "schedule": "karras", "steps": sampler["steps"], "sigmas": None}
+    for node in prompt.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "SVDSamplerSelect":
+            values["sampler"] = inputs["sampler_name"]
+        elif node["class_type"] == "SVDSigmas":
+            values["schedule"] = inputs["schedule"]
+        elif node["class_type"] == "ManualSigmas":
+            values["sigmas"] = tuple(float(each) for each in inputs["sigmas"].split(","))
+    return values
 
 
 def takes_settings(prompt: Prompt) -> bool:
@@ -110,7 +142,8 @@ def _before_sampler(prompt: Prompt, input_name: str, node_id: str) -> Prompt:
 def settings_of(prompt: Prompt, settings: VideoSettings) -> VideoSettings:
     """Return the settings with the values of a validated graph, in which "4" steps have become 4."""
     values = {name: _inputs_of(prompt, kind)[input_name] for name, (kind, input_name) in SETTING_INPUTS.items()}
-    return replace(settings, **values)
+    sampling = sampling_of(prompt)
+    return replace(settings, **values, sampler=sampling["sampler"], schedule=sampling["schedule"])
 
 
 def _inputs_of(prompt: Prompt, class_type: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...svd_core.pipeline import SAMPLERS
 from .. import sockets
 from ..sockets import Input, socket
 from .values import SAMPLER_NAMES, SCHEDULER_NAMES
@@ -60,6 +61,6 @@ DENOISE = number(
 )
 SAMPLER_NAME = (
     list(SAMPLER_NAMES),
-    {"tooltip": f"How a step is made. Without ComfyUI: {', '.join(sockets.SOLVER_NAMES)}."},
+    {"tooltip": f"How a step is made. Without ComfyUI: {', '.join(SAMPLERS)}."},
 )
 SCHEDULER = (list(SCHEDULER_NAMES), {"tooltip": "Which noise levels are walked; karras is the reference's."})

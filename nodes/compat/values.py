@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...svd_core.errors import SettingError
+from ...svd_core.pipeline import SAMPLERS
 from ..samplers import validate_solver_name
-from ..sockets import SOLVER_NAMES
 
 if TYPE_CHECKING:
     from ...svd_core.diffusion.guidance import GuidanceCurve
@@ -123,10 +123,10 @@ def _checked(value: Any, kind: type[Value], socket: str, maker: str) -> Value:
 
 def validate_sampler_name(name: str | None) -> bool | str:
     """Return True if the sampler runs without ComfyUI, else a message. None, a linked name, is checked when it runs."""
-    if name is None or name in SOLVER_NAMES:
+    if name is None or name in SAMPLERS:
         return validate_solver_name(name)
     reason = f'sampler "{name}" runs only inside ComfyUI' if name in SAMPLER_NAMES else f'unknown sampler "{name}"'
-    return f"{reason}. Use {', '.join(SOLVER_NAMES[:-1])} or {SOLVER_NAMES[-1]}."
+    return f"{reason}. Use {', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}."
 
 
 def raise_if_refused(validation: bool | str) -> None:

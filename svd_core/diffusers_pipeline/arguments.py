@@ -96,7 +96,6 @@ RENAMED = {
 """Arguments of other programs -> those of SVD in diffusers that mean the same."""
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-SAMPLERS = ("euler",)
 CHUNK_SIZE = 8
 """Frames of a window if decode is "windowed" and decode_chunk_size is not given."""
 

@@ -21,19 +21,19 @@ from .. import execution
 from ..checkpoints.model_metadata import VideoDefaults
 from ..diffusion.conditioning import MicroConditioning
 from ..diffusion.guidance import SHAPES, GuidanceCurve
-from ..diffusion.sampling import SamplerStep
+from ..diffusion.sampling import SOLVERS, SamplerStep
 from ..diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas
 from ..errors import SettingError
 from ..media.image_ops import resize_images
 from ..media.video_size import choose_size, is_far
 from ..models.components import Checkpoint, SVDModel, SVDVae
 from ..models.options import ModelOptions
-from ..pipeline import VideoNoise, condition_images
+from ..pipeline import BROWNIAN_SAMPLERS, SAMPLERS, SCHEDULES, VideoNoise, condition_images
 from ..runtime.runtime import LocalRuntime
+from ..utils.optional_deps import require_extra
 from .arguments import (
     COMPONENT_NAMES,
     HUB_ARGUMENTS,
-    SAMPLERS,
     Generators,
     check_choice,
     check_integer,
@@ -61,19 +61,36 @@ class StableVideoDiffusionPipelineOutput(BaseOutput):
     frames: Any
 
 
-def _check_names(unknown: dict[str, Any], sampler: str, output_type: str, callback_tensors: Sequence[str]) -> None:
-    """Raise TypeError for an unknown argument of a call, SettingError for an unknown value of the others."""
+def _check_names(
+    unknown: dict[str, Any], sampler: str, schedule: str, output_type: str, callback_tensors: Sequence[str]
+) -> None:
+    """Raise TypeError for an unknown argument of a call, SettingError for an unknown value of the others.
+
+    Raise MissingExtraError if the package of a sampler is not installed.
+    """
     refuse_unknown("the pipeline", unknown, inspect.signature(StableVideoDiffusionPipeline.__call__).parameters)
     check_choice("sampler", sampler, SAMPLERS)
+    if sampler in BROWNIAN_SAMPLERS:
+        require_extra("torchsde", "sde")
+    check_choice("schedule", schedule, SCHEDULES)
     check_choice("output_type", output_type, OUTPUT_TYPES)
     for name in callback_tensors:
         check_choice("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
 
-def _levels(model: SVDModel, steps: int, sigmas: Sequence[float] | None) -> torch.Tensor:
+def _step_seed(sampler: str, seed: int | None, generator: Generators) -> int:
+    """Return the seed of the noise that a sampler adds in steps. Only for such a sampler the generator is asked."""
+    if seed is not None or SOLVERS[sampler].make_noise is None:
+        return seed or 0
+    source = generator[0] if isinstance(generator, list) else generator
+    device = None if source is None else source.device
+    return int(torch.randint(2**62, (), generator=source, device=device))
+
+
+def _levels(model: SVDModel, steps: int, schedule: str, sigmas: Sequence[float] | None) -> torch.Tensor:
     """Return the noise levels of a call, (steps + 1,) float32. Raises SettingError if they do not fall."""
     if sigmas is None:
-        return execution.model_sigmas(model, check_integer("num_inference_steps", steps, 25))
+        return execution.model_sigmas(model, check_integer("num_inference_steps", steps, 25), schedule)
     return check_sigmas(torch.tensor([check_number("sigmas", sigma, 80.0) for sigma in sigmas], dtype=torch.float32))
 
 
@@ -150,7 +167,9 @@ class StableVideoDiffusionPipeline(StageMethods):
         callback_on_step_end_tensor_inputs: ["latents"].
         return_dict: False: return the frames themselves.
         seed: In place of `generator`: the seed of one on the CPU.
-        sampler: euler.
+        sampler: How a step is made, see `diffusion.sampling.SOLVERS`. Noise that it adds in steps has `seed`, or one
+            drawn from the generator after all other noise.
+        schedule: karras, align_your_steps or exponential: how the noise levels of the steps are spaced.
         guidance_shape: linear, triangle or constant, see `GuidanceCurve`.
         decode: exact: all frames as one clip, with no more memory than chunks. windowed: in chunks, by default of
             `CHUNK_SIZE`. None: windowed if a size or a context is given, else exact.
@@ -321,6 +340,7 @@ class StableVideoDiffusionPipeline(StageMethods):
         *,
         seed: int | None = None,
         sampler: str = "euler",
+        schedule: str = "karras",
         guidance_shape: str = "linear",
         decode: str | None = None,
         decode_context: int = 0,
@@ -330,12 +350,12 @@ class StableVideoDiffusionPipeline(StageMethods):
         **unknown: Any,
     ) -> Any:
         """Animate images. The arguments, the result and the errors are described at the class."""
-        _check_names(unknown, sampler, output_type, callback_on_step_end_tensor_inputs)
+        _check_names(unknown, sampler, schedule, output_type, callback_on_step_end_tensor_inputs)
         checkpoint, runtime = self._checkpoint(memory, compile), self._runtime(vram)
         model = checkpoint.model
         frames = check_integer("num_frames", model.defaults.num_frames if num_frames is None else num_frames, 14)
         mode, chunk_size = plan_decoding(decode, decode_chunk_size, decode_context, frames)
-        levels = _levels(model, num_inference_steps, sigmas)
+        levels = _levels(model, num_inference_steps, schedule, sigmas)
         curve = _curve(guidance_shape, min_guidance_scale, max_guidance_scale)
         micro = _micro(fps, motion_bucket_id, noise_aug_strength)
         images = read_images(image)
@@ -349,7 +369,8 @@ class StableVideoDiffusionPipeline(StageMethods):
         progress_bar: Any = self.progress_bar
         with progress_bar(total=self._num_timesteps * len(pairs)) as bar:
             on_step = self._step_callback(bar.update, callback_on_step_end)
-            sampled = execution.sample(runtime, model, pairs, noise.start(levels[0]), curve, levels, on_step)
+            solver = SOLVERS[sampler], _step_seed(sampler, seed, generator)
+            sampled = execution.sample(runtime, model, pairs, noise.start(levels[0]), curve, levels, on_step, *solver)
         if output_type == "latent":
             result: Any = (sampled * model.scaling_factor).to(self._execution_device, self.unet.dtype)
         else:

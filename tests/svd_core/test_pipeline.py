@@ -17,10 +17,21 @@ from svd_stages.headless.cli.main import main, make_parser
 from svd_stages.headless.engines.video_graph import STAGE_NODES
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+from svd_stages.svd_core.diffusion.sampling import SOLVERS
+from svd_stages.svd_core.diffusion.schedules import make_sigmas
+from svd_stages.svd_core.diffusion.step_noise import brownian_noise
 from svd_stages.svd_core.errors import NodeError, NonFiniteError, SettingError
 from svd_stages.svd_core.media.metadata import read_metadata
 from svd_stages.svd_core.models.unet import PreparedUNet
-from svd_stages.svd_core.pipeline import STAGES, VideoSettings, image_to_video
+from svd_stages.svd_core.pipeline import (
+    BROWNIAN_SAMPLERS,
+    PRESETS,
+    SAMPLERS,
+    SCHEDULES,
+    STAGES,
+    VideoSettings,
+    image_to_video,
+)
 from svd_stages.svd_core.runtime.runtime import LocalRuntime
 
 ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
@@ -56,8 +67,17 @@ def test_stages_are_announced_in_order():
     assert torch.equal(second, videos[1])
 
 
-def test_the_embedded_graph_makes_the_same_file(tmp_path):
-    settings = replace(QUICK, seed=3, fit="crop", decode_mode="windowed", decode_chunk=1, decode_context=1)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fit": "crop", "decode_mode": "windowed", "decode_chunk": 1, "decode_context": 1},
+        {"preset": "balanced"},
+        {"sampler": "euler_ancestral", "schedule": "exponential", "steps": 3},
+    ],
+    ids=str,
+)
+def test_the_embedded_graph_makes_the_same_file(tmp_path, changes):
+    settings = replace(QUICK, seed=3, **changes)
     mp4 = tmp_path / "clip.mp4"
     headless.animate_file(ROCKET, mp4, settings, headless.RunConfig())
     report = headless.run_graph(mp4, input_dir=ROCKET.parent, output_dir=tmp_path / "again")
@@ -98,6 +118,22 @@ def test_settings_are_declared_once():
 def test_text_is_read_as_the_number_that_validation_makes_of_it():
     animated = headless.animate(ROCKET, width=64, height=64, num_frames="2", steps="1", seed="3")
     assert torch.equal(animated, headless.animate(ROCKET, width=64, height=64, num_frames=2, steps=1, seed=3))
+
+
+def test_a_preset_fills_what_is_not_given():
+    plain = VideoSettings().with_defaults(VideoDefaults())
+    assert (plain.sampler, plain.schedule, plain.steps) == ("euler", "karras", 25)
+    given = VideoSettings(preset="balanced", steps=7).with_defaults(VideoDefaults())
+    assert (given.sampler, given.schedule, given.steps) == ("dpmpp_2m", "align_your_steps", 7)
+    assert PRESETS["reference"] == {name: getattr(plain, name) for name in PRESETS["reference"]}
+
+
+def test_the_names_of_schedules_and_samplers_are_those_of_the_library():
+    assert tuple(SOLVERS) == SAMPLERS
+    assert {name for name in SOLVERS if SOLVERS[name].make_noise is brownian_noise} == set(BROWNIAN_SAMPLERS)
+    for schedule in SCHEDULES:
+        assert len(make_sigmas(schedule, 4)) == 5
+    assert all(preset["sampler"] in SAMPLERS and preset["schedule"] in SCHEDULES for preset in PRESETS.values())
 
 
 def test_settings_without_values_are_those_of_the_checkpoint():

@@ -19,7 +19,7 @@ MISTAKES = [
     ({"widht": 64}, TypeError, "'widht'", "'width'"),
     ({"generator": 1}, TypeError, "'generator'", "help(svd_stages.animate)"),
     ({"seed": [1, 2]}, TypeError, "`seed`", "[1, 2]", "one integer"),
-    ({"steps": None}, TypeError, "`steps`", "one integer"),
+    ({"fps": None}, TypeError, "`fps`", "one integer"),
     ({"model": None}, TypeError, "`model`", "one name"),
     ({"steps": "x"}, SettingError, "`steps`", "x", "integer"),
     ({"steps": 0}, SettingError, "`steps`", 0, "1 to 10000"),

@@ -241,7 +241,7 @@ def test_steps_take_noise_levels_back(photos):
     [
         ({"stesp": 3}, TypeError, None, ("'stesp'", "'steps'")),
         ({"generator": 3}, TypeError, None, ("'generator'", "help(svd_stages.animate)")),
-        ({"steps": None}, TypeError, None, ("`steps`", "None")),
+        ({"fps": None}, TypeError, None, ("`fps`", "None")),
         ({"steps": 0}, SettingError, "graph.value_smaller_than_min", ("`steps`", 0, "1 to 10000")),
         ({"width": 100}, SettingError, "setting", ("`width`", 100, "64 or 128")),
         ({"sigmas": [1, 2]}, SettingError, "setting", ("`sigmas`", "1, 2")),

@@ -17,12 +17,12 @@ from svd_stages.headless.graph.validate import raise_if_invalid, validate
 from svd_stages.nodes import backend, samplers
 from svd_stages.nodes.compat import values
 from svd_stages.nodes.compat.values import Guidance, Model
-from svd_stages.nodes.sockets import SOLVER_NAMES
 from svd_stages.nodes.wire_formats import read_latent
 from svd_stages.svd_core.diffusion.guidance import GuidanceCurve
 from svd_stages.svd_core.diffusion.schedules import SCHEDULERS
 from svd_stages.svd_core.errors import GraphError, SettingError
 from svd_stages.svd_core.models.components import Checkpoint
+from svd_stages.svd_core.pipeline import SAMPLERS
 from svd_stages.svd_core.runtime.runtime import LocalRuntime, use_runtime
 
 FRAMES = 2
@@ -451,7 +451,7 @@ def select(name: str, node: str = "SVDSamplerSelect"):
     return run(node, sampler_name=name)[0]
 
 
-@pytest.mark.parametrize("name", SOLVER_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_is_the_same_in_all_nodes(model, conditioned, name):
     pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
     ours = euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name))
@@ -466,7 +466,7 @@ def test_without_a_sampler_the_steps_are_eulers(model, conditioned):
     default = euler_sampler(model, conditioned)
     for sampler in (None, select("euler"), select("ddim"), run("SVDEulerSamplerSelect")[0]):
         assert torch.equal(default, euler_sampler(model, conditioned, sampler=sampler))
-    for name in set(SOLVER_NAMES) - {"euler", "ddim", "dpmpp_sde", "dpmpp_2m_sde"}:
+    for name in set(SAMPLERS) - {"euler", "ddim", "dpmpp_sde", "dpmpp_2m_sde"}:
         assert not torch.allclose(default, euler_sampler(model, conditioned, sampler=select(name)))
 
 
@@ -517,7 +517,7 @@ def test_a_schedule_in_two_halves_and_a_part_of_one(model, conditioned, name):
 def test_a_sampler_whose_package_is_missing_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr(samplers, "has_extra", lambda package: False)
     for class_type in ("KSampler", "KSamplerAdvanced", "KSamplerSelect", "SVDSamplerSelect"):
-        for name in SOLVER_NAMES:
+        for name in SAMPLERS:
             valid = NODES[class_type].VALIDATE_INPUTS(sampler_name=name)
             assert (valid is True) == (name not in ("dpmpp_sde", "dpmpp_2m_sde"))
             assert valid is True or "torchsde" in valid

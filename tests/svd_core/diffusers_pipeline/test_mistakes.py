@@ -73,7 +73,8 @@ CALLS = {
     "other guidance": ({"cfg_scale": 3}, TypeError, None, '"cfg_scale"', "min_guidance_scale", "max_guidance_scale"),
     "sgm noise": ({"cond_aug": 0.02}, TypeError, None, '"cond_aug"', "noise_aug_strength"),
     "two similar names": ({"guidance_scale": 3}, TypeError, None, "min_guidance_scale", "max_guidance_scale"),
-    "sampler": ({"sampler": "heun"}, SettingError, "setting", "sampler", "'heun'", "'euler'"),
+    "sampler": ({"sampler": "heunn"}, SettingError, "setting", "sampler", "'heunn'", "'heun'"),
+    "schedule": ({"schedule": "karas"}, SettingError, "setting", "schedule", "'karas'", "'karras'"),
     "guidance shape": ({"guidance_shape": "flat"}, SettingError, "setting", "guidance_shape", "'flat'", "'constant'"),
     "decode": ({"decode": "fast"}, SettingError, "setting", "decode", "'fast'", "'exact'"),
     "exact in chunks": (

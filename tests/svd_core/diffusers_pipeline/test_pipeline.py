@@ -9,6 +9,7 @@ from error_checks import raises
 from PIL import Image
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.diffusers_pipeline.pipeline import StableVideoDiffusionPipeline
+from svd_stages.svd_core.diffusion.sampling import SOLVERS, Solver, sample_dpmpp_2m_sde
 from svd_stages.svd_core.errors import SettingError
 from tiny import mini_checkpoint, randn, tiny_checkpoint, tiny_pipeline
 
@@ -82,6 +83,45 @@ def test_latents_and_frames_are_diffusers(pipelines, name):
     assert (ours - theirs).abs().max() <= LATENT_TOLERANCE * theirs.abs().max()
     ours, theirs = (call(each, CALLS[name](), output_type="np") for each in pipelines)
     assert np.abs(ours - theirs).max() <= FRAME_TOLERANCE
+
+
+@pytest.mark.parametrize(("sampler", "algorithm"), [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")])
+def test_samplers_of_second_order_are_diffusers(pipelines, monkeypatch, sampler, algorithm):
+    """diffusers' own pipeline with its EDM scheduler in place of Euler's. Its noise of steps is given to ours."""
+    from diffusers import EDMDPMSolverMultistepScheduler
+
+    ours, theirs = pipelines
+    scheduler = EDMDPMSolverMultistepScheduler(
+        sigma_max=700, sigma_data=1.0, prediction_type="v_prediction", algorithm_type=algorithm, lower_order_final=False
+    )
+    monkeypatch.setattr(theirs, "scheduler", scheduler)
+    draws = []
+    step = scheduler.step
+
+    def same_noise(v, t, x, generator=None, **options):
+        source = torch.Generator().manual_seed(len(draws))
+        draws.append(torch.randn(x.shape, generator=torch.Generator().manual_seed(len(draws))))
+        return step(v, t, x, generator=source, **options)
+
+    monkeypatch.setattr(scheduler, "step", same_noise)
+    wanted = call(theirs, {"image": picture()}, output_type="latent", num_inference_steps=4)
+    left = iter(draws)
+    noisy = Solver(sample_dpmpp_2m_sde, lambda x, sigmas, seed: lambda sigma, sigma_next: next(left))
+    monkeypatch.setitem(SOLVERS, "dpmpp_2m_sde", noisy)
+    found = call(ours, {"image": picture(), "sampler": sampler}, output_type="latent", num_inference_steps=4)
+    assert (found - wanted).abs().max() <= LATENT_TOLERANCE * wanted.abs().max()
+
+
+def test_a_generator_gives_the_noise_of_steps_and_euler_asks_for_none(pipelines):
+    ours, _ = pipelines
+    states = []
+    for sampler in ("euler", "dpmpp_2m", "euler_ancestral"):
+        (generator,) = generators(1)
+        first = call(ours, {"image": picture(), "generator": generator, "sampler": sampler}, output_type="latent")
+        states.append(generator.get_state())
+        again = call(ours, {"image": picture(), "sampler": sampler}, output_type="latent")
+        assert torch.equal(first, again)
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
 def test_a_callback_sees_diffusers_steps(pipelines):

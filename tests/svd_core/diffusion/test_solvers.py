@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from error_checks import raises
-from svd_stages.nodes.sockets import SOLVER_NAMES
 from svd_stages.svd_core.diffusion.denoiser import denoised_from_v, precondition
 from svd_stages.svd_core.diffusion.sampling import SOLVERS, SamplerStep, Solver, ignore_step
 from svd_stages.svd_core.diffusion.schedules import make_sigmas
@@ -195,6 +194,19 @@ def test_each_step_is_reported_once_and_may_be_replaced(name):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_the_declared_network_calls_are_made(name):
+    pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
+    sigmas: list[float] = []
+
+    def counted(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        sigmas.append(sigma.item())
+        return denoise(x, sigma)
+
+    SOLVERS[name](counted, start(), SIGMAS["few"], ignore_step, 0)
+    assert len(sigmas) == 4 * SOLVERS[name].calls + 1 and min(sigmas) > 0
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_not_finite_numbers_are_found(name):
     pytest.importorskip("torchsde", reason="noise of a Brownian path needs torchsde")
     with raises(NonFiniteError, "numbers.latent"):
@@ -240,10 +252,6 @@ def test_the_path_of_more_steps_refines_that_of_fewer():
     whole = noise(high, low) * (high - low).sqrt()
     parts = noise(high, middle) * (high - middle).sqrt() + noise(middle, low) * (middle - low).sqrt()
     assert (whole - parts).abs().max() < 1e-5
-
-
-def test_the_nodes_offer_the_solvers():
-    assert tuple(SOLVERS) == SOLVER_NAMES
 
 
 def test_euler_is_the_scheduler_of_the_published_checkpoints():

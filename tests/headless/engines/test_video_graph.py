@@ -1,0 +1,61 @@
+"""Settings of sampling in the graph of a video: nodes only where they differ from the defaults, changes one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from error_checks import raises
+from svd_stages.headless import animate
+from svd_stages.headless.engines.video_graph import make_prompt, sampling_of, with_sampling
+from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+from svd_stages.svd_core.errors import SettingError
+from svd_stages.svd_core.pipeline import PRESETS, VideoSettings
+
+REFERENCE = {**PRESETS["reference"], "sigmas": None}
+BALANCED = {**PRESETS["balanced"], "sigmas": None}
+LEVELS = (700.0, 4.25, 0.0)
+
+
+def prompt(**settings) -> Mapping:
+    return make_prompt(VideoSettings(**settings).with_defaults(VideoDefaults()), "a.png")
+
+
+def classes(graph: Mapping) -> list[str]:
+    return [node["class_type"] for node in graph.values()]
+
+
+def test_the_defaults_need_no_nodes():
+    assert classes(prompt()) == classes(prompt(preset="reference"))
+    assert {"SVDSamplerSelect", "SVDSigmas", "ManualSigmas"}.isdisjoint(classes(prompt()))
+    assert sampling_of(prompt()) == REFERENCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"sampler": "heun"}, {**BALANCED, "sampler": "heun"}),
+        ({"steps": 4}, {**BALANCED, "steps": 4}),
+        ({"schedule": "karras"}, {**BALANCED, "schedule": "karras"}),
+        ({"sigmas": LEVELS}, {**BALANCED, "schedule": "karras", "sigmas": LEVELS}),
+        ({"sampler": "euler", "schedule": "karras", "steps": 25}, REFERENCE),
+    ],
+    ids=str,
+)
+def test_a_change_keeps_the_other_settings(changes, wanted):
+    changed = with_sampling(prompt(preset="balanced"), changes)
+    assert sampling_of(changed) == wanted
+    assert sampling_of(with_sampling(changed, {})) == wanted
+    back = with_sampling(changed, REFERENCE)
+    assert classes(back) == classes(prompt()) and sampling_of(back) == REFERENCE
+
+
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"schedule": "exponential"}], ids=str)
+def test_steps_and_schedule_replace_noise_levels(changes):
+    assert sampling_of(with_sampling(prompt(sigmas=LEVELS), changes)) == {**REFERENCE, **changes}
+
+
+def test_unknown_names_are_refused():
+    for name, value in (("sampler", "dpmp_2m"), ("schedule", "align_your_step"), ("preset", "balance")):
+        with raises(SettingError, None, f"`{name}`", value):
+            animate("example_workflows/rocket.png", **{name: value})
