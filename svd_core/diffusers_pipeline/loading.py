@@ -27,6 +27,7 @@ from ..checkpoints.load import load_checkpoint
 from ..errors import CheckpointError, SettingError, closest, printable
 from ..models.components import Checkpoint
 from .arguments import HUB_ARGUMENTS, PRECISIONS, Dtype
+from .scheduler_solver import check_fits, with_sigma_data
 
 report = diffusers_logging.get_logger("diffusers.pipelines.pipeline_utils")
 """diffusers' logger of loading. Its users set the level of that one."""
@@ -196,16 +197,14 @@ def _published_settings(file: str) -> dict[str, Any]:
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Raise SettingError unless a scheduler is the EulerDiscreteScheduler of SVD, with any noise range.
+    """Raise SettingError unless a scheduler is SVD's EulerDiscreteScheduler, with any noise range, or one that fits.
 
-    It holds the noise range; it computes nothing.
+    The first holds the noise range and computes nothing. Another one makes the steps, see `SchedulerSolver`.
     """
-    if not isinstance(scheduler, EulerDiscreteScheduler):
-        raise SettingError(
-            f"scheduler must be an EulerDiscreteScheduler with SVD's settings, got {type(scheduler).__name__}",
-            code="pipeline.scheduler",
-        )
-    check_scheduler_config(scheduler.config)
+    if isinstance(scheduler, EulerDiscreteScheduler):
+        check_scheduler_config(scheduler.config)
+    else:
+        check_fits(with_sigma_data(scheduler))
 
 
 def check_scheduler_config(config: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from .. import execution
 from ..checkpoints.model_metadata import VideoDefaults
 from ..diffusion.conditioning import MicroConditioning
 from ..diffusion.guidance import SHAPES, GuidanceCurve
-from ..diffusion.sampling import SOLVERS, SamplerStep
+from ..diffusion.sampling import SOLVERS, SamplerStep, Solve, Solver
 from ..diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas
 from ..errors import SettingError
 from ..media.image_ops import resize_images
@@ -47,6 +47,7 @@ from .arguments import (
 from .inputs import read_images
 from .loading import Components, check_scheduler, find_checkpoint, load_file, load_pretrained
 from .outputs import OUTPUT_TYPES, as_output
+from .scheduler_solver import SchedulerSolver
 from .stage_methods import StageMethods
 
 logger = logging.getLogger(__name__)
@@ -78,9 +79,9 @@ def _check_names(
         check_choice("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
 
-def _step_seed(sampler: str, seed: int | None, generator: Generators) -> int:
-    """Return the seed of the noise that a sampler adds in steps. Only for such a sampler the generator is asked."""
-    if seed is not None or SOLVERS[sampler].make_noise is None:
+def _step_seed(solver: Solve, seed: int | None, generator: Generators) -> int:
+    """Return the seed of the noise that a solver adds in steps. Only if it may add some the generator is asked."""
+    if seed is not None or (isinstance(solver, Solver) and solver.make_noise is None):
         return seed or 0
     source = generator[0] if isinstance(generator, list) else generator
     device = None if source is None else source.device
@@ -90,7 +91,7 @@ def _step_seed(sampler: str, seed: int | None, generator: Generators) -> int:
 def _levels(model: SVDModel, steps: int, schedule: str, sigmas: Sequence[float] | None) -> torch.Tensor:
     """Return the noise levels of a call, (steps + 1,) float32. Raises SettingError if they do not fall."""
     if sigmas is None:
-        return execution.model_sigmas(model, check_integer("num_inference_steps", steps, 25), schedule)
+        return execution.model_sigmas(model, steps, schedule)
     return check_sigmas(torch.tensor([check_number("sigmas", sigma, 80.0) for sigma in sigmas], dtype=torch.float32))
 
 
@@ -355,22 +356,21 @@ class StableVideoDiffusionPipeline(StageMethods):
         model = checkpoint.model
         frames = check_integer("num_frames", model.defaults.num_frames if num_frames is None else num_frames, 14)
         mode, chunk_size = plan_decoding(decode, decode_chunk_size, decode_context, frames)
-        levels = _levels(model, num_inference_steps, schedule, sigmas)
+        solver, levels = self._solver(model, sampler, schedule, num_inference_steps, sigmas)
+        self._num_timesteps = len(levels) - 1
         curve = _curve(guidance_shape, min_guidance_scale, max_guidance_scale)
         micro = _micro(fps, motion_bucket_id, noise_aug_strength)
         images = read_images(image)
         videos = len(images) * check_integer("num_videos_per_prompt", num_videos_per_prompt, 1)
         generator = choose_generator(generator, seed, videos)
         self._guidance_scale = curve.weights(frames).view(1, -1, 1, 1, 1).repeat(videos, 1, 1, 1, 1)
-        self._num_timesteps = len(levels) - 1
         resized = _resize(images, width or model.defaults.width, height or model.defaults.height, checkpoint)
         noise = self._draw_noise(resized, (videos, frames), checkpoint.vae.scale, generator, latents)
         pairs = condition_images(checkpoint, images, resized, noise, micro, runtime)
-        progress_bar: Any = self.progress_bar
-        with progress_bar(total=self._num_timesteps * len(pairs)) as bar:
+        with self.progress_bar(total=self._num_timesteps * len(pairs)) as bar:  # pyright: ignore[reportGeneralTypeIssues]
             on_step = self._step_callback(bar.update, callback_on_step_end)
-            solver = SOLVERS[sampler], _step_seed(sampler, seed, generator)
-            sampled = execution.sample(runtime, model, pairs, noise.start(levels[0]), curve, levels, on_step, *solver)
+            start, seed = noise.start(levels[0]), _step_seed(solver, seed, generator)
+            sampled = execution.sample(runtime, model, pairs, start, curve, levels, on_step, solver, seed)
         if output_type == "latent":
             result: Any = (sampled * model.scaling_factor).to(self._execution_device, self.unet.dtype)
         else:
@@ -393,6 +393,26 @@ class StableVideoDiffusionPipeline(StageMethods):
             identity=self.unet,
         )
         return Checkpoint(model, self._clip_vision, vae)
+
+    def _solver(
+        self, model: SVDModel, sampler: str, schedule: str, steps: int, sigmas: Sequence[float] | None
+    ) -> tuple[Solve, torch.Tensor]:
+        """Return the solver and the noise levels of a call: this package's, or those of a scheduler that was assigned.
+
+        Raises:
+            SettingError: Noise levels do not fall, or the call names a sampler beside a scheduler that samples.
+        """
+        steps = check_integer("num_inference_steps", steps, 25)
+        if isinstance(self.scheduler, EulerDiscreteScheduler):
+            return SOLVERS[sampler], _levels(model, steps, schedule, sigmas)
+        if (sampler, schedule) != ("euler", "karras"):
+            raise SettingError(
+                f"the pipeline samples with its {type(self.scheduler).__name__}: leave out sampler and schedule, or "
+                "set the scheduler of the checkpoint again",
+                code="pipeline.scheduler",
+            )
+        solver = SchedulerSolver(self.scheduler, steps, sigmas)
+        return solver, solver.sigmas
 
     def _draw_noise(
         self,

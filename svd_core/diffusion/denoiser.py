@@ -40,6 +40,11 @@ def denoised_from_v(x: torch.Tensor, v: torch.Tensor, sigma: torch.Tensor) -> to
     return v * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
 
 
+def v_from_denoised(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Return the v from which `denoised_from_v` makes these denoised latents."""
+    return (x / (sigma**2 + 1) - denoised) * ((sigma**2 + 1) ** 0.5 / sigma)
+
+
 def make_denoiser(
     unet: torch.nn.Module,
     positive: Conditioning,

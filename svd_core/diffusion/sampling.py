@@ -60,7 +60,7 @@ def sample_euler(
     Raises:
         NonFiniteError: A step gave NaN or infinity.
     """
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         slope = (x - denoised) / sigma
         x = finish(x + slope * (sigma_next - sigma), denoised)
@@ -76,7 +76,7 @@ def sample_heun(
     latents D + (D_next - D) sigma / (2 sigma_next), which cancels less in float32. Arguments and errors are those of
     `sample_euler`.
     """
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = clean = denoise(x, sigma)
         if sigma_next > 0:
             next_denoised = denoise(_step_to(x, denoised, sigma, sigma_next), sigma_next)
@@ -94,7 +94,7 @@ def sample_dpmpp_2m(
     Stability's generative-models. Arguments and errors are those of `sample_euler`.
     """
     history = _History()
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         x = finish(_step_to(x, history.extrapolate(denoised, sigma, sigma_next), sigma, sigma_next), denoised)
     return x
@@ -115,7 +115,7 @@ def sample_euler_ancestral(
         SettingError: sigmas rise.
         NonFiniteError: A step gave NaN or infinity.
     """
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         x = _step_to_noisy(x, denoised, sigma, sigma_next, noise(sigma, sigma_next))
         x = finish(x, denoised)
@@ -131,7 +131,7 @@ def sample_dpmpp_2m_sde(
     `sample_euler_ancestral`.
     """
     history = _History()
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         extrapolated = history.extrapolate(denoised, sigma, sigma_next)
         x = _step_to_noisy(x, extrapolated, sigma, sigma_next, noise(sigma, sigma_next))
@@ -147,7 +147,7 @@ def sample_dpmpp_2s_ancestral(
     Lu et al. 2022 (arXiv:2211.01095), algorithm 1 with r = 1/2, which asks the network twice a step, with the noise of
     `sample_euler_ancestral`. Arguments and errors are those of that function.
     """
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         down, up = _split_step(sigma, sigma_next)
         clean = denoised
@@ -166,7 +166,7 @@ def sample_dpmpp_sde(
     k-diffusion's DPM-Solver++ SDE with r = 1/2 and eta = 1. Arguments and errors are those of
     `sample_euler_ancestral`.
     """
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = clean = denoise(x, sigma)
         if sigma_next > 0:
             middle = (sigma * sigma_next).sqrt()
@@ -183,7 +183,7 @@ def sample_lcm(
     Song et al. 2023, "Consistency models" (arXiv:2303.01469), algorithm 1. Arguments and errors are those of
     `sample_euler_ancestral`.
     """
-    for sigma, sigma_next, finish in _steps(sigmas, on_step):
+    for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         x = finish(denoised + sigma_next * noise(sigma, sigma_next), denoised)
     return x
@@ -193,7 +193,7 @@ Finish = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Report (x, denoised) after a step. Return the x from which to go on. Raise NonFiniteError for NaN or infinity."""
 
 
-def _steps(sigmas: torch.Tensor, on_step: OnStep) -> Iterator[tuple[torch.Tensor, torch.Tensor, Finish]]:
+def iterate_steps(sigmas: torch.Tensor, on_step: OnStep) -> Iterator[tuple[torch.Tensor, torch.Tensor, Finish]]:
     """Yield the noise levels of each step, before and after, and the function that ends it."""
     total = sigmas.numel() - 1
     for done, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.unbind()), 1):
