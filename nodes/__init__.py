@@ -23,6 +23,7 @@ NODE_CLASS_MAPPINGS = {
     "SVDEulerSamplerSelect": core_values.SVDEulerSamplerSelect,
     "SVDSamplerSelect": core_values.SVDSamplerSelect,
     "SVDGuidanceRefine": sampling.SVDGuidanceRefine,
+    "SVDStepCache": loading.SVDStepCache,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -46,4 +47,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SVDEulerSamplerSelect": "SVD Euler Sampler Select",
     "SVDSamplerSelect": "SVD Sampler Select",
     "SVDGuidanceRefine": "SVD Guidance Refine",
+    "SVDStepCache": "SVD Step Cache",
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..svd_core.errors import CheckpointError
 from ..svd_core.models.options import CHOICES, DEFAULT, ModelOptions, merged
+from ..svd_core.models.step_cache import StepCache
 from ..svd_core.runtime.runtime import get_runtime
 from . import sockets, wire_formats
 from .base import StageNode
@@ -100,3 +101,27 @@ class SVDModelOptions(StageNode):
         svd_model = wire_formats.svd_model(model)
         options = merged(svd_model.options, ModelOptions(memory, forward_chunking, compile, attention))
         return (replace(svd_model, options=options),)
+
+
+class SVDStepCache(StageNode):
+    """SVD_MODEL -> SVD_MODEL that reuses deep features between steps."""
+
+    DESCRIPTION = (
+        "Faster sampling, and another video: of `interval` network calls one computes the whole UNet, the others only "
+        "its first and last blocks (DeepCache). Not for few steps: 25 with interval 2 or 3."
+    )
+    RETURN_TYPES = ("SVD_MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The same network with the cache, for SVDEulerSampler.",)
+    INPUTS = {
+        "model": sockets.socket("SVD_MODEL", "The network of SVDCheckpointLoader or SVDModelOptions."),
+        "mode": sockets.choice(["deepcache", "off"], "deepcache", "deepcache: reuse features. off: reuse none."),
+        "interval": sockets.integer(3, 1, 100, "Of so many network calls one is whole. 1 changes nothing."),
+        "sigma_from": sockets.number(10000.0, 0.0, 10000.0, 0.01, "Largest noise level at which features are reused."),
+        "sigma_to": sockets.number(0.0, 0.0, 10000.0, 0.01, "They are reused above this noise level."),
+    }
+
+    def run(self, model, mode: str, interval: int, sigma_from: float, sigma_to: float) -> tuple:
+        svd_model = wire_formats.svd_model(model)
+        step_cache = StepCache(interval, sigma_from, sigma_to) if mode == "deepcache" else None
+        return (replace(svd_model, step_cache=step_cache),)

@@ -243,6 +243,7 @@ def _sample_videos(
                 options=model.options,
                 run_all=run_all,
                 refinement=curve.refinement,
+                step_cache=model.step_cache,
             )
             report = _step_callback(runtime, advance, index, per_video, on_step)
             x = solver(denoise, x, sigmas, report, seed_for_index(seed, index))

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import SettingError
 from ..models.optimizations import unsupported_reason
 from ..models.options import DEFAULT, ModelOptions
+from ..models.step_cache import StepCache
 from ..models.unet import PreparedUNet
 from ..utils.cpu_threads import RunAll, run_in_order
 from .conditioning import Conditioning
@@ -56,6 +58,7 @@ def make_denoiser(
     options: ModelOptions = DEFAULT,
     run_all: RunAll = run_in_order,
     refinement: GuidanceRefinement = UNREFINED,
+    step_cache: StepCache | None = None,
 ) -> Denoiser:
     """Make the denoiser of one video with classifier-free guidance, one weight per frame.
 
@@ -72,12 +75,16 @@ def make_denoiser(
         options: How to compute. `memory` is not used: `stream` decides.
         run_all: Calls the two sides, one after the other or at once.
         refinement: Interval of guidance, and changes that are not linear in v.
+        step_cache: Reuse features of earlier calls, each side its own.
+
+    Raises:
+        SettingError: `step_cache` with a UNet that has no optimized forward pass.
     """
     frames = weights.numel()
     guided = bool((weights != 1.0).any())
     c_noises = torch.stack([c_noise_of(sigma) for sigma in sigmas]) if sigmas is not None else torch.empty(0)
     sides = (negative, positive) if guided else (positive,)
-    predictor = functools.partial(_predictor, unet, frames, device, c_noises, stream, options)
+    predictor = functools.partial(_predictor, unet, frames, device, c_noises, stream, options, step_cache)
     calls = list(map(predictor, sides))
     per_frame = weights.to(device).view(frames, 1, 1, 1)
     refined = RefinedGuidance(refinement)
@@ -103,6 +110,7 @@ def _predictor(
     c_noises: torch.Tensor,
     stream: bool,
     options: ModelOptions,
+    step_cache: StepCache | None,
     side: Conditioning,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return the function (x (1, F, 4, h, w) scaled by c_in, c_noise ()) -> v (1, F, 4, h, w) float32 of one side."""
@@ -112,8 +120,10 @@ def _predictor(
     time_ids = side.micro.time_ids().to(device)
     obstacle = unsupported_reason(unet)
     if obstacle is None:
-        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, stream, options)
+        prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, stream, options, step_cache)
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
+    if step_cache is not None:
+        raise SettingError(f"features cannot be reused between steps: {obstacle}. Remove SVDStepCache.")
     logger.info("the UNet runs without the optimized forward pass: %s", obstacle)
 
     def predict(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .options import DEFAULT, Activations, ChannelsLast, ModelOptions
+from .step_cache import StepCache
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +140,7 @@ class SVDModel:
         defaults: Frames, size and guidance that the model was trained for.
         deferred_weights: Weights not loaded yet: a video of one CLIP token does not use them. None: all are loaded.
         options: How to run the network. Copies with other options share weights and identity.
+        step_cache: Which network calls reuse the features of an earlier one. None: none.
         identity: Identifies the weights.
     """
 
@@ -149,6 +151,7 @@ class SVDModel:
     defaults: VideoDefaults
     deferred_weights: DeferredWeights | None = None
     options: ModelOptions = DEFAULT
+    step_cache: StepCache | None = None
     identity: WeightsKey = field(default_factory=WeightsKey, repr=False)
 
     @property

@@ -22,6 +22,7 @@ modules or hooks are not supported (`optimizations.unsupported_reason`).
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from .attention_backend import SdpaContext, choose_sdpa, default_sdpa
 from .compile import CompiledStep, RegionalCompiler, Run, run_eager
 from .options import DEFAULT, ModelOptions
 from .precompute import BlockConstants, UNetConstants
+from .step_cache import DeepFeatures, StepCache
 from .weight_streaming import PRECOMPUTED_MODULES, WeightContext, WeightStreamer, pin_weights, resident_weights
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class PreparedUNet:
             slower.
         stream: Copy the weights of the UNet to the device block by block.
         options: Compilation, chunks, attention and memory format.
+        step_cache: Reuse deep features between calls. None: compute the whole network in each call.
     """
 
     def __init__(
@@ -83,12 +86,15 @@ class PreparedUNet:
         c_noises: torch.Tensor,
         stream: bool = False,
         options: ModelOptions = DEFAULT,
+        step_cache: StepCache | None = None,
     ) -> None:
         device = image_latents.device
-        if options.compile == "full" and stream:
-            logger.info("streamed weights cannot be compiled as a whole step: compiling the repeated blocks instead")
+        if options.compile == "full" and (stream or step_cache):
+            reason = "streamed weights" if stream else "steps that reuse features"
+            logger.info("%s cannot be compiled as a whole step: compiling the repeated blocks instead", reason)
             options = replace(options, compile="regional")
         self._unet, self._image_latents = unet, image_latents
+        self._deep = None if step_cache is None else DeepFeatures(step_cache)
         self._channels_last = layers.uses_channels_last(device, options.channels_last)
         layers.to_channels_last(unet, self._channels_last)
         self._compute = _compute_options(options, unet, image_latents)
@@ -105,18 +111,42 @@ class PreparedUNet:
         sample = torch.cat([x, self._image_latents], dim=1)
         if self._channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
-        return self._step(self, sample, self._constants.conv_biases(c_noise))
+        conv_biases = self._constants.conv_biases(c_noise)
+        if self._deep is None:
+            return self._step(self, sample, conv_biases)
+        first, second = self._first_blocks(sample, conv_biases)
+        deep = self._deep.reusable(math.exp(4 * c_noise.item()))
+        if deep is None:
+            deep = self._deep_blocks(first, second, conv_biases)
+            self._deep.store(deep)
+        return self._last_blocks(deep, first, second, conv_biases)
 
     def _forward(self, sample: torch.Tensor, conv_biases: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+        first, second = self._first_blocks(sample, conv_biases)
+        deep = self._deep_blocks(first, second, conv_biases)
+        return self._last_blocks(deep, first, second, conv_biases)
+
+    def _first_blocks(
+        self, sample: torch.Tensor, conv_biases: dict[nn.Module, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output of conv_in and of the first residual block with its attention."""
+        unet = self._unet
+        with self._weights(unet.conv_in):
+            first = unet.conv_in(sample)
+        block = unet.down_blocks[0]
+        return first, self._attention(block, 0, self._resnet(first, block.resnets[0], conv_biases))
+
+    def _deep_blocks(
+        self, first: torch.Tensor, second: torch.Tensor, conv_biases: dict[nn.Module, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the input of the last two residual blocks, without their skips."""
         unet, weights = self._unet, self._weights
         # as in diffusers: only where halving was uneven are upsamplers passed a size
-        forward_upsample_size = any(side % 2**unet.num_upsamplers for side in sample.shape[-2:])
-        with weights(unet.conv_in):
-            x = unet.conv_in(sample)
-        skips = [x]
+        forward_upsample_size = any(side % 2**unet.num_upsamplers for side in first.shape[-2:])
+        x, skips = second, [second]
         for block in unet.down_blocks:
-            for index, resnet in enumerate(block.resnets):
-                x = self._attention(block, index, self._resnet(x, resnet, conv_biases))
+            for index in range(1 if block is unet.down_blocks[0] else 0, len(block.resnets)):
+                x = self._attention(block, index, self._resnet(x, block.resnets[index], conv_biases))
                 skips.append(x)
             for downsampler in getattr(block, "downsamplers", None) or ():
                 with weights(downsampler):
@@ -127,12 +157,27 @@ class PreparedUNet:
         for index, resnet in enumerate(mid_block.resnets[1:]):
             x = self._resnet(self._attention(mid_block, index, x), resnet, conv_biases)
         for block in unet.up_blocks:
-            for index, resnet in enumerate(block.resnets):
+            for index in range(len(block.resnets) - (2 if block is unet.up_blocks[-1] else 0)):
                 x = torch.cat([x, skips.pop()], dim=1)
-                x = self._attention(block, index, self._resnet(x, resnet, conv_biases))
+                x = self._attention(block, index, self._resnet(x, block.resnets[index], conv_biases))
             for upsampler in block.upsamplers or ():
                 with weights(upsampler):
                     x = upsampler(x, skips[-1].shape[-2:] if forward_upsample_size else None)
+        return x
+
+    def _last_blocks(
+        self,
+        deep: torch.Tensor,
+        first: torch.Tensor,
+        second: torch.Tensor,
+        conv_biases: dict[nn.Module, torch.Tensor],
+    ) -> torch.Tensor:
+        """Return v from the input of the last two residual blocks and their skips."""
+        unet, weights = self._unet, self._weights
+        block, x = unet.up_blocks[-1], deep
+        for index, skip in ((-2, second), (-1, first)):
+            x = torch.cat([x, skip], dim=1)
+            x = self._attention(block, index, self._resnet(x, block.resnets[index], conv_biases))
         with weights(unet.conv_norm_out, unet.conv_out):
             x = layers.norm_silu(x, unet.conv_norm_out, self._compute.run)
             return unet.conv_out(x)
