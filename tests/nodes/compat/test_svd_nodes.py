@@ -545,3 +545,23 @@ def test_refined_guidance_reaches_our_sampler_the_guider_and_the_model_alike(tin
     assert torch.equal(advanced["samples"], sampled["samples"]) and torch.equal(own["samples"], sampled["samples"])
     (plain,) = run("SVDFrameGuidance", model=model, min_guidance=1.0, max_guidance=3.0)
     assert far(ksampler(plain, conditioned), sampled) > 1e-3
+def test_the_step_cache_changes_the_video_unless_every_call_is_whole(tiny, conditioned):
+    def sampled(**settings) -> torch.Tensor:
+        values = {"mode": "deepcache", "interval": 3, "sigma_from": 10000.0, "sigma_to": 0.0, **settings}
+        return euler_sampler(run("SVDStepCache", model=tiny.model, **values)[0], conditioned)
+
+    plain = euler_sampler(tiny.model, conditioned)
+    for settings in ({"mode": "off"}, {"interval": 1}, {"sigma_from": 1e-6}):
+        assert torch.equal(sampled(**settings), plain)
+    assert torch.isfinite(sampled()).all() and not torch.allclose(sampled(), plain)
+    with raises(SettingError, "setting", "sigma_from", "sigma_to"):
+        sampled(sigma_from=0.5, sigma_to=0.5)
+
+
+def test_the_step_cache_keeps_model_options_and_needs_an_svd_model(model, tiny):
+    options = {"memory": "resident", "forward_chunking": "auto", "compile": "off", "attention": "sdpa"}
+    (cached,) = run("SVDStepCache", model=tiny.model, mode="deepcache", interval=2, sigma_from=10.0, sigma_to=0.0)
+    (both,) = run("SVDModelOptions", model=cached, **options)
+    assert both.step_cache == cached.step_cache and both.options.memory == "resident"
+    with raises(SettingError, "setting", "SVDCheckpointLoader"):
+        run("SVDStepCache", model=model, mode="deepcache", interval=2, sigma_from=10.0, sigma_to=0.0)
