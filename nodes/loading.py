@@ -108,7 +108,7 @@ class SVDStepCache(StageNode):
 
     DESCRIPTION = (
         "Faster sampling, and another video: of `interval` network calls one computes the whole UNet, the others only "
-        "its first and last blocks (DeepCache). Not for few steps: 25 with interval 2 or 3."
+        "its first and last blocks (DeepCache). Compare with interval 1 on your own picture before you rely on it."
     )
     RETURN_TYPES = ("SVD_MODEL",)
     RETURN_NAMES = ("model",)
@@ -123,5 +123,6 @@ class SVDStepCache(StageNode):
 
     def run(self, model, mode: str, interval: int, sigma_from: float, sigma_to: float) -> tuple:
         svd_model = wire_formats.svd_model(model)
-        step_cache = StepCache(interval, sigma_from, sigma_to) if mode == "deepcache" else None
-        return (replace(svd_model, step_cache=step_cache),)
+        step_cache = StepCache(interval, sigma_from, sigma_to)
+        reuses = mode == "deepcache" and interval > 1
+        return (replace(svd_model, step_cache=step_cache if reuses else None),)

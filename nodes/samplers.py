@@ -53,6 +53,7 @@ def sample_with_estimate(
     import torch
 
     from ..svd_core import execution
+    from ..svd_core.diffusion.noise_augmentation import seed_for_index
     from ..svd_core.diffusion.sampling import SOLVERS
     from ..svd_core.diffusion.schedules import validate_sigmas
 
@@ -70,8 +71,9 @@ def sample_with_estimate(
         denoised[video] = step.denoised
 
     solver = SOLVERS["euler"] if request.sampler is None else get_backend().read_sampler(request.sampler)
+    seeds = [seed_for_index(request.seed, video) for video in range(count)]
     sampled = execution.sample(
-        get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last, solver, request.seed
+        get_runtime(), model, list(conditioning_pairs), start, request.curve, sigmas, keep_last, solver, seeds
     )
     estimate = torch.cat([denoised[video].cpu() for video in range(count)]) / model.scaling_factor
     return wire_formats.write_latent(sampled, like=latent), wire_formats.write_latent(estimate, like=latent)

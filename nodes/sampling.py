@@ -29,10 +29,14 @@ class SVDSigmas(StageNode):
         ),
         "rho": sockets.number(7.0, 0.1, 100.0, 0.1, "Bend of the karras row: higher spends more steps on small noise."),
     }
+    OPTIONAL_INPUTS = {"model": sockets.socket("SVD_MODEL", "Its noise range replaces sigma_min and sigma_max.")}
 
-    def run(self, steps: int, schedule: str, sigma_min: float, sigma_max: float, rho: float) -> tuple:
+    def run(self, steps: int, schedule: str, sigma_min: float, sigma_max: float, rho: float, model=None) -> tuple:
         from ..svd_core.diffusion.schedules import make_sigmas
 
+        if model is not None:
+            svd_model = wire_formats.svd_model(model)
+            sigma_min, sigma_max = svd_model.sigma_min, svd_model.sigma_max
         return (make_sigmas(schedule, steps, sigma_min, sigma_max, rho),)
 
 

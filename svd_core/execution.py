@@ -29,7 +29,6 @@ from .checkpoints.library import EMBEDDED
 from .diffusion.conditioning import Conditioning
 from .diffusion.denoiser import make_denoiser
 from .diffusion.guidance import GuidanceCurve
-from .diffusion.noise_augmentation import seed_for_index
 from .diffusion.sampling import SCALE, SOLVERS, SamplerStep, Solve, starting_point
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError, counted
@@ -138,7 +137,7 @@ def sample(
     sigmas: torch.Tensor,
     on_step: OnStep = lambda video, step: None,
     solver: Solve = SOLVERS["euler"],
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Sample N videos one after the other, each as in its single run.
 
@@ -149,7 +148,7 @@ def sample(
         on_step: Called with the index of the video and each step. A tensor that it returns replaces the step's x. What
             it raises stops the work.
         solver: See `diffusion.sampling.SOLVERS`.
-        seed: Seed of the noise that `solver` adds. Video i uses `seed + i`.
+        seeds: Of the noise that `solver` adds, one for each video. None: 0, 1, 2 and so on.
 
     Returns:
         (N, F, 4, h, w) float32 CPU unscaled latents.
@@ -171,7 +170,9 @@ def sample(
     capacity = runtime.capacity(model)
     placement = place_weights(model, need, runtime.device(), capacity)
 
-    run = functools.partial(_sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, solver, seed)
+    run = functools.partial(
+        _sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, solver, seeds or range(len(start))
+    )
     describe_need = functools.partial(_describe_sampling_need, model, size, placement, capacity)
     counted_steps = _CountedSteps(on_step)
     try:
@@ -213,7 +214,7 @@ def _sample_videos(
     curve: GuidanceCurve,
     sigmas: torch.Tensor,
     solver: Solve,
-    seed: int,
+    seeds: Sequence[int],
     placement: Placement,
     on_step: OnStep,
 ) -> torch.Tensor:
@@ -246,7 +247,7 @@ def _sample_videos(
                 step_cache=model.step_cache,
             )
             report = _step_callback(runtime, advance, index, per_video, on_step)
-            x = solver(denoise, x, sigmas, report, seed_for_index(seed, index))
+            x = solver(denoise, x, sigmas, report, seeds[index])
             videos.append(x.cpu() / model.scaling_factor)
     return torch.cat(videos)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import SettingError
+from .errors import SettingError, closest, printable
 from .media.video_size import Size, choose_size
 from .models.options import CHOICES, ModelOptions, merged
 from .utils.size_checks import check_multiple
@@ -53,6 +53,14 @@ def _setting(default: Any, description: str, **metadata: Any) -> Any:
     """
     about = {"description": description, "kind": type(default), "unset": OF_CHECKPOINT, **metadata}
     return field(default=default, metadata=about)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise SettingError unless the value of a setting is one of the choices."""
+    if value not in choices:
+        near = closest(str(value), choices)
+        hint = f'. Did you mean "{near}"?' if near else ""
+        raise SettingError(f"`{name}` must be one of {', '.join(choices)}, got {printable(value, 60)}{hint}")
 
 
 @dataclass(frozen=True)
@@ -114,14 +122,17 @@ class VideoSettings:
             image_size: Width and height of the image. None: it has the trained shape.
 
         Raises:
-            SettingError: width or height is not a multiple of 64, or fps is not an integer.
+            SettingError: width or height is not a multiple of 64, fps is not an integer, or a name is unknown.
         """
         trained = (defaults.width, defaults.height)
         width, height = choose_size(trained, image_size or trained, self.width, self.height)
+        check_choice("preset", self.preset, tuple(PRESETS))
         names = ("num_frames", "min_guidance", "max_guidance")
         values = {**{name: getattr(defaults, name) for name in names}, **PRESETS[self.preset]}
         unset = {name: value for name, value in values.items() if getattr(self, name) is None}
         settings = replace(self, width=width, height=height, **unset, decode_mode=self.decode_mode or "exact")
+        check_choice("sampler", settings.sampler, SAMPLERS)
+        check_choice("schedule", settings.schedule, SCHEDULES)
         for name in ("width", "height"):
             check_multiple(name, getattr(settings, name), 64)
         if settings.fps != int(settings.fps):
@@ -159,6 +170,7 @@ def image_to_video(
     from . import execution
     from .diffusion.conditioning import MicroConditioning
     from .diffusion.guidance import GuidanceCurve
+    from .diffusion.noise_augmentation import seed_for_index
     from .diffusion.sampling import SOLVERS
     from .diffusion.schedules import read_sigmas
     from .media.image_ops import resize_images
@@ -177,12 +189,13 @@ def image_to_video(
         micro = MicroConditioning(video.fps, video.motion_bucket_id, video.noise_aug_strength)
         pairs = condition_images(checkpoint, [images], resized, noise, micro, runtime, on_stage)
         on_stage("sample")
-        sigmas = execution.model_sigmas(model, video.steps, video.schedule)
-        sigmas = sigmas if video.sigmas is None else read_sigmas(video.sigmas)
+        levels = None if video.sigmas is None else read_sigmas(video.sigmas)
+        sigmas = execution.model_sigmas(model, video.steps, video.schedule) if levels is None else levels
         curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
         start = execution.noisy_latents(model, torch.zeros_like(noise.starting), noise.starting, sigmas[0])
         solver = SOLVERS[video.sampler]
-        latents = execution.sample(runtime, model, pairs, start, curve, sigmas, solver=solver, seed=video.seed)
+        seeds = [seed_for_index(video.seed, index) for index in range(len(images))]
+        latents = execution.sample(runtime, model, pairs, start, curve, sigmas, solver=solver, seeds=seeds)
         on_stage("decode")
         return execution.decode(
             runtime, checkpoint.vae, latents, video.decode_mode, video.decode_chunk, video.decode_context

@@ -145,13 +145,13 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
     if video.decode_mode == "windowed":
         windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
         decoded = sum(window.last - window.first for window in windows)
-    calls = 2 * _steps(video) * SOLVERS[video.sampler].calls  # 2: both sides of guidance
+    calls = 2 * (SOLVERS[video.sampler].calls * (_steps(video) - 1) + 1)  # both sides of guidance; one in a step to 0
     flops = calls * unet + decoder * decoded / video.num_frames
     return flops / EFFICIENCY / _matmul_speed(device, dtype)
 
 
-def _steps(settings: VideoSettings) -> int:
-    """Return the number of sampling steps that run."""
+def _steps(settings: Any) -> int:
+    """Return the number of sampling steps that run with settings without None."""
     if settings.sigmas is None:
         return settings.steps
     from ...svd_core.diffusion.schedules import read_sigmas

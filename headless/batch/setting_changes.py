@@ -20,7 +20,6 @@ NAMES = {
     **{place: f"`{name}`" for name, place in SETTING_INPUTS.items()},
     ("ManualSigmas", "sigmas"): "`sigmas`",
     ("SVDSigmas", "schedule"): "`schedule`",
-    ("SVDSigmas", "steps"): "`steps`",
     ("SVDSamplerSelect", "sampler_name"): "`sampler`",
     ("SVDModelOptions", "compile"): "`compile`",
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from numbers import Number
 from typing import Any
 
 from ...svd_core.errors import SettingError, closest, printable
-from ...svd_core.pipeline import VideoSettings
+from ...svd_core.pipeline import VideoSettings, check_choice
 from ...svd_core.utils.size_checks import check_multiple
 from ..graph.check_node import Problem, check_constant
 from ..graph.node_schema import Declarations, DeclaredInput
@@ -67,7 +67,7 @@ def check_settings(settings: VideoSettings) -> VideoSettings:
             class_type, input_name = SETTING_INPUTS[field.name]
             values[field.name] = _checked(field.name, value, declarations[class_type].inputs[input_name])
         else:
-            _check_choice(field.name, value, field.metadata["choices"])
+            check_choice(field.name, value, field.metadata["choices"])
     return replace(settings, **values)
 
 
@@ -76,14 +76,6 @@ def _checked_sigmas(value: Any) -> tuple[float, ...]:
     from ...svd_core.diffusion.schedules import read_sigmas
 
     return tuple(read_sigmas(value).tolist())
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise SettingError unless the value is one of the choices."""
-    if value not in choices:
-        near = closest(str(value), choices)
-        hint = f'. Did you mean "{near}"?' if near else ""
-        raise SettingError(f"`{name}` must be one of {', '.join(choices)}, got {printable(value, 60)}{hint}")
 
 
 def _checked(name: str, value: Any, declared: DeclaredInput) -> Any:

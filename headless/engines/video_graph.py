@@ -13,12 +13,12 @@ from typing import Any
 
 from ...nodes.sampling import SVDSigmas
 from ...svd_core.checkpoints.inspect import read_defaults
+from ...svd_core.errors import SettingError
 from ...svd_core.media.video_size import Size
 from ...svd_core.models.options import DEFAULT, ModelOptions
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import Runtime
 from ..graph import Prompt, with_value
-from ..graph.prompt import looks_like_link
 from .graphs import Graph, open_graph
 from .run_config import PACKAGE
 from .setting_checks import SETTING_INPUTS, check_settings
@@ -88,44 +88,62 @@ def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
     """Return the graph with changed settings of SAMPLING. Defaults need no node.
 
     The noise levels are those of `sigmas`, which a change of `schedule` or `steps` takes away, else of the schedule.
+    The node of a schedule stays beside `sigmas`, so that it is known when they go.
+
+    Raises:
+        SettingError: The graph chooses its sampler or noise levels by other nodes than those made here.
     """
-    sampler_id = node_of_class(prompt, "SVDEulerSampler")
     values = sampling_of(prompt)
     if "sigmas" not in changes and not {"schedule", "steps"}.isdisjoint(changes):
         values["sigmas"] = None
     values.update(changes)
-    nodes = {}
+    sampler_id = node_of_class(prompt, "SVDEulerSampler")
+    sampler = prompt[sampler_id]["inputs"]
+    nodes, links = {}, {}
     if values["sampler"] != "euler":
         nodes["sampler"] = {"class_type": "SVDSamplerSelect", "inputs": {"sampler_name": values["sampler"]}}
+        links["sampler"] = ["sampler", 0]
+    if values["schedule"] != "karras":
+        inputs = {
+            **SCHEDULE_INPUTS,
+            "steps": values["steps"],
+            "schedule": values["schedule"],
+            "model": sampler["model"],
+        }
+        nodes["schedule"] = {"class_type": "SVDSigmas", "inputs": inputs}
+        links["sigmas"] = ["schedule", 0]
     if values["sigmas"] is not None:
         levels = ", ".join(format(Decimal(each), "f") for each in values["sigmas"])
         nodes["sigmas"] = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
-    elif values["schedule"] != "karras":
-        levels = {name: options["default"] for name, (_, options) in SVDSigmas.INPUTS.items() if "default" in options}
-        nodes["sigmas"] = {
-            "class_type": "SVDSigmas",
-            "inputs": {**levels, "steps": values["steps"], "schedule": values["schedule"]},
-        }
-    sampler = prompt[sampler_id]["inputs"]
-    old = {sampler[name][0] for name in ("sampler", "sigmas") if looks_like_link(sampler.get(name))}
+        links["sigmas"] = ["sigmas", 0]
     kept = {name: value for name, value in sampler.items() if name not in ("sampler", "sigmas")}
-    inputs = {**kept, "steps": values["steps"], **{name: [name, 0] for name in nodes}}
-    rest = {key: node for key, node in prompt.items() if key not in old}
+    rest = {key: node for key, node in prompt.items() if key not in SAMPLING_NODES}
+    inputs = {**kept, "steps": values["steps"], **links}
     return {**rest, sampler_id: {**prompt[sampler_id], "inputs": inputs}, **nodes}
 
 
+SAMPLING_NODES = {"sampler": "SVDSamplerSelect", "sigmas": "ManualSigmas", "schedule": "SVDSigmas"}
+"""Ids and classes of the nodes that `with_sampling` makes."""
+SCHEDULE_INPUTS = {name: options["default"] for name, (_, options) in SVDSigmas.INPUTS.items()}
+
+
 def sampling_of(prompt: Prompt) -> dict[str, Any]:
-    """Return the settings of SAMPLING of a graph made here."""
-    sampler = _inputs_of(prompt, "SVDEulerSampler")
-    values = {"sampler": "euler", "schedule": "karras", "steps": sampler["steps"], "sigmas": None}
-    for node in prompt.values():
-        inputs = node["inputs"]
-        if node["class_type"] == "SVDSamplerSelect":
-            values["sampler"] = inputs["sampler_name"]
-        elif node["class_type"] == "SVDSigmas":
-            values["schedule"] = inputs["schedule"]
-        elif node["class_type"] == "ManualSigmas":
-            values["sigmas"] = tuple(float(each) for each in inputs["sigmas"].split(","))
+    """Return the settings of SAMPLING of a graph. Raises SettingError if nodes that were not made here choose them."""
+    inputs = _inputs_of(prompt, "SVDEulerSampler")
+    values = {"sampler": "euler", "schedule": "karras", "steps": inputs["steps"], "sigmas": None}
+    made = {key: prompt[key].get("inputs", {}) for key in SAMPLING_NODES if key in prompt}
+    links = [inputs[name] for name in ("sampler", "sigmas") if name in inputs]
+    own = all(prompt[key].get("class_type") == kind for key, kind in SAMPLING_NODES.items() if key in prompt)
+    if not own or any(link not in ([key, 0] for key in made) for link in links):
+        raise SettingError(
+            "the run's graph chooses its sampler or noise levels by nodes of its own. Set their inputs with `settings`."
+        )
+    if "sampler" in made:
+        values["sampler"] = made["sampler"]["sampler_name"]
+    if "schedule" in made:
+        values["schedule"] = made["schedule"]["schedule"]
+    if "sigmas" in made:
+        values["sigmas"] = tuple(float(each) for each in made["sigmas"]["sigmas"].split(","))
     return values
 
 

@@ -93,7 +93,10 @@ def _model_sigmas(model: Any, steps: int) -> torch.Tensor:
 
 def make_sampler(name: str) -> Any:
     """Return this package's solver as core's SAMPLER, with the noise of this ComfyUI's own sampler of that name."""
-    return comfy.samplers.KSAMPLER(partial(_solve, _with_core_noise(SOLVERS[name])))
+    return comfy.samplers.KSAMPLER(
+        partial(_solve, _with_core_noise(SOLVERS[name])),
+        inpaint_options={"random": True} if name == "ddim" else {},  # core's only difference between ddim and euler
+    )
 
 
 def _solve(
@@ -135,7 +138,10 @@ def _with_core_noise(solver: Solver) -> Solver:
 
 
 def read_sampler(value: Any) -> Solve:
-    """Return the solver of a SAMPLER for an SVD_MODEL. Raises SettingError if it is none, or steers the guidance."""
+    """Return the solver of a SAMPLER for an SVD_MODEL. Latents that `on_step` returns are not used.
+
+    Raises SettingError if it is no SAMPLER, or one that changes the guidance.
+    """
     if not isinstance(value, comfy.samplers.KSAMPLER):
         raise SettingError(
             f"the sampler input takes an output of SVDSamplerSelect or KSamplerSelect, got {type(value).__name__}"
@@ -143,15 +149,16 @@ def read_sampler(value: Any) -> Solve:
 
     def solve(denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep, seed: int) -> torch.Tensor:
         model = _CoreDenoiser(denoise)
+        levels = sigmas.to(x.device, copy=True)  # where core's samplers expect them; uni_pc writes into them
         total = len(sigmas) - 1
 
         def callback(state: dict[str, Any]) -> None:
-            denoised = state["denoised"][None]
-            on_step(SamplerStep(state["i"] + 1, total, sigmas[state["i"]].item(), state["x"][None], denoised))
+            step = min(state["i"], total - 1)  # dpm_adaptive takes as many as it needs
+            on_step(SamplerStep(step + 1, total, sigmas[step].item(), state["x"][None], state["denoised"][None]))
 
         options = {"model_options": {}, "seed": seed, "denoise_mask": None}
         end = value.sampler_function(
-            model, x[0], sigmas, extra_args=options, callback=callback, disable=True, **value.extra_options
+            model, x[0], levels, extra_args=options, callback=callback, disable=True, **value.extra_options
         )[None]
         if not is_finite(end):
             raise NonFiniteError(

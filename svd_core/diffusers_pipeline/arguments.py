@@ -73,7 +73,7 @@ OTHER_PIPELINES = {
         ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"),
         "Attention processors are set with pipe.unet.set_attn_processor",
     ),
-    **dict.fromkeys(("eta", "timesteps"), "The sampler is euler; sigmas=[...] sets its noise levels"),
+    **dict.fromkeys(("eta", "timesteps"), "sampler=... chooses how a step is made, sigmas=[...] its noise levels"),
     "strength": "Every frame is sampled from noise; noise_aug_strength sets the noise added to the image",
     **dict.fromkeys(
         ("safety_checker", "requires_safety_checker", "tokenizer", "text_encoder"), "SVD has none. Leave it out"

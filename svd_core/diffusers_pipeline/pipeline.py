@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
@@ -21,7 +21,8 @@ from .. import execution
 from ..checkpoints.model_metadata import VideoDefaults
 from ..diffusion.conditioning import MicroConditioning
 from ..diffusion.guidance import SHAPES, GuidanceCurve
-from ..diffusion.sampling import SOLVERS, SamplerStep, Solve, Solver
+from ..diffusion.noise_augmentation import seed_for_index
+from ..diffusion.sampling import SOLVERS, SamplerStep, Solver
 from ..diffusion.schedules import SIGMA_MAX, SIGMA_MIN, check_sigmas
 from ..errors import SettingError
 from ..media.image_ops import resize_images
@@ -63,29 +64,41 @@ class StableVideoDiffusionPipelineOutput(BaseOutput):
 
 
 def _check_names(
-    unknown: dict[str, Any], sampler: str, schedule: str, output_type: str, callback_tensors: Sequence[str]
+    unknown: dict[str, Any],
+    sampler: str | None,
+    schedule: str | None,
+    output_type: str,
+    callback_tensors: Sequence[str],
 ) -> None:
     """Raise TypeError for an unknown argument of a call, SettingError for an unknown value of the others.
 
     Raise MissingExtraError if the package of a sampler is not installed.
     """
     refuse_unknown("the pipeline", unknown, inspect.signature(StableVideoDiffusionPipeline.__call__).parameters)
-    check_choice("sampler", sampler, SAMPLERS)
+    if sampler is not None:
+        check_choice("sampler", sampler, SAMPLERS)
     if sampler in BROWNIAN_SAMPLERS:
         require_extra("torchsde", "sde")
-    check_choice("schedule", schedule, SCHEDULES)
+    if schedule is not None:
+        check_choice("schedule", schedule, SCHEDULES)
     check_choice("output_type", output_type, OUTPUT_TYPES)
     for name in callback_tensors:
         check_choice("callback_on_step_end_tensor_inputs", name, CALLBACK_TENSORS)
 
 
-def _step_seed(solver: Solve, seed: int | None, generator: Generators) -> int:
-    """Return the seed of the noise that a solver adds in steps. Only if it may add some the generator is asked."""
-    if seed is not None or (isinstance(solver, Solver) and solver.make_noise is None):
-        return seed or 0
-    source = generator[0] if isinstance(generator, list) else generator
-    device = None if source is None else source.device
-    return int(torch.randint(2**62, (), generator=source, device=device))
+def _step_seeds(solver: Solver | SchedulerSolver, seed: int | None, generator: Generators, videos: int) -> list[int]:
+    """Return a seed for the noise that a solver adds to each video. Only if it adds some a generator is asked."""
+    if seed is not None or not solver.adds_noise:
+        return [seed_for_index(seed or 0, video) for video in range(videos)]
+    if isinstance(generator, list):
+        return [_draw_seed(each) for each in generator]
+    first = _draw_seed(generator)
+    return [first + video for video in range(videos)]
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def _levels(model: SVDModel, steps: int, schedule: str, sigmas: Sequence[float] | None) -> torch.Tensor:
@@ -168,9 +181,9 @@ class StableVideoDiffusionPipeline(StageMethods):
         callback_on_step_end_tensor_inputs: ["latents"].
         return_dict: False: return the frames themselves.
         seed: In place of `generator`: the seed of one on the CPU.
-        sampler: How a step is made, see `diffusion.sampling.SOLVERS`. Noise that it adds in steps has `seed`, or one
-            drawn from the generator after all other noise.
-        schedule: karras, align_your_steps or exponential: how the noise levels of the steps are spaced.
+        sampler: How a step is made, see `diffusion.sampling.SOLVERS`. None: euler. Noise that it adds in steps has
+            `seed`, or one drawn from the generator after all other noise.
+        schedule: karras, align_your_steps or exponential: how the noise levels are spaced. None: karras.
         guidance_shape: linear, triangle or constant, see `GuidanceCurve`.
         decode: exact: all frames as one clip, with no more memory than chunks. windowed: in chunks, by default of
             `CHUNK_SIZE`. None: windowed if a size or a context is given, else exact.
@@ -340,8 +353,8 @@ class StableVideoDiffusionPipeline(StageMethods):
         return_dict: bool = True,
         *,
         seed: int | None = None,
-        sampler: str = "euler",
-        schedule: str = "karras",
+        sampler: str | None = None,
+        schedule: str | None = None,
         guidance_shape: str = "linear",
         decode: str | None = None,
         decode_context: int = 0,
@@ -367,10 +380,10 @@ class StableVideoDiffusionPipeline(StageMethods):
         resized = _resize(images, width or model.defaults.width, height or model.defaults.height, checkpoint)
         noise = self._draw_noise(resized, (videos, frames), checkpoint.vae.scale, generator, latents)
         pairs = condition_images(checkpoint, images, resized, noise, micro, runtime)
-        with self.progress_bar(total=self._num_timesteps * len(pairs)) as bar:  # pyright: ignore[reportGeneralTypeIssues]
+        with cast(Any, self.progress_bar)(total=self._num_timesteps * videos) as bar:
             on_step = self._step_callback(bar.update, callback_on_step_end)
-            start, seed = noise.start(levels[0]), _step_seed(solver, seed, generator)
-            sampled = execution.sample(runtime, model, pairs, start, curve, levels, on_step, solver, seed)
+            start, seeds = noise.start(levels[0]), _step_seeds(solver, seed, generator, videos)
+            sampled = execution.sample(runtime, model, pairs, start, curve, levels, on_step, solver, seeds)
         if output_type == "latent":
             result: Any = (sampled * model.scaling_factor).to(self._execution_device, self.unet.dtype)
         else:
@@ -380,14 +393,13 @@ class StableVideoDiffusionPipeline(StageMethods):
 
     def _checkpoint(self, memory: str | None, compile: str) -> Checkpoint:
         """Return the components as this package's. They are read anew at each call, because users replace them."""
-        check_scheduler(self.scheduler)
         config, scheduler, vae = self.unet.config, self.scheduler.config, SVDVae(self.vae)
         size = vae.scale * (config.sample_size or 96)  # 96 in the published unet/config.json
         model = SVDModel(
             self.unet,
             self.vae.config.scaling_factor,
-            scheduler.sigma_min or SIGMA_MIN,
-            scheduler.sigma_max or SIGMA_MAX,
+            scheduler.get("sigma_min") or SIGMA_MIN,
+            scheduler.get("sigma_max") or SIGMA_MAX,
             VideoDefaults(config.num_frames, width=size, height=size),
             options=ModelOptions(memory=memory or self._memory, compile=compile),
             identity=self.unet,
@@ -395,23 +407,29 @@ class StableVideoDiffusionPipeline(StageMethods):
         return Checkpoint(model, self._clip_vision, vae)
 
     def _solver(
-        self, model: SVDModel, sampler: str, schedule: str, steps: int, sigmas: Sequence[float] | None
-    ) -> tuple[Solve, torch.Tensor]:
+        self,
+        model: SVDModel,
+        sampler: str | None,
+        schedule: str | None,
+        steps: int,
+        sigmas: Sequence[float] | None,
+    ) -> tuple[Solver | SchedulerSolver, torch.Tensor]:
         """Return the solver and the noise levels of a call: this package's, or those of a scheduler that was assigned.
 
         Raises:
-            SettingError: Noise levels do not fall, or the call names a sampler beside a scheduler that samples.
+            SettingError: Noise levels do not fall, the scheduler does not fit SVD, or the call names what it chooses.
         """
         steps = check_integer("num_inference_steps", steps, 25)
         if isinstance(self.scheduler, EulerDiscreteScheduler):
-            return SOLVERS[sampler], _levels(model, steps, schedule, sigmas)
-        if (sampler, schedule) != ("euler", "karras"):
+            check_scheduler(self.scheduler)
+            return SOLVERS[sampler or "euler"], _levels(model, steps, schedule or "karras", sigmas)
+        if (sampler, schedule, sigmas) != (None, None, None):
             raise SettingError(
-                f"the pipeline samples with its {type(self.scheduler).__name__}: leave out sampler and schedule, or "
-                "set the scheduler of the checkpoint again",
+                f"the pipeline samples with its {type(self.scheduler).__name__}: leave out sampler, schedule and "
+                "sigmas, or set the scheduler of the checkpoint again",
                 code="pipeline.scheduler",
             )
-        solver = SchedulerSolver(self.scheduler, steps, sigmas)
+        solver = SchedulerSolver(self.scheduler, steps)
         return solver, solver.sigmas
 
     def _draw_noise(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..diffusion.denoiser import Denoiser, denoised_from_v, precondition, v_from_denoised
-from ..diffusion.sampling import OnStep, iterate_steps
+from ..diffusion.sampling import OnStep, ignore_step, iterate_steps
 from ..errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -26,36 +25,35 @@ class SchedulerSolver:
 
     Attributes:
         sigmas: (steps + 1,) float32, the scheduler's noise levels.
+        adds_noise: The scheduler adds noise, which has the seed of the call.
 
     Args:
-        scheduler: It is copied for each video, and keeps its own state.
+        scheduler: It is copied, also for each video, and keeps its own state.
         steps: Number of steps.
-        sigmas: Noise levels for the scheduler's `set_timesteps`, or None.
 
     Raises:
-        SettingError: The scheduler does not fit SVD, or takes no noise levels. The code is pipeline.scheduler.
+        SettingError: The scheduler does not fit SVD. The code is pipeline.scheduler.
     """
 
-    def __init__(self, scheduler: Any, steps: int, sigmas: Sequence[float] | None = None) -> None:
+    def __init__(self, scheduler: Any, steps: int) -> None:
         self._scheduler = with_sigma_data(scheduler)
         check_fits(self._scheduler)
-        name = type(scheduler).__name__
-        if sigmas is None:
-            self._scheduler.set_timesteps(steps)
-        elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-            self._scheduler.set_timesteps(sigmas=list(sigmas))
-        else:
-            raise SettingError(f"{name} takes no sigmas. Leave them out.", code="pipeline.scheduler")
+        self._scheduler.set_timesteps(steps)
         self.sigmas = torch.as_tensor(self._scheduler.sigmas).float().cpu()
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        x = torch.ones(1, 1, 4, 8, 8)
+        self.adds_noise = self._takes_generator and not torch.equal(self._first_step(x, 0), self._first_step(x, 1))
+
+    def _first_step(self, x: torch.Tensor, seed: int) -> torch.Tensor:
+        return self(lambda x, sigma: x / 2, x, self.sigmas[:2], ignore_step, seed)
 
     def __call__(
         self, denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep, seed: int
     ) -> torch.Tensor:
-        """Sample x from sigmas[0] to sigmas[-1]. Noise that the scheduler adds has the seed."""
-        scheduler, generator = copy.deepcopy(self._scheduler), torch.Generator().manual_seed(seed)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        options = {"generator": generator} if takes_generator else {}
-        for (sigma, _, finish), timestep in zip(iterate_steps(sigmas, on_step), scheduler.timesteps, strict=True):
+        """Sample x over the first of the scheduler's noise levels. Noise that it adds has the seed."""
+        scheduler = copy.deepcopy(self._scheduler)
+        options = {"generator": torch.Generator().manual_seed(seed)} if self._takes_generator else {}
+        for (sigma, _, finish), timestep in zip(iterate_steps(sigmas, on_step), scheduler.timesteps, strict=False):
             denoised = denoise(x, sigma)
             scheduler.scale_model_input(x, timestep)  # some schedulers find their place by this call
             v = v_from_denoised(x, denoised, sigma)
@@ -98,13 +96,17 @@ def check_fits(scheduler: Any) -> None:
 
 
 def _find_fault(scheduler: Any) -> str | None:
-    """Return in which of its numbers a scheduler differs from SVD's, or None. Its state changes."""
+    """Return in which of its numbers a scheduler differs from SVD's at four noise levels, or None."""
     scheduler.set_timesteps(4)
     sigmas = torch.as_tensor(scheduler.sigmas).float().cpu()
     if len(sigmas) != len(scheduler.timesteps) + 1 or not (sigmas[:-1] > sigmas[1:]).all():
         return "its noise levels do not fall at every step"
+    faults = (_fault_at(copy.deepcopy(scheduler), *each) for each in zip(sigmas, scheduler.timesteps, strict=False))
+    return next(filter(None, faults), None)
+
+
+def _fault_at(scheduler: Any, sigma: torch.Tensor, timestep: torch.Tensor) -> str | None:
     source = torch.Generator().manual_seed(0)
-    sigma, timestep = sigmas[0], scheduler.timesteps[0]
     x, v = (torch.randn(1, 1, 4, 8, 8, generator=source) for _ in range(2))
     x = x * (sigma**2 + 1).sqrt()
     scaled, c_noise = precondition(x, sigma)
@@ -112,12 +114,12 @@ def _find_fault(scheduler: Any) -> str | None:
         return "it scales the network's input otherwise"
     if _differs(torch.as_tensor(timestep).float(), c_noise):
         return "its timesteps are not ln(sigma) / 4"
-    denoised = denoised_from_v(x, v, sigma)
     if hasattr(scheduler, "convert_model_output"):
-        found = scheduler.convert_model_output(v, sample=x)
+        denoised = scheduler.convert_model_output(v, sample=x)
     else:
-        found = scheduler.step(v, timestep, x).pred_original_sample
-    return "it reads the network's output otherwise" if _differs(found, denoised) else None
+        denoised = scheduler.step(v, timestep, x).pred_original_sample
+    wanted = denoised_from_v(x, v, sigma)
+    return "it reads the network's output otherwise" if _differs(denoised, wanted) else None
 
 
 def _differs(value: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -273,6 +273,11 @@ class Solver:
     make_noise: MakeStepNoise | None = None
     calls: int = 1
 
+    @property
+    def adds_noise(self) -> bool:
+        """True if a seed gives another result."""
+        return self.make_noise is not None
+
     def __call__(
         self, denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep, seed: int
     ) -> torch.Tensor:

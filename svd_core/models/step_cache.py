@@ -15,6 +15,9 @@ from ..errors import SettingError
 if TYPE_CHECKING:
     import torch
 
+ROUNDING = 1e-5
+"""Of a noise level that is computed back from ln(sigma) / 4 in float32."""
+
 
 @dataclass(frozen=True)
 class StepCache:
@@ -51,10 +54,14 @@ class DeepFeatures:
         self._age = 0
 
     def reusable(self, sigma: float) -> torch.Tensor | None:
-        """Return the features that a call at noise level sigma reuses. None: it computes the whole network."""
+        """Return the features that a call at noise level sigma reuses. None: it computes the whole network.
+
+        sigma may be off by ROUNDING, relative.
+        """
         settings = self._settings
-        is_inside = settings.sigma_to < sigma <= settings.sigma_from
+        is_inside = settings.sigma_to * (1 + ROUNDING) < sigma <= settings.sigma_from * (1 + ROUNDING)
         if self._features is None or not is_inside or self._age + 1 >= settings.interval:
+            self._features = None  # frees its memory during the whole call
             return None
         self._age += 1
         return self._features

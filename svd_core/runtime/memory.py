@@ -89,7 +89,8 @@ def denoise_bytes(model: SVDModel, frames: int, latent_height: int, latent_width
     rows, itemsize = latent_height * latent_width * frames, itemsize_of(model.unet)
     if unsupported_reason(model.unet) is not None:
         return STOCK_UNET_LIVE_TENSORS * rows * model.base_channels * itemsize
-    return optimized_denoise_bytes(rows, model.base_channels, itemsize, model.options.forward_chunking != "off")
+    kept = 0 if model.step_cache is None else 2 * rows * model.base_channels * itemsize  # of both sides of guidance
+    return kept + optimized_denoise_bytes(rows, model.base_channels, itemsize, model.options.forward_chunking != "off")
 
 
 def optimized_denoise_bytes(rows: int, base_channels: int, itemsize: int, forward_chunking: bool = True) -> int:

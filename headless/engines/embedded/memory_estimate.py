@@ -160,6 +160,7 @@ RULES: dict[str, Callable[[Get], dict[int, Any]]] = {
     "SVDCheckpointLoader": _pass_on("checkpoint", 3),
     "ImageOnlyCheckpointLoader": _pass_on("ckpt_name", 3),
     "SVDModelOptions": _pass_on("model"),
+    "SVDStepCache": _pass_on("model"),
     "VideoLinearCFGGuidance": _pass_on("model"),
     "VideoTriangleCFGGuidance": _pass_on("model"),
     "SVDResizeImage": lambda get: {0: _image_size(get), 1: get("width"), 2: get("height")},

@@ -37,7 +37,7 @@ def test_the_defaults_need_no_nodes():
         ({"sampler": "heun"}, {**BALANCED, "sampler": "heun"}),
         ({"steps": 4}, {**BALANCED, "steps": 4}),
         ({"schedule": "karras"}, {**BALANCED, "schedule": "karras"}),
-        ({"sigmas": LEVELS}, {**BALANCED, "schedule": "karras", "sigmas": LEVELS}),
+        ({"sigmas": LEVELS}, {**BALANCED, "sigmas": LEVELS}),
         ({"sampler": "euler", "schedule": "karras", "steps": 25}, REFERENCE),
     ],
     ids=str,
@@ -48,6 +48,28 @@ def test_a_change_keeps_the_other_settings(changes, wanted):
     assert sampling_of(with_sampling(changed, {})) == wanted
     back = with_sampling(changed, REFERENCE)
     assert classes(back) == classes(prompt()) and sampling_of(back) == REFERENCE
+
+
+def test_the_schedule_comes_back_when_noise_levels_go():
+    changed = with_sampling(with_sampling(prompt(preset="balanced"), {"sigmas": LEVELS}), {"steps": 8})
+    assert sampling_of(changed) == {**BALANCED, "steps": 8}
+    assert changed["10"]["inputs"]["sigmas"] == ["schedule", 0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"choose": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "heun"}}},
+        {"sampler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "heun"}}},
+    ],
+    ids=str,
+)
+def test_a_graph_with_its_own_sampler_is_not_rewritten(changes):
+    graph = {**prompt(), **changes}
+    sampler = next(key for key, node in graph.items() if node["class_type"] == "SVDEulerSampler")
+    graph[sampler] = {**graph[sampler], "inputs": {**graph[sampler]["inputs"], "sampler": [next(iter(changes)), 0]}}
+    with raises(SettingError, "setting", "settings"):
+        with_sampling(graph, {"steps": 3})
 
 
 @pytest.mark.parametrize("changes", [{"steps": 4}, {"schedule": "exponential"}], ids=str)

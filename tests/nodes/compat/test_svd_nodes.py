@@ -545,6 +545,8 @@ def test_refined_guidance_reaches_our_sampler_the_guider_and_the_model_alike(tin
     assert torch.equal(advanced["samples"], sampled["samples"]) and torch.equal(own["samples"], sampled["samples"])
     (plain,) = run("SVDFrameGuidance", model=model, min_guidance=1.0, max_guidance=3.0)
     assert far(ksampler(plain, conditioned), sampled) > 1e-3
+
+
 def test_the_step_cache_changes_the_video_unless_every_call_is_whole(tiny, conditioned):
     def sampled(**settings) -> torch.Tensor:
         values = {"mode": "deepcache", "interval": 3, "sigma_from": 10000.0, "sigma_to": 0.0, **settings}

@@ -76,6 +76,43 @@ def test_the_noise_of_a_scheduler_has_the_seed(ours):
     assert torch.equal(first, same) and not torch.allclose(first, other)
 
 
+def test_only_a_scheduler_that_adds_noise_asks_the_generator(ours):
+    states = []
+    for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
+        ours.scheduler = EDMDPMSolverMultistepScheduler(**V, algorithm_type=algorithm)
+        generator = torch.Generator().manual_seed(0)
+        latents(ours, generator=generator)
+        states.append(generator.get_state())
+    assert not torch.equal(*states)
+
+
+def test_each_video_has_the_noise_of_its_own_generator(ours):
+    ours.scheduler = EDMDPMSolverMultistepScheduler(**V, algorithm_type="sde-dpmsolver++")
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    both = latents(ours, num_videos_per_prompt=2, generator=generators)
+    second = latents(ours, generator=torch.Generator().manual_seed(1))
+    assert far(both[:1], latents(ours)) <= 1e-6
+    assert both.shape[0] == 2 and second.shape == both[1:].shape
+
+
+class WrongInput(EDMDPMSolverMultistepScheduler):
+    """c_in = 1 / sigma, which is SVD's at large noise levels only."""
+
+    def precondition_inputs(self, sample, sigma):
+        return sample / sigma
+
+
+def test_the_scaling_is_checked_at_small_noise_levels_too():
+    with raises(SettingError, "pipeline.scheduler", "WrongInput", "input"):
+        check_fits(WrongInput(**V))
+
+
+def test_edm_euler_fits(ours, pipelines):
+    wanted = latents(ours)
+    ours.scheduler = EDMEulerScheduler(**V)
+    assert far(latents(ours), wanted) <= 1e-4  # written in another order
+
+
 @pytest.mark.parametrize(
     "name",
     ["DDIMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "HeunDiscreteScheduler",
@@ -94,8 +131,8 @@ def test_another_parameterization_is_refused(kind, changes):
         check_fits(kind(**{**V, **changes}))
 
 
-def test_a_sampler_beside_a_scheduler_and_noise_levels_that_it_does_not_take_are_refused(ours):
+def test_a_sampler_or_noise_levels_beside_a_scheduler_are_refused(ours):
     ours.scheduler = EDMDPMSolverMultistepScheduler(**V)
-    for changes in ({"sampler": "heun"}, {"schedule": "exponential"}, {"sigmas": [700.0, 1.0]}):
+    for changes in ({"sampler": "euler"}, {"schedule": "exponential"}, {"sigmas": [700.0, 1.0]}):
         with raises(SettingError, "pipeline.scheduler", "EDMDPMSolverMultistepScheduler"):
             latents(ours, **changes)
