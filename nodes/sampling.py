@@ -106,8 +106,8 @@ class SVDEulerSampler(StageNode):
     """Model, conditioning, LATENT -> LATENT of the sampled videos."""
 
     DESCRIPTION = (
-        "The Euler sampling loop with guidance that rises over the frames. Several videos are sampled one after the "
-        "other; video i uses seed + i. A MODEL of ComfyUI's own, with its LoRA and patches, is sampled as well."
+        "The sampling loop, by default Euler's, with guidance that rises over the frames. Several videos are sampled one "
+        "after the other; video i uses seed + i. A MODEL of ComfyUI's own, with its LoRA and patches, is sampled as well."
     )
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
@@ -117,7 +117,7 @@ class SVDEulerSampler(StageNode):
         "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
         "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
         "latent": sockets.socket("LATENT", "The empty video, or a latent to go on from."),
-        "seed": sockets.seed("Seed of the starting noise. Video i of many uses seed + i."),
+        "seed": sockets.seed("Seed of the starting noise, and of noise that a sampler adds. Video i of many uses seed + i."),
         "steps": sockets.steps(),
         **sockets.guidance_range(),
         "noise": sockets.choice(

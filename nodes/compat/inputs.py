@@ -50,7 +50,7 @@ NEGATIVE = socket("CONDITIONING", "The conditioning without it.")
 LATENT_IMAGE = socket("LATENT", "The empty video, or a latent to go on from; not one with a noise mask.")
 SIGMAS = socket("SIGMAS", "The row of noise levels.")
 SAMPLER = socket("SAMPLER", "From KSamplerSelect or SVDSamplerSelect.")
-SEED = sockets.seed("Seed of the starting noise.")
+SEED = sockets.seed("Seed of the starting noise, and of noise that a sampler adds.")
 CFG = number(
     8.0, 0.0, 100.0, 0.1,
     "Guidance weight; the largest one where the model is guided over the frames. SVD wants 2.5 to 3.",

@@ -1,1 +1,1 @@
-"""The mathematics of sampling: conditioning, noise, schedules, guidance, denoiser, Euler loop. Pure functions."""
+"""The mathematics of sampling: conditioning, noise, schedules, guidance, denoiser, solvers. Pure functions."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from svd_stages.svd_core.pipeline import SAMPLERS
 
 pytestmark = pytest.mark.comfyui
 
+NODE_TOLERANCE = 1e-3
+"""Core's guidance and long steps from sigma 700 are computed in float32 in another order."""
 REPOSITORY = Path(__file__).parents[2]
 NAMES = [name for name in SAMPLERS if name != "ddim"]  # core's is euler with another handling of noise masks
 GUIDING = [name for name in OTHERS if name.endswith("cfg_pp")]
@@ -53,3 +57,26 @@ def test_samplers_that_change_the_guidance_are_refused_by_name(results, name):
 def test_ddim_is_euler(results):
     assert np.array_equal(results["wrapped ddim"], results["wrapped euler"])
     assert np.array_equal(results["of a model ddim"], results["of a model euler"])
+
+
+# Through the nodes
+
+
+@pytest.fixture(scope="module")
+def through_nodes(comfyui, tmp_path_factory) -> dict[str, Any]:
+    flags = ("--cpu", "--force-fp32", "--use-pytorch-cross-attention")
+    script, base = Path(__file__).with_name("core_model_samplers.py"), tmp_path_factory.mktemp("nodes")
+    return json.loads(comfyui.run(script, REPOSITORY, base, *flags).splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["MODEL", "parts", "SVD_MODEL"])
+def test_nodes_sample_as_cores_do(through_nodes, kind):
+    assert through_nodes[kind] and {
+        name: difference for name, difference in through_nodes[kind].items() if not difference <= NODE_TOLERANCE
+    } == {}
+
+
+@pytest.mark.slow
+def test_a_cache_does_not_get_lost_on_the_way_to_a_model(through_nodes):
+    assert through_nodes["cache"].startswith("SettingError:") and "SVDStepCache" in through_nodes["cache"]
