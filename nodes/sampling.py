@@ -73,7 +73,6 @@ class SVDGuidanceRefine(StageNode):
     RETURN_NAMES = ("guidance",)
     OUTPUT_TOOLTIPS = ("The refined guidance, for SVDEulerSampler, SVDFrameGuider and SVDFrameGuidance.",)
     INPUTS = {
-        "guidance": sockets.socket("SVD_GUIDANCE", "The curve, from SVDGuidance."),
         "sigma_low": sockets.number(0.0, 0.0, 10000.0, 0.01, "Guidance acts at noise levels above this one."),
         "sigma_high": sockets.number(
             10000.0, 0.001, 10000.0, 0.01, "Guidance acts up to this noise level. 10000 is all of them."
@@ -92,22 +91,27 @@ class SVDGuidanceRefine(StageNode):
         ),
     }
 
+    OPTIONAL_INPUTS = {
+        "guidance": sockets.socket("SVD_GUIDANCE", "The curve, from SVDGuidance; else the sampler's two weights.")
+    }
+
     def run(
-        self, guidance, sigma_low: float, sigma_high: float, rescale: float, eta: float, norm_threshold: float,
-        momentum: float,
+        self, sigma_low: float, sigma_high: float, rescale: float, eta: float, norm_threshold: float, momentum: float,
+        guidance=None,
     ) -> tuple:  # fmt: skip
-        from ..svd_core.diffusion.guidance import GuidanceRefinement
+        from ..svd_core.diffusion.guidance import GuidanceCurve, GuidanceRefinement
 
         refinement = GuidanceRefinement(sigma_low, sigma_high, rescale, eta, norm_threshold, momentum)
-        return (replace(guidance, refinement=refinement),)
+        return (replace(guidance, refinement=refinement) if isinstance(guidance, GuidanceCurve) else refinement,)
 
 
 class SVDEulerSampler(StageNode):
     """Model, conditioning, LATENT -> LATENT of the sampled videos."""
 
     DESCRIPTION = (
-        "The sampling loop, by default Euler's, with guidance that rises over the frames. Several videos are sampled one "
-        "after the other; video i uses seed + i. A MODEL of ComfyUI's own, with its LoRA and patches, is sampled as well."
+        "The sampling loop, by default Euler's, with guidance that rises over the frames. Several videos are sampled "
+        "one after the other; video i uses seed + i. A MODEL of ComfyUI's own, with its LoRA and patches, is sampled "
+        "as well."
     )
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
@@ -117,7 +121,7 @@ class SVDEulerSampler(StageNode):
         "positive": sockets.socket("CONDITIONING", "Conditioning with the image."),
         "negative": sockets.socket("CONDITIONING", "Conditioning without it."),
         "latent": sockets.socket("LATENT", "The empty video, or a latent to go on from."),
-        "seed": sockets.seed("Seed of the starting noise, and of noise that a sampler adds. Video i of many uses seed + i."),
+        "seed": sockets.seed("Seed of the starting noise, and of a sampler's noise. Video i of many uses seed + i."),
         "steps": sockets.steps(),
         **sockets.guidance_range(),
         "noise": sockets.choice(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..svd_core.autoencoder.encode import ImageEmbedding
     from ..svd_core.diffusion.conditioning import Conditioning, MicroConditioning
-    from ..svd_core.diffusion.guidance import GuidanceCurve
+    from ..svd_core.diffusion.guidance import GuidanceCurve, GuidanceRefinement
     from ..svd_core.models.components import ClipVision, Vae
 
 Part = TypeVar("Part")
@@ -97,11 +97,15 @@ def checkpoint(model: Any, clip_vision: Any, vae: Any) -> Checkpoint:
     )
 
 
-def guidance_curve(override: GuidanceCurve | None, min_guidance: float, max_guidance: float) -> GuidanceCurve:
-    """Return the connected guidance curve, else a linear one from min_guidance to max_guidance."""
-    from ..svd_core.diffusion.guidance import GuidanceCurve
+def guidance_curve(
+    override: GuidanceCurve | GuidanceRefinement | None, min_guidance: float, max_guidance: float
+) -> GuidanceCurve:
+    """Return the connected curve, else a linear one from min_guidance to max_guidance, refined if that is connected."""
+    from ..svd_core.diffusion.guidance import UNREFINED, GuidanceCurve
 
-    return override or GuidanceCurve("linear", min_guidance, max_guidance)
+    if isinstance(override, GuidanceCurve):
+        return override
+    return GuidanceCurve("linear", min_guidance, max_guidance, override or UNREFINED)
 
 
 def read_tensor(value: Any, name: str, error: type[SettingError] | type[ImageError] = SettingError) -> torch.Tensor:

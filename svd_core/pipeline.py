@@ -35,10 +35,14 @@ BROWNIAN_SAMPLERS = ("dpmpp_2m_sde", "dpmpp_sde")
 SCHEDULES = ("karras", "align_your_steps", "exponential")
 """The schedules of `diffusion.schedules.make_sigmas`."""
 
-PRESETS = {
-    "reference": {"sampler": "euler", "schedule": "karras", "steps": 25},
-    "balanced": {"sampler": "dpmpp_2m", "schedule": "align_your_steps", "steps": 10},
-}
+ALL_LEVELS = {"guidance_from": 0.0, "guidance_to": 10000.0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "reference": {"sampler": "euler", "schedule": "karras", "steps": 25, **ALL_LEVELS},
+    "balanced": {"sampler": "dpmpp_2m", "schedule": "align_your_steps", "steps": 10, **ALL_LEVELS},
+    "fast": {
+        "sampler": "euler", "schedule": "align_your_steps", "steps": 10, "guidance_from": 0.28, "guidance_to": 5.42
+    },
+}  # fmt: skip
 """Name -> the settings that it gives where none are given. reference is diffusers' pipeline."""
 
 OF_CHECKPOINT = "what the checkpoint was trained for"
@@ -82,7 +86,8 @@ class VideoSettings:
     preset: str = _setting(
         "reference",
         "sampler, schedule and steps. reference: euler, karras, 25. balanced: dpmpp_2m, align_your_steps, 10, as near "
-        "to the exact solution with svd-nano in two fifths of the network calls; not measured with published weights",
+        "to the exact solution with svd-nano in 20 network calls, not 50. fast: euler, align_your_steps, 10, guidance "
+        "from 0.28 to 5.42: 14 calls, a last frame as near to the truth. Not measured with published weights",
         choices=tuple(PRESETS),
     )
     sampler: str | None = _setting(None, "how a step is made", kind=str, choices=SAMPLERS, unset=OF_PRESET)
@@ -102,6 +107,12 @@ class VideoSettings:
     )
     min_guidance: float | None = _setting(None, "guidance weight of the first frame", kind=float, metavar="X")
     max_guidance: float | None = _setting(None, "guidance weight of the last frame", kind=float, metavar="X")
+    guidance_from: float | None = _setting(
+        None, "noise level above which guidance acts", kind=float, metavar="SIGMA", unset=OF_PRESET
+    )
+    guidance_to: float | None = _setting(
+        None, "largest noise level at which guidance acts", kind=float, metavar="SIGMA", unset=OF_PRESET
+    )
     decode_mode: str | None = _setting(
         "exact", "decode all frames as one clip, or in windows", choices=("exact", "windowed")
     )
@@ -130,9 +141,13 @@ class VideoSettings:
         names = ("num_frames", "min_guidance", "max_guidance")
         values = {**{name: getattr(defaults, name) for name in names}, **PRESETS[self.preset]}
         unset = {name: value for name, value in values.items() if getattr(self, name) is None}
-        settings = replace(self, width=width, height=height, **unset, decode_mode=self.decode_mode or "exact")
+        settings: Any = replace(self, width=width, height=height, **unset, decode_mode=self.decode_mode or "exact")
         check_choice("sampler", settings.sampler, SAMPLERS)
         check_choice("schedule", settings.schedule, SCHEDULES)
+        if not settings.guidance_from < settings.guidance_to:
+            raise SettingError(
+                f"`guidance_from` must be below `guidance_to`, got {settings.guidance_from} and {settings.guidance_to}"
+            )
         for name in ("width", "height"):
             check_multiple(name, getattr(settings, name), 64)
         if settings.fps != int(settings.fps):
@@ -169,7 +184,7 @@ def image_to_video(
 
     from . import execution
     from .diffusion.conditioning import MicroConditioning
-    from .diffusion.guidance import GuidanceCurve
+    from .diffusion.guidance import GuidanceCurve, GuidanceRefinement
     from .diffusion.noise_augmentation import seed_for_index
     from .diffusion.sampling import SOLVERS
     from .diffusion.schedules import read_sigmas
@@ -191,7 +206,8 @@ def image_to_video(
         on_stage("sample")
         levels = None if video.sigmas is None else read_sigmas(video.sigmas)
         sigmas = execution.model_sigmas(model, video.steps, video.schedule) if levels is None else levels
-        curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance)
+        refinement = GuidanceRefinement(video.guidance_from, video.guidance_to)
+        curve = GuidanceCurve("linear", video.min_guidance, video.max_guidance, refinement)
         start = execution.noisy_latents(model, torch.zeros_like(noise.starting), noise.starting, sigmas[0])
         solver = SOLVERS[video.sampler]
         seeds = [seed_for_index(video.seed, index) for index in range(len(images))]

@@ -134,7 +134,6 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
 
     from ...svd_core.autoencoder.decode import plan_windows
     from ...svd_core.checkpoints.load import resolve_dtypes
-    from ...svd_core.diffusion.sampling import SOLVERS
 
     video: Any = settings
     device = runtime.device()
@@ -145,9 +144,21 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
     if video.decode_mode == "windowed":
         windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
         decoded = sum(window.last - window.first for window in windows)
-    calls = 2 * (SOLVERS[video.sampler].calls * (_steps(video) - 1) + 1)  # both sides of guidance; one in a step to 0
-    flops = calls * unet + decoder * decoded / video.num_frames
+    flops = _network_calls(video) * unet + decoder * decoded / video.num_frames
     return flops / EFFICIENCY / _matmul_speed(device, dtype)
+
+
+def _network_calls(settings: Any) -> float:
+    """Return the UNet calls of a video on both sides of guidance, with settings without None."""
+    from ...svd_core.diffusion.sampling import SOLVERS
+    from ...svd_core.diffusion.schedules import make_sigmas, read_sigmas
+
+    levels = settings.sigmas
+    sigmas = make_sigmas(settings.schedule, settings.steps) if levels is None else read_sigmas(levels)
+    steps = len(sigmas) - 1
+    guided = sum(settings.guidance_from < sigma <= settings.guidance_to for sigma in sigmas[:-1].tolist())
+    one_side = SOLVERS[settings.sampler].calls * (steps - 1) + 1  # a step to 0 takes one
+    return one_side * (1 + guided / steps)
 
 
 def _steps(settings: Any) -> int:

@@ -21,6 +21,8 @@ NAMES = {
     ("ManualSigmas", "sigmas"): "`sigmas`",
     ("SVDSigmas", "schedule"): "`schedule`",
     ("SVDSamplerSelect", "sampler_name"): "`sampler`",
+    ("SVDGuidanceRefine", "sigma_low"): "`guidance_from`",
+    ("SVDGuidanceRefine", "sigma_high"): "`guidance_to`",
     ("SVDModelOptions", "compile"): "`compile`",
 }
 """Class and input of a node of the shipped graph -> the setting of the video."""

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
-from ...nodes.sampling import SVDSigmas
+from ...nodes.sampling import SVDGuidanceRefine, SVDSigmas
 from ...svd_core.checkpoints.inspect import read_defaults
 from ...svd_core.errors import SettingError
 from ...svd_core.media.video_size import Size
 from ...svd_core.models.options import DEFAULT, ModelOptions
-from ...svd_core.pipeline import VideoSettings
+from ...svd_core.pipeline import ALL_LEVELS, VideoSettings
 from ...svd_core.runtime.runtime import Runtime
 from ..graph import Prompt, with_value
 from .graphs import Graph, open_graph
@@ -80,8 +80,21 @@ def with_compile(prompt: Prompt, compile: str) -> Prompt:
     return _before_sampler({**prompt, "options": node}, "model", "options")
 
 
-SAMPLING = ("sampler", "schedule", "steps", "sigmas")
+SAMPLING = ("sampler", "schedule", "steps", "sigmas", *ALL_LEVELS)
 """The settings that `with_sampling` writes into a graph."""
+SAMPLING_LINKS = {
+    "sampler": {"sampler"},
+    "sigmas": {"schedule", "steps", "sigmas"},
+    "guidance": set(ALL_LEVELS),
+}
+"""Input of SVDEulerSampler -> the settings that its link stands for."""
+SAMPLING_NODES = {
+    "sampler": "SVDSamplerSelect", "sigmas": "ManualSigmas", "schedule": "SVDSigmas", "refine": "SVDGuidanceRefine"
+}  # fmt: skip
+"""Ids and classes of the nodes that `with_sampling` makes."""
+SCHEDULE_INPUTS, REFINE_INPUTS = (
+    {name: options["default"] for name, (_, options) in node.INPUTS.items()} for node in (SVDSigmas, SVDGuidanceRefine)
+)
 
 
 def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
@@ -91,60 +104,75 @@ def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
     The node of a schedule stays beside `sigmas`, so that it is known when they go.
 
     Raises:
-        SettingError: The graph chooses its sampler or noise levels by other nodes than those made here.
+        SettingError: Nodes that were not made here choose what changes.
     """
-    values = sampling_of(prompt)
+    values, foreign = sampling_of(prompt), _foreign_links(prompt)
+    if any(not SAMPLING_LINKS[name].isdisjoint(changes) for name in foreign):
+        raise _refused()
     if "sigmas" not in changes and not {"schedule", "steps"}.isdisjoint(changes):
         values["sigmas"] = None
     values.update(changes)
     sampler_id = node_of_class(prompt, "SVDEulerSampler")
     sampler = prompt[sampler_id]["inputs"]
-    nodes, links = {}, {}
-    if values["sampler"] != "euler":
-        nodes["sampler"] = {"class_type": "SVDSamplerSelect", "inputs": {"sampler_name": values["sampler"]}}
-        links["sampler"] = ["sampler", 0]
-    if values["schedule"] != "karras":
-        inputs = {
-            **SCHEDULE_INPUTS,
-            "steps": values["steps"],
-            "schedule": values["schedule"],
-            "model": sampler["model"],
-        }
-        nodes["schedule"] = {"class_type": "SVDSigmas", "inputs": inputs}
-        links["sigmas"] = ["schedule", 0]
-    if values["sigmas"] is not None:
-        levels = ", ".join(format(Decimal(each), "f") for each in values["sigmas"])
-        nodes["sigmas"] = {"class_type": "ManualSigmas", "inputs": {"sigmas": levels}}
-        links["sigmas"] = ["sigmas", 0]
-    kept = {name: value for name, value in sampler.items() if name not in ("sampler", "sigmas")}
-    rest = {key: node for key, node in prompt.items() if key not in SAMPLING_NODES}
-    inputs = {**kept, "steps": values["steps"], **links}
+    nodes = _sampling_nodes(values, sampler["model"])
+    if any(prompt.get(key, node).get("class_type") != node["class_type"] for key, node in nodes.items()):
+        raise _refused()
+    links = {"sampler": "sampler", "sigmas": "sigmas" if "sigmas" in nodes else "schedule", "guidance": "refine"}
+    own = {name: [key, 0] for name, key in links.items() if key in nodes and name not in foreign}
+    kept = {name: value for name, value in sampler.items() if name not in SAMPLING_LINKS or name in foreign}
+    rest = {key: node for key, node in prompt.items() if node.get("class_type") != SAMPLING_NODES.get(key)}
+    inputs = {**kept, "steps": values["steps"], **own}
     return {**rest, sampler_id: {**prompt[sampler_id], "inputs": inputs}, **nodes}
 
 
-SAMPLING_NODES = {"sampler": "SVDSamplerSelect", "sigmas": "ManualSigmas", "schedule": "SVDSigmas"}
-"""Ids and classes of the nodes that `with_sampling` makes."""
-SCHEDULE_INPUTS = {name: options["default"] for name, (_, options) in SVDSigmas.INPUTS.items()}
+def _sampling_nodes(values: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Return the nodes of settings that are not at their default, by ids of SAMPLING_NODES."""
+    inputs: dict[str, Any] = {}
+    if values["sampler"] != "euler":
+        inputs["sampler"] = {"sampler_name": values["sampler"]}
+    if values["schedule"] != "karras":
+        chosen = {"steps": values["steps"], "schedule": values["schedule"], "model": model}
+        inputs["schedule"] = {**SCHEDULE_INPUTS, **chosen}
+    if values["sigmas"] is not None:
+        inputs["sigmas"] = {"sigmas": ", ".join(format(Decimal(each), "f") for each in values["sigmas"])}
+    if any(values[name] != level for name, level in ALL_LEVELS.items()):
+        interval = {"sigma_low": values["guidance_from"], "sigma_high": values["guidance_to"]}
+        inputs["refine"] = {**REFINE_INPUTS, **interval}
+    return {key: {"class_type": SAMPLING_NODES[key], "inputs": each} for key, each in inputs.items()}
 
 
 def sampling_of(prompt: Prompt) -> dict[str, Any]:
-    """Return the settings of SAMPLING of a graph. Raises SettingError if nodes that were not made here choose them."""
-    inputs = _inputs_of(prompt, "SVDEulerSampler")
-    values = {"sampler": "euler", "schedule": "karras", "steps": inputs["steps"], "sigmas": None}
-    made = {key: prompt[key].get("inputs", {}) for key in SAMPLING_NODES if key in prompt}
-    links = [inputs[name] for name in ("sampler", "sigmas") if name in inputs]
-    own = all(prompt[key].get("class_type") == kind for key, kind in SAMPLING_NODES.items() if key in prompt)
-    if not own or any(link not in ([key, 0] for key in made) for link in links):
-        raise SettingError(
-            "the run's graph chooses its sampler or noise levels by nodes of its own. Set their inputs with `settings`."
-        )
+    """Return the settings of SAMPLING of a graph made here. Nodes of others count as the defaults."""
+    steps = _inputs_of(prompt, "SVDEulerSampler")["steps"]
+    values = {"sampler": "euler", "schedule": "karras", "steps": steps, "sigmas": None, **ALL_LEVELS}
+    made = {
+        key: prompt[key]["inputs"]
+        for key, class_type in SAMPLING_NODES.items()
+        if prompt.get(key, {}).get("class_type") == class_type
+    }
     if "sampler" in made:
         values["sampler"] = made["sampler"]["sampler_name"]
     if "schedule" in made:
         values["schedule"] = made["schedule"]["schedule"]
     if "sigmas" in made:
         values["sigmas"] = tuple(float(each) for each in made["sigmas"]["sigmas"].split(","))
+    if "refine" in made:
+        values.update(guidance_from=made["refine"]["sigma_low"], guidance_to=made["refine"]["sigma_high"])
     return values
+
+
+def _foreign_links(prompt: Prompt) -> set[str]:
+    """Return the inputs of SAMPLING_LINKS that lead to nodes which were not made here."""
+    inputs = _inputs_of(prompt, "SVDEulerSampler")
+    own = [[key, 0] for key, kind in SAMPLING_NODES.items() if prompt.get(key, {}).get("class_type") == kind]
+    return {name for name in SAMPLING_LINKS if name in inputs and inputs[name] not in own}
+
+
+def _refused() -> SettingError:
+    return SettingError(
+        "the run's graph chooses its sampler, noise levels or guidance by nodes of its own. Set their inputs with "
+        "`settings`."
+    )
 
 
 def takes_settings(prompt: Prompt) -> bool:
@@ -160,8 +188,8 @@ def _before_sampler(prompt: Prompt, input_name: str, node_id: str) -> Prompt:
 def settings_of(prompt: Prompt, settings: VideoSettings) -> VideoSettings:
     """Return the settings with the values of a validated graph, in which "4" steps have become 4."""
     values = {name: _inputs_of(prompt, kind)[input_name] for name, (kind, input_name) in SETTING_INPUTS.items()}
-    sampling = sampling_of(prompt)
-    return replace(settings, **values, sampler=sampling["sampler"], schedule=sampling["schedule"])
+    sampling = {name: value for name, value in sampling_of(prompt).items() if name not in ("steps", "sigmas")}
+    return replace(settings, **values, **sampling)
 
 
 def _inputs_of(prompt: Prompt, class_type: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Guided:
     def curve(self, low: float, high: float, shape: str = "linear", **settings):
         """Return an SVD_GUIDANCE, refined if there are settings."""
         (curve,) = self.node("SVDGuidance", shape, low, high)
-        return self.node("SVDGuidanceRefine", curve, **{**DEFAULTS, **settings})[0] if settings else curve
+        return self.node("SVDGuidanceRefine", guidance=curve, **{**DEFAULTS, **settings})[0] if settings else curve
 
     def patched(self, curve):
         """Return the MODEL with SVDFrameGuidance."""

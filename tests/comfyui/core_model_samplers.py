@@ -1,8 +1,9 @@
 """Sample with each sampler through the nodes inside ComfyUI, and print differences as JSON.
 
-`python core_model_samplers.py PACKAGE BASE [flags]` runs in ComfyUI's Python with its checkout on PYTHONPATH. "MODEL" is
-core's small random SVD of core_guidance.py against core's KSampler; "SVD_MODEL" is svd-nano, whose samplers of both
-kinds are compared. A difference is the largest absolute difference, in units of the standard deviation of core's result.
+`python core_model_samplers.py PACKAGE BASE [flags]` runs in ComfyUI's Python with its checkout on PYTHONPATH. "MODEL"
+is core's small random SVD of core_guidance.py against core's KSampler; "SVD_MODEL" is svd-nano, whose samplers of both
+kinds are compared. A difference is the largest absolute difference, in units of the standard deviation of core's
+result.
 """
 
 from __future__ import annotations
@@ -57,7 +58,19 @@ class Sampled:
         halves = self.sample(ours, sigmas[2:], first, "none")["samples"]
         video = {"samples": guided.latent["samples"] + 0.1}
         (wanted,) = guided.core.KSamplerAdvanced().sample(
-            guided.model, "enable", 7, 4, WEIGHT, "heun", "karras", guided.positive, guided.negative, video, 2, 4, "disable"
+            guided.model,
+            "enable",
+            7,
+            4,
+            WEIGHT,
+            "heun",
+            "karras",
+            guided.positive,
+            guided.negative,
+            video,
+            2,
+            4,
+            "disable",
         )
         part = self.sample(ours, sigmas[2:], video)["samples"]
         return {
@@ -80,7 +93,7 @@ class Sampled:
         """Compare core's SAMPLER with ours on svd-nano: two videos, which have the noise of their own seeds."""
         import torch
 
-        guided, node, results = self.guided, self.guided.node, {}
+        _guided, node, results = self.guided, self.guided.node, {}
         model, clip_vision, vae = node("SVDCheckpointLoader", "svd-nano", "fp32")
         pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))
         (embedded,) = node("SVDCLIPVisionEncode", clip_vision, pictures, "reference")

@@ -72,9 +72,11 @@ def through_nodes(comfyui, tmp_path_factory) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["MODEL", "parts", "SVD_MODEL"])
 def test_nodes_sample_as_cores_do(through_nodes, kind):
-    assert through_nodes[kind] and {
-        name: difference for name, difference in through_nodes[kind].items() if not difference <= NODE_TOLERANCE
-    } == {}
+    assert (
+        through_nodes[kind]
+        and {name: difference for name, difference in through_nodes[kind].items() if not difference <= NODE_TOLERANCE}
+        == {}
+    )
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def test_stages_are_announced_in_order():
     [
         {"fit": "crop", "decode_mode": "windowed", "decode_chunk": 1, "decode_context": 1},
         {"preset": "balanced"},
+        {"preset": "fast", "steps": 4},
         {"sampler": "euler_ancestral", "schedule": "exponential", "steps": 3},
     ],
     ids=str,
@@ -126,6 +127,23 @@ def test_a_preset_fills_what_is_not_given():
     given = VideoSettings(preset="balanced", steps=7).with_defaults(VideoDefaults())
     assert (given.sampler, given.schedule, given.steps) == ("dpmpp_2m", "align_your_steps", 7)
     assert PRESETS["reference"] == {name: getattr(plain, name) for name in PRESETS["reference"]}
+
+
+def test_guidance_acts_between_its_noise_levels():
+    checkpoint = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+    def video(**changes) -> torch.Tensor:
+        settings = replace(QUICK, steps=4, max_guidance=3.0, **changes)
+        return image_to_video(checkpoint, image, settings, LocalRuntime(device_name="cpu"))[0]
+
+    plain, everywhere = video(), video(guidance_from=0.001, guidance_to=700.0)
+    assert torch.equal(plain, everywhere)
+    nowhere = video(guidance_from=800.0)
+    assert torch.equal(nowhere, video(min_guidance=1.0, max_guidance=1.0)) and not torch.equal(nowhere, plain)
+    for changes in ({"guidance_from": 5.0, "guidance_to": 5.0}, {"preset": "fast", "guidance_from": 6.0}):
+        with raises(SettingError, "setting", "guidance_from", "guidance_to"):
+            video(**changes)
 
 
 def test_the_names_of_schedules_and_samplers_are_those_of_the_library():

@@ -27,7 +27,7 @@ def classes(graph: Mapping) -> list[str]:
 
 def test_the_defaults_need_no_nodes():
     assert classes(prompt()) == classes(prompt(preset="reference"))
-    assert {"SVDSamplerSelect", "SVDSigmas", "ManualSigmas"}.isdisjoint(classes(prompt()))
+    assert {"SVDSamplerSelect", "SVDSigmas", "ManualSigmas", "SVDGuidanceRefine"}.isdisjoint(classes(prompt()))
     assert sampling_of(prompt()) == REFERENCE
 
 
@@ -38,6 +38,8 @@ def test_the_defaults_need_no_nodes():
         ({"steps": 4}, {**BALANCED, "steps": 4}),
         ({"schedule": "karras"}, {**BALANCED, "schedule": "karras"}),
         ({"sigmas": LEVELS}, {**BALANCED, "sigmas": LEVELS}),
+        ({"guidance_from": 0.5}, {**BALANCED, "guidance_from": 0.5}),
+        (PRESETS["fast"], {**PRESETS["fast"], "sigmas": None}),
         ({"sampler": "euler", "schedule": "karras", "steps": 25}, REFERENCE),
     ],
     ids=str,
@@ -69,7 +71,12 @@ def test_a_graph_with_its_own_sampler_is_not_rewritten(changes):
     sampler = next(key for key, node in graph.items() if node["class_type"] == "SVDEulerSampler")
     graph[sampler] = {**graph[sampler], "inputs": {**graph[sampler]["inputs"], "sampler": [next(iter(changes)), 0]}}
     with raises(SettingError, "setting", "settings"):
-        with_sampling(graph, {"steps": 3})
+        with_sampling(graph, {"sampler": "heun"})
+    changed = with_sampling(graph, {"steps": 3})
+    assert changed[sampler]["inputs"] == {**graph[sampler]["inputs"], "steps": 3}
+    assert {key: node for key, node in changed.items() if key != sampler} == {
+        key: node for key, node in graph.items() if key != sampler
+    }
 
 
 @pytest.mark.parametrize("changes", [{"steps": 4}, {"schedule": "exponential"}], ids=str)
