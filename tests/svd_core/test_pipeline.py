@@ -134,7 +134,7 @@ def test_guidance_acts_between_its_noise_levels():
     image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 
     def video(**changes) -> torch.Tensor:
-        settings = replace(QUICK, steps=4, max_guidance=3.0, **changes)
+        settings = replace(QUICK, **{"steps": 4, "max_guidance": 3.0, **changes})
         return image_to_video(checkpoint, image, settings, LocalRuntime(device_name="cpu"))[0]
 
     plain, everywhere = video(), video(guidance_from=0.001, guidance_to=700.0)

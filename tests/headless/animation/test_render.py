@@ -220,9 +220,13 @@ def test_the_time_of_a_video_is_estimated_within_a_factor(form):
 
 def test_the_estimate_counts_what_the_settings_ask_for():
     runtime = headless.RunConfig(device="cpu").runtime()
-    video = headless.VideoSettings(width=128, height=128, num_frames=4, steps=2)
-    once, decoding = (estimate_seconds(replace(video, steps=steps), runtime) for steps in (2, 0))
-    assert estimate_seconds(replace(video, steps=4), runtime) - once == pytest.approx(once - decoding)
+    video = headless.VideoSettings(width=128, height=128, num_frames=4).with_defaults(VideoDefaults())
+    one, once, more = (estimate_seconds(replace(video, steps=steps), runtime) for steps in (1, 2, 4))
+    video, step = replace(video, steps=2), once - one
+    assert more - once == pytest.approx(2 * step)
+    assert estimate_seconds(replace(video, sampler="heun"), runtime) - once == pytest.approx(step)
+    assert once - estimate_seconds(replace(video, guidance_from=800.0), runtime) == pytest.approx(step)
+    decoding = one - step
     assert estimate_seconds(replace(video, sigmas="7,1,0"), runtime) == pytest.approx(once)
     windowed = replace(video, decode_mode="windowed", decode_chunk=2, decode_context=1)
     assert estimate_seconds(windowed, runtime) - once == pytest.approx(decoding / 2)  # 2 of 4 frames decoded again

@@ -12,6 +12,7 @@ import pytest
 import svd_stages
 import torch
 from svd_stages import headless
+from svd_stages.svd_core.checkpoints import library
 from svd_stages.svd_core.errors import CheckpointError, GraphError, ImageError, SettingError
 
 ROCKET = Path(__file__).parents[3] / "example_workflows" / "rocket.png"
@@ -113,5 +114,5 @@ def test_models_come_from_options_then_environment_then_comfyui(monkeypatch, tmp
         assert headless.RunConfig(models=given).runtime().library.flat_folders == (tmp_path / "c",)
     monkeypatch.delenv("SVD_STAGES_MODELS")
     assert headless.default_models_roots() == [Path("models")]
-    monkeypatch.setattr(headless.engines.run_config, "PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "SVD Stages")
+    monkeypatch.setattr(library, "PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "SVD Stages")
     assert headless.default_models_roots() == [tmp_path / "ComfyUI" / "models"]

@@ -339,7 +339,7 @@ def test_half_a_graph_writes_its_half_and_says_what_is_missing(here, capsys):
     (here / "half.json").write_text(json.dumps({"1": LOAD, "2": good, "3": bad}))
     assert main(["run", "half.json", "--input-dir", ".", "--json"]) == 2
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["event"] for line in said[-3:]] == ["executed", "result", "error"]
+    assert [line["event"] for line in said[-4:]] == ["executed", "wrote", "result", "error"]
     assert said[-2]["files"] == ["output/good_00001_.png"] and list(said[-1]["node_errors"]) == ["3"]
     assert files_in(here / "output") == ["good_00001_.png"]
 

@@ -544,6 +544,6 @@ def test_the_command_line_runs_on_a_server(folder, capsys):
         assert main(arguments) == 0
         assert main(["validate", "graph.json", "--server", peer.url]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert [line["event"] for line in lines][-2:] == ["executed", "result"]
+    assert [line["event"] for line in lines][-3:] == ["executed", "wrote", "result"]
     assert lines[-1]["files"] == ["output/sub/x_00001_.png"]
     assert peer.bodies("/prompt")[0]["prompt"]["2"]["inputs"]["filename_prefix"] == "y"
