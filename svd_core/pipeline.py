@@ -194,8 +194,7 @@ def image_to_video(
 
     _, image_height, image_width, _ = check_images(images).shape
     video: Any = settings.with_defaults(checkpoint.model.defaults, (image_width, image_height))  # no field is None
-    options = merged(checkpoint.model.options, ModelOptions(compile=video.compile))
-    model = replace(checkpoint.model, options=options)
+    model = replace(checkpoint.model, options=merged(checkpoint.model.options, ModelOptions(compile=video.compile)))
     with torch.inference_mode():
         on_stage("resize")
         resized, warnings = resize_images(images, video.width, video.height, video.fit)
