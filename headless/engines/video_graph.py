@@ -115,7 +115,7 @@ def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
     sampler_id = node_of_class(prompt, "SVDEulerSampler")
     sampler = prompt[sampler_id]["inputs"]
     nodes = _sampling_nodes(values, sampler["model"])
-    if any(prompt.get(key, node).get("class_type") != node["class_type"] for key, node in nodes.items()):
+    if any(key in prompt and prompt[key].get("class_type") != node["class_type"] for key, node in nodes.items()):
         raise _refused()
     links = {"sampler": "sampler", "sigmas": "sigmas" if "sigmas" in nodes else "schedule", "guidance": "refine"}
     own = {name: [key, 0] for name, key in links.items() if key in nodes and name not in foreign}
