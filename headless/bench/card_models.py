@@ -101,7 +101,7 @@ class Card:
 
     @property
     def activations(self) -> Activations:
-        """Where the decoder's activations are if all memory of the device may be used."""
+        """The place of the decoder's activations if all memory of the device may be used."""
         return "recompute" if self.device.type == "cpu" else "keep"
 
     def stock_step(self, unet: Any) -> Variant:

@@ -16,12 +16,27 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 SEED = 3
 OTHERS = ("uni_pc", "dpmpp_3m_sde", "res_multistep", "ipndm", "dpm_fast", "lms", "euler_cfg_pp", "dpmpp_2m_cfg_pp")
 """Samplers that only core has."""
+
+
+def core_noise(function: Any, x: Any, sigmas: Any) -> dict[str, Any]:
+    """Return core's float32 noise of the seed as an argument of its sampler, if it takes one."""
+    import comfy.k_diffusion.sampling as k_diffusion
+
+    if "noise_sampler" not in inspect.signature(function).parameters:
+        return {}
+    if "_sde" in function.__name__:
+        low, high = sigmas[sigmas > 0].min(), sigmas.max()
+        noise = k_diffusion.BrownianTreeNoiseSampler(x, low, high, seed=SEED, cpu=True)
+    else:
+        noise = k_diffusion.default_noise_sampler(x, seed=SEED)
+    return {"noise_sampler": lambda sigma, sigma_next: noise(sigma.float(), sigma_next.float()).double()}
 
 
 def main(package_folder: str, file: Path) -> None:
@@ -45,17 +60,6 @@ def main(package_folder: str, file: Path) -> None:
         turn = mix.to(scaled)
         v = torch.tanh((1.5 + 0.25 * sigma.log()) * scaled @ turn) - 0.3 * scaled @ turn.T
         return x / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * v
-
-    def core_noise(function, x: torch.Tensor, sigmas: torch.Tensor) -> dict:
-        """Return core's float32 noise of the seed as an argument of its sampler, if it takes one."""
-        if "noise_sampler" not in inspect.signature(function).parameters:
-            return {}
-        if "_sde" in function.__name__:
-            low, high = sigmas[sigmas > 0].min(), sigmas.max()
-            noise = k_diffusion.BrownianTreeNoiseSampler(x, low, high, seed=SEED, cpu=True)
-        else:
-            noise = k_diffusion.default_noise_sampler(x, seed=SEED)
-        return {"noise_sampler": lambda sigma, sigma_next: noise(sigma.float(), sigma_next.float()).double()}
 
     core_model = sampling._CoreDenoiser(lambda x, sigma: denoise(x, sigma.view(-1, *[1] * (x.ndim - 1))))
     drawn = k_diffusion.default_noise_sampler(x, seed=SEED)(sigmas[0], sigmas[1])
