@@ -32,7 +32,7 @@ SAMPLERS = (
 """The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
 BROWNIAN_SAMPLERS = ("dpmpp_2m_sde", "dpmpp_sde")
 """Those whose noise needs torchsde."""
-SCHEDULES = ("karras", "align_your_steps", "exponential")
+SCHEDULES = ("karras", "align_your_steps", "exponential", "animate_lcm")
 """The schedules of `diffusion.schedules.make_sigmas`."""
 
 ALL_LEVELS = {"guidance_from": 0.0, "guidance_to": 10000.0}

@@ -27,7 +27,8 @@ const RULES = {
   SVDNoiseAugmentation: [[["noise_aug_strength"], (strength) => strength > 1 && translate("so much noise hides the image from the model")]],
   SVDSigmas: [
     [["sigma_max"], (sigma) => sigma > 700 && translate("SVD was trained up to 700")],
-    [["steps", "schedule"], (steps, schedule) => steps < 10 && schedule !== "align_your_steps" && translate("for few steps choose align_your_steps")],
+    [["steps", "schedule"], (steps, schedule) => steps < 10 && ["karras", "exponential"].includes(schedule) && translate("for few steps choose align_your_steps")],
+    [["steps", "schedule"], (steps, schedule) => steps > 8 && schedule === "animate_lcm" && translate("animate_lcm is made for 1 to 8 steps")],
   ],
   SVDEulerSampler: [[["max_guidance"], (weight) => weight > 6 && translate("guidance above 6 oversaturates colors; 2.5 to 3 is usual")]],
   SVDGuidance: [[["max_guidance"], (weight) => weight > 6 && translate("guidance above 6 oversaturates colors; 2.5 to 3 is usual")]],

@@ -11,6 +11,7 @@ addNodeChart("SVDSigmas", {
   widgets: ["schedule", "steps", "sigma_min", "sigma_max", "rho"],
   draw(chart, schedule, steps, low, high, rho) {
     if (!(low > 0 && low < high)) return drawText(chart, translate("sigma_min must be below sigma_max"));
+    if (schedule === "animate_lcm" && steps > 40) return drawText(chart, translate("animate_lcm has at most 40 steps"));
     const levels = noiseLevels(schedule, steps, low, high, rho);
     drawChart(chart, levels, { scale: "log", ticks: decades(low, high), across: translate("step") });
   },

@@ -183,7 +183,7 @@ class StableVideoDiffusionPipeline(StageMethods):
         seed: In place of `generator`: the seed of one on the CPU.
         sampler: How a step is made, see `diffusion.sampling.SOLVERS`. None: euler. Noise that it adds in steps has
             `seed`, or one drawn from the generator after all other noise.
-        schedule: karras, align_your_steps or exponential: how the noise levels are spaced. None: karras.
+        schedule: karras, align_your_steps, exponential or animate_lcm: how the noise levels are spaced. None: karras.
         guidance_shape: linear, triangle or constant, see `GuidanceCurve`.
         decode: exact: all frames as one clip, with no more memory than chunks. windowed: in chunks, by default of
             `CHUNK_SIZE`. None: windowed if a size or a context is given, else exact.

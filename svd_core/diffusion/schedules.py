@@ -15,11 +15,14 @@ import torch
 from ..errors import SettingError
 from ..utils.tensor_checks import as_float32
 
-SCHEDULES = ("karras", "align_your_steps", "exponential")
+SCHEDULES = ("karras", "align_your_steps", "exponential", "animate_lcm")
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0  # SVD's scheduler/scheduler_config.json; rho from Karras et al.
 
 ALIGN_YOUR_STEPS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 """The knots for SVD of "Align Your Steps" (Sabour et al. 2024, arXiv:2404.14507, appendix B)."""
+
+ANIMATE_LCM_LEVELS = 40
+"""Levels of the Karras schedule on which AnimateLCM-SVD was distilled (num_train_timesteps of its scheduler)."""
 
 LEVELS = 1000
 FULL_DENOISE = 0.9999
@@ -34,11 +37,11 @@ def make_sigmas(
     """Return `steps` falling noise levels from sigma_max, then 0: (steps + 1,) float32.
 
     Args:
-        schedule: karras, align_your_steps or exponential.
-        rho: Curvature of karras. Ignored by the others.
+        schedule: karras, align_your_steps, exponential or animate_lcm.
+        rho: Curvature of karras and animate_lcm. Ignored by the others.
 
     Raises:
-        SettingError: Unknown schedule, steps below 1, or levels that do not fall.
+        SettingError: Unknown schedule, steps below 1, more steps than animate_lcm has, or levels that do not fall.
     """
     if steps < 1:
         raise SettingError(f"steps must be 1 or more, got {steps}; 25 is the usual number")
@@ -52,6 +55,8 @@ def make_sigmas(
         sigmas = karras_sigmas(steps, sigma_min, sigma_max, rho)
     elif schedule == "exponential":
         sigmas = exponential_sigmas(steps, sigma_min, sigma_max)
+    elif schedule == "animate_lcm":
+        sigmas = animate_lcm_sigmas(steps, sigma_min, sigma_max, rho)
     else:
         sigmas = align_your_steps_sigmas(steps, sigma_min, sigma_max)
     return check_sigmas(sigmas)
@@ -99,6 +104,25 @@ def align_your_steps_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max:
     from_zero_to_one = (levels - knots[-1]) / (knots[0] - knots[-1])
     levels = math.log(sigma_min) + from_zero_to_one * (math.log(sigma_max) - math.log(sigma_min))
     return _append_zero(levels.exp()[:-1])
+
+
+def animate_lcm_sigmas(
+    steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> torch.Tensor:
+    """Return every (40 // steps)th of 40 karras levels, from the top, and 0.
+
+    The levels of AnimateLCM-SVD (Wang et al. 2024, arXiv:2402.00769; animatelcm_scheduler.py, set_timesteps). Its step
+    is that of `sampling.sample_lcm`.
+
+    Raises:
+        SettingError: More than 40 steps, or a rho that is too small.
+    """
+    if steps > ANIMATE_LCM_LEVELS:
+        raise SettingError(
+            f"`steps` must be 1 to {ANIMATE_LCM_LEVELS} with the schedule animate_lcm, got {steps}; 4 is usual"
+        )
+    levels = karras_sigmas(ANIMATE_LCM_LEVELS, sigma_min, sigma_max, rho)[:-1]
+    return _append_zero(levels[:: ANIMATE_LCM_LEVELS // steps][:steps])
 
 
 def check_sigmas(sigmas: torch.Tensor) -> torch.Tensor:

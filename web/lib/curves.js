@@ -15,9 +15,15 @@ export function guidanceWeights(shape, low, high, frames) {
 }
 
 const ALIGN_YOUR_STEPS = [700, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002];
+const ANIMATE_LCM_LEVELS = 40;
 
-/** Return `steps` falling noise levels without the final 0; `schedule` is karras, exponential or align_your_steps. */
+/** Return `steps` falling noise levels without the final 0; `schedule` is one of SVDSigmas. animate_lcm has at most 40. */
 export function noiseLevels(schedule, steps, sigmaMin, sigmaMax, rho) {
+  if (schedule === "animate_lcm") {
+    const stride = Math.floor(ANIMATE_LCM_LEVELS / steps);
+    const levels = noiseLevels("karras", ANIMATE_LCM_LEVELS, sigmaMin, sigmaMax, rho);
+    return levels.filter((_, index) => index % stride === 0).slice(0, steps);
+  }
   const ramp = Array.from({ length: steps }, (_, step) => (steps > 1 ? step / (steps - 1) : 0));
   if (schedule === "karras") {
     const [high, low] = [sigmaMax ** (1 / rho), sigmaMin ** (1 / rho)];

@@ -39,8 +39,24 @@ def test_exponential_steps_are_even_in_log():
     assert torch.allclose(row.diff(), row.diff()[0].expand(8), rtol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8, 13, 40])
+def test_animate_lcm_equals_the_scheduler_that_it_was_written_from(steps):
+    """AnimateLCM-SVD's scheduler is diffusers' one for consistency models, but ends in 0."""
+    from diffusers import CMStochasticIterativeScheduler
+
+    scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=700.0, rho=7.0)
+    scheduler.set_timesteps(steps)
+    ours = make_sigmas("animate_lcm", steps)
+    assert torch.allclose(ours[:-1], scheduler.sigmas[:-1].float(), rtol=1e-6, atol=0) and ours[-1] == 0
+
+
+def test_animate_lcm_has_at_most_the_steps_that_it_was_distilled_with():
+    with raises(SettingError, "setting", "animate_lcm", "40"):
+        make_sigmas("animate_lcm", 41)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 25, 200])
+@pytest.mark.parametrize("steps", [1, 2, 25, 40])
 def test_every_schedule_falls_from_sigma_max_to_zero(schedule, steps):
     row = make_sigmas(schedule, steps, sigma_min=0.01, sigma_max=80.0)
     assert row.shape == (steps + 1,) and row.dtype == torch.float32
