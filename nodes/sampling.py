@@ -21,14 +21,16 @@ class SVDSigmas(StageNode):
         "schedule": sockets.choice(
             ["karras", "align_your_steps", "exponential", "animate_lcm"],
             "karras",
-            "karras: the reference. align_your_steps: made for SVD and few steps. exponential: even in log. animate_lcm: "
-            "for AnimateLCM-SVD with 1 to 8 steps of the sampler lcm.",
+            "karras: the reference. align_your_steps: made for SVD and few steps. exponential: even in log. "
+            "animate_lcm: for AnimateLCM-SVD with 1 to 8 steps of the sampler lcm.",
         ),
         "sigma_min": sockets.number(0.002, 0.0001, 10.0, 0.001, "Lower end of the noise range. SVD's is 0.002."),
         "sigma_max": sockets.number(
             700.0, 0.1, 10000.0, 1.0, "Upper end of the range: the first noise level. SVD's is 700."
         ),
-        "rho": sockets.number(7.0, 0.1, 100.0, 0.1, "Bend of the karras and animate_lcm rows: higher spends more steps on small noise."),
+        "rho": sockets.number(
+            7.0, 0.1, 100.0, 0.1, "Bend of the karras and animate_lcm rows: higher spends more steps on small noise."
+        ),
     }
     OPTIONAL_INPUTS = {"model": sockets.socket("SVD_MODEL", "Its noise range replaces sigma_min and sigma_max.")}
 
