@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ...svd_core.diffusion.network_calls import NetworkCalls
     from .render import FilePlan
 
 ITEMSIZE = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
@@ -144,21 +145,22 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
     if video.decode_mode == "windowed":
         windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
         decoded = sum(window.last - window.first for window in windows)
-    flops = _network_calls(video) * unet + decoder * decoded / video.num_frames
+    flops = _network_calls(video).total * unet + decoder * decoded / video.num_frames
     return flops / EFFICIENCY / _matmul_speed(device, dtype)
 
 
-def _network_calls(settings: Any) -> float:
+def _network_calls(settings: Any) -> NetworkCalls:
     """Return the UNet calls of a video on both sides of guidance, with settings without None."""
+    from ...svd_core.diffusion.guidance import GuidanceCurve, GuidanceRefinement
+    from ...svd_core.diffusion.network_calls import count_network_calls
     from ...svd_core.diffusion.sampling import SOLVERS
     from ...svd_core.diffusion.schedules import make_sigmas, read_sigmas
 
     levels = settings.sigmas
     sigmas = make_sigmas(settings.schedule, settings.steps) if levels is None else read_sigmas(levels)
-    steps = len(sigmas) - 1
-    guided = sum(settings.guidance_from < sigma <= settings.guidance_to for sigma in sigmas[:-1].tolist())
-    one_side = SOLVERS[settings.sampler].calls * (steps - 1) + 1  # a step to 0 takes one
-    return one_side * (1 + guided / steps)
+    refinement = GuidanceRefinement(settings.guidance_from, settings.guidance_to)
+    curve = GuidanceCurve("linear", settings.min_guidance, settings.max_guidance, refinement)
+    return count_network_calls(SOLVERS[settings.sampler], sigmas, curve)
 
 
 def _steps(settings: Any) -> int:

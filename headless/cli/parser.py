@@ -139,7 +139,7 @@ class Parser(argparse.ArgumentParser):
         near = closest(text, known)
         if near:
             return f'{_shown(text)} is not a command; did you mean "{self.prog} {known[near]}"?'
-        return f"{_shown(text)} is not a command; the commands are {self._listed()}"
+        return f"{_shown(text)} is not a command. Use {self._listed()}"
 
 
 def metavar(action: argparse.Action) -> str:

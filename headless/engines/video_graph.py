@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
+from ...nodes.loading import SVDStepCache
 from ...nodes.sampling import SVDGuidanceRefine, SVDSigmas
 from ...svd_core.checkpoints.inspect import read_defaults
 from ...svd_core.errors import SettingError
@@ -80,6 +81,15 @@ def with_compile(prompt: Prompt, compile: str) -> Prompt:
     return _before_sampler({**prompt, "options": node}, "model", "options")
 
 
+def with_step_cache(prompt: Prompt, interval: int) -> Prompt:
+    """Return a graph made here whose network reuses deep features, one of `interval` calls whole. 1 needs no node."""
+    if interval == 1:
+        return prompt
+    model = _inputs_of(prompt, "SVDEulerSampler")["model"]
+    node = {"class_type": "SVDStepCache", "inputs": {**CACHE_INPUTS, "model": model, "interval": interval}}
+    return _before_sampler({**prompt, "cache": node}, "model", "cache")
+
+
 SAMPLING = ("sampler", "schedule", "steps", "sigmas", *ALL_LEVELS)
 """The settings that `with_sampling` writes into a graph."""
 SAMPLING_LINKS = {
@@ -92,8 +102,9 @@ SAMPLING_NODES = {
     "sampler": "SVDSamplerSelect", "sigmas": "ManualSigmas", "schedule": "SVDSigmas", "refine": "SVDGuidanceRefine"
 }  # fmt: skip
 """Ids and classes of the nodes that `with_sampling` makes."""
-SCHEDULE_INPUTS, REFINE_INPUTS = (
-    {name: options["default"] for name, (_, options) in node.INPUTS.items()} for node in (SVDSigmas, SVDGuidanceRefine)
+SCHEDULE_INPUTS, REFINE_INPUTS, CACHE_INPUTS = (
+    {name: options["default"] for name, (_, options) in node.INPUTS.items() if "default" in options}
+    for node in (SVDSigmas, SVDGuidanceRefine, SVDStepCache)
 )
 
 

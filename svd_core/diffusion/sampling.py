@@ -266,12 +266,10 @@ class Solver:
     Attributes:
         sample: One of the functions above.
         make_noise: Makes the noise of the steps, see `step_noise`. None: the solver adds none.
-        calls: Network calls in a step. A step to 0 takes one.
     """
 
     sample: Callable[..., torch.Tensor]
     make_noise: MakeStepNoise | None = None
-    calls: int = 1
 
     @property
     def adds_noise(self) -> bool:
@@ -294,12 +292,12 @@ class Solver:
 
 SOLVERS = {
     "euler": Solver(sample_euler),
-    "heun": Solver(sample_heun, calls=2),
+    "heun": Solver(sample_heun),
     "dpmpp_2m": Solver(sample_dpmpp_2m),
     "euler_ancestral": Solver(sample_euler_ancestral, independent_noise),
     "dpmpp_2m_sde": Solver(sample_dpmpp_2m_sde, brownian_noise),
-    "dpmpp_sde": Solver(sample_dpmpp_sde, brownian_noise, calls=2),
-    "dpmpp_2s_ancestral": Solver(sample_dpmpp_2s_ancestral, independent_noise, calls=2),
+    "dpmpp_sde": Solver(sample_dpmpp_sde, brownian_noise),
+    "dpmpp_2s_ancestral": Solver(sample_dpmpp_2s_ancestral, independent_noise),
     "lcm": Solver(sample_lcm, independent_noise),
     "ddim": Solver(sample_euler),
 }

@@ -36,6 +36,11 @@ def to_images(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
 
 
+def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the peak signal-to-noise ratio of images in [0, 1] in dB."""
+    return -10 * float((images - reference).square().mean().clamp_min(1e-12).log10())
+
+
 def crop_to_multiple(images: torch.Tensor, step: int) -> torch.Tensor:
     """Crop images (B, H, W, C) at the center so that H and W are multiples of `step`, as ComfyUI's VAEEncode does.
 

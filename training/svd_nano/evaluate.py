@@ -22,13 +22,15 @@ import torch
 from ...svd_core.autoencoder.decode import decode_windows, plan_windows
 from ...svd_core.autoencoder.encode import encode_images
 from ...svd_core.errors import SettingError
+from ...svd_core.media.image_ops import psnr
 from ...svd_core.models.components import Checkpoint
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import LocalRuntime
+from ...svd_core.sampler_comparison import FORM, Candidate
 from .architecture import METADATA, NanoModules
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
-from .sampler_rows import sampler_rows
-from .tracking import along, cosine, displacement, moving_part, psnr, sharpness, stays_inside, track
+from .sampler_rows import CANDIDATES, sampler_rows
+from .tracking import along, cosine, displacement, moving_part, sharpness, stays_inside, track
 from .train_unet import ClipSize, denoising_error, encode_clips
 
 logger = logging.getLogger(__name__)
@@ -242,8 +244,9 @@ def measure(
     settings: VideoSettings,
     write: Callable[[str], object],
     groups: Sequence[str] = DEFAULT_GROUPS,
+    candidates: Sequence[Candidate] = CANDIDATES,
 ) -> None:
-    """Write these groups of rows over `count` held-out scenes, one row at a time."""
+    """Write these groups of rows over `count` held-out scenes, one row at a time. `candidates`: samplers."""
     scenes = held_out_scenes(count)
     make = cached_generate(checkpoint)
     rows = {
@@ -257,7 +260,7 @@ def measure(
         "guidance": guidance_rows(make, scenes, settings),
         "kinds": kind_rows(make, max(1, count // 4), settings),
         "samplers": sampler_rows(
-            checkpoint, scenes, [true_clip(scene, settings) for scene in scenes], settings, position_error
+            checkpoint, scenes, [true_clip(scene, settings) for scene in scenes], settings, position_error, candidates
         ),
     }
     write("| measure | must be | is |\n|---|---|---|\n")
@@ -277,13 +280,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rows", nargs="+", choices=GROUPS, default=DEFAULT_GROUPS, help="groups of rows (default: all but samplers)"
     )
+    parser.add_argument(
+        "--candidates", nargs="+", type=_candidate, default=CANDIDATES, metavar="CANDIDATE",
+        help=f"rows of samplers, in place of those of sampler_rows.py: {FORM}",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     write = functools.partial(print, end="", flush=True)
     with torch.inference_mode():
         checkpoint = load_checkpoint(arguments.file, "fp32", CPU)
-        measure(checkpoint, arguments.scenes, replace(SETTINGS, steps=arguments.steps), write, arguments.rows)
+        settings = replace(SETTINGS, steps=arguments.steps)
+        measure(checkpoint, arguments.scenes, settings, write, arguments.rows, arguments.candidates)
     return 0
+
+
+def _candidate(text: str) -> Candidate:
+    """Read a candidate. The type of an option."""
+    try:
+        return Candidate.parse(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _mean_cosine(scenes: list[MovingScene], clips: list[torch.Tensor]) -> float:

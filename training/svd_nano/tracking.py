@@ -113,11 +113,6 @@ def cosine(vector: torch.Tensor, scene: MovingScene) -> float:
     return along(vector, scene) / max(float(vector.norm()), 1e-9)
 
 
-def psnr(images: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the peak signal-to-noise ratio of images in [0, 1] in dB."""
-    return -10 * float((images - reference).square().mean().clamp_min(1e-12).log10())
-
-
 def moving_part(clip: torch.Tensor) -> torch.Tensor:
     """Return a mask (H, W) of the pixels of a clip (F, H, W, 3) that its last frame changes by more than MIN_CHANGE."""
     return ((clip[-1] - clip[0]).abs() > MIN_CHANGE).any(dim=-1)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from error_checks import raises
 from svd_stages.svd_core.errors import SettingError
+from svd_stages.svd_core.media.image_ops import psnr
 from svd_stages.training.svd_nano import clips
 from svd_stages.training.svd_nano.clips import HELD_OUT, TRAINED, frame_distance, make_scene, positions, render_clip
 from svd_stages.training.svd_nano.evaluate import held_out_scenes, track_ends
-from svd_stages.training.svd_nano.tracking import along, cosine, displacement, moving_part, psnr, sharpness
+from svd_stages.training.svd_nano.tracking import along, cosine, displacement, moving_part, sharpness
 
 
 @pytest.fixture(scope="module")

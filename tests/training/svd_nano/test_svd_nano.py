@@ -18,11 +18,12 @@ from svd_stages.svd_core.autoencoder.encode import encode_images
 from svd_stages.svd_core.checkpoints.convert import convert_checkpoint
 from svd_stages.svd_core.checkpoints.library import EMBEDDED_FILE
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
+from svd_stages.svd_core.media.image_ops import psnr
 from svd_stages.training.svd_nano import evaluate
 from svd_stages.training.svd_nano.architecture import METADATA
 from svd_stages.training.svd_nano.clips import draw_backdrop
 from svd_stages.training.svd_nano.evaluate import SETTINGS, held_out_scenes, motion_of, position_error, true_clip
-from svd_stages.training.svd_nano.tracking import along, cosine, psnr
+from svd_stages.training.svd_nano.tracking import along, cosine
 
 CPU = torch.device("cpu")
 QUICK = replace(SETTINGS, steps=8)

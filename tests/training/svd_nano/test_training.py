@@ -10,11 +10,12 @@ from error_checks import raises
 from svd_stages.svd_core.checkpoints.load import load_checkpoint
 from svd_stages.svd_core.diffusion.denoiser import denoised_from_v
 from svd_stages.svd_core.errors import SettingError
+from svd_stages.svd_core.media.image_ops import psnr
 from svd_stages.training.svd_nano import train as train_program
 from svd_stages.training.svd_nano import train_clip, train_unet, train_vae, training
 from svd_stages.training.svd_nano.architecture import METADATA, new_modules
 from svd_stages.training.svd_nano.clips import REACH, frame_distance
-from svd_stages.training.svd_nano.evaluate import SETTINGS, generate, psnr, reconstruct
+from svd_stages.training.svd_nano.evaluate import SETTINGS, generate, reconstruct
 from svd_stages.training.svd_nano.train import Minutes, load_latents, load_modules, train_nano, write_nano
 from svd_stages.training.svd_nano.train_unet import ClipSize
 from svd_stages.training.svd_nano.train_vae import draw_crop, draw_near_crop, draw_pool
