@@ -18,6 +18,8 @@ class Node:
     INPUTS: dict[str, Input] = {}
     OPTIONAL_INPUTS: dict[str, Input] = {}
     HIDDEN_INPUTS: dict[str, str] = {}
+    REPLACED_INPUTS: dict[str, str] = {}
+    """Inputs that have no effect while another one is linked -> that one."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -141,6 +141,7 @@ class SVDEulerSampler(StageNode):
             "SAMPLER", "How a step is made, from SVDSamplerSelect or KSamplerSelect; else Euler."
         ),
     }
+    REPLACED_INPUTS = {"steps": "sigmas"}
 
     def run(
         self, model, positive, negative, latent: dict, seed: int, steps: int,

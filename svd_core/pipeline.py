@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints.model_metadata import PRESET_NAMES, VideoDefaults
 from .errors import SettingError, closest, printable
 from .media.video_size import Size, choose_size
 from .models.options import CHOICES, ModelOptions, merged
@@ -18,7 +19,6 @@ from .utils.size_checks import check_multiple
 if TYPE_CHECKING:
     import torch
 
-    from .checkpoints.model_metadata import VideoDefaults
     from .diffusion.conditioning import Conditioning, MicroConditioning
     from .models.components import Checkpoint
     from .runtime.runtime import Runtime
@@ -83,12 +83,14 @@ class VideoSettings:
     height: int | None = _setting(None, "multiple of 64", kind=int, unset=OF_IMAGE)
     fit: str = _setting("crop", "how the image is fitted to the size", choices=("stretch", "crop", "pad"))
     num_frames: int | None = _setting(None, "number of frames", kind=int, metavar="N", flag="--frames")
-    preset: str = _setting(
-        "reference",
+    preset: str | None = _setting(
+        None,
         "sampler, schedule and steps. reference: euler, karras, 25. balanced: dpmpp_2m, align_your_steps, 10, as near "
         "to the exact solution with svd-nano in 20 network calls, not 50. fast: euler, align_your_steps, 10, guidance "
         "from 0.28 to 5.42: 14 calls, a last frame as near to the truth. Not measured with published weights",
-        choices=tuple(PRESETS),
+        kind=str,
+        choices=PRESET_NAMES,
+        unset="reference; animate with svd-nano: fast",
     )
     sampler: str | None = _setting(None, "how a step is made", kind=str, choices=SAMPLERS, unset=OF_PRESET)
     schedule: str | None = _setting(
@@ -137,9 +139,10 @@ class VideoSettings:
         """
         trained = (defaults.width, defaults.height)
         width, height = choose_size(trained, image_size or trained, self.width, self.height)
-        check_choice("preset", self.preset, tuple(PRESETS))
+        preset = defaults.preset if self.preset is None else self.preset
+        check_choice("preset", preset, PRESET_NAMES)
         names = ("num_frames", "min_guidance", "max_guidance")
-        values = {**{name: getattr(defaults, name) for name in names}, **PRESETS[self.preset]}
+        values = {**{name: getattr(defaults, name) for name in names}, **PRESETS[preset], "preset": preset}
         unset = {name: value for name, value in values.items() if getattr(self, name) is None}
         settings: Any = replace(self, width=width, height=height, **unset, decode_mode=self.decode_mode or "exact")
         check_choice("sampler", settings.sampler, SAMPLERS)

@@ -514,7 +514,8 @@ def _with_settings(request: BatchRequest) -> BatchRequest:
     video = {**preset, **given}
     video.pop("preset", None)
     model = video.pop("model", request.model)
-    values = [f"{'.'.join(SETTING_INPUTS[name])}={video[name]}" for name in video if name in SETTING_INPUTS]
+    places = {name: ".".join(place) for name, place in SETTING_INPUTS.items() if name not in SAMPLING}
+    values = [f"{places[name]}={value}" for name, value in video.items() if name in places]
     return replace(request, model=model, video=video, settings=[*values, *as_list(request.settings)])
 
 
@@ -551,7 +552,7 @@ def _graph(request: BatchRequest, before: Mapping[str, Any], run_config: RunConf
         elif request.model not in (None, *models):
             names.append("model")
     else:
-        video = VideoSettings(model=request.model or EMBEDDED)
+        video = VideoSettings(model=request.model or EMBEDDED, preset="reference")  # rows set the inputs of its nodes
         prompt = image_to_video_graph(video, run_config.runtime(), "image.png").prompt
     if names and not takes_settings(prompt):
         fix = "Set the input of the run's graph with `settings`"

@@ -30,7 +30,7 @@ def apply_settings(prompt: Prompt, settings: Iterable[str], nodes: Mapping[str, 
 
 
 def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt:
-    """Return a copy of a graph with one value set. A link in its place is replaced.
+    """Return a copy of a graph with one value set. A link in its place is replaced. A value without effect is logged.
 
     Limits and combo options are not checked. `validate` checks them, because some nodes are exempt.
 
@@ -51,7 +51,24 @@ def set_value(prompt: Prompt, setting: str, nodes: Mapping[str, type]) -> Prompt
     input_name = target.declared.name
     if looks_like_link(prompt[target.node_id].get("inputs", {}).get(input_name)):
         logger.warning('%s: the link into "%s" is replaced by the value %s', target.where, input_name, text)
+    _warn_if_replaced(prompt, target, nodes)
     return with_value(prompt, target.node_id, input_name, read_value(target, text))
+
+
+def _warn_if_replaced(prompt: Prompt, target: Target, nodes: Mapping[str, type]) -> None:
+    """Warn if the input has no effect, because another one is linked that replaces it."""
+    node, input_name = prompt[target.node_id], target.declared.name
+    replacing = getattr(nodes[node["class_type"]], "REPLACED_INPUTS", {}).get(input_name)
+    link = node.get("inputs", {}).get(replacing)
+    if looks_like_link(link):
+        source = prompt.get(link[0], {}).get("class_type")
+        logger.warning(
+            '%s: "%s" has no effect while "%s" is linked. Set the inputs of %s.',
+            target.where,
+            input_name,
+            replacing,
+            source,
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ WEIGHTS = re.compile(r"(?P<stem>diffusion_pytorch_model|model)(?P<rest>[-.\w]*)\
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})")
 UNSAVED_SETTINGS = ("transformers_version", "dtype", "torch_dtype", "architectures", "model_type", "num_frames")
 """Settings that a library writes about itself, and `num_frames`, which is written only if known."""
-OWN_METADATA = ("width", "height", "min_guidance", "max_guidance")
+OWN_METADATA = ("width", "height", "min_guidance", "max_guidance", "preset")
 """Metadata that diffusers' config files have no field for."""
 PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "published_configs.json").read_text(encoding="utf-8")

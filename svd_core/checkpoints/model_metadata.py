@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, printable
-from .safe_json import BOOLEAN, Rule, integer, list_of, number, parse_table
+from .safe_json import BOOLEAN, Rule, integer, list_of, number, one_of, parse_table
 from .safetensors_header import Header
 from .stable_file import open_model_file
 
@@ -32,17 +32,20 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/clip-vit, preprocessor
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 GUIDANCE = {14: (1.0, 2.5), 25: (1.5, 3.0)}
 """Frames -> (min, max) guidance: generative-models scripts/sampling/configs/svd.yaml and svd_xt.yaml."""
+PRESET_NAMES = ("reference", "balanced", "fast")
+"""Names of samplers with their schedules, see `pipeline.PRESETS`."""
 
 
 @dataclass(frozen=True)
 class VideoDefaults:
-    """Video settings that a checkpoint was trained for, used when the user gives none. Sizes in pixels."""
+    """Video settings that suit a checkpoint, used when the user gives none. Sizes in pixels."""
 
     num_frames: int = 25
     width: int = 1024
     height: int = 576
     min_guidance: float = 1.0
     max_guidance: float = 3.0
+    preset: str = "reference"
 
 
 def _checked(rule: Rule, default: Any) -> Any:
@@ -61,6 +64,7 @@ class ModelMetadata:
         num_frames: Frames it was trained for. None if unknown.
         width, height: Size it was trained for, in pixels.
         min_guidance, max_guidance: None for the published values of `num_frames`.
+        preset: One of PRESET_NAMES. None for "reference".
         clip_heads: Attention heads of the CLIP image encoder. None if heads are 80 wide, as in ViT-H.
         unet_head_width: Channels of one attention head of the UNet.
         unet_attention: Per UNet level, from the image down: True if it has attention.
@@ -79,6 +83,7 @@ class ModelMetadata:
     height: int = _checked(integer(8, 16384, step=8), 576)
     min_guidance: float | None = _checked(number(0, 100), None)
     max_guidance: float | None = _checked(number(0, 100), None)
+    preset: str | None = _checked(one_of(*PRESET_NAMES), None)
     clip_heads: int | None = _checked(integer(1, 1024), None)
     unet_head_width: int = _checked(integer(1, 1024), 64)
     unet_attention: tuple[bool, ...] = _checked(list_of(BOOLEAN, 8), (True, True, True, False))  # SVD unet/config.json
@@ -103,6 +108,7 @@ class ModelMetadata:
             height=self.height,
             min_guidance=low if self.min_guidance is None else self.min_guidance,
             max_guidance=high if self.max_guidance is None else self.max_guidance,
+            preset=VideoDefaults.preset if self.preset is None else self.preset,
         )
 
     def as_dict(self) -> dict[str, Any]:

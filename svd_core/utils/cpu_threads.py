@@ -20,8 +20,9 @@ def run_in_order(functions: Sequence[Callable[[], torch.Tensor]]) -> list[torch.
 
 @contextlib.contextmanager
 def divided_threads(parts: int) -> Iterator[RunAll]:
-    """Yield a RunAll that calls `parts` functions at once, each with an equal part of torch's CPU threads.
+    """Yield a RunAll that calls up to `parts` functions at once, each with an equal part of torch's CPU threads.
 
+    One function alone gets all threads.
     Small operations gain little from several threads, and threads that wait for each other lose much beside another
     busy process. With one part, or fewer threads than parts, the functions are called in order.
 
@@ -32,18 +33,23 @@ def divided_threads(parts: int) -> Iterator[RunAll]:
     if not 1 < parts <= threads:
         yield run_in_order
         return
-    begin = functools.partial(torch.set_num_threads, threads // parts)
-    with ThreadPoolExecutor(parts, "svd-stages-part", begin) as pool:
+    with ThreadPoolExecutor(parts, "svd-stages-part") as pool:
         try:
-            yield functools.partial(_run_at_once, pool)
+            yield functools.partial(_run_at_once, pool, threads, threads // parts)
         finally:
             torch.set_num_threads(threads)  # of all libraries' numbers, some are the process's and not the thread's
 
 
-def _run_at_once(pool: ThreadPoolExecutor, functions: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+def _run_at_once(
+    pool: ThreadPoolExecutor, threads: int, share: int, functions: Sequence[Callable[[], torch.Tensor]]
+) -> list[torch.Tensor]:
+    if len(functions) == 1:
+        torch.set_num_threads(threads)
+        return [functions[0]()]
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # of this thread
 
     def run(function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        torch.set_num_threads(share)
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return function()
 

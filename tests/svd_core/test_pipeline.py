@@ -16,7 +16,7 @@ from svd_stages import headless
 from svd_stages.headless.cli.main import main, make_parser
 from svd_stages.headless.engines.video_graph import STAGE_NODES
 from svd_stages.svd_core import execution
-from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
+from svd_stages.svd_core.checkpoints.model_metadata import PRESET_NAMES, VideoDefaults
 from svd_stages.svd_core.diffusion.sampling import SOLVERS
 from svd_stages.svd_core.diffusion.schedules import make_sigmas
 from svd_stages.svd_core.diffusion.step_noise import brownian_noise
@@ -129,12 +129,23 @@ def test_a_preset_fills_what_is_not_given():
     assert PRESETS["reference"] == {name: getattr(plain, name) for name in PRESETS["reference"]}
 
 
+def test_the_checkpoint_chooses_the_preset_that_is_not_given():
+    assert tuple(PRESETS) == PRESET_NAMES and all(preset.keys() == PRESETS["fast"].keys() for preset in PRESETS.values())
+    chosen = VideoSettings(guidance_to=100.0).with_defaults(VideoDefaults(preset="fast"))
+    assert (chosen.preset, chosen.schedule, chosen.steps) == ("fast", "align_your_steps", 10)
+    assert (chosen.guidance_from, chosen.guidance_to) == (0.28, 100.0)
+    given = VideoSettings(preset="reference").with_defaults(VideoDefaults(preset="fast"))
+    assert PRESETS["reference"] == {name: getattr(given, name) for name in PRESETS["reference"]}
+    nano = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32").model.defaults
+    assert (nano.preset, VideoDefaults().preset) == ("fast", "reference")
+
+
 def test_guidance_acts_between_its_noise_levels():
     checkpoint = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
     image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 
     def video(**changes) -> torch.Tensor:
-        settings = replace(QUICK, **{"steps": 4, "max_guidance": 3.0, **changes})
+        settings = replace(QUICK, **{"preset": "reference", "steps": 4, "max_guidance": 3.0, **changes})
         return image_to_video(checkpoint, image, settings, LocalRuntime(device_name="cpu"))[0]
 
     plain, everywhere = video(), video(guidance_from=0.001, guidance_to=700.0)

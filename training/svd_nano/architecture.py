@@ -53,6 +53,7 @@ METADATA = ModelMetadata(
     height=128,
     min_guidance=1.0,
     max_guidance=2.5,
+    preset="fast",
     clip_heads=2,
     unet_head_width=64,
     image_mean=CLIP_MEAN,

@@ -45,7 +45,7 @@ SEEN, UNSEEN = 160_000, 5_000
 GROUPS = ("tracker", "vae", "time", "denoising", "motion", "distance", "noise", "guidance", "kinds", "samplers")
 DEFAULT_GROUPS = tuple(name for name in GROUPS if name != "samplers")
 
-SETTINGS = VideoSettings(num_frames=14, noise="comfyui", steps=25)
+SETTINGS = VideoSettings(num_frames=14, noise="comfyui", preset="reference", steps=25)
 Row = tuple[str, str, str]
 """A row of the table: measure, required value, measured value."""
 

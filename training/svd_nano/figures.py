@@ -15,7 +15,7 @@ import torch
 
 from ...svd_core.checkpoints.library import EMBEDDED_FILE
 from ...svd_core.checkpoints.load import load_checkpoint
-from ...svd_core.pipeline import PRESETS, VideoSettings, image_to_video
+from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.runtime import LocalRuntime
 from .evaluate import held_out_scenes, true_clip
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="svd_stages.training.svd_nano.figures", description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=EMBEDDED_FILE, help="default: the built-in model")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with docs/images and example_workflows")
-    parser.add_argument("--steps", type=int, default=PRESETS["reference"]["steps"], help="sampling steps (%(default)s)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: those of the model's preset)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for path in draw_figures(arguments.file, arguments.root, VideoSettings(steps=arguments.steps)):

@@ -171,7 +171,8 @@ def test_unknown_frames_are_not_written_and_the_user_is_warned(without_frames, t
     folder = convert_checkpoint(without_frames, tmp_path / "folder")
     assert "`num_frames`" in caplog.text
     assert "num_frames" not in json.loads((folder / "unet" / "config.json").read_text())
-    assert json.loads((folder / "model_index.json").read_text())["_svd_stages"] == {"width": 64, "height": 64}
+    own = json.loads((folder / "model_index.json").read_text())["_svd_stages"]
+    assert own == {"width": 64, "height": 64, "preset": "reference"}
     assert inspect(folder).num_frames is None
     config = UNetSpatioTemporalConditionModel.load_config(folder / "unet")
     with torch.device("meta"):

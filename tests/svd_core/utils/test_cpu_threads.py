@@ -24,6 +24,15 @@ def test_each_part_has_its_share_of_the_threads_and_results_are_in_order():
     assert torch.get_num_threads() == 4
 
 
+def test_one_function_alone_has_all_threads():
+    def count() -> torch.Tensor:
+        return torch.tensor(torch.get_num_threads())
+
+    with divided_threads(2) as run_all:
+        counts = [[int(each) for each in run_all([count] * parts)] for parts in (1, 2, 1, 2)]
+    assert counts == [[4], [2, 2], [4], [2, 2]]
+
+
 def test_parts_compute_gradients_as_their_caller_does():
     with torch.inference_mode(False), torch.no_grad(), divided_threads(2) as run_all:
         results = run_all([lambda: torch.tensor(torch.is_grad_enabled())] * 2)
@@ -43,5 +52,3 @@ def test_an_error_of_a_part_is_raised_and_the_threads_are_back():
     with pytest.raises(ArithmeticError), divided_threads(2) as run_all:
         run_all([fail, fail])
     assert torch.get_num_threads() == 4
-    with divided_threads(2) as run_all:
-        assert run_all([lambda: torch.tensor(torch.get_num_threads())]) == [2]
