@@ -67,7 +67,7 @@ def runner(folder) -> Runner:
 
 def test_one_box_equals_the_stages_in_a_row(runner, folder):
     videos = runner.videos(one_box())
-    settings = {**SETTINGS, "num_frames": 3, "decode_chunk": 2, "decode_context": 1}
+    settings = {**SETTINGS, "preset": "reference", "num_frames": 3, "decode_chunk": 2, "decode_context": 1}
     for name in ("video_frames", "chunk_size", "context"):
         del settings[name]
     expected = animate(folder / "both.webp", precision="fp32", device="cpu", **settings)

@@ -234,9 +234,9 @@ def test_the_estimate_counts_what_the_settings_ask_for():
 
 def test_sigmas_take_the_place_of_those_of_the_steps(images):
     levels = execution.model_sigmas(execution.load(headless.RunConfig().runtime(), "svd-nano", "auto").model, 2)
-    expected = svd_stages.animate("1.jpg", **{**QUICK, "steps": 2})
+    expected = svd_stages.animate("1.jpg", **{**QUICK, "steps": 2, "preset": "reference"})
     for sigmas in (levels.tolist(), levels, ", ".join(map(repr, levels.tolist()))):
-        assert torch.equal(svd_stages.animate("1.jpg", sigmas=sigmas, **QUICK), expected)
+        assert torch.equal(svd_stages.animate("1.jpg", sigmas=sigmas, preset="reference", **QUICK), expected)
     text = ",".join(map(repr, levels[1:].tolist()))
     assert main(["animate", "1.jpg", "-o", "clip.mp4", "--sigmas", text, *OPTIONS]) == 0
     report = headless.run_graph("clip.mp4", input_dir=".", output_dir="again")
