@@ -226,7 +226,8 @@ def test_noise_levels_and_compile_of_a_run_can_be_set_again(photos, first):
     for again in (video, {**video, "sigmas": "700, 4.2, 0"}, {"sigmas": None}, {}):
         assert one(photos, {}, graph=None, video=again).task.id == expected
     graph = (RunFolder(photos.parent / "run").read_settings() or {})["graph"]
-    frames = headless.image_to_video_graph(headless.VideoSettings(**video), headless.RunConfig().runtime(), "image.png")
+    settings = headless.VideoSettings(preset="reference", **video)
+    frames = headless.image_to_video_graph(settings, headless.RunConfig().runtime(), "image.png")
     assert graph == {**frames.prompt, "7": graph["7"]}
 
 

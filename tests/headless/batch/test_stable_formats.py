@@ -29,7 +29,7 @@ def test_plan_and_ledger_of_a_run_of_version_0_1_are_byte_equal(tmp_path, monkey
     (tmp_path / "a.png").write_bytes(b"stays as it is")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     folder = RunFolder(tmp_path / "run")
-    video = headless.VideoSettings(fit="stretch", width=128, height=128)
+    video = headless.VideoSettings(preset="reference", fit="stretch", width=128, height=128)
     graph = headless.image_to_video_graph(video, headless.RunConfig().runtime(), "image.png").prompt
     folder.path.mkdir()
     folder.write_settings({"graph": graph, "seeds": ["7.seed"]})
