@@ -509,7 +509,7 @@ def _with_settings(request: BatchRequest) -> BatchRequest:
         fix = "Set the input of your graph with `settings`"
         raise SettingError(f"`{names[0]}` is a setting of the shipped graph. {fix}.")
     checked = check_settings(replace(VideoSettings(), **request.video))
-    preset = PRESETS[checked.preset] if request.video.get("preset") is not None else {}
+    preset = {} if checked.preset is None else PRESETS[checked.preset]
     given = {name: getattr(checked, name) for name, value in request.video.items() if value is not None}
     video = {**preset, **given}
     video.pop("preset", None)
