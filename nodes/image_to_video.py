@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from ..svd_core.pipeline import PRESET_NAMES, PRESETS
 from . import sockets
 from .base import StageNode
+from .sampling import SVDGuidanceRefine, SVDSigmas
 
 _expansion_numbers = itertools.count(1)
 """One number per expansion, so that node ids are unique in this process."""
@@ -51,11 +53,19 @@ class SVDImageToVideo(StageNode):
             **sockets.decode_window(),
         }
     )
+    OPTIONAL_INPUTS = {
+        "preset": sockets.choice(
+            list(PRESET_NAMES),
+            "reference",
+            "reference: Euler, karras, steps of above. balanced: dpmpp_2m on 10 steps of align_your_steps. fast: Euler "
+            "on these, guided only at middle noise, 14 network calls. Both replace steps.",
+        )
+    }
 
     def run(
         self, model, clip_vision, vae, image, width: int, height: int, fit: str, video_frames: int, fps: int,
         motion_bucket_id: int, noise_aug_strength: float, seed: int, steps: int, min_guidance: float,
-        max_guidance: float, decode_mode: str, chunk_size: int, context: int,
+        max_guidance: float, decode_mode: str, chunk_size: int, context: int, preset: str = "reference",
     ) -> dict[str, Any]:  # fmt: skip
         stages = _Expansion()
         resized = stages.add("SVDResizeImage", image=image, width=width, height=height, fit=fit)
@@ -83,10 +93,10 @@ class SVDImageToVideo(StageNode):
             negative=(micro, 1),
             latent=(conditioned, 2),
             seed=seed,
-            steps=steps,
             min_guidance=min_guidance,
             max_guidance=max_guidance,
             noise="diffusers",
+            **_sampling_inputs(stages, preset, steps),
         )
         decoded = stages.add(
             "SVDTemporalVAEDecode",
@@ -113,6 +123,28 @@ class _Expansion:
         linked = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}
         self.nodes[node_id] = {"class_type": class_type, "inputs": linked}
         return node_id
+
+
+def _sampling_inputs(stages: _Expansion, preset: str, steps: int) -> dict[str, Any]:
+    """Return the inputs of SVDEulerSampler that a preset chooses, with their nodes. reference needs none."""
+    if preset == "reference":
+        return {"steps": steps}
+    chosen = PRESETS[preset]
+    sampler = stages.add("SVDSamplerSelect", sampler_name=chosen["sampler"])
+    sigmas = _with_defaults(SVDSigmas, steps=chosen["steps"], schedule=chosen["schedule"])
+    interval = {"sigma_low": chosen["guidance_from"], "sigma_high": chosen["guidance_to"]}
+    refine = _with_defaults(SVDGuidanceRefine, **interval)
+    return {
+        "steps": chosen["steps"],
+        "sampler": (sampler, 0),
+        "sigmas": (stages.add("SVDSigmas", **sigmas), 0),
+        "guidance": (stages.add("SVDGuidanceRefine", **refine), 0),
+    }
+
+
+def _with_defaults(node: type[StageNode], **inputs: Any) -> dict[str, Any]:
+    """Return the required inputs of a node: the given ones, and the defaults of the others."""
+    return {**{name: options["default"] for name, (_, options) in node.INPUTS.items()}, **inputs}
 
 
 class SVDGatherVideos(StageNode):

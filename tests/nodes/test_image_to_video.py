@@ -120,3 +120,14 @@ def test_two_boxes_in_one_graph_do_not_share_ids(runner):
     prompt["other"] = {"class_type": "SVDImageToVideo", "inputs": {**prompt["box"]["inputs"], "seed": 6}}
     prompt["list"] = {"class_type": "PreviewImage", "inputs": {"images": ["other", 0]}}
     assert len(runner.videos(prompt)) == 2
+
+
+@pytest.mark.parametrize("preset", ["balanced", "fast"])
+def test_a_preset_equals_the_command_with_it(runner, folder, preset):
+    settings = {"width": 64, "height": 64, "steps": 2, "decode_mode": "exact"}
+    (video,) = runner.videos(one_box("second.png", **settings, preset=preset))
+    given = {**SETTINGS, **settings, "num_frames": 3, "preset": preset}
+    for name in ("video_frames", "chunk_size", "context", "steps"):
+        del given[name]
+    assert torch.equal(video, animate(folder / "second.png", precision="fp32", device="cpu", **given)[0])
+    assert {"SVDSamplerSelect", "SVDSigmas", "SVDGuidanceRefine"} <= set(runner.ran)
