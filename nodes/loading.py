@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..svd_core.errors import CheckpointError
-from ..svd_core.models.options import CHOICES, DEFAULT, ModelOptions, merged
+from ..svd_core.models.options import CHOICES, DEFAULT, ModelOptions
 from ..svd_core.models.step_cache import StepCache
 from ..svd_core.runtime.runtime import get_runtime
 from . import sockets, wire_formats
@@ -99,8 +99,7 @@ class SVDModelOptions(StageNode):
 
     def run(self, model, memory: str, forward_chunking: str, compile: str, attention: str) -> tuple:
         svd_model = wire_formats.svd_model(model)
-        options = merged(svd_model.options, ModelOptions(memory, forward_chunking, compile, attention))
-        return (replace(svd_model, options=options),)
+        return (svd_model.with_options(ModelOptions(memory, forward_chunking, compile, attention)),)
 
 
 class SVDStepCache(StageNode):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoints.model_metadata import PRESET_NAMES, VideoDefaults
 from .errors import SettingError, closest, printable
 from .media.video_size import Size, choose_size
-from .models.options import CHOICES, ModelOptions, merged
+from .models.options import CHOICES, ModelOptions
 from .utils.size_checks import check_multiple
 
 if TYPE_CHECKING:
@@ -115,6 +115,12 @@ class VideoSettings:
     guidance_to: float | None = _setting(
         None, "largest noise level at which guidance acts", kind=float, metavar="SIGMA", unset=OF_PRESET
     )
+    step_cache: int = _setting(
+        1,
+        "of so many network calls one computes the whole UNet, the others only its first and last blocks, see "
+        "SVDStepCache: faster, and another video; 1 is off",
+        metavar="N",
+    )
     decode_mode: str | None = _setting(
         "exact", "decode all frames as one clip, or in windows", choices=("exact", "windowed")
     )
@@ -151,6 +157,8 @@ class VideoSettings:
             raise SettingError(
                 f"`guidance_from` must be below `guidance_to`, got {settings.guidance_from} and {settings.guidance_to}"
             )
+        if settings.step_cache < 1:
+            raise SettingError(f"`step_cache` must be 1 or more, got {settings.step_cache}. 2 and 3 are usual.")
         for name in ("width", "height"):
             check_multiple(name, getattr(settings, name), 64)
         if settings.fps != int(settings.fps):
@@ -197,7 +205,7 @@ def image_to_video(
 
     _, image_height, image_width, _ = check_images(images).shape
     video: Any = settings.with_defaults(checkpoint.model.defaults, (image_width, image_height))  # no field is None
-    model = replace(checkpoint.model, options=merged(checkpoint.model.options, ModelOptions(compile=video.compile)))
+    model = checkpoint.model.with_options(ModelOptions(compile=video.compile)).with_step_cache(video.step_cache)
     with torch.inference_mode():
         on_stage("resize")
         resized, warnings = resize_images(images, video.width, video.height, video.fit)

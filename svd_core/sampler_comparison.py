@@ -103,13 +103,12 @@ class Candidate:
     @property
     def preset(self) -> str | None:
         """Return the name of the preset that samples so, or None."""
-        names = (name for name, values in PRESETS.items() if values == self.settings and self.step_cache == 1)
-        return next(names, None)
+        return next((name for name, values in PRESETS.items() if {**values, "step_cache": 1} == self.settings), None)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Return the fields of `VideoSettings` that sample so."""
-        names = ("sampler", "schedule", "steps", *ALL_LEVELS)
+        names = ("sampler", "schedule", "steps", *ALL_LEVELS, "step_cache")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -207,8 +206,7 @@ class ComparedVideo:
         return SampledVideo(seconds, latents[0], images)
 
     def _model(self, candidate: Candidate) -> SVDModel:
-        step_cache = StepCache(candidate.step_cache) if candidate.step_cache > 1 else None
-        return replace(self._checkpoint.model, step_cache=step_cache)
+        return self._checkpoint.model.with_step_cache(candidate.step_cache)
 
     def _sigmas(self, candidate: Candidate) -> torch.Tensor:
         return execution.model_sigmas(self._checkpoint.model, candidate.steps, candidate.schedule)

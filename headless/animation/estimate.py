@@ -140,12 +140,13 @@ def estimate_seconds(settings: VideoSettings, runtime: LocalRuntime) -> float:
     device = runtime.device()
     dtype = resolve_dtypes(runtime.precision, device, torch.float32, force_upcast=True).compute
     sizes = video.num_frames, video.height // SCALE, video.width // SCALE
-    unet, decoder = _count_flops(runtime.library.find(video.model), *sizes)
+    unet, cached, decoder = _count_flops(runtime.library.find(video.model), *sizes)
     decoded = video.num_frames
     if video.decode_mode == "windowed":
         windows = plan_windows(video.num_frames, video.decode_chunk, video.decode_context)
         decoded = sum(window.last - window.first for window in windows)
-    flops = _network_calls(video).total * unet + decoder * decoded / video.num_frames
+    calls = _network_calls(video)
+    flops = calls.whole * unet + calls.cached * cached + decoder * decoded / video.num_frames
     return flops / EFFICIENCY / _matmul_speed(device, dtype)
 
 
@@ -155,12 +156,13 @@ def _network_calls(settings: Any) -> NetworkCalls:
     from ...svd_core.diffusion.network_calls import count_network_calls
     from ...svd_core.diffusion.sampling import SOLVERS
     from ...svd_core.diffusion.schedules import make_sigmas, read_sigmas
+    from ...svd_core.models.step_cache import StepCache
 
     levels = settings.sigmas
     sigmas = make_sigmas(settings.schedule, settings.steps) if levels is None else read_sigmas(levels)
     refinement = GuidanceRefinement(settings.guidance_from, settings.guidance_to)
     curve = GuidanceCurve("linear", settings.min_guidance, settings.max_guidance, refinement)
-    return count_network_calls(SOLVERS[settings.sampler], sigmas, curve)
+    return count_network_calls(SOLVERS[settings.sampler], sigmas, curve, StepCache(settings.step_cache))
 
 
 def _steps(settings: Any) -> int:
@@ -173,12 +175,13 @@ def _steps(settings: Any) -> int:
 
 
 @functools.cache
-def _count_flops(path: Path, frames: int, height: int, width: int) -> tuple[int, int]:
-    """Count the FLOPs of a call of the UNet, and of decoding all frames, for a size in latents."""
+def _count_flops(path: Path, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Count the FLOPs of a whole and a cached call of the UNet, and of decoding all frames, for a size in latents."""
     import torch
 
     from ...svd_core.checkpoints.build_modules import build_modules
     from ...svd_core.checkpoints.load import open_checkpoint
+    from ...svd_core.models.step_cache import StepCache
     from ...svd_core.models.unet import PreparedUNet
     from ..bench.op_counter import count
 
@@ -187,10 +190,10 @@ def _count_flops(path: Path, frames: int, height: int, width: int) -> tuple[int,
         unet, vae, clip = (module.eval().to("meta") for module in modules)  # some numbers are on the CPU
         latents, c_noise = torch.empty(frames, 4, height, width, device="meta"), torch.tensor(0.0)
         embeds, time_ids = latents.new_empty(1, 1, clip.config.projection_dim), latents.new_empty(1, 3)
-        prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
-        step = count(lambda: prepared(latents, c_noise))
+        prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None], step_cache=StepCache(2))
+        whole, cached = (count(lambda: prepared(latents, c_noise)).flops for _ in range(2))
         indicator = latents.new_zeros(1, frames)  # in one call: our decoder has the same FLOPs in many more operations
-        return step.flops, count(lambda: vae.decoder(latents, indicator, num_frames=frames)).flops
+        return whole, cached, count(lambda: vae.decoder(latents, indicator, num_frames=frames)).flops
 
 
 @functools.cache

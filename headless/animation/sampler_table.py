@@ -16,7 +16,7 @@ from ...svd_core.pipeline import PRESETS, VideoSettings
 from ...svd_core.runtime.runtime import LocalRuntime, forward_warnings
 from ...svd_core.sampler_comparison import CONVERGED, REFERENCE, SAMPLERS, Candidate, SamplerRow
 from ...svd_core.utils.output_files import scratch_folder_beside
-from ..engines.video_graph import with_sampling, with_step_cache
+from ..engines.video_graph import with_sampling
 from .image_sources import ImageSource
 from .render import VideoPlan, plan_video
 from .video_files import OutputNames
@@ -102,8 +102,7 @@ class VideoFolder:
         """Write the video of each image by one candidate, with its graph. Raises OutputError."""
         files: list[Path] = []
         for planned, video in zip(images, row.videos, strict=True):
-            prompt = with_sampling(planned.plan.prompt, {**row.candidate.settings, "sigmas": None})
-            metadata = graph_metadata(with_step_cache(prompt, row.candidate.step_cache), None)
+            metadata = graph_metadata(with_sampling(planned.plan.prompt, row.candidate.settings), None)
             path = self.names.next_path(
                 f"{planned.name}_{row.candidate.text.replace(':', '_')}", planned.plan.settings.seed
             )
@@ -120,7 +119,6 @@ def row_values(row: SamplerRow, reference: SamplerRow | None) -> dict[str, Any]:
     return {
         "candidate": candidate.text,
         **candidate.settings,
-        "step_cache": candidate.step_cache,
         "preset": candidate.preset,
         "calls": row.calls.total,
         "cached": row.calls.cached,

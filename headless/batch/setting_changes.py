@@ -23,6 +23,7 @@ NAMES = {
     ("SVDSamplerSelect", "sampler_name"): "`sampler`",
     ("SVDGuidanceRefine", "sigma_low"): "`guidance_from`",
     ("SVDGuidanceRefine", "sigma_high"): "`guidance_to`",
+    ("SVDStepCache", "interval"): "`step_cache`",
     ("SVDModelOptions", "compile"): "`compile`",
 }
 """Class and input of a node of the shipped graph -> the setting of the video."""

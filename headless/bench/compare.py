@@ -18,6 +18,7 @@ from ...svd_core.diffusion.denoiser import Denoiser
 from ...svd_core.models import vae_decoder
 from ...svd_core.models.components import SVDVae
 from ...svd_core.models.options import ModelOptions
+from ...svd_core.models.step_cache import StepCache
 from ...svd_core.models.unet import COMPILED_STEP, COMPILERS, PreparedUNet
 from ...svd_core.pipeline import VideoSettings, image_to_video
 from ...svd_core.runtime.device_errors import is_memory_error
@@ -27,6 +28,7 @@ from .inputs import SIGMA, Inputs, stock_decode
 from .measuring import FAILURES, Result, Variant, first_line, measure
 from .models import (
     SIZES,
+    Size,
     build_clip,
     build_unet,
     build_vae,
@@ -41,10 +43,13 @@ logger = logging.getLogger(__name__)
 
 STOCK, OURS = "diffusers", "ours"
 STOCK_COMPILED, OURS_REGIONAL, OURS_COMPILED = "diffusers, compiled", "ours, pieces compiled", "ours, compiled"
+INTERVAL = 3
+CACHED = f"ours, step cache {INTERVAL}"
 STEPS = 3
 """Steps of the short video. A usual video has 25, which are a larger part of its time."""
 COMPARISONS = {
     "step": "UNet, one step with guidance",
+    "cache": f"UNet, {INTERVAL} steps with guidance",
     "decode": "decoding the clip",
     "video": f"image to video, {STEPS} steps",
 }
@@ -140,6 +145,13 @@ class _Models:
                 results.pop(name, None)
         return results
 
+    def cache(self) -> dict[str, Result]:
+        """Make INTERVAL steps, all of them whole or only the first. The input is the same, and so is the result."""
+        x, caches = self._inputs.x, {OURS: None, CACHED: StepCache(INTERVAL)}
+        denoisers = {name: self._inputs.our_denoiser(self._our_unet, step_cache=each) for name, each in caches.items()}
+        variants = {name: functools.partial(_last_of_calls, denoise, x) for name, denoise in denoisers.items()}
+        return self._measure("cache", variants, self._inputs.our_denoiser(self._our_unet)(x, SIGMA))
+
     def decode(self) -> dict[str, Result]:
         latents = self._inputs.latents
         variants = {
@@ -187,6 +199,10 @@ class _Models:
         return results
 
 
+def _last_of_calls(denoise: Denoiser, x: torch.Tensor) -> torch.Tensor:
+    return [denoise(x, SIGMA) for _ in range(INTERVAL)][-1]
+
+
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """Disable TF32, which rounds the factors of float32 products to 10 bits on NVIDIA GPUs."""
@@ -199,20 +215,21 @@ def _full_precision() -> Iterator[None]:
 
 
 def count_full_size(bench: Bench) -> Iterator[tuple[str, dict[str, Cost]]]:
-    """Count the costs of SVD-XT at 1024x576 in float16 from shapes, if `counted` is a part: title, variant -> cost."""
+    """Count costs in float16 from shapes, if `counted` is a part: title, variant -> cost.
+
+    They are those of SVD-XT at 1024x576, and, for calls with the step cache, of the size that is measured.
+    """
     if "counted" not in bench.parts:
         return
     size = SIZES["full"]
     unet, vae = (empty_model(build, size) for build in (build_unet, build_vae))
-    empty = functools.partial(torch.empty, dtype=torch.float16, device="meta")
-    latents, c_noise = empty(size.frames, 4, size.height, size.width), torch.tensor(0.0)
-    embeds, time_ids = empty(1, 1, size.embedding_width), empty(1, 3)
+    latents, embeds, time_ids, c_noise = _empty_inputs(size)
     conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
     prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
     yield (
         "UNet, one side of guidance",
         {
-            STOCK: count(lambda: unet(torch.cat([latents, latents], dim=1)[None], empty(()), **conditioning)),
+            STOCK: count(lambda: unet(torch.cat([latents, latents], dim=1)[None], latents.new_empty(()), **conditioning)),
             OURS: count(lambda: prepared(latents, c_noise)),
         },
     )
@@ -223,3 +240,23 @@ def count_full_size(bench: Bench) -> Iterator[tuple[str, dict[str, Cost]]]:
             OURS: count(lambda: vae_decoder.decode(vae.decoder, latents)),
         },
     )
+    yield f"{INTERVAL} UNet calls, one side of guidance, the measured size", _count_cached(SIZES[bench.size])
+
+
+def _empty_inputs(size: Size) -> tuple[torch.Tensor, ...]:
+    """Return latents, embeds and time_ids on the meta device, and a c_noise."""
+    empty = functools.partial(torch.empty, dtype=torch.float16, device="meta")
+    latents, embeds = empty(size.frames, 4, size.height, size.width), empty(1, 1, size.embedding_width)
+    return latents, embeds, empty(1, 3), torch.tensor(0.0)
+
+
+def _count_cached(size: Size) -> dict[str, Cost]:
+    """Count INTERVAL calls, all of them whole or only the first."""
+    unet = empty_model(build_unet, size)
+    latents, embeds, time_ids, c_noise = _empty_inputs(size)
+
+    def cost(step_cache: StepCache | None) -> Cost:
+        prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None], step_cache=step_cache)
+        return count(lambda: [prepared(latents, c_noise) for _ in range(INTERVAL)])
+
+    return {OURS: cost(None), CACHED: cost(StepCache(INTERVAL))}

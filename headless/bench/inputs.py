@@ -9,6 +9,7 @@ import torch
 from ...svd_core.diffusion.conditioning import Conditioning, MicroConditioning
 from ...svd_core.diffusion.denoiser import Denoiser, denoised_from_v, make_denoiser, precondition
 from ...svd_core.models.options import DEFAULT, ModelOptions
+from ...svd_core.models.step_cache import StepCache
 from .models import Size
 
 SCALING = 0.18215  # SVD vae/config.json
@@ -60,11 +61,12 @@ class Inputs:
 
         return denoise
 
-    def our_denoiser(self, unet: Any, options: ModelOptions = DEFAULT, stream: bool = False) -> Denoiser:
+    def our_denoiser(
+        self, unet: Any, options: ModelOptions = DEFAULT, stream: bool = False, step_cache: StepCache | None = None
+    ) -> Denoiser:
         """Create this package's denoiser of one noise level."""
-        return make_denoiser(
-            unet, *self.sides, self.guidance, self._device, SIGMA[None], stream=stream, options=options
-        )
+        how: Any = {"stream": stream, "options": options, "step_cache": step_cache}
+        return make_denoiser(unet, *self.sides, self.guidance, self._device, SIGMA[None], **how)
 
 
 def stock_decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from .parser import count
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("counted", "step", "decode", "video")
+PARTS = ("counted", "step", "cache", "decode", "video")
 TURNS = 7
 BUSY_PERCENT = 10
 CARD_FILE = "svd-stages-card.jsonl"
@@ -39,8 +39,8 @@ def add_bench(commands: Any) -> None:
         help="of the random models: small suits a CPU, full is SVD-XT at 1024x576 (default: full on CUDA, else small)",
     )  # fmt: skip
     parser.add_argument(
-        "--only", type=_split, action="extend", metavar="PART", help="counted, step, decode or "
-        "video, with --card or --table a group of rows; repeatable, or a list with commas (default: all)",
+        "--only", type=_split, action="extend", metavar="PART", help="counted, step, cache, "
+        "decode or video, with --card or --table a group of rows; repeatable, or a list with commas (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--turns", type=count, metavar="N", help="time each variant at most so often; fewer where the "

@@ -33,9 +33,10 @@ SETTING_INPUTS = {
     "decode_context": ("SVDTemporalVAEDecode", "context"),
 }
 """Field of VideoSettings -> the node class and input that it sets. Other nodes get the value by links."""
-INTERVAL_INPUTS = {
+ADDED_INPUTS = {
     "guidance_from": ("SVDGuidanceRefine", "sigma_low"),
     "guidance_to": ("SVDGuidanceRefine", "sigma_high"),
+    "step_cache": ("SVDStepCache", "interval"),
 }
 """The same for settings whose node is in the graph only if they are not at their default."""
 SETTINGS = tuple(field.name for field in fields(VideoSettings))
@@ -68,7 +69,7 @@ def check_settings(settings: VideoSettings) -> VideoSettings:
             raise TypeError(f"`{field.name}` must be {one}, got {printable(repr(value), 60)}")
         if field.name == "model":  # it has the library's own error
             continue
-        if place := {**SETTING_INPUTS, **INTERVAL_INPUTS}.get(field.name):
+        if place := {**SETTING_INPUTS, **ADDED_INPUTS}.get(field.name):
             class_type, input_name = place
             values[field.name] = _checked(field.name, value, declarations[class_type].inputs[input_name])
         else:

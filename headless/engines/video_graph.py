@@ -76,21 +76,12 @@ def with_compile(prompt: Prompt, compile: str) -> Prompt:
         return with_value(prompt, nodes[0], "compile", compile)
     if compile == DEFAULT.compile:
         return prompt
-    model = _inputs_of(prompt, "SVDEulerSampler")["model"]
-    node = {"class_type": "SVDModelOptions", "inputs": {"model": model, **model_options}}
-    return _before_sampler({**prompt, "options": node}, "model", "options")
+    follower = CACHE_ID if _is_own(prompt, CACHE_ID) else node_of_class(prompt, "SVDEulerSampler")
+    node = {"class_type": "SVDModelOptions", "inputs": {"model": prompt[follower]["inputs"]["model"], **model_options}}
+    return with_value({**prompt, "options": node}, follower, "model", ["options", 0])
 
 
-def with_step_cache(prompt: Prompt, interval: int) -> Prompt:
-    """Return a graph made here whose network reuses deep features, one of `interval` calls whole. 1 needs no node."""
-    if interval == 1:
-        return prompt
-    model = _inputs_of(prompt, "SVDEulerSampler")["model"]
-    node = {"class_type": "SVDStepCache", "inputs": {**CACHE_INPUTS, "model": model, "interval": interval}}
-    return _before_sampler({**prompt, "cache": node}, "model", "cache")
-
-
-SAMPLING = ("sampler", "schedule", "steps", "sigmas", *ALL_LEVELS)
+SAMPLING = ("sampler", "schedule", "steps", "sigmas", *ALL_LEVELS, "step_cache")
 """The settings that `with_sampling` writes into a graph."""
 SAMPLING_LINKS = {
     "sampler": {"sampler"},
@@ -98,8 +89,10 @@ SAMPLING_LINKS = {
     "guidance": set(ALL_LEVELS),
 }
 """Input of SVDEulerSampler -> the settings that its link stands for."""
+CACHE_ID = "cache"
 SAMPLING_NODES = {
-    "sampler": "SVDSamplerSelect", "sigmas": "ManualSigmas", "schedule": "SVDSigmas", "refine": "SVDGuidanceRefine"
+    "sampler": "SVDSamplerSelect", "sigmas": "ManualSigmas", "schedule": "SVDSigmas", "refine": "SVDGuidanceRefine",
+    CACHE_ID: "SVDStepCache",
 }  # fmt: skip
 """Ids and classes of the nodes that `with_sampling` makes."""
 SCHEDULE_INPUTS, REFINE_INPUTS, CACHE_INPUTS = (
@@ -118,21 +111,26 @@ def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
         SettingError: Nodes that were not made here choose what changes.
     """
     values, foreign = sampling_of(prompt), _foreign_links(prompt)
-    if any(not SAMPLING_LINKS[name].isdisjoint(changes) for name in foreign):
+    own_cache = [CACHE_ID] if _is_own(prompt, CACHE_ID) else []
+    has_foreign_cache = _nodes_of_class(prompt, SAMPLING_NODES[CACHE_ID]) != own_cache
+    if any(not SAMPLING_LINKS[name].isdisjoint(changes) for name in foreign) or (
+        has_foreign_cache and "step_cache" in changes
+    ):
         raise _refused()
     if "sigmas" not in changes and not {"schedule", "steps"}.isdisjoint(changes):
         values["sigmas"] = None
     values.update(changes)
     sampler_id = node_of_class(prompt, "SVDEulerSampler")
     sampler = prompt[sampler_id]["inputs"]
-    nodes = _sampling_nodes(values, sampler["model"])
+    model = prompt[CACHE_ID]["inputs"]["model"] if own_cache else sampler["model"]
+    nodes = _sampling_nodes(values, model)
     if any(key in prompt and prompt[key].get("class_type") != node["class_type"] for key, node in nodes.items()):
         raise _refused()
     links = {"sampler": "sampler", "sigmas": "sigmas" if "sigmas" in nodes else "schedule", "guidance": "refine"}
     own = {name: [key, 0] for name, key in links.items() if key in nodes and name not in foreign}
     kept = {name: value for name, value in sampler.items() if name not in SAMPLING_LINKS or name in foreign}
     rest = {key: node for key, node in prompt.items() if node.get("class_type") != SAMPLING_NODES.get(key)}
-    inputs = {**kept, "steps": values["steps"], **own}
+    inputs = {**kept, "model": [CACHE_ID, 0] if CACHE_ID in nodes else model, "steps": values["steps"], **own}
     return {**rest, sampler_id: {**prompt[sampler_id], "inputs": inputs}, **nodes}
 
 
@@ -149,18 +147,17 @@ def _sampling_nodes(values: Mapping[str, Any], model: Any) -> dict[str, Any]:
     if any(values[name] != level for name, level in ALL_LEVELS.items()):
         interval = {"sigma_low": values["guidance_from"], "sigma_high": values["guidance_to"]}
         inputs["refine"] = {**REFINE_INPUTS, **interval}
+    if values["step_cache"] != 1:
+        inputs[CACHE_ID] = {"model": model, **CACHE_INPUTS, "interval": values["step_cache"]}
     return {key: {"class_type": SAMPLING_NODES[key], "inputs": each} for key, each in inputs.items()}
 
 
 def sampling_of(prompt: Prompt) -> dict[str, Any]:
     """Return the settings of SAMPLING of a graph made here. Nodes of others count as the defaults."""
     steps = _inputs_of(prompt, "SVDEulerSampler")["steps"]
-    values = {"sampler": "euler", "schedule": "karras", "steps": steps, "sigmas": None, **ALL_LEVELS}
-    made = {
-        key: prompt[key]["inputs"]
-        for key, class_type in SAMPLING_NODES.items()
-        if prompt.get(key, {}).get("class_type") == class_type
-    }
+    defaults = {"sampler": "euler", "schedule": "karras", "sigmas": None, **ALL_LEVELS, "step_cache": 1}
+    values = {**defaults, "steps": steps}
+    made = {key: prompt[key]["inputs"] for key in SAMPLING_NODES if _is_own(prompt, key)}
     if "sampler" in made:
         values["sampler"] = made["sampler"]["sampler_name"]
     if "schedule" in made:
@@ -169,31 +166,33 @@ def sampling_of(prompt: Prompt) -> dict[str, Any]:
         values["sigmas"] = tuple(float(each) for each in made["sigmas"]["sigmas"].split(","))
     if "refine" in made:
         values.update(guidance_from=made["refine"]["sigma_low"], guidance_to=made["refine"]["sigma_high"])
+    if CACHE_ID in made:
+        values["step_cache"] = made[CACHE_ID]["interval"]
     return values
 
 
 def _foreign_links(prompt: Prompt) -> set[str]:
     """Return the inputs of SAMPLING_LINKS that lead to nodes which were not made here."""
     inputs = _inputs_of(prompt, "SVDEulerSampler")
-    own = [[key, 0] for key, kind in SAMPLING_NODES.items() if prompt.get(key, {}).get("class_type") == kind]
+    own = [[key, 0] for key in SAMPLING_NODES if _is_own(prompt, key)]
     return {name for name in SAMPLING_LINKS if name in inputs and inputs[name] not in own}
+
+
+def _is_own(prompt: Prompt, key: str) -> bool:
+    """Return True if a node of SAMPLING_NODES was made here."""
+    return prompt.get(key, {}).get("class_type") == SAMPLING_NODES[key]
 
 
 def _refused() -> SettingError:
     return SettingError(
-        "the run's graph chooses its sampler, noise levels or guidance by nodes of its own. Set their inputs with "
-        "`settings`."
+        "the run's graph chooses its sampler, noise levels, guidance or step cache by nodes of its own. Set their "
+        "inputs with `settings`."
     )
 
 
 def takes_settings(prompt: Prompt) -> bool:
     """Return True if a graph has one node for each setting of a video, as the template has."""
     return all(len(_nodes_of_class(prompt, class_type)) == 1 for class_type, _ in SETTING_INPUTS.values())
-
-
-def _before_sampler(prompt: Prompt, input_name: str, node_id: str) -> Prompt:
-    """Return the graph with an input of its sampler linked to a node."""
-    return with_value(prompt, node_of_class(prompt, "SVDEulerSampler"), input_name, [node_id, 0])
 
 
 def settings_of(prompt: Prompt, settings: VideoSettings) -> VideoSettings:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .options import DEFAULT, Activations, ChannelsLast, ModelOptions
+from .options import DEFAULT, Activations, ChannelsLast, ModelOptions, merged
 from .step_cache import StepCache
 
 if TYPE_CHECKING:
@@ -167,6 +167,14 @@ class SVDModel:
         """
         if self.deferred_weights is not None:
             self.deferred_weights.read_into(self.unet)
+
+    def with_options(self, options: ModelOptions) -> SVDModel:
+        """Return the model that runs by these options where they are not at their default, else by its own."""
+        return replace(self, options=merged(self.options, options))
+
+    def with_step_cache(self, interval: int) -> SVDModel:
+        """Return the model that computes the whole network in one of `interval` calls. 1 changes nothing."""
+        return self if interval == 1 else replace(self, step_cache=StepCache(interval))
 
     @property
     def base_channels(self) -> int:

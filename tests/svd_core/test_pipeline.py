@@ -22,6 +22,7 @@ from svd_stages.svd_core.diffusion.schedules import make_sigmas
 from svd_stages.svd_core.diffusion.step_noise import brownian_noise
 from svd_stages.svd_core.errors import NodeError, NonFiniteError, SettingError
 from svd_stages.svd_core.media.metadata import read_metadata
+from svd_stages.svd_core.models.step_cache import StepCache
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.pipeline import (
     BROWNIAN_SAMPLERS,
@@ -155,6 +156,22 @@ def test_guidance_acts_between_its_noise_levels():
     for changes in ({"guidance_from": 5.0, "guidance_to": 5.0}, {"preset": "fast", "guidance_from": 6.0}):
         with raises(SettingError, "setting", "guidance_from", "guidance_to"):
             video(**changes)
+
+
+def test_the_step_cache_of_the_settings_is_that_of_the_model():
+    checkpoint = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    quick = replace(QUICK, steps=4)
+
+    def video(settings: VideoSettings, cache: StepCache | None = None) -> torch.Tensor:
+        given = replace(checkpoint, model=replace(checkpoint.model, step_cache=cache))
+        return image_to_video(given, image, settings, LocalRuntime(device_name="cpu"))[0]
+
+    plain, cached = video(quick), video(replace(quick, step_cache=2))
+    assert torch.equal(cached, video(quick, StepCache(2))) and not torch.equal(cached, plain)
+    assert torch.equal(plain, video(replace(quick, step_cache=1)))
+    with raises(SettingError, "setting", "step_cache", 0):
+        video(replace(quick, step_cache=0))
 
 
 def test_the_names_of_schedules_and_samplers_are_those_of_the_library():

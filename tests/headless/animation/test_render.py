@@ -226,6 +226,8 @@ def test_the_estimate_counts_what_the_settings_ask_for():
     assert more - once == pytest.approx(2 * step)
     assert estimate_seconds(replace(video, sampler="heun"), runtime) - once == pytest.approx(step)
     assert once - estimate_seconds(replace(video, guidance_from=800.0), runtime) == pytest.approx(step)
+    cached = estimate_seconds(replace(video, step_cache=2), runtime)
+    assert step / 10 < once - cached < step  # the second of 2 steps is cached: its first and last blocks remain
     decoding = one - step
     assert estimate_seconds(replace(video, sigmas="7,1,0"), runtime) == pytest.approx(once)
     windowed = replace(video, decode_mode="windowed", decode_chunk=2, decode_context=1)
@@ -241,6 +243,16 @@ def test_sigmas_take_the_place_of_those_of_the_steps(images):
     assert main(["animate", "1.jpg", "-o", "clip.mp4", "--sigmas", text, *OPTIONS]) == 0
     report = headless.run_graph("clip.mp4", input_dir=".", output_dir="again")
     assert report.files[0].read_bytes() == Path("clip.mp4").read_bytes()
+
+
+def test_the_step_cache_is_in_the_graph_of_the_video(images):
+    options = {**QUICK, "steps": 3}
+    assert not torch.equal(svd_stages.animate("1.jpg", step_cache=2, **options), svd_stages.animate("1.jpg", **options))
+    assert main(["animate", "1.jpg", "-o", "cached.mp4", *OPTIONS, "--steps", "3", "--step-cache", "2"]) == 0
+    report = headless.run_graph("cached.mp4", input_dir=".", output_dir="again")
+    assert report.files[0].read_bytes() == Path("cached.mp4").read_bytes()
+    plain = headless.run_graph("cached.mp4", ["SVDStepCache.interval=1"], input_dir=".", output_dir="again")
+    assert plain.files[0].read_bytes() != report.files[0].read_bytes()
 
 
 @pytest.mark.parametrize("sigmas", ["", "1", "1,2", "7,a", [1.0, 1.0], [float("nan"), 0], 3])

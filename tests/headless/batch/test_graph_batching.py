@@ -329,11 +329,12 @@ def test_settings_of_animate_are_values_of_the_shipped_graph(work_dir, photos, g
         return inputs, {row.task.id for row in rows if row.task}
 
     options = ["--steps", "3", "--motion-bucket-id", "40", "--width", "128", "--frames", "2", "--compile", "regional"]
+    options += ["--step-cache", "2"]
     assert batch("plan", photos, "--run", "run", *options) == 0
     inputs, tasks = planned()
     assert (inputs["SVDEulerSampler.steps"], inputs["SVDMicroConditioning.motion_bucket_id"]) == (3, 40)
     assert (inputs["SVDResizeImage.width"], inputs["SVDImageConditioning.video_frames"]) == (128, 2)
-    assert inputs["SVDModelOptions.compile"] == "regional"
+    assert (inputs["SVDModelOptions.compile"], inputs["SVDStepCache.interval"]) == ("regional", 2)
     assert batch("plan", photos, "--run", "run", *options) == 0
     assert planned() == (inputs, tasks)
     assert batch("plan", photos, "--run", "run") == 0

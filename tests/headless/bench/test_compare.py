@@ -36,17 +36,33 @@ def test_the_command_compares_and_counts(capsys):
     assert machine["event"] == "machine" and 0 <= machine["busy_percent"] <= 100
     assert {"device", "dtype", "torch", "diffusers", "threads"} <= set(result["machine"])
     rows = [each for each in others if each["event"] != "progress"]
-    assert [each["event"] for each in rows] == ["counted"] * 4 + ["measured"] * 7
+    assert [each["event"] for each in rows] == ["counted"] * 6 + ["measured"] * 9
     for row in rows:
         values = result[row["event"]][row["comparison"]][row["variant"]]
         assert row == {name: row[name] for name in ("event", "comparison", "variant")} | values
-    assert len(result["measured"]) == 3 and len(result["counted"]) == 2
+    assert len(result["measured"]) == 4 and len(result["counted"]) == 3
+    check_cache(result["measured"].pop(compare.COMPARISONS["cache"]))
+    counted = result["counted"].popitem()[1]
+    assert counted["ours"]["flops"] / 3 < counted[compare.CACHED]["flops"] < counted["ours"]["flops"]
     for variants in result["measured"].values():
         assert variants["diffusers"]["error"] < 1e-6 and variants["ours"]["error"] < 1e-4
         assert all(variant["seconds"] > 0 and variant["first"] > 0 for variant in variants.values())
     assert result["measured"]["UNet, one step with guidance"]["ours, pieces compiled"]["error"] < 1e-4
     for variants in result["counted"].values():
         assert variants["ours"]["peak"] < variants["diffusers"]["peak"]
+
+
+def check_cache(variants: dict) -> None:
+    """Check that cached calls at the same input give the result of whole ones."""
+    assert list(variants) == ["ours", compare.CACHED]
+    assert all(variant["error"] < 1e-5 and variant["seconds"] > 0 for variant in variants.values())
+
+
+def test_the_step_cache_is_measured_against_whole_steps(capsys):
+    assert main(["bench", "--json", "--turns", "1", "--device", "cpu", "--only", "cache"]) == 0
+    *_, result = events(capsys)
+    assert list(result["measured"]) == [compare.COMPARISONS["cache"]] and result["counted"] == {}
+    check_cache(result["measured"][compare.COMPARISONS["cache"]])
 
 
 def test_a_video_of_the_pipeline_is_diffusers(capsys):

@@ -76,6 +76,7 @@ MISTAKES = [
     ("animate rocket.png --frames 1000000", 2, BIG, "--frames", 4096),
     ("animate rocket.png --motion-bucket-id 9999", 2, BIG, "--motion-bucket-id", "1 to 1023"),
     ("animate rocket.png --seed -1", 2, SMALL, "--seed", "0 to"),
+    ("animate rocket.png --step-cache 0", 2, SMALL, "--step-cache", "1 to 100"),
     ("animate rocket.png --fps 0", 2, SMALL, "--fps", "1 to"),
     ("animate rocket.png --noise-aug-strength -1", 2, SMALL, "--noise-aug-strength", "0.0 to 10.0"),
     ("animate rocket.png --decode-chunk 0", 2, SMALL, "--decode-chunk", "1 to"),

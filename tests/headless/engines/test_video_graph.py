@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import pytest
 from error_checks import raises
 from svd_stages.headless import animate
-from svd_stages.headless.engines.video_graph import make_prompt, sampling_of, with_sampling
+from svd_stages.headless.engines.video_graph import make_prompt, sampling_of, with_compile, with_sampling
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.pipeline import PRESETS, VideoSettings
 
-REFERENCE = {**PRESETS["reference"], "sigmas": None}
-BALANCED = {**PRESETS["balanced"], "sigmas": None}
+UNSET = {"sigmas": None, "step_cache": 1}
+REFERENCE = {**PRESETS["reference"], **UNSET}
+BALANCED = {**PRESETS["balanced"], **UNSET}
 LEVELS = (700.0, 4.25, 0.0)
 
 
@@ -27,7 +28,9 @@ def classes(graph: Mapping) -> list[str]:
 
 def test_the_defaults_need_no_nodes():
     assert classes(prompt()) == classes(prompt(preset="reference"))
-    assert {"SVDSamplerSelect", "SVDSigmas", "ManualSigmas", "SVDGuidanceRefine"}.isdisjoint(classes(prompt()))
+    assert {"SVDSamplerSelect", "SVDSigmas", "ManualSigmas", "SVDGuidanceRefine", "SVDStepCache"}.isdisjoint(
+        classes(prompt())
+    )
     assert sampling_of(prompt()) == REFERENCE
 
 
@@ -39,7 +42,8 @@ def test_the_defaults_need_no_nodes():
         ({"schedule": "karras"}, {**BALANCED, "schedule": "karras"}),
         ({"sigmas": LEVELS}, {**BALANCED, "sigmas": LEVELS}),
         ({"guidance_from": 0.5}, {**BALANCED, "guidance_from": 0.5}),
-        (PRESETS["fast"], {**PRESETS["fast"], "sigmas": None}),
+        (PRESETS["fast"], {**PRESETS["fast"], **UNSET}),
+        ({"step_cache": 3}, {**BALANCED, "step_cache": 3}),
         ({"sampler": "euler", "schedule": "karras", "steps": 25}, REFERENCE),
     ],
     ids=str,
@@ -77,6 +81,31 @@ def test_a_graph_with_its_own_sampler_is_not_rewritten(changes):
     assert {key: node for key, node in changed.items() if key != sampler} == {
         key: node for key, node in graph.items() if key != sampler
     }
+
+
+def test_the_step_cache_stands_between_the_model_and_the_sampler():
+    graph = prompt(preset="balanced")
+    loaded = graph["10"]["inputs"]["model"]
+    cached = with_sampling(graph, {"step_cache": 3})
+    assert cached["10"]["inputs"]["model"] == ["cache", 0]
+    assert cached["cache"]["inputs"]["model"] == cached["schedule"]["inputs"]["model"] == loaded
+    assert cached["cache"]["inputs"]["interval"] == 3 and list(cached["10"]["inputs"]) == list(graph["10"]["inputs"])
+    assert with_sampling(cached, {"step_cache": 1}) == graph
+    compiled = with_compile(cached, "regional")
+    assert compiled["10"]["inputs"]["model"] == ["cache", 0]
+    assert compiled["cache"]["inputs"]["model"] == ["options", 0]
+    assert compiled["options"]["inputs"]["model"] == loaded
+    plain = with_sampling(compiled, {"step_cache": 1})
+    assert plain["10"]["inputs"]["model"] == ["options", 0] and "cache" not in plain
+
+
+def test_a_graph_with_its_own_step_cache_is_not_rewritten():
+    graph = dict(prompt())
+    graph["own"] = {"class_type": "SVDStepCache", "inputs": {"model": graph["10"]["inputs"]["model"], "interval": 5}}
+    graph["10"] = {**graph["10"], "inputs": {**graph["10"]["inputs"], "model": ["own", 0]}}
+    with raises(SettingError, "setting", "settings"):
+        with_sampling(graph, {"step_cache": 2})
+    assert with_sampling(graph, {"steps": 3})["10"]["inputs"]["model"] == ["own", 0]
 
 
 @pytest.mark.parametrize("changes", [{"steps": 4}, {"schedule": "exponential"}], ids=str)
