@@ -225,11 +225,11 @@ def count_full_size(bench: Bench) -> Iterator[tuple[str, dict[str, Cost]]]:
     unet, vae = (empty_model(build, size) for build in (build_unet, build_vae))
     latents, embeds, time_ids, c_noise = _empty_inputs(size)
     conditioning = {"encoder_hidden_states": embeds, "added_time_ids": time_ids, "return_dict": False}
-    prepared = PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
+    timestep, prepared = latents.new_empty(()), PreparedUNet(unet, embeds, latents, time_ids, c_noise[None])
     yield (
         "UNet, one side of guidance",
         {
-            STOCK: count(lambda: unet(torch.cat([latents, latents], dim=1)[None], latents.new_empty(()), **conditioning)),
+            STOCK: count(lambda: unet(torch.cat([latents, latents], dim=1)[None], timestep, **conditioning)),
             OURS: count(lambda: prepared(latents, c_noise)),
         },
     )
