@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { addElement, fitHeight, isLinked, onChange, valueOf } from "./lib/widgets.js";
-import { loadersOf, connectedNodes } from "./lib/links.js";
+import { connectedNodes, loadersOf, sourceOf, targets } from "./lib/links.js";
 import { translate } from "./lib/translations.js";
 
 const LINE = 16;
@@ -10,7 +10,13 @@ const LINE = 16;
 /** The rules are for the published checkpoints. The built-in one was trained with other values. */
 const BUILT_IN = "svd-nano";
 
-/** class -> rules: [widget names, (...values) => hint or false]. */
+/** Samplers that extrapolate from earlier steps. */
+const MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde"];
+
+/** Nodes whose widgets the hints of the nodes after them depend on. */
+const SOURCES = ["SVDSamplerSelect", "KSamplerSelect", "SVDSigmas"];
+
+/** class -> rules: [widget names, (...values, node) => hint or false]. */
 const RULES = {
   SVDResizeImage: [
     [["width", "height"], (width, height) => width * height > 1.5 * 1024 * 576 && translate("much larger than 1024x576, which SVD was trained at")],
@@ -30,7 +36,10 @@ const RULES = {
     [["steps", "schedule"], (steps, schedule) => steps < 10 && ["karras", "exponential"].includes(schedule) && translate("for few steps choose align_your_steps")],
     [["steps", "schedule"], (steps, schedule) => steps > 8 && schedule === "animate_lcm" && translate("animate_lcm is made for 1 to 8 steps")],
   ],
-  SVDEulerSampler: [[["max_guidance"], (weight) => weight > 6 && translate("guidance above 6 oversaturates colors; 2.5 to 3 is usual")]],
+  SVDEulerSampler: [
+    [["max_guidance"], (weight) => weight > 6 && translate("guidance above 6 oversaturates colors; 2.5 to 3 is usual")],
+    [[], (node) => hasFewKarrasSteps(node) && translate("for dpmpp_2m on less than 15 steps choose align_your_steps")],
+  ],
   SVDGuidance: [[["max_guidance"], (weight) => weight > 6 && translate("guidance above 6 oversaturates colors; 2.5 to 3 is usual")]],
 };
 
@@ -41,6 +50,9 @@ app.registerExtension({
   name: "svd_stages.hints",
   nodeCreated(node) {
     if (RULES[node.comfyClass]) addHints(node, RULES[node.comfyClass]);
+    if (SOURCES.includes(node.comfyClass)) {
+      onChange(node, () => targets(node).forEach((other) => updates.get(other)?.()));
+    }
     if (node.comfyClass === "SVDCheckpointLoader") {
       onChange(node, () => connectedNodes(node).forEach((other) => updates.get(other)?.()));
     }
@@ -67,8 +79,18 @@ function hintsOf(node, rules) {
   if (loadersOf(node).some((loader) => valueOf(loader, "checkpoint") === BUILT_IN)) return [];
   return rules
     .filter(([names]) => !names.some((name) => isLinked(node, name)))
-    .map(([names, rule]) => rule(...names.map((name) => valueOf(node, name))))
+    .map(([names, rule]) => rule(...names.map((name) => valueOf(node, name)), node))
     .filter(Boolean);
+}
+
+/** Return true if a multistep sampler is linked to `node`, and its noise levels are those of less than 15 karras steps. */
+function hasFewKarrasSteps(node) {
+  const choice = sourceOf(node, "sampler");
+  if (!choice || !MULTISTEP.includes(valueOf(choice, "sampler_name"))) return false;
+  const sigmas = sourceOf(node, "sigmas");
+  const schedule = sigmas ? valueOf(sigmas, "schedule") : "karras";
+  const holder = sigmas ?? node;
+  return schedule === "karras" && !isLinked(holder, "steps") && valueOf(holder, "steps") < 15;
 }
 
 function paragraph(hint) {

@@ -266,10 +266,12 @@ class Solver:
     Attributes:
         sample: One of the functions above.
         make_noise: Makes the noise of the steps, see `step_noise`. None: the solver adds none.
+        is_multistep: It extrapolates from earlier steps.
     """
 
     sample: Callable[..., torch.Tensor]
     make_noise: MakeStepNoise | None = None
+    is_multistep: bool = False
 
     @property
     def adds_noise(self) -> bool:
@@ -293,9 +295,9 @@ class Solver:
 SOLVERS = {
     "euler": Solver(sample_euler),
     "heun": Solver(sample_heun),
-    "dpmpp_2m": Solver(sample_dpmpp_2m),
+    "dpmpp_2m": Solver(sample_dpmpp_2m, is_multistep=True),
     "euler_ancestral": Solver(sample_euler_ancestral, independent_noise),
-    "dpmpp_2m_sde": Solver(sample_dpmpp_2m_sde, brownian_noise),
+    "dpmpp_2m_sde": Solver(sample_dpmpp_2m_sde, brownian_noise, is_multistep=True),
     "dpmpp_sde": Solver(sample_dpmpp_sde, brownian_noise),
     "dpmpp_2s_ancestral": Solver(sample_dpmpp_2s_ancestral, independent_noise),
     "lcm": Solver(sample_lcm, independent_noise),

@@ -33,12 +33,17 @@ from svd_stages.svd_core.pipeline import (
     VideoSettings,
     image_to_video,
 )
-from svd_stages.svd_core.runtime.runtime import LocalRuntime
+from svd_stages.svd_core.runtime.runtime import LocalRuntime, RunWarning
 
 ROCKET = headless.PACKAGE / "example_workflows" / "rocket.png"
 QUICK = VideoSettings(width=64, height=64, num_frames=2, steps=2)
 DEEPEST = 10
 """Frames of this package from `main` to the first one in models/unet.py."""
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
 
 
 def test_main_reaches_the_unet_in_few_frames(tmp_path, monkeypatch):
@@ -158,13 +163,34 @@ def test_guidance_acts_between_its_noise_levels():
             video(**changes)
 
 
-def test_the_step_cache_of_the_settings_is_that_of_the_model():
-    checkpoint = execution.load(LocalRuntime(device_name="cpu"), "svd-nano", "fp32")
+@pytest.mark.parametrize(
+    ("sampling", "warns"),
+    [
+        ({"sampler": "dpmpp_2m", "schedule": "karras", "steps": 3}, True),
+        ({"sampler": "dpmpp_2m", "schedule": "karras", "steps": 14}, True),
+        ({"sampler": "dpmpp_2m", "schedule": "karras", "steps": 15}, False),
+        ({"sampler": "dpmpp_2m", "schedule": "karras", "steps": 1}, False),
+        ({"sampler": "dpmpp_2m", "schedule": "align_your_steps", "steps": 3}, False),
+        ({"sampler": "dpmpp_2m", "sigmas": (700.0, 4.0, 0.0)}, False),
+        ({"sampler": "euler", "schedule": "karras", "steps": 3}, False),
+        ({"sampler": "heun", "schedule": "karras", "steps": 3}, False),
+    ],
+    ids=str,
+)
+def test_a_multistep_sampler_on_few_karras_steps_gives_a_warning(nano, sampling, warns):
+    notes: list[RunWarning] = []
+    settings = replace(QUICK, max_guidance=1.0, preset="reference", **sampling)
+    image_to_video(nano, torch.rand(1, 64, 64, 3), settings, LocalRuntime(device_name="cpu", on_note=notes.append))
+    facts = {"sampler": "dpmpp_2m", "steps": sampling.get("steps")}
+    assert [(note.code, note.facts) for note in notes] == [("sampling.few_karras_steps", facts)] * warns
+
+
+def test_the_step_cache_of_the_settings_is_that_of_the_model(nano):
     image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     quick = replace(QUICK, steps=4)
 
     def video(settings: VideoSettings, cache: StepCache | None = None) -> torch.Tensor:
-        given = replace(checkpoint, model=replace(checkpoint.model, step_cache=cache))
+        given = replace(nano, model=replace(nano.model, step_cache=cache))
         return image_to_video(given, image, settings, LocalRuntime(device_name="cpu"))[0]
 
     plain, cached = video(quick), video(replace(quick, step_cache=2))

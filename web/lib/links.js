@@ -18,6 +18,12 @@ export function loadersOf(node) {
   return loaders.filter((loader) => connectedNodes(loader).has(node));
 }
 
+/** Return the node that an input of `node` is linked to, or undefined. */
+export function sourceOf(node, name) {
+  const input = node.inputs?.find((each) => each.name === name);
+  return ends(node, [input?.link], "origin_id")[0];
+}
+
 /** Return the nodes `start` and all that are reachable from them by `next`. */
 function reach(start, next) {
   const [reached, pending] = [new Set(start), [...start]];
@@ -31,7 +37,8 @@ function reach(start, next) {
   return reached;
 }
 
-function targets(node) {
+/** Return the nodes that the outputs of `node` are linked to. */
+export function targets(node) {
   const links = (node.outputs ?? []).flatMap((output) => output.links ?? []);
   return ends(node, links, "target_id");
 }

@@ -17,6 +17,7 @@ const CHINESE = {
   "so much noise hides the image from the model": "噪声过大，模型将看不清图像",
   "SVD was trained up to 700": "SVD 的训练上限是 700",
   "for few steps choose align_your_steps": "步数较少时请选择 align_your_steps",
+  "for dpmpp_2m on less than 15 steps choose align_your_steps": "dpmpp_2m 少于 15 步时请选择 align_your_steps",
   "animate_lcm is made for 1 to 8 steps": "animate_lcm 适用于 1 到 8 步",
   "animate_lcm has at most 40 steps": "animate_lcm 最多 40 步",
   "guidance above 6 oversaturates colors; 2.5 to 3 is usual": "引导超过 6 会使颜色过曝，通常为 2.5 到 3",
