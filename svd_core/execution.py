@@ -189,7 +189,7 @@ def sample(
 
 
 def _warn_of_long_steps(runtime: Runtime, model: SVDModel, solver: Solve, sigmas: torch.Tensor) -> None:
-    """Warn if a multistep solver follows few karras levels: its error is above Euler's (docs/development/svd-nano.md)."""
+    """Warn if a multistep solver follows few karras levels: Euler is more exact (docs/development/svd-nano.md)."""
     steps = len(sigmas) - 1
     if not (isinstance(solver, Solver) and solver.is_multistep and 1 < steps < FEW_STEPS):
         return

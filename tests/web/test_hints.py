@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node.js to run the p
 
 APP = "export const app = { registerExtension: (extension) => (globalThis.extension = extension) };"
 PROGRAM = """
-globalThis.document = { createElement: () => ({ style: {}, children: [], replaceChildren(...all) { this.children = all; } }) };
+const element = () => ({ style: {}, children: [], replaceChildren(...all) { this.children = all; } });
+globalThis.document = { createElement: element };
 await import("./extensions/svd/hints.js");
 const graph = { nodes: [], links: {}, getNodeById: (id) => graph.nodes[id], setDirtyCanvas() {} };
 const make = (comfyClass, widgets, inputs = []) => {

@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from ...svd_core.runtime.runtime import LocalRuntime
 from ...svd_core.sampler_comparison import FORM, Candidate
 from .architecture import METADATA, NanoModules
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
+from .frontier import TITLE, draw_frontier, read_points
 from .sampler_rows import CANDIDATES, sampler_rows
 from .tracking import along, cosine, displacement, moving_part, sharpness, stays_inside, track
 from .train_unet import ClipSize, denoising_error, encode_clips
@@ -284,13 +286,24 @@ def main(argv: list[str] | None = None) -> int:
         "--candidates", nargs="+", type=_candidate, default=CANDIDATES, metavar="CANDIDATE",
         help=f"rows of samplers, in place of those of sampler_rows.py: {FORM}",
     )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="draw the rows of samplers: network calls, latent error"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    write = functools.partial(print, end="", flush=True)
+    table: list[str] = []
+
+    def write(text: str) -> None:
+        table.append(text)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     with torch.inference_mode():
         checkpoint = load_checkpoint(arguments.file, "fp32", CPU)
         settings = replace(SETTINGS, steps=arguments.steps)
         measure(checkpoint, arguments.scenes, settings, write, arguments.rows, arguments.candidates)
+    if arguments.plot is not None:
+        arguments.plot.write_text(draw_frontier(read_points("".join(table)), TITLE), encoding="utf-8")
     return 0
 
 
