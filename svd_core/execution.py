@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,9 +28,11 @@ from .autoencoder.encode import ImageEmbedding, embed_images, encode_images
 from .autoencoder.tiled_decode import decode_in_tiles
 from .checkpoints.library import EMBEDDED
 from .diffusion.conditioning import Conditioning
-from .diffusion.denoiser import make_denoiser
+from .diffusion.denoiser import Denoiser, make_denoiser
 from .diffusion.guidance import GuidanceCurve
 from .diffusion.sampling import SCALE, SOLVERS, SamplerStep, Solve, Solver, starting_point
+from .diffusion.schedule_fitting import FitOptions, FitRow, OnRow, VideoStart
+from .diffusion.schedule_fitting import fit_sigmas as fit_diffusion_sigmas
 from .diffusion.schedules import make_sigmas, validate_sigmas
 from .errors import MemoryBudgetError, SettingError, counted
 from .models.components import Checkpoint, ClipVision, SVDModel, Vae
@@ -164,20 +167,11 @@ def sample(
     check_input(start, "the latent to sample")
     for pair in conditioning_pairs:
         _check_conditioning(model, start, *pair)
-    if unsupported_reason(model.unet) is not None or any(
-        side.embeds.shape[1] != 1 for pair in conditioning_pairs for side in pair
-    ):
-        model.load_deferred()
     _warn_of_long_steps(runtime, model, solver, sigmas)
-    size = _size_of(start)
-    need = denoise_bytes(model, *size)
-    capacity = runtime.capacity(model)
-    placement = place_weights(model, need, runtime.device(), capacity)
-
+    placement, describe_need = _plan_sampling(runtime, model, conditioning_pairs, start)
     run = functools.partial(
         _sample_videos, runtime, model, conditioning_pairs, start, curve, sigmas, solver, seeds or range(len(start))
     )
-    describe_need = functools.partial(_describe_sampling_need, model, size, placement, capacity)
     counted_steps = _CountedSteps(on_step)
     try:
         return translate_device_errors(runtime, functools.partial(run, placement, counted_steps), describe_need)
@@ -216,6 +210,71 @@ class _CountedSteps:
         return self._on_step(video, step)
 
 
+def fit_sigmas(
+    runtime: Runtime,
+    model: SVDModel,
+    conditioning_pairs: Sequence[tuple[Conditioning, Conditioning]],
+    noises: Sequence[torch.Tensor],
+    curve: GuidanceCurve,
+    options: FitOptions,
+    on_row: OnRow = lambda row: None,
+) -> FitRow:
+    """Fit a schedule to N videos, see `diffusion.schedule_fitting.fit_sigmas`.
+
+    Args:
+        conditioning_pairs: (positive, negative) conditioning of each video.
+        noises: Unit Gaussian noise (1, F, 4, h, w) of each video. Sizes may differ.
+        on_row: Called with each schedule when its error is known. What it raises stops the work.
+
+    Raises:
+        SettingError: Shapes do not fit together.
+        NonFiniteError: NaN or infinity in the inputs or the results.
+    """
+    sigma_max = model_sigmas(model, options.steps)[0]
+    starts = [noisy_latents(model, torch.zeros_like(noise), noise, sigma_max) for noise in noises]
+    for start, pair in zip(starts, conditioning_pairs, strict=True):
+        check_input(start, "the latent to sample")
+        _check_conditioning(model, start, *pair)
+    largest_start = max(starts, key=torch.Tensor.numel)
+    placement, describe_need = _plan_sampling(runtime, model, conditioning_pairs, largest_start)
+
+    def run() -> FitRow:
+        most = options.most_calls(len(starts))
+        with (
+            runtime.progress("fitting", most, "step") as advance,
+            _denoiser_maker(runtime, model, largest_start, curve, placement, None) as (device, make),
+        ):
+            videos = [
+                VideoStart(make(*pair, curve.weights(start.shape[1])), start.to(device))
+                for pair, start in zip(conditioning_pairs, starts, strict=True)
+            ]
+            steps = itertools.count(1)
+            row = fit_diffusion_sigmas(
+                videos, options, model.sigma_min, model.sigma_max, lambda: advance(next(steps)), on_row
+            )
+            advance(most)
+        return row
+
+    return translate_device_errors(runtime, run, describe_need)
+
+
+def _plan_sampling(
+    runtime: Runtime,
+    model: SVDModel,
+    conditioning_pairs: Sequence[tuple[Conditioning, Conditioning]],
+    start: torch.Tensor,
+) -> tuple[Placement, Callable[[], str]]:
+    """Return where weights and activations are, and a function that describes the need of memory."""
+    if unsupported_reason(model.unet) is not None or any(
+        side.embeds.shape[1] != 1 for pair in conditioning_pairs for side in pair
+    ):
+        model.load_deferred()
+    size = _size_of(start)
+    capacity = runtime.capacity(model)
+    placement = place_weights(model, denoise_bytes(model, *size), runtime.device(), capacity)
+    return placement, functools.partial(_describe_sampling_need, model, size, placement, capacity)
+
+
 def _describe_sampling_need(model: SVDModel, size: tuple[int, int, int], placement: Placement, capacity: int) -> str:
     frames, height, width = size
     weights = sum(weight.nbytes for weight in model.module.parameters())
@@ -243,6 +302,35 @@ def _sample_videos(
     per_video = len(sigmas) - 1
     with (
         runtime.progress("sampling", per_video * len(conditioning_pairs), "step") as advance,
+        _denoiser_maker(runtime, model, start, curve, placement, sigmas[:-1]) as (device, make),
+    ):
+        weights = curve.weights(start.shape[1])
+        videos = []
+        for index, (positive, negative) in enumerate(conditioning_pairs):
+            x = start[index : index + 1].to(device)
+            denoise = make(positive, negative, weights)
+            report = _step_callback(runtime, advance, index, per_video, on_step)
+            x = solver(denoise, x, sigmas, report, seeds[index])
+            videos.append(x.cpu() / model.scaling_factor)
+    return torch.cat(videos)
+
+
+@contextlib.contextmanager
+def _denoiser_maker(
+    runtime: Runtime,
+    model: SVDModel,
+    start: torch.Tensor,
+    curve: GuidanceCurve,
+    placement: Placement,
+    sigmas: torch.Tensor | None,
+) -> Iterator[tuple[torch.device, Callable[[Conditioning, Conditioning, torch.Tensor], Denoiser]]]:
+    """Place the weights. Yield the device, and `make_denoiser` of (positive, negative, weights).
+
+    Args:
+        start: (N, F, 4, h, w), the largest of the latents.
+        sigmas: The noise levels of all calls, if they are known.
+    """
+    with (
         (
             runtime.reserve_memory(model, placement.activation_bytes)
             if placement.stream
@@ -250,27 +338,20 @@ def _sample_videos(
         ) as device,
         divided_threads(2 if runtime.owns_process and _is_small(model, start, device) else 1) as run_all,
     ):
-        weights = curve.weights(start.shape[1])
-        videos = []
-        for index, (positive, negative) in enumerate(conditioning_pairs):
-            x = start[index : index + 1].to(device)
-            denoise = make_denoiser(
+        yield (
+            device,
+            functools.partial(
+                make_denoiser,
                 model.unet,
-                positive,
-                negative,
-                weights,
-                device,
-                sigmas[:-1],
+                device=device,
+                sigmas=sigmas,
                 stream=placement.stream,
                 options=model.options,
                 run_all=run_all,
                 refinement=curve.refinement,
                 step_cache=model.step_cache,
-            )
-            report = _step_callback(runtime, advance, index, per_video, on_step)
-            x = solver(denoise, x, sigmas, report, seeds[index])
-            videos.append(x.cpu() / model.scaling_factor)
-    return torch.cat(videos)
+            ),
+        )
 
 
 def _is_small(model: SVDModel, latents: torch.Tensor, device: torch.device) -> bool:

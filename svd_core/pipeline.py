@@ -30,6 +30,8 @@ SAMPLERS = (
     "euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "dpmpp_2s_ancestral", "lcm", "ddim",
 )  # fmt: skip
 """The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
+ODE_SAMPLERS = ("euler", "heun", "dpmpp_2m", "ddim")
+"""Those that add no noise: `diffusion.sampling.ODE_SOLVERS`."""
 BROWNIAN_SAMPLERS = ("dpmpp_2m_sde", "dpmpp_sde")
 """Those whose noise needs torchsde."""
 SCHEDULES = ("karras", "align_your_steps", "exponential", "animate_lcm")

@@ -18,7 +18,8 @@ from . import execution
 from .diffusion.conditioning import MicroConditioning
 from .diffusion.guidance import GuidanceCurve, GuidanceRefinement
 from .diffusion.network_calls import NetworkCalls, count_network_calls
-from .diffusion.sampling import SOLVERS
+from .diffusion.sampling import ODE_SOLVERS, SOLVERS
+from .diffusion.schedule_fitting import FitOptions, FitRow, OnRow
 from .errors import SettingError, closest, printable
 from .media.image_ops import psnr, resize_images
 from .models.components import Checkpoint, SVDModel
@@ -27,7 +28,7 @@ from .pipeline import ALL_LEVELS, PRESETS, SCHEDULES, VideoNoise, VideoSettings,
 from .runtime.runtime import Runtime, forward_warnings
 from .utils.tensor_checks import check_images
 
-SAMPLERS = tuple(name for name, solver in SOLVERS.items() if not solver.adds_noise)
+SAMPLERS = ODE_SOLVERS
 """Samplers that can be compared."""
 FORM = "PRESET or SAMPLER:SCHEDULE:STEPS, then :guidance=FROM-TO and :cache=N where they are wanted"
 
@@ -193,9 +194,15 @@ class ComparedVideo:
         )
 
     @torch.inference_mode()
-    def sample(self, candidate: Candidate, on_step: execution.OnStep = lambda video, step: None) -> SampledVideo:
-        """Sample and decode the video. Raises as `pipeline.image_to_video`."""
-        model, sigmas, video = self._model(candidate), self._sigmas(candidate), self._settings
+    def sample(
+        self,
+        candidate: Candidate,
+        on_step: execution.OnStep = lambda video, step: None,
+        sigmas: torch.Tensor | None = None,
+    ) -> SampledVideo:
+        """Sample and decode the video. Raises as `pipeline.image_to_video`. `sigmas` replace those of the schedule."""
+        model, video = self._model(candidate), self._settings
+        sigmas = self._sigmas(candidate) if sigmas is None else sigmas
         start = execution.noisy_latents(model, torch.zeros_like(self._noise), self._noise, sigmas[0])
         solver, curve = SOLVERS[candidate.sampler], self._curve(candidate)
         began = time.perf_counter()
@@ -211,9 +218,29 @@ class ComparedVideo:
     def _sigmas(self, candidate: Candidate) -> torch.Tensor:
         return execution.model_sigmas(self._checkpoint.model, candidate.steps, candidate.schedule)
 
-    def _curve(self, candidate: Candidate) -> GuidanceCurve:
-        refinement = GuidanceRefinement(candidate.guidance_from, candidate.guidance_to)
+    def _curve(self, interval: Candidate | VideoSettings) -> GuidanceCurve:
+        levels: Any = interval
+        refinement = GuidanceRefinement(levels.guidance_from, levels.guidance_to)
         return GuidanceCurve("linear", self._settings.min_guidance, self._settings.max_guidance, refinement)
+
+
+@torch.inference_mode()
+def fit_schedule(videos: Sequence[ComparedVideo], options: FitOptions, on_row: OnRow = lambda row: None) -> FitRow:
+    """Fit a schedule to videos of one checkpoint, see `diffusion.schedule_fitting`.
+
+    Args:
+        videos: At least one. The guidance is that of the first one's settings.
+        options: Steps and sampler of the schedule.
+        on_row: Called with each schedule when its error is known. What it raises ends the fit.
+
+    Raises:
+        MemoryBudgetError, NonFiniteError: As `pipeline.image_to_video`.
+    """
+    first = videos[0]
+    pairs = [pair for video in videos for pair in video._pairs]
+    noises = [video._noise for video in videos]
+    curve = first._curve(first._settings)
+    return execution.fit_sigmas(first._runtime, first._checkpoint.model, pairs, noises, curve, options, on_row)
 
 
 @dataclass(frozen=True, eq=False)

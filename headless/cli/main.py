@@ -31,6 +31,7 @@ from .bench import add_bench
 from .checkpoint_commands import add_convert_checkpoint, add_download, add_inspect
 from .compare_samplers import add_compare_samplers
 from .console import Console, ConsoleLog, JsonConsole, TerminalConsole
+from .fit_schedule import add_fit_schedule
 from .graph_commands import add_convert, add_nodes, add_run, add_validate
 from .parser import Parser
 
@@ -100,7 +101,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         add_animate, add_run, add_validate, add_convert, add_nodes, add_inspect, add_convert_checkpoint, add_download,
-        add_bench, add_compare_samplers, add_batch,
+        add_bench, add_compare_samplers, add_fit_schedule, add_batch,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -10,14 +10,16 @@ from typing import TextIO
 
 from ...svd_core.errors import counted
 
-WEIGHTS = {"loading": 6.0, "embedding": 0.1, "encoding": 0.25, "sampling": 1.0, "decoding": 4.0}
-"""Times of the stages of a video, that of sampling for each step. They only count until a stage was timed.
+WEIGHTS = {"loading": 6.0, "embedding": 0.1, "encoding": 0.25, "sampling": 1.0, "fitting": 1.0, "decoding": 4.0}
+"""Times of the stages of a video, those of sampling and fitting for each step. They only count until a stage was timed.
 
 `animate example_workflows/rocket.png --json` on two CPU cores: loading 6.6 steps, embedding 0.06, encoding 0.25,
 decoding 5.4. SVD-XT decodes in the time of 4.4 steps by TensorRT (model card of
 stable-video-diffusion-img2vid-xt-1-1-tensorrt), but of 1.2 by FLOPs and 1.5 by bytes moved (`bench --only counted`).
 The weight of decoding is a guess near the two that were measured; with torch on a GPU it was not.
 """
+STEPPED = ("sampling", "fitting")
+"""Stages of sampling steps."""
 STEPS = 25
 """Sampling steps, until a stage of sampling has begun."""
 OTHER_WEIGHT = 2.0
@@ -50,7 +52,7 @@ class Forecast:
     def begin(self, stage: str, units: int) -> None:
         """Finish the current stage and begin another one of so many units: steps of sampling."""
         self._finish()
-        if stage == "sampling":
+        if stage in STEPPED:
             self._steps = units
         if stage in self._pending:
             self._pending.remove(stage)
@@ -88,7 +90,7 @@ class Forecast:
         return self._shown, left
 
     def _weight(self, stage: str) -> float:
-        return WEIGHTS.get(stage, OTHER_WEIGHT) * (self._steps if stage == "sampling" else 1)
+        return WEIGHTS.get(stage, OTHER_WEIGHT) * (self._steps if stage in STEPPED else 1)
 
 
 class Display:

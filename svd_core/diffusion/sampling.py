@@ -304,6 +304,8 @@ SOLVERS = {
     "ddim": Solver(sample_euler),
 }
 """The solvers by their names in ComfyUI."""
+ODE_SOLVERS = tuple(name for name, solver in SOLVERS.items() if not solver.adds_noise)
+"""Those that add no noise: only they have a solution to converge to."""
 
 
 def starting_point(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, sigma_max: float) -> torch.Tensor:

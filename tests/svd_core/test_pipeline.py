@@ -17,7 +17,7 @@ from svd_stages.headless.cli.main import main, make_parser
 from svd_stages.headless.engines.video_graph import STAGE_NODES
 from svd_stages.svd_core import execution
 from svd_stages.svd_core.checkpoints.model_metadata import PRESET_NAMES, VideoDefaults
-from svd_stages.svd_core.diffusion.sampling import SOLVERS
+from svd_stages.svd_core.diffusion.sampling import ODE_SOLVERS, SOLVERS
 from svd_stages.svd_core.diffusion.schedules import make_sigmas
 from svd_stages.svd_core.diffusion.step_noise import brownian_noise
 from svd_stages.svd_core.errors import NodeError, NonFiniteError, SettingError
@@ -26,6 +26,7 @@ from svd_stages.svd_core.models.step_cache import StepCache
 from svd_stages.svd_core.models.unet import PreparedUNet
 from svd_stages.svd_core.pipeline import (
     BROWNIAN_SAMPLERS,
+    ODE_SAMPLERS,
     PRESETS,
     SAMPLERS,
     SCHEDULES,
@@ -202,6 +203,7 @@ def test_the_step_cache_of_the_settings_is_that_of_the_model(nano):
 
 def test_the_names_of_schedules_and_samplers_are_those_of_the_library():
     assert tuple(SOLVERS) == SAMPLERS
+    assert ODE_SOLVERS == ODE_SAMPLERS
     assert {name for name in SOLVERS if SOLVERS[name].make_noise is brownian_noise} == set(BROWNIAN_SAMPLERS)
     for schedule in SCHEDULES:
         assert len(make_sigmas(schedule, 4)) == 5

@@ -31,7 +31,7 @@ from ...svd_core.sampler_comparison import FORM, Candidate
 from .architecture import METADATA, NanoModules
 from .clips import FASTEST, HELD_OUT, KINDS, MovingScene, make_scene, positions, render_clip
 from .frontier import TITLE, draw_frontier, read_points
-from .sampler_rows import CANDIDATES, sampler_rows
+from .sampler_rows import CANDIDATES, sampler_rows, schedule_rows
 from .tracking import along, cosine, displacement, moving_part, sharpness, stays_inside, track
 from .train_unet import ClipSize, denoising_error, encode_clips
 
@@ -44,8 +44,20 @@ OBLONG = ((192, 128), (128, 192))
 LEVELS = (1.0, 10.0, 100.0)
 SEEN, UNSEEN = 160_000, 5_000
 """First seeds of clips of 128x128 that the UNet was trained on, and of clips that no part was trained on."""
-GROUPS = ("tracker", "vae", "time", "denoising", "motion", "distance", "noise", "guidance", "kinds", "samplers")
-DEFAULT_GROUPS = tuple(name for name in GROUPS if name != "samplers")
+GROUPS = (
+    "tracker",
+    "vae",
+    "time",
+    "denoising",
+    "motion",
+    "distance",
+    "noise",
+    "guidance",
+    "kinds",
+    "samplers",
+    "schedule",
+)
+DEFAULT_GROUPS = tuple(name for name in GROUPS if name not in ("samplers", "schedule"))
 
 SETTINGS = VideoSettings(num_frames=14, noise="comfyui", preset="reference", steps=25)
 Row = tuple[str, str, str]
@@ -264,6 +276,9 @@ def measure(
         "samplers": sampler_rows(
             checkpoint, scenes, [true_clip(scene, settings) for scene in scenes], settings, position_error, candidates
         ),
+        "schedule": schedule_rows(
+            checkpoint, scenes, [true_clip(scene, replace(settings, num_frames=1)) for scene in scenes], settings
+        ),
     }
     write("| measure | must be | is |\n|---|---|---|\n")
     for row in itertools.chain.from_iterable(rows[name] for name in groups):
@@ -280,7 +295,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=32, help="number of scenes (%(default)s)")
     parser.add_argument("--steps", type=int, default=SETTINGS.steps, help="sampling steps (%(default)s)")
     parser.add_argument(
-        "--rows", nargs="+", choices=GROUPS, default=DEFAULT_GROUPS, help="groups of rows (default: all but samplers)"
+        "--rows",
+        nargs="+",
+        choices=GROUPS,
+        default=DEFAULT_GROUPS,
+        help="groups of rows (default: all but samplers and schedule)",
     )
     parser.add_argument(
         "--candidates", nargs="+", type=_candidate, default=CANDIDATES, metavar="CANDIDATE",

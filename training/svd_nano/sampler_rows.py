@@ -8,11 +8,12 @@ from statistics import mean, median
 
 import torch
 
+from ...svd_core.diffusion.schedule_fitting import FitOptions, format_sigmas
 from ...svd_core.media.image_ops import psnr
 from ...svd_core.models.components import Checkpoint
-from ...svd_core.pipeline import VideoSettings
+from ...svd_core.pipeline import ALL_LEVELS, VideoSettings
 from ...svd_core.runtime.runtime import LocalRuntime
-from ...svd_core.sampler_comparison import Candidate, ComparedVideo, compare_samplers
+from ...svd_core.sampler_comparison import CONVERGED, Candidate, ComparedVideo, compare_samplers, fit_schedule
 from .clips import MovingScene
 
 CANDIDATES = (
@@ -35,6 +36,10 @@ CANDIDATES = (
     ),
     *(replace(Candidate.of_preset(name), step_cache=interval) for name in ("reference", "fast") for interval in (2, 3)),
 )
+
+FIT = FitOptions(steps=10, solver="euler", rounds=1)
+FIT_FRAMES = 8
+"""Frames of the videos of `schedule_rows`: fewer, because a fit takes hundreds of sampling steps for each video."""
 
 PositionError = Callable[[MovingScene, torch.Tensor, torch.Tensor], float]
 
@@ -75,6 +80,35 @@ def sampler_rows(
             f"{row.calls.total}{cached}; {row.seconds:.2f} s; {row.error:.4f}, {row.psnr:.1f} dB; "
             f"{clip:.2f} / {last:.2f} dB; {100 * median(places):.1f} %",
         )
+
+
+def schedule_rows(
+    checkpoint: Checkpoint, scenes: Sequence[MovingScene], first_frames: Sequence[torch.Tensor], settings: VideoSettings
+) -> Iterator[tuple[str, str, str]]:
+    """Yield a schedule that is fitted to the first half of the scenes, and errors of schedules on the other half.
+
+    Args:
+        first_frames: (1, H, W, 3) in [0, 1] of each scene. At least two.
+        settings: Of the videos, but for the number of frames. Guidance acts at all noise levels.
+    """
+    runtime = LocalRuntime(device_name="cpu")
+    settings = replace(settings, num_frames=FIT_FRAMES, **ALL_LEVELS)
+    videos = [
+        ComparedVideo(checkpoint, frame, _of_scene(settings, scene), runtime)
+        for scene, frame in zip(scenes, first_frames, strict=True)
+    ]
+    half = len(videos) // 2
+    fitted = fit_schedule(videos[:half], FIT)
+    yield f"{FIT.solver}, {FIT.steps} steps, fitted to {half} scenes", "", format_sigmas(fitted.sigmas)
+    exact = [video.sample(CONVERGED).latents for video in videos[half:]]
+    for name, sigmas in (("karras", None), ("align_your_steps", None), ("the fitted schedule", fitted.sigmas)):
+        candidate = Candidate(FIT.solver, "karras" if sigmas is not None else name, FIT.steps)
+        errors = [
+            float((video.sample(candidate, sigmas=sigmas).latents - true).norm() / true.norm())
+            for video, true in zip(videos[half:], exact, strict=True)
+        ]
+        each = ", ".join(f"{error:.4f}" for error in errors)
+        yield f"latent error of {name} on the other scenes", "compare", f"{mean(errors):.4f}: {each}"
 
 
 def _of_scene(settings: VideoSettings, scene: MovingScene) -> VideoSettings:

@@ -37,7 +37,7 @@ def use_stderr(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> io.Strin
 def test_the_share_never_falls_and_is_right_when_the_speed_of_the_stages_is_typical(steps):
     clock = Clock()
     forecast = Forecast(STAGES, clock)
-    times = {**progress.WEIGHTS, "sampling": steps * progress.WEIGHTS["sampling"]}
+    times = {**{name: progress.WEIGHTS[name] for name in STAGES}, "sampling": steps * progress.WEIGHTS["sampling"]}
     total, shares = sum(times.values()), []
     for stage in STAGES:
         forecast.begin(stage, steps)
