@@ -107,7 +107,8 @@ class SVDStepCache(StageNode):
 
     DESCRIPTION = (
         "Faster sampling, and another video: of `interval` network calls one computes the whole UNet, the others only "
-        "its first and last blocks (DeepCache). Compare with interval 1 on your own picture before you rely on it."
+        "its first and last blocks (DeepCache). On svd-nano with 25 Euler steps interval 3 adds a tenth to the error "
+        "of sampling; published weights were not measured. Compare with interval 1 on your own picture."
     )
     RETURN_TYPES = ("SVD_MODEL",)
     RETURN_NAMES = ("model",)

@@ -120,7 +120,8 @@ class VideoSettings:
     step_cache: int = _setting(
         1,
         "of so many network calls one computes the whole UNet, the others only its first and last blocks, see "
-        "SVDStepCache: faster, and another video; 1 is off",
+        "SVDStepCache: faster, and another video; 1 is off. With svd-nano and 25 Euler steps 3 adds a tenth to the "
+        "error; not measured with published weights",
         metavar="N",
     )
     decode_mode: str | None = _setting(
