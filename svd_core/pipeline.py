@@ -28,6 +28,7 @@ STAGES = ("resize", "embed", "augment", "encode", "condition", "sample", "decode
 
 SAMPLERS = (
     "euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde", "dpmpp_2s_ancestral", "lcm", "ddim",
+    "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
 """The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
 ODE_SAMPLERS = ("euler", "heun", "dpmpp_2m", "ddim")

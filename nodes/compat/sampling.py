@@ -64,6 +64,10 @@ _SCHEDULE_AND_CONDITIONING = {
 }
 
 
+WITHOUT_SMALLEST_LEVEL = ("uni_pc", "uni_pc_bh2")
+"""The samplers for which KSampler leaves out the smallest level of one step more."""
+
+
 class _NamedSampler(Node):
     """A node with the input sampler_name."""
 
@@ -96,7 +100,8 @@ class KSampler(_NamedSampler):
 
         raise_if_refused(validate_sampler_name(sampler_name))
         guider = cfg_guider(model, positive, negative, cfg)
-        sigmas = sampler_steps(scheduler, steps, sigma_table(guider.model), denoise)
+        drop = sampler_name in WITHOUT_SMALLEST_LEVEL
+        sigmas = sampler_steps(scheduler, steps, sigma_table(guider.model), denoise, drop)
         return _sample(guider, Noise("comfyui", seed), NamedSampler(sampler_name), sigmas, latent_image)[:1]
 
 
@@ -130,7 +135,8 @@ class KSamplerAdvanced(_NamedSampler):
 
         raise_if_refused(validate_sampler_name(sampler_name))
         guider = cfg_guider(model, positive, negative, cfg)
-        sigmas = core_sigmas(scheduler, steps, sigma_table(guider.model))
+        drop = sampler_name in WITHOUT_SMALLEST_LEVEL
+        sigmas = core_sigmas(scheduler, steps, sigma_table(guider.model), drop)
         sigmas = slice_sigmas(sigmas, start_at_step, end_at_step, keep_noise=return_with_leftover_noise == "enable")
         noise = Noise("comfyui" if add_noise == "enable" else "none", noise_seed)
         return _sample(guider, noise, NamedSampler(sampler_name), sigmas, latent_image)[:1]

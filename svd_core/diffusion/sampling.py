@@ -6,7 +6,9 @@ function, see `step_noise`. Their names are ComfyUI's.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -97,6 +99,33 @@ def sample_dpmpp_2m(
     for sigma, sigma_next, finish in iterate_steps(sigmas, on_step):
         denoised = denoise(x, sigma)
         x = finish(_step_to(x, history.extrapolate(denoised, sigma, sigma_next), sigma, sigma_next), denoised)
+    return x
+
+
+def sample_uni_pc(
+    denoise: Denoiser, x: torch.Tensor, sigmas: torch.Tensor, on_step: OnStep = ignore_step, is_bh2: bool = False
+) -> torch.Tensor:
+    """Follow the ODE with UniPC, a predictor and corrector of third order with one network call a step.
+
+    Zhao et al. 2023 (arXiv:2302.04867), algorithm 1 in its data prediction form, with B(h) = h, or e^h - 1 if `is_bh2`.
+    The first and the last steps are of lower order. As in ComfyUI, a last step to 0 ends at 0.001. Arguments and errors
+    are those of `sample_euler`. After a step whose x `on_step` replaces, it begins again with the first order.
+    """
+    levels = torch.where(sigmas == 0, 0.001, sigmas)
+    total = len(levels) - 1
+    highest = max(1, min(3, total - 1))
+    past: list[tuple[float, torch.Tensor]] = []  # noise levels and denoised latents, the last one first
+    start, order = x, 0
+    for done, (sigma, sigma_next, finish) in enumerate(iterate_steps(levels, on_step), 1):
+        now = (sigma.item(), denoise(x, sigma))
+        if past:
+            x = _step_by_all(start, [*past[:order], now], sigma.item(), is_bh2)
+        past = [now, *past][:highest]
+        order = min(len(past), total + 1 - done)
+        start, predicted = x, _step_by_all(x, past[:order], sigma_next.item(), is_bh2)
+        x = finish(predicted, now[1])
+        if x is not predicted:
+            past = []
     return x
 
 
@@ -224,6 +253,37 @@ def _step_to(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor, sigma
     return ratio * x + (1 - ratio) * denoised
 
 
+def _step_by_all(
+    x: torch.Tensor, known: Sequence[tuple[float, torch.Tensor]], sigma_next: float, is_bh2: bool
+) -> torch.Tensor:
+    """Return x at noise level sigma_next: the unified step of UniPC.
+
+    It is the step to the first denoised latents, corrected by the differences of the others, which it weights so that
+    polynomials in ln(sigma) are followed exactly.
+
+    Args:
+        x: At the noise level of the first of `known`.
+        known: Noise levels and their denoised latents, among them sigma_next in a corrector.
+    """
+    (sigma, denoised), *others = known
+    step = math.log(sigma / sigma_next)
+    points = torch.tensor([math.log(sigma / level) / step for level, _ in others], dtype=torch.float64)
+    base = math.expm1(-step) if is_bh2 else -step
+    phi, factorial, moments = math.expm1(-step) / -step - 1, 1, []
+    for number in range(1, len(others) + 1):
+        moments.append(phi * factorial / base)
+        factorial *= number + 1
+        phi = phi / -step - 1 / factorial
+    weights = [0.5] * len(others)  # for one, the paper's own simplification
+    if len(others) > 1:
+        powers = torch.stack([points**number for number in range(len(others))])
+        weights = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
+    x = sigma_next / sigma * x - math.expm1(-step) * denoised
+    for (_, other), point, weight in zip(others, points.tolist(), weights, strict=True):
+        x = x - base * weight / point * (other - denoised)
+    return x
+
+
 def _step_to_noisy(
     x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
@@ -302,6 +362,8 @@ SOLVERS = {
     "dpmpp_2s_ancestral": Solver(sample_dpmpp_2s_ancestral, independent_noise),
     "lcm": Solver(sample_lcm, independent_noise),
     "ddim": Solver(sample_euler),
+    "uni_pc": Solver(sample_uni_pc),
+    "uni_pc_bh2": Solver(functools.partial(sample_uni_pc, is_bh2=True)),
 }
 """The solvers by their names in ComfyUI."""
 ODE_SOLVERS = tuple(name for name, solver in SOLVERS.items() if not solver.adds_noise)

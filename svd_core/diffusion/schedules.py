@@ -173,10 +173,11 @@ def level_table(sigma_min: float, sigma_max: float) -> torch.Tensor:
     return torch.linspace(math.log(sigma_min), math.log(sigma_max), LEVELS).exp()
 
 
-def core_sigmas(scheduler: str, steps: int, table: torch.Tensor) -> torch.Tensor:
+def core_sigmas(scheduler: str, steps: int, table: torch.Tensor, drop_smallest: bool = False) -> torch.Tensor:
     """Return `steps` falling levels of `table` (1000,), then 0: float32 on the CPU.
 
-    ddim_uniform may return more steps, and beta fewer, as in ComfyUI.
+    ddim_uniform may return more steps, and beta fewer, as in ComfyUI. With `drop_smallest` they are those of one step
+    more without the smallest, as KSampler chooses them for uni_pc.
 
     Raises:
         SettingError: Unknown scheduler, or steps below 1.
@@ -185,21 +186,28 @@ def core_sigmas(scheduler: str, steps: int, table: torch.Tensor) -> torch.Tensor
         raise SettingError(f'the scheduler must be one of {", ".join(SCHEDULERS)}, got "{scheduler}"')
     if steps < 1:
         raise SettingError(f"steps must be 1 or more, got {steps}; 20 is usual")
+    if drop_smallest:
+        sigmas = _CORE_SCHEDULES[scheduler](table, steps + 1)
+        return torch.cat([sigmas[:-2], sigmas[-1:]])
     return _CORE_SCHEDULES[scheduler](table, steps)
 
 
-def truncate_sigmas(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
+def truncate_sigmas(
+    scheduler: str, steps: int, table: torch.Tensor, denoise: float, drop_smallest: bool = False
+) -> torch.Tensor:
     """Return the last `steps` steps of a schedule of steps / denoise steps; empty for a denoise of 0."""
     if denoise <= 0.0:
         return torch.empty(0)
-    return core_sigmas(scheduler, int(steps / denoise), table)[-(steps + 1) :]
+    return core_sigmas(scheduler, int(steps / denoise), table, drop_smallest)[-(steps + 1) :]
 
 
-def sampler_steps(scheduler: str, steps: int, table: torch.Tensor, denoise: float) -> torch.Tensor:
+def sampler_steps(
+    scheduler: str, steps: int, table: torch.Tensor, denoise: float, drop_smallest: bool = False
+) -> torch.Tensor:
     """Return `truncate_sigmas`, but the whole schedule for a denoise of 1, as KSampler does."""
     if denoise > FULL_DENOISE:
-        return core_sigmas(scheduler, steps, table)
-    return truncate_sigmas(scheduler, steps, table, denoise)
+        return core_sigmas(scheduler, steps, table, drop_smallest)
+    return truncate_sigmas(scheduler, steps, table, denoise, drop_smallest)
 
 
 def slice_sigmas(sigmas: torch.Tensor, start: int, end: int, keep_noise: bool) -> torch.Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 SEED = 3
-OTHERS = ("uni_pc", "dpmpp_3m_sde", "res_multistep", "ipndm", "dpm_fast", "lms", "euler_cfg_pp", "dpmpp_2m_cfg_pp")
+OTHERS = ("dpmpp_3m_sde", "res_multistep", "ipndm", "dpm_fast", "lms", "euler_cfg_pp", "dpmpp_2m_cfg_pp")
 """Samplers that only core has."""
 
 
@@ -71,7 +71,7 @@ def main(package_folder: str, file: Path) -> None:
             options = {"seed": SEED, "model_options": {}, "denoise_mask": None}
             if not name.endswith("cfg_pp"):
                 results[f"core {name}"] = chosen.sampler_function(
-                    core_model, x.clone(), sigmas, extra_args=dict(options), callback=None, disable=True
+                    core_model, x.clone(), sigmas.clone(), extra_args=dict(options), callback=None, disable=True
                 ).numpy()
             if name in solvers and name != "ddim":
                 noise = core_noise(chosen.sampler_function, x, sigmas)

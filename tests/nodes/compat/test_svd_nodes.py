@@ -247,7 +247,7 @@ def test_a_noise_mask_is_refused(model, conditioned):
         ksampler(model, (positive, negative, masked))
 
 
-@pytest.mark.parametrize("name", ["dpmpp_3m_sde", "uni_pc_bh2", "euler_cfg_pp"])
+@pytest.mark.parametrize("name", ["dpmpp_3m_sde", "res_multistep", "euler_cfg_pp"])
 @pytest.mark.parametrize("class_type", ["KSampler", "KSamplerAdvanced", "KSamplerSelect"])
 def test_a_sampler_that_only_comfyui_has_is_refused_by_name_before_anything_runs(class_type, name):
     node = NODES[class_type]
@@ -458,6 +458,10 @@ def test_a_sampler_is_the_same_in_all_nodes(model, conditioned, name):
     assert torch.equal(
         ours, euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name, "KSamplerSelect"))
     )
+    if name.startswith("uni_pc"):  # KSampler leaves out the smallest level of one step more
+        levels = schedule(model, 4)
+        sigmas = torch.cat([levels[:-2], levels[-1:]])
+        ours = euler_sampler(model, conditioned, min_guidance=3.0, sampler=select(name), sigmas=sigmas)
     core = ksampler(model, conditioned, steps=3, sampler_name=name)["samples"]
     assert (ours - core).abs().max() <= ROUNDED * core.abs().max()
 

@@ -49,7 +49,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("uni_pc", 3)])
 def test_the_error_falls_with_the_order_of_the_solver(name, order):
     """For data N(0, 1) the denoised x is x / (1 + sigma^2), and a solution is proportional to sqrt(1 + sigma^2)."""
     counts, errors = [32, 64, 128, 256], []
@@ -88,6 +88,35 @@ def multistep(**changes):
 def test_2m_equals_diffusers(row):
     theirs = diffusers_loop(multistep(), SIGMAS[row])
     assert relative_error(SOLVERS["dpmpp_2m"](denoise, start(), SIGMAS[row], ignore_step, 0), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("levels", [*SIGMAS.values(), *(make_sigmas("karras", steps) for steps in (2, 3, 4))])
+@pytest.mark.parametrize(("name", "solver_type"), [("uni_pc", "bh1"), ("uni_pc_bh2", "bh2")])
+def test_uni_pc_equals_diffusers(name, solver_type, levels):
+    """It computes the denoised latents of x / sqrt(1 + sigma^2), here in float64."""
+    from diffusers import UniPCMultistepScheduler
+
+    steps = len(levels) - 1
+    levels = torch.cat([levels[:-1], torch.tensor([0.001])]).double()
+    scheduler = UniPCMultistepScheduler(
+        solver_order=max(1, min(3, steps - 1)), solver_type=solver_type, prediction_type="sample"
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas, scheduler.timesteps = levels, torch.arange(steps)
+    x = start(torch.float64) / (levels[0] ** 2 + 1).sqrt()
+    for t, sigma in zip(scheduler.timesteps, levels, strict=False):
+        x = scheduler.step(denoise(x * (sigma**2 + 1).sqrt(), sigma), t, x).prev_sample
+    theirs = x * (levels[-1] ** 2 + 1).sqrt()
+    ours = SOLVERS[name](denoise, start(torch.float64), levels, ignore_step, 0)
+    assert relative_error(ours, theirs) <= 1e-9
+    single = SOLVERS[name](denoise, start(), levels.float(), ignore_step, 0)
+    assert relative_error(single.double(), theirs) <= 1e-5
+
+
+def test_uni_pc_begins_again_from_replaced_latents():
+    other, levels = randn(*start().shape, seed=4), SIGMAS["many"]
+    replaced = SOLVERS["uni_pc"](denoise, start(), levels, lambda step: other.clone() if step.done == 3 else None, 0)
+    assert torch.equal(replaced, SOLVERS["uni_pc"](denoise, other, levels[3:], ignore_step, 0))
 
 
 @pytest.mark.parametrize("row", SIGMAS)
