@@ -118,11 +118,11 @@ class Guided:
         )  # fmt: skip
         return answer["samples"]
 
-    def sigmas(self):
-        """Return the noise levels of core's KSampler."""
+    def sigmas(self, sampler: str = "euler"):
+        """Return the noise levels of core's KSampler for a sampler."""
         import comfy.samplers
 
-        return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "karras", STEPS)
+        return comfy.samplers.KSampler(self.model, STEPS, "cpu", sampler, "karras").sigmas
 
 
 def core_patch(kind: Any, model: Any, *values: Any) -> Any:

@@ -44,8 +44,9 @@ class Sampled:
         for name in names:
             wanted = guided.ksampler(guided.model, WEIGHT, name)
             (ours,) = guided.node("SVDSamplerSelect", name)
-            results[name] = difference(self.sample(ours, guided.sigmas())["samples"], wanted)
-            theirs = self.sample(self.core_sampler(name), guided.sigmas())["samples"]
+            sigmas = guided.sigmas(name)
+            results[name] = difference(self.sample(ours, sigmas)["samples"], wanted)
+            theirs = self.sample(self.core_sampler(name), sigmas.clone())["samples"]
             results[f"{name} of KSamplerSelect"] = difference(theirs, wanted)
         return results
 
@@ -92,7 +93,8 @@ class Sampled:
     def on_svd_model(self, names: list[str]) -> dict[str, float]:
         """Compare core's SAMPLER with ours on svd-nano: two videos, which have the noise of their own seeds.
 
-        Not with 3 steps: from sigma 15 to 0.002 core's float32 rounds the ancestral level to 0, and adds no noise.
+        Not with 3 steps: from sigma 15 to 0.002 core's float32 rounds the ancestral level to 0, and adds no noise. Not
+        uni_pc: there core computes sigma as sqrt(1 - alpha^2) in float32, which is 3 % off at 0.001.
         """
         import torch
 
@@ -129,7 +131,7 @@ def main() -> None:
         results = {
             "MODEL": sampled.on_model(names),
             "parts": sampled.in_parts(),
-            "SVD_MODEL": sampled.on_svd_model([name for name in names if name != "ddim"]),
+            "SVD_MODEL": sampled.on_svd_model([name for name in names if name not in ("ddim", "uni_pc", "uni_pc_bh2")]),
             "cache": sampled.with_cache(),
         }
     sys.stdout.write("\n" + json.dumps(results))

@@ -75,9 +75,11 @@ def main(package_folder: str, file: Path) -> None:
                 ).numpy()
             if name in solvers and name != "ddim":
                 noise = core_noise(chosen.sampler_function, x, sigmas)
+                torch.set_default_dtype(torch.float64)  # that of uni_pc's coefficients
                 results[f"exact {name}"] = chosen.sampler_function(
                     core_model, x.double(), sigmas.double(), dict(options), callback=None, disable=True, **noise
                 ).numpy()
+                torch.set_default_dtype(torch.float32)
             try:
                 ours = sampling.read_sampler(chosen)(denoise, x[None], sigmas, ignore, SEED)
                 results[f"on ours {name}"] = ours[0].numpy()
