@@ -21,6 +21,9 @@ OPENED_BY = {
 }
 """Suffix of a file -> the command that opens it."""
 
+LISTED = 6
+"""Commands that the answer to an unknown one names."""
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError. Its subparsers are of the same class."""
@@ -124,8 +127,11 @@ class Parser(argparse.ArgumentParser):
         fix = f'; did you mean "{near}"?' if near else ""
         raise argparse.ArgumentError(action, f"must be {_or(action.choices)}, got {_shown(value)}{fix}")
 
-    def _listed(self) -> str:
-        return ", ".join(name for name in self.commands() if " " not in name)
+    def _listed(self, most: int | None = None) -> str:
+        """Return the names of the commands. Of more than `most`, only the first and where to find the others."""
+        names = [name for name in self.commands() if " " not in name]
+        more = f', ...; "{self.prog} --help" lists all' if most is not None and len(names) > most else ""
+        return ", ".join(names[:most]) + more
 
     def _explain_command(self, text: str) -> str:
         kind = OPENED_BY.get(Path(text).suffix.lower())
@@ -139,7 +145,7 @@ class Parser(argparse.ArgumentParser):
         near = closest(text, known)
         if near:
             return f'{_shown(text)} is not a command; did you mean "{self.prog} {known[near]}"?'
-        return f"{_shown(text)} is not a command. Use {self._listed()}"
+        return f"{_shown(text)} is not a command. Use {self._listed(LISTED)}"
 
 
 def metavar(action: argparse.Action) -> str:
