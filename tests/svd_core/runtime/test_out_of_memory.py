@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chain import Settings, conditioned, decoded, sampled
+from chain import Settings, call, conditioned, decoded, sampled
 from error_checks import check_error, check_facts, raises
 from faults import NamedCuda, change, fail, node, raising, stage_graph, wrap
 from svd_stages import headless
@@ -134,9 +134,20 @@ def test_a_device_is_spared_before_windows_are_made_smaller(mini, latent, monkey
     check_facts(caplog.text, "CPU")
 
 
-@pytest.mark.parametrize("shortage", ["a device", "MPS", "cuBLAS"])
-def test_sampling_that_runs_out_is_tried_with_streamed_weights(mini, monkeypatch, caplog, shortage):
-    wanted, calls = sampled(mini, IMAGE, Settings(frames=2))["samples"], []
+@pytest.mark.parametrize(
+    ("shortage", "name"),
+    [
+        ("a device", "euler"),
+        ("MPS", "euler"),
+        ("cuBLAS", "euler"),
+        ("a device", "euler_ancestral"),
+        ("a device", "dpmpp_2s_ancestral"),
+        ("a device", "uni_pc"),
+    ],
+)
+def test_sampling_that_runs_out_is_tried_with_streamed_weights(mini, monkeypatch, caplog, shortage, name):
+    (sampler,) = call("SVDSamplerSelect", sampler_name=name)
+    wanted, calls = sampled(mini, IMAGE, Settings(frames=2), sampler=sampler)["samples"], []
 
     def wrapper(call):
         def fails_in_its_second_call(network, *arguments):
@@ -149,7 +160,7 @@ def test_sampling_that_runs_out_is_tried_with_streamed_weights(mini, monkeypatch
 
     wrap(monkeypatch, "network", wrapper)
     with use_runtime(NamedCuda()):
-        assert torch.equal(sampled(mini, IMAGE, Settings(frames=2))["samples"], wanted)
+        assert torch.equal(sampled(mini, IMAGE, Settings(frames=2), sampler=sampler)["samples"], wanted)
     assert [each.levelname for each in caplog.records] == ["WARNING"]
     streamed, first = (type(network._weights).__name__ for network in (calls[-1], calls[0]))
     assert (first, streamed) == ("function", "WeightStreamer")
