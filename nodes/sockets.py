@@ -121,8 +121,8 @@ def sampler_name() -> Input:
     return choice(
         list(SAMPLERS),
         "dpmpp_2m",
-        "euler: the reference. dpmpp_2m: fewer steps, with align_your_steps. heun: two network calls a step. The "
-        "others add noise in each step; lcm is for distilled networks.",
+        "euler, ddim: the reference. dpmpp_2m: fewer steps, with align_your_steps. heun: two network calls a step. "
+        "Names with sde or ancestral, and lcm for distilled networks, add noise in each step.",
     )
 
 

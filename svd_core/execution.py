@@ -30,7 +30,7 @@ from .checkpoints.library import EMBEDDED
 from .diffusion.conditioning import Conditioning
 from .diffusion.denoiser import Denoiser, make_denoiser
 from .diffusion.guidance import GuidanceCurve
-from .diffusion.sampling import SCALE, SOLVERS, SamplerStep, Solve, Solver, starting_point
+from .diffusion.sampling import SCALE, SOLVERS, SamplerStep, Solve, starting_point
 from .diffusion.schedule_fitting import FitOptions, FitRow, OnRow, VideoStart
 from .diffusion.schedule_fitting import fit_sigmas as fit_diffusion_sigmas
 from .diffusion.schedules import make_sigmas, validate_sigmas
@@ -176,25 +176,30 @@ def sample(
     try:
         return translate_device_errors(runtime, functools.partial(run, placement, counted_steps), describe_need)
     except MemoryBudgetError:
-        if placement.if_short is None or counted_steps.done:  # no step may be reported twice
+        spare = _spare_placement(placement, counted_steps.done)  # no step may be reported twice
+        if spare is None:
             raise
+    return translate_device_errors(runtime, functools.partial(run, spare, on_step), describe_need)
+
+
+def _spare_placement(placement: Placement, reported: int) -> Placement | None:
+    """Return the placement to sample again with after a memory shortage. None: results were reported, or none helps."""
+    if placement.if_short is None or reported:
+        return None
     logger.warning("out of device memory while sampling: sampling again with streamed weights")
-    return translate_device_errors(runtime, functools.partial(run, placement.if_short, on_step), describe_need)
+    return placement.if_short
 
 
 def _warn_of_long_steps(runtime: Runtime, model: SVDModel, solver: Solve, sigmas: torch.Tensor) -> None:
-    """Warn if a multistep solver follows few karras levels: Euler is more exact (docs/development/svd-nano.md)."""
+    """Warn if dpmpp_2m follows few karras levels: there Euler is more exact (docs/development/svd-nano.md)."""
     steps = len(sigmas) - 1
-    if not (isinstance(solver, Solver) and solver.is_multistep and 1 < steps < FEW_STEPS):
-        return
-    if torch.equal(sigmas, model_sigmas(model, steps)):
-        name = next(name for name, each in SOLVERS.items() if each == solver)
+    if solver == SOLVERS["dpmpp_2m"] and 1 < steps < FEW_STEPS and torch.equal(sigmas, model_sigmas(model, steps)):
         runtime.warn(
             RunWarning(
                 "sampling.few_karras_steps",
-                f"{name} is less exact than euler on {steps} karras steps. Use the schedule align_your_steps, "
-                f"{FEW_STEPS} steps or more, or euler.",
-                {"sampler": name, "steps": steps},
+                "with svd-nano, dpmpp_2m is less exact than euler on 12 karras steps, and more exact on 25. For "
+                f"{steps} steps use the schedule align_your_steps, or euler.",
+                {"sampler": "dpmpp_2m", "steps": steps},
             )
         )
 
@@ -238,7 +243,13 @@ def fit_sigmas(
     largest_start = max(starts, key=torch.Tensor.numel)
     placement, describe_need = _plan_sampling(runtime, model, conditioning_pairs, largest_start)
 
-    def run() -> FitRow:
+    rows: list[FitRow] = []
+
+    def report(row: FitRow) -> None:
+        rows.append(row)
+        on_row(row)
+
+    def run(placement: Placement) -> FitRow:
         most = options.most_calls(len(starts))
         with (
             runtime.progress("fitting", most, "step") as advance,
@@ -250,12 +261,18 @@ def fit_sigmas(
             ]
             steps = itertools.count(1)
             row = fit_diffusion_sigmas(
-                videos, options, model.sigma_min, model.sigma_max, lambda: advance(next(steps)), on_row
+                videos, options, model.sigma_min, model.sigma_max, lambda: advance(next(steps)), report
             )
             advance(most)
         return row
 
-    return translate_device_errors(runtime, run, describe_need)
+    try:
+        return translate_device_errors(runtime, functools.partial(run, placement), describe_need)
+    except MemoryBudgetError:
+        spare = _spare_placement(placement, len(rows))
+        if spare is None:
+            raise
+    return translate_device_errors(runtime, functools.partial(run, spare), describe_need)
 
 
 def _plan_sampling(

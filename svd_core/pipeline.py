@@ -31,7 +31,7 @@ SAMPLERS = (
     "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
 """The SOLVERS of svd_core.diffusion, repeated because that module imports torch."""
-ODE_SAMPLERS = ("euler", "heun", "dpmpp_2m", "ddim")
+ODE_SAMPLERS = ("euler", "heun", "dpmpp_2m", "ddim", "uni_pc", "uni_pc_bh2")
 """Those that add no noise: `diffusion.sampling.ODE_SOLVERS`."""
 BROWNIAN_SAMPLERS = ("dpmpp_2m_sde", "dpmpp_sde")
 """Those whose noise needs torchsde."""

@@ -10,9 +10,6 @@ const LINE = 16;
 /** The rules are for the published checkpoints. The built-in one was trained with other values. */
 const BUILT_IN = "svd-nano";
 
-/** Samplers that extrapolate from earlier steps. */
-const MULTISTEP = ["dpmpp_2m", "dpmpp_2m_sde"];
-
 /** Nodes whose widgets the hints of the nodes after them depend on. */
 const SOURCES = ["SVDSamplerSelect", "KSamplerSelect", "SVDSigmas"];
 
@@ -83,10 +80,10 @@ function hintsOf(node, rules) {
     .filter(Boolean);
 }
 
-/** Return true if a multistep sampler is linked to `node`, and its noise levels are those of less than 15 karras steps. */
+/** Return true if dpmpp_2m is linked to `node`, and its noise levels are those of less than 15 karras steps. */
 function hasFewKarrasSteps(node) {
   const choice = sourceOf(node, "sampler");
-  if (!choice || !MULTISTEP.includes(valueOf(choice, "sampler_name"))) return false;
+  if (!choice || valueOf(choice, "sampler_name") !== "dpmpp_2m") return false;
   const sigmas = sourceOf(node, "sigmas");
   const schedule = sigmas ? valueOf(sigmas, "schedule") : "karras";
   const holder = sigmas ?? node;

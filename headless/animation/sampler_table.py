@@ -67,7 +67,8 @@ def plan_images(
         for index in range(len(images)):
             own = replace(settings, seed=seed_for_index(settings.seed, index))
             plan = plan_video(images[index : index + 1], own, runtime, source.file_name)
-            planned.append(PlannedImage(source.stem, plan))
+            first = planned[-index].plan if index else plan
+            planned.append(PlannedImage(source.stem, replace(plan, prompt=first.prompt)))  # of all images of the file
     return planned
 
 

@@ -14,6 +14,7 @@ from ...svd_core.media.alpha_compositing import GREY, read_background
 from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import LocalRuntime, ignore_progress
 from ..animation.image_sources import find_images
+from ..engines.setting_checks import check_settings
 from .animate import add_setting
 from .console import Console
 from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, parsed, print_written
@@ -84,6 +85,8 @@ def compare_samplers(arguments: argparse.Namespace, console: Console) -> None:
     candidates = with_reference(arguments.candidate or CANDIDATES)
     folder = None if arguments.output is None else VideoFolder(arguments.output, arguments.force)
     background = runtime.background or read_background(GREY)
+    for candidate in candidates:
+        check_settings(replace(settings, **candidate.settings))
     images = plan_images(find_images(arguments.image), background, not arguments.no_network, settings, runtime)
     with contextlib.nullcontext() if folder is None else folder.opened():
         checkpoint = execution.load(runtime, settings.model, "auto")
@@ -136,7 +139,7 @@ class _Table:
                 files = self._folder.save(row, self._images, self._runtime)
                 print_written(files, self._console)
                 self._files += files
-            self._rows.append(row)
+            self._rows.append(replace(row, videos=()))  # many frames, which nothing needs any more
             title = ""
 
     def _report(self, calls: int) -> None:

@@ -61,6 +61,7 @@ def add_fit_schedule(commands: Any) -> None:
 def fit_schedule(arguments: argparse.Namespace, console: Console) -> None:
     """Run `svd-stages fit-schedule`. Each schedule is printed when its error is known."""
     from ...svd_core import execution
+    from ...svd_core.diffusion.noise_augmentation import seed_for_index
     from ...svd_core.diffusion.schedule_fitting import FitOptions, format_sigmas
     from ...svd_core.sampler_comparison import ComparedVideo
     from ...svd_core.sampler_comparison import fit_schedule as fit_videos
@@ -73,7 +74,7 @@ def fit_schedule(arguments: argparse.Namespace, console: Console) -> None:
     background = runtime.background or read_background(GREY)
     images: list[PlannedImage] = []
     for source in find_images(arguments.image):  # each image has noise of its own
-        own = replace(settings, seed=settings.seed + len(images))
+        own = replace(settings, seed=seed_for_index(settings.seed, len(images)))
         images += plan_images([source], background, not arguments.no_network, own, runtime)
     most = options.most_calls(len(images))
     text = (

@@ -123,7 +123,8 @@ def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
     sampler_id = node_of_class(prompt, "SVDEulerSampler")
     sampler = prompt[sampler_id]["inputs"]
     model = prompt[CACHE_ID]["inputs"]["model"] if own_cache else sampler["model"]
-    nodes = _sampling_nodes(values, model)
+    before = {key: prompt[key]["inputs"] for key in SAMPLING_NODES if _is_own(prompt, key)}
+    nodes = _sampling_nodes(values, model, before)
     if any(key in prompt and prompt[key].get("class_type") != node["class_type"] for key, node in nodes.items()):
         raise _refused()
     links = {"sampler": "sampler", "sigmas": "sigmas" if "sigmas" in nodes else "schedule", "guidance": "refine"}
@@ -134,21 +135,25 @@ def with_sampling(prompt: Prompt, changes: Mapping[str, Any]) -> Prompt:
     return {**rest, sampler_id: {**prompt[sampler_id], "inputs": inputs}, **nodes}
 
 
-def _sampling_nodes(values: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """Return the nodes of settings that are not at their default, by ids of SAMPLING_NODES."""
+def _sampling_nodes(values: Mapping[str, Any], model: Any, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nodes of settings that are not at their default, by ids of SAMPLING_NODES.
+
+    `before`: the inputs of those that are in the graph. Their other inputs stay.
+    """
     inputs: dict[str, Any] = {}
     if values["sampler"] != "euler":
         inputs["sampler"] = {"sampler_name": values["sampler"]}
     if values["schedule"] != "karras":
         chosen = {"steps": values["steps"], "schedule": values["schedule"], "model": model}
-        inputs["schedule"] = {**SCHEDULE_INPUTS, **chosen}
+        inputs["schedule"] = {**SCHEDULE_INPUTS, **before.get("schedule", {}), **chosen}
     if values["sigmas"] is not None:
         inputs["sigmas"] = {"sigmas": ", ".join(format(Decimal(each), "f") for each in values["sigmas"])}
     if any(values[name] != level for name, level in ALL_LEVELS.items()):
         interval = {"sigma_low": values["guidance_from"], "sigma_high": values["guidance_to"]}
-        inputs["refine"] = {**REFINE_INPUTS, **interval}
+        inputs["refine"] = {**REFINE_INPUTS, **before.get("refine", {}), **interval}
     if values["step_cache"] != 1:
-        inputs[CACHE_ID] = {"model": model, **CACHE_INPUTS, "interval": values["step_cache"]}
+        chosen = {"model": model, "interval": values["step_cache"]}
+        inputs[CACHE_ID] = {**CACHE_INPUTS, **before.get(CACHE_ID, {}), **chosen}
     return {key: {"class_type": SAMPLING_NODES[key], "inputs": each} for key, each in inputs.items()}
 
 

@@ -123,7 +123,9 @@ def _predictor(
         prepared = PreparedUNet(unet, embeds, image_latents[0], time_ids, c_noises, stream, options, step_cache)
         return lambda x, c_noise: prepared(x[0].to(dtype), c_noise)[None].float()
     if step_cache is not None:
-        raise SettingError(f"features cannot be reused between steps: {obstacle}. Remove SVDStepCache.")
+        raise SettingError(
+            f"features cannot be reused between steps: {obstacle}. Remove SVDStepCache, or give --step-cache 1."
+        )
     logger.info("the UNet runs without the optimized forward pass: %s", obstacle)
 
     def predict(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:

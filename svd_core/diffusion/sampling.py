@@ -108,10 +108,10 @@ def sample_uni_pc(
     """Follow the ODE with UniPC, a predictor and corrector of third order with one network call a step.
 
     Zhao et al. 2023 (arXiv:2302.04867), algorithm 1 in its data prediction form, with B(h) = h, or e^h - 1 if `is_bh2`.
-    The first and the last steps are of lower order. As in ComfyUI, a last step to 0 ends at 0.001. Arguments and errors
-    are those of `sample_euler`. After a step whose x `on_step` replaces, it begins again with the first order.
+    The first and the last steps are of lower order. As in ComfyUI, a last step to 0 ends at 0.001, or at half of a
+    smaller level. Arguments and errors are those of `sample_euler`. After a step whose x `on_step` replaces, it begins again with the first order.
     """
-    levels = torch.where(sigmas == 0, 0.001, sigmas)
+    levels = torch.where(sigmas == 0, (sigmas[-2] / 2).clamp(max=0.001), sigmas)
     total = len(levels) - 1
     highest = max(1, min(3, total - 1))
     past: list[tuple[float, torch.Tensor]] = []  # noise levels and denoised latents, the last one first
@@ -326,12 +326,10 @@ class Solver:
     Attributes:
         sample: One of the functions above.
         make_noise: Makes the noise of the steps, see `step_noise`. None: the solver adds none.
-        is_multistep: It extrapolates from earlier steps.
     """
 
     sample: Callable[..., torch.Tensor]
     make_noise: MakeStepNoise | None = None
-    is_multistep: bool = False
 
     @property
     def adds_noise(self) -> bool:
@@ -355,9 +353,9 @@ class Solver:
 SOLVERS = {
     "euler": Solver(sample_euler),
     "heun": Solver(sample_heun),
-    "dpmpp_2m": Solver(sample_dpmpp_2m, is_multistep=True),
+    "dpmpp_2m": Solver(sample_dpmpp_2m),
     "euler_ancestral": Solver(sample_euler_ancestral, independent_noise),
-    "dpmpp_2m_sde": Solver(sample_dpmpp_2m_sde, brownian_noise, is_multistep=True),
+    "dpmpp_2m_sde": Solver(sample_dpmpp_2m_sde, brownian_noise),
     "dpmpp_sde": Solver(sample_dpmpp_sde, brownian_noise),
     "dpmpp_2s_ancestral": Solver(sample_dpmpp_2s_ancestral, independent_noise),
     "lcm": Solver(sample_lcm, independent_noise),

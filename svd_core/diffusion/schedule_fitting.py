@@ -72,7 +72,7 @@ class FitOptions:
             raise SettingError(f"`steps` must be 2 or more, got {self.steps}. One step has no level to fit.")
         if self.fine_steps < 2 * self.steps:
             raise SettingError(
-                f"`fine_steps` must be at least twice `steps`, {2 * self.steps}, got {self.fine_steps}. 50 is usual."
+                f"`fine_steps` must be at least twice `steps`, got {self.fine_steps}. Give {2 * self.steps} or more."
             )
         if self.rounds < 0:
             raise SettingError(f"`rounds` must be 0 or more, got {self.rounds}. 2 is usual.")

@@ -8,6 +8,7 @@ import pytest
 from error_checks import raises
 from svd_stages.headless import animate
 from svd_stages.headless.engines.video_graph import make_prompt, sampling_of, with_compile, with_sampling
+from svd_stages.headless.graph import with_value
 from svd_stages.svd_core.checkpoints.model_metadata import VideoDefaults
 from svd_stages.svd_core.errors import SettingError
 from svd_stages.svd_core.pipeline import PRESETS, VideoSettings
@@ -54,6 +55,15 @@ def test_a_change_keeps_the_other_settings(changes, wanted):
     assert sampling_of(with_sampling(changed, {})) == wanted
     back = with_sampling(changed, REFERENCE)
     assert classes(back) == classes(prompt()) and sampling_of(back) == REFERENCE
+
+
+@pytest.mark.parametrize(
+    ("node", "input_name", "value"), [("schedule", "rho", 5.0), ("refine", "eta", 0.5), ("cache", "sigma_from", 9.0)]
+)
+def test_other_inputs_of_the_nodes_that_were_made_stay(node, input_name, value):
+    graph = with_value(prompt(preset="fast", step_cache=2), node, input_name, value)
+    changed = with_sampling(graph, {"steps": 8, "step_cache": 3})
+    assert changed[node]["inputs"][input_name] == value and sampling_of(changed)["step_cache"] == 3
 
 
 def test_the_schedule_comes_back_when_noise_levels_go():

@@ -113,6 +113,14 @@ def test_uni_pc_equals_diffusers(name, solver_type, levels):
     assert relative_error(single.double(), theirs) <= 1e-5
 
 
+@pytest.mark.parametrize("smallest", [0.002, 0.001, 0.0001])
+def test_uni_pc_ends_below_the_smallest_level(smallest):
+    levels = torch.tensor([700.0, 10.0, 1.0, smallest, 0.0])
+    ends = [*levels[:-1].tolist(), min(0.001, smallest / 2)]
+    expected = SOLVERS["uni_pc"](denoise, start(), torch.tensor(ends), ignore_step, 0)
+    assert torch.equal(SOLVERS["uni_pc"](denoise, start(), levels, ignore_step, 0), expected)
+
+
 def test_uni_pc_begins_again_from_replaced_latents():
     other, levels = randn(*start().shape, seed=4), SIGMAS["many"]
     replaced = SOLVERS["uni_pc"](denoise, start(), levels, lambda step: other.clone() if step.done == 3 else None, 0)
