@@ -109,7 +109,8 @@ def sample_uni_pc(
 
     Zhao et al. 2023 (arXiv:2302.04867), algorithm 1 in its data prediction form, with B(h) = h, or e^h - 1 if `is_bh2`.
     The first and the last steps are of lower order. As in ComfyUI, a last step to 0 ends at 0.001, or at half of a
-    smaller level. Arguments and errors are those of `sample_euler`. After a step whose x `on_step` replaces, it begins again with the first order.
+    smaller level. After a step whose x `on_step` replaces, it begins again with the first order. Arguments and errors
+    are those of `sample_euler`.
     """
     levels = torch.where(sigmas == 0, (sigmas[-2] / 2).clamp(max=0.001), sigmas)
     total = len(levels) - 1
