@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from collections.abc import Collection
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def add_animate(commands: Any) -> None:
     add_background(parser, "grey 0.5")
     add_on_oom(parser)
     add_threads(parser)
+
+
+def add_settings(parser: Any, names: Collection[str]) -> None:
+    """Add the options of these fields of VideoSettings, with their defaults."""
+    for setting in fields(VideoSettings):
+        if setting.name in names:
+            unset = setting.metadata["unset"] if setting.default is None else setting.default
+            add_setting(parser, setting, setting.default, unset)
 
 
 def add_setting(parser: Any, setting: Field, default: Any, described: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ...svd_core.pipeline import VideoSettings
 from ...svd_core.runtime.runtime import LocalRuntime, ignore_progress
 from ..animation.image_sources import find_images
 from ..engines.setting_checks import check_settings
-from .animate import add_setting
+from .animate import add_settings
 from .console import Console
 from .options import add_background, add_command, add_on_oom, add_threads, make_run_config, parsed, print_written
 from .parser import count
@@ -55,10 +55,7 @@ def add_compare_samplers(commands: Any) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument("--no-network", action="store_true", help="refuse http(s) addresses")
-    for setting in fields(VideoSettings):
-        if setting.name in SETTINGS:
-            unset = setting.metadata["unset"] if setting.default is None else setting.default
-            add_setting(parser, setting, setting.default, unset)
+    add_settings(parser, SETTINGS)
     add_background(parser, "grey 0.5")
     add_on_oom(parser)
     add_threads(parser)

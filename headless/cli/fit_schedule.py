@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ...svd_core.media.alpha_compositing import GREY, read_background
 from ...svd_core.pipeline import ODE_SAMPLERS, VideoSettings
 from ..animation.image_sources import find_images
 from ..engines.graphs import write_text
-from .animate import add_setting
+from .animate import add_settings
 from .console import Console
 from .options import add_background, add_command, add_threads, make_run_config
 from .parser import count, integer
@@ -50,10 +50,7 @@ def add_fit_schedule(commands: Any) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the best row to this text file, too")
     parser.add_argument("--no-network", action="store_true", help="refuse http(s) addresses")
-    for setting in fields(VideoSettings):
-        if setting.name in SETTINGS:
-            unset = setting.metadata["unset"] if setting.default is None else setting.default
-            add_setting(parser, setting, setting.default, unset)
+    add_settings(parser, SETTINGS)
     add_background(parser, "grey 0.5")
     add_threads(parser)
 
